@@ -1,0 +1,53 @@
+# Two commands do everything: `make compare` and `make test`. Each sets up the environment it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TIER ?= quick
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help setup compare test check mutants speed clean
+
+help:
+	@echo "make compare   which norm at which batch size: runs the comparison on handwritten digits, opens the report"
+	@echo "make test      all tests"
+	@echo "make check     formatting, lint, types, direction of imports"
+	@echo "make mutants   break the norms on purpose; some test must notice each"
+	@echo "make speed     each norm beside Flax's"
+	@echo "make clean     remove the environment"
+	@echo "PYTHON=python3.12 and VENV=.venv312 choose an interpreter and a folder; TIER=smoke|quick|standard|paper the budget"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Expected Python 3.11 or newer, got $$($(PYTHON) --version). Pass PYTHON=python3.12, say."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/study.stamp: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[study]'
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/study.stamp
+	$(PIP) --editable '.[test]'
+	@touch $@
+
+setup: $(VENV)/test.stamp
+
+compare: $(VENV)/study.stamp
+	$(BIN)/normlab run batch_size --tier $(TIER) --open
+
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -n 2
+
+check: $(VENV)/test.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+mutants: $(VENV)/test.stamp
+	$(BIN)/python tests/mutants.py
+
+speed: $(VENV)/study.stamp
+	$(BIN)/python benchmarks/speed.py
+
+clean:
+	rm -rf $(VENV)

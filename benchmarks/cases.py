@@ -1,0 +1,8 @@
+"""Shapes of real models, named once, for tests and measurements alike."""
+
+SHAPES: dict[str, tuple[int, ...]] = {
+    "transformer": (8192, 768),  # 16 sequences of 512 tokens, width 768
+    "small image net": (64, 32, 32, 64),  # CIFAR-sized activations of an early stage
+    "ResNet-50 stage 1": (32, 56, 56, 256),
+}
+"""Activations, features last."""

@@ -1,0 +1,422 @@
+"""Norms whose statistics cross the batch: batch norm and batch renorm, whole or in ghost batches."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from normlab.functional._checks import (
+    Axes,
+    AxisName,
+    StatisticsError,
+    canonical_axes,
+    check_epsilon,
+    check_real,
+    check_where,
+)
+from normlab.functional._example import expand, expand_where
+from normlab.functional._standardize import affine, reciprocal_std, standardize
+from normlab.functional._statistics import (
+    Moments,
+    Momentum,
+    Over,
+    check_more_than_one,
+    elements,
+    float32_or_wider,
+    moments,
+    running_average,
+    unbiased,
+)
+from normlab.functional._statistics import over as over_axes
+
+T = TypeVar("T")
+
+Schedule = float | Callable[[Array], Array | float]
+"""A number, or a function of the step."""
+
+
+class BatchMoments(NamedTuple):
+    """What a batch adds to the running statistics; constants to autodiff.
+
+    Attributes:
+        mean: Means, of the shape of the feature axes.
+        var: Biased variances, of the same shape.
+        unbiased_var: Variances times n / (n - 1).
+        count: Elements counted: a number, or an array where a mask makes them differ.
+    """
+
+    mean: Array
+    var: Array
+    unbiased_var: Array
+    count: Array | float
+
+
+class RunningStatistics(NamedTuple):
+    """State of a batch norm between calls, all arrays.
+
+    Attributes:
+        mean: Running mean, of the shape of the feature axes, float32.
+        spread: Running variance (batch norm) or running standard deviation (batch renorm).
+        step: Updates so far, an int32 scalar; `None` where nothing depends on it.
+    """
+
+    mean: Array
+    spread: Array
+    step: Array | None = None
+
+
+def batch_norm(
+    x: Array,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: Axes | None = None,
+    epsilon: float = 1e-5,
+    where: Array | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
+    ghost_batch_size: int | None = None,
+    use_fast_variance: bool = False,
+) -> tuple[Array, BatchMoments]:
+    """Standardize each feature over the batch (Ioffe & Szegedy, 2015).
+
+    `y = (x - mean) / sqrt(var + epsilon) * scale + bias`
+
+    Statistics: over `axis` (and `axis_name`), per feature, in float32 or wider.
+
+    Ghost batches (Hoffer et al., 2017): with `ghost_batch_size=g` consecutive chunks of `g` examples are normalized each
+    by its own statistics. A remainder is a smaller chunk with its own statistics. The moments returned are the averages
+    of the chunks' moments, weighted by their counts: what batch norm trained on batches of `g` would have tracked, so
+    that the variance is the one within a chunk and leaves out the spread between chunks.
+
+    Args:
+        x: Activations, `[batch, ..., features]`.
+        scale: Gain, of the shape of the axes not reduced; `None` is 1.
+        bias: Shift, of the same shape; `None` is 0.
+        axis: Axes reduced; `None` means all but the last.
+        epsilon: Added to the variance, inside the root.
+        where: True where an element counts, broadcastable to `x`.
+        axis_name: Mapped axes (devices) whose examples belong to the same batch.
+        axis_index_groups: Sub-groups of devices along `axis_name` (`jax.pmap` only).
+        ghost_batch_size: Examples that share statistics; `None` means all.
+        use_fast_variance: Whether to use E[x^2] - E[x]^2, as Flax does by default.
+
+    Returns:
+        `y`, with the shape and dtype of `x`, and the moments of the batch.
+
+    Raises:
+        StatisticsError: If a statistic would be over one element.
+        ValueError: If a shape, an axis, `epsilon` or `ghost_batch_size` does not fit.
+
+    Example:
+        >>> y, moments = batch_norm(jnp.array([[1.0], [3.0]]), epsilon=0.0)
+        >>> y.ravel(), moments.mean, moments.unbiased_var
+        (Array([-1.,  1.], dtype=float32), Array([2.], dtype=float32), Array([2.], dtype=float32))
+
+    References:
+        Ioffe, Szegedy. Batch Normalization. ICML 2015. https://arxiv.org/abs/1502.03167
+        Hoffer, Hubara, Soudry. Train longer, generalize better. NeurIPS 2017. https://arxiv.org/abs/1705.08741
+    """
+    batch = _Batch.of(x, axis, epsilon, where, axis_name, axis_index_groups, ghost_batch_size, use_fast_variance)
+    return batch.normalize(x, scale, bias)
+
+
+def batch_renorm(
+    x: Array,
+    running: RunningStatistics,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    *,
+    r_max: Array | float = 3.0,
+    d_max: Array | float = 5.0,
+    axis: Axes | None = None,
+    epsilon: float = 1e-5,
+    where: Array | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
+    ghost_batch_size: int | None = None,
+    use_fast_variance: bool = False,
+) -> tuple[Array, BatchMoments]:
+    """Standardize over the batch, then correct towards the running statistics (Ioffe, 2017).
+
+    `y = ((x - mean) / std * r + d) * scale + bias` with `std = sqrt(var + epsilon)`,
+    `r = clip(std / running_std, 1 / r_max, r_max)` and `d = clip((mean - running_mean) / running_std, -d_max, d_max)`.
+
+    Statistics: over `axis` (and `axis_name`), per feature, in float32 or wider; `r` and `d` from the running statistics
+    before this batch, and constants to autodiff. `r_max=1, d_max=0` is batch norm; without limits the output is that
+    of the running statistics.
+
+    Args:
+        x: Activations, `[batch, ..., features]`.
+        running: Running mean and standard deviation, before this batch.
+        scale: Gain, of the shape of the axes not reduced; `None` is 1.
+        bias: Shift, of the same shape; `None` is 0.
+        r_max: Largest correction of the standard deviation, at least 1.
+        d_max: Largest correction of the mean, in running standard deviations, at least 0.
+        axis: Axes reduced; `None` means all but the last.
+        epsilon: Added to the variance, inside the root.
+        where: True where an element counts, broadcastable to `x`.
+        axis_name: Mapped axes (devices) whose examples belong to the same batch.
+        axis_index_groups: Sub-groups of devices along `axis_name` (`jax.pmap` only).
+        ghost_batch_size: Examples that share statistics, as in `batch_norm`; `r` and `d` are then per chunk.
+        use_fast_variance: Whether to use E[x^2] - E[x]^2.
+
+    Returns:
+        `y`, with the shape and dtype of `x`, and the moments of the batch.
+
+    Raises:
+        StatisticsError: If a statistic would be over one element.
+        ValueError: If a shape, an axis, `epsilon`, `r_max` or `d_max` does not fit.
+
+    Example:
+        >>> running = RunningStatistics(mean=jnp.array([0.0]), spread=jnp.array([2.0]))
+        >>> y, _ = batch_renorm(jnp.array([[1.0], [3.0]]), running, epsilon=0.0)
+        >>> y.ravel()
+        Array([0.5, 1.5], dtype=float32)
+
+    References:
+        Ioffe. Batch Renormalization. NeurIPS 2017. https://arxiv.org/abs/1702.03275
+    """
+    _check_limit("r_max", r_max, 1)
+    _check_limit("d_max", d_max, 0)
+    batch = _Batch.of(x, axis, epsilon, where, axis_name, axis_index_groups, ghost_batch_size, use_fast_variance)
+    features = batch.features
+    mean, std = (_required(expand(f"running.{n}", a, x.shape, features)) for n, a in (("mean", running.mean), ("spread", running.spread)))
+
+    def correct(m: Moments, scale: Array | None, bias: Array | None) -> tuple[Array, Array]:
+        std_batch = jnp.sqrt(m.var + epsilon)
+        r = lax.stop_gradient(jnp.clip(std_batch / std, 1 / jnp.asarray(r_max, std.dtype), r_max))
+        d = lax.stop_gradient(jnp.clip((_required(m.mean) - mean) / std, -jnp.asarray(d_max, std.dtype), d_max))
+        scale = jnp.ones_like(std) if scale is None else float32_or_wider(scale)
+        return r * scale, d * scale if bias is None else d * scale + float32_or_wider(bias)
+
+    return batch.normalize(x, scale, bias, correct)
+
+
+def normalize(
+    x: Array,
+    mean: Array,
+    var: Array,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: Axes | None = None,
+    epsilon: float = 1e-5,
+) -> Array:
+    """Standardize with given statistics: batch norm at inference.
+
+    `y = (x - mean) / sqrt(var + epsilon) * scale + bias`
+
+    Statistics: those given, in float32 or wider.
+
+    Args:
+        x: Activations, `[batch, ..., features]`.
+        mean: Means, of the shape of the axes not in `axis`.
+        var: Variances, of the same shape.
+        scale: Gain, of the same shape; `None` is 1.
+        bias: Shift, of the same shape; `None` is 0.
+        axis: Axes along which the statistics do not vary; `None` means all but the last.
+        epsilon: Added to the variance, inside the root; 0 where `var` is a squared running standard deviation.
+
+    Returns:
+        `y`, with the shape and dtype of `x`.
+
+    Raises:
+        ValueError: If a shape or an axis does not fit.
+
+    Example:
+        >>> normalize(jnp.array([[1.0], [3.0]]), jnp.array([1.0]), jnp.array([4.0]), epsilon=0.0).ravel()
+        Array([0., 1.], dtype=float32)
+    """
+    check_real(x)
+    check_epsilon(epsilon)
+    features = _features(x, axis)
+    named = {"mean": mean, "var": var, "scale": scale, "bias": bias}
+    expanded = (expand(name, a, x.shape, features) for name, a in named.items())
+    mean_, var_, scale, bias = (a if a is None else float32_or_wider(a) for a in expanded)
+    rstd = lax.rsqrt(_required(var_) + epsilon)
+    return affine(float32_or_wider(x) - _required(mean_), rstd, scale, bias).astype(x.dtype)
+
+
+def update_batch_norm(
+    running: RunningStatistics, batch: BatchMoments, *, momentum: Momentum, unbiased_running_var: bool = False
+) -> RunningStatistics:
+    """Move running mean and variance towards those of a batch.
+
+    Args:
+        running: Statistics before the batch.
+        batch: From `batch_norm`.
+        momentum: Weight of the old value, a function of the step, or `None` for the plain average of all batches.
+        unbiased_running_var: Whether the variance is counted times n / (n - 1), as in PyTorch; Flax does not.
+
+    Returns:
+        The statistics after the batch; the same where nothing counted. No gradient flows into them.
+    """
+    return _update(running, batch, batch.unbiased_var if unbiased_running_var else batch.var, momentum)
+
+
+def update_batch_renorm(
+    running: RunningStatistics,
+    batch: BatchMoments,
+    *,
+    momentum: Momentum,
+    epsilon: float = 1e-5,
+    unbiased_running_var: bool = False,
+) -> RunningStatistics:
+    """Move running mean and standard deviation towards those of a batch (Ioffe, 2017: the deviation is averaged).
+
+    Args:
+        running: Statistics before the batch.
+        batch: From `batch_renorm`.
+        momentum: Weight of the old value, a function of the step, or `None` for the plain average of all batches.
+        epsilon: That of `batch_renorm`: the deviation is `sqrt(var + epsilon)`.
+        unbiased_running_var: Whether the variance under the root is counted times n / (n - 1).
+
+    Returns:
+        The statistics after the batch; the same where nothing counted. No gradient flows into them.
+    """
+    var = batch.unbiased_var if unbiased_running_var else batch.var
+    return _update(running, batch, jnp.sqrt(var + epsilon), momentum)
+
+
+def first_batch(running: RunningStatistics, batch: BatchMoments, *, epsilon: float = 1e-5) -> RunningStatistics:
+    """Return the statistics of the batch in place of initial ones at step 0, and `running` from then on."""
+    first = (_required(running.step) == 0) & (jnp.asarray(batch.count) > 0)
+    mean, std = (lax.stop_gradient(a) for a in (batch.mean, jnp.sqrt(batch.var + epsilon)))
+    return running._replace(
+        mean=jnp.where(first, mean, running.mean).astype(running.mean.dtype),
+        spread=jnp.where(first, std, running.spread).astype(running.spread.dtype),
+    )
+
+
+def batch_elements(x: Array, axis: Axes, axis_name: AxisName | None = None) -> int:
+    """Return how many elements one statistic of a batch norm covers, masks aside."""
+    return elements(x.shape, over_axes(canonical_axes(axis, x.ndim), axis_name=axis_name))
+
+
+class _Batch(NamedTuple):
+    """A batch norm's reduction, checked and resolved."""
+
+    over: Over
+    features: tuple[int, ...]
+    epsilon: float
+    where: Array | None
+    ghost: int | None
+    fast: bool
+
+    @classmethod
+    def of(
+        cls,
+        x: Array,
+        axis: Axes | None,
+        epsilon: float,
+        where: Array | None,
+        axis_name: AxisName | None,
+        groups: Sequence[Sequence[int]] | None,
+        ghost: int | None,
+        fast: bool,
+    ) -> "_Batch":
+        check_real(x)
+        check_epsilon(epsilon)
+        check_where(where, x.shape)
+        features = _features(x, axis)
+        reduced = tuple(a for a in range(x.ndim) if a not in features)
+        over = over_axes(reduced, affine=features, axis_name=axis_name, axis_index_groups=groups)
+        if ghost is not None:
+            _check_ghost(ghost, x, over)
+        return cls(over, features, epsilon, expand_where(where, x.ndim), ghost, fast)
+
+    def normalize(
+        self,
+        x: Array,
+        scale: Array | None,
+        bias: Array | None,
+        correct: Callable[..., tuple[Array, Array]] | None = None,
+    ) -> tuple[Array, BatchMoments]:
+        scale, bias = (expand(n, a, x.shape, self.features) for n, a in (("scale", scale), ("bias", bias)))
+        wide = float32_or_wider(x)
+        if self.ghost is None or self.ghost >= x.shape[0]:
+            y, m = self._chunk(wide, scale, bias, correct, self.where)
+            parts, count = (_required(m.mean), m.var, unbiased(m)), m.count
+        else:
+            y, m = self._ghosts(wide, scale, bias, correct)
+            count = m.count.sum(0)
+            parts = ((m.count * part).sum(0) / jnp.maximum(count, 1) for part in (_required(m.mean), m.var, unbiased(m)))
+        shape = [x.shape[a] for a in self.features]
+        mean, var, unbiased_var = (lax.stop_gradient(part.reshape(shape)) for part in parts)
+        count = jnp.broadcast_to(count, var.shape).reshape(shape) if isinstance(count, Array) else count
+        return y.astype(x.dtype), BatchMoments(mean, var, unbiased_var, count)
+
+    def _chunk(
+        self, x: Array, scale: Array | None, bias: Array | None, correct: Callable[..., tuple[Array, Array]] | None,
+        where: Array | None,
+    ) -> tuple[Array, Moments]:
+        check_more_than_one(x.shape, self.over)
+        m = moments(x, self.over, where, use_fast_variance=self.fast)
+        if correct is not None:
+            scale, bias = correct(m, scale, bias)
+        return standardize(self.over, x, m, reciprocal_std(m, self.epsilon), scale, bias, where), m
+
+    def _ghosts(
+        self, x: Array, scale: Array | None, bias: Array | None, correct: Callable[..., tuple[Array, Array]] | None
+    ) -> tuple[Array, Moments]:
+        """Normalize full chunks under `vmap` and the remainder on its own; moments get a leading axis of chunks."""
+        size, where = _required(self.ghost), self.where
+        full = x.shape[0] // size * size
+        if where is not None:
+            where = jnp.broadcast_to(where, x.shape[:1] + where.shape[1:])
+
+        def chunk(x: Array, where: Array | None) -> tuple[Array, Moments]:
+            y, m = self._chunk(x, scale, bias, correct, where)
+            return y, m._replace(count=jnp.broadcast_to(jnp.asarray(m.count, x.dtype), m.var.shape))
+
+        y, m = jax.vmap(chunk)(*(a if a is None else a[:full].reshape(-1, size, *a.shape[1:]) for a in (x, where)))
+        y = y.reshape(full, *x.shape[1:])
+        if full == x.shape[0]:
+            return y, m
+        rest, last = chunk(*(a if a is None else a[full:] for a in (x, where)))
+        return jnp.concatenate([y, rest]), jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), m, last)
+
+
+def _update(running: RunningStatistics, batch: BatchMoments, spread: Array, momentum: Momentum) -> RunningStatistics:
+    step, count = running.step, batch.count
+    return RunningStatistics(
+        mean=running_average(running.mean, batch.mean, momentum, step, count),
+        spread=running_average(running.spread, spread, momentum, step, count),
+        step=None if step is None else step + jnp.any(jnp.asarray(count) > 0).astype(step.dtype),
+    )
+
+
+def _features(x: Array, axis: Axes | None) -> tuple[int, ...]:
+    reduced = tuple(range(x.ndim - 1)) if axis is None else canonical_axes(axis, x.ndim)
+    return tuple(a for a in range(x.ndim) if a not in reduced)
+
+
+def _check_ghost(ghost: int, x: Array, over: Over) -> None:
+    if isinstance(ghost, bool) or not isinstance(ghost, int) or ghost < 1:
+        raise ValueError(f"Expected `ghost_batch_size` to be a positive whole number or None, got {ghost!r}.")
+    if over.axis_name is not None:
+        raise ValueError(
+            f"Expected `ghost_batch_size` or `axis_name`, got both ({ghost}, {over.axis_name!r}): one splits the batch of "
+            "a device, the other joins those of many. Leave one out."
+        )
+    if 0 not in over.axis:
+        raise ValueError(f"Expected the first axis among the reduced ones with `ghost_batch_size`, got {over.axis}.")
+    rest = x.shape[0] % ghost
+    if ghost < x.shape[0] and rest and rest * elements(x.shape, over) == x.shape[0]:
+        raise StatisticsError(
+            f"Expected `ghost_batch_size` to leave a remainder of more than one element, got {ghost} for a batch of "
+            f"{x.shape[0]}. Choose a size that divides the batch."
+        )
+
+
+def _check_limit(name: str, limit: Array | float, least: int) -> None:
+    if isinstance(limit, int | float) and not limit >= least:
+        raise ValueError(f"Expected `{name}` to be at least {least}, got {limit}.")
+
+
+def _required(value: T | None) -> T:
+    assert value is not None
+    return value

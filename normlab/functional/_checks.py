@@ -1,0 +1,124 @@
+"""The checks that several norms share, each with its message: what was expected, what came, what to do."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+Axes = int | Sequence[int]
+"""One axis or several; negative ones count from the end."""
+
+AxisName = str | tuple[str, ...]
+"""The name of a mapped axis of devices (or of `jax.vmap`), or several."""
+
+
+class StatisticsError(ValueError):
+    """Raised at trace time where there is nothing to take statistics over, so that the output would be constant."""
+
+
+def canonical_axes(axes: Axes, ndim: int, name: str = "axis") -> tuple[int, ...]:
+    """Return `axes` as sorted non-negative integers.
+
+    Args:
+        axes: One axis or several.
+        ndim: Rank of the array they belong to.
+        name: The argument's name, for the message.
+
+    Raises:
+        ValueError: If an axis is out of range or named twice.
+    """
+    given = (axes,) if isinstance(axes, int) else tuple(axes)
+    if any(not -ndim <= a < ndim for a in given):
+        raise ValueError(f"Expected `{name}` to lie in [{-ndim}, {ndim}) for `x` of rank {ndim}, got {axes}.")
+    canonical = tuple(sorted(a % ndim for a in given))
+    if len(set(canonical)) < len(canonical):
+        raise ValueError(f"Expected `{name}` to name each axis once, got {axes} for `x` of rank {ndim}.")
+    return canonical
+
+
+def check_real(x: Array) -> None:
+    """Raise a `TypeError` if `x` is complex."""
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise TypeError(f"Expected `x` to be real, got {x.dtype}. Normalize `x.real` and `x.imag` on their own.")
+
+
+def check_affine(name: str, array: Array | None, shape: tuple[int, ...]) -> None:
+    """Raise a `ValueError` unless `array` is `None` or has `shape`, that of the feature axes of `x`."""
+    if array is not None and array.shape != shape:
+        raise ValueError(
+            f"Expected `{name}` to have shape {shape} (the feature axes of `x`), got {array.shape}. "
+            f"Pass `{name}=None` for no {name}."
+        )
+
+
+def check_where(where: Array | None, shape: tuple[int, ...], name: str = "where") -> None:
+    """Raise unless `where` is `None` or boolean and broadcastable to `shape`."""
+    if where is None:
+        return
+    if where.dtype != jnp.bool_:
+        raise TypeError(f"Expected `{name}` to be boolean, True where elements count, got {where.dtype}.")
+    try:
+        fits = jnp.broadcast_shapes(where.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"Expected `{name}` to be broadcastable to the shape of `x`, {shape}, got {where.shape}. "
+            "Add axes of size 1 where it does not vary."
+        )
+
+
+def check_epsilon(epsilon: float) -> None:
+    """Raise unless `epsilon` is a number in [0, 1): a width passed in its place must not go unseen."""
+    if isinstance(epsilon, jax.Array):  # traced: a study may vary it
+        return
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float):
+        raise TypeError(f"Expected `epsilon` to be a number, got {epsilon!r}.")
+    if not 0 <= epsilon < 1:
+        raise ValueError(
+            f"Expected `epsilon` to lie in [0, 1), got {epsilon!r}. A Linen norm takes no number of features: "
+            "it reads them off its input."
+        )
+
+
+def check_flag(name: str, flag: object) -> None:
+    """Raise a `TypeError` unless `flag` is a bool or `None`: a width passed in its place must not mean "yes"."""
+    if flag is not None and not isinstance(flag, bool):
+        raise TypeError(
+            f"Expected `{name}` to be True, False or None, got {flag!r}. A Linen norm takes no number of features: it "
+            "reads them off its input."
+        )
+
+
+def check_float32_reductions(force: bool) -> None:
+    """Raise a `ValueError` if `force` is False: statistics are always in float32 or wider."""
+    if not force:
+        raise ValueError(
+            "Expected `force_float32_reductions=True`, got False: statistics are always in float32 or wider. Leave it out."
+        )
+
+
+def choose_groups(num_groups: int | None, group_size: int | None) -> tuple[int | None, int | None]:
+    """Let `group_size` alone be enough where `num_groups` is at its default, 32."""
+    return (None, group_size) if group_size is not None and num_groups == 32 else (num_groups, group_size)
+
+
+def resolve_groups(features: int, num_groups: int | None, group_size: int | None) -> int:
+    """Return the number of groups that `num_groups` or `group_size` asks for.
+
+    Raises:
+        ValueError: If not exactly one is given, or `features` cannot be split so.
+    """
+    if (num_groups is None) == (group_size is None):
+        raise ValueError(
+            f"Expected one of `num_groups` and `group_size`, got num_groups={num_groups} and group_size={group_size}."
+        )
+    name, given = ("num_groups", num_groups) if group_size is None else ("group_size", group_size)
+    assert given is not None
+    if given <= 0 or features % given:
+        divisors = [d for d in range(1, features + 1) if features % d == 0]
+        raise ValueError(
+            f"Expected `{name}` to divide the {features} features of `x`, got {given}. Choose one of {divisors}."
+        )
+    return given if group_size is None else features // given

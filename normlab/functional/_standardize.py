@@ -1,0 +1,113 @@
+"""Standardize, then scale, then shift: the one step all norms share, and its derivative.
+
+The only place where an implementation is chosen. XLA compiles the derivative of a two-pass norm, taken mechanically, into
+two to four times the passes it needs. The rule here states it in closed form, with every sum that scale and bias need in
+the shape in which the statistics need it too, so that reverse mode reads its inputs as often as the formula does.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from normlab.functional._statistics import Moments, Over, float32_or_wider, means
+
+
+def reciprocal_std(m: Moments, epsilon: float) -> Array:
+    """Return `1 / sqrt(var + epsilon)`, and 0 where nothing counted, so that the output there is the bias."""
+    rstd = lax.rsqrt(m.var + epsilon)
+    return jnp.where(m.count > 0, rstd, 0) if isinstance(m.count, Array) else rstd
+
+
+def affine(centered: Array, rstd: Array, scale: Array | None, bias: Array | None) -> Array:
+    """Return `centered * rstd * scale + bias`; `None` is 1 and 0. All arrays have the same rank."""
+    y = centered * (rstd if scale is None else rstd * scale)
+    return y if bias is None else y + bias
+
+
+def standardize(
+    over: Over,
+    x: Array,
+    m: Moments,
+    rstd: Array,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    where: Array | None = None,
+) -> Array:
+    """Return `(x - m.mean) * rstd * scale + bias`, differentiated as the function of `x` it is.
+
+    Args:
+        over: What `m` was taken over.
+        x: In float32 or wider.
+        m: Moments of `x`, reduced axes kept.
+        rstd: From `reciprocal_std`.
+        scale: Of the rank of `x`, size 1 where it does not vary; `None` is 1.
+        bias: Likewise; `None` is 0.
+        where: The mask that `m` was taken with.
+    """
+    scale, bias = (a if a is None else float32_or_wider(a) for a in (scale, bias))
+    return _standardize(over, x, m.mean, rstd, scale, bias, m.count, where)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _standardize(over, x, mean, rstd, scale, bias, count, where):  # noqa: ANN001, ANN202
+    return affine(x if mean is None else x - mean, rstd, scale, bias)
+
+
+@_standardize.defjvp
+def _standardize_jvp(over: Over, primals, tangents):  # noqa: ANN001, ANN202
+    """The tangent is `centered * slope + dx * rstd * scale + shift`.
+
+    The tangents of `mean` and `rstd` are left out: they follow from `dx`, as
+    `dmean = mean(dx)` and `drstd = -rstd^3 mean(centered dx)`, and are in `shift` and `slope`.
+    Second derivatives differentiate `mean` and `rstd` themselves, which are plain functions of `x`.
+    """
+    x, mean, rstd, scale, bias, count, where = primals
+    dx, _, _, dscale, dbias, _, _ = tangents
+    centered = x if mean is None else x - mean
+    y = affine(centered, rstd, scale, bias)
+    if where is not None:  # NaN under the mask must not reach sums of the reverse pass, where 0 * NaN is NaN
+        centered = jnp.where(where | jnp.isfinite(centered), centered, 0)
+    product = functools.partial(_product, over)
+
+    if mean is None:
+        (along,) = means([centered * dx], over, where, count)
+        shift = None
+    else:
+        mean_dx, along = means([dx, centered * dx], over, where, count)
+        shift = product(-rstd * mean_dx, scale)
+    slope = product(-(rstd * rstd * rstd) * along, scale)
+    if dscale is not None:
+        slope = slope + product(rstd, dscale)
+    dy = centered * slope + dx * (rstd if scale is None else rstd * scale)
+    for part in (shift, dbias):
+        dy = dy if part is None else dy + part
+    return y, dy
+
+
+def _product(over: Over, statistic: Array, factor: Array | None) -> Array:
+    """Multiply a statistic by scale.
+
+    Where the product is as large as `x`, it is a dot product of no contracted axes: its transpose is then a dot product,
+    which needs no broadcast copy of its operands on CPU, and is turned into a fused reduction on GPU.
+    """
+    if factor is None:
+        return statistic
+    shape = jnp.broadcast_shapes(statistic.shape, factor.shape)
+    if over.inner or shape in (statistic.shape, factor.shape):
+        return statistic * factor
+    left, right = (_varying(a) for a in (statistic, factor))
+    out = sorted({*left, *right})
+    product = jnp.einsum(
+        *(_squeeze(statistic, left), left, _squeeze(factor, right), right, out), precision=lax.Precision.HIGHEST
+    )
+    return product.reshape(shape)
+
+
+def _varying(x: Array) -> list[int]:
+    return [a for a in range(x.ndim) if x.shape[a] != 1]
+
+
+def _squeeze(x: Array, axes: list[int]) -> Array:
+    return x.reshape([x.shape[a] for a in axes])

@@ -1,0 +1,9 @@
+"""Flax Linen modules: parameters and state, then one call into `normlab.functional`."""
+
+from normlab.linen._batch import BatchNorm as BatchNorm
+from normlab.linen._batch import BatchRenorm as BatchRenorm
+from normlab.linen._example import GroupNorm as GroupNorm
+from normlab.linen._example import Identity as Identity
+from normlab.linen._example import InstanceNorm as InstanceNorm
+from normlab.linen._example import LayerNorm as LayerNorm
+from normlab.linen._example import RMSNorm as RMSNorm

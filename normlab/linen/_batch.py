@@ -1,0 +1,162 @@
+"""Batch norm and batch renorm for Linen."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from normlab import functional as F
+from normlab.functional._batch import Schedule
+from normlab.functional._checks import Axes, AxisName, canonical_axes, check_epsilon, check_float32_reductions
+from normlab.functional._layer import (
+    Renorm,
+    Statistics,
+    batch_layer,
+    check_batch_options,
+    choose_mode,
+    initial_statistics,
+    needs_step,
+)
+from normlab.functional._statistics import Momentum
+from normlab.linen._example import affine_parameters, promote
+
+Initializer = Callable[..., Any]
+
+
+class BatchNorm(nn.Module):
+    """Batch norm; see `normlab.functional.batch_norm`.
+
+    Flax's fields in Flax's order, then our own; Flax's parameters and `batch_stats` (`mean`, `var`; and `step` where
+    `momentum` is a function or `None`); `use_fast_variance` is off by default. State is not updated during `init`.
+
+    Attributes:
+        use_running_average: True at evaluation, False in training; or `None`, and given in the call.
+        axis: Feature axis or axes; the others are reduced.
+        momentum: Weight of the OLD running value; a function of the step; or `None` for the plain average of all
+            batches. PyTorch's momentum is 1 minus this one.
+        epsilon: Added to the variance, inside the root.
+        dtype: Of the output; `None` is what input and parameters promote to. Statistics are in float32 or wider.
+        param_dtype: Of scale and bias.
+        use_bias: Whether there is a bias.
+        use_scale: Whether there is a scale.
+        bias_init: Initializer of the bias.
+        scale_init: Initializer of the scale.
+        axis_name: Mapped axes (devices) whose examples belong to the same batch.
+        axis_index_groups: Sub-groups of devices along `axis_name`.
+        use_fast_variance: Whether to use E[x^2] - E[x]^2.
+        force_float32_reductions: Always True; there to accept Flax's argument.
+        unbiased_running_var: Whether the running variance counts n / (n - 1); matters below ten elements.
+        ghost_batch_size: Examples that share statistics in training; see `batch_norm` for remainder and running values.
+        statistics: `auto`: the batch in training, running statistics at evaluation. `batch`: the batch in both.
+            `running`: running statistics in both, as constants, still updated in training.
+        frozen: Running statistics always, no update, no gradient into scale and bias.
+    """
+
+    use_running_average: bool | None = None
+    axis: Axes = -1
+    momentum: Momentum = 0.99
+    epsilon: float = 1e-5
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Initializer = nn.initializers.zeros
+    scale_init: Initializer = nn.initializers.ones
+    axis_name: AxisName | None = None
+    axis_index_groups: Sequence[Sequence[int]] | None = None
+    use_fast_variance: bool = False
+    force_float32_reductions: bool = True
+    unbiased_running_var: bool = False
+    ghost_batch_size: int | None = None
+    statistics: Statistics = "auto"
+    frozen: bool = False
+
+    _spread: ClassVar[str] = "var"
+
+    def _renorm(self) -> Renorm | None:
+        return None
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """Normalize `x`; `mask` is True where an element counts, broadcastable to `x`.
+
+        Args:
+            x: Activations.
+            use_running_average: Mode of this call; give it here or to the module, not both.
+            mask: Elements counted.
+        """
+        check_batch_options(self.use_running_average, self.momentum, self.statistics, self.frozen)
+        check_epsilon(self.epsilon)
+        check_float32_reductions(self.force_float32_reductions)
+        evaluating = choose_mode(self.use_running_average, use_running_average)
+        features = canonical_axes(self.axis, x.ndim)
+        shape = tuple(x.shape[a] for a in features)
+
+        renorm = self._renorm()
+        start = initial_statistics(shape, step=needs_step(self.momentum, renorm is not None))
+        names = ("mean", self._spread, "step")
+        state = {
+            name: self.variable("batch_stats", name, lambda value=value: value)
+            for name, value in zip(names, start, strict=True)
+            if value is not None
+        }
+        affine = affine_parameters(
+            self,
+            shape,
+            self.scale_init if self.use_scale else None,
+            self.bias_init if self.use_bias else None,
+        )
+        x, dtype = promote(x, affine, self.dtype)
+        making = self.is_initializing()
+        reduced = tuple(a for a in range(x.ndim) if a not in features)
+        if making and F.batch_elements(x, reduced) == 1:
+            evaluating = True  # a single example is enough to make parameters
+        y, running = batch_layer(
+            x,
+            F.RunningStatistics(*(state[name].value if name in state else None for name in names)),
+            affine.get("scale"),
+            affine.get("bias"),
+            use_running_average=evaluating,
+            features=features,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            where=mask,
+            axis_name=None if making else self.axis_name,
+            axis_index_groups=None if making else self.axis_index_groups,
+            use_fast_variance=self.use_fast_variance,
+            unbiased_running_var=self.unbiased_running_var,
+            ghost_batch_size=self.ghost_batch_size,
+            statistics="auto" if making else self.statistics,
+            frozen=self.frozen,
+            renorm=renorm,
+        )
+        if not (making or evaluating or self.frozen):
+            for variable, value in zip(state.values(), running, strict=False):
+                variable.value = value
+        return y.astype(dtype)
+
+
+class BatchRenorm(BatchNorm):
+    """Batch renorm; see `normlab.functional.batch_renorm`.
+
+    The fields of `BatchNorm`, then those of batch renorm. State, all arrays: `batch_stats` holds `mean`, `std` (the
+    average of standard deviations, as published) and `step`.
+
+    Attributes:
+        r_max: Largest correction of the standard deviation, or a function of the step; see `normlab.norms.Ramp`.
+        d_max: Largest correction of the mean in standard deviations, or a function of the step.
+        initialize_from_first_batch: Whether the first batch's statistics replace the initial 0 and 1.
+    """
+
+    r_max: Schedule = 3.0
+    d_max: Schedule = 5.0
+    initialize_from_first_batch: bool = False
+
+    _spread: ClassVar[str] = "std"
+
+    def _renorm(self) -> Renorm:
+        return Renorm(self.r_max, self.d_max, self.initialize_from_first_batch)

@@ -1,0 +1,9 @@
+"""Flax NNX modules: parameters and state, then one call into `normlab.functional`."""
+
+from normlab.nnx._batch import BatchNorm as BatchNorm
+from normlab.nnx._batch import BatchRenorm as BatchRenorm
+from normlab.nnx._example import GroupNorm as GroupNorm
+from normlab.nnx._example import Identity as Identity
+from normlab.nnx._example import InstanceNorm as InstanceNorm
+from normlab.nnx._example import LayerNorm as LayerNorm
+from normlab.nnx._example import RMSNorm as RMSNorm

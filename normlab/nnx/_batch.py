@@ -1,0 +1,210 @@
+"""Batch norm and batch renorm for NNX."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from normlab import functional as F
+from normlab.functional._batch import Schedule
+from normlab.functional._checks import Axes, AxisName, canonical_axes, check_epsilon
+from normlab.functional._layer import (
+    Renorm,
+    Statistics,
+    batch_layer,
+    check_batch_options,
+    choose_mode,
+    initial_statistics,
+    needs_step,
+)
+from normlab.functional._statistics import Momentum
+from normlab.nnx._example import NO_METADATA, Affine, Initializer, Metadata
+
+
+class BatchNorm(Affine):
+    """Batch norm; see `normlab.functional.batch_norm`.
+
+    Flax's arguments, then our own; `use_fast_variance` is off by default, statistics are in float32 or wider, and running
+    statistics stay float32 at evaluation.
+
+    Attributes:
+        mean: Running mean, an `nnx.BatchStat`, float32.
+        var: Running variance, likewise; `std` in `BatchRenorm`.
+        step: Updates so far, where `momentum` is a function or `None`.
+    """
+
+    def __init__(
+        self,
+        num_features: int | Sequence[int],
+        *,
+        use_running_average: bool | None = False,
+        axis: Axes = -1,
+        momentum: Momentum = 0.99,
+        epsilon: float = 1e-5,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Initializer = nnx.initializers.zeros_init(),
+        scale_init: Initializer = nnx.initializers.ones_init(),
+        axis_name: AxisName | None = None,
+        axis_index_groups: Sequence[Sequence[int]] | None = None,
+        use_fast_variance: bool = False,
+        unbiased_running_var: bool = False,
+        ghost_batch_size: int | None = None,
+        statistics: Statistics = "auto",
+        frozen: bool = False,
+        rngs: nnx.Rngs,
+        bias_metadata: Metadata = NO_METADATA,
+        scale_metadata: Metadata = NO_METADATA,
+    ) -> None:
+        """Make parameters and state.
+
+        Args:
+            num_features: Size of the feature axis, or of each.
+            use_running_average: True at evaluation, False in training; `train()` and `eval()` set it.
+            axis: Feature axis or axes; the others are reduced.
+            momentum: Weight of the OLD running value; a function of the step; or `None` for the plain average of all
+                batches. PyTorch's momentum is 1 minus this one.
+            epsilon: Added to the variance, inside the root.
+            dtype: Of the output; `None` is what input and parameters promote to.
+            param_dtype: Of scale and bias.
+            use_bias: Whether there is a bias.
+            use_scale: Whether there is a scale.
+            bias_init: Initializer of the bias.
+            scale_init: Initializer of the scale.
+            axis_name: Mapped axes (devices) whose examples belong to the same batch.
+            axis_index_groups: Sub-groups of devices along `axis_name`.
+            use_fast_variance: Whether to use E[x^2] - E[x]^2.
+            unbiased_running_var: Whether the running variance counts n / (n - 1); matters below ten elements.
+            ghost_batch_size: Examples that share statistics in training; see `batch_norm`.
+            statistics: `auto`: the batch in training, running statistics at evaluation. `batch`: the batch in both.
+                `running`: running statistics in both, as constants, still updated in training.
+            frozen: Running statistics always, no update, no gradient into scale and bias.
+            rngs: Random streams; `params` is used.
+            bias_metadata: Metadata of the bias variable, such as sharding.
+            scale_metadata: Metadata of the scale variable.
+        """
+        super().__init__(
+            num_features,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            scale_init=scale_init if use_scale else None,
+            bias_init=bias_init if use_bias else None,
+            scale_metadata=scale_metadata,
+            bias_metadata=bias_metadata,
+            rngs=rngs,
+        )
+        check_epsilon(epsilon)
+        check_batch_options(use_running_average, momentum, statistics, frozen)
+        self.use_running_average = use_running_average
+        self.axis, self.epsilon, self.momentum = axis, epsilon, momentum
+        self.axis_name = axis_name
+        self.axis_index_groups = axis_index_groups if axis_index_groups is None else tuple(map(tuple, axis_index_groups))
+        self.use_fast_variance, self.unbiased_running_var = use_fast_variance, unbiased_running_var
+        self.ghost_batch_size, self.statistics, self.frozen = ghost_batch_size, statistics, frozen
+        for name, value in zip(self._state_names(), self._initial(), strict=True):
+            setattr(self, name, nnx.data(None if value is None else nnx.BatchStat(value)))
+
+    def __call__(
+        self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """Normalize `x` and, in training, update the state.
+
+        Args:
+            x: Activations.
+            use_running_average: Overrides the attribute in this call.
+            mask: True where an element counts, broadcastable to `x`.
+        """
+        check_batch_options(self.use_running_average, self.momentum, self.statistics, self.frozen)
+        attribute = self.use_running_average if use_running_average is None else None
+        evaluating = choose_mode(attribute, use_running_average)
+        x, affine, dtype = self._promoted(x)
+        variables = [getattr(self, name) for name in self._state_names()]
+        y, running = batch_layer(
+            x,
+            F.RunningStatistics(*(None if v is None else v[...] for v in variables)),
+            affine.get("scale"),
+            affine.get("bias"),
+            use_running_average=evaluating,
+            features=canonical_axes(self.axis, x.ndim),
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            where=mask,
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+            use_fast_variance=self.use_fast_variance,
+            unbiased_running_var=self.unbiased_running_var,
+            ghost_batch_size=self.ghost_batch_size,
+            statistics=self.statistics,
+            frozen=self.frozen,
+            renorm=self._renorm(),
+        )
+        if not (evaluating or self.frozen):
+            for variable, value in zip(variables, running, strict=True):
+                if variable is not None:
+                    variable[...] = value
+        return y.astype(dtype)
+
+    def set_view(self, use_running_average: bool | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Set the mode for `nnx.view`.
+
+        Args:
+            use_running_average: True at evaluation, False in training; `None` leaves it.
+            **kwargs: Of other modules; returned.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+        return kwargs
+
+    def _state_names(self) -> tuple[str, str, str]:
+        return "mean", "var", "step"
+
+    def _renorm(self) -> Renorm | None:
+        return None
+
+    def _initial(self) -> F.RunningStatistics:
+        return initial_statistics(self.feature_shape, step=needs_step(self.momentum, renorm=False))
+
+
+class BatchRenorm(BatchNorm):
+    """Batch renorm; see `normlab.functional.batch_renorm`.
+
+    The arguments of `BatchNorm`, and those of batch renorm. State, all arrays: `mean`, `std` (the average of standard
+    deviations, as published) and `step`.
+    """
+
+    def __init__(
+        self,
+        num_features: int | Sequence[int],
+        *,
+        r_max: Schedule = 3.0,
+        d_max: Schedule = 5.0,
+        initialize_from_first_batch: bool = False,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ) -> None:
+        """Make parameters and state.
+
+        Args:
+            num_features: Size of the feature axis, or of each.
+            r_max: Largest correction of the standard deviation, or a function of the step; see `normlab.norms.Ramp`.
+            d_max: Largest correction of the mean in standard deviations, or a function of the step.
+            initialize_from_first_batch: Whether the first batch's statistics replace the initial 0 and 1.
+            rngs: Random streams; `params` is used.
+            **options: The arguments of `BatchNorm`.
+        """
+        super().__init__(num_features, rngs=rngs, **options)
+        self.r_max, self.d_max = r_max, d_max
+        self.initialize_from_first_batch = initialize_from_first_batch
+
+    def _state_names(self) -> tuple[str, str, str]:
+        return "mean", "std", "step"
+
+    def _renorm(self) -> Renorm:
+        return Renorm(self.r_max, self.d_max, self.initialize_from_first_batch)
+
+    def _initial(self) -> F.RunningStatistics:
+        return initial_statistics(self.feature_shape, step=True)

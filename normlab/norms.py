@@ -1,0 +1,259 @@
+"""The registry: a norm as a value, from a name or a string, giving Linen and NNX modules.
+
+>>> get("group", num_groups=8)
+Norm('group:num_groups=8')
+>>> get("group:num_groups=8").linen(train=True)
+GroupNorm(
+    # attributes
+    num_groups = 8
+    ...
+
+A norm of your own joins with `register`.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from normlab.schedules import Ramp as Ramp
+
+
+class UnknownNorm(ValueError):
+    """Raised for a name that is not in the registry."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A kind of norm.
+
+    Attributes:
+        name: As in strings, e.g. `batch_renorm`.
+        title: For people, e.g. `batch renorm`.
+        linen: `(train, options) -> module`.
+        nnx: `(num_features, rngs, options) -> module`.
+        needs_batch: Whether an example's output in training depends on the other examples.
+        stateful: Whether it keeps running statistics.
+        needs_spatial: Whether it needs axes between batch and features.
+    """
+
+    name: str
+    title: str
+    linen: Callable[[bool, Mapping[str, Any]], Any]
+    nnx: Callable[[Any, Any, Mapping[str, Any]], Any]
+    needs_batch: bool = False
+    stateful: bool = False
+    needs_spatial: bool = False
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm with its options: a value that compares, hashes and prints as its string.
+
+    Attributes:
+        entry: The kind.
+        items: Options, sorted by name.
+    """
+
+    entry: Entry
+    items: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name of the kind."""
+        return self.entry.name
+
+    @property
+    def title(self) -> str:
+        """Name for people."""
+        return self.entry.title
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options by name."""
+        return dict(self.items)
+
+    @property
+    def needs_batch(self) -> bool:
+        """Whether an example's output in training depends on the other examples."""
+        return self.entry.needs_batch
+
+    @property
+    def stateful(self) -> bool:
+        """Whether it keeps running statistics: Linen's `batch_stats`, NNX's `BatchStat`."""
+        return self.entry.stateful
+
+    @property
+    def needs_spatial(self) -> bool:
+        """Whether it needs axes between batch and features."""
+        return self.entry.needs_spatial
+
+    def linen(self, *, train: bool, **overrides: Any) -> Any:
+        """Return the Linen module; `train` picks batch or running statistics where there are both."""
+        return self.entry.linen(train, {**self.options, **overrides})
+
+    def nnx(self, num_features: int | tuple[int, ...], *, rngs: Any, **overrides: Any) -> Any:
+        """Return the NNX module for `num_features` features."""
+        return self.entry.nnx(num_features, rngs, {**self.options, **overrides})
+
+    def __str__(self) -> str:
+        """Return the string that `get` takes back."""
+        return self.name + ":" * bool(self.items) + ",".join(f"{k}={v!r}" for k, v in self.items)
+
+    def __repr__(self) -> str:
+        """Return the string, marked as a norm."""
+        return f"Norm({str(self)!r})"
+
+
+_ENTRIES: dict[str, Entry] = {}
+
+
+def register(entry: Entry) -> Entry:
+    """Add a kind of norm to the registry.
+
+    Args:
+        entry: Its name must be new, and free of `:`, `,` and `=`.
+
+    Returns:
+        `entry`.
+
+    Raises:
+        ValueError: If the name is taken or malformed.
+
+    Example:
+        >>> from flax import linen as nn
+        >>> entry = Entry(
+        ...     name="tanh",
+        ...     title="tanh",
+        ...     linen=lambda train, options: lambda x: nn.tanh(x),
+        ...     nnx=lambda num_features, rngs, options: lambda x: nn.tanh(x),
+        ... )
+        >>> register(entry).name in names()
+        True
+        >>> unregister("tanh")
+    """
+    if not entry.name.isidentifier():
+        raise ValueError(f"Expected a norm's name to be an identifier, got {entry.name!r}. Use letters, digits and '_'.")
+    if entry.name in _ENTRIES:
+        raise ValueError(f"Expected a new norm name, got {entry.name!r}, which is registered. Choose another.")
+    _ENTRIES[entry.name] = entry
+    return entry
+
+
+def unregister(name: str) -> None:
+    """Remove a kind of norm from the registry."""
+    del _ENTRIES[_find(name).name]
+
+
+def names() -> tuple[str, ...]:
+    """Return the names in the registry, in order of registration."""
+    return tuple(_ENTRIES)
+
+
+def get(norm: "str | Norm", **options: Any) -> Norm:
+    """Return a norm.
+
+    Args:
+        norm: A name, `batch`; a string with options, `group:num_groups=8,epsilon=1e-3`; or a norm.
+        **options: Fields of its module, over those of the string.
+
+    Raises:
+        UnknownNorm: If no norm has this name; the message names the nearest.
+        ValueError: If the string is malformed.
+    """
+    if isinstance(norm, Norm):
+        entry, given = norm.entry, norm.options
+    else:
+        name, _, text = norm.partition(":")
+        entry, given = _find(name.strip()), _parse_options(norm, text)
+    return Norm(entry, tuple(sorted({**given, **options}.items())))
+
+
+def parse_list(text: str) -> list[str]:
+    """Split `batch,group:num_groups=8,epsilon=1e-3,layer` at the commas between norms.
+
+    >>> parse_list("batch,group:num_groups=8,epsilon=1e-3,layer")
+    ['batch', 'group:num_groups=8,epsilon=1e-3', 'layer']
+    """
+    norms: list[str] = []
+    for part in _split(text):
+        if norms and ":" in norms[-1] and "=" in part and ":" not in part.partition("=")[0]:
+            norms[-1] += "," + part
+        else:
+            norms.append(part)
+    return norms
+
+
+def _split(text: str) -> list[str]:
+    """Split at commas outside brackets and quotes."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _parse_options(norm: str, text: str) -> dict[str, Any]:
+    options = {}
+    for part in _split(text):
+        name, equals, value = part.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise ValueError(f"Expected options as in 'group:num_groups=8,epsilon=1e-3', got {part!r} in {norm!r}.")
+        options[name.strip()] = _parse_value(value.strip())
+    return options
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        tree = ast.parse(text, mode="eval").body
+        if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == "Ramp":
+            arguments = [ast.literal_eval(a) for a in tree.args]
+            return Ramp(*arguments, **{k.arg: ast.literal_eval(k.value) for k in tree.keywords if k.arg})
+        return ast.literal_eval(tree)
+    except (SyntaxError, ValueError):
+        return text  # a bare word, such as statistics=batch
+
+
+def _find(name: str) -> Entry:
+    if name not in _ENTRIES:
+        nearest = difflib.get_close_matches(name, _ENTRIES, n=1, cutoff=0.5)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        raise UnknownNorm(f"Expected a norm among {', '.join(_ENTRIES)}, got {name!r}.{hint}")
+    return _ENTRIES[name]
+
+
+def _ours(name: str, title: str, module: str, **needs: bool) -> None:
+    """Register a norm of this package; Flax is imported when a module is made."""
+
+    def check(kind: type, options: Mapping[str, Any], known: Iterable[str]) -> None:
+        for option in options:
+            if option not in known:
+                nearest = difflib.get_close_matches(option, list(known), n=1)
+                hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+                raise ValueError(f"Expected an option of {kind.__name__}, got {option!r} for norm {name!r}.{hint}")
+
+    def linen(train: bool, options: Mapping[str, Any]) -> Any:
+        kind = getattr(importlib.import_module("normlab.linen"), module)
+        check(kind, options, [f.name for f in dataclasses.fields(kind)])
+        return kind(**({"use_running_average": not train} if needs.get("stateful") else {}), **options)
+
+    def nnx(num_features: Any, rngs: Any, options: Mapping[str, Any]) -> Any:
+        kind = getattr(importlib.import_module("normlab.nnx"), module)
+        return kind(num_features, rngs=rngs, **options)
+
+    register(Entry(name=name, title=title, linen=linen, nnx=nnx, **needs))
+
+
+_ours("none", "no norm", "Identity")
+_ours("batch", "batch norm", "BatchNorm", needs_batch=True, stateful=True)
+_ours("batch_renorm", "batch renorm", "BatchRenorm", needs_batch=True, stateful=True)
+_ours("layer", "layer norm", "LayerNorm")
+_ours("rms", "RMS norm", "RMSNorm")
+_ours("group", "group norm", "GroupNorm")
+_ours("instance", "instance norm", "InstanceNorm", needs_spatial=True)

@@ -1,0 +1,23 @@
+"""What a user got wrong, in one sentence."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class BadInput(ValueError):
+    """The message is one line for the terminal: what was expected, what came, the remedy."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A question to put behind "unknown": the known name that looks most like `name`, or all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"Did you mean `{close[0]}`?" if close else f"Known: {', '.join(known) or 'none'}."
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """The first line of an error's message, with its type unless it is a `ValueError`."""
+    lines = str(error).strip().splitlines() or [""]
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    text = f"{kind}{lines[0].strip()}"
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

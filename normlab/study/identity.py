@@ -1,0 +1,78 @@
+"""What decides the numbers of a run besides its configuration: code, versions, platform, data, strategy."""
+
+import hashlib
+import os
+import platform
+import sys
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from normlab.study.config import Run, content_key
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_SOURCES = ("*.py", "functional/*.py", "linen/*.py", "nnx/*.py", "study/data.py", "study/models.py", "study/train.py")
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
+
+
+def describe(comparison_file: Path, data: Mapping[str, str], strategy: str) -> dict[str, Any]:
+    """Collect the identity of the runs that this process would make. Imports JAX.
+
+    Args:
+        comparison_file: Where the comparison is defined.
+        data: For each problem the hash of its data.
+        strategy: How runs are executed.
+    """
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    return {
+        "code": code_hash([*_sources(), comparison_file]),
+        "versions": {"python": python, **{name: version(name) for name in _LIBRARIES}},
+        "platform": _platform(),
+        "data": dict(data),
+        "strategy": strategy,
+    }
+
+
+def of_problem(identity: Mapping[str, Any], problem: str) -> dict[str, Any]:
+    """The identity of a problem's runs: without the data of other problems."""
+    return {**identity, "data": identity["data"].get(problem, "")}
+
+
+def run_key(run: Run, config: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
+    """The key of a run. How many other runs there are is not in it: more seeds keep what has been done.
+
+    Args:
+        run: The run.
+        config: See `plan.run_config`.
+        identity: See `of_problem`.
+    """
+    return content_key(run, config, identity)
+
+
+def code_hash(files: Iterable[Path]) -> str:
+    """The sha256 of the names and contents of files, in the given order."""
+    digest = hashlib.sha256()
+    for file in files:
+        content = file.read_bytes()
+        digest.update(f"{file.name} {len(content)} ".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _sources() -> list[Path]:
+    return [file for pattern in _SOURCES for file in sorted(_PACKAGE.glob(pattern))]
+
+
+def _platform() -> dict[str, Any]:
+    import jax
+
+    device = jax.devices()[0]
+    return {
+        "backend": device.platform,
+        "device": device.device_kind,
+        "machine": platform.machine(),
+        "x64": bool(jax.config.jax_enable_x64),
+        "matmul_precision": jax.config.jax_default_matmul_precision,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }

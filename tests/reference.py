@@ -1,0 +1,269 @@
+"""Every norm in float64 NumPy, written from the papers; shares no code with the library.
+
+`NORMS[name](x, variables, where, **options)` takes the variables of a norm's Linen module, flat and by name, and the
+module's options. It returns the output and the state after a training step. A norm in the registry needs a row here.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+Array = np.ndarray
+Axes = int | Sequence[int]
+Variables = dict[str, Array]
+Result = tuple[Array, Variables]
+
+UNIT = 2.0**-24
+"""Unit roundoff of float32."""
+
+
+def axes_of(axes: Axes, ndim: int) -> tuple[int, ...]:
+    """Axes as sorted non-negative numbers."""
+    return tuple(sorted(a % ndim for a in np.atleast_1d(axes).tolist()))
+
+
+def others(axes: Axes, ndim: int) -> tuple[int, ...]:
+    """Axes that are not in `axes`."""
+    return tuple(a for a in range(ndim) if a not in axes_of(axes, ndim))
+
+
+def moments(x: Array, axis: tuple[int, ...], where: Array | None) -> tuple[Array, Array, Array]:
+    """Mean, biased variance and count of what `where` marks; axes are kept, nothing gives 0, 0, 0."""
+    counted = np.broadcast_to(True if where is None else where, x.shape)
+    count = counted.sum(axis, keepdims=True)
+    mean = np.where(counted, x, 0).sum(axis, keepdims=True) / np.maximum(count, 1)
+    var = np.where(counted, (x - mean) ** 2, 0).sum(axis, keepdims=True) / np.maximum(count, 1)
+    return mean, var, count
+
+
+def rstd_of(var: Array, count: Array, epsilon: float) -> Array:
+    """`1 / sqrt(var + epsilon)`, 0 where nothing counted."""
+    return np.where(count > 0, 1 / np.sqrt(var + epsilon), 0)
+
+
+def affine(y: Array, variables: Variables, features: Axes) -> Array:
+    """`y * scale + bias`, each of them if it is there, along the feature axes."""
+    shape = [y.shape[a] if a in axes_of(features, y.ndim) else 1 for a in range(y.ndim)]
+    y = y * variables["scale"].reshape(shape) if "scale" in variables else y
+    return y + variables["bias"].reshape(shape) if "bias" in variables else y
+
+
+def none(x: Array, variables: Variables, where: Array | None = None) -> Result:
+    """`x`."""
+    return x, {}
+
+
+def layer(
+    x: Array,
+    variables: Variables,
+    where: Array | None = None,
+    *,
+    reduction_axes: Axes = -1,
+    feature_axes: Axes = -1,
+    epsilon: float = 1e-6,
+) -> Result:
+    """Ba et al., 2016."""
+    mean, var, count = moments(x, axes_of(reduction_axes, x.ndim), where)
+    return affine((x - mean) * rstd_of(var, count, epsilon), variables, feature_axes), {}
+
+
+def rms(
+    x: Array,
+    variables: Variables,
+    where: Array | None = None,
+    *,
+    reduction_axes: Axes = -1,
+    feature_axes: Axes = -1,
+    epsilon: float = 1e-6,
+) -> Result:
+    """Zhang & Sennrich, 2019."""
+    mean_square, _, count = moments(x**2, axes_of(reduction_axes, x.ndim), where)
+    return affine(x * rstd_of(mean_square, count, epsilon), variables, feature_axes), {}
+
+
+def group(
+    x: Array,
+    variables: Variables,
+    where: Array | None = None,
+    *,
+    num_groups: int | None = 32,
+    group_size: int | None = None,
+    reduction_axes: Axes | None = None,
+    epsilon: float = 1e-6,
+) -> Result:
+    """Wu & He, 2018: groups of neighbouring features."""
+    groups = num_groups if group_size is None else x.shape[-1] // group_size
+    assert groups is not None
+    split = (*x.shape[:-1], groups, x.shape[-1] // groups)
+    reduced = range(1, x.ndim - 1) if reduction_axes is None else axes_of(reduction_axes, x.ndim)
+    axis = (*(a for a in reduced if a != x.ndim - 1), x.ndim)
+    mask = None if where is None else np.broadcast_to(where, x.shape).reshape(split)
+    mean, var, count = moments(x.reshape(split), axis, mask)
+    y = (x.reshape(split) - mean) * rstd_of(var, count, epsilon)
+    return affine(y.reshape(x.shape), variables, -1), {}
+
+
+def instance(
+    x: Array, variables: Variables, where: Array | None = None, *, feature_axes: Axes = -1, epsilon: float = 1e-6
+) -> Result:
+    """Ulyanov et al., 2016."""
+    mean, var, count = moments(x, others((0, *axes_of(feature_axes, x.ndim)), x.ndim), where)
+    return affine((x - mean) * rstd_of(var, count, epsilon), variables, feature_axes), {}
+
+
+def batch(
+    x: Array,
+    variables: Variables,
+    where: Array | None = None,
+    *,
+    axis: Axes = -1,
+    epsilon: float = 1e-5,
+    ghost_batch_size: int | None = None,
+    momentum: Any = 0.99,
+    unbiased_running_var: bool = False,
+) -> Result:
+    """Ioffe & Szegedy, 2015; ghost batches of Hoffer et al., 2017."""
+
+    def standardize(x: Array, mean: Array, var: Array, count: Array) -> Array:
+        return (x - mean) * rstd_of(var, count, epsilon)
+
+    y, mean, var, count = chunks(x, where, axis, ghost_batch_size, unbiased_running_var, standardize)
+    return affine(y, variables, axis), moved(variables, {"mean": mean, "var": var}, count, momentum)
+
+
+def batch_renorm(
+    x: Array,
+    variables: Variables,
+    where: Array | None = None,
+    *,
+    axis: Axes = -1,
+    epsilon: float = 1e-5,
+    ghost_batch_size: int | None = None,
+    momentum: Any = 0.99,
+    unbiased_running_var: bool = False,
+    r_max: float = 3.0,
+    d_max: float = 5.0,
+) -> Result:
+    """Ioffe, 2017: r and d from the statistics before the update, and the average is that of the deviation."""
+    shape = [x.shape[a] if a in axes_of(axis, x.ndim) else 1 for a in range(x.ndim)]
+    running_mean, running_std = (variables[name].reshape(shape) for name in ("mean", "std"))
+
+    def standardize(x: Array, mean: Array, var: Array, count: Array) -> Array:
+        r = np.clip(np.sqrt(var + epsilon) / running_std, 1 / r_max, r_max)
+        d = np.clip((mean - running_mean) / running_std, -d_max, d_max)
+        return (x - mean) * rstd_of(var, count, epsilon) * r + d
+
+    y, mean, var, count = chunks(x, where, axis, ghost_batch_size, unbiased_running_var, standardize)
+    return affine(y, variables, axis), moved(variables, {"mean": mean, "std": np.sqrt(var + epsilon)}, count, momentum)
+
+
+def chunks(
+    x: Array,
+    where: Array | None,
+    features: Axes,
+    size: int | None,
+    unbiased: bool,
+    standardize: Callable[[Array, Array, Array, Array], Array],
+) -> tuple[Array, Array, Array, Array]:
+    """Standardize consecutive chunks of `size` examples; return the outputs and the moments, averaged by count."""
+    counted = np.broadcast_to(True if where is None else where, x.shape)
+    axis = others(features, x.ndim)
+    shape = [x.shape[a] for a in axes_of(features, x.ndim)]
+    outputs, parts = [], []
+    for start in range(0, max(len(x), 1), size or max(len(x), 1)):
+        here = slice(start, None if size is None else start + size)
+        mean, var, count = moments(x[here], axis, counted[here])
+        outputs.append(standardize(x[here], mean, var, count))
+        bessel = np.where(count > 1, count / np.maximum(count - 1, 1), 1) if unbiased else 1
+        parts.append((mean, var * bessel, count))
+    total = sum(count for _, _, count in parts)
+    mean, var = (sum(p[i] * p[2] for p in parts) / np.maximum(total, 1) for i in (0, 1))
+    return np.concatenate(outputs), mean.reshape(shape), var.reshape(shape), np.asarray(total).reshape(shape)
+
+
+def moved(variables: Variables, new: Variables, count: Array, momentum: Any) -> Variables:
+    """Running averages after a batch: `momentum` weighs the old value; nothing counted changes nothing."""
+    step = variables.get("step")
+    decay = momentum(step) if callable(momentum) else step / (step + 1) if momentum is None else momentum
+    after = {k: np.where(count > 0, decay * variables[k] + (1 - decay) * v, variables[k]) for k, v in new.items()}
+    return after if step is None else {**after, "step": step + np.any(count > 0)}
+
+
+NORMS: dict[str, Callable[..., Result]] = {
+    "none": none,
+    "batch": batch,
+    "batch_renorm": batch_renorm,
+    "layer": layer,
+    "rms": rms,
+    "group": group,
+    "instance": instance,
+}
+
+
+def standardize_vjp(
+    x: Array, dy: Array, axis: tuple[int, ...], epsilon: float, where: Array | None = None, center: bool = True
+) -> Array:
+    """Gradient of `(x - mean) / sqrt(var + epsilon)`, pulled back from `dy`, in closed form."""
+    counted = np.broadcast_to(True if where is None else where, x.shape)
+    mean, var, count = moments(x if center else x**2, axis, where)
+    rstd = rstd_of(var if center else mean, count, epsilon)
+    y = np.where(counted, (x - mean if center else x) * rstd, 0)
+    n = np.maximum(count, 1)
+    through_mean = dy.sum(axis, keepdims=True) / n if center else 0
+    through_var = y * (dy * y).sum(axis, keepdims=True) / n
+    return rstd * (dy - np.where(counted, through_mean + through_var, 0))
+
+
+def assert_rounds_to(actual: Any, f: Callable[[Array], Any], x: Any, units: float = 8) -> float:
+    """Assert that `actual` is `f(x)` rounded to its dtype, give or take float32 arithmetic.
+
+    Half an ulp of the output is the final rounding. Float32 arithmetic is allowed to be backward stable: to give the
+    exact result for an input whose elements are off by `units` roundoffs of the largest. That covers a mean that is off
+    by its own last places (which an offset of 1e4 magnifies, in units of the standard deviation), and nothing more: a
+    one-pass variance at that offset is off by 1e8 roundoffs. Four more roundoffs are for scale and bias.
+
+    Args:
+        actual: Array, or tuple or dict of arrays.
+        f: Reference in float64, giving the same structure.
+        x: Input as the norm got it, already rounded to its dtype.
+        units: Backward error allowed.
+
+    Returns:
+        The largest error, as a part of the bound.
+    """
+    x = np.asarray(x, np.float64)
+    finite = np.abs(x[np.isfinite(x)])
+    step = units * UNIT * (finite.max() if finite.size else 0.0)
+    rng = np.random.default_rng(0)
+    expected = leaves(f(x))
+    nearby = [leaves(f(x + step * rng.choice([-1.0, 1.0], x.shape))) for _ in range(3)]
+    worst = 0.0
+    got = leaves(actual)
+    assert got.keys() == expected.keys()
+    for name, value in got.items():
+        want = expected[name]
+        assert value.shape == want.shape, f"{name}: shape {value.shape}, expected {want.shape}"
+        if not value.size:
+            continue
+        info = ml_dtypes.finfo(value.dtype if value.dtype.kind in "fV" else np.float32)
+        slack = max(float(np.abs(near[name] - want).max()) for near in nearby)
+        bound = (float(info.eps) / 2 + 4 * UNIT) * np.abs(want) + slack + float(info.smallest_subnormal) / 2
+        bound += float(ml_dtypes.finfo(np.float32).tiny)
+        error = np.abs(value.astype(np.float64) - want)
+        assert np.all(error <= bound), (
+            f"{name} ({value.dtype}): off by {np.nanmax(error):.3g}, {np.nanmax(error / bound):.3g} of the bound; "
+            f"{np.isnan(error).sum()} NaN"
+        )
+        worst = max(worst, float((error / bound).max()))
+    return worst
+
+
+def leaves(tree: Any, name: str = "y") -> dict[str, Array]:
+    """Flatten tuples and dicts of arrays, by name."""
+    if isinstance(tree, tuple):
+        return {k: v for i, part in enumerate(tree) for k, v in leaves(part, name if i == 0 else f"{name}[{i}]").items()}
+    if isinstance(tree, dict):
+        return {f"{name}.{key}": np.asarray(value) for key, value in tree.items()}
+    return {name: np.asarray(tree)}
