@@ -2,9 +2,9 @@
 
     normlab run batch_size
 
-Statistics that cross examples are noisier in smaller batches, and so is the gradient; here both shrink together, as they
-do for someone whose accelerator holds only a few examples. Every norm gets its own learning rate at every batch size, from
-one grid, on validation data and seeds that the reported errors never use.
+Statistics that cross examples are noisier in smaller batches, and so is the gradient; here both shrink together, as
+they do for someone whose accelerator holds only a few examples. Every norm gets its own learning rate at every batch
+size, from one grid, on validation data and seeds that the reported errors never use.
 """
 
 from collections.abc import Mapping
@@ -94,7 +94,8 @@ comparison = Comparison(
             tuning_seeds=1,
             seeds=5,
             leaves_out=(
-                "Quick tunes over 5 learning rates with 1 seed each and evaluates with 5 seeds; standard takes 7, 2 and 10."
+                "Quick tunes over 5 learning rates with 1 seed each and evaluates with 5 seeds; "
+                "standard takes 7, 2 and 10."
             ),
         ),
         "standard": Tier(
@@ -107,15 +108,16 @@ comparison = Comparison(
         "paper": Tier(epochs=20, learning_rates=_HALF_DECADES, tuning_seeds=2, seeds=20),
     },
     fixed=(
-        "Data: scikit-learn's 1,797 digits of 8 x 8 pixels; each seed has its own split into 1,024 for training, 256 for "
-        "validation and 517 for the test. Split, initial weights and order of examples are the same for every norm.",
-        "Training: softmax cross entropy, SGD with momentum 0.9, cosine decay from the tuned learning rate to zero, the "
-        "same number of epochs at every batch size, so fewer updates in larger batches; no weight decay, no augmentation.",
-        "The batch of the optimizer is the batch of the statistics: the noise of gradient and statistics change together.",
+        "Data: scikit-learn's 1,797 digits of 8 x 8 pixels; each seed has its own split into 1,024 for training, 256 "
+        "for validation and 517 for the test. Split, initial weights and order are the same for every norm.",
+        "Training: softmax cross entropy, SGD with momentum 0.9, cosine decay from the tuned learning rate to zero; the "
+        "number of epochs is the same at every batch size, so larger batches make fewer updates; no weight decay, no "
+        "augmentation.",
+        "The batch of the optimizer is the batch of the statistics: noise of gradient and statistics change together.",
         "Batch norm and batch renorm: running statistics with a time constant of one epoch of examples (momentum = 1 - "
         "batch size / 1,024), used at evaluation.",
-        "Batch renorm: r_max from 1 to 3 and d_max from 0 to 5 between 10 % and 35 % of the updates; running statistics "
-        "start from the first batch.",
+        "Batch renorm: r_max from 1 to 3 and d_max from 0 to 5 between 10 % and 35 % of the updates; running "
+        "statistics start from the first batch.",
         "Group norm: 10 groups of 10 features in the MLP; 4 groups in the conv net, of 4 channels or more.",
     ),
 )

@@ -1,8 +1,8 @@
 """How fast are the norms, beside Flax's?
 
-Forward, and forward plus backward (gradients of input, scale and bias), each norm against its Flax peer, side by side in one
-process: contenders take turns in shuffled rounds, medians are quoted, and all times are also given in units of the time of
-copying the input, measured in the same rounds. Compile time is not included.
+Forward, and forward plus backward (gradients of input, scale and bias), each norm against its Flax peer, side by side
+in one process: contenders take turns in shuffled rounds, medians are quoted, and all times are also given in units of
+the time of copying the input, measured in the same rounds. Compile time is not included.
 
     python benchmarks/speed.py                                        # all norms, all shapes
     python benchmarks/speed.py --norms layer,batch --rounds 50
@@ -127,7 +127,9 @@ def build(module: nn.Module, x: jax.Array, dy: jax.Array, what: str) -> tuple[Ca
     return jax.jit(both).lower(params, x, dy).compile(), (params, x, dy)
 
 
-def interleave(contenders: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]], rounds: int) -> dict[str, list[float]]:
+def interleave(
+    contenders: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]], rounds: int
+) -> dict[str, list[float]]:
     """Seconds of each call: all contenders once per round, in shuffled order, after two rounds of warm-up."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     order = list(contenders)
@@ -182,12 +184,12 @@ def write(output: Path, rows: Sequence[Row]) -> None:
     with output.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, [f.name for f in dataclasses.fields(Row)])
         writer.writeheader()
-        writer.writerows(
-            {**dataclasses.asdict(row), "shape": "x".join(map(str, row.shape))} for row in rows
-        )
+        writer.writerows({**dataclasses.asdict(row), "shape": "x".join(map(str, row.shape))} for row in rows)
     table = "\n".join([header(), *map(line, rows)])
     command = "python " + " ".join(sys.argv)
-    output.with_suffix(".md").write_text(f"# Speed beside Flax\n\n`{command}`\n\n```\n{table}\n```\n\n{summary(rows)}\n")
+    output.with_suffix(".md").write_text(
+        f"# Speed beside Flax\n\n`{command}`\n\n```\n{table}\n```\n\n{summary(rows)}\n"
+    )
     print(f"wrote {output.with_suffix('.csv')} and {output.with_suffix('.md')}")
 
 

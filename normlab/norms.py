@@ -136,7 +136,9 @@ def register(entry: Entry) -> Entry:
         >>> unregister("tanh")
     """
     if not entry.name.isidentifier():
-        raise ValueError(f"Expected a norm's name to be an identifier, got {entry.name!r}. Use letters, digits and '_'.")
+        raise ValueError(
+            f"Expected a norm's name to be an identifier, got {entry.name!r}. Use letters, digits and '_'."
+        )
     if entry.name in _ENTRIES:
         raise ValueError(f"Expected a new norm name, got {entry.name!r}, which is registered. Choose another.")
     _ENTRIES[entry.name] = entry

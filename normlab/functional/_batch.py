@@ -86,8 +86,8 @@ def batch_norm(
 
     Statistics: over `axis` (and `axis_name`), per feature, in float32 or wider.
 
-    Ghost batches (Hoffer et al., 2017): with `ghost_batch_size=g` consecutive chunks of `g` examples are normalized each
-    by its own statistics. A remainder is a smaller chunk with its own statistics. The moments returned are the averages
+    Ghost batches (Hoffer et al., 2017): with `ghost_batch_size=g` consecutive chunks of `g` examples are each normalized
+    by their own statistics. A remainder is a smaller chunk with its own statistics. The moments returned are the averages
     of the chunks' moments, weighted by their counts: what batch norm trained on batches of `g` would have tracked, so
     that the variance is the one within a chunk and leaves out the spread between chunks.
 
@@ -183,7 +183,10 @@ def batch_renorm(
     _check_limit("d_max", d_max, 0)
     batch = _Batch.of(x, axis, epsilon, where, axis_name, axis_index_groups, ghost_batch_size, use_fast_variance)
     features = batch.features
-    mean, std = (_required(expand(f"running.{n}", a, x.shape, features)) for n, a in (("mean", running.mean), ("spread", running.spread)))
+    mean, std = (
+        _required(expand(f"running.{n}", a, x.shape, features))
+        for n, a in (("mean", running.mean), ("spread", running.spread))
+    )
 
     def correct(m: Moments, scale: Array | None, bias: Array | None) -> tuple[Array, Array]:
         std_batch = jnp.sqrt(m.var + epsilon)
@@ -343,14 +346,20 @@ class _Batch(NamedTuple):
         else:
             y, m = self._ghosts(wide, scale, bias, correct)
             count = m.count.sum(0)
-            parts = ((m.count * part).sum(0) / jnp.maximum(count, 1) for part in (_required(m.mean), m.var, unbiased(m)))
+            parts = (
+                (m.count * part).sum(0) / jnp.maximum(count, 1) for part in (_required(m.mean), m.var, unbiased(m))
+            )
         shape = [x.shape[a] for a in self.features]
         mean, var, unbiased_var = (lax.stop_gradient(part.reshape(shape)) for part in parts)
-        count = jnp.broadcast_to(count, var.shape).reshape(shape) if isinstance(count, Array) else count
+        count = count.reshape(shape) if isinstance(count, Array) else count
         return y.astype(x.dtype), BatchMoments(mean, var, unbiased_var, count)
 
     def _chunk(
-        self, x: Array, scale: Array | None, bias: Array | None, correct: Callable[..., tuple[Array, Array]] | None,
+        self,
+        x: Array,
+        scale: Array | None,
+        bias: Array | None,
+        correct: Callable[..., tuple[Array, Array]] | None,
         where: Array | None,
     ) -> tuple[Array, Moments]:
         check_more_than_one(x.shape, self.over)
@@ -399,8 +408,8 @@ def _check_ghost(ghost: int, x: Array, over: Over) -> None:
         raise ValueError(f"Expected `ghost_batch_size` to be a positive whole number or None, got {ghost!r}.")
     if over.axis_name is not None:
         raise ValueError(
-            f"Expected `ghost_batch_size` or `axis_name`, got both ({ghost}, {over.axis_name!r}): one splits the batch of "
-            "a device, the other joins those of many. Leave one out."
+            f"Expected `ghost_batch_size` or `axis_name`, got both ({ghost}, {over.axis_name!r}): one splits the batch "
+            "of a device, the other joins those of many. Leave one out."
         )
     if 0 not in over.axis:
         raise ValueError(f"Expected the first axis among the reduced ones with `ghost_batch_size`, got {over.axis}.")

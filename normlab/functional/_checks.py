@@ -95,7 +95,8 @@ def check_float32_reductions(force: bool) -> None:
     """Raise a `ValueError` if `force` is False: statistics are always in float32 or wider."""
     if not force:
         raise ValueError(
-            "Expected `force_float32_reductions=True`, got False: statistics are always in float32 or wider. Leave it out."
+            "Expected `force_float32_reductions=True`, got False: statistics are always in float32 or wider. "
+            "Leave it out."
         )
 
 

@@ -17,11 +17,11 @@ from normlab.functional._batch import (
     update_batch_norm,
     update_batch_renorm,
 )
-from normlab.functional._checks import Axes, AxisName, check_flag
+from normlab.functional._checks import AxisName, check_flag
 from normlab.functional._statistics import Momentum
 
 Statistics = Literal["auto", "batch", "running"]
-"""What normalizes: `auto` is the batch in training and the running statistics at evaluation; the others hold for both."""
+"""What normalizes: `auto`, the batch in training and running statistics at evaluation; or one of the two in both."""
 
 
 class Renorm(NamedTuple):

@@ -1,8 +1,8 @@
 """Standardize, then scale, then shift: the one step all norms share, and its derivative.
 
-The only place where an implementation is chosen. XLA compiles the derivative of a two-pass norm, taken mechanically, into
-two to four times the passes it needs. The rule here states it in closed form, with every sum that scale and bias need in
-the shape in which the statistics need it too, so that reverse mode reads its inputs as often as the formula does.
+The only place where an implementation is chosen. XLA compiles the derivative of a two-pass norm, taken mechanically,
+into two to four times the passes it needs. The rule here states it in closed form, with every sum that scale and bias
+need in the shape in which the statistics need it too, so that reverse mode reads its inputs as often as the formula.
 """
 
 import functools
@@ -51,12 +51,12 @@ def standardize(
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _standardize(over, x, mean, rstd, scale, bias, count, where):  # noqa: ANN001, ANN202
+def _standardize(over, x, mean, rstd, scale, bias, count, where):
     return affine(x if mean is None else x - mean, rstd, scale, bias)
 
 
 @_standardize.defjvp
-def _standardize_jvp(over: Over, primals, tangents):  # noqa: ANN001, ANN202
+def _standardize_jvp(over: Over, primals, tangents):
     """The tangent is `centered * slope + dx * rstd * scale + shift`.
 
     The tangents of `mean` and `rstd` are left out: they follow from `dx`, as
@@ -89,8 +89,8 @@ def _standardize_jvp(over: Over, primals, tangents):  # noqa: ANN001, ANN202
 def _product(over: Over, statistic: Array, factor: Array | None) -> Array:
     """Multiply a statistic by scale.
 
-    Where the product is as large as `x`, it is a dot product of no contracted axes: its transpose is then a dot product,
-    which needs no broadcast copy of its operands on CPU, and is turned into a fused reduction on GPU.
+    Where the product is as large as `x`, it is a dot product of no contracted axes: its transpose is then a dot
+    product, which on CPU needs no broadcast copy of its operands, and which XLA reduces to a fused sum elsewhere.
     """
     if factor is None:
         return statistic

@@ -102,9 +102,9 @@ def check_more_than_one(shape: Sequence[int], over: Over) -> None:
     """Raise a `StatisticsError` where batch statistics would be over a single element."""
     if elements(shape, over) == 1:
         raise StatisticsError(
-            f"Expected batch statistics over more than one element, got one: `x` of shape {tuple(shape)} is reduced over "
-            f"axes {over.axis}. Use a larger batch, `axis_name` for statistics across devices, running statistics, or a "
-            "norm that needs no batch (layer, RMS, group)."
+            f"Expected batch statistics over more than one element, got one: `x` of shape {tuple(shape)} is reduced "
+            f"over axes {over.axis}. Use a larger batch, `axis_name` for statistics across devices, running statistics, "
+            "or a norm that needs no batch (layer, RMS, group)."
         )
 
 
@@ -134,7 +134,8 @@ def running_average(old: Array, new: Array, momentum: Momentum, step: Array | No
         decay = step / (step + 1)
     else:
         decay = momentum(_needed(step)) if callable(momentum) else momentum
-    decay = jnp.asarray(decay, old.dtype)
+    if not isinstance(decay, int | float):  # a number is subtracted from 1 before it is rounded
+        decay = jnp.asarray(decay, old.dtype)
     moved = decay * old + (1 - decay) * new.astype(old.dtype)
     if isinstance(count, Array) or count == 0:
         moved = jnp.where(jnp.asarray(count) > 0, moved, old)
@@ -179,12 +180,12 @@ def _pool(x: Array, over: Over) -> Array:
     """Add up neighbours on the last axis, and give each of them the sum."""
     if over.pool == 1:
         return x
-    groups = x.reshape(*x.shape[:-1], -1, over.pool)
+    groups = x.reshape(*x.shape[:-1], x.shape[-1] // over.pool, over.pool)
     return jnp.broadcast_to(groups.sum(-1, keepdims=True), groups.shape).reshape(x.shape)
 
 
 def _merge(count: Array | float, mean: Array, square: Array, over: Over) -> tuple[Array | float, Array, Array]:
-    """Merge the counts, means and sums of squared deviations of all devices, by one collective and without cancellation."""
+    """Merge counts, means and sums of squared deviations of all devices, by one collective, without cancellation."""
     if isinstance(count, Array):
         counts, means_, squares = _gather(jnp.stack([count, mean, square]), over).swapaxes(0, 1)
     else:
@@ -220,7 +221,7 @@ def _psum(x: Array, over: Over) -> Array:
 
 
 def vary(x: Array, axis_name: AxisName) -> Array:
-    """Mark `x` as varying over `axis_name` where `jax.shard_map` tracks that, so that its gradient is one collective."""
+    """Mark `x` as varying over `axis_name` where `jax.shard_map` tracks that: its gradient is then one collective."""
     names = (axis_name,) if isinstance(axis_name, str) else axis_name
     tracked = getattr(jax.typeof(lax.axis_index(axis_name)), "vma", frozenset())
     missing = tuple(n for n in names if n in tracked and n not in jax.typeof(x).vma)
@@ -247,8 +248,9 @@ def axis_size(axis_name: AxisName) -> int:
         return lax.axis_size(axis_name)
     except NameError as error:
         raise ValueError(
-            f"Expected `axis_name` {axis_name!r} to be an axis of an enclosing `jax.shard_map`, `jax.pmap` or `jax.vmap`, "
-            "but it is not bound here. On a single device, and under `jit` with a sharded batch, leave `axis_name=None`."
+            f"Expected `axis_name` {axis_name!r} to be an axis of an enclosing `jax.shard_map`, `jax.pmap` or "
+            "`jax.vmap`, but it is not bound here. On a single device, and under `jit` with a sharded batch, leave "
+            "`axis_name=None`."
         ) from error
 
 
@@ -269,6 +271,8 @@ def over(
             groups = tuple(tuple(group) for group in axis_index_groups)
             _static_groups(groups)
     elif axis_index_groups is not None:
-        raise ValueError("Expected `axis_name` beside `axis_index_groups`, got None. Name the axis the groups belong to.")
+        raise ValueError(
+            "Expected `axis_name` beside `axis_index_groups`, got None. Name the axis the groups belong to."
+        )
     inner = tuple(a for a in axis if a not in affine)
     return Over(axis, inner if affine else (), axis_name, groups, pool, center)

@@ -117,7 +117,7 @@ class BatchNorm(nn.Module):
             evaluating = True  # a single example is enough to make parameters
         y, running = batch_layer(
             x,
-            F.RunningStatistics(*(state[name].value if name in state else None for name in names)),
+            F.RunningStatistics(*(variable.value for variable in state.values())),
             affine.get("scale"),
             affine.get("bias"),
             use_running_average=evaluating,

@@ -116,7 +116,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         """Normalize `x`; `mask` is True where an element counts, broadcastable to `x`."""
-        axes = {"axis": self.reduction_axes, "feature_axes": self.feature_axes}
+        axes: dict[str, Any] = {"axis": self.reduction_axes, "feature_axes": self.feature_axes}
         return _normalize(self, F.rms_norm, x, self.feature_axes, where=mask, **axes)
 
 

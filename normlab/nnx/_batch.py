@@ -20,14 +20,14 @@ from normlab.functional._layer import (
     needs_step,
 )
 from normlab.functional._statistics import Momentum
-from normlab.nnx._example import NO_METADATA, Affine, Initializer, Metadata
+from normlab.nnx._example import NO_METADATA, Affine, Initializer, Metadata, ones, zeros
 
 
 class BatchNorm(Affine):
     """Batch norm; see `normlab.functional.batch_norm`.
 
-    Flax's arguments, then our own; `use_fast_variance` is off by default, statistics are in float32 or wider, and running
-    statistics stay float32 at evaluation.
+    Flax's arguments, then our own; `use_fast_variance` is off by default, statistics are in float32 or wider, and
+    running statistics stay float32 at evaluation.
 
     Attributes:
         mean: Running mean, an `nnx.BatchStat`, float32.
@@ -47,8 +47,8 @@ class BatchNorm(Affine):
         param_dtype: Any = jnp.float32,
         use_bias: bool = True,
         use_scale: bool = True,
-        bias_init: Initializer = nnx.initializers.zeros_init(),
-        scale_init: Initializer = nnx.initializers.ones_init(),
+        bias_init: Initializer = zeros,
+        scale_init: Initializer = ones,
         axis_name: AxisName | None = None,
         axis_index_groups: Sequence[Sequence[int]] | None = None,
         use_fast_variance: bool = False,
@@ -102,9 +102,12 @@ class BatchNorm(Affine):
         self.use_running_average = use_running_average
         self.axis, self.epsilon, self.momentum = axis, epsilon, momentum
         self.axis_name = axis_name
-        self.axis_index_groups = axis_index_groups if axis_index_groups is None else tuple(map(tuple, axis_index_groups))
+        self.axis_index_groups = (
+            axis_index_groups if axis_index_groups is None else tuple(map(tuple, axis_index_groups))
+        )
         self.use_fast_variance, self.unbiased_running_var = use_fast_variance, unbiased_running_var
-        self.ghost_batch_size, self.statistics, self.frozen = ghost_batch_size, statistics, frozen
+        self.ghost_batch_size, self.frozen = ghost_batch_size, frozen
+        self.statistics: Statistics = statistics
         for name, value in zip(self._state_names(), self._initial(), strict=True):
             setattr(self, name, nnx.data(None if value is None else nnx.BatchStat(value)))
 
@@ -122,10 +125,10 @@ class BatchNorm(Affine):
         attribute = self.use_running_average if use_running_average is None else None
         evaluating = choose_mode(attribute, use_running_average)
         x, affine, dtype = self._promoted(x)
-        variables = [getattr(self, name) for name in self._state_names()]
+        variables = [v for v in (getattr(self, name) for name in self._state_names()) if v is not None]
         y, running = batch_layer(
             x,
-            F.RunningStatistics(*(None if v is None else v[...] for v in variables)),
+            F.RunningStatistics(*(v[...] for v in variables)),
             affine.get("scale"),
             affine.get("bias"),
             use_running_average=evaluating,
@@ -143,9 +146,8 @@ class BatchNorm(Affine):
             renorm=self._renorm(),
         )
         if not (evaluating or self.frozen):
-            for variable, value in zip(variables, running, strict=True):
-                if variable is not None:
-                    variable[...] = value
+            for variable, value in zip(variables, running, strict=False):
+                variable[...] = value
         return y.astype(dtype)
 
     def set_view(self, use_running_average: bool | None = None, **kwargs: Any) -> dict[str, Any]:

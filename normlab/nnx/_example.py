@@ -21,6 +21,7 @@ from normlab.functional._checks import (
 Initializer = Callable[..., Any]
 Groups = Sequence[Sequence[int]]
 Metadata = Mapping[str, Any]
+zeros, ones = nnx.initializers.zeros_init(), nnx.initializers.ones_init()
 NO_METADATA: Metadata = MappingProxyType({})
 
 
@@ -50,10 +51,14 @@ class Affine(nnx.Module):
             raise ValueError(f"Expected `num_features` to be positive, got {num_features!r}.")
         self.dtype, self.param_dtype = dtype, param_dtype
         self.scale = nnx.data(
-            None if scale_init is None else nnx.Param(scale_init(rngs.params(), self.feature_shape, param_dtype), **scale_metadata)
+            None
+            if scale_init is None
+            else nnx.Param(scale_init(rngs.params(), self.feature_shape, param_dtype), **scale_metadata)
         )
         self.bias = nnx.data(
-            None if bias_init is None else nnx.Param(bias_init(rngs.params(), self.feature_shape, param_dtype), **bias_metadata)
+            None
+            if bias_init is None
+            else nnx.Param(bias_init(rngs.params(), self.feature_shape, param_dtype), **bias_metadata)
         )
 
     def _promoted(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array], Any]:
@@ -74,7 +79,9 @@ class _ExampleNorm(Affine):
         check_epsilon(epsilon)
         self.epsilon = epsilon
         self.axis_name = axis_name
-        self.axis_index_groups = axis_index_groups if axis_index_groups is None else tuple(map(tuple, axis_index_groups))
+        self.axis_index_groups = (
+            axis_index_groups if axis_index_groups is None else tuple(map(tuple, axis_index_groups))
+        )
         self.use_fast_variance = use_fast_variance
 
     def _normalize(
@@ -119,8 +126,8 @@ class LayerNorm(_ExampleNorm):
         param_dtype: Any = jnp.float32,
         use_bias: bool = True,
         use_scale: bool = True,
-        bias_init: Initializer = nnx.initializers.zeros_init(),
-        scale_init: Initializer = nnx.initializers.ones_init(),
+        bias_init: Initializer = zeros,
+        scale_init: Initializer = ones,
         reduction_axes: Axes = -1,
         feature_axes: Axes = -1,
         axis_name: AxisName | None = None,
@@ -183,7 +190,7 @@ class RMSNorm(_ExampleNorm):
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         use_scale: bool = True,
-        scale_init: Initializer = nnx.initializers.ones_init(),
+        scale_init: Initializer = ones,
         reduction_axes: Axes = -1,
         feature_axes: Axes = -1,
         axis_name: AxisName | None = None,
@@ -230,8 +237,8 @@ class RMSNorm(_ExampleNorm):
 class GroupNorm(_ExampleNorm):
     """Group norm; see `normlab.functional.group_norm`.
 
-    Flax's arguments and parameters; `group_size` alone is enough, masks broadcast, `use_fast_variance` is off by default,
-    and statistics are in float32 or wider.
+    Flax's arguments and parameters; `group_size` alone is enough, masks broadcast, `use_fast_variance` is off by
+    default, and statistics are in float32 or wider.
     """
 
     def __init__(
@@ -245,8 +252,8 @@ class GroupNorm(_ExampleNorm):
         param_dtype: Any = jnp.float32,
         use_bias: bool = True,
         use_scale: bool = True,
-        bias_init: Initializer = nnx.initializers.zeros_init(),
-        scale_init: Initializer = nnx.initializers.ones_init(),
+        bias_init: Initializer = zeros,
+        scale_init: Initializer = ones,
         reduction_axes: Axes | None = None,
         axis_name: AxisName | None = None,
         axis_index_groups: Groups | None = None,
@@ -312,8 +319,8 @@ class InstanceNorm(_ExampleNorm):
         param_dtype: Any = jnp.float32,
         use_bias: bool = True,
         use_scale: bool = True,
-        bias_init: Initializer = nnx.initializers.zeros_init(),
-        scale_init: Initializer = nnx.initializers.ones_init(),
+        bias_init: Initializer = zeros,
+        scale_init: Initializer = ones,
         feature_axes: Axes = -1,
         axis_name: AxisName | None = None,
         axis_index_groups: Groups | None = None,

@@ -6,16 +6,15 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from normlab.study.config import Comparison, Settings, Value
+from normlab.study.config import Comparison, Settings
 from normlab.study.errors import BadInput, nearest, one_line
 from normlab.study.plan import TUNING_SEEDS_FROM
 
 DEFAULT_TIER = "quick"
 
 T = TypeVar("T")
-V = TypeVar("V", int, float, str)
 
 
 class Parser(argparse.ArgumentParser):
@@ -90,7 +89,7 @@ def settings_of(arguments: argparse.Namespace, comparison: Comparison) -> Settin
         comparison=comparison.name,
         source=_stable(arguments.source),
         tier=arguments.tier,
-        problems=_listed("--problems", arguments.problems, str) or tuple(p.name for p in comparison.problems),
+        problems=_problems(arguments.problems, [problem.name for problem in comparison.problems]),
         norms=_norms(arguments.norms or comparison.norms),
         values=_listed(factor.flag, arguments.values, _positive(factor.flag, kind)) or tier.values or factor.values,
         learning_rates=_listed("--learning-rates", arguments.learning_rates, _positive("--learning-rates", float))
@@ -99,9 +98,6 @@ def settings_of(arguments: argparse.Namespace, comparison: Comparison) -> Settin
         tuning_seeds=tier.tuning_seeds,
         seeds=_number("--seeds", arguments.seeds, tier.seeds),
     )
-    for name in settings.problems:
-        if name not in (names := [problem.name for problem in comparison.problems]):
-            raise BadInput(f"Unknown problem `{name}`. {nearest(name, names)}")
     if settings.seeds > TUNING_SEEDS_FROM:
         raise BadInput(f"Expected `--seeds` to be at most {TUNING_SEEDS_FROM} (the others tune), got {settings.seeds}.")
     return settings
@@ -121,6 +117,14 @@ def output_of(arguments: argparse.Namespace, settings: Settings) -> Path:
 def _stable(source: str) -> str:
     """A source that means the same from another folder."""
     return str(Path(source).resolve()) if source.endswith(".py") or os.sep in source else source
+
+
+def _problems(given: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+    names = _listed("--problems", given, str) or tuple(known)
+    for name in names:
+        if name not in known:
+            raise BadInput(f"Unknown problem `{name}`. {nearest(name, known)}")
+    return names
 
 
 def _norms(given: Iterable[str]) -> tuple[str, ...]:
@@ -148,8 +152,8 @@ def _unique(flag: str, items: Sequence[T]) -> tuple[T, ...]:
     return tuple(items)
 
 
-def _positive(flag: str, kind: Callable[[str], V]) -> Callable[[str], V]:
-    def convert(text: str) -> V:
+def _positive(flag: str, kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:

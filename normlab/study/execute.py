@@ -1,7 +1,8 @@
 """Making records of runs: in single-thread worker processes on CPU, or stacked by `vmap` in this process elsewhere.
 
 Whoever asks for records says what is pending each time a cell comes back, so a cell's evaluation follows its tuning
-without a plan made ahead, and a comparison that was stopped goes on from its records. A run that fails becomes a record.
+without a plan made ahead, and a comparison that was stopped goes on from its records. A run that fails becomes a
+record.
 """
 
 import math

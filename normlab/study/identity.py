@@ -66,13 +66,13 @@ def _sources() -> list[Path]:
 
 def _platform() -> dict[str, Any]:
     import jax
+    import jax.numpy as jnp
 
     device = jax.devices()[0]
     return {
         "backend": device.platform,
         "device": device.device_kind,
         "machine": platform.machine(),
-        "x64": bool(jax.config.jax_enable_x64),
-        "matmul_precision": jax.config.jax_default_matmul_precision,
+        "x64": jnp.zeros(()).dtype == jnp.float64,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }

@@ -1,8 +1,8 @@
 """Which runs a comparison needs, derived from what has been recorded: pure, and therefore resumable.
 
 A cell is tuned first (every learning rate x every tuning seed), then evaluated at the chosen learning rate with seeds
-that tuning never saw. A cell that cannot be run at all (a norm over spatial axes where there are none) has the records of
-its tuning runs, with status `invalid`, and is never evaluated, because there is no learning rate to evaluate it at.
+that tuning never saw. A cell that cannot be run at all (a norm over spatial axes where there are none) has the records
+of its tuning runs, with status `invalid`, and is never evaluated: there is no learning rate to evaluate it at.
 """
 
 import json
