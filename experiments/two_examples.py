@@ -41,8 +41,8 @@ def main() -> None:
         print(f"{n:>4}" + "".join(f"{value:>24.3f}" for value in row.values()))
     two, eight = rows[2], rows[8]
     print(
-        f"\nWith two examples {two['at +-1']:.0%} of the values are 1 or -1: a feature of a fully connected layer keeps "
-        f"its order and nothing else, {two['gap']:.2f} standard deviations from what inference sees.\nWith eight, the "
+        f"\nWith two examples {two['at +-1']:.0%} of the values are 1 or -1: a feature of a dense layer keeps its "
+        f"order and nothing else, {two['gap']:.2f} standard deviations from what inference sees.\nWith eight, the "
         f"correlation with the input is {eight['kept']:.2f} and the gap {eight['gap']:.2f}. Convolutions average over "
         "positions too, so that their n is larger than the batch."
     )

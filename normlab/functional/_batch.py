@@ -1,6 +1,7 @@
 """Norms whose statistics cross the batch: batch norm and batch renorm, whole or in ghost batches."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -37,7 +38,9 @@ Schedule = float | Callable[[Array], Array | float]
 """A number, or a function of the step."""
 
 
-class BatchMoments(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class BatchMoments:
     """What a batch adds to the running statistics; constants to autodiff.
 
     Attributes:
@@ -86,10 +89,10 @@ def batch_norm(
 
     Statistics: over `axis` (and `axis_name`), per feature, in float32 or wider.
 
-    Ghost batches (Hoffer et al., 2017): with `ghost_batch_size=g` consecutive chunks of `g` examples are each normalized
-    by their own statistics. A remainder is a smaller chunk with its own statistics. The moments returned are the averages
-    of the chunks' moments, weighted by their counts: what batch norm trained on batches of `g` would have tracked, so
-    that the variance is the one within a chunk and leaves out the spread between chunks.
+    Ghost batches (Hoffer et al., 2017): with `ghost_batch_size=g` consecutive chunks of `g` examples are each
+    normalized by their own statistics. A remainder is a smaller chunk with its own statistics. The moments returned are
+    the averages of the chunks' moments, weighted by their counts: what batch norm trained on batches of `g` would have
+    tracked, so that the variance is the one within a chunk and leaves out the spread between chunks.
 
     Args:
         x: Activations, `[batch, ..., features]`.
@@ -345,7 +348,7 @@ class _Batch(NamedTuple):
             parts, count = (_required(m.mean), m.var, unbiased(m)), m.count
         else:
             y, m = self._ghosts(wide, scale, bias, correct)
-            count = m.count.sum(0)
+            count = jnp.asarray(m.count).sum(0)
             parts = (
                 (m.count * part).sum(0) / jnp.maximum(count, 1) for part in (_required(m.mean), m.var, unbiased(m))
             )
@@ -379,13 +382,16 @@ class _Batch(NamedTuple):
 
         def chunk(x: Array, where: Array | None) -> tuple[Array, Moments]:
             y, m = self._chunk(x, scale, bias, correct, where)
-            return y, m._replace(count=jnp.broadcast_to(jnp.asarray(m.count, x.dtype), m.var.shape))
+            return y, replace(m, count=jnp.broadcast_to(jnp.asarray(m.count, x.dtype), m.var.shape))
 
-        y, m = jax.vmap(chunk)(*(a if a is None else a[:full].reshape(-1, size, *a.shape[1:]) for a in (x, where)))
+        def full_chunks(a: Array) -> Array:
+            return a[:full].reshape(-1, size, *a.shape[1:])
+
+        y, m = jax.vmap(chunk)(full_chunks(x), where if where is None else full_chunks(where))
         y = y.reshape(full, *x.shape[1:])
         if full == x.shape[0]:
             return y, m
-        rest, last = chunk(*(a if a is None else a[full:] for a in (x, where)))
+        rest, last = chunk(x[full:], where if where is None else where[full:])
         return jnp.concatenate([y, rest]), jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), m, last)
 
 

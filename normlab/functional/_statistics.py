@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,9 @@ Momentum = float | Callable[[Array], Array | float] | None
 """Weight of the OLD value; a function of the step; or `None` for the plain average of all batches so far."""
 
 
-class Moments(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Moments:
     """Mean, biased variance, and the number of elements behind each.
 
     Attributes:
@@ -103,8 +106,8 @@ def check_more_than_one(shape: Sequence[int], over: Over) -> None:
     if elements(shape, over) == 1:
         raise StatisticsError(
             f"Expected batch statistics over more than one element, got one: `x` of shape {tuple(shape)} is reduced "
-            f"over axes {over.axis}. Use a larger batch, `axis_name` for statistics across devices, running statistics, "
-            "or a norm that needs no batch (layer, RMS, group)."
+            f"over axes {over.axis}. Use a larger batch, `axis_name` for statistics across devices, running "
+            "statistics, or a norm that needs no batch (layer, RMS, group)."
         )
 
 
