@@ -93,9 +93,10 @@ comparison = Comparison(
             learning_rates=_HALF_DECADES[1:-1],
             tuning_seeds=1,
             seeds=5,
+            values=(2, 4, 32, 128),
             leaves_out=(
-                "Quick tunes over 5 learning rates with 1 seed each and evaluates with 5 seeds; "
-                "standard takes 7, 2 and 10."
+                "Quick leaves out batch size 8, tunes over 5 learning rates with 1 seed each and evaluates with 5 "
+                "seeds; standard takes all batch sizes, 7 learning rates with 2 seeds each, and 10 seeds."
             ),
         ),
         "standard": Tier(
@@ -110,9 +111,9 @@ comparison = Comparison(
     fixed=(
         "Data: scikit-learn's 1,797 digits of 8 x 8 pixels; each seed has its own split into 1,024 for training, 256 "
         "for validation and 517 for the test. Split, initial weights and order are the same for every norm.",
-        "Training: softmax cross entropy, SGD with momentum 0.9, cosine decay from the tuned learning rate to zero; the "
-        "number of epochs is the same at every batch size, so larger batches make fewer updates; no weight decay, no "
-        "augmentation.",
+        "Training: softmax cross entropy, SGD with momentum 0.9, cosine decay from the tuned learning rate to zero; "
+        "the number of epochs is the same at every batch size, so larger batches make fewer updates; no weight decay, "
+        "no augmentation.",
         "The batch of the optimizer is the batch of the statistics: noise of gradient and statistics change together.",
         "Batch norm and batch renorm: running statistics with a time constant of one epoch of examples (momentum = 1 - "
         "batch size / 1,024), used at evaluation.",

@@ -186,17 +186,19 @@ def batch_renorm(
     _check_limit("d_max", d_max, 0)
     batch = _Batch.of(x, axis, epsilon, where, axis_name, axis_index_groups, ghost_batch_size, use_fast_variance)
     features = batch.features
+    dtype = float32_or_wider(x).dtype
     mean, std = (
-        _required(expand(f"running.{n}", a, x.shape, features))
+        _required(expand(f"running.{n}", a, x.shape, features)).astype(dtype)
         for n, a in (("mean", running.mean), ("spread", running.spread))
     )
+    r_most, d_most = (jnp.asarray(limit, dtype) for limit in (r_max, d_max))
 
     def correct(m: Moments, scale: Array | None, bias: Array | None) -> tuple[Array, Array]:
         std_batch = jnp.sqrt(m.var + epsilon)
-        r = lax.stop_gradient(jnp.clip(std_batch / std, 1 / jnp.asarray(r_max, std.dtype), r_max))
-        d = lax.stop_gradient(jnp.clip((_required(m.mean) - mean) / std, -jnp.asarray(d_max, std.dtype), d_max))
-        scale = jnp.ones_like(std) if scale is None else float32_or_wider(scale)
-        return r * scale, d * scale if bias is None else d * scale + float32_or_wider(bias)
+        r = lax.stop_gradient(jnp.clip(std_batch / std, 1 / r_most, r_most))
+        d = lax.stop_gradient(jnp.clip((_required(m.mean) - mean) / std, -d_most, d_most))
+        scale = jnp.ones_like(std) if scale is None else scale.astype(dtype)
+        return r * scale, d * scale if bias is None else d * scale + bias.astype(dtype)
 
     return batch.normalize(x, scale, bias, correct)
 
@@ -241,9 +243,10 @@ def normalize(
     features = _features(x, axis)
     named = {"mean": mean, "var": var, "scale": scale, "bias": bias}
     expanded = (expand(name, a, x.shape, features) for name, a in named.items())
-    mean_, var_, scale, bias = (a if a is None else float32_or_wider(a) for a in expanded)
+    wide = float32_or_wider(x)
+    mean_, var_, scale, bias = (a if a is None else a.astype(wide.dtype) for a in expanded)
     rstd = lax.rsqrt(_required(var_) + epsilon)
-    return affine(float32_or_wider(x) - _required(mean_), rstd, scale, bias).astype(x.dtype)
+    return affine(wide - _required(mean_), rstd, scale, bias).astype(x.dtype)
 
 
 def update_batch_norm(

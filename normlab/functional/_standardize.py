@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from normlab.functional._statistics import Moments, Over, float32_or_wider, means
+from normlab.functional._statistics import Moments, Over, means
 
 
 def reciprocal_std(m: Moments, epsilon: float) -> Array:
@@ -46,7 +46,7 @@ def standardize(
         bias: Likewise; `None` is 0.
         where: The mask that `m` was taken with.
     """
-    scale, bias = (a if a is None else float32_or_wider(a) for a in (scale, bias))
+    scale, bias = (a if a is None else a.astype(x.dtype) for a in (scale, bias))
     return _standardize(over, x, m.mean, rstd, scale, bias, m.count, where)
 
 

@@ -234,8 +234,8 @@ def affine_parameters(
 
 def promote(x: jax.Array, affine: dict[str, jax.Array], dtype: Any) -> tuple[jax.Array, Any]:
     """Return `x` in a dtype no narrower than the output's, and the output's, which is Flax's choice."""
-    out = canonicalize_dtype(x, *affine.values(), dtype=dtype)
     with jax.numpy_dtype_promotion("standard"):
+        out = canonicalize_dtype(x, *affine.values(), dtype=dtype)
         return x.astype(jnp.promote_types(x.dtype, out)), out
 
 

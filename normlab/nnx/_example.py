@@ -65,8 +65,8 @@ class Affine(nnx.Module):
         """Return `x` no narrower than the output, the parameters there are, and the output's dtype, Flax's choice."""
         parameters = {"scale": self.scale, "bias": self.bias}
         affine = {name: p[...] for name, p in parameters.items() if p is not None}
-        out = canonicalize_dtype(x, *affine.values(), dtype=self.dtype)
         with jax.numpy_dtype_promotion("standard"):
+            out = canonicalize_dtype(x, *affine.values(), dtype=self.dtype)
             return x.astype(jnp.promote_types(x.dtype, out)), affine, out
 
 

@@ -1,9 +1,9 @@
 """Finding comparisons: by name in `benchmarks/`, or as a Python file that defines `comparison = Comparison(...)`."""
 
 import ast
-import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from normlab.study.config import Comparison
 from normlab.study.errors import BadInput, nearest, one_line
@@ -62,14 +62,11 @@ def load(source: str) -> Comparison:
         BadInput: If the file is missing, fails, or defines none.
     """
     path = locate(source)
-    name = f"normlab_comparison_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise BadInput(f"Expected a Python file, got `{source}`.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look modules up by name
+    module = ModuleType(f"normlab_comparison_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses look their module up by name
     try:
-        spec.loader.exec_module(module)
+        exec(compile(path.read_bytes(), path, "exec"), module.__dict__)  # not from a cache: keys hash the source
     except Exception as error:
         raise BadInput(f"`{source}` cannot be loaded: {type(error).__name__}: {one_line(error)}") from error
     found = getattr(module, "comparison", None)

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"normlab: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
-        print("\nnormlab: Interrupted. Finished runs are kept; the same command goes on from there.", file=sys.stderr)
+        print("normlab: Interrupted. Finished runs are kept; the same command goes on from there.", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -112,7 +112,7 @@ def status_of(metrics: Metrics, chance: float) -> tuple[str, str]:
 
 
 class CellRunner:
-    """Makes records of the runs of cells in this process; programs that were compiled are kept."""
+    """Makes records of the runs of cells in this process; programs are kept until their cell is evaluated."""
 
     def __init__(self, task: Task, comparison: Comparison) -> None:
         """Take what all cells share; nothing is compiled yet."""
@@ -124,6 +124,8 @@ class CellRunner:
         lanes = self.task.strategy.lanes or 1
         for start in range(0, len(runs), lanes):
             yield from self._stack(cell, runs[start : start + lanes])
+        if runs[-1].stage == EVALUATE:
+            self._cells.pop(cell, None)
 
     def _stack(self, cell: Cell, runs: Sequence[Run]) -> list[Record]:
         from_start = perf_counter()
