@@ -15,6 +15,7 @@ import ast
 import dataclasses
 import difflib
 import importlib
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -247,9 +248,17 @@ def _ours(name: str, title: str, module: str, **needs: bool) -> None:
 
     def nnx(num_features: Any, rngs: Any, options: Mapping[str, Any]) -> Any:
         kind = getattr(importlib.import_module("normlab.nnx"), module)
+        check(kind, options, _arguments(kind))
         return kind(num_features, rngs=rngs, **options)
 
     register(Entry(name=name, title=title, linen=linen, nnx=nnx, **needs))
+
+
+def _arguments(kind: type) -> list[str]:
+    """Names of what a constructor takes, and of what it hands on to its base."""
+    parameters = inspect.signature(kind.__init__).parameters.values()
+    names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    return names + (_arguments(kind.__base__) if len(names) < len(parameters) and kind.__base__ else [])
 
 
 _ours("none", "no norm", "Identity")

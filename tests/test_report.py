@@ -58,7 +58,9 @@ def a_comparison(*, title: str = "MLP 64-100-100-10 on digits", norms: tuple[str
             Problem(name="digits-conv", title="Small conv net on digits", build=build, spatial=True),
         ),
         norms=norms,
-        factor=Factor(name="batch_size", label="batch size (examples)", flag="--batch-sizes", values=VALUES),
+        factor=Factor(
+            name="batch_size", label="batch size (examples)", flag="--batch-sizes", values=VALUES, reference=32
+        ),
         tiers={
             "quick": tier,
             "standard": dataclasses.replace(tier, seeds=10, leaves_out=""),
@@ -184,6 +186,24 @@ def test_planted_break_is_shown(analysis: Analysis) -> None:
         r"batch norm loses 1\d\.\d points \[1\d\.\d, 1\d\.\d\] to \S+ norm at batch size 2", analysis.advice
     )
     assert analysis.advice.count(". ") == 0 and analysis.advice.endswith(".")
+
+
+def test_change_from_the_reference_value_is_paired_by_seed(analysis: Analysis) -> None:
+    mlp = analysis.problems[0]
+    change = mlp.cell("batch", 2).change
+    assert change is not None and change.paired and change.mean is not None and change.interval is not None
+    errors = [{p.seed: p.error for p in mlp.cell("batch", value).points} for value in (2, 32)]
+    by_hand = [errors[0][seed] - errors[1][seed] for seed in errors[0]]  # type: ignore[operator]
+    assert change.mean == pytest.approx(np.mean(by_hand)) and change.interval[0] > 0.05
+    assert mlp.cell("batch", 32).change is None
+    low, high = mlp.cell("group", 2).change.interval  # type: ignore[union-attr, misc]
+    assert low < 0 < high
+
+
+def test_no_change_without_the_reference_value(records: list[Record]) -> None:
+    analysis = analyse(COMPARISON, some_settings(COMPARISON, values=(2, 8)), records)
+    assert analysis.factor["reference"] is None
+    assert all(cell.change is None for cell in analysis.cells)
 
 
 def test_failed_runs_are_counted_and_left_out_of_the_error(analysis: Analysis, tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def _merge(count: Array | float, mean: Array, square: Array, over: Over) -> tupl
         counts = jnp.full_like(means_, count)
     total = counts.sum(0)
     merged = (counts * means_).sum(0) / jnp.maximum(total, 1)
-    spread = (counts * lax.square(means_ - merged)).sum(0)
+    spread = (counts * lax.square(means_ - merged[None])).sum(0)
     count = total if isinstance(count, Array) else count * _devices(over)
     return count, merged, squares.sum(0) + spread
 

@@ -37,13 +37,13 @@ def _of_problem(analysis: "Analysis", problem: "ProblemResult") -> str:
     reached = {cell.value for cell in problem.cells if cell.points}
     done = [standing for standing in problem.standings if standing.value in reached]
     if not done:
-        return f"on {problem.title}, nothing has been evaluated yet"
+        return f"for {problem.title}, nothing has been evaluated yet"
     broken = [standing for standing in done if analysis.baseline not in standing.candidates]
     sound = [standing for standing in done if analysis.baseline in standing.candidates]
     parts = [_breaks(analysis, problem, standing) for standing in broken]
     if sound:
         parts.append(_holds(analysis, problem, sound, everywhere=not broken))
-    return f"on {problem.title}, " + ", and ".join(parts)
+    return f"for {problem.title}, " + ", and ".join(parts)
 
 
 def _breaks(analysis: "Analysis", problem: "ProblemResult", standing: "Standing") -> str:

@@ -103,6 +103,7 @@ class CellResult:
         error_counting_failures: Over all runs that ended, a failed one counted at the metric's chance level.
         train_loss: Mean over runs that ended well.
         gap: Against the baseline; `None` for the baseline itself and without data.
+        change: Against the same norm at the factor's reference value; `None` there and without data.
     """
 
     problem: str
@@ -119,6 +120,7 @@ class CellResult:
     failures: Failures
     train_loss: float | None
     gap: Gap | None
+    change: Difference | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +179,7 @@ class Analysis:
 
     Attributes:
         names: Norm string -> what people call it.
-        factor: `name`, `label`, `log`.
+        factor: `name`, `label`, `log`, `reference`.
         values: Factor values, in order.
         baseline: The norm that others are compared with.
         baseline_note: Why that is not the declared one, else empty.
@@ -230,7 +232,7 @@ def analyse(comparison: Comparison, settings: Settings, records: Iterable[Record
     for record in kept:
         by_cell[record.run.cell].append(record)
     problems = tuple(
-        _problem(plan.problem_named(comparison, name), by_cell, baseline, settings, comparison.margin, tier.claims)
+        _problem(plan.problem_named(comparison, name), by_cell, baseline, settings, comparison, tier.claims)
         for name in settings.problems
     )
     factor = comparison.factor
@@ -246,7 +248,12 @@ def analyse(comparison: Comparison, settings: Settings, records: Iterable[Record
         baseline_note=note,
         norms=settings.norms,
         names={norm: norm_name(norm) for norm in settings.norms},
-        factor={"name": factor.name, "label": factor.label, "log": factor.log},
+        factor={
+            "name": factor.name,
+            "label": factor.label,
+            "log": factor.log,
+            "reference": factor.reference if factor.reference in settings.values else None,
+        },
         values=settings.values,
         problems=problems,
         runs=_count_runs(by_cell, settings),
@@ -287,9 +294,10 @@ def _problem(
     by_cell: Mapping[Cell, Sequence[Record]],
     baseline: str,
     settings: Settings,
-    margin: float,
+    comparison: Comparison,
     claims: bool,
 ) -> ProblemResult:
+    margin = comparison.margin
     cells: list[CellResult] = []
     standings: list[Standing] = []
     for value in settings.values:
@@ -306,7 +314,7 @@ def _problem(
         title=problem.title,
         metric=problem.metric,
         chance=problem.chance,
-        cells=tuple(cells),
+        cells=tuple(_with_change(cell, cells, comparison.factor.reference) for cell in cells),
         standings=tuple(standings),
         minimal_difference=_minimal_difference(cells, settings.seeds),
     )
@@ -337,6 +345,7 @@ def _cell(cell: Cell, records: Sequence[Record], problem: Problem, settings: Set
         failures=Failures(k=failed, n=len(points), interval=wilson(failed, len(points), LEVEL)),
         train_loss=mean_interval([point.train_loss for point in points]).mean,
         gap=None,
+        change=None,
     )
 
 
@@ -392,6 +401,15 @@ def _difference(cell: CellResult, against: CellResult) -> Difference:
     ours, theirs = ({point.seed: point.error for point in side.points} for side in (cell, against))
     seeds = sorted(ours.keys() | theirs.keys())
     return paired([ours.get(seed) for seed in seeds], [theirs.get(seed) for seed in seeds], LEVEL)
+
+
+def _with_change(cell: CellResult, cells: Sequence[CellResult], reference: Value | None) -> CellResult:
+    """Compare a cell with the same norm at the reference value, paired by seed."""
+    against = next((other for other in cells if (other.norm, other.value) == (cell.norm, reference)), None)
+    if against is None or against is cell:
+        return cell
+    change = _difference(cell, against)
+    return cell if change.mean is None else dataclasses.replace(cell, change=change)
 
 
 def _gap(reference: str, difference: Difference, p_holm: float | None, margin: float, claims: bool) -> Gap:

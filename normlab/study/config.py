@@ -33,6 +33,7 @@ class Factor:
         flag: The command-line flag that selects values, e.g. `--batch-sizes`.
         values: All values of the comparison, in the order they are shown.
         log: Whether plots use a logarithmic axis.
+        reference: The value that a norm's errors at the others are compared with; `None` for no such comparison.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Factor:
     flag: str
     values: tuple[Value, ...]
     log: bool = True
+    reference: Value | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,150 @@
+"""A norm is a value: it compares, hashes, prints as its string, and a third party's joins."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+from normlab import norms
+from normlab.norms import Entry, Norm, Ramp
+
+STRINGS = [
+    "batch",
+    "group:num_groups=8",
+    "batch:axis=(1, 2),momentum=None,unbiased_running_var=True",
+    "batch:statistics='running'",
+    "batch_renorm:d_max=5.0,r_max=Ramp(start=1.0, stop=3.0, begin=5000, end=40000)",
+    "layer:epsilon=0.001,use_bias=False",
+]
+
+
+@pytest.mark.parametrize("text", STRINGS)
+def test_strings_round_trip(text: str) -> None:
+    norm = norms.get(text)
+    assert norms.get(str(norm)) == norm == norms.get(norm)
+    assert str(norms.get(str(norm))) == str(norm) == text
+    assert repr(norm) == f"Norm({text!r})"
+
+
+@pytest.mark.parametrize("name", norms.names())
+def test_names_round_trip(name: str) -> None:
+    assert norms.get(name).name == str(norms.get(name)) == name
+    assert norms.get(name).title
+
+
+def test_a_string_and_options_give_the_same_value() -> None:
+    same = {norms.get("group:num_groups=8"), norms.get("group", num_groups=8), norms.get("group: num_groups = 8")}
+    assert len(same) == 1
+    assert norms.get("group:num_groups=8", epsilon=0.1) == norms.get("group:epsilon=0.1,num_groups=8")
+    assert norms.get("group:num_groups=8", num_groups=4).options == {"num_groups": 4}
+    assert norms.get("group") != norms.get("group", num_groups=32)
+
+
+def test_a_bare_word_is_a_string() -> None:
+    assert norms.get("batch:statistics=batch").options == {"statistics": "batch"}
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("batch", ["batch"]),
+        ("batch,layer", ["batch", "layer"]),
+        (" batch , layer ,", ["batch", "layer"]),
+        ("batch,group:num_groups=8,epsilon=1e-3,layer", ["batch", "group:num_groups=8,epsilon=1e-3", "layer"]),
+        ("group:num_groups=8,layer:epsilon=0.1,rms", ["group:num_groups=8", "layer:epsilon=0.1", "rms"]),
+        ("batch:axis=(1,2),rms", ["batch:axis=(1,2)", "rms"]),
+        ("batch_renorm:r_max=Ramp(1,3,begin=0,end=9),none", ["batch_renorm:r_max=Ramp(1,3,begin=0,end=9)", "none"]),
+        ("", []),
+    ],
+)
+def test_a_list_is_split_between_norms(text: str, parts: list[str]) -> None:
+    assert norms.parse_list(text) == parts
+    assert all(norms.get(part) for part in parts)
+
+
+def test_what_each_norm_needs() -> None:
+    needs = {n: (norms.get(n).needs_batch, norms.get(n).stateful, norms.get(n).needs_spatial) for n in norms.names()}
+    assert {n for n, (batch, _, _) in needs.items() if batch} >= {"batch", "batch_renorm"}
+    assert {n for n, (_, state, _) in needs.items() if state} >= {"batch", "batch_renorm"}
+    assert {n for n, (_, _, spatial) in needs.items() if spatial} >= {"instance"}
+    assert needs["layer"] == needs["rms"] == needs["group"] == needs["none"] == (False, False, False)
+
+
+@pytest.mark.parametrize("name", norms.names())
+def test_needs_are_what_is_observed(name: str) -> None:
+    norm, x = norms.get(name), jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 64)), jnp.float32)
+    module = norm.linen(train=True)
+    variables = module.init(jax.random.key(0), x)
+    assert ("batch_stats" in variables) == norm.stateful
+    y, _ = module.apply(variables, x, mutable=["batch_stats"])
+    other, _ = module.apply(variables, x.at[1:].add(3.0).at[2].multiply(4.0), mutable=["batch_stats"])
+    assert bool(jnp.any(jnp.abs(y[0] - other[0]) > 1e-3)) == norm.needs_batch
+    assert bool(nnx.to_flat_state(nnx.state(norm.nnx(64, rngs=nnx.Rngs(0)), nnx.BatchStat))) == norm.stateful
+
+
+def test_options_reach_the_modules_and_overrides_come_last() -> None:
+    norm = norms.get("group:num_groups=8,epsilon=0.1")
+    assert norm.linen(train=True).num_groups == 8 and norm.linen(train=True, epsilon=0.2).epsilon == 0.2
+    assert norm.nnx(64, rngs=nnx.Rngs(0)).num_groups == 8
+    assert norms.get("batch").linen(train=True).use_running_average is False
+    assert norms.get("batch").linen(train=False).use_running_average is True
+
+
+def test_a_ramp_is_a_value_and_an_optax_schedule_serves_too() -> None:
+    ramp = Ramp(1.0, 3.0, begin=10, end=20)
+    np.testing.assert_allclose([ramp(s) for s in (0, 10, 15, 20, 99)], [1.0, 1.0, 2.0, 3.0, 3.0])
+    assert ramp == Ramp(1.0, 3.0, begin=10, end=20) and hash(ramp) == hash(Ramp(1.0, 3.0, begin=10, end=20))
+    assert norms.get("batch_renorm", r_max=ramp) == norms.get(str(norms.get("batch_renorm", r_max=ramp)))
+    schedule = optax.linear_schedule(1.0, 3.0, 10, 10)
+    np.testing.assert_allclose([schedule(s) for s in (0, 15, 99)], [ramp(s) for s in (0, 15, 99)])
+
+
+class Halve(nn.Module):
+    """A norm of somebody else's."""
+
+    by: float = 2.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        """Divide."""
+        return x / self.by
+
+
+@pytest.fixture
+def halve() -> Iterator[Norm]:
+    """A third party's norm, registered for a test."""
+
+    def linen(train: bool, options: Mapping[str, Any]) -> Halve:
+        return Halve(**options)
+
+    def for_nnx(num_features: Any, rngs: nnx.Rngs, options: Mapping[str, Any]) -> Any:
+        return lambda x, mask=None: x / options.get("by", 2.0)
+
+    norms.register(Entry(name="halve", title="halving", linen=linen, nnx=for_nnx))
+    yield norms.get("halve")
+    norms.unregister("halve")
+
+
+def test_a_third_party_joins(halve: Norm) -> None:
+    assert norms.names()[-1] == "halve" and not halve.needs_batch
+    x = jnp.ones((2, 3))
+    assert float(norms.get("halve:by=4").linen(train=True).apply({}, x)[0, 0]) == 0.25
+    assert float(halve.nnx(3, rngs=nnx.Rngs(0))(x)[0, 0]) == 0.5
+    assert norms.parse_list("halve:by=4,batch") == ["halve:by=4", "batch"]
+
+
+def test_it_has_left() -> None:
+    assert "halve" not in norms.names()
+
+
+def test_a_name_is_an_identifier() -> None:
+    entry = dataclasses.replace(norms.get("batch").entry, name="batch:1")
+    with pytest.raises(ValueError, match="to be an identifier, got 'batch:1'"):
+        norms.register(entry)
