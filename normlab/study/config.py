@@ -1,7 +1,8 @@
 """What a comparison is, as values: frozen dataclasses, no JAX.
 
 A *factor* is the x-axis of a comparison, a *problem* is data, a model and a metric, a *cell* is one (problem, norm,
-factor value), a *run* is one trained model. Everything that decides a number is a field here, and goes into the run's key.
+factor value), a *run* is one trained model. Everything that decides a number is a field here, and goes into the run's
+key.
 """
 
 import dataclasses
@@ -54,8 +55,8 @@ class Problem:
         build: `(norm, config) -> Program`: the pure `init`, `step` and `evaluate` of one cell; `config` holds the
             training fields of that cell (`epochs`, and what `Comparison.config` gives for the factor's value). It
             imports JAX inside and raises `ValueError` for what cannot be trained.
-        norm_options: `(norm name, config) -> options` that a norm gets here unless its string names them, e.g. the number
-            of groups that fits the width.
+        norm_options: `(norm name, config) -> options` that a norm gets here unless its string names them, e.g. the
+            number of groups that fits the width.
         spatial: Whether activations have spatial axes; norms that need them are recorded as `invalid` elsewhere.
         chance: The metric of a model that has learned nothing.
         metric: What is reported, lower is better, a fraction shown in percent.

@@ -84,9 +84,16 @@ class Store:
         _write(self._path(record.key), asdict(record))
 
     def records(self) -> Iterator[Record]:
-        """Read all runs, of whatever settings and identity, but nothing that a killed process left half-written."""
+        """Read all runs, of whatever settings and identity, but nothing that a killed process left half-written.
+
+        Raises:
+            BadInput: If a file was changed into something else.
+        """
         for path in sorted(self.directory.glob("runs/??/*.json")):
-            yield _record(json.loads(path.read_text("utf-8")))
+            try:
+                yield _record(json.loads(path.read_text("utf-8")))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise BadInput(f"Expected a run in `{path}`, got something else. Delete it to run it again.") from error
 
     def _path(self, key: str) -> Path:
         return self.directory / "runs" / key[:2] / f"{key}.json"
