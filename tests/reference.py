@@ -279,7 +279,8 @@ def assert_rounds_to(actual: Any, f: Callable[[Array], Any], x: Any, units: floa
 def leaves(tree: Any, name: str = "y") -> dict[str, Array]:
     """Flatten tuples and dicts of arrays, by name."""
     if isinstance(tree, tuple):
-        return {k: v for i, part in enumerate(tree) for k, v in leaves(part, name if i == 0 else f"{name}[{i}]").items()}
+        names = [name, *(f"{name}[{i}]" for i in range(1, len(tree)))]
+        return {k: v for part, n in zip(tree, names, strict=True) for k, v in leaves(part, n).items()}
     if isinstance(tree, dict):
         return {f"{name}.{key}": np.asarray(value) for key, value in tree.items()}
     return {name: np.asarray(tree)}

@@ -28,7 +28,9 @@ NEED_BATCH = tuple(name for name in ALL if norms.get(name).needs_batch)
 def reference_of(norm: str) -> Callable[..., reference.Result]:
     """The float64 reference of a norm, with its options."""
     spec = norms.get(norm)
-    assert spec.name in reference.NORMS, f"Norm {spec.name!r} is in the registry, but not in `reference.NORMS`: add its row."
+    assert spec.name in reference.NORMS, (
+        f"Norm {spec.name!r} is registered but has no float64 reference: add its row to `reference.NORMS`."
+    )
     options = {k: v for k, v in spec.options.items() if k not in ("use_scale", "use_bias")}  # seen in the variables
     return functools.partial(reference.NORMS[spec.name], **options)
 
@@ -88,7 +90,7 @@ def seen(result: Any, mask: Any = None) -> tuple[np.ndarray, dict[str, np.ndarra
 
 
 def check(norm: str, x: jax.Array, mask: Any = None, dtype: str = "float32") -> float:
-    """Assert that a norm in training gives the reference's output and state; return the error as a part of the bound."""
+    """Assert that output and state in training are the reference's; return the error as a part of the bound."""
     variables = variables_of(norm, x.shape)
     result = compiled(norm, dtype)(variables, x, mask=mask)
     assert result[0].dtype == jnp.dtype(dtype) and result[0].shape == x.shape
@@ -264,7 +266,9 @@ def test_evaluation_uses_the_running_statistics_and_leaves_them(norm: str) -> No
     chex.assert_trees_all_equal(after, {"batch_stats": variables["batch_stats"]})
     v = flat(variables)
     std = v["std"] if "std" in v else np.sqrt(v["var"] + 1e-5)
-    reference.assert_rounds_to(np.asarray(y), lambda x: (x - v["mean"]) / std * v["scale"] + v["bias"], np.asarray(draw()))
+    reference.assert_rounds_to(
+        np.asarray(y), lambda x: (x - v["mean"]) / std * v["scale"] + v["bias"], np.asarray(draw())
+    )
 
 
 @pytest.mark.parametrize("norm", ALL)
@@ -281,7 +285,9 @@ def test_nnx_gives_the_same_numbers_as_linen(norm: str) -> None:
     y = module(draw(1e4), mask=where)
     expected = compiled(norm)(variables, draw(1e4), mask=where)
     stats = {k[0]: v[...] for k, v in nnx.to_flat_state(nnx.state(module, nnx.BatchStat))}
-    chex.assert_trees_all_close((y, stats), (expected[0], dict(expected[1].get("batch_stats", {}))), rtol=1e-5, atol=1e-2)
+    chex.assert_trees_all_close(
+        (y, stats), (expected[0], dict(expected[1].get("batch_stats", {}))), rtol=1e-5, atol=1e-2
+    )
 
 
 @st.composite
@@ -308,5 +314,6 @@ def test_any_shape_and_axes_and_mask(family: str, data: st.DataObject) -> None:
     rng = np.random.default_rng(seed)
     x, where = jnp.asarray(rng.normal(size=shape), jnp.float32), jnp.asarray(rng.random(mask) < 0.7)
     variables = variables_of(norm, shape)
-    result = compiled(norm)(variables, jnp.where(where.reshape((1,) * (x.ndim - where.ndim) + where.shape), x, jnp.nan), mask=where)
+    hidden = jnp.where(where.reshape((1,) * (x.ndim - where.ndim) + where.shape), x, jnp.nan)
+    result = compiled(norm)(variables, hidden, mask=where)
     reference.assert_rounds_to(seen(result, where), expect(norm, variables, where), np.asarray(x))

@@ -1,4 +1,4 @@
-"""Derivatives: right to second order, in both modes, under masks and at large offsets, and none where there must be none.
+"""Derivatives: right to second order, in both modes, under masks, at large offsets; and none where there is to be none.
 
 Cotangents are random throughout: the gradient of a plain sum through a norm is zero, whatever the norm does.
 """
@@ -216,7 +216,11 @@ def test_batch_renorm_takes_r_and_d_for_constants(limits: dict[str, float]) -> N
 
 
 @pytest.mark.parametrize("norm", [name for name in norms.names() if norms.get(name).stateful])
-@pytest.mark.parametrize("options", [{}, {"initialize_from_first_batch": True}, {"statistics": "running"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"initialize_from_first_batch": True}, {"statistics": "running"}],
+    ids=["plain", "first batch", "running"],
+)
 def test_no_gradient_flows_into_or_through_running_statistics(norm: str, options: dict[str, Any]) -> None:
     if "initialize_from_first_batch" in options and norm == "batch":
         pytest.skip("an option of batch renorm alone")

@@ -1,0 +1,292 @@
+"""Break the norms on purpose: `python tests/mutants.py`. Each break must make some test fail.
+
+A test that cannot fail is a defect. Each mutant is an edit of the source, applied to a copy of the package, and the
+tests that are to notice it. The same tests must pass without it. Prints what was caught and what survived, and exits
+with 1 if anything did.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PASSED, FAILED = 0, 1  # pytest's exit codes; the others mean that it did not get to run the tests
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A deliberate bug.
+
+    Attributes:
+        name: What is wrong.
+        file: Inside `normlab/`.
+        edits: Old and new text, in turn; each old text is in the file once.
+        tests: Node ids of the tests that are to fail, without `tests/test_`.
+    """
+
+    name: str
+    file: str
+    edits: tuple[str, ...]
+    tests: tuple[str, ...]
+
+
+ROUNDS = "contract.py::test_rounds_to_the_float64_reference"
+OPTIONS = "contract.py::test_options_are_those_of_the_reference"
+MASKED = "contract.py::test_masked_elements_are_never_read"
+CLOSED = "gradients.py::test_gradient_in_float32_is_the_closed_form"
+DEVICES = "devices.py::test_equals_one_device_on_the_whole_batch"
+STATISTICS, STANDARDIZE = "functional/_statistics.py", "functional/_standardize.py"
+BATCH, LAYER = "functional/_batch.py", "functional/_layer.py"
+RSTD = "    rstd = lax.rsqrt(m.var + epsilon)\n"
+RENORM = "        y, batch = batch_renorm(x, running, scale, bias, **limits, **options)\n"
+AVERAGE = "    return _update(running, batch, jnp.sqrt(var + epsilon), momentum)\n"
+
+MUTANTS = (
+    Mutant(
+        "epsilon outside the root",
+        STANDARDIZE,
+        (RSTD, "    rstd = 1 / (jnp.sqrt(m.var) + epsilon)\n"),
+        (f"{ROUNDS}[layer-float32-1e-3]",),
+    ),
+    Mutant("no epsilon", STANDARDIZE, (RSTD, "    rstd = lax.rsqrt(m.var)\n"), (f"{ROUNDS}[rms-float32-1e-3]",)),
+    Mutant(
+        "statistics in the dtype of the input",
+        "functional/_example.py",
+        ("    wide = float32_or_wider(x)\n", "    wide = x\n"),
+        (f"{ROUNDS}[layer-bfloat16-1]",),
+    ),
+    Mutant(
+        "one pass where two are needed",
+        STATISTICS,
+        ("    if not over.center or use_fast_variance:\n", "    if True:\n"),
+        (f"{ROUNDS}[layer-float32-1e4 + 1]",),
+    ),
+    Mutant(
+        "biased where unbiased",
+        STATISTICS,
+        ("    return m.var * jnp.where(n > 1, n / jnp.maximum(n - 1, 1), 1)\n", "    return m.var\n"),
+        ("modules.py::test_unbiased_running_variance_is_that_of_the_sample[BatchNorm]",),
+    ),
+    Mutant(
+        "no gradient through the mean",
+        STANDARDIZE,
+        ("product(-rstd * mean_dx, scale)", "product(0 * mean_dx, scale)"),
+        (f"{CLOSED}[layer-0.0-1.0-all]",),
+    ),
+    Mutant(
+        "no gradient through the variance",
+        STANDARDIZE,
+        ("product(-(rstd * rstd * rstd) * along, scale)", "product(0 * along, scale)"),
+        (f"{CLOSED}[rms-0.0-1.0-all]",),
+    ),
+    Mutant(
+        "no gradient into scale",
+        STANDARDIZE,
+        ("        slope = slope + product(rstd, dscale)\n", "        pass\n"),
+        ("gradients.py::test_first_and_second_derivatives_are_central_differences[layer-False]",),
+    ),
+    Mutant(
+        "NaN under the mask in the gradient",
+        STANDARDIZE,
+        ("    if where is not None:  # NaN", "    if False:  # NaN"),
+        ("contract.py::test_nan_under_a_mask_reaches_no_gradient[layer]",),
+    ),
+    Mutant(
+        "mask ignored in the count",
+        STATISTICS,
+        ("    if where is None:\n        return float(", "    if True:\n        return float("),
+        (f"{MASKED}[layer-(B,T,W,C)]",),
+    ),
+    Mutant(
+        "mask ignored in the sums",
+        STATISTICS,
+        ("    if where is not None:\n        x = jnp.where(where, x, 0)\n", ""),
+        (f"{MASKED}[batch-(B,1,1,1)]",),
+    ),
+    Mutant(
+        "unweighted means across devices",
+        STATISTICS,
+        ("    merged = (counts * means_).sum(0) / jnp.maximum(total, 1)\n", "    merged = means_.mean(0)\n"),
+        (f"{DEVICES}[vmap-batch-masked-0.0]",),
+    ),
+    Mutant(
+        "no spread between devices",
+        STATISTICS,
+        ("squares.sum(0) + spread", "squares.sum(0)"),
+        (f"{DEVICES}[vmap-batch-all-0.0]",),
+    ),
+    Mutant(
+        "one device's count for all",
+        STATISTICS,
+        ("    count = total if isinstance(count, Array) else count * _devices(over)\n", ""),
+        (f"{DEVICES}[vmap-batch-all-0.0]",),
+    ),
+    Mutant(
+        "r and d from the statistics after the update",
+        LAYER,
+        (
+            RENORM,
+            RENORM
+            + "        then = update_batch_renorm(running, batch, epsilon=epsilon, **update)\n"
+            + RENORM.replace("running", "then"),
+        ),
+        (f"{ROUNDS}[batch_renorm-float32-1]",),
+    ),
+    Mutant(
+        "average of variances in batch renorm",
+        BATCH,
+        (
+            AVERAGE,
+            "    squares = running._replace(spread=lax.square(running.spread))\n"
+            "    after = _update(squares, batch, var + epsilon, momentum)\n"
+            "    return after._replace(spread=jnp.sqrt(after.spread))\n",
+        ),
+        (f"{ROUNDS}[batch_renorm-float32-300]",),
+    ),
+    Mutant(
+        "no epsilon in the running deviation",
+        BATCH,
+        (AVERAGE, AVERAGE.replace(" + epsilon", "")),
+        (f"{ROUNDS}[batch_renorm-float32-1e-3]",),
+    ),
+    Mutant(
+        "d not clipped",
+        BATCH,
+        ("/ std, -d_most, d_most))", "/ std, -jnp.inf, jnp.inf))"),
+        ("metamorphic.py::test_batch_renorm_that_may_not_correct_is_batch_norm",),
+    ),
+    Mutant(
+        "gradient through r",
+        BATCH,
+        ("r = lax.stop_gradient(jnp.clip(", "r = (jnp.clip("),
+        ("gradients.py::test_batch_renorm_takes_r_and_d_for_constants[free]",),
+    ),
+    Mutant(
+        "momentum inverted",
+        STATISTICS,
+        ("moved = decay * old + (1 - decay) * new", "moved = (1 - decay) * old + decay * new"),
+        ("modules.py::test_momentum_weighs_the_old_value[BatchNorm]",),
+    ),
+    Mutant(
+        "gradient into running statistics",
+        STATISTICS,
+        ("    return lax.stop_gradient(moved)\n", "    return moved\n"),
+        ("gradients.py::test_no_gradient_flows_into_or_through_running_statistics[plain-batch]",),
+    ),
+    Mutant(
+        "remainder of ghost batches dropped from the running statistics",
+        BATCH,
+        ("jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), m, last)", "m"),
+        ("metamorphic.py::test_ghost_batches_are_separate_calls[batch-all]",),
+    ),
+    Mutant(
+        "ghost batches strided",
+        BATCH,
+        (
+            "a[:full].reshape(-1, size, *a.shape[1:])",
+            "a[:full].reshape(size, -1, *a.shape[1:]).swapaxes(0, 1)",
+            "        y = y.reshape(full, *x.shape[1:])\n",
+            "        y = y.swapaxes(0, 1).reshape(full, *x.shape[1:])\n",
+        ),
+        ("metamorphic.py::test_ghost_batches_are_separate_calls[batch-all]",),
+    ),
+    Mutant(
+        "ghost batches averaged without their counts",
+        BATCH,
+        ("(m.count * part).sum(0) / jnp.maximum(count, 1)", "part.mean(0)"),
+        ("metamorphic.py::test_ghost_batches_are_separate_calls[batch-all]",),
+    ),
+    Mutant(
+        "groups of every n-th feature",
+        STATISTICS,
+        (
+            "x.reshape(*x.shape[:-1], x.shape[-1] // over.pool, over.pool)",
+            "x.reshape(*x.shape[:-1], over.pool, x.shape[-1] // over.pool)",
+            "groups.sum(-1, keepdims=True)",
+            "groups.sum(-2, keepdims=True)",
+        ),
+        (f"{ROUNDS}[group-float32-1]",),
+    ),
+    Mutant(
+        "running statistics move while they are made",
+        "linen/_batch.py",
+        ("if not (making or evaluating or self.frozen):", "if not (evaluating or self.frozen):"),
+        ("modules.py::test_one_example_makes_the_parameters_and_making_them_updates_nothing[BatchNorm]",),
+    ),
+    Mutant(
+        "running statistics move when nothing counts",
+        STATISTICS,
+        ("    if isinstance(count, Array) or count == 0:\n", "    if False:\n"),
+        ("contract.py::test_a_batch_that_is_masked_out_changes_nothing[batch]",),
+    ),
+    Mutant(
+        "a frozen norm learns",
+        LAYER,
+        ("    if frozen:\n", "    if False:\n"),
+        ("gradients.py::test_a_frozen_norm_has_no_gradient_in_scale_and_bias[batch]",),
+    ),
+    Mutant(
+        "RMS norm subtracts the mean",
+        "functional/_example.py",
+        ("center=False)", "center=True)"),
+        (f"{ROUNDS}[rms-float32-300]",),
+    ),
+)
+
+
+def run(edited: Mutant | None, tests: tuple[str, ...]) -> int:
+    """Run tests against a copy of the package with the edits of a mutant; return pytest's exit code."""
+    with tempfile.TemporaryDirectory() as folder:
+        for part in ("normlab", "tests"):
+            shutil.copytree(ROOT / part, Path(folder, part), ignore=shutil.ignore_patterns("__pycache__"))
+        if edited is not None:
+            mutate(Path(folder, "normlab", edited.file), edited)
+        command = [sys.executable, "-W", "error", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        done = subprocess.run(
+            [*command, *(f"tests/test_{test}" for test in dict.fromkeys(tests))],
+            cwd=folder, env={**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    if done.returncode not in (PASSED, FAILED) or (edited is None and done.returncode):
+        print(done.stdout[-3000:] + done.stderr[-3000:])
+    return done.returncode
+
+
+def mutate(path: Path, mutant: Mutant) -> None:
+    """Edit a file."""
+    text = path.read_text()
+    for old, new in zip(mutant.edits[::2], mutant.edits[1::2], strict=True):
+        if text.count(old) != 1:
+            sys.exit(f"Expected the text of {mutant.name!r} once in {mutant.file}, got {text.count(old)}: {old!r}")
+        text = text.replace(old, new)
+    path.write_text(text)
+
+
+def main() -> int:
+    """Run all mutants, two at a time."""
+    start = time.monotonic()
+    for mutant in MUTANTS:  # a mutant that no longer applies shows at once
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(shutil.copy(ROOT / "normlab" / mutant.file, folder))
+            mutate(copy, mutant)
+            compile(copy.read_text(), mutant.file, "exec")
+    with ThreadPoolExecutor(2) as pool:
+        whole = pool.submit(run, None, tuple(test for mutant in MUTANTS for test in mutant.tests))
+        codes = list(pool.map(lambda mutant: run(mutant, mutant.tests), MUTANTS))
+        if whole.result() != PASSED:
+            sys.exit("Expected the tests to pass without a mutant, and they do not.")
+    for mutant, code in zip(MUTANTS, codes, strict=True):
+        print({PASSED: "SURVIVED", FAILED: "caught  "}.get(code, f"exit {code}  "), mutant.name)
+    caught = codes.count(FAILED)
+    print(f"{caught} of {len(MUTANTS)} caught in {time.monotonic() - start:.0f} s")
+    return int(caught < len(MUTANTS))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
