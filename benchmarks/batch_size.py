@@ -7,7 +7,7 @@ they do for someone whose accelerator holds only a few examples. Every norm gets
 size, from one grid, on validation data and seeds that the reported errors never use.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from normlab.norms import Norm, Ramp
@@ -20,20 +20,17 @@ if TYPE_CHECKING:
 _HALF_DECADES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
-def _mlp(norm: Norm, config: Mapping[str, Any]) -> "Program":
-    from normlab.study.data import digits
-    from normlab.study.models import MLP
-    from normlab.study.train import supervised
+def _build(model: str) -> Callable[[Norm, Mapping[str, Any]], "Program"]:
+    """How to build the program of a cell for a model of `normlab.study.models`."""
 
-    return supervised(digits(), MLP(norm), batch_size=config["batch_size"], epochs=config["epochs"])
+    def build(norm: Norm, config: Mapping[str, Any]) -> "Program":
+        from normlab.study import models
+        from normlab.study.data import digits
+        from normlab.study.train import supervised
 
+        return supervised(digits(), getattr(models, model)(norm), **config)
 
-def _conv(norm: Norm, config: Mapping[str, Any]) -> "Program":
-    from normlab.study.data import digits
-    from normlab.study.models import ConvNet
-    from normlab.study.train import supervised
-
-    return supervised(digits(), ConvNet(norm), batch_size=config["batch_size"], epochs=config["epochs"])
+    return build
 
 
 def _options(groups: int, norm: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -64,13 +61,13 @@ comparison = Comparison(
         Problem(
             name="digits-mlp",
             title="MLP on digits",
-            build=_mlp,
+            build=_build("MLP"),
             norm_options=lambda norm, config: _options(10, norm, config),
         ),
         Problem(
             name="digits-conv",
             title="conv net on digits",
-            build=_conv,
+            build=_build("ConvNet"),
             norm_options=lambda norm, config: _options(4, norm, config),
             spatial=True,
         ),

@@ -18,11 +18,12 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -35,14 +36,16 @@ except ImportError:  # run as a file
 
 from normlab import norms
 
-PEERS: dict[str, Callable[[], nn.Module]] = {
-    "batch": lambda: nn.BatchNorm(use_running_average=False),
-    "batch_renorm": lambda: nn.BatchNorm(use_running_average=False),  # Flax has no batch renorm: its batch norm
+PEERS: dict[str, Callable[..., nn.Module]] = {
+    "batch": partial(nn.BatchNorm, use_running_average=False),
+    "batch_renorm": partial(nn.BatchNorm, use_running_average=False),  # Flax has no batch renorm: its batch norm
     "layer": nn.LayerNorm,
     "rms": nn.RMSNorm,
-    "group": lambda: nn.GroupNorm(32),
+    "group": nn.GroupNorm,
     "instance": nn.InstanceNorm,
 }
+T = TypeVar("T")
+
 BAR = {"forward": 1.5, "forward + backward": 1.1}
 """Largest acceptable ratio to Flax: stability may cost a pass forward, and nothing in training."""
 
@@ -72,10 +75,18 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write OUTPUT.csv and OUTPUT.md")
     args = parser.parse_args()
 
+    try:
+        chosen = norms.parse_list(args.norms)
+        shapes = [_named(SHAPES, name, "shape") for name in args.shapes.split(",")]
+        for norm in chosen:
+            _named(PEERS, norms.get(norm).name, "norm with a Flax peer")
+    except ValueError as error:
+        parser.error(str(error))
+
     rows = []
     print(header())
-    for shape in (SHAPES[name] for name in args.shapes.split(",")):
-        for norm in args.norms.split(","):
+    for shape in shapes:
+        for norm in chosen:
             if norms.get(norm).needs_spatial and len(shape) < 3:
                 continue
             for what in BAR:
@@ -86,10 +97,19 @@ def main() -> None:
         write(args.output, rows)
 
 
+def _named(known: Mapping[str, T], name: str, what: str) -> T:
+    if name not in known:
+        raise ValueError(f"Expected a {what} among {', '.join(known)}, got {name!r}.")
+    return known[name]
+
+
 def measure(norm: str, shape: tuple[int, ...], what: str, rounds: int) -> Row:
     """Time one norm against its peer."""
     x, dy = (jax.random.normal(jax.random.key(i), shape) for i in range(2))
-    modules = {"ours": norms.get(norm).linen(train=True), "flax": PEERS[norm]()}
+    modules = {
+        "ours": norms.get(norm).linen(train=True),
+        "flax": PEERS[norms.get(norm).name](**norms.get(norm).options),
+    }
     contenders = {name: build(module, x, dy, what) for name, module in modules.items()}
     contenders["copy"] = (jax.jit(lambda x: x + 1).lower(x).compile(), (x,))
     times = interleave(contenders, rounds)

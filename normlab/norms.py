@@ -16,6 +16,7 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,8 @@ class Entry:
 @dataclass(frozen=True)
 class Norm:
     """A norm with its options: a value that compares, hashes and prints as its string.
+
+    The string gives the norm back where its options are plain values; functions, such as initializers, only print.
 
     Attributes:
         entry: The kind.
@@ -110,6 +113,8 @@ class Norm:
 
 
 _ENTRIES: dict[str, Entry] = {}
+_SET_BY_CALLS = {"self", "name", "parent", "rngs", "num_features", "use_running_average"}
+_WORDS = {"true": True, "false": False, "none": None, "inf": math.inf, "-inf": -math.inf}
 
 
 def register(entry: Entry) -> Entry:
@@ -172,7 +177,10 @@ def get(norm: "str | Norm", **options: Any) -> Norm:
     else:
         name, _, text = norm.partition(":")
         entry, given = _find(name.strip()), _parse_options(norm, text)
-    return Norm(entry, tuple(sorted({**given, **options}.items())))
+    given |= options
+    for name in sorted(_SET_BY_CALLS & given.keys()):
+        raise ValueError(f"Expected an option of a norm, got {name!r} for {norm!s}: `linen` and `nnx` set it.")
+    return Norm(entry, tuple(sorted((name, _plain(value)) for name, value in given.items())))
 
 
 def parse_list(text: str) -> list[str]:
@@ -208,11 +216,15 @@ def _parse_options(norm: str, text: str) -> dict[str, Any]:
         name, equals, value = part.partition("=")
         if not equals or not name.strip().isidentifier():
             raise ValueError(f"Expected options as in 'group:num_groups=8,epsilon=1e-3', got {part!r} in {norm!r}.")
+        if name.strip() in options:
+            raise ValueError(f"Expected each option once, got {name.strip()!r} twice in {norm!r}.")
         options[name.strip()] = _parse_value(value.strip())
     return options
 
 
 def _parse_value(text: str) -> Any:
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
     try:
         tree = ast.parse(text, mode="eval").body
         if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == "Ramp":
@@ -221,6 +233,15 @@ def _parse_value(text: str) -> Any:
         return ast.literal_eval(tree)
     except (SyntaxError, ValueError):
         return text  # a bare word, such as statistics=batch
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that hashes and prints so that it can be read back: lists as tuples, dtypes by name."""
+    if isinstance(value, list):
+        return tuple(map(_plain, value))
+    if isinstance(value, type) and hasattr(value, "dtype"):  # `jnp.bfloat16` and its like
+        return str(getattr(value.dtype, "name", value.__name__))
+    return value
 
 
 def _find(name: str) -> Entry:

@@ -77,13 +77,13 @@ MUTANTS = (
         "no gradient through the mean",
         STANDARDIZE,
         ("product(-rstd * mean_dx, scale)", "product(0 * mean_dx, scale)"),
-        (f"{CLOSED}[layer-0.0-1.0-all]",),
+        (f"{CLOSED}[layer-all-0.0-1.0]",),
     ),
     Mutant(
         "no gradient through the variance",
         STANDARDIZE,
         ("product(-(rstd * rstd * rstd) * along, scale)", "product(0 * along, scale)"),
-        (f"{CLOSED}[rms-0.0-1.0-all]",),
+        (f"{CLOSED}[rms-all-0.0-1.0]",),
     ),
     Mutant(
         "no gradient into scale",

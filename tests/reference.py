@@ -35,20 +35,26 @@ def moments(x: Array, axis: tuple[int, ...], where: Array | None) -> tuple[Array
     counted = np.broadcast_to(True if where is None else where, x.shape)
     count = counted.sum(axis, keepdims=True)
     mean = np.where(counted, x, 0).sum(axis, keepdims=True) / np.maximum(count, 1)
-    mean = np.where(count > 0, mean + _noise(mean.shape) * np.abs(np.where(counted, x, 0)).max(initial=0), 0)
+    roundoffs = 2 + np.sqrt(count)
+    mean = mean + roundoffs * _noise(mean.shape) * np.abs(np.where(counted, x, 0)).max(initial=0)
     var = np.where(counted, (x - mean) ** 2, 0).sum(axis, keepdims=True) / np.maximum(count, 1)
-    return mean, var * (1 + _noise(var.shape)), count
+    return np.where(count > 0, mean, 0), var * (1 + roundoffs * _noise(var.shape)), count
 
 
 _noise: Callable[[tuple[int, ...]], Array] = np.zeros
 
 
 @contextlib.contextmanager
-def rounded_statistics(units: float, seed: int) -> Iterator[None]:
-    """Let means be off by `units` float32 roundoffs of the largest element, and variances by as many of their own."""
+def rounded_statistics(seed: int) -> Iterator[None]:
+    """Let `moments` err as float32 does, with random signs.
+
+    Adding up n numbers one after the other is a random walk of roundings of growing partial sums. It leaves the mean off
+    by sqrt(n) / 3 roundoffs of the largest number (root mean square); three times that, and two for the division, is the
+    bound.
+    """
     global _noise
     rng = np.random.default_rng(seed)
-    _noise = lambda shape: units * UNIT * rng.choice([-1.0, 1.0], shape)  # noqa: E731
+    _noise = lambda shape: UNIT * rng.choice([-1.0, 1.0], shape)  # noqa: E731
     try:
         yield
     finally:
@@ -233,19 +239,18 @@ def standardize_vjp(
     return rstd * (dy - np.where(counted, through_mean + through_var, 0))
 
 
-def assert_rounds_to(actual: Any, f: Callable[[Array], Any], x: Any, units: float = 4) -> float:
+def assert_rounds_to(actual: Any, f: Callable[[Array], Any], x: Any) -> float:
     """Assert that `actual` is `f(x)` rounded to its dtype, give or take float32 arithmetic.
 
-    Half an ulp of the output is the final rounding. Float32 arithmetic may put a mean off by a few of its last places,
-    which an offset of 1e4 magnifies, and a variance by a few of its own; `f` with statistics so rounded shows what that
-    does to the output. Four more roundoffs of the largest output are for scale and bias, whose sum may cancel. A
-    one-pass variance at offset 1e4 is off by 1e8 roundoffs.
+    Half an ulp of the output is the final rounding. Float32 arithmetic puts means and variances off by some of their
+    last places, which an offset of 1e4 magnifies: `f` with statistics so rounded shows what that does to the output.
+    Four more roundoffs of the largest output are for scale and bias, whose sum may cancel. A one-pass variance at
+    offset 1e4 is off by 1e8 roundoffs.
 
     Args:
         actual: Array, or tuple or dict of arrays.
         f: Reference in float64, giving the same structure.
         x: Input as the norm got it, already rounded to its dtype.
-        units: Roundoffs of a statistic.
 
     Returns:
         The largest error, as a part of the bound.
@@ -253,7 +258,7 @@ def assert_rounds_to(actual: Any, f: Callable[[Array], Any], x: Any, units: floa
     x = np.asarray(x, np.float64)
     expected, nearby = leaves(f(x)), []
     for seed in range(4):
-        with rounded_statistics(units, seed):
+        with rounded_statistics(seed):
             nearby.append(leaves(f(x)))
     worst = 0.0
     got = leaves(actual)

@@ -94,7 +94,7 @@ CASES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         "epsilon",
         lambda: F.layer_norm(X, epsilon=12),
         ValueError,
-        r"`epsilon` to lie in \[0, 1\), got 12\. A Linen norm",
+        r"`epsilon` to lie in \[0, 1\), got 12\. If this is the number of features: Linen",
     ),
     (
         "negative epsilon",
@@ -108,7 +108,7 @@ CASES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         "width for a flag",
         lambda: init(linen.BatchNorm(64)),
         TypeError,
-        r"`use_running_average` to be True, False or None, got 64\. A Linen norm takes no number of features",
+        r"`use_running_average` to be True, False or None, got 64\. If this is the number of features: Linen norms read it off",
     ),
     ("width for a flag in renorm", lambda: init(linen.BatchRenorm(64)), TypeError, r"`use_running_average` to be True"),
     (
@@ -118,7 +118,12 @@ CASES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         r"`use_running_average`.*got 1",
     ),
     ("no mode", lambda: init(linen.BatchNorm()), ValueError, r"in one of them only, got None and None\. Pass False to"),
-    ("nnx width", lambda: nnx.LayerNorm(0, rngs=rngs()), ValueError, r"`num_features` to be positive, got 0"),
+    (
+        "nnx width",
+        lambda: nnx.LayerNorm(0, rngs=rngs()),
+        ValueError,
+        r"`num_features` to be positive whole numbers, got 0",
+    ),
     ("complex", lambda: F.layer_norm(X + 1j), TypeError, r"`x` to be real, got complex64\. Normalize `x\.real`"),
     ("complex batch", lambda: F.batch_norm(X + 1j), TypeError, r"`x` to be real"),
     (

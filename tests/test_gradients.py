@@ -76,7 +76,7 @@ POINT = 2.0 * np.arange(3)[None, :, None]  # positions apart, so that finite dif
 MASK = np.array([[1, 1, 1], [0, 1, 1], [1, 1, 0], [1, 0, 1]], bool)[..., None]
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["batch", "layer", "rms", "group:num_groups=2"])
 def test_first_and_second_derivatives_pass_jax_own_check(x64: None, norm: str) -> None:
     f, params = function_of(norm, jnp.asarray(MASK))
     check_grads(f, (params, normal() + POINT), order=2, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5)
@@ -163,24 +163,36 @@ CLOSED_FORMS = {
 }
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
-@pytest.mark.parametrize(("offset", "size"), [(0.0, 1.0), (1e4, 1.0), (0.0, 1e-3), (0.0, 300.0)])
-@pytest.mark.parametrize("norm", CLOSED_FORMS)
-def test_gradient_in_float32_is_the_closed_form(norm: str, offset: float, size: float, masked: bool) -> None:
-    axis, epsilon, center = CLOSED_FORMS[norm]
-    shape, where = (4, 6, 8), np.random.default_rng(2).random((4, 6, 8)) < 0.8
+WIDE = (4, 6, 8)
+WHERE = np.random.default_rng(2).random(WIDE) < 0.8
+
+
+@functools.cache
+def pulled_back(norm: str, masked: bool) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """`(x, dy) -> dx` of a norm without scale and bias."""
     module = norms.get(norm).linen(train=True, use_scale=False, **({} if norm == "rms" else {"use_bias": False}))
-    x = jnp.asarray(offset + size * np.random.default_rng(0).normal(size=shape), jnp.float32)
-    dy = normal(1, shape, jnp.float32)
-    mask = jnp.asarray(where) if masked else None
-    variables = module.init(jax.random.key(0), x)
-    f = jax.jit(lambda x: module.apply(variables, x, mask=mask, mutable=["batch_stats"])[0])
-    (dx,) = jax.vjp(f, x)[1](dy)
-    expected = functools.partial(
-        reference.standardize_vjp, dy=np.asarray(dy), axis=axis, epsilon=epsilon, where=where if masked else None,
-        center=center,
-    )  # fmt: skip
-    reference.assert_rounds_to(np.asarray(dx), expected, np.asarray(x))
+    variables = module.init(jax.random.key(0), jnp.ones(WIDE))
+    mask = jnp.asarray(WHERE) if masked else None
+
+    @jax.jit
+    def pull(x: jax.Array, dy: jax.Array) -> jax.Array:
+        return jax.vjp(lambda x: module.apply(variables, x, mask=mask, mutable=["batch_stats"])[0], x)[1](dy)[0]
+
+    return pull
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0.0, 1.0), (1e4, 1.0), (0.0, 1e-3), (0.0, 300.0)])
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+@pytest.mark.parametrize("norm", CLOSED_FORMS)
+def test_gradient_in_float32_is_the_closed_form(norm: str, masked: bool, offset: float, size: float) -> None:
+    axis, epsilon, center = CLOSED_FORMS[norm]
+    x = jnp.asarray(offset + size * np.random.default_rng(0).normal(size=WIDE), jnp.float32)
+    dy, where = normal(1, WIDE, jnp.float32), WHERE if masked else None
+
+    def closed_form(x: np.ndarray) -> np.ndarray:
+        return reference.standardize_vjp(x, np.asarray(dy), axis, epsilon, where, center)
+
+    reference.assert_rounds_to(np.asarray(pulled_back(norm, masked)(x, dy)), closed_form, np.asarray(x))
 
 
 @pytest.mark.parametrize("norm", [*norms.names(), "batch:ghost_batch_size=2"])
@@ -273,3 +285,36 @@ def test_second_derivatives_are_finite_with_nan_under_the_mask() -> None:
 
         _, curvature = jax.jit(lambda x, loss=loss: jax.jvp(jax.grad(loss), (x,), (normal(2, dtype=jnp.float32),)))(x)
         assert np.all(np.isfinite(np.where(MASK, curvature, 0))), norm
+
+
+@pytest.mark.parametrize("norm", ["batch", "batch:ghost_batch_size=3", "layer", "rms", "group"])
+def test_nan_under_a_mask_reaches_no_second_derivative(norm: str) -> None:
+    where = jnp.ones((6, 4), bool).at[2].set(False).at[0, 1].set(False)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=where.shape), jnp.float32)
+    calls = {
+        "batch": lambda x: F.batch_norm(x, where=where)[0],
+        "batch:ghost_batch_size=3": lambda x: F.batch_norm(x, where=where, ghost_batch_size=3)[0],
+        "layer": lambda x: F.layer_norm(x, where=where),
+        "rms": lambda x: F.rms_norm(x, where=where),
+        "group": lambda x: F.group_norm(x, num_groups=1, where=where),
+    }
+
+    def loss(x: jax.Array) -> jax.Array:
+        return (jnp.where(where, calls[norm](x), 0) ** 3).sum()
+
+    def twice(x: jax.Array) -> jax.Array:
+        return (jnp.where(where, jax.grad(loss)(x), 0) ** 2).sum()
+
+    hidden, plain = (jax.grad(twice)(jnp.where(where, x, under)) for under in (jnp.nan, 7.0))
+    assert jnp.isfinite(hidden).all() and jnp.abs(plain).max() > 1e-3
+    np.testing.assert_array_equal(jnp.where(where, hidden, 0), jnp.where(where, plain, 0))
+
+
+def test_a_single_counted_element_moves_no_running_statistic() -> None:
+    where = jnp.zeros((6, 4), bool).at[0].set(True)
+    running = F.RunningStatistics(jnp.zeros(4), jnp.ones(4), jnp.asarray(3))
+    _, batch = F.batch_norm(jnp.ones((6, 4)), where=where)
+    after = F.update_batch_norm(running, batch, momentum=0.9)
+    np.testing.assert_array_equal(after.spread, running.spread)
+    np.testing.assert_array_equal(after.mean, running.mean)
+    assert int(after.step) == 3  # type: ignore[arg-type]

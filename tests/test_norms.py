@@ -148,3 +148,24 @@ def test_a_name_is_an_identifier() -> None:
     entry = dataclasses.replace(norms.get("batch").entry, name="batch:1")
     with pytest.raises(ValueError, match="to be an identifier, got 'batch:1'"):
         norms.register(entry)
+
+
+@pytest.mark.parametrize(
+    ("text", "options"), [("layer:use_bias=false", {"use_bias": False}), ("batch:momentum=None", {"momentum": None})]
+)
+def test_words_are_values(text: str, options: dict[str, object]) -> None:
+    assert norms.get(text).options == options
+
+
+def test_options_that_calls_set_are_refused() -> None:
+    with pytest.raises(ValueError, match="'use_running_average' for batch:use_running_average=True: `linen` and `nnx`"):
+        norms.get("batch:use_running_average=True")
+    with pytest.raises(ValueError, match="each option once, got 'epsilon' twice"):
+        norms.get("layer:epsilon=1e-3,epsilon=1e-4")
+
+
+def test_lists_and_dtypes_are_read_back() -> None:
+    norm = norms.get("layer", reduction_axes=[1, 2], dtype=jnp.bfloat16)
+    assert hash(norm) == hash(norms.get(str(norm))) and norms.get(str(norm)) == norm
+    assert norm.linen(train=True).init_with_output(jax.random.key(0), jnp.ones((2, 3, 4)))[0].dtype == jnp.bfloat16
+    assert norms.get(str(norms.get("batch_renorm", r_max=float("inf")))).options == {"r_max": float("inf")}

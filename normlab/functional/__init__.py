@@ -14,4 +14,3 @@ from normlab.functional._example import group_norm as group_norm
 from normlab.functional._example import instance_norm as instance_norm
 from normlab.functional._example import layer_norm as layer_norm
 from normlab.functional._example import rms_norm as rms_norm
-from normlab.schedules import Ramp as Ramp

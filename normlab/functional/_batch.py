@@ -1,8 +1,9 @@
 """Norms whose statistics cross the batch: batch norm and batch renorm, whole or in ghost batches."""
 
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from normlab.functional._statistics import (
     elements,
     float32_or_wider,
     moments,
+    output_dtype,
     running_average,
     unbiased,
 )
@@ -107,7 +109,7 @@ def batch_norm(
         use_fast_variance: Whether to use E[x^2] - E[x]^2, as Flax does by default.
 
     Returns:
-        `y`, with the shape and dtype of `x`, and the moments of the batch.
+        `y`, with the shape and dtype of `x` (float32 for whole numbers), and the moments of the batch.
 
     Raises:
         StatisticsError: If a statistic would be over one element.
@@ -122,6 +124,7 @@ def batch_norm(
         Ioffe, Szegedy. Batch Normalization. ICML 2015. https://arxiv.org/abs/1502.03167
         Hoffer, Hubara, Soudry. Train longer, generalize better. NeurIPS 2017. https://arxiv.org/abs/1705.08741
     """
+    x = jnp.asarray(x)
     batch = _Batch.of(x, axis, epsilon, where, axis_name, axis_index_groups, ghost_batch_size, use_fast_variance)
     return batch.normalize(x, scale, bias)
 
@@ -167,7 +170,7 @@ def batch_renorm(
         use_fast_variance: Whether to use E[x^2] - E[x]^2.
 
     Returns:
-        `y`, with the shape and dtype of `x`, and the moments of the batch.
+        `y`, with the shape and dtype of `x` (float32 for whole numbers), and the moments of the batch.
 
     Raises:
         StatisticsError: If a statistic would be over one element.
@@ -182,8 +185,8 @@ def batch_renorm(
     References:
         Ioffe. Batch Renormalization. NeurIPS 2017. https://arxiv.org/abs/1702.03275
     """
-    _check_limit("r_max", r_max, 1)
-    _check_limit("d_max", d_max, 0)
+    check_limits(r_max, d_max)
+    x = jnp.asarray(x)
     batch = _Batch.of(x, axis, epsilon, where, axis_name, axis_index_groups, ghost_batch_size, use_fast_variance)
     features = batch.features
     dtype = float32_or_wider(x).dtype
@@ -229,7 +232,7 @@ def normalize(
         epsilon: Added to the variance, inside the root; 0 where `var` is a squared running standard deviation.
 
     Returns:
-        `y`, with the shape and dtype of `x`.
+        `y`, with the shape and dtype of `x` (float32 for whole numbers).
 
     Raises:
         ValueError: If a shape or an axis does not fit.
@@ -238,6 +241,7 @@ def normalize(
         >>> normalize(jnp.array([[1.0], [3.0]]), jnp.array([1.0]), jnp.array([4.0]), epsilon=0.0).ravel()
         Array([0., 1.], dtype=float32)
     """
+    x = jnp.asarray(x)
     check_real(x)
     check_epsilon(epsilon)
     features = _features(x, axis)
@@ -246,7 +250,7 @@ def normalize(
     wide = float32_or_wider(x)
     mean_, var_, scale, bias = (a if a is None else a.astype(wide.dtype) for a in expanded)
     rstd = lax.rsqrt(_required(var_) + epsilon)
-    return affine(wide - _required(mean_), rstd, scale, bias).astype(x.dtype)
+    return affine(wide - _required(mean_), rstd, scale, bias).astype(output_dtype(x))
 
 
 def update_batch_norm(
@@ -261,7 +265,7 @@ def update_batch_norm(
         unbiased_running_var: Whether the variance is counted times n / (n - 1), as in PyTorch; Flax does not.
 
     Returns:
-        The statistics after the batch; the same where nothing counted. No gradient flows into them.
+        The statistics after the batch; the same with fewer than two elements counted. No gradient flows into them.
     """
     return _update(running, batch, batch.unbiased_var if unbiased_running_var else batch.var, momentum)
 
@@ -284,15 +288,18 @@ def update_batch_renorm(
         unbiased_running_var: Whether the variance under the root is counted times n / (n - 1).
 
     Returns:
-        The statistics after the batch; the same where nothing counted. No gradient flows into them.
+        The statistics after the batch; the same with fewer than two elements counted. No gradient flows into them.
     """
     var = batch.unbiased_var if unbiased_running_var else batch.var
     return _update(running, batch, jnp.sqrt(var + epsilon), momentum)
 
 
 def first_batch(running: RunningStatistics, batch: BatchMoments, *, epsilon: float = 1e-5) -> RunningStatistics:
-    """Return the statistics of the batch in place of initial ones at step 0, and `running` from then on."""
-    first = (_required(running.step) == 0) & (jnp.asarray(batch.count) > 0)
+    """Return the statistics of the batch in place of initial ones at step 0, and `running` from then on.
+
+    A feature that a mask hides in all of the first batch keeps its initial 0 and 1.
+    """
+    first = (_required(running.step) == 0) & (jnp.asarray(batch.count) > 1)
     mean, std = (lax.stop_gradient(a) for a in (batch.mean, jnp.sqrt(batch.var + epsilon)))
     return running._replace(
         mean=jnp.where(first, mean, running.mean).astype(running.mean.dtype),
@@ -358,7 +365,7 @@ class _Batch(NamedTuple):
         shape = [x.shape[a] for a in self.features]
         mean, var, unbiased_var = (lax.stop_gradient(part.reshape(shape)) for part in parts)
         count = count.reshape(shape) if isinstance(count, Array) else count
-        return y.astype(x.dtype), BatchMoments(mean, var, unbiased_var, count)
+        return y.astype(output_dtype(x)), BatchMoments(mean, var, unbiased_var, count)
 
     def _chunk(
         self,
@@ -403,7 +410,7 @@ def _update(running: RunningStatistics, batch: BatchMoments, spread: Array, mome
     return RunningStatistics(
         mean=running_average(running.mean, batch.mean, momentum, step, count),
         spread=running_average(running.spread, spread, momentum, step, count),
-        step=None if step is None else step + jnp.any(jnp.asarray(count) > 0).astype(step.dtype),
+        step=None if step is None else step + jnp.any(jnp.asarray(count) > 1).astype(step.dtype),
     )
 
 
@@ -412,9 +419,15 @@ def _features(x: Array, axis: Axes | None) -> tuple[int, ...]:
     return tuple(a for a in range(x.ndim) if a not in reduced)
 
 
-def _check_ghost(ghost: int, x: Array, over: Over) -> None:
-    if isinstance(ghost, bool) or not isinstance(ghost, int) or ghost < 1:
+def check_ghost(ghost: Any) -> None:
+    """Raise a `ValueError` unless `ghost` is a positive whole number or `None`."""
+    whole = isinstance(ghost, numbers.Integral) and not isinstance(ghost, bool)
+    if ghost is not None and not (whole and int(ghost) >= 1):
         raise ValueError(f"Expected `ghost_batch_size` to be a positive whole number or None, got {ghost!r}.")
+
+
+def _check_ghost(ghost: int, x: Array, over: Over) -> None:
+    check_ghost(ghost)
     if over.axis_name is not None:
         raise ValueError(
             f"Expected `ghost_batch_size` or `axis_name`, got both ({ghost}, {over.axis_name!r}): one splits the batch "
@@ -430,9 +443,11 @@ def _check_ghost(ghost: int, x: Array, over: Over) -> None:
         )
 
 
-def _check_limit(name: str, limit: Array | float, least: int) -> None:
-    if isinstance(limit, int | float) and not limit >= least:
-        raise ValueError(f"Expected `{name}` to be at least {least}, got {limit}.")
+def check_limits(r_max: object, d_max: object) -> None:
+    """Raise a `ValueError` if a limit of batch renorm is a number that is too small."""
+    for name, limit, least in (("r_max", r_max, 1), ("d_max", d_max, 0)):
+        if isinstance(limit, int | float) and not limit >= least:
+            raise ValueError(f"Expected `{name}` to be at least {least}, got {limit}.")
 
 
 def _required(value: T | None) -> T:

@@ -1,9 +1,11 @@
 """The checks that several norms share, each with its message: what was expected, what came, what to do."""
 
+import numbers
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 Axes = int | Sequence[int]
@@ -28,7 +30,7 @@ def canonical_axes(axes: Axes, ndim: int, name: str = "axis") -> tuple[int, ...]
     Raises:
         ValueError: If an axis is out of range or named twice.
     """
-    given = (axes,) if isinstance(axes, int) else tuple(axes)
+    given = (int(axes),) if isinstance(axes, numbers.Integral) else tuple(int(a) for a in axes)  # type: ignore[union-attr]
     if any(not -ndim <= a < ndim for a in given):
         raise ValueError(f"Expected `{name}` to lie in [{-ndim}, {ndim}) for `x` of rank {ndim}, got {axes}.")
     canonical = tuple(sorted(a % ndim for a in given))
@@ -43,12 +45,12 @@ def check_real(x: Array) -> None:
         raise TypeError(f"Expected `x` to be real, got {x.dtype}. Normalize `x.real` and `x.imag` on their own.")
 
 
-def check_affine(name: str, array: Array | None, shape: tuple[int, ...]) -> None:
+def check_features(name: str, array: Array | None, shape: tuple[int, ...]) -> None:
     """Raise a `ValueError` unless `array` is `None` or has `shape`, that of the feature axes of `x`."""
     if array is not None and array.shape != shape:
+        remedy = f" Pass `{name}=None` for no {name}." if name in ("scale", "bias") else ""
         raise ValueError(
-            f"Expected `{name}` to have shape {shape} (the feature axes of `x`), got {array.shape}. "
-            f"Pass `{name}=None` for no {name}."
+            f"Expected `{name}` to have shape {shape} (the feature axes of `x`), got {array.shape}.{remedy}"
         )
 
 
@@ -73,22 +75,28 @@ def check_epsilon(epsilon: float) -> None:
     """Raise unless `epsilon` is a number in [0, 1): a width passed in its place must not go unseen."""
     if isinstance(epsilon, jax.Array):  # traced: a study may vary it
         return
-    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float):
+    if isinstance(epsilon, bool) or not isinstance(epsilon, numbers.Real):
         raise TypeError(f"Expected `epsilon` to be a number, got {epsilon!r}.")
     if not 0 <= epsilon < 1:
         raise ValueError(
-            f"Expected `epsilon` to lie in [0, 1), got {epsilon!r}. A Linen norm takes no number of features: "
-            "it reads them off its input."
+            f"Expected `epsilon` to lie in [0, 1), got {epsilon!r}. If this is the number of features: Linen norms "
+            "read it off their input."
         )
 
 
 def check_flag(name: str, flag: object) -> None:
     """Raise a `TypeError` unless `flag` is a bool or `None`: a width passed in its place must not mean "yes"."""
-    if flag is not None and not isinstance(flag, bool):
+    if flag is not None and not isinstance(flag, bool | np.bool_):
         raise TypeError(
-            f"Expected `{name}` to be True, False or None, got {flag!r}. A Linen norm takes no number of features: it "
-            "reads them off its input."
+            f"Expected `{name}` to be True, False or None, got {flag!r}. If this is the number of features: Linen "
+            "norms read it off their input."
         )
+
+
+def check_flags(owner: object, *names: str) -> None:
+    """Check attributes of a module with `check_flag`."""
+    for name in names:
+        check_flag(name, getattr(owner, name))
 
 
 def check_float32_reductions(force: bool) -> None:
@@ -116,7 +124,9 @@ def resolve_groups(features: int, num_groups: int | None, group_size: int | None
             f"Expected one of `num_groups` and `group_size`, got num_groups={num_groups} and group_size={group_size}."
         )
     name, given = ("num_groups", num_groups) if group_size is None else ("group_size", group_size)
-    assert given is not None
+    if isinstance(given, bool) or not isinstance(given, numbers.Integral):
+        raise TypeError(f"Expected `{name}` to be a whole number, got {given!r}.")
+    given = int(given)
     if given <= 0 or features % given:
         divisors = [d for d in range(1, features + 1) if features % d == 0]
         raise ValueError(

@@ -10,14 +10,14 @@ from normlab.functional._checks import (
     AxisName,
     StatisticsError,
     canonical_axes,
-    check_affine,
     check_epsilon,
+    check_features,
     check_real,
     check_where,
     resolve_groups,
 )
 from normlab.functional._standardize import reciprocal_std, standardize
-from normlab.functional._statistics import Over, float32_or_wider, moments
+from normlab.functional._statistics import Over, float32_or_wider, moments, output_dtype
 from normlab.functional._statistics import over as over_axes
 
 Groups = Sequence[Sequence[int]]
@@ -56,7 +56,7 @@ def layer_norm(
         use_fast_variance: Whether to use E[x^2] - E[x]^2, as Flax does by default: wrong where the mean is large.
 
     Returns:
-        `y`, with the shape and dtype of `x`.
+        `y`, with the shape and dtype of `x` (float32 for whole numbers).
 
     Raises:
         ValueError: If a shape, an axis or `epsilon` does not fit.
@@ -68,6 +68,7 @@ def layer_norm(
     References:
         Ba, Kiros, Hinton. Layer Normalization. 2016. https://arxiv.org/abs/1607.06450
     """
+    x = jnp.asarray(x)
     axis = canonical_axes(axis, x.ndim)
     features = axis if feature_axes is None else canonical_axes(feature_axes, x.ndim, "feature_axes")
     over = over_axes(axis, affine=features, axis_name=axis_name, axis_index_groups=axis_index_groups)
@@ -102,7 +103,7 @@ def rms_norm(
         axis_index_groups: Sub-groups of devices along `axis_name` (`jax.pmap` only).
 
     Returns:
-        `y`, with the shape and dtype of `x`.
+        `y`, with the shape and dtype of `x` (float32 for whole numbers).
 
     Raises:
         ValueError: If a shape, an axis or `epsilon` does not fit.
@@ -114,6 +115,7 @@ def rms_norm(
     References:
         Zhang, Sennrich. Root Mean Square Layer Normalization. NeurIPS 2019. https://arxiv.org/abs/1910.07467
     """
+    x = jnp.asarray(x)
     axis = canonical_axes(axis, x.ndim)
     features = axis if feature_axes is None else canonical_axes(feature_axes, x.ndim, "feature_axes")
     over = over_axes(axis, affine=features, axis_name=axis_name, axis_index_groups=axis_index_groups, center=False)
@@ -156,7 +158,7 @@ def group_norm(
         use_fast_variance: Whether to use E[x^2] - E[x]^2.
 
     Returns:
-        `y`, with the shape and dtype of `x`.
+        `y`, with the shape and dtype of `x` (float32 for whole numbers).
 
     Raises:
         ValueError: If the features cannot be split so, or a shape, an axis or `epsilon` does not fit.
@@ -168,6 +170,7 @@ def group_norm(
     References:
         Wu, He. Group Normalization. ECCV 2018. https://arxiv.org/abs/1803.08494
     """
+    x = jnp.asarray(x)
     last = x.ndim - 1
     if last < 1:
         raise ValueError(f"Expected `x` of shape [batch, ..., features], got {x.shape}. Add a leading axis.")
@@ -175,7 +178,7 @@ def group_norm(
     features = x.shape[-1]
     groups = resolve_groups(features, num_groups, group_size)
     for name, array in (("scale", scale), ("bias", bias)):
-        check_affine(name, array, (features,))
+        check_features(name, array, (features,))
     check_where(where, x.shape)
 
     size = features // groups
@@ -222,7 +225,7 @@ def instance_norm(
         use_fast_variance: Whether to use E[x^2] - E[x]^2.
 
     Returns:
-        `y`, with the shape and dtype of `x`. A single position gives the bias.
+        `y`, with the shape and dtype of `x` (float32 for whole numbers). A single position gives the bias.
 
     Raises:
         StatisticsError: If there are no positions.
@@ -236,6 +239,7 @@ def instance_norm(
     References:
         Ulyanov, Vedaldi, Lempitsky. Instance Normalization. 2016. https://arxiv.org/abs/1607.08022
     """
+    x = jnp.asarray(x)
     features = canonical_axes(feature_axes, x.ndim, "feature_axes")
     if 0 in features:
         raise ValueError(f"Expected `feature_axes` without the first axis, the batch, got {feature_axes}.")
@@ -267,12 +271,12 @@ def _normalize(
     scale, bias = (expand(name, a, x.shape, features) for name, a in (("scale", scale), ("bias", bias)))
     where = expand_where(where, x.ndim)
     m = moments(wide, over, where, use_fast_variance=use_fast_variance)
-    return standardize(over, wide, m, reciprocal_std(m, epsilon), scale, bias, where).astype(x.dtype)
+    return standardize(over, wide, m, reciprocal_std(m, epsilon), scale, bias, where).astype(output_dtype(x))
 
 
 def expand(name: str, array: Array | None, shape: tuple[int, ...], features: tuple[int, ...]) -> Array | None:
     """Check a per-feature array and give it the rank of `x`, with size 1 off the feature axes."""
-    check_affine(name, array, tuple(shape[a] for a in features))
+    check_features(name, array, tuple(shape[a] for a in features))
     if array is None:
         return None
     return array.reshape([shape[a] if a in features else 1 for a in range(len(shape))])

@@ -12,12 +12,13 @@ from normlab.functional._batch import (
     Schedule,
     batch_norm,
     batch_renorm,
+    check_ghost,
     first_batch,
     normalize,
     update_batch_norm,
     update_batch_renorm,
 )
-from normlab.functional._checks import AxisName, check_flag
+from normlab.functional._checks import AxisName, check_epsilon, check_flag, check_flags, check_where
 from normlab.functional._statistics import Momentum
 
 Statistics = Literal["auto", "batch", "running"]
@@ -32,15 +33,19 @@ class Renorm(NamedTuple):
     initialize_from_first_batch: bool
 
 
-def check_batch_options(use_running_average: object, momentum: Momentum, statistics: str, frozen: object) -> None:
+def check_batch_options(layer: Any) -> None:
     """Raise unless the options of a batch norm layer are of the right kind."""
-    check_flag("use_running_average", use_running_average)
-    check_flag("frozen", frozen)
+    check_epsilon(layer.epsilon)
+    check_ghost(layer.ghost_batch_size)
+    check_flags(layer, "use_running_average", "use_fast_variance", "unbiased_running_var", "frozen")
+    momentum, statistics = layer.momentum, layer.statistics
     if statistics not in get_args(Statistics):
         raise ValueError(f"Expected `statistics` to be one of {get_args(Statistics)}, got {statistics!r}.")
-    if isinstance(momentum, int | float) and not 0 <= momentum <= 1:
+    if momentum is None or callable(momentum) or isinstance(momentum, jax.Array):
+        return
+    if not isinstance(momentum, int | float) or not 0 <= momentum <= 1:
         raise ValueError(
-            f"Expected `momentum`, the weight of the old value, to lie in [0, 1], got {momentum}. "
+            f"Expected `momentum`, the weight of the old value, to lie in [0, 1], got {momentum!r}. "
             "PyTorch's momentum is 1 minus this one."
         )
 
@@ -102,6 +107,7 @@ def batch_layer(
         frozen: Running statistics always, no update, no gradient into scale and bias.
         renorm: Makes it batch renorm.
     """
+    check_where(where, x.shape, "mask")
     if frozen:
         scale, bias = jax.tree.map(lax.stop_gradient, (scale, bias))
     axis = tuple(a for a in range(x.ndim) if a not in features)

@@ -65,8 +65,8 @@ def _standardize_jvp(over: Over, primals, tangents):
     """
     x, mean, rstd, scale, bias, count, where = primals
     dx, _, _, dscale, dbias, _, _ = tangents
+    y = _standardize(over, *primals)
     centered = x if mean is None else x - mean
-    y = affine(centered, rstd, scale, bias)
     if where is not None:  # NaN under the mask must not reach sums of the reverse pass, where 0 * NaN is NaN
         centered = jnp.where(where | jnp.isfinite(centered), centered, 0)
     product = functools.partial(_product, over)

@@ -1,6 +1,5 @@
 """Moments: two-pass, masked, across devices; and the running averages of them."""
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -54,12 +53,18 @@ class Over(NamedTuple):
 
 def float32_or_wider(x: Array) -> Array:
     """Return `x` in float32, or unchanged where it is wider."""
-    return lax.convert_element_type(x, _wide(x.dtype))
+    return lax.convert_element_type(x, wide_dtype(x.dtype))
 
 
-def _wide(dtype: Any) -> Any:
+def wide_dtype(dtype: Any) -> Any:
+    """Return float32, or `dtype` where it is a wider float."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.promote_types(dtype, jnp.float32)
+
+
+def output_dtype(x: Array) -> Any:
+    """Return the dtype of a norm's output: that of `x`, or float32 where `x` is of whole numbers."""
+    return x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else wide_dtype(x.dtype)
 
 
 def moments(x: Array, over: Over, where: Array | None = None, *, use_fast_variance: bool = False) -> Moments:
@@ -79,6 +84,8 @@ def moments(x: Array, over: Over, where: Array | None = None, *, use_fast_varian
         The moments; nothing counted gives mean 0, variance 0, count 0.
     """
     count = _count(x, over, where)
+    if where is not None:  # whatever is hidden must not reach derivatives of any order, where 0 * NaN is NaN
+        x = jnp.where(where, x, 0)
     if not over.center or use_fast_variance:
         return _one_pass(x, over, where, count)
     mean = _sum(x, over, where) / _at_least_one(count)
@@ -117,8 +124,8 @@ def unbiased(m: Moments) -> Array:
     return m.var * jnp.where(n > 1, n / jnp.maximum(n - 1, 1), 1)
 
 
-def running_average(old: Array, new: Array, momentum: Momentum, step: Array | None, count: Array | float = 1) -> Array:
-    """Move the running average `old` towards `new`; no gradient, and no change where nothing counted.
+def running_average(old: Array, new: Array, momentum: Momentum, step: Array | None, count: Array | float) -> Array:
+    """Move the running average `old` towards `new`; no gradient, and no change with fewer than two elements counted.
 
     `momentum * old + (1 - momentum) * new`; with `momentum=None` the plain average of all batches so far.
 
@@ -140,8 +147,8 @@ def running_average(old: Array, new: Array, momentum: Momentum, step: Array | No
     if not isinstance(decay, int | float):  # a number is subtracted from 1 before it is rounded
         decay = jnp.asarray(decay, old.dtype)
     moved = decay * old + (1 - decay) * new.astype(old.dtype)
-    if isinstance(count, Array) or count == 0:
-        moved = jnp.where(jnp.asarray(count) > 0, moved, old)
+    if isinstance(count, Array) or count < 2:
+        moved = jnp.where(jnp.asarray(count) > 1, moved, old)
     return lax.stop_gradient(moved)
 
 
@@ -239,8 +246,7 @@ def _devices(over: Over) -> int:
     return axis_size(over.axis_name)
 
 
-@functools.cache
-def _static_groups(groups: tuple[tuple[int, ...], ...]) -> None:
+def _check_groups(groups: tuple[tuple[int, ...], ...]) -> None:
     if len({len(group) for group in groups}) != 1:
         raise ValueError(f"Expected groups of equal size in `axis_index_groups`, got {groups}.")
 
@@ -272,7 +278,7 @@ def over(
         axis_size(axis_name)
         if axis_index_groups is not None:
             groups = tuple(tuple(group) for group in axis_index_groups)
-            _static_groups(groups)
+            _check_groups(groups)
     elif axis_index_groups is not None:
         raise ValueError(
             "Expected `axis_name` beside `axis_index_groups`, got None. Name the axis the groups belong to."

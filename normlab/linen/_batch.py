@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from normlab import functional as F
-from normlab.functional._batch import Schedule
-from normlab.functional._checks import Axes, AxisName, canonical_axes, check_epsilon, check_float32_reductions
+from normlab.functional._batch import Schedule, check_limits
+from normlab.functional._checks import Axes, AxisName, canonical_axes, check_flags, check_float32_reductions
 from normlab.functional._layer import (
     Renorm,
     Statistics,
@@ -89,10 +89,12 @@ class BatchNorm(nn.Module):
             use_running_average: Mode of this call; give it here or to the module, not both.
             mask: Elements counted.
         """
-        check_batch_options(self.use_running_average, self.momentum, self.statistics, self.frozen)
-        check_epsilon(self.epsilon)
+        check_batch_options(self)
+        check_flags(self, "use_scale", "use_bias")
         check_float32_reductions(self.force_float32_reductions)
         evaluating = choose_mode(self.use_running_average, use_running_average)
+        x = jnp.asarray(x)
+        mask = mask if mask is None else jnp.asarray(mask)
         features = canonical_axes(self.axis, x.ndim)
         shape = tuple(x.shape[a] for a in features)
 
@@ -129,7 +131,7 @@ class BatchNorm(nn.Module):
             axis_index_groups=None if making else self.axis_index_groups,
             use_fast_variance=self.use_fast_variance,
             unbiased_running_var=self.unbiased_running_var,
-            ghost_batch_size=self.ghost_batch_size,
+            ghost_batch_size=None if making else self.ghost_batch_size,
             statistics="auto" if making else self.statistics,
             frozen=self.frozen,
             renorm=renorm,
@@ -159,4 +161,6 @@ class BatchRenorm(BatchNorm):
     _spread: ClassVar[str] = "std"
 
     def _renorm(self) -> Renorm:
+        check_limits(self.r_max, self.d_max)
+        check_flags(self, "initialize_from_first_batch")
         return Renorm(self.r_max, self.d_max, self.initialize_from_first_batch)

@@ -14,9 +14,12 @@ from normlab.functional._checks import (
     AxisName,
     canonical_axes,
     check_epsilon,
+    check_flags,
     check_float32_reductions,
+    check_where,
     choose_groups,
 )
+from normlab.functional._statistics import output_dtype
 
 Initializer = Callable[..., Any]
 Groups = Sequence[Sequence[int]]
@@ -236,7 +239,7 @@ def promote(x: jax.Array, affine: dict[str, jax.Array], dtype: Any) -> tuple[jax
     """Return `x` in a dtype no narrower than the output's, and the output's, which is Flax's choice."""
     with jax.numpy_dtype_promotion("standard"):
         out = canonicalize_dtype(x, *affine.values(), dtype=dtype)
-        return x.astype(jnp.promote_types(x.dtype, out)), out
+        return x.astype(jnp.promote_types(output_dtype(x), out)), out
 
 
 def _normalize(
@@ -245,14 +248,23 @@ def _normalize(
     x: jax.Array,
     features: Axes,
     bias_init: Initializer | None = None,
+    *,
+    where: jax.Array | None,
+    axis: Axes | None = None,
     **options: Any,
 ) -> jax.Array:
     """Call `norm` with `module`'s parameters; while these are made, no mapped axis is needed."""
     check_epsilon(module.epsilon)
     check_float32_reductions(module.force_float32_reductions)
+    check_flags(module, "use_scale", "use_fast_variance", *(["use_bias"] if hasattr(module, "use_bias") else []))
+    x = jnp.asarray(x)
+    where = where if where is None else jnp.asarray(where)
+    check_where(where, x.shape, "mask")
+    if axis is not None:
+        options["axis"] = canonical_axes(axis, x.ndim, "reduction_axes")
     shape = tuple(x.shape[a] for a in canonical_axes(features, x.ndim, "feature_axes"))
     affine = affine_parameters(module, shape, module.scale_init if module.use_scale else None, bias_init)
     x, dtype = promote(x, affine, module.dtype)
     if not module.is_initializing():
         options |= {"axis_name": module.axis_name, "axis_index_groups": module.axis_index_groups}
-    return norm(x, **affine, epsilon=module.epsilon, **options).astype(dtype)
+    return norm(x, **affine, epsilon=module.epsilon, where=where, **options).astype(dtype)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from normlab import functional as F
-from normlab.functional._batch import Schedule
-from normlab.functional._checks import Axes, AxisName, canonical_axes, check_epsilon
+from normlab.functional._batch import Schedule, check_limits
+from normlab.functional._checks import Axes, AxisName, canonical_axes, check_flag
 from normlab.functional._layer import (
     Renorm,
     Statistics,
@@ -20,7 +20,7 @@ from normlab.functional._layer import (
     needs_step,
 )
 from normlab.functional._statistics import Momentum
-from normlab.nnx._example import NO_METADATA, Affine, Initializer, Metadata, ones, zeros
+from normlab.nnx._example import NO_METADATA, Affine, Initializer, Metadata, chosen, ones, zeros
 
 
 class BatchNorm(Affine):
@@ -91,14 +91,12 @@ class BatchNorm(Affine):
             num_features,
             dtype=dtype,
             param_dtype=param_dtype,
-            scale_init=scale_init if use_scale else None,
-            bias_init=bias_init if use_bias else None,
+            scale_init=chosen("use_scale", use_scale, scale_init),
+            bias_init=chosen("use_bias", use_bias, bias_init),
             scale_metadata=scale_metadata,
             bias_metadata=bias_metadata,
             rngs=rngs,
         )
-        check_epsilon(epsilon)
-        check_batch_options(use_running_average, momentum, statistics, frozen)
         self.use_running_average = use_running_average
         self.axis, self.epsilon, self.momentum = axis, epsilon, momentum
         self.axis_name = axis_name
@@ -108,6 +106,7 @@ class BatchNorm(Affine):
         self.use_fast_variance, self.unbiased_running_var = use_fast_variance, unbiased_running_var
         self.ghost_batch_size, self.frozen = ghost_batch_size, frozen
         self.statistics: Statistics = statistics
+        check_batch_options(self)
         for name, value in zip(self._state_names(), self._initial(), strict=True):
             setattr(self, name, nnx.data(None if value is None else nnx.BatchStat(value)))
 
@@ -121,10 +120,10 @@ class BatchNorm(Affine):
             use_running_average: Overrides the attribute in this call.
             mask: True where an element counts, broadcastable to `x`.
         """
-        check_batch_options(self.use_running_average, self.momentum, self.statistics, self.frozen)
         attribute = self.use_running_average if use_running_average is None else None
         evaluating = choose_mode(attribute, use_running_average)
-        x, affine, dtype = self._promoted(x)
+        x, affine, dtype = self._promoted(x, self.axis)
+        mask = mask if mask is None else jnp.asarray(mask)
         variables = [v for v in (getattr(self, name) for name in self._state_names()) if v is not None]
         y, running = batch_layer(
             x,
@@ -150,16 +149,14 @@ class BatchNorm(Affine):
                 variable[...] = value
         return y.astype(dtype)
 
-    def set_view(self, use_running_average: bool | None = None, **kwargs: Any) -> dict[str, Any]:
-        """Set the mode for `nnx.view`.
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Set the mode; called by `nnx.view`, and read by `nnx.view_info`, which expects this indentation.
 
         Args:
-            use_running_average: True at evaluation, False in training; `None` leaves it.
-            **kwargs: Of other modules; returned.
+          use_running_average: True at evaluation, False in training; None leaves it.
         """
         if use_running_average is not None:
             self.use_running_average = use_running_average
-        return kwargs
 
     def _state_names(self) -> tuple[str, str, str]:
         return "mean", "var", "step"
@@ -199,6 +196,8 @@ class BatchRenorm(BatchNorm):
             **options: The arguments of `BatchNorm`.
         """
         super().__init__(num_features, rngs=rngs, **options)
+        check_limits(r_max, d_max)
+        check_flag("initialize_from_first_batch", initialize_from_first_batch)
         self.r_max, self.d_max = r_max, d_max
         self.initialize_from_first_batch = initialize_from_first_batch
 

@@ -1,5 +1,6 @@
 """Layer, RMS, group and instance norm for NNX."""
 
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -13,10 +14,14 @@ from normlab import functional as F
 from normlab.functional._checks import (
     Axes,
     AxisName,
+    canonical_axes,
     check_epsilon,
+    check_flag,
+    check_where,
     choose_groups,
     resolve_groups,
 )
+from normlab.functional._statistics import output_dtype
 
 Initializer = Callable[..., Any]
 Groups = Sequence[Sequence[int]]
@@ -45,10 +50,8 @@ class Affine(nnx.Module):
         bias_metadata: Metadata,
         rngs: nnx.Rngs,
     ) -> None:
-        self.num_features = num_features if isinstance(num_features, int) else tuple(num_features)
-        self.feature_shape = (num_features,) if isinstance(num_features, int) else tuple(num_features)
-        if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in self.feature_shape):
-            raise ValueError(f"Expected `num_features` to be positive, got {num_features!r}.")
+        self.feature_shape = _feature_shape(num_features)
+        self.num_features = self.feature_shape[0] if len(self.feature_shape) == 1 else self.feature_shape
         self.dtype, self.param_dtype = dtype, param_dtype
         self.scale = nnx.data(
             None
@@ -61,13 +64,19 @@ class Affine(nnx.Module):
             else nnx.Param(bias_init(rngs.params(), self.feature_shape, param_dtype), **bias_metadata)
         )
 
-    def _promoted(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array], Any]:
+    def _promoted(self, x: jax.Array, features: Axes) -> tuple[jax.Array, dict[str, jax.Array], Any]:
         """Return `x` no narrower than the output, the parameters there are, and the output's dtype, Flax's choice."""
+        x = jnp.asarray(x)
+        shape = tuple(x.shape[a] for a in canonical_axes(features, x.ndim, "feature_axes"))
+        if shape != self.feature_shape:
+            raise ValueError(
+                f"Expected `x` with {self.num_features} features (`num_features`), got {x.shape}, which has {shape}."
+            )
         parameters = {"scale": self.scale, "bias": self.bias}
         affine = {name: p[...] for name, p in parameters.items() if p is not None}
         with jax.numpy_dtype_promotion("standard"):
             out = canonicalize_dtype(x, *affine.values(), dtype=self.dtype)
-            return x.astype(jnp.promote_types(x.dtype, out)), affine, out
+            return x.astype(jnp.promote_types(output_dtype(x), out)), affine, out
 
 
 class _ExampleNorm(Affine):
@@ -77,6 +86,7 @@ class _ExampleNorm(Affine):
         self, epsilon: float, axis_name: AxisName | None, axis_index_groups: Groups | None, use_fast_variance: bool
     ) -> None:
         check_epsilon(epsilon)
+        check_flag("use_fast_variance", use_fast_variance)
         self.epsilon = epsilon
         self.axis_name = axis_name
         self.axis_index_groups = (
@@ -85,9 +95,19 @@ class _ExampleNorm(Affine):
         self.use_fast_variance = use_fast_variance
 
     def _normalize(
-        self, norm: Callable[..., jax.Array], x: jax.Array, mask: jax.Array | None, **options: Any
+        self,
+        norm: Callable[..., jax.Array],
+        x: jax.Array,
+        mask: jax.Array | None,
+        features: Axes,
+        axis: Axes | None = None,
+        **options: Any,
     ) -> jax.Array:
-        x, affine, dtype = self._promoted(x)
+        x, affine, dtype = self._promoted(x, features)
+        mask = mask if mask is None else jnp.asarray(mask)
+        check_where(mask, x.shape, "mask")
+        if axis is not None:
+            options["axis"] = canonical_axes(axis, x.ndim, "reduction_axes")
         return norm(
             x,
             **affine,
@@ -161,8 +181,8 @@ class LayerNorm(_ExampleNorm):
             num_features,
             dtype=dtype,
             param_dtype=param_dtype,
-            scale_init=scale_init if use_scale else None,
-            bias_init=bias_init if use_bias else None,
+            scale_init=chosen("use_scale", use_scale, scale_init),
+            bias_init=chosen("use_bias", use_bias, bias_init),
             scale_metadata=scale_metadata,
             bias_metadata=bias_metadata,
             rngs=rngs,
@@ -172,8 +192,11 @@ class LayerNorm(_ExampleNorm):
 
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         """Normalize `x`; `mask` is True where an element counts, broadcastable to `x`."""
-        axes = {"axis": self.reduction_axes, "feature_axes": self.feature_axes}
-        return self._normalize(F.layer_norm, x, mask, **axes, use_fast_variance=self.use_fast_variance)
+        options: dict[str, Any] = {
+            "feature_axes": self.feature_axes,
+            "use_fast_variance": self.use_fast_variance,
+        }
+        return self._normalize(F.layer_norm, x, mask, self.feature_axes, self.reduction_axes, **options)
 
 
 class RMSNorm(_ExampleNorm):
@@ -220,7 +243,7 @@ class RMSNorm(_ExampleNorm):
             num_features,
             dtype=dtype,
             param_dtype=param_dtype,
-            scale_init=scale_init if use_scale else None,
+            scale_init=chosen("use_scale", use_scale, scale_init),
             bias_init=None,
             scale_metadata=scale_metadata,
             bias_metadata=NO_METADATA,
@@ -231,7 +254,8 @@ class RMSNorm(_ExampleNorm):
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Normalize `x`; `mask` is True where an element counts, broadcastable to `x`."""
-        return self._normalize(F.rms_norm, x, mask, axis=self.reduction_axes, feature_axes=self.feature_axes)
+        options: dict[str, Any] = {"feature_axes": self.feature_axes}
+        return self._normalize(F.rms_norm, x, mask, self.feature_axes, self.reduction_axes, **options)
 
 
 class GroupNorm(_ExampleNorm):
@@ -287,21 +311,22 @@ class GroupNorm(_ExampleNorm):
             num_features,
             dtype=dtype,
             param_dtype=param_dtype,
-            scale_init=scale_init if use_scale else None,
-            bias_init=bias_init if use_bias else None,
+            scale_init=chosen("use_scale", use_scale, scale_init),
+            bias_init=chosen("use_bias", use_bias, bias_init),
             scale_metadata=scale_metadata,
             bias_metadata=bias_metadata,
             rngs=rngs,
         )
         self._configure(epsilon, axis_name, axis_index_groups, use_fast_variance)
-        self.num_groups = resolve_groups(num_features, *choose_groups(num_groups, group_size))
-        self.group_size = num_features // self.num_groups
+        (width,) = self.feature_shape
+        self.num_groups = resolve_groups(width, *choose_groups(num_groups, group_size))
+        self.group_size = width // self.num_groups
         self.reduction_axes = reduction_axes
 
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         """Normalize `x`; `mask` is True where an element counts, broadcastable to `x`."""
-        options = {"num_groups": self.num_groups, "use_fast_variance": self.use_fast_variance}
-        return self._normalize(F.group_norm, x, mask, axis=self.reduction_axes, **options)
+        options: dict[str, Any] = {"num_groups": self.num_groups, "use_fast_variance": self.use_fast_variance}
+        return self._normalize(F.group_norm, x, mask, -1, self.reduction_axes, **options)
 
 
 class InstanceNorm(_ExampleNorm):
@@ -352,8 +377,8 @@ class InstanceNorm(_ExampleNorm):
             num_features,
             dtype=dtype,
             param_dtype=param_dtype,
-            scale_init=scale_init if use_scale else None,
-            bias_init=bias_init if use_bias else None,
+            scale_init=chosen("use_scale", use_scale, scale_init),
+            bias_init=chosen("use_bias", use_bias, bias_init),
             scale_metadata=scale_metadata,
             bias_metadata=bias_metadata,
             rngs=rngs,
@@ -363,5 +388,21 @@ class InstanceNorm(_ExampleNorm):
 
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         """Normalize `x`; `mask` is True where an element counts, broadcastable to `x`."""
-        options = {"feature_axes": self.feature_axes, "use_fast_variance": self.use_fast_variance}
-        return self._normalize(F.instance_norm, x, mask, **options)
+        options: dict[str, Any] = {
+            "feature_axes": self.feature_axes,
+            "use_fast_variance": self.use_fast_variance,
+        }
+        return self._normalize(F.instance_norm, x, mask, self.feature_axes, **options)
+
+
+def chosen(name: str, use: bool, init: Initializer) -> Initializer | None:
+    """Return the initializer of a parameter that is wanted."""
+    check_flag(name, use)
+    return init if use else None
+
+
+def _feature_shape(num_features: Any) -> tuple[int, ...]:
+    sizes = (num_features,) if isinstance(num_features, numbers.Integral) else tuple(num_features)
+    if any(isinstance(n, bool) or not isinstance(n, numbers.Integral) or int(n) < 1 for n in sizes):
+        raise ValueError(f"Expected `num_features` to be positive whole numbers, got {num_features!r}.")
+    return tuple(int(n) for n in sizes)
