@@ -48,9 +48,9 @@ _noise: Callable[[tuple[int, ...]], Array] = np.zeros
 def rounded_statistics(seed: int) -> Iterator[None]:
     """Let `moments` err as float32 does, with random signs.
 
-    Adding up n numbers one after the other is a random walk of roundings of growing partial sums. It leaves the mean off
-    by sqrt(n) / 3 roundoffs of the largest number (root mean square); three times that, and two for the division, is the
-    bound.
+    Adding up n numbers one after the other is a random walk of roundings of growing partial sums. It leaves the mean
+    off by sqrt(n) / 3 roundoffs of the largest number (root mean square); three times that, and two for the division,
+    is the bound.
     """
     global _noise
     rng = np.random.default_rng(seed)
@@ -207,11 +207,11 @@ def chunks(
 
 
 def moved(variables: Variables, new: Variables, count: Array, momentum: Any) -> Variables:
-    """Running averages after a batch: `momentum` weighs the old value; nothing counted changes nothing."""
+    """Running averages after a batch: `momentum` weighs the old value; fewer than two elements change nothing."""
     step = variables.get("step")
     decay = momentum(step) if callable(momentum) else step / (step + 1) if momentum is None else momentum
-    after = {k: np.where(count > 0, decay * variables[k] + (1 - decay) * v, variables[k]) for k, v in new.items()}
-    return after if step is None else {**after, "step": step + np.any(count > 0)}
+    after = {k: np.where(count > 1, decay * variables[k] + (1 - decay) * v, variables[k]) for k, v in new.items()}
+    return after if step is None else {**after, "step": step + np.any(count > 1)}
 
 
 NORMS: dict[str, Callable[..., Result]] = {

@@ -108,7 +108,7 @@ CASES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         "width for a flag",
         lambda: init(linen.BatchNorm(64)),
         TypeError,
-        r"`use_running_average` to be True, False or None, got 64\. If this is the number of features: Linen norms read it off",
+        r"`use_running_average` to be True, False or None, got 64\. If this is the number of features: Linen",
     ),
     ("width for a flag in renorm", lambda: init(linen.BatchRenorm(64)), TypeError, r"`use_running_average` to be True"),
     (

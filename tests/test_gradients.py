@@ -82,9 +82,7 @@ def test_first_and_second_derivatives_pass_jax_own_check(x64: None, norm: str) -
     check_grads(f, (params, normal() + POINT), order=2, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("norm", "masked"), [*((n, False) for n in (*NORMS, *VARIANTS)), *((n, True) for n in (*NORMS, VARIANTS[1]))]
-)
+@pytest.mark.parametrize(("norm", "masked"), [*((n, n in NORMS) for n in (*NORMS, *VARIANTS)), (VARIANTS[1], True)])
 def test_first_and_second_derivatives_are_central_differences(x64: None, norm: str, masked: bool) -> None:
     f, params = function_of(norm, jnp.asarray(MASK) if masked else None)
     at, along, dy = (params, normal() + POINT), (random_like(params, 1), normal(1)), normal(2)
@@ -272,19 +270,6 @@ def test_a_frozen_norm_has_no_gradient_in_scale_and_bias(norm: str) -> None:
     into_params, dx = pull(dy)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(into_params))
     assert np.all(np.abs(dx) > 0)
-
-
-def test_second_derivatives_are_finite_with_nan_under_the_mask() -> None:
-    x = jnp.where(jnp.asarray(MASK), normal(dtype=jnp.float32), jnp.nan)
-    for norm in (*NORMS, "batch:ghost_batch_size=3"):
-        f, params = function_of(norm, jnp.asarray(MASK))
-        dy = normal(1, dtype=jnp.float32)
-
-        def loss(x: jax.Array, f: Any = f, params: Any = params, dy: jax.Array = dy) -> jax.Array:
-            return jnp.where(jnp.asarray(MASK), f(params, x) * dy, 0).sum()
-
-        _, curvature = jax.jit(lambda x, loss=loss: jax.jvp(jax.grad(loss), (x,), (normal(2, dtype=jnp.float32),)))(x)
-        assert np.all(np.isfinite(np.where(MASK, curvature, 0))), norm
 
 
 @pytest.mark.parametrize("norm", ["batch", "batch:ghost_batch_size=3", "layer", "rms", "group"])

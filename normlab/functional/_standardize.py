@@ -63,7 +63,7 @@ def _standardize_jvp(over: Over, primals, tangents):
     `dmean = mean(dx)` and `drstd = -rstd^3 mean(centered dx)`, and are in `shift` and `slope`.
     Second derivatives differentiate `mean` and `rstd` themselves, which are plain functions of `x`.
     """
-    x, mean, rstd, scale, bias, count, where = primals
+    x, mean, rstd, scale, _, count, where = primals
     dx, _, _, dscale, dbias, _, _ = tangents
     y = _standardize(over, *primals)
     centered = x if mean is None else x - mean
