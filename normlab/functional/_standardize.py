@@ -15,7 +15,10 @@ from normlab.functional._statistics import Moments, Over, means
 
 
 def reciprocal_std(m: Moments, epsilon: float) -> Array:
-    """Return `1 / sqrt(var + epsilon)`, and 0 where nothing counted, so that the output there is the bias."""
+    """Return `1 / sqrt(var + epsilon)`, and 0 where nothing counted, so that the output there is the bias.
+
+    `epsilon` may be traced, but is a constant to autodiff: `standardize` is differentiated as a function of `x`.
+    """
     rstd = lax.rsqrt(m.var + epsilon)
     return jnp.where(m.count > 0, rstd, 0) if isinstance(m.count, Array) else rstd
 
