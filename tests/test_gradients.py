@@ -225,15 +225,17 @@ def test_batch_renorm_takes_r_and_d_for_constants(limits: dict[str, float]) -> N
     chex.assert_trees_all_close((y, pull(dy)), (expected, expected_pull(dy)), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("norm", [name for name in norms.names() if norms.get(name).stateful])
+STATEFUL = [name for name in norms.names() if norms.get(name).stateful]
+
+
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"initialize_from_first_batch": True}, {"statistics": "running"}],
-    ids=["plain", "first batch", "running"],
+    ("norm", "options"),
+    [
+        *[(norm, options) for norm in STATEFUL for options in ({}, {"statistics": "running"})],
+        ("batch_renorm", {"initialize_from_first_batch": True}),
+    ],
 )
 def test_no_gradient_flows_into_or_through_running_statistics(norm: str, options: dict[str, Any]) -> None:
-    if "initialize_from_first_batch" in options and norm == "batch":
-        pytest.skip("an option of batch renorm alone")
     module = norms.get(norm).linen(train=True, **options)
     variables = module.init(jax.random.key(0), jnp.ones(SHAPE))
     floats = {k: v for k, v in variables["batch_stats"].items() if k != "step"}

@@ -1,7 +1,8 @@
 """The checks that several norms share, each with its message: what was expected, what came, what to do."""
 
 import numbers
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ def canonical_axes(axes: Axes, ndim: int, name: str = "axis") -> tuple[int, ...]
     Raises:
         ValueError: If an axis is out of range or named twice.
     """
-    given = (int(axes),) if isinstance(axes, numbers.Integral) else tuple(int(a) for a in axes)  # type: ignore[union-attr]
+    given = tuple(operator.index(a) for a in axes) if isinstance(axes, Iterable) else (operator.index(axes),)
     if any(not -ndim <= a < ndim for a in given):
         raise ValueError(f"Expected `{name}` to lie in [{-ndim}, {ndim}) for `x` of rank {ndim}, got {axes}.")
     canonical = tuple(sorted(a % ndim for a in given))
