@@ -1,31 +1,33 @@
-"""The study engine: data, models, training, plan, store, execution."""
+"""The study engine: models, plan, store, execution."""
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from normlab import norms
-from normlab.study import catalogue, execute, identity, plan
+from normlab.study import catalogue, execute, identity
+from normlab.study import plan as plan_module
 from normlab.study.config import EVALUATE, TUNE, Cell, Record, Run, Settings
-from normlab.study.data import data_hash, digits, permutations, split
+from normlab.study.data import digits
 from normlab.study.errors import BadInput
 from normlab.study.invocation import Invocation
 from normlab.study.models import MLP, Conv3x3, ConvNet
+from normlab.study.plan import Plan
 from normlab.study.store import Header, Store
-from normlab.study.train import check, compile_cell, compile_stack, supervised
 
 TOY = (Path(__file__).parent / "toy.py").read_text()
 
@@ -44,60 +46,41 @@ def settings_for(source: Path | str, **changes: Any) -> Settings:
         "tier": "quick",
         "problems": ("scalar",),
         "norms": ("none", "batch"),
-        "values": (2,),
+        "curves": ("deployed",),
+        "values": {"deployed": (2,)},
         "learning_rates": (0.01, 0.1, 0.3),
         "epochs": 3,
         "tuning_seeds": 2,
         "seeds": 3,
+        "extend": False,
     }
     return Settings(**{**fields, **changes})
 
 
-def run_all(source: Path, strategy: execute.Strategy, known: Sequence[Record] = (), **changes: Any) -> list[Record]:
+def plan_for(toy: Path, **changes: Any) -> Plan:
+    return Plan(catalogue.load(str(toy)), settings_for(toy, **changes))
+
+
+def run_all(
+    source: Path,
+    strategy: execute.Strategy,
+    known: Sequence[Record] = (),
+    stop: Callable[[list[Record]], bool] = lambda made: False,
+    **changes: Any,
+) -> list[Record]:
     """Execute a comparison without a folder."""
     comparison, settings = catalogue.load(str(source)), settings_for(source, **changes)
-    described = identity.describe(source, {"scalar": "data"}, str(strategy))
+    described = identity.describe([source], {"scalar": "data"}, str(strategy))
     task = execute.Task(source=str(source), settings=settings, identity=described, strategy=strategy)
     made = list(known)
-    for record in execute.records(task, comparison, lambda: plan.pending(comparison, settings, made), jobs=2):
+    pending = partial(Plan(comparison, settings).pending, made)
+    for record in execute.records(task, comparison, pending, jobs=2, stop=lambda: stop(made)):
         made.append(record)
     return made
 
 
 def numbers(records: Sequence[Record]) -> dict[Run, Any]:
     return {record.run: (record.key, record.status, dict(record.metrics)) for record in records}
-
-
-class TestData:
-    def test_split_is_disjoint_complete_and_decided_by_the_seed(self) -> None:
-        parts = split(1797, 3)
-        assert [len(parts[name]) for name in ("train", "validation", "test")] == [1024, 256, 517]
-        assert sorted(np.concatenate(list(parts.values()))) == list(range(1797))
-        chex.assert_trees_all_equal(parts, split(1797, 3))
-        assert (parts["train"] != split(1797, 4)["train"]).any()
-
-    def test_split_leaves_something_to_test_on(self) -> None:
-        with pytest.raises(ValueError, match="below 1280 examples"):
-            split(1280, 0)
-
-    def test_digits_are_images_in_the_unit_interval(self) -> None:
-        data = digits()
-        assert data.inputs.shape == (1797, 8, 8, 1)
-        assert (data.inputs.dtype, data.labels.dtype) == (np.float32, np.int32)
-        assert (data.inputs.min(), data.inputs.max()) == (0, 1)
-        assert np.bincount(data.labels).min() > 170
-
-    def test_every_epoch_has_its_own_order(self) -> None:
-        indices = np.arange(100, 120, dtype=np.int32)
-        orders = permutations(indices, 3, seed=0)
-        assert (np.sort(orders, axis=1) == indices).all()
-        assert len({tuple(order) for order in orders}) == 3
-        assert (orders != permutations(indices, 3, seed=1)).any()
-
-    def test_hash_sees_values_types_and_names(self) -> None:
-        a = np.arange(4, dtype=np.int32)
-        hashes = [data_hash(d) for d in ({"a": a}, {"b": a}, {"a": a + 1}, {"a": a.astype(np.float32)}, {"a": a[None]})]
-        assert len(set(hashes)) == len(hashes)
 
 
 class TestModels:
@@ -141,75 +124,13 @@ class TestModels:
         chex.assert_trees_all_close(mine, reference, rtol=1e-4, atol=1e-4)
 
 
-def small(norm: str = "batch", batch_size: int = 128, epochs: int = 1) -> Any:
-    return supervised(digits(), MLP(norms.get(norm), hidden=(16,)), batch_size=batch_size, epochs=epochs)
-
-
-class TestTraining:
-    def test_a_cell_is_traced_once(self) -> None:
-        program = small()
-        chex.clear_trace_counter()
-        step = chex.assert_max_traces(program.step, n=1)
-        run = compile_cell(dataclasses.replace(program, step=step))
-        losses = {run(rate, seed)["train_loss"] for rate in (0.01, 0.1) for seed in (0, 1)}
-        assert len(losses) == 4
-
-    def test_same_seed_gives_the_same_numbers(self) -> None:
-        assert compile_cell(small())(0.1, 3) == compile_cell(small())(0.1, 3)
-
-    @pytest.mark.parametrize("norm", ["batch", "layer"])
-    def test_stacked_runs_are_those_that_run_alone(self, norm: str) -> None:
-        program = small(norm)
-        stack, alone = compile_stack(program, 4), compile_cell(program)
-        rates, seeds = [0.01, 0.1, 0.1], [0, 0, 5]
-        stacked = stack(rates, seeds)
-        for result, rate, seed in zip(stacked, rates, seeds, strict=True):
-            expected = alone(rate, seed)
-            assert result["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)
-            assert result["test"] == pytest.approx(expected["test"], abs=2.5 / 517)
-        assert stack(rates[:1], seeds[:1]) == stacked[:1]
-
-    def test_it_learns(self) -> None:
-        metrics = compile_cell(small(batch_size=32, epochs=5))(0.1, 0)
-        assert metrics["finite"] == 1
-        assert metrics["first_nonfinite"] == -1
-        assert metrics["test"] < 0.1
-
-    def test_a_smaller_last_batch_is_left_out(self) -> None:
-        program = small(batch_size=300, epochs=2)
-        assert (program.steps, program.last) == (6, 3)
-        assert program.init(0).order.shape == (6, 300)
-
-    def test_a_batch_larger_than_the_training_set_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="1 to 1024 examples"):
-            small(batch_size=1025)
-
-    def test_check_finds_shapes_that_do_not_fit(self) -> None:
-        check(small("layer"))
-        with pytest.raises(ValueError, match="group"):
-            check(supervised(digits(), MLP(norms.get("group:num_groups=7")), batch_size=8, epochs=1))
-
-    def test_divergence_is_seen_in_the_loss_and_in_outputs(self) -> None:
-        metrics = compile_cell(small("none", batch_size=32))(1e30, 0)
-        assert metrics["first_nonfinite"] > 0
-        status, reason = execute.status_of(metrics, 0.9)
-        assert status == "diverged"
-        assert f"step {int(metrics['first_nonfinite'])}" in reason
-        only_outputs = {"first_nonfinite": -1, "finite": 0, "validation": 0.9}
-        assert execute.status_of(only_outputs, 0.9)[0] == "diverged"
-
-    @pytest.mark.parametrize(("error", "status"), [(0.84, "ok"), (0.86, "collapsed"), (0.95, "collapsed")])
-    def test_collapse_is_near_chance_or_above(self, error: float, status: str) -> None:
-        assert execute.status_of({"first_nonfinite": -1, "finite": 1, "validation": error}, 0.9)[0] == status
-
-
 def record_of(run: Run, validation: float | None = 0.1, status: str = "ok") -> Record:
-    return Record(key="", run=run, config={}, identity={}, status=status, metrics={"validation": validation})
+    return Record(key="", run=run, identity={}, status=status, metrics={"validation": validation})
 
 
 def tuned(errors: dict[float, Sequence[float | None]]) -> list[Record]:
     """Tuning records; `None` is a failed run."""
-    cell = Cell(problem="scalar", norm="none", value=2)
+    cell = Cell(problem="scalar", norm="none", config=(("batch_size", 2), ("norm", "none")))
     return [
         record_of(
             Run(cell=cell, stage=TUNE, learning_rate=rate, seed=1000 + i),
@@ -219,6 +140,11 @@ def tuned(errors: dict[float, Sequence[float | None]]) -> list[Record]:
         for rate, values in errors.items()
         for i, value in enumerate(values)
     ]
+
+
+def best_at(rates: Mapping[str, float], runs: Sequence[Run]) -> list[Record]:
+    """Records whose validation error is lowest at a norm's rate, on a logarithmic scale."""
+    return [record_of(run, abs(math.log(run.learning_rate / rates[run.cell.norm]))) for run in runs]
 
 
 class TestPlan:
@@ -236,55 +162,134 @@ class TestPlan:
     )
     def test_choice_of_the_learning_rate(self, errors: Any, chosen: float, edge: bool) -> None:
         records = tuned(errors)
-        assert plan.choose_learning_rate(records) == plan.Choice(chosen, edge)
-        assert plan.choose_learning_rate(records[::-1]) == plan.Choice(chosen, edge)
+        assert plan_module.choose_learning_rate(records) == plan_module.Choice(chosen, edge)
+        assert plan_module.choose_learning_rate(records[::-1]) == plan_module.Choice(chosen, edge)
 
     def test_nothing_to_choose_from(self) -> None:
-        assert plan.choose_learning_rate([]) is None
+        assert plan_module.choose_learning_rate([]) is None
         invalid = [dataclasses.replace(record, status="invalid") for record in tuned({0.1: [None]})]
-        assert plan.choose_learning_rate(invalid) is None
+        assert plan_module.choose_learning_rate(invalid) is None
 
     def test_evaluation_follows_tuning_with_other_seeds(self, toy: Path) -> None:
-        comparison, settings = catalogue.load(str(toy)), settings_for(toy, norms=("none",))
-        tuning = plan.pending(comparison, settings, [])
+        plan = plan_for(toy, norms=("none",))
+        tuning = plan.pending([])
         assert [run.stage for run in tuning] == [TUNE] * 6
-        records = [record_of(run, abs(run.learning_rate - 0.1)) for run in tuning]
-        assert plan.pending(comparison, settings, records[:-1]) == tuning[-1:]
-        evaluation = plan.pending(comparison, settings, records)
+        records = best_at({"none": 0.1}, tuning)
+        assert plan.pending(records[:-1]) == tuning[-1:]
+        evaluation = plan.pending(records)
         assert {(run.stage, run.learning_rate) for run in evaluation} == {(EVALUATE, 0.1)}
         assert not {run.seed for run in evaluation} & {run.seed for run in tuning}
-        assert plan.pending(comparison, settings, [*records, *map(record_of, evaluation)]) == []
+        assert plan.pending([*records, *map(record_of, evaluation)]) == []
+
+    def test_an_optimum_at_an_end_gives_the_whole_column_two_more_rates_once(self, toy: Path) -> None:
+        plan = plan_for(toy, extend=True, values={"deployed": (2, 4)})
+        tuning = plan.pending([])
+        column = [run for run in tuning if dict(run.cell.config)["batch_size"] == 2]
+        records = best_at({"none": 0.1, "batch": 1e-9}, column)
+        more = [run for run in plan.pending(records) if run not in tuning]
+        assert {(run.stage, run.cell.norm, run.learning_rate) for run in more} == {
+            (TUNE, norm, rate) for norm in ("none", "batch") for rate in plan_module.further((0.01, 0.1, 0.3))[0]
+        }
+        assert {dict(run.cell.config)["batch_size"] for run in more} == {2}
+        records += best_at({"none": 0.1, "batch": 1e-9}, more)
+        evaluation = [run for run in plan.pending(records) if run.stage == EVALUATE]
+        assert {(run.cell.norm, run.learning_rate) for run in evaluation} == {
+            ("none", 0.1),
+            ("batch", min(run.learning_rate for run in more)),
+        }
+        choices = {cell.norm: found.choice for cell, found in plan.of(records).items() if found.choice}
+        assert [choices[norm].edge for norm in ("none", "batch")] == [False, True]
+        assert not [run for run in plan.pending(records) if run.stage == TUNE and run in column]
+
+    def test_no_rate_is_added_where_optima_are_inside_or_nothing_can_be_run(self, toy: Path) -> None:
+        for norms_ in (("none",), ("none", "instance")):
+            plan = plan_for(toy, extend=True, norms=norms_)
+            tuning = plan.pending([])
+            records = [
+                dataclasses.replace(record, status="invalid") if record.run.cell.norm == "instance" else record
+                for record in best_at({"none": 0.1, "instance": 1e-9}, tuning)
+            ]
+            assert {run.stage for run in plan.pending(records)} == {EVALUATE}
+
+    def test_evaluation_waits_for_the_column(self, toy: Path) -> None:
+        plan = plan_for(toy, extend=True)
+        tuning = plan.pending([])
+        records = best_at({"none": 0.1}, [run for run in tuning if run.cell.norm == "none"])
+        assert {(run.stage, run.cell.norm) for run in plan.pending(records)} == {(TUNE, "batch")}
+
+    def test_the_default_rate_waits_for_nothing_and_is_shared_where_it_is_chosen(self, toy: Path) -> None:
+        plan = plan_for(toy, norms=("none",), default_learning_rate=0.1)
+        first = plan.pending([])
+        assert {(run.stage, run.learning_rate) for run in first if run.stage == EVALUATE} == {(EVALUATE, 0.1)}
+        assert plan.pending(best_at({"none": 0.1}, first)) == []
+        assert {run.learning_rate for run in plan.pending(best_at({"none": 0.3}, first))} == {0.3}
+
+    def test_a_norm_that_the_factor_does_not_touch_is_one_cell(self) -> None:
+        comparison = catalogue.load("batch_size")
+        curves = {curve.name: curve.factor.values for curve in comparison.curves}
+        settings = settings_for(
+            "batch_size", problems=("digits-mlp",), norms=("layer", "batch"), curves=tuple(curves), values=curves
+        )
+        plan = Plan(comparison, settings)
+        cells: dict[tuple[str, str], set[Cell]] = {}
+        for place, cell in plan.places.items():
+            cells.setdefault((place.curve, place.norm), set()).add(cell)
+        sizes = {key: len(found) for key, found in cells.items()}
+        assert sizes == {
+            ("deployed", "layer"): 5,
+            ("deployed", "batch"): 5,
+            ("isolated", "layer"): 1,
+            ("isolated", "batch"): 5,
+        }
+        assert cells["isolated", "layer"] < cells["deployed", "layer"]
+        assert len(cells["isolated", "batch"] & cells["deployed", "batch"]) == 1
+        # Columns that share a cell share their grid: the isolated ones, and the deployed one of the same batch.
+        assert sorted(map(len, plan.groups)) == [2, 2, 2, 2, 6]
 
     def test_records_of_other_settings_do_not_count(self, toy: Path) -> None:
-        comparison, settings = catalogue.load(str(toy)), settings_for(toy, norms=("none",))
-        records = [record_of(run) for run in plan.planned(comparison, settings, [])]
-        records += [record_of(run) for run in plan.pending(comparison, settings, records)]
-        narrow = settings_for(toy, norms=("none",), learning_rates=(0.1,), seeds=1)
-        assert all(run.run.learning_rate == 0.1 for run in plan.relevant(comparison, narrow, records))
-        assert {record.run.stage for record in plan.relevant(comparison, narrow, records)} == {TUNE}
+        plan = plan_for(toy, norms=("none",))
+        records = [record_of(run) for run in plan.planned([])]
+        records += [record_of(run) for run in plan.pending(records)]
+        narrow = plan_for(toy, norms=("none",), learning_rates=(0.1,), seeds=1)
+        assert {record.run.learning_rate for record in narrow.relevant(records)} == {0.1}
+        assert {record.run.stage for record in narrow.relevant(records)} == {TUNE}
 
     def test_spatial_norms_need_spatial_axes(self, toy: Path) -> None:
-        comparison = catalogue.load(str(toy))
-        assert not plan.incompatible(comparison, Cell(problem="scalar", norm="batch", value=2))
-        assert "spatial" in plan.incompatible(comparison, Cell(problem="scalar", norm="instance", value=2))
+        plan = plan_for(toy, norms=("batch", "instance"))
+        batch, instance = plan.cells
+        assert not plan.incompatible(batch)
+        assert "spatial" in plan.incompatible(instance)
+        assert {len(found.runs) for cell, found in plan.of([]).items() if cell == instance} == {6}
 
     def test_a_written_group_size_replaces_the_number_of_groups(self) -> None:
         comparison = catalogue.load("batch_size")
-        settings = settings_for("batch_size")
-        for norm, options in {"group": {"num_groups": 10}, "group:group_size=5": {"group_size": 5}}.items():
-            cell = Cell(problem="digits-mlp", norm=norm, value=8)
-            assert plan.resolve(comparison, settings, cell)[0].options == options
+        written = {"group": {"num_groups": 10}, "group:group_size=5": {"group_size": 5}}
+        settings = settings_for("batch_size", problems=("digits-mlp",), norms=tuple(written))
+        plan = Plan(comparison, settings)
+        assert [plan.resolve(place)[0].options for place in plan.places] == list(written.values())
 
     def test_key_changes_with_run_config_and_identity_only(self) -> None:
         run = tuned({0.1: [0.1]})[0].run
-        base = identity.run_key(run, {"epochs": 2}, {"code": "a"})
-        assert base == identity.run_key(dataclasses.replace(run), {"epochs": 2}, {"code": "a"})
+        other = dataclasses.replace(run.cell, config=(("batch_size", 4), ("norm", "none")))
+        base = identity.run_key(run, {"code": "a"})
+        assert base == identity.run_key(dataclasses.replace(run), {"code": "a"})
         others = [
-            identity.run_key(dataclasses.replace(run, seed=1), {"epochs": 2}, {"code": "a"}),
-            identity.run_key(run, {"epochs": 3}, {"code": "a"}),
-            identity.run_key(run, {"epochs": 2}, {"code": "b"}),
+            identity.run_key(dataclasses.replace(run, seed=1), {"code": "a"}),
+            identity.run_key(dataclasses.replace(run, cell=other), {"code": "a"}),
+            identity.run_key(run, {"code": "b"}),
         ]
         assert len({base, *others}) == 4
+
+    @pytest.mark.parametrize(
+        ("grid", "below", "above"),
+        [
+            ((0.003, 0.01, 0.03, 0.1, 0.3), (0.0003, 0.001), (1.0, 3.0)),
+            ((0.1, 0.2), (0.025, 0.05), (0.4, 0.8)),
+            ((0.1,), (), ()),
+        ],
+    )
+    def test_a_grid_goes_on_as_it_began(self, grid: Any, below: Any, above: Any) -> None:
+        assert plan_module.further(grid) == (below, above)
 
 
 class TestStore:
@@ -295,7 +300,7 @@ class TestStore:
     def test_records_and_header_come_back_as_they_were(self, tmp_path: Path) -> None:
         store = Store(tmp_path / "new" / "folder")
         store.write_header(self.header())
-        record = dataclasses.replace(tuned({0.1: [None]})[0], key="ab" * 32, timing={"run": 0.5})
+        record = dataclasses.replace(tuned({0.1: [None]})[0], key="ab" * 32, cost={"run": 0.5})
         store.add(record)
         assert list(store.records()) == [record]
         assert store.header() == self.header()
@@ -332,12 +337,14 @@ class TestExecution:
         }
         assert {record.status for record in by_norm["none"].values()} == {"ok"}
         for norm in ("rms", "layer"):
-            assert [by_norm[norm][seed].status for seed in range(3)] == ["ok", "error", "ok"]
+            failure = {"rms": "error", "layer": "oom"}[norm]
+            assert [by_norm[norm][seed].status for seed in range(3)] == ["ok", failure, "ok"]
             assert by_norm[norm][1].metrics == {"validation": None}
         assert by_norm["rms"][1].reason == "RuntimeError: seed 1 always fails"
-        assert "signal 9" in by_norm["layer"][1].reason
+        assert "killed twice" in by_norm["layer"][1].reason
         assert {record.status for record in by_norm["group"].values()} == {"diverged"}
-        assert by_norm["group"][0].metrics == {"validation": None, "test": None, "train_loss": None}
+        assert by_norm["group"][0].metrics == {"validation": None, "test": None, "train_loss": None, "chance": None}
+        assert "step 0, before any update" in by_norm["group"][0].reason
         assert not by_norm["instance"]
         assert {r.status for r in records if r.run.cell.norm == "instance"} == {"invalid"}
         assert all("test" not in r.metrics for r in records if r.run.stage == TUNE)
@@ -355,11 +362,29 @@ class TestExecution:
         resumed = run_all(toy, execute.Strategy(), known=whole[3:7])
         assert numbers(whole) == numbers(resumed)
 
+    @pytest.mark.parametrize("strategy", [execute.Strategy(), execute.Strategy(alone=True)], ids=str)
+    def test_asked_to_stop_it_ends_between_runs_and_goes_on_later(self, toy: Path, strategy: execute.Strategy) -> None:
+        first = run_all(toy, strategy, stop=lambda made: len(made) >= 4)
+        assert 4 <= len(first) <= 7
+        assert numbers(run_all(toy, strategy, known=first)) == numbers(run_all(toy, strategy))
+
+    def test_a_worker_that_is_killed_once_costs_nothing(self, toy: Path) -> None:
+        records = run_all(toy, execute.Strategy(), norms=("batch_renorm",))
+        assert toy.with_suffix(".killed").exists()
+        assert {record.status for record in records} == {"ok"}
+
+    def test_a_cell_that_does_not_compile_fails_all_its_runs(self, toy: Path) -> None:
+        toy.write_text(TOY.replace("def evaluate(state, data):", "def evaluate(state, data):\n        state['gone']"))
+        records = run_all(toy, execute.Strategy(alone=True), norms=("none",))
+        assert {(record.status, record.reason) for record in records} == {("error", "KeyError: 'gone'")}
+
     def test_workers_that_cannot_start_end_it(self, toy: Path) -> None:
-        comparison, settings = catalogue.load(str(toy)), settings_for(toy)
-        task = execute.Task(source="gone.py", settings=settings, identity={"data": {}}, strategy=execute.Strategy())
+        plan = plan_for(toy)
+        task = execute.Task(
+            source="gone.py", settings=plan.settings, identity={"data": {}}, strategy=execute.Strategy()
+        )
         with pytest.raises(RuntimeError, match="cannot start"):
-            list(execute.records(task, comparison, lambda: plan.pending(comparison, settings, []), jobs=1))
+            list(execute.records(task, plan.comparison, lambda: plan.pending([]), jobs=1))
 
     def test_without_cells_that_can_be_run_nothing_is_trained(self, toy: Path) -> None:
         records = run_all(toy, execute.Strategy(lanes=4), norms=("instance",))
@@ -370,7 +395,7 @@ def invoke(toy: Path, output: Path, **changes: Any) -> dict[Run, Any]:
     comparison, settings = catalogue.load(str(toy)), settings_for(toy, **changes)
     code = Invocation(comparison, settings, output, "normlab run toy.py").run(1, strategy=execute.Strategy(lanes=2))
     assert code == 0
-    return {record.run: record.timing for record in Store(output).records()}
+    return {record.run: record.cost for record in Store(output).records()}
 
 
 class TestResume:

@@ -3,6 +3,56 @@
 Importing this package imports neither JAX nor matplotlib; the modules that need them are imported where they are used.
 """
 
-from normlab.study.config import Cell, Comparison, Factor, Problem, Record, Run, Settings, Tier
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Cell", "Comparison", "Factor", "Problem", "Record", "Run", "Settings", "Tier"]
+from normlab.study.config import Cell, Comparison, Curve, Factor, Metric, Problem, Record, Run, Settings, Tier
+
+if TYPE_CHECKING:
+    from normlab.study.data import Data
+    from normlab.study.defaults import TIERS, batch_size_curves, tiers
+    from normlab.study.problems import MEAN_SQUARED_ERROR, MISCLASSIFICATION, Error, supervised
+    from normlab.study.result import Result, run
+
+__all__ = [
+    "Comparison",
+    "Curve",
+    "Factor",
+    "Metric",
+    "Problem",
+    "Tier",
+    "supervised",
+    "Data",
+    "Error",
+    "MISCLASSIFICATION",
+    "MEAN_SQUARED_ERROR",
+    "batch_size_curves",
+    "tiers",
+    "TIERS",
+    "run",
+    "Result",
+    "Settings",
+    "Cell",
+    "Run",
+    "Record",
+]
+
+_LATER = {
+    "run": "result",
+    "Result": "result",
+    "supervised": "problems",
+    "Error": "problems",
+    "MISCLASSIFICATION": "problems",
+    "MEAN_SQUARED_ERROR": "problems",
+    "Data": "data",
+    "batch_size_curves": "defaults",
+    "tiers": "defaults",
+    "TIERS": "defaults",
+}
+"""Names whose modules import more than a comparison's file needs."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(f"normlab.study.{_LATER[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

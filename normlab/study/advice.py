@@ -1,130 +1,304 @@
-"""One sentence for the person who asked: which norm at which factor values, and how sure the data are."""
+"""What to use: which norm at which factor value, how sure, and what it costs; or that the data cannot decide.
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+The rule, for every column of a curve that advises: the candidates are the norms whose failure rate is shown to stay
+below the limit and whose interval of the gap to the best of them stays below the margin. Recommended is the cheapest
+by median step time; times within 10 % of the lowest count as equal, and among those the lowest mean error wins.
+"""
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from normlab.study import words
+from normlab.study.analysis import Analysis, CellResult, CurveResult, Failures, ProblemResult, Standing
 from normlab.study.config import Value
-from normlab.study.statistics import BETTER, EQUIVALENT, WORSE, Difference
+from normlab.study.statistics import INCONCLUSIVE, WORSE, Estimate, wilson
 
-if TYPE_CHECKING:
-    from normlab.study.analysis import Analysis, ProblemResult, Standing
+EQUAL_TIMES = 1.1
+"""Ratio of step times up to which they count as equal."""
+
+STEP_TIMES = "Step times are medians over runs that may have shared the machine; for speed alone, measure norms alone."
 
 
-def advise(analysis: "Analysis") -> str:
-    """Say in one sentence what to use; what the data cannot decide is said to be undecided.
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What to use in one column.
 
-    Per problem and factor value the candidates are the norms without failures that are not shown worse, by more than
-    the margin, than the one with the lowest mean error. Where the baseline is not among them, those shown better than
-    it are named.
+    Attributes:
+        problem: Name of the problem.
+        curve: Name of the curve.
+        value: The factor's value.
+        norm: The recommended norm; `None` where the data cannot decide.
+        reason: Why this one, or why none.
+        error: Its error; `None` without a norm.
+        failures: Its failures; `None` without a norm.
+        sure: Whether no other norm may be better by more than the margin, or as good and cheaper.
+        undecided: The norms that may.
+        seeds_needed: About how many seeds in total would settle those; `None` where that is unknown or none are left.
+        step_seconds: Median time of an update.
+        to_baseline: That time over the baseline's.
+        to_fastest: That time over the lowest of the column.
     """
+
+    problem: str
+    curve: str
+    value: Value
+    norm: str | None
+    reason: str
+    error: Estimate | None = None
+    failures: Failures | None = None
+    sure: bool = False
+    undecided: tuple[str, ...] = ()
+    seeds_needed: int | None = None
+    step_seconds: float | None = None
+    to_baseline: float | None = None
+    to_fastest: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Recommendation:
+    """The answer.
+
+    Attributes:
+        preface: What limits all of it, e.g. too few seeds; empty where nothing does.
+        sentences: At most two for every problem and curve that advises.
+        choices: In the order of problems, curves and values.
+    """
+
+    preface: str = ""
+    sentences: tuple[str, ...] = ()
+    choices: tuple[Choice, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """All of it as one text."""
+        return " ".join(part for part in (self.preface, *self.sentences) if part)
+
+    def __str__(self) -> str:
+        """A paragraph for each sentence, and how times were taken."""
+        timed = any(choice.step_seconds is not None for choice in self.choices)
+        return "\n".join(part for part in (self.preface, *self.sentences, STEP_TIMES if timed else "") if part)
+
+    __repr__ = __str__
+
+
+def recommend(analysis: Analysis) -> Recommendation:
+    """Apply the rule to every problem and every curve that advises."""
     if not analysis.claims:
-        return (
-            f"No claim is made: tier `{analysis.tier}` trains {_count(analysis.seeds, 'seed')} per cell, which shows "
-            "that everything runs, not which norm is better."
+        return Recommendation(preface=_no_claim(analysis))
+    advising = [(problem, curve) for problem in analysis.problems for curve in problem.curves if curve.advises]
+    if not advising:
+        return Recommendation(preface="No recommendation: none of the curves that were run advises.")
+    parts = [_Part(analysis, problem, curve) for problem, curve in advising]
+    return Recommendation(
+        preface=_preface(analysis),
+        sentences=tuple(part.sentence() for part in parts),
+        choices=tuple(choice for part in parts for choice in part.choices),
+    )
+
+
+class _Part:
+    """One curve of one problem."""
+
+    def __init__(self, analysis: Analysis, problem: ProblemResult, curve: CurveResult) -> None:
+        self.analysis, self.problem, self.curve = analysis, problem, curve
+        self.steps: dict[Value, dict[str, float]] = {value: {} for value in curve.values}
+        for cost in analysis.costs:
+            if (cost.problem, cost.curve) == (problem.name, curve.name) and cost.step is not None:
+                self.steps[cost.value][cost.norm] = cost.step
+        same = problem.same_for_all_norms
+        self.choices = () if same else tuple(self._choice(standing) for standing in curve.standings)
+
+    def sentence(self) -> str:
+        """The answer of this curve, in two sentences at most."""
+        if self.problem.same_for_all_norms:
+            return f"{self.problem.title}: all norms gave identical runs; does the model use its norm?"
+        chosen = [choice for choice in self.choices if choice.norm]
+        if not chosen:
+            return f"{self.problem.title}: no norm can be recommended {self._nowhere(self.choices)}."
+        none = [choice for choice in self.choices if not choice.norm]
+        first = f"{self.problem.title}: use {self._uses(chosen)}{self._certainty(chosen)}"
+        if none:
+            first += f"; none can be recommended {self._nowhere(none)}"
+        breaks = self._breaks()
+        return f"{first}. {self._lowest(chosen)}{f'; {breaks}' if breaks else ''}."
+
+    def _choice(self, standing: Standing) -> Choice:
+        column = [cell for cell in self.curve.cells if cell.value == standing.value]
+        place = {"problem": self.problem.name, "curve": self.curve.name, "value": standing.value}
+        if standing.best is None:
+            return Choice(**place, norm=None, reason=_why_none(column, self.analysis.failure_limit))
+        steps = self.steps[standing.value]
+        norm = _cheapest(standing.candidates, steps)
+        cell = next(cell for cell in column if cell.norm == norm)
+        undecided = tuple(c.norm for c in column if c.norm != norm and self._may_replace(c, norm, standing))
+        return Choice(
+            **place,
+            norm=norm,
+            reason=self._why(norm, standing),
+            error=cell.error,
+            failures=cell.failures,
+            sure=not undecided,
+            undecided=undecided,
+            seeds_needed=_seeds_needed(standing, undecided),
+            step_seconds=steps.get(norm),
+            to_baseline=_ratio(steps, norm, steps.get(self.analysis.baseline)),
+            to_fastest=_ratio(steps, norm, min(steps.values(), default=None)),
         )
-    parts = [_of_problem(analysis, problem) for problem in analysis.problems]
-    return f"{_how_sure(analysis)}: {'; '.join(parts)}."
+
+    def _may_replace(self, cell: CellResult, norm: str, standing: Standing) -> bool:
+        """Whether more seeds might show a norm to be better by more than the margin, or as good and cheaper."""
+        if cell.invalid or cell.norm == standing.best:
+            return False
+        if not cell.failures.n:
+            return True
+        if cell.failures.k and cell.norm not in standing.candidates and self._fails(cell):
+            return False
+        gap = standing.gaps.get(cell.norm)
+        if gap is None or gap.difference.interval is None:
+            return True
+        low, high = gap.difference.interval
+        margin, steps = self.analysis.margin, self.steps[standing.value]
+        cheaper = EQUAL_TIMES * steps.get(cell.norm, math.inf) < steps.get(norm, math.inf)
+        return low <= -margin or (cheaper and high >= margin and gap.verdict == INCONCLUSIVE)
+
+    def _why(self, norm: str, standing: Standing) -> str:
+        assert standing.best
+        if norm == standing.best:
+            return "lowest mean error"
+        margin = words.points(self.problem.metric, self.analysis.margin)
+        faster = _ratio(self.steps[standing.value], standing.best, self.steps[standing.value][norm])
+        return f"within {margin} of {self.analysis.names[standing.best]}, which takes {words.ratio(faster)} as long"
+
+    def _uses(self, chosen: Sequence[Choice]) -> str:
+        """`no norm at batch size 2 and batch norm at 4 to 128`."""
+        by_norm: dict[str, list[Value]] = {}
+        for choice in chosen:
+            by_norm.setdefault(choice.norm or "", []).append(choice.value)
+        parts = [f"{self.analysis.names[norm]} at {self._range(values)}" for norm, values in by_norm.items()]
+        parts[0] = parts[0].replace(" at ", f" at {self._factor} ", 1)
+        return words.listed(parts)
+
+    def _certainty(self, chosen: Sequence[Choice]) -> str:
+        open_ones = [choice for choice in chosen if not choice.sure]
+        margin = words.points(self.problem.metric, self.analysis.margin)
+        if not open_ones:
+            level = f"{words.percent(self.analysis.level, 0)} %"
+            return f"; {level} intervals rule out that another norm is better by more than {margin}"
+        names = [self.analysis.names[norm] for norm in self.analysis.norms if _among(norm, open_ones)]
+        where = "" if len(open_ones) == len(chosen) else f" at {self._range([choice.value for choice in open_ones])}"
+        needed = [choice.seeds_needed for choice in open_ones]
+        seeds = f" (about {max(needed)} seeds would tell)" if (all(needed) and needed) else ""  # pyright: ignore
+        return f", but{where} {words.listed(names, 'or')} may still be the better choice{seeds}"
+
+    def _nowhere(self, choices: Sequence[Choice]) -> str:
+        reasons = list(dict.fromkeys(choice.reason for choice in choices))
+        return f"at {self._factor} {self._range([choice.value for choice in choices])}: {'; '.join(reasons)}"
+
+    def _lowest(self, chosen: Sequence[Choice]) -> str:
+        """Where the best result is, and what it costs there."""
+        best = min(chosen, key=_mean)
+        assert best.error and best.norm
+        metric, name = self.problem.metric, self.analysis.names[best.norm]
+        error = f"{words.quantity(metric, best.error.mean)} {words.interval(metric, best.error.interval)}".rstrip()
+        text = f"The lowest {metric.name} is {error} with {name} at {self._factor} {best.value}"
+        return text if best.step_seconds is None else f"{text}, at {self._cost(best)}"
+
+    def _cost(self, choice: Choice) -> str:
+        step = f"{words.seconds(choice.step_seconds)} a step"
+        if choice.norm == self.analysis.baseline or choice.to_baseline is None:
+            return (
+                step if choice.to_fastest in (None, 1.0) else f"{step} ({words.ratio(choice.to_fastest)} the fastest)"
+            )
+        return f"{step} ({words.ratio(choice.to_baseline)} that of {self.analysis.names[self.analysis.baseline]})"
+
+    def _breaks(self) -> str:
+        """Where the baseline fails or is shown worse: the worst of it, and where else."""
+        found = {s.value: text for s in self.curve.standings if (text := self._broken(s))}
+        if not found:
+            return ""
+        worst = max(found, key=lambda value: self._damage(value))
+        others = [value for value in found if value != worst]
+        also = f" (it does not qualify at {self._range(others)} either)" if others else ""
+        return f"{self.analysis.names[self.analysis.baseline]} {found[worst]} at {self._factor} {worst}{also}"
+
+    def _broken(self, standing: Standing) -> str:
+        cell = self.curve.cell(self.analysis.baseline, standing.value)
+        gap = standing.gaps.get(cell.norm)
+        if cell.invalid:
+            return "cannot be run"
+        if cell.failures.k and self._fails(cell):
+            return f"fails in {cell.failures.k} of {words.count(cell.failures.n, 'run')}"
+        if gap and gap.verdict == WORSE:
+            return f"loses {words.gap(self.problem.metric, gap.difference)} to {self.analysis.names[gap.reference]}"
+        return ""
+
+    def _damage(self, value: Value) -> tuple[float, float]:
+        cell = self.curve.cell(self.analysis.baseline, value)
+        gap = next(s for s in self.curve.standings if s.value == value).gaps.get(cell.norm)
+        return cell.failures.k / max(1, cell.failures.n), (gap.difference.mean if gap else None) or 0.0
+
+    def _fails(self, cell: CellResult) -> bool:
+        return cell.failures.interval[1] >= self.analysis.failure_limit
+
+    @property
+    def _factor(self) -> str:
+        return str(self.curve.factor["name"]).replace("_", " ")
+
+    def _range(self, values: Sequence[Value]) -> str:
+        """`4 to 32` for neighbours in the order of the curve, else `2 and 8`."""
+        places = [self.curve.values.index(value) for value in values]
+        if len(places) > 2 and places == list(range(places[0], places[-1] + 1)):
+            return f"{values[0]} to {values[-1]}"
+        return words.listed([str(value) for value in values])
 
 
-def _how_sure(analysis: "Analysis") -> str:
-    words = _count(analysis.seeds, "seed")
-    words = f"Exploratory, with {words}" if analysis.exploratory else f"With {words}"
-    missing = analysis.runs["missing"]
-    return f"{words} and {_count(missing, 'run')} still missing" if missing else words
+def _no_claim(analysis: Analysis) -> str:
+    return (
+        f"No claim is made: tier `{analysis.tier}` trains {words.count(analysis.seeds, 'seed')} per cell, which shows "
+        "that everything runs, not which norm is better."
+    )
 
 
-def _of_problem(analysis: "Analysis", problem: "ProblemResult") -> str:
-    reached = {cell.value for cell in problem.cells if cell.points}
-    done = [standing for standing in problem.standings if standing.value in reached]
-    if not done:
-        return f"for {problem.title}, nothing has been evaluated yet"
-    broken = [standing for standing in done if analysis.baseline not in standing.candidates]
-    sound = [standing for standing in done if analysis.baseline in standing.candidates]
-    parts = [_breaks(analysis, problem, standing) for standing in broken]
-    if sound:
-        parts.append(_holds(analysis, problem, sound, everywhere=not broken))
-    return f"for {problem.title}, " + ", and ".join(parts)
+def _preface(analysis: Analysis) -> str:
+    missing = analysis.counts["missing"]
+    parts = [f"Exploratory, with {words.count(analysis.seeds, 'seed')} per cell."] if analysis.exploratory else []
+    parts += [f"Unfinished: {missing} of {analysis.counts['planned']} runs are still missing."] if missing else []
+    return " ".join(parts)
 
 
-def _breaks(analysis: "Analysis", problem: "ProblemResult", standing: "Standing") -> str:
-    """The baseline is shown worse, fails or cannot be run: say so, and what remains."""
-    name, where = analysis.names[analysis.baseline], _at(analysis, [standing.value])
-    cell = problem.cell(analysis.baseline, standing.value)
-    gap = standing.gaps.get(analysis.baseline)
-    if cell.failures.k:
-        what = f"{name} fails in {cell.failures.k} of {_count(cell.failures.n, 'run')} {where}"
-    elif gap and gap.verdict == WORSE:
-        what = f"{name} loses {_points(gap.difference)} to {analysis.names[gap.reference]} {where}"
-    elif cell.invalid:
-        what = f"{name} cannot be run {where}"
-    else:
-        what = f"{name} has no result {where}"
-    if not standing.candidates:
-        return f"{what} and no norm ran there without failures"
-    shown = [norm for norm in standing.candidates if _beats_baseline(problem, norm, standing.value)]
-    return f"{what} (use {_either(analysis, shown or standing.candidates)} there)"
+def _cheapest(candidates: Sequence[str], steps: Mapping[str, float]) -> str:
+    """The first of the candidates whose time is as good as the lowest; the first of all without times."""
+    known = {norm: steps[norm] for norm in candidates if norm in steps}
+    limit = EQUAL_TIMES * min(known.values(), default=math.inf)
+    return next((norm for norm in candidates if known.get(norm, math.inf) <= limit), candidates[0])
 
 
-def _beats_baseline(problem: "ProblemResult", norm: str, value: Value) -> bool:
-    gap = problem.cell(norm, value).gap
-    return gap is not None and gap.verdict == BETTER
+def _why_none(column: Sequence[CellResult], limit: float) -> str:
+    runnable = [cell for cell in column if not cell.invalid]
+    evaluated = [cell for cell in runnable if cell.failures.n]
+    if not evaluated:
+        return "nothing has been evaluated yet" if runnable else "no norm can be run there"
+    if all(cell.failures.k for cell in evaluated):
+        return f"runs of every norm failed, and for none is a failure rate below {words.percent(limit, 0)} % shown"
+    enough = next((n for n in range(1, 10_000) if wilson(0, n)[1] < limit), None)
+    runs = f"; that takes {enough} runs without one" if enough else ""
+    return f"too few runs to show a failure rate below {words.percent(limit, 0)} %{runs}"
 
 
-def _holds(analysis: "Analysis", problem: "ProblemResult", standings: Sequence["Standing"], *, everywhere: bool) -> str:
-    """The baseline is not shown worse: say so, and against whom that is open."""
-    name, where = analysis.names[analysis.baseline], _at(analysis, [standing.value for standing in standings])
-    others = [
-        norm
-        for norm in analysis.norms
-        if norm != analysis.baseline and all(norm in standing.candidates for standing in standings)
-    ]
-    text = f"{name} is not shown" if everywhere else "is not shown"
-    text += f" more than {_percent(analysis.margin)} points worse than the best {where}"
-    if not others:
-        return text
-    runnable = {cell.norm for cell in problem.cells if not cell.invalid}
-    names = "any other norm" if runnable == {analysis.baseline, *others} else _either(analysis, others)
-    return f"{text}, {_separation(analysis, standings, others, names)}"
+def _seeds_needed(standing: Standing, undecided: Sequence[str]) -> int | None:
+    needed = [gap.seeds_needed if (gap := standing.gaps.get(norm)) else None for norm in undecided]
+    known = [number for number in needed if number is not None]
+    return max(known) if known and len(known) == len(needed) else None
 
 
-def _separation(analysis: "Analysis", standings: Sequence["Standing"], others: Sequence[str], names: str) -> str:
-    """Whether the norms that remain are shown equal or merely not told apart."""
-    among = {analysis.baseline, *others}
-    verdicts = [gap.verdict for standing in standings for norm, gap in standing.gaps.items() if norm in among]
-    if all(verdict == EQUIVALENT for verdict in verdicts):
-        return f"as good as {names}"
-    return f"but the data cannot decide between it and {names}"
+def _ratio(steps: Mapping[str, float], norm: str, other: float | None) -> float | None:
+    return steps[norm] / other if norm in steps and other else None
 
 
-def _points(difference: Difference) -> str:
-    """The size of a difference with its interval, in percentage points."""
-    size = f"{_percent(difference.mean or 0.0)} points"
-    if difference.interval is None:
-        return size
-    return f"{size} [{', '.join(_percent(end) for end in difference.interval)}]"
+def _mean(choice: Choice) -> float:
+    return math.inf if choice.error is None or choice.error.mean is None else choice.error.mean
 
 
-def _at(analysis: "Analysis", values: Sequence[Value]) -> str:
-    """`at batch size 4 to 32`: neighbours in the order of the comparison become a range."""
-    name = str(analysis.factor["name"]).replace("_", " ")
-    order = list(analysis.values)
-    places = [order.index(value) for value in values]
-    consecutive = len(places) > 2 and places == list(range(places[0], places[-1] + 1))
-    text = f"{values[0]} to {values[-1]}" if consecutive else _listed([str(value) for value in values], "and")
-    return f"at {name} {text}"
-
-
-def _either(analysis: "Analysis", norms: Sequence[str]) -> str:
-    return _listed([analysis.names[norm] for norm in norms], "or")
-
-
-def _listed(words: Sequence[str], last: str) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f}"
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+def _among(norm: str, choices: Sequence[Choice]) -> bool:
+    return any(norm in choice.undecided for choice in choices)

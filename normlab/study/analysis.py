@@ -1,9 +1,9 @@
 """From records to what they show: one pure function, the same result for the same records in any order.
 
-Every number of the report is a field here. Errors and differences are fractions, times seconds; what the data do not
-give is `None`. The protocol: errors of the evaluation runs that ended well, each norm paired by seed with the baseline
-in the same cell, p-values adjusted by Holm over the norms of one problem and factor value, failures counted beside the
-error.
+Every number of the report is a field here. Errors and differences are in the metric's own unit (fractions where it is
+shown in percent), times seconds; what the data do not give is `None`. The protocol: errors of the evaluation runs that
+ended well, each norm paired by seed with the baseline in the same column, p-values adjusted by Holm over the norms of
+one column (a problem, a curve, a factor value), failures counted beside the error.
 """
 
 import dataclasses
@@ -15,8 +15,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from normlab.study import plan
-from normlab.study.advice import advise
-from normlab.study.config import EVALUATE, FAILURES, TUNE, Cell, Comparison, Problem, Record, Settings, Value
+from normlab.study.config import (
+    FAILURES,
+    TUNE,
+    Cell,
+    Comparison,
+    Curve,
+    Metric,
+    Problem,
+    Record,
+    Run,
+    Settings,
+    Value,
+)
+from normlab.study.plan import CellPlan, Place, Plan
 from normlab.study.statistics import (
     BETTER,
     INCONCLUSIVE,
@@ -89,49 +101,99 @@ class Gap:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellResult:
-    """One norm at one factor value.
+class Basin:
+    """The learning rates around the best that are within the margin of its median validation error.
 
     Attributes:
+        low: The smallest of them.
+        high: The largest of them.
+        open_low: Whether `low` is the smallest that was tried: the basin may go on.
+        open_high: Likewise for `high`.
+    """
+
+    low: float
+    high: float
+    open_low: bool
+    open_high: bool
+
+    @property
+    def width(self) -> float:
+        """The ratio of its ends; 1 where only the best rate is within the margin."""
+        return self.high / self.low
+
+
+@dataclass(frozen=True, kw_only=True)
+class Untuned:
+    """A norm at the learning rate that people take who do not tune.
+
+    Attributes:
+        error: Over runs that ended well.
+        error_counting_failures: As in `CellResult`.
+        loss: What is lost against the tuned norm, paired by seed: untuned minus tuned; `None` without data.
+    """
+
+    learning_rate: float
+    error: Estimate
+    error_counting_failures: Estimate
+    failures: Failures
+    loss: Difference | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellResult:
+    """One norm at one factor value of one curve.
+
+    Attributes:
+        flat: Whether the same runs stand at every value of the curve: a reference that the factor does not touch.
         counts: Evaluation runs by status, and `missing` for those without a record.
         invalid: Why the cell cannot be run at all, else empty.
         learning_rate: The chosen one, or `None` while tuning is incomplete.
-        edge: Whether it is the smallest or largest of the grid, so that the norm may be less than fully tuned.
+        edge: Whether it is the smallest or largest that was tried, so that the norm may be less than fully tuned.
+        added: Learning rates by which the grid of the column has grown.
         tuning: The whole learning-rate curve.
+        basin: `None` where no learning rate gave a result.
         points: Every evaluation run, by seed.
         error: Over runs that ended well.
-        error_counting_failures: Over all runs that ended, a failed one counted at the metric's chance level.
-        train_loss: Mean over runs that ended well.
+        error_counting_failures: Over all runs that ended, a failed one counted at the metric's chance level; no mean
+            where that is unknown.
+        train_loss: Over runs that ended well.
+        untuned: `None` without such runs.
         gap: Against the baseline; `None` for the baseline itself and without data.
         change: Against the same norm at the factor's reference value; `None` there and without data.
     """
 
     problem: str
+    curve: str
     norm: str
     value: Value
+    flat: bool
     counts: Mapping[str, int]
     invalid: str
     learning_rate: float | None
     edge: bool
+    added: tuple[float, ...]
     tuning: tuple[TuningPoint, ...]
+    basin: Basin | None
     points: tuple[Point, ...]
     error: Estimate
     error_counting_failures: Estimate
     failures: Failures
-    train_loss: float | None
-    gap: Gap | None
-    change: Difference | None
+    train_loss: Estimate
+    untuned: Untuned | None
+    gap: Gap | None = None
+    change: Difference | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """Which norms remain at one factor value.
+    """Which norms qualify at one factor value.
 
     Attributes:
-        best: The norm with the lowest mean error among those without failures; `None` where there is none.
+        best: The norm with the lowest mean error among those whose failure rate is shown to stay below the limit;
+            `None` where there is none.
         gaps: Every other norm against `best`; a gap's `verdict` is `worse` where that is shown.
-        candidates: Norms without failures that are not shown worse than `best` by more than the margin, in order of
-            mean error.
+        candidates: Norms of such failure rates whose interval of the gap to `best` stays below the margin, `best`
+            among them, in order of mean error.
     """
 
     value: Value
@@ -141,21 +203,26 @@ class Standing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProblemResult:
-    """All cells of one problem.
+class CurveResult:
+    """All cells of one curve on one problem.
 
     Attributes:
-        minimal_difference: Differences of about this size are found with a chance of 80 % at this number of seeds, at
-            the median spread of the problem's paired differences.
+        factor: `name`, `label`, `log`, `reference`.
+        values: Factor values, in order.
+        shows: What can be read off it.
+        hides: What cannot.
+        advises: Whether recommendations rest on it.
     """
 
     name: str
     title: str
-    metric: str
-    chance: float
+    factor: Mapping[str, Any]
+    values: tuple[Value, ...]
+    shows: str
+    hides: str
+    advises: bool
     cells: tuple[CellResult, ...]
     standings: tuple[Standing, ...]
-    minimal_difference: float | None
 
     def cell(self, norm: str, value: Value) -> CellResult:
         """The cell of a norm and a factor value."""
@@ -163,14 +230,67 @@ class ProblemResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timing:
-    """Seconds of one cell: median over runs, and the compile they share."""
+class ProblemResult:
+    """All curves of one problem.
+
+    Attributes:
+        minimal_difference: Differences of about this size are found with a chance of 80 % at this number of seeds, at
+            the median spread of the problem's paired differences.
+        same_for_all_norms: Whether all norms gave identical runs, which means that the model does not use its norm.
+    """
+
+    name: str
+    title: str
+    metric: Metric
+    curves: tuple[CurveResult, ...]
+    minimal_difference: float | None
+    same_for_all_norms: bool
+
+    @property
+    def cells(self) -> tuple[CellResult, ...]:
+        """The cells of all curves; flat references stand there once a value."""
+        return tuple(cell for curve in self.curves for cell in curve.cells)
+
+    def curve(self, name: str) -> CurveResult:
+        """The curve of that name."""
+        return next(curve for curve in self.curves if curve.name == name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a cell took: medians over its runs, in seconds and bytes, `None` where unknown.
+
+    Attributes:
+        step: An update.
+        run: All updates of a run.
+        compile: The program that the runs share.
+        memory: What the training program holds on the device.
+    """
+
+    problem: str
+    curve: str
+    norm: str
+    value: Value
+    step: float | None
+    run: float | None
+    compile: float | None
+    memory: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """One planned run: `status` is `missing` where there is no record yet."""
 
     problem: str
     norm: str
-    value: Value
-    run: float | None
-    compile: float | None
+    options: str
+    config: Mapping[str, Any]
+    stage: str
+    learning_rate: float
+    seed: int
+    status: str
+    reason: str
+    metrics: Mapping[str, float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,15 +299,13 @@ class Analysis:
 
     Attributes:
         names: Norm string -> what people call it.
-        factor: `name`, `label`, `log`, `reference`.
-        values: Factor values, in order.
         baseline: The norm that others are compared with.
         baseline_note: Why that is not the declared one, else empty.
         claims: Whether the tier makes claims.
         exploratory: Whether there are fewer seeds than `SEEDS_FOR_CLAIMS`.
-        runs: Runs `planned` (tuning included), `done` and `missing`.
-        advice: One sentence.
-        timings: In order of the cells. Left out of `to_json`: they alone differ when the same runs are repeated.
+        counts: Runs `planned` (tuning included), `done` and `missing`.
+        runs: Every planned run. Left out of `to_json`.
+        costs: In order of the cells. Left out of `to_json`: they alone differ when the same runs are repeated.
     """
 
     comparison: str
@@ -197,21 +315,26 @@ class Analysis:
     seeds: int
     level: float
     margin: float
+    failure_limit: float
     baseline: str
     baseline_note: str
+    default_learning_rate: float | None
     norms: tuple[str, ...]
     names: Mapping[str, str]
-    factor: Mapping[str, Any]
-    values: tuple[Value, ...]
     problems: tuple[ProblemResult, ...]
-    runs: Mapping[str, int]
-    advice: str
-    timings: tuple[Timing, ...]
+    counts: Mapping[str, int]
+    runs: tuple[RunStatus, ...]
+    costs: tuple[Cost, ...]
 
     @property
     def cells(self) -> tuple[CellResult, ...]:
-        """The cells of all problems."""
+        """The cells of all problems and curves."""
         return tuple(cell for problem in self.problems for cell in problem.cells)
+
+    def cost(self, cell: CellResult) -> Cost:
+        """The cost of a cell."""
+        where = (cell.problem, cell.curve, cell.norm, cell.value)
+        return next(cost for cost in self.costs if (cost.problem, cost.curve, cost.norm, cost.value) == where)
 
 
 def analyse(comparison: Comparison, settings: Settings, records: Iterable[Record]) -> Analysis:
@@ -225,49 +348,40 @@ def analyse(comparison: Comparison, settings: Settings, records: Iterable[Record
     Returns:
         The analysis; equal for equal records.
     """
-    kept = plan.relevant(comparison, settings, sorted(records, key=lambda record: record.key))
-    tier = comparison.tiers[settings.tier]
+    the_plan, ordered = Plan(comparison, settings), sorted(records, key=lambda record: record.key)
+    known = {record.run: record for record in ordered}
+    results = _Results(the_plan, known)
     baseline, note = _baseline(comparison, settings)
-    by_cell: dict[Cell, list[Record]] = {cell: [] for cell in plan.cells(settings, comparison)}
-    for record in kept:
-        by_cell[record.run.cell].append(record)
-    problems = tuple(
-        _problem(plan.problem_named(comparison, name), by_cell, baseline, settings, comparison, tier.claims)
-        for name in settings.problems
-    )
-    factor = comparison.factor
-    bare = Analysis(
+    claims = comparison.tiers[settings.tier].claims
+    runs = [_status(run, known.get(run)) for planned in results.planned.values() for run in planned.runs]
+    missing = sum(run.status == "missing" for run in runs)
+    to_come = sum(planned.to_come for planned in results.planned.values())
+    return Analysis(
         comparison=comparison.name,
         tier=settings.tier,
-        claims=tier.claims,
+        claims=claims,
         exploratory=settings.seeds < SEEDS_FOR_CLAIMS,
         seeds=settings.seeds,
         level=LEVEL,
         margin=comparison.margin,
+        failure_limit=comparison.failure_limit,
         baseline=baseline,
         baseline_note=note,
+        default_learning_rate=settings.default_learning_rate,
         norms=settings.norms,
         names={norm: norm_name(norm) for norm in settings.norms},
-        factor={
-            "name": factor.name,
-            "label": factor.label,
-            "log": factor.log,
-            "reference": factor.reference if factor.reference in settings.values else None,
-        },
-        values=settings.values,
-        problems=problems,
-        runs=_count_runs(by_cell, settings),
-        advice="",
-        timings=tuple(_timing(cell, found) for cell, found in by_cell.items()),
+        problems=tuple(_problem(results, name, baseline, claims) for name in settings.problems),
+        counts={"planned": len(runs) + to_come, "done": len(runs) - missing, "missing": missing + to_come},
+        runs=tuple(runs),
+        costs=tuple(_cost(place, results.records(cell)) for place, cell in the_plan.places.items()),
     )
-    return dataclasses.replace(bare, advice=advise(bare))
 
 
 def to_json(analysis: Analysis) -> str:
-    """Give the analysis as JSON text, the same for runs that are repeated: without timings."""
-    plain = dataclasses.asdict(analysis)
-    del plain["timings"]
-    return json.dumps(plain, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+    """Give the analysis as JSON text, the same for runs that are repeated: without costs."""
+    plain = dataclasses.asdict(dataclasses.replace(analysis, runs=(), costs=()))
+    del plain["runs"], plain["costs"]
+    return json.dumps(plain, separators=(",", ":"), sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def norm_name(norm: str) -> str:
@@ -289,63 +403,169 @@ def _baseline(comparison: Comparison, settings: Settings) -> tuple[str, str]:
     return first, f"The declared baseline `{comparison.baseline}` is not among the norms; `{first}` takes its place."
 
 
-def _problem(
-    problem: Problem,
-    by_cell: Mapping[Cell, Sequence[Record]],
-    baseline: str,
-    settings: Settings,
-    comparison: Comparison,
-    claims: bool,
-) -> ProblemResult:
-    margin = comparison.margin
-    cells: list[CellResult] = []
-    standings: list[Standing] = []
-    for value in settings.values:
-        column = [
-            _cell(cell, found, problem, settings)
-            for cell, found in by_cell.items()
-            if (cell.problem, cell.value) == (problem.name, value)
-        ]
-        gaps = _gaps(column, baseline, margin, claims)
-        cells += [dataclasses.replace(cell, gap=gaps.get(cell.norm)) for cell in column]
-        standings.append(_standing(value, column, margin, claims))
+class _Results:
+    """The records of each cell, and what they alone show."""
+
+    def __init__(self, the_plan: Plan, known: Mapping[Run, Record]) -> None:
+        self.plan, self.known = the_plan, known
+        self.planned = the_plan.of(known.values())
+        places = {cell: place for place, cell in the_plan.places.items()}
+        self._alone = {cell: self._result(cell, place) for cell, place in places.items()}
+
+    def records(self, cell: Cell) -> list[Record]:
+        return [self.known[run] for run in self.planned[cell].runs if run in self.known]
+
+    def at(self, place: Place) -> CellResult:
+        """The result of the cell at a place, without comparisons to others."""
+        cell = self.plan.places[place]
+        row = {self.plan.places[place_] for place_ in self._row(place)}
+        flat = len(row) == 1 and len(self.plan.settings.values[place.curve]) > 1
+        return dataclasses.replace(self._alone[cell], curve=place.curve, value=place.value, flat=flat)
+
+    def _row(self, place: Place) -> list[Place]:
+        values = self.plan.settings.values[place.curve]
+        return [dataclasses.replace(place, value=value) for value in values]
+
+    def _result(self, cell: Cell, place: Place) -> CellResult:
+        records, planned, settings = self.records(cell), self.planned[cell], self.plan.settings
+        tuned = [record for record in records if record.run.stage == TUNE]
+        points = tuple(_point(self.known[run]) for run in planned.evaluation if run in self.known)
+        invalid = next((r.reason or "cannot be run" for r in records if r.status == "invalid"), "")
+        chance = next((c for r in records if (c := _finite(r.metrics.get("chance"))) is not None), None)
+        curve = _tuning(tuned)
+        return CellResult(
+            problem=cell.problem,
+            curve=place.curve,
+            norm=cell.norm,
+            value=place.value,
+            flat=False,
+            counts=_counts(points, 0 if invalid else settings.seeds),
+            invalid=invalid,
+            learning_rate=planned.choice.learning_rate if planned.choice else None,
+            edge=planned.choice.edge if planned.choice else False,
+            added=tuple(sorted({run.learning_rate for run in planned.tuning} - set(settings.learning_rates))),
+            tuning=curve,
+            basin=_basin(curve, self.plan.comparison.margin) if planned.choice else None,
+            points=points,
+            error=mean_interval([point.error for point in points], LEVEL),
+            error_counting_failures=_counting_failures(points, chance),
+            failures=_failures(points),
+            train_loss=mean_interval([point.train_loss for point in points], LEVEL),
+            untuned=self._untuned(planned, points, chance),
+        )
+
+    def _untuned(self, planned: CellPlan, tuned: Sequence[Point], chance: float | None) -> Untuned | None:
+        points = [_point(self.known[run]) for run in planned.untuned if run in self.known]
+        if not points:
+            return None
+        loss = _difference(points, tuned)
+        return Untuned(
+            learning_rate=planned.untuned[0].learning_rate,
+            error=mean_interval([point.error for point in points], LEVEL),
+            error_counting_failures=_counting_failures(points, chance),
+            failures=_failures(points),
+            loss=None if loss.mean is None else loss,
+        )
+
+
+def _problem(results: _Results, name: str, baseline: str, claims: bool) -> ProblemResult:
+    problem, settings = results.plan.problem(name), results.plan.settings
+    curves = tuple(_curve(results, problem, results.plan.curve(curve), baseline, claims) for curve in settings.curves)
+    cells = [cell for curve in curves for cell in curve.cells]
     return ProblemResult(
         name=problem.name,
         title=problem.title,
         metric=problem.metric,
-        chance=problem.chance,
-        cells=tuple(_with_change(cell, cells, comparison.factor.reference) for cell in cells),
-        standings=tuple(standings),
+        curves=curves,
         minimal_difference=_minimal_difference(cells, settings.seeds),
+        same_for_all_norms=_same_for_all_norms(curves),
     )
 
 
-def _cell(cell: Cell, records: Sequence[Record], problem: Problem, settings: Settings) -> CellResult:
-    tuned = [record for record in records if record.run.stage == TUNE]
-    runs = sorted((r for r in records if r.run.stage == EVALUATE), key=lambda record: record.run.seed)
-    points = tuple(_point(record) for record in runs)
-    invalid = next((r.reason or "cannot be run" for r in records if r.status == "invalid"), "")
-    complete = len(tuned) == len(plan.tuning_runs(cell, settings))
-    choice = plan.choose_learning_rate(tuned) if complete else None
+def _curve(results: _Results, problem: Problem, curve: Curve, baseline: str, claims: bool) -> CurveResult:
+    settings, margin = results.plan.settings, results.plan.comparison.margin
+    cells: list[CellResult] = []
+    standings: list[Standing] = []
+    for value in settings.values[curve.name]:
+        places = [Place(problem=problem.name, curve=curve.name, value=value, norm=norm) for norm in settings.norms]
+        column = [results.at(place) for place in places]
+        gaps = _gaps(column, baseline, margin, claims)
+        cells += [dataclasses.replace(cell, gap=gaps.get(cell.norm)) for cell in column]
+        standings.append(_standing(value, column, results.plan.comparison, claims))
+    reference = curve.factor.reference if curve.factor.reference in settings.values[curve.name] else None
+    return CurveResult(
+        name=curve.name,
+        title=curve.title,
+        factor={
+            "name": curve.factor.name,
+            "label": curve.factor.label,
+            "log": curve.factor.log,
+            "reference": reference,
+        },
+        values=settings.values[curve.name],
+        shows=curve.shows,
+        hides=curve.hides,
+        advises=curve.advises,
+        cells=tuple(_with_change(cell, cells, reference) for cell in cells),
+        standings=tuple(standings),
+    )
+
+
+def _same_for_all_norms(curves: Sequence[CurveResult]) -> bool:
+    """Whether in every column that has results, all norms that can be run have the same numbers, bit by bit."""
+    columns = [[c for c in k.cells if c.value == v and c.error.n] for k in curves for v in k.values]
+    columns = [column for column in columns if len(column) > 1]
+    return bool(columns) and all(len({_numbers(cell) for cell in column}) == 1 for column in columns)
+
+
+def _numbers(cell: CellResult) -> tuple[Any, ...]:
+    return tuple((point.seed, point.error, point.train_loss) for point in cell.points)
+
+
+def _failures(points: Sequence[Point]) -> Failures:
     failed = sum(point.status in FAILURES for point in points)
-    return CellResult(
-        problem=cell.problem,
-        norm=cell.norm,
-        value=cell.value,
-        counts=_counts(points, 0 if invalid else settings.seeds),
-        invalid=invalid,
-        learning_rate=choice.learning_rate if choice else None,
-        edge=choice.edge if choice else False,
-        tuning=_tuning(tuned),
-        points=points,
-        error=mean_interval([point.error for point in points], LEVEL),
-        error_counting_failures=mean_interval(
-            [problem.chance if point.status in FAILURES else point.error for point in points], LEVEL
-        ),
-        failures=Failures(k=failed, n=len(points), interval=wilson(failed, len(points), LEVEL)),
-        train_loss=mean_interval([point.train_loss for point in points]).mean,
-        gap=None,
-        change=None,
+    return Failures(k=failed, n=len(points), interval=wilson(failed, len(points), LEVEL))
+
+
+def _counting_failures(points: Sequence[Point], chance: float | None) -> Estimate:
+    """The error over all runs, a failed one at chance; no estimate where a run failed and chance is unknown."""
+    if chance is None and any(point.status in FAILURES for point in points):
+        return Estimate(mean=None, interval=None, sd=None, n=0)
+    return mean_interval([chance if point.status in FAILURES else point.error for point in points], LEVEL)
+
+
+def _basin(curve: Sequence[TuningPoint], margin: float) -> Basin | None:
+    """The contiguous rates around the best one whose error is within the margin of the best."""
+    errors = [math.inf if point.error is None else point.error for point in curve]
+    if not errors or min(errors) == math.inf:
+        return None
+    low = high = errors.index(min(errors))
+    within = min(errors) + margin
+    while low > 0 and errors[low - 1] <= within:
+        low -= 1
+    while high < len(errors) - 1 and errors[high + 1] <= within:
+        high += 1
+    return Basin(
+        low=curve[low].learning_rate,
+        high=curve[high].learning_rate,
+        open_low=low == 0,
+        open_high=high == len(errors) - 1,
+    )
+
+
+def _status(run: Run, record: Record | None) -> RunStatus:
+    config = dict(run.cell.config)
+    return RunStatus(
+        problem=run.cell.problem,
+        norm=run.cell.norm,
+        options=config.pop("norm"),
+        config=config,
+        stage=run.stage,
+        learning_rate=run.learning_rate,
+        seed=run.seed,
+        status=record.status if record else "missing",
+        reason=record.reason if record else "",
+        metrics=dict(record.metrics) if record else {},
     )
 
 
@@ -388,7 +608,7 @@ def _gaps(column: Sequence[CellResult], reference: str, margin: float, claims: b
     """Every norm of a column against one of them, p-values adjusted over the column."""
     against = next(cell for cell in column if cell.norm == reference)
     norms = [cell.norm for cell in column if cell.norm != reference and not cell.invalid]
-    differences = [_difference(cell, against) for cell in column if cell.norm in norms]
+    differences = [_difference(cell.points, against.points) for cell in column if cell.norm in norms]
     adjusted = holm([difference.p for difference in differences])
     return {
         norm: _gap(reference, difference, p, margin, claims)
@@ -397,8 +617,8 @@ def _gaps(column: Sequence[CellResult], reference: str, margin: float, claims: b
     }
 
 
-def _difference(cell: CellResult, against: CellResult) -> Difference:
-    ours, theirs = ({point.seed: point.error for point in side.points} for side in (cell, against))
+def _difference(points: Sequence[Point], against: Sequence[Point]) -> Difference:
+    ours, theirs = ({point.seed: point.error for point in side} for side in (points, against))
     seeds = sorted(ours.keys() | theirs.keys())
     return paired([ours.get(seed) for seed in seeds], [theirs.get(seed) for seed in seeds], LEVEL)
 
@@ -406,9 +626,9 @@ def _difference(cell: CellResult, against: CellResult) -> Difference:
 def _with_change(cell: CellResult, cells: Sequence[CellResult], reference: Value | None) -> CellResult:
     """Compare a cell with the same norm at the reference value, paired by seed."""
     against = next((other for other in cells if (other.norm, other.value) == (cell.norm, reference)), None)
-    if against is None or against is cell:
+    if against is None or against is cell or cell.flat:
         return cell
-    change = _difference(cell, against)
+    change = _difference(cell.points, against.points)
     return cell if change.mean is None else dataclasses.replace(cell, change=change)
 
 
@@ -426,18 +646,23 @@ def _gap(reference: str, difference: Difference, p_holm: float | None, margin: f
     )
 
 
-def _standing(value: Value, column: Sequence[CellResult], margin: float, claims: bool) -> Standing:
-    sound = sorted(
+def _standing(value: Value, column: Sequence[CellResult], comparison: Comparison, claims: bool) -> Standing:
+    reliable = sorted(
         (cell.error.mean, index, cell.norm)
         for index, cell in enumerate(column)
-        if cell.error.mean is not None and not cell.failures.k
+        if cell.error.mean is not None and cell.failures.interval[1] < comparison.failure_limit
     )
-    if not sound:
+    if not reliable:
         return Standing(value=value, best=None, gaps={}, candidates=())
-    best = sound[0][2]
-    gaps = _gaps(column, best, margin, claims)
-    candidates = tuple(norm for _, _, norm in sound if norm == best or gaps[norm].verdict != WORSE)
+    best = reliable[0][2]
+    gaps = _gaps(column, best, comparison.margin, claims)
+    close = {norm for norm, gap in gaps.items() if _below(gap.difference.interval, comparison.margin)}
+    candidates = tuple(norm for _, _, norm in reliable if norm == best or norm in close)
     return Standing(value=value, best=best, gaps=gaps, candidates=candidates)
+
+
+def _below(interval: Interval | None, limit: float) -> bool:
+    return interval is not None and interval[1] < limit
 
 
 def _minimal_difference(cells: Sequence[CellResult], seeds: int) -> float | None:
@@ -445,24 +670,21 @@ def _minimal_difference(cells: Sequence[CellResult], seeds: int) -> float | None
     return _finite(minimal_difference(quantiles.median(sorted(spreads)), seeds)) if spreads else None
 
 
-def _count_runs(by_cell: Mapping[Cell, Sequence[Record]], settings: Settings) -> dict[str, int]:
-    done = sum(len(records) for records in by_cell.values())
-    missing = sum(_missing(records, settings) for records in by_cell.values())
-    return {"planned": done + missing, "done": done, "missing": missing}
-
-
-def _missing(records: Sequence[Record], settings: Settings) -> int:
-    if any(record.status == "invalid" for record in records):
-        return 0
-    return max(0, plan.runs_per_cell(settings) - len(records))
-
-
-def _timing(cell: Cell, records: Sequence[Record]) -> Timing:
+def _cost(place: Place, records: Sequence[Record]) -> Cost:
     def median(name: str) -> float | None:
-        seconds = sorted(record.timing[name] for record in records if name in record.timing)
-        return quantiles.median(seconds) if seconds else None
+        there = sorted(record.cost[name] for record in records if name in record.cost)
+        return quantiles.median(there) if there else None
 
-    return Timing(problem=cell.problem, norm=cell.norm, value=cell.value, run=median("run"), compile=median("compile"))
+    return Cost(
+        problem=place.problem,
+        curve=place.curve,
+        norm=place.norm,
+        value=place.value,
+        step=median("step"),
+        run=median("run"),
+        compile=median("compile"),
+        memory=median("memory"),
+    )
 
 
 def _finite(value: float | None) -> float | None:

@@ -1,62 +1,151 @@
-"""The command line, and from it the settings of an invocation. Imports nothing heavy."""
+"""What can be asked for, and from it the settings of an invocation.
+
+Every option is declared once; its name, checks and messages are the same on the command line, in a TOML file and in
+`study.run`. Imports nothing heavy.
+"""
 
 import argparse
+import json
 import math
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn
 
-from normlab.study.config import Comparison, Settings
+from normlab.study.config import Comparison, Curve, Settings
 from normlab.study.errors import BadInput, nearest, one_line
 from normlab.study.plan import TUNING_SEEDS_FROM
+from normlab.study.shard import Shard
 
 DEFAULT_TIER = "quick"
 
-T = TypeVar("T")
+
+class Kind(NamedTuple):
+    """What an option takes: in words, and a function from text or a typed value that raises `ValueError`."""
+
+    words: str
+    convert: Callable[[Any], Any]
+
+
+class Given(NamedTuple):
+    """A value, and where it was given, for messages."""
+
+    value: Any
+    where: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """Something that can be asked for.
+
+    Attributes:
+        name: The key in files and in Python; the flag is `--` and the name with dashes.
+        kind: What it takes.
+        help: For the command line.
+        many: Whether it takes several values, each once.
+        metavar: Stands for a value in the help; none for what is on or off.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    many: bool = False
+    metavar: str | None = None
+
+    @property
+    def flag(self) -> str:
+        """How it is given on the command line."""
+        return f"--{self.name.replace('_', '-')}"
+
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        """Let a parser collect its text."""
+        if self.metavar is None:
+            parser.add_argument(self.flag, action=argparse.BooleanOptionalAction, help=self.help)
+        else:
+            parser.add_argument(self.flag, nargs="+" if self.many else None, metavar=self.metavar, help=self.help)
+
+    def checked(self, given: Given) -> Any:
+        """The value, converted.
+
+        Raises:
+            BadInput: If it is not of this option's kind, or a list holds something twice.
+        """
+        if not self.many:
+            return self._convert(given.value, given.where)
+        if isinstance(given.value, str) or not isinstance(given.value, Iterable):
+            raise BadInput(f"Expected {given.where} to be a list, each {self.kind.words}, got {_quoted(given.value)}.")
+        return _unique(given.where, [self._convert(value, given.where) for value in given.value])
+
+    def _convert(self, value: Any, where: str) -> Any:
+        try:
+            return self.kind.convert(value)
+        except BadInput:
+            raise
+        except (ValueError, TypeError):
+            raise BadInput(f"Expected {where} to be {self.kind.words}, got {_quoted(value)}.") from None
 
 
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints are `BadInput`: one line instead of a usage text."""
 
-    def __init__(self, prog: str, description: str, *, add_help: bool = True) -> None:
+    def __init__(self, prog: str, description: str, *, add_help: bool = True, epilog: str | None = None) -> None:
         """Describe a command."""
-        super().__init__(prog, description=description, allow_abbrev=False, add_help=add_help)
+        super().__init__(
+            prog,
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            add_help=add_help,
+            argument_default=argparse.SUPPRESS,
+        )
 
     def error(self, message: str) -> NoReturn:
         """Raise `BadInput`."""
         raise BadInput(f"{message[:1].upper()}{message[1:]}. See `{self.prog} --help`.")
 
-    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """Parse all arguments, naming the nearest option where one is misspelt."""
-        for argument in arguments:
-            option = argument.partition("=")[0]
-            if option.startswith("--") and option not in self._option_string_actions:
+    def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """Parse all arguments, naming the nearest option where one is misspelt; only what was given is there."""
+        options = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
+        for option in options:
+            if option not in self._option_string_actions:
                 raise BadInput(f"Unknown option `{option}`. {nearest(option, self._option_string_actions)}")
-        return self.parse_args(arguments)
+            if options.count(option) > 1:
+                raise BadInput(f"Expected `{option}` once, got it {options.count(option)} times.")
+        return vars(self.parse_args(arguments))
 
 
 def run_parser(comparison: Comparison | None, *, add_help: bool = True) -> Parser:
-    """The options of `normlab run`; the factor's own needs the comparison."""
-    parser = Parser("normlab run", "Run a comparison, or go on with it, and write its report.", add_help=add_help)
-    add = parser.add_argument
-    add("source", metavar="NAME_OR_FILE", help="name of a comparison (see `normlab list`) or a file that defines one")
-    if comparison:
-        factor = comparison.factor
-        known = " ".join(str(value) for value in factor.values)
-        add(factor.flag, dest="values", nargs="+", metavar="VALUE", help=f"{factor.label}: {known}")
-    add("--norms", nargs="+", metavar="NORM", help="e.g. `batch group:num_groups=8` (see `normlab list`)")
-    add("--problems", nargs="+", metavar="NAME", help="some of the comparison's problems")
-    add("--tier", default=DEFAULT_TIER, help="smoke, quick, standard or paper (default: %(default)s)")
-    add("--seeds", metavar="N", help="evaluation seeds; more keep the runs that are there")
-    add("--learning-rates", nargs="+", metavar="RATE", help="the grid of every norm")
-    add("--epochs", metavar="N", help="passes over the training set")
-    add("--jobs", metavar="N", help="worker processes on CPU (default: one a core)")
-    add("--output", type=Path, metavar="FOLDER", help="where runs and report go (default: results/NAME-TIER)")
-    add("--dry-run", action="store_true", help="check everything and print the plan; write nothing")
-    add("--open", action=argparse.BooleanOptionalAction, default=False, help="show the report in the browser")
+    """The options of `normlab run`; those of the curves need the comparison."""
+    parser = Parser(
+        "normlab run", "Run a comparison, or go on with it, and write its report.", add_help=add_help, epilog=_EPILOG
+    )
+    parser.add_argument(
+        "source", metavar="NAME_OR_FILE", help="name of a comparison (see `normlab list`) or a file that defines one"
+    )
+    for option in options(comparison).values():
+        option.add_to(parser)
+    parser.add_argument("--config", metavar="FILE.toml", help="options by name; flags come before it")
+    parser.add_argument("--dry-run", action="store_true", help="check everything and print the plan; write nothing")
     return parser
+
+
+def options(comparison: Comparison | None) -> dict[str, Option]:
+    """All options by name.
+
+    Raises:
+        BadInput: If the flag of a curve is not `--` and a name of its own.
+    """
+    known = {option.name: option for option in _OPTIONS}
+    for curve in comparison.curves if comparison else ():
+        option = _of_curve(curve)
+        if not curve.factor.flag.startswith("--") or option.name in {*known, *_NO_OPTIONS}:
+            raise BadInput(f"Expected the flag of curve `{curve.name}` to be its own, got `{curve.factor.flag}`.")
+        known[option.name] = option
+    return known
 
 
 def source_of(arguments: Sequence[str]) -> str | None:
@@ -75,43 +164,311 @@ def source_of(arguments: Sequence[str]) -> str | None:
     return parser.parse_known_args(arguments)[0].source
 
 
-def settings_of(arguments: argparse.Namespace, comparison: Comparison) -> Settings:
-    """Resolve what was given and what was not.
+def from_flags(parsed: Mapping[str, Any], comparison: Comparison) -> dict[str, Given]:
+    """What a command line gives, lists split at commas."""
+    known = options(comparison)
+    return {
+        name: Given(_split(name, value) if known[name].many else value, f"`{known[name].flag}`")
+        for name, value in parsed.items()
+        if name in known
+    }
+
+
+def from_file(path: str, comparison: Comparison) -> dict[str, Given]:
+    """What a TOML file gives; keys are the names of options, with underscores or dashes.
 
     Raises:
-        BadInput: For what is unknown, twice there, or not a positive number.
+        BadInput: If the file cannot be read, or has a key that is no option or is there twice.
     """
-    if arguments.tier not in comparison.tiers:
-        raise BadInput(f"Unknown tier `{arguments.tier}`. {nearest(arguments.tier, comparison.tiers)}")
-    tier, factor = comparison.tiers[arguments.tier], comparison.factor
-    kind = type(factor.values[0])
-    settings = Settings(
-        comparison=comparison.name,
-        source=_stable(arguments.source),
-        tier=arguments.tier,
-        problems=_problems(arguments.problems, [problem.name for problem in comparison.problems]),
-        norms=_norms(arguments.norms or comparison.norms),
-        values=_listed(factor.flag, arguments.values, _positive(factor.flag, kind)) or tier.values or factor.values,
-        learning_rates=_listed("--learning-rates", arguments.learning_rates, _positive("--learning-rates", float))
-        or tier.learning_rates,
-        epochs=_number("--epochs", arguments.epochs, tier.epochs),
-        tuning_seeds=tier.tuning_seeds,
-        seeds=_number("--seeds", arguments.seeds, tier.seeds),
+    try:
+        content = tomllib.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise BadInput(f"Cannot read `{path}`: {error.strerror}.") from error
+    except ValueError as error:
+        raise BadInput(f"Expected `{path}` to be TOML: {one_line(error)}") from error
+    known = options(comparison)
+    given: dict[str, Given] = {}
+    for key, value in content.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise BadInput(f"Unknown key `{key}` in `{path}`. {nearest(name, known)}")
+        if name in given:
+            raise BadInput(f"Expected `{name}` in `{path}` once, got it with dashes and with underscores.")
+        given[name] = Given(value, f"`{key}` in `{path}`")
+    return given
+
+
+def from_python(values: Mapping[str, Any], comparison: Comparison) -> dict[str, Given]:
+    """What keyword arguments give.
+
+    Raises:
+        BadInput: If one is no option.
+    """
+    known = options(comparison)
+    for name in values:
+        if name not in known:
+            raise BadInput(f"Unknown argument `{name}`. {nearest(name, known)}")
+    return {name: Given(value, f"`{name}`") for name, value in values.items()}
+
+
+class Request:
+    """What was asked for, checked; what was not given has its default."""
+
+    def __init__(self, comparison: Comparison, given: Mapping[str, Given]) -> None:
+        """Convert all values.
+
+        Raises:
+            BadInput: For what is not of its kind.
+        """
+        self.comparison, self.given, self._options = comparison, given, options(comparison)
+        self._values = {name: self._options[name].checked(value) for name, value in given.items()}
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of an option."""
+        return self._values.get(name, default)
+
+    def settings(self, source: str) -> Settings:
+        """Resolve the settings.
+
+        Args:
+            source: Where the comparison came from; empty for one that only lives in this process.
+
+        Raises:
+            BadInput: For what is unknown, or contradicts something else.
+        """
+        comparison = self.comparison
+        name = self.get("tier", DEFAULT_TIER if DEFAULT_TIER in comparison.tiers else next(iter(comparison.tiers)))
+        self._known("tier", [name], comparison.tiers)
+        tier, curves = comparison.tiers[name], self._some("curves", [curve.name for curve in comparison.curves])
+        untuned = comparison.default_learning_rate if tier.untuned else None
+        return Settings(
+            comparison=comparison.name,
+            source=_stable(source),
+            tier=name,
+            problems=self._some("problems", [problem.name for problem in comparison.problems]),
+            norms=_norms(self.get("norms", comparison.norms)),
+            curves=curves,
+            values=self._curve_values(curves, tier.values),
+            learning_rates=tuple(sorted(self.get("learning_rates", tier.learning_rates))),
+            epochs=self.get("epochs", tier.epochs),
+            tuning_seeds=self.get("tuning_seeds", tier.tuning_seeds),
+            seeds=self._seeds(tier.seeds),
+            extend=self.get("extend", tier.extend),
+            default_learning_rate=self.get("default_learning_rate", untuned),
+        )
+
+    def jobs(self) -> int:
+        """How many worker processes: as many as cores that this process may use, unless given."""
+        return self.get("jobs") or (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
+
+    def output(self, settings: Settings) -> Path:
+        """The folder for runs and report."""
+        shard = self.get("shard")
+        default = Path("results") / f"{settings.comparison}-{settings.tier}{shard.suffix if shard else ''}"
+        return self.get("output", default)
+
+    def _some(self, option: str, known: Sequence[str]) -> tuple[str, ...]:
+        return self._known(option, self.get(option, known), known)
+
+    def _known(self, option: str, names: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
+        for name in names:
+            if name not in known:
+                raise BadInput(f"Unknown {option.removesuffix('s')} `{name}`. {nearest(name, known)}")
+        return tuple(names)
+
+    def _curve_values(
+        self, curves: Sequence[str], of_tier: Mapping[str, tuple[Any, ...]]
+    ) -> Mapping[str, tuple[Any, ...]]:
+        values = {}
+        for curve in self.comparison.curves:
+            option = _of_curve(curve)
+            if curve.name in curves:
+                values[curve.name] = self.get(option.name, of_tier.get(curve.name, curve.factor.values))
+            elif option.name in self.given:
+                where = self.given[option.name].where
+                raise BadInput(f"Expected {where} only with its curve `{curve.name}`, which `curves` leaves out.")
+        return {name: values[name] for name in curves}
+
+    def _seeds(self, default: int) -> int:
+        seeds = self.get("seeds", default)
+        if seeds > TUNING_SEEDS_FROM:
+            where = self.given["seeds"].where
+            raise BadInput(f"Expected {where} to be at most {TUNING_SEEDS_FROM} (the others tune), got {seeds}.")
+        return seeds
+
+
+def to_toml(settings: Settings, comparison: Comparison) -> str:
+    """A file for `normlab run NAME_OR_FILE --config` that gives these settings."""
+    values = {
+        "tier": settings.tier,
+        "problems": settings.problems,
+        "norms": settings.norms,
+        "curves": settings.curves,
+        **{_of_curve(c).name: settings.values[c.name] for c in comparison.curves if c.name in settings.curves},
+        "learning_rates": settings.learning_rates,
+        "epochs": settings.epochs,
+        "tuning_seeds": settings.tuning_seeds,
+        "seeds": settings.seeds,
+        "extend": settings.extend,
+        "default_learning_rate": "none" if settings.default_learning_rate is None else settings.default_learning_rate,
+    }
+    lines = [f"{name} = {_toml(value)}" for name, value in values.items()]
+    return "\n".join([f"# normlab run {_comment(settings.source)} --config THIS_FILE", *lines, ""])
+
+
+def seconds_of(duration: Any) -> float:
+    """The seconds of `90s`, `8m`, `2h` or `1h30m`.
+
+    >>> seconds_of("1h30m")
+    5400.0
+
+    Raises:
+        ValueError: If it is not a duration, or no time at all.
+    """
+    match = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", _text(duration))
+    parts = match.groups() if match else ()
+    seconds = sum(unit * float(part) for unit, part in zip((3600, 60, 1), parts, strict=False) if part)
+    if not seconds > 0:
+        raise ValueError(duration)
+    return seconds
+
+
+def _of_curve(curve: Curve) -> Option:
+    """The option of a curve's values, of the kind that the declared ones have."""
+    factor = curve.factor
+    kind = _WHOLE if all(isinstance(value, int) for value in factor.values) else _NUMBER
+    return Option(
+        name=factor.flag.removeprefix("--").replace("-", "_"),
+        kind=_TEXT if any(isinstance(value, str) for value in factor.values) else kind,
+        help=f"values of the curve `{curve.name}`, {factor.label}: {' '.join(map(str, factor.values))}",
+        many=True,
+        metavar="VALUE",
     )
-    if settings.seeds > TUNING_SEEDS_FROM:
-        raise BadInput(f"Expected `--seeds` to be at most {TUNING_SEEDS_FROM} (the others tune), got {settings.seeds}.")
-    return settings
 
 
-def jobs_of(arguments: argparse.Namespace) -> int:
-    """How many worker processes: as many as cores that this process may use, unless given."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return _number("--jobs", arguments.jobs, cores)
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, str | int) or not int(value) > 0:
+        raise ValueError(value)
+    return int(value)
 
 
-def output_of(arguments: argparse.Namespace, settings: Settings) -> Path:
-    """The folder for runs and report."""
-    return arguments.output or Path("results") / f"{settings.comparison}-{settings.tier}"
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or not 0 < float(value) < math.inf:
+        raise ValueError(value)
+    return float(value)
+
+
+def _rate(value: Any) -> float | None:
+    return None if value == "none" else _number(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(value)
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(value)
+    return value
+
+
+def _path(value: Any) -> Path:
+    return value if isinstance(value, Path) else Path(_text(value))
+
+
+def _norm(value: Any) -> str:
+    from normlab import norms
+
+    if not isinstance(value, str | norms.Norm):
+        raise ValueError(value)
+    try:
+        return str(norms.get(value))
+    except (ValueError, TypeError) as error:
+        raise BadInput(one_line(error)) from error
+
+
+_WHOLE, _NUMBER = Kind("a positive whole number", _whole), Kind("a positive number", _number)
+_TEXT, _YES_NO = Kind("text", _text), Kind("true or false", _flag)
+
+_OPTIONS = (
+    Option(name="tier", kind=_TEXT, metavar="NAME", help="smoke, quick, standard or paper (default: quick)"),
+    Option(
+        name="norms",
+        kind=Kind("a norm", _norm),
+        many=True,
+        metavar="NORM",
+        help="e.g. `batch group:num_groups=8` (see `normlab list`)",
+    ),
+    Option(name="problems", kind=_TEXT, many=True, metavar="NAME", help="some of the comparison's problems"),
+    Option(name="curves", kind=_TEXT, many=True, metavar="NAME", help="some of the comparison's curves"),
+    Option(name="seeds", kind=_WHOLE, metavar="N", help="evaluation seeds; more keep the runs that are there"),
+    Option(name="tuning_seeds", kind=_WHOLE, metavar="N", help="seeds for every learning rate of the grid"),
+    Option(name="learning_rates", kind=_NUMBER, many=True, metavar="RATE", help="the grid of every norm"),
+    Option(name="extend", kind=_YES_NO, help="let the grid of a column grow where an optimum lies at its end"),
+    Option(
+        name="default_learning_rate",
+        kind=Kind("a positive number or `none`", _rate),
+        metavar="RATE",
+        help="evaluate every norm untuned at this rate, too; `none` for no such row",
+    ),
+    Option(name="epochs", kind=_WHOLE, metavar="N", help="passes over the training set"),
+    Option(name="jobs", kind=_WHOLE, metavar="N", help="worker processes on CPU (default: one a core)"),
+    Option(
+        name="output",
+        kind=Kind("a folder", _path),
+        metavar="FOLDER",
+        help="where runs and report go (default: results/NAME-TIER)",
+    ),
+    Option(
+        name="shard",
+        kind=Kind("i/n with 1 <= i <= n, as in 1/2", lambda value: Shard.parse(_text(value))),
+        metavar="I/N",
+        help="run the i-th of n parts, into a folder of its own; `normlab merge` puts them together",
+    ),
+    Option(
+        name="time_budget",
+        kind=Kind("a duration as in 90s, 8m or 1h30m", seconds_of),
+        metavar="TIME",
+        help="start no more runs after this time (90s, 8m, 1h30m); the same command goes on from there",
+    ),
+    Option(
+        name="retry_failed",
+        kind=_YES_NO,
+        help="run again what ended in `error`, `oom` or `timeout`; divergence and collapse are results and stay",
+    ),
+    Option(name="open", kind=_YES_NO, help="show the report in the browser"),
+)
+
+_NO_OPTIONS = ("help", "source", "config", "dry_run")
+"""What a command line has besides."""
+
+_EPILOG = (
+    "Exit codes: 0; 1 if no run succeeded, or the machine failed (disk, worker processes); 2 for bad input, with "
+    "nothing written; 3 if the time budget ended before the last run; 130 if interrupted."
+)
+
+
+def _split(name: str, texts: Sequence[str]) -> list[str]:
+    """Lists on the command line have blanks or commas between values; norms have commas within, too."""
+    from normlab import norms
+
+    parts = norms.parse_list(",".join(texts)) if name == "norms" else ",".join(texts).split(",")
+    return [part for part in parts if part]
+
+
+def _unique(where: str, items: Sequence[Any]) -> tuple[Any, ...]:
+    if not items:
+        raise BadInput(f"Expected {where} to name at least one, got nothing.")
+    for i, item in enumerate(items):
+        if item in items[:i]:
+            raise BadInput(f"Expected every value of {where} once, got `{item}` twice.")
+    return tuple(items)
+
+
+def _norms(given: Iterable[Any]) -> tuple[str, ...]:
+    return _unique("`norms`", [_norm(norm) for norm in given])
 
 
 def _stable(source: str) -> str:
@@ -119,54 +476,17 @@ def _stable(source: str) -> str:
     return str(Path(source).resolve()) if source.endswith(".py") or os.sep in source else source
 
 
-def _problems(given: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
-    names = _listed("--problems", given, str) or tuple(known)
-    for name in names:
-        if name not in known:
-            raise BadInput(f"Unknown problem `{name}`. {nearest(name, known)}")
-    return names
+def _quoted(value: Any) -> str:
+    return f"`{value}`" if isinstance(value, str) else repr(value)
 
 
-def _norms(given: Iterable[str]) -> tuple[str, ...]:
-    from normlab import norms
-
-    try:
-        return _unique("--norms", [str(norms.get(text)) for text in norms.parse_list(",".join(given))])
-    except BadInput:
-        raise
-    except (ValueError, TypeError) as error:
-        raise BadInput(one_line(error)) from error
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") if isinstance(value, str) else repr(value)
 
 
-def _listed(flag: str, given: Sequence[str] | None, convert: Callable[[str], T]) -> tuple[T, ...]:
-    texts = [text for part in given or () for text in part.split(",") if text]
-    if given and not texts:
-        raise BadInput(f"Expected `{flag}` to name at least one, got nothing.")
-    return _unique(flag, [convert(text) for text in texts])
-
-
-def _unique(flag: str, items: Sequence[T]) -> tuple[T, ...]:
-    for i, item in enumerate(items):
-        if item in items[:i]:
-            raise BadInput(f"Expected every value of `{flag}` once, got `{item}` twice.")
-    return tuple(items)
-
-
-def _positive(flag: str, kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    def convert(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise BadInput(f"Expected `{flag}` to take {_WORDS[kind]}, got `{text}`.") from None
-        if not isinstance(value, str) and not (value > 0 and math.isfinite(value)):
-            raise BadInput(f"Expected `{flag}` to take {_WORDS[kind]}, got `{text}`.")
-        return value
-
-    return convert
-
-
-_WORDS = {int: "positive whole numbers", float: "positive numbers", str: "text"}
-
-
-def _number(flag: str, text: str | None, default: int) -> int:
-    return default if text is None else int(_positive(flag, int)(text))
+def _comment(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text) or "NAME_OR_FILE"

@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -26,10 +27,7 @@ def known() -> dict[str, Path]:
 
 def defines_comparison(path: Path) -> bool:
     """Whether a file assigns `comparison` at its top level, found without running it."""
-    try:
-        body = ast.parse(path.read_text("utf-8")).body
-    except (SyntaxError, UnicodeDecodeError):
-        return False
+    body = _parsed(path).body
     targets = [t for node in body if isinstance(node, ast.Assign) for t in node.targets]
     targets += [node.target for node in body if isinstance(node, ast.AnnAssign)]
     return any(isinstance(target, ast.Name) and target.id == "comparison" for target in targets)
@@ -55,8 +53,24 @@ def locate(source: str) -> Path:
     return names[source]
 
 
+def files(source: str) -> list[Path]:
+    """The file of a comparison and those beside it that it imports, directly or not, wherever in the text.
+
+    Found without running them, so that every process finds the same. Of a package all files count.
+    """
+    first = locate(source)
+    found, waiting = {first}, [first]
+    while waiting:
+        beside = {file for name in _imported(waiting.pop()) for file in _beside(first.parent, name)}
+        waiting += beside - found
+        found |= beside
+    return [first, *sorted(found - {first})]
+
+
 def load(source: str) -> Comparison:
     """Run the file of a comparison and return its `comparison`.
+
+    The file may import what lies beside it, now or later; those files are run again with it.
 
     Raises:
         BadInput: If the file is missing, fails, or defines none.
@@ -65,11 +79,70 @@ def load(source: str) -> Comparison:
     module = ModuleType(f"normlab_comparison_{path.stem}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # dataclasses look their module up by name
+    _import_from(path.parent, [_module_name(file, path.parent) for file in files(source)[1:]])
+    _forget_norms_of(path)
+    before = _norms()
     try:
         exec(compile(path.read_bytes(), path, "exec"), module.__dict__)  # not from a cache: keys hash the source
     except Exception as error:
-        raise BadInput(f"`{source}` cannot be loaded: {type(error).__name__}: {one_line(error)}") from error
+        raise BadInput(f"`{source}` cannot be loaded: {one_line(error)}") from error
+    finally:
+        _NORMS[path] = _norms() - before
     found = getattr(module, "comparison", None)
     if not isinstance(found, Comparison):
         raise BadInput(f"Expected `{source}` to define `comparison = Comparison(...)`, got {type(found).__name__}.")
     return found
+
+
+_NORMS: dict[Path, set[str]] = {}
+"""Names of norms that files have registered: a file that is loaded again may register them again."""
+
+
+def _norms() -> set[str]:
+    from normlab import norms
+
+    return set(norms.names())
+
+
+def _forget_norms_of(path: Path) -> None:
+    from normlab import norms
+
+    for name in _NORMS.pop(path, set()) & _norms():
+        norms.unregister(name)
+
+
+def _import_from(folder: Path, modules: list[str]) -> None:
+    """Put a folder first where imports are looked up, as for a script, and forget older modules of these names."""
+    sys.path[:] = [str(folder), *(entry for entry in sys.path if entry != str(folder))]
+    for name in modules:
+        sys.modules.pop(name, None)
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """The first parts of the names of all modules that a file imports."""
+    for node in ast.walk(_parsed(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
+
+
+def _beside(folder: Path, name: str) -> list[Path]:
+    """The files in a folder that `import name` runs or may run; this package's own are not a comparison's."""
+    if folder / name == _PACKAGE:
+        return []
+    if (folder / name / "__init__.py").is_file():
+        return sorted((folder / name).rglob("*.py"))
+    return [folder / f"{name}.py"] if (folder / f"{name}.py").is_file() else []
+
+
+def _module_name(file: Path, folder: Path) -> str:
+    return ".".join(file.relative_to(folder).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _parsed(path: Path) -> ast.Module:
+    """The syntax tree of a file; an empty one where there is none, which loading it will tell."""
+    try:
+        return ast.parse(path.read_text("utf-8"))
+    except (SyntaxError, UnicodeDecodeError, ValueError):
+        return ast.Module([], [])

@@ -1,14 +1,19 @@
-"""The command `normlab`: run a comparison, write its report again, list what there is."""
+"""The command `normlab`: run comparisons, write and merge their results, check them, list what there is."""
 
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from normlab.study import arguments, catalogue
-from normlab.study.errors import BadInput, nearest
+from normlab.study.errors import BadInput, Fault, nearest
 
-OK, USAGE, INTERRUPTED = 0, 2, 130
+if TYPE_CHECKING:
+    from normlab.study.invocation import Invocation
+    from normlab.study.store import Header
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 _HELP = """\
 usage: normlab COMMAND ...
@@ -17,26 +22,33 @@ Which normalization layer for which batch size: comparisons that tune, repeat, a
 
 commands:
   run NAME_OR_FILE   run a comparison, or go on with it, and write its report
-  report FOLDER      write the report of a comparison again
+  report FOLDER      write the report of what is there, also while a run goes on
+  merge FOLDER ...   put the runs of several folders together
+  verify FOLDER      do a recorded run again and compare the numbers
   list               comparisons and norms
 
 options:
   -h, --help         this text; `normlab COMMAND --help` for a command's options
-  --version          the version"""
+  --version          the version
+
+exit codes:
+  0 done   1 no run succeeded, numbers differ, or the machine failed   2 bad input, nothing written
+  3 the time budget ended before the last run   130 interrupted"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     Returns:
-        0; 1 if no run succeeded; 2 for bad input, with one line on stderr and nothing written; 130 if interrupted.
+        0; 1 if no run succeeded, a verification failed, or something outside broke; 2 for bad input, with one line on
+        stderr and nothing written; 3 if the time budget ended before the last run; 130 if interrupted.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     try:
         return _command(given)
-    except BadInput as error:
+    except (BadInput, Fault) as error:
         print(f"normlab: {error}", file=sys.stderr)
-        return USAGE
+        return USAGE if isinstance(error, BadInput) else FAILED
     except KeyboardInterrupt:
         print("normlab: Interrupted. Finished runs are kept; the same command goes on from there.", file=sys.stderr)
         return INTERRUPTED
@@ -44,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(given: list[str]) -> int:
     name, rest = (given[0], given[1:]) if given else ("--help", [])
-    commands = {"run": _run, "report": _report, "list": _list}
+    commands = {"run": _run, "report": _report, "merge": _merge, "verify": _verify, "list": _list}
     if name in commands:
         return commands[name](rest)
     if name in ("-h", "--help"):
@@ -61,43 +73,80 @@ def _command(given: list[str]) -> int:
 def _run(given: list[str]) -> int:
     source = arguments.source_of(given)
     if source is None:
-        arguments.run_parser(None).print_help()
-        return OK
+        return _help(arguments.run_parser(None))
     comparison = catalogue.load(source)
     parser = arguments.run_parser(comparison)
-    if {"-h", "--help"} & set(given):
-        parser.print_help()
-        return OK
-    options = parser.parse(given)
-    settings = arguments.settings_of(options, comparison)
-    jobs, output = arguments.jobs_of(options), arguments.output_of(options, settings)
-    command = shlex.join(["normlab", "run", *given])
-    from normlab.study.invocation import Invocation
+    if _asks_for_help(given):
+        return _help(parser)
+    parsed = parser.parse(given)
+    from_file = arguments.from_file(parsed["config"], comparison) if "config" in parsed else {}
+    request = arguments.Request(comparison, {**from_file, **arguments.from_flags(parsed, comparison)})
+    settings = request.settings(source)
+    output, command = request.output(settings), shlex.join(["normlab", "run", *given])
+    from normlab.study.invocation import Invocation, Ways
 
-    return Invocation(comparison, settings, output, command).run(jobs, dry=options.dry_run, show=options.open)
+    invocation = Invocation(comparison, settings, output, command, request.get("shard"))
+    if "dry_run" in parsed:
+        invocation.dry_run(Ways.of(request))
+        return OK
+    return invocation.run(Ways.of(request), show=request.get("open", False))
 
 
 def _report(given: list[str]) -> int:
-    parser = arguments.Parser("normlab report", "Write the report of a comparison again, from its runs.")
+    parser = arguments.Parser("normlab report", "Print and write the report of what has been run so far.")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="what `normlab run` wrote to")
-    if {"-h", "--help"} & set(given):
-        parser.print_help()
-        return OK
-    folder = parser.parse(given).folder
-    from normlab.study.invocation import Invocation
-    from normlab.study.store import Store
+    if _asks_for_help(given):
+        return _help(parser)
+    folder = parser.parse(given)["folder"]
+    header = _header(folder)
+    return _invocation(header, folder).report(header)
 
-    header = Store(folder).header()
-    if header is None:
-        raise BadInput(f"Expected a folder that `normlab run` wrote, got `{folder}`.")
-    comparison = catalogue.load(header.settings.source)
-    return Invocation(comparison, header.settings, folder, header.command).report(header)
+
+def _merge(given: list[str]) -> int:
+    parser = arguments.Parser(
+        "normlab merge", "Put the runs of folders of one comparison together, e.g. those of `--shard`, and report."
+    )
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="what `normlab run` wrote to")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new, or of the same comparison")
+    if _asks_for_help(given):
+        return _help(parser)
+    parsed = parser.parse(given)
+    folders, output = parsed["folders"], parsed["output"]
+    invocation = _invocation(_header(folders[0]), output)
+    from normlab.study.merge import merge
+
+    return invocation.report(merge(folders, output, shlex.join(["normlab", "merge", *given])))
+
+
+def _verify(given: list[str]) -> int:
+    parser = arguments.Parser("normlab verify", "Do a recorded run again and compare its numbers bit by bit.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="what `normlab run` wrote to")
+    parser.add_argument("--run", metavar="KEY", help="start of a run's key (default: one evaluation run at random)")
+    if _asks_for_help(given):
+        return _help(parser)
+    parsed = parser.parse(given)
+    folder = parsed["folder"]
+    header = _header(folder)
+    invocation = _invocation(header, folder)
+    from normlab.study import verify
+    from normlab.study.invocation import current
+
+    records = invocation.store.records()
+    if "run" not in parsed:
+        records = list(current(invocation.plan, header.identity, records).values())
+    record = verify.choose(records, parsed.get("run"))
+    run = record.run
+    print(f"Run {record.key[:12]}: `{run.cell.norm}` on `{run.cell.problem}`, {run.stage}, seed {run.seed}, ", end="")
+    print(f"learning rate {run.learning_rate:g}, {', '.join(f'{name} {value}' for name, value in run.cell.config)}")
+    found = verify.verify(invocation.comparison, header.settings, record)
+    print("\n".join(found.lines()))
+    return FAILED if found.failed else OK
 
 
 def _list(given: list[str]) -> int:
     from normlab import norms
 
-    if {"-h", "--help"} & set(given):
+    if _asks_for_help(given):
         print("usage: normlab list\n\nPrint the comparisons that `normlab run` knows by name, and the norms.")
         return OK
     if given:
@@ -108,4 +157,35 @@ def _list(given: list[str]) -> int:
     print("Norms:")
     for name in norms.names():
         print(f"  {name:<16}{norms.get(name).title}")
+    return OK
+
+
+def _header(folder: Path) -> "Header":
+    from normlab.study.store import Store
+
+    header = Store(folder).header()
+    if header is None:
+        raise BadInput(f"Expected a folder that `normlab run` wrote, got `{folder}`.")
+    if not header.settings.source:
+        raise BadInput(
+            f"Expected a comparison from a file in `{folder}`, got one that lived in a Python process: call "
+            f"`study.run(comparison, output=...)` there again, and `.report(...)`."
+        )
+    return header
+
+
+def _invocation(header: "Header", folder: Path) -> "Invocation":
+    """The invocation that made a folder, as far as it still can be made."""
+    comparison = catalogue.load(header.settings.source)
+    from normlab.study.invocation import Invocation
+
+    return Invocation(comparison, header.settings, folder, header.command)
+
+
+def _asks_for_help(given: Sequence[str]) -> bool:
+    return bool({"-h", "--help"} & set(given))
+
+
+def _help(parser: arguments.Parser) -> int:
+    parser.print_help()
     return OK

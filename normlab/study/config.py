@@ -1,8 +1,7 @@
 """What a comparison is, as values: frozen dataclasses, no JAX.
 
-A *factor* is the x-axis of a comparison, a *problem* is data, a model and a metric, a *cell* is one (problem, norm,
-factor value), a *run* is one trained model. Everything that decides a number is a field here, and goes into the run's
-key.
+A *factor* is the x-axis of a *curve*, a *problem* is data, a model and a metric, a *cell* is what one compiled program
+trains, a *run* is one trained model. Everything that decides a number is a field here, and goes into the run's key.
 """
 
 import dataclasses
@@ -26,13 +25,13 @@ FAILURES = ("diverged", "collapsed", "timeout", "oom", "error")
 
 @dataclass(frozen=True, kw_only=True)
 class Factor:
-    """The quantity a comparison varies.
+    """The quantity a curve varies.
 
     Attributes:
         name: The key in records and config files, e.g. `batch_size`.
         label: For axes and headings, with the unit, e.g. `batch size (examples)`.
-        flag: The command-line flag that selects values, e.g. `--batch-sizes`.
-        values: All values of the comparison, in the order they are shown.
+        flag: The command-line flag that selects values, e.g. `--batch-sizes`; another for every curve.
+        values: All values of the curve, in the order they are shown.
         log: Whether plots use a logarithmic axis.
         reference: The value that a norm's errors at the others are compared with; `None` for no such comparison.
     """
@@ -46,20 +45,58 @@ class Factor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A factor and what varies with it. A comparison may draw several, each with its own claim.
+
+    Attributes:
+        name: Short, for flags and records, e.g. `deployed`.
+        title: A heading that says what varies and what does not.
+        factor: The x-axis.
+        config: `factor value -> training fields of a run`, e.g. `{"batch_size": value}`.
+        norm_options: `(norm name, factor value) -> options` that the factor gives a norm. A norm whose cells come out
+            the same at all values is run once and drawn as a flat reference.
+        shows: One sentence for the report: what can be read off this curve.
+        hides: One sentence for the report: what cannot.
+        advises: Whether recommendations rest on this curve.
+    """
+
+    name: str
+    title: str
+    factor: Factor
+    config: Callable[[Value], Mapping[str, Any]]
+    norm_options: Callable[[str, Value], Mapping[str, Any]] = lambda norm, value: {}
+    shows: str = ""
+    hides: str = ""
+    advises: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """What is reported of a model; lower is better.
+
+    Attributes:
+        name: For axes and headings, e.g. `test error`.
+        percent: Whether it is a fraction, shown in percent; any other number is shown as it is.
+    """
+
+    name: str = "test error"
+    percent: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A data set, a model family, a loss and a metric.
+    """A data set, a model family, a loss and a metric. `normlab.study.supervised` makes one from a Flax model.
 
     Attributes:
         name: Short, for records and flags, e.g. `digits-mlp`.
         title: For people, e.g. `MLP 64-100-100-10 on digits`.
         build: `(norm, config) -> Program`: the pure `init`, `step` and `evaluate` of one cell; `config` holds the
-            training fields of that cell (`epochs`, and what `Comparison.config` gives for the factor's value). It
-            imports JAX inside and raises `ValueError` for what cannot be trained.
+            training fields of that cell (`epochs`, and what `Curve.config` gives for the factor's value). It imports
+            JAX inside and raises `ValueError` for what cannot be trained.
         norm_options: `(norm name, config) -> options` that a norm gets here unless its string names them, e.g. the
             number of groups that fits the width.
         spatial: Whether activations have spatial axes; norms that need them are recorded as `invalid` elsewhere.
-        chance: The metric of a model that has learned nothing.
-        metric: What is reported, lower is better, a fraction shown in percent.
+        metric: What is reported.
     """
 
     name: str
@@ -67,8 +104,7 @@ class Problem:
     build: "Callable[[Norm, Mapping[str, Any]], Program]"
     norm_options: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] = lambda norm, config: {}
     spatial: bool = False
-    chance: float = 0.9
-    metric: str = "test error"
+    metric: Metric = field(default_factory=Metric)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +116,9 @@ class Tier:
         learning_rates: The grid, the same for every norm and factor value.
         tuning_seeds: Seeds per learning rate, never used again for evaluation.
         seeds: Evaluation seeds.
-        values: The factor values of this tier; `None` is all.
+        values: For each curve the factor values of this tier; curves that are not named have all of theirs.
+        extend: Whether a grid grows by two points where an optimum is at its end (see `plan`).
+        untuned: Whether every norm is evaluated at `Comparison.default_learning_rate`, too.
         leaves_out: One sentence for the report: what a larger tier would add.
     """
 
@@ -88,46 +126,57 @@ class Tier:
     learning_rates: tuple[float, ...]
     tuning_seeds: int
     seeds: int
-    values: tuple[Value, ...] | None = None
+    values: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+    extend: bool = True
+    untuned: bool = True
     claims: bool = True
     leaves_out: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A question over problems x norms x values of one factor.
+    """A question over problems x norms x values of the factors of its curves.
 
     Attributes:
         name: Short, for the folder and the command, e.g. `batch_size`.
+        problems: On what.
         title: The heading of the report.
         question: One sentence that ends in a question mark.
-        fixed: Sentences that say what is the same in all runs; printed in the report.
         norms: Norm strings (see `normlab.norms.get`).
-        config: `factor value -> fields of a run's config`.
+        curves: Over what; over the batch size unless given (see `normlab.study.defaults`).
+        tiers: Budgets by name; those of `normlab.study.defaults` unless given.
+        fixed: Sentences that say what is the same in all runs; printed in the report.
         baseline: The norm others are compared with, in the same cell.
-        margin: Differences of the metric below this are of no practical interest (a fraction).
+        margin: Differences of the metric below this are of no practical interest (in the metric's unit; a fraction
+            where it is shown in percent).
+        default_learning_rate: What people take who do not tune; a row of its own. `None` for no such row.
+        failure_limit: A norm is recommended where its failure rate is shown to stay below this (upper end of Wilson's
+            interval). The default is just above what 5 seeds without a failure can show.
     """
 
     name: str
-    title: str
-    question: str
     problems: tuple[Problem, ...]
-    norms: tuple[str, ...]
-    factor: Factor
-    tiers: Mapping[str, Tier]
-    config: Callable[[Value], Mapping[str, Any]]
+    title: str = "Error against batch size"
+    question: str = "Which norm, at which batch size?"
+    norms: tuple[str, ...] = ("none", "batch", "batch_renorm", "layer", "rms")
+    curves: tuple[Curve, ...] = field(default_factory=lambda: _defaults().batch_size_curves())
+    tiers: Mapping[str, Tier] = field(default_factory=lambda: _defaults().TIERS)
     fixed: tuple[str, ...] = ()
     baseline: str = "batch"
     margin: float = 0.005
+    default_learning_rate: float | None = None
+    failure_limit: float = 0.45
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What one invocation asks for, every default resolved. Written to `comparison.json`; its fields are the flags.
+    """What one invocation asks for, every default resolved. Written to `comparison.json`.
 
     Attributes:
         comparison: Name of the comparison.
-        source: What the user typed: `batch_size`, or the path of a file.
+        source: What the user typed: `batch_size`, or the path of a file; empty for a comparison that only lives in this
+            process.
+        values: For each curve, its factor values.
     """
 
     comparison: str
@@ -135,20 +184,29 @@ class Settings:
     tier: str
     problems: tuple[str, ...]
     norms: tuple[str, ...]
-    values: tuple[Value, ...]
+    curves: tuple[str, ...]
+    values: Mapping[str, tuple[Value, ...]]
     learning_rates: tuple[float, ...]
     epochs: int
     tuning_seeds: int
     seeds: int
+    extend: bool = True
+    default_learning_rate: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One compile, many runs."""
+    """One compile, many runs. Equal cells are one, wherever they stand (see `plan.Place`).
+
+    Attributes:
+        problem: Name of the problem.
+        norm: The norm as it was asked for.
+        config: All fields that the training sees, by name, and `norm`: the norm with every option.
+    """
 
     problem: str
     norm: str
-    value: Value
+    config: tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,24 +231,23 @@ class Record:
     """What is kept of a run: one JSON file.
 
     Attributes:
-        key: sha256 of everything that decides the numbers (`run`, `config`, `identity`).
+        key: sha256 of everything that decides the numbers (`run`, `identity`).
         run: The run, nested as dataclasses.
-        config: All fields the training saw, the norm's resolved options included.
         identity: Code hash, versions, platform, data hash, strategy.
         status: `ok`, one of `FAILURES`, or `invalid`.
         reason: One line, empty when `ok`.
-        metrics: `validation` (always), `test` (evaluation runs only), `train_loss`, ...; fractions; non-finite is None.
-        timing: Seconds: `run`, and `compile` of the cell's program.
+        metrics: `validation` (always), `test` (evaluation runs only), `train_loss`, `chance`; non-finite is None.
+        cost: `compile`: seconds until the cell's program was ready; `run` and `step`: seconds of training, all of it
+            and per update; `memory`: bytes that the training program holds on the device. Never part of a comparison.
     """
 
     key: str
     run: Run
-    config: Mapping[str, Any]
     identity: Mapping[str, Any]
     status: str
     reason: str = ""
     metrics: Mapping[str, float | None] = field(default_factory=dict)
-    timing: Mapping[str, float] = field(default_factory=dict)
+    cost: Mapping[str, float] = field(default_factory=dict)
 
 
 def canonical_json(value: Any) -> str:
@@ -201,6 +258,12 @@ def canonical_json(value: Any) -> str:
 def content_key(*parts: Any) -> str:
     """The sha256 of the canonical JSON of `parts`."""
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
+
+
+def _defaults() -> Any:
+    from normlab.study import defaults  # which is made of what is above
+
+    return defaults
 
 
 def _plain(value: Any) -> Any:

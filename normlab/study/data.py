@@ -1,27 +1,78 @@
-"""Data sets that come with a dependency, and their splits. NumPy only."""
+"""Data sets: from arrays, `.npz` files or scikit-learn, checked, and divided by seed. NumPy only."""
 
 import hashlib
-from collections.abc import Mapping
+import os
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
 TRAIN, VALIDATION, TEST = 1024, 256, 517
 """How the 1,797 digits are divided."""
 
+_WHOLE = ("inputs", "labels")
+_PARTS = ("x_train", "y_train", "x_test", "y_test")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Data:
-    """A labelled data set.
+    """A labelled data set. Whatever NumPy takes as an array is taken, converted and checked.
 
     Attributes:
-        inputs: float32, shape (examples, ...), channels last.
-        labels: int32, shape (examples,).
+        inputs: Shape (examples, ...), channels last. Floats become float32, uint8 (images) is scaled to [0, 1], other
+            integers (tokens) become int32.
+        labels: Integers are classes counted from 0, int32, shape (examples,); floats are targets, float32, shape
+            (examples,) or (examples, ...).
+        test: How many of the last examples are the test set; 0 where every seed draws its own.
+
+    Raises:
+        ValueError: For what cannot be learned from: NaN, examples of different shapes, a label missing.
     """
 
     inputs: np.ndarray
     labels: np.ndarray
+    test: int = 0
+
+    def __post_init__(self) -> None:
+        inputs, labels = _numbers("inputs", self.inputs), _numbers("labels", self.labels)
+        if inputs.shape[:1] != labels.shape[:1]:
+            raise ValueError(f"Expected a label for each example, got {len(inputs)} inputs and {len(labels)} labels.")
+        if inputs.dtype == np.uint8:
+            inputs = inputs / np.float32(255)
+        if labels.shape[1:] == (1,):
+            labels = labels[:, 0]
+        object.__setattr__(self, "inputs", _as_jax_has_it("inputs", inputs))
+        object.__setattr__(self, "labels", _as_jax_has_it("labels", labels))
+
+    @property
+    def classes(self) -> bool:
+        """Whether labels are classes."""
+        return self.labels.dtype == np.int32
+
+
+Source = Data | str | os.PathLike[str] | Callable[[], Data]
+"""Where data come from: see `load`."""
+
+
+def load(source: Source) -> Data:
+    """Load data.
+
+    Args:
+        source: The data; a function that returns them; or an `.npz` file with `inputs` and `labels`, or with `x_train`,
+            `y_train`, `x_test` and `y_test`, in which case the test set is the same for every seed.
+
+    Raises:
+        ValueError: If there is no such file, or not the right thing in it.
+    """
+    if isinstance(source, str | os.PathLike):
+        return _from_npz(os.fspath(source))
+    data = source() if callable(source) else source
+    if not isinstance(data, Data):
+        raise ValueError(f"Expected `data` to be a `Data`, a function that returns one or an .npz file, got {data!r}.")
+    return data
 
 
 @cache
@@ -34,7 +85,31 @@ def digits() -> Data:
     return Data(inputs, bunch.target.astype(np.int32))  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def split(n: int, seed: int, train: int = TRAIN, validation: int = VALIDATION) -> dict[str, np.ndarray]:
+def sizes(data: Data, validation: float, test: float) -> tuple[int, int]:
+    """Count the examples for training and for validation.
+
+    Args:
+        data: All examples.
+        validation: A number of examples, or below 1 a share of those that are not in a test set given with the data.
+        test: Likewise, where no test set is given.
+
+    Raises:
+        ValueError: If one of the parts would be empty.
+    """
+    free = len(data.labels) - data.test
+    counts = [round(part * free) if part < 1 else int(part) for part in (validation, 0 if data.test else test)]
+    train = free - sum(counts)
+    if min(train, counts[0], counts[1] or data.test) < 1:
+        raise ValueError(
+            f"Expected examples to train on, for validation and for the test, got {train}, {counts[0]} and "
+            f"{counts[1] or data.test} of {len(data.labels)}. Change `validation` or `test`."
+        )
+    return train, counts[0]
+
+
+def split(
+    n: int, seed: int, train: int = TRAIN, validation: int = VALIDATION, *, fixed_test: bool = False
+) -> dict[str, np.ndarray]:
     """Divide `n` examples at random; the seed alone decides, so every norm gets the same split.
 
     Args:
@@ -42,6 +117,7 @@ def split(n: int, seed: int, train: int = TRAIN, validation: int = VALIDATION) -
         seed: Of the run.
         train: Size of the training set.
         validation: Size of the validation set.
+        fixed_test: Whether what comes last is the test set, whatever the seed.
 
     Returns:
         Disjoint int32 indices `train`, `validation` and `test`, the rest.
@@ -51,11 +127,12 @@ def split(n: int, seed: int, train: int = TRAIN, validation: int = VALIDATION) -
     """
     if train + validation >= n:
         raise ValueError(f"Expected `train + validation` below {n} examples, got {train} + {validation}.")
-    order = np.random.default_rng(seed).permutation(n).astype(np.int32)
+    drawn = train + validation if fixed_test else n
+    order = np.random.default_rng(seed).permutation(drawn).astype(np.int32)
     return {
         "train": order[:train],
         "validation": order[train : train + validation],
-        "test": order[train + validation :],
+        "test": np.concatenate([order[train + validation :], np.arange(drawn, n, dtype=np.int32)]),
     }
 
 
@@ -73,3 +150,85 @@ def data_hash(arrays: Mapping[str, np.ndarray]) -> str:
         digest.update(f"{name} {array.dtype} {array.shape} ".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def _numbers(name: str, value: Any) -> np.ndarray:
+    """An array of numbers with at least one axis."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # NumPy's words for examples of different shapes
+        array = np.asarray(None)
+    if array.dtype == object:
+        shapes = list(dict.fromkeys(map(np.shape, value))) if np.iterable(value) else []
+        if len(shapes) > 1:
+            raise ValueError(
+                f"Expected examples of one shape in `{name}`, got {shapes[0]} and {shapes[1]}. Resize or pad them."
+            )
+    if array.dtype.kind not in "biuf" or not array.ndim:
+        raise ValueError(f"Expected `{name}` to be an array of numbers, got {array.dtype} of shape {array.shape}.")
+    return array
+
+
+def _as_jax_has_it(name: str, array: np.ndarray) -> np.ndarray:
+    """The array as float32 or int32, all of it finite."""
+    kind = np.float32 if array.dtype.kind == "f" else np.int32
+    if array.dtype == kind:
+        converted = array
+    else:
+        with np.errstate(over="ignore"):  # to infinity, which is found below
+            converted = array.astype(kind)
+    wrong = ~np.isfinite(converted) if kind is np.float32 else converted != array
+    if wrong.any():
+        first = np.argwhere(wrong)[0][0]
+        what = "finite numbers" if kind is np.float32 else "integers of 32 bits"
+        raise ValueError(
+            f"Expected {what} in `{name}`, got {np.count_nonzero(wrong)} others, the first in example {first}: "
+            f"{array[first][wrong[first]].ravel()[0]}. Remove or replace them."
+        )
+    return converted
+
+
+def _from_npz(path: str) -> Data:
+    if not os.path.exists(path):
+        raise ValueError(f"Expected `data` to be an .npz file, got `{path}`, which does not exist.")
+    try:
+        inputs, labels, *test = _arrays(path)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"Expected an .npz file with `inputs` and `labels`, or with `x_train`, `y_train`, `x_test` and `y_test`, "
+            f"got `{path}`: {error}."
+        ) from error
+    return _joined(Data(inputs, labels), Data(*test)) if test else Data(inputs, labels)
+
+
+def _arrays(path: str) -> list[np.ndarray]:
+    """The two or four arrays of a file."""
+    if not zipfile.is_zipfile(path):
+        raise ValueError("this is no .npz archive")
+    with np.load(path, allow_pickle=False) as file:
+        for names in (_WHOLE, _PARTS):
+            if set(names) <= set(file):
+                return [_array(file, name) for name in names]
+        raise ValueError(f"there is {', '.join(sorted(file)) or 'nothing'} in it")
+
+
+def _array(file: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    try:
+        return file[name]
+    except ValueError:  # NumPy's words: object arrays, and a flag that would run code from the file
+        raise ValueError(
+            f"`{name}` holds Python objects, which is how examples of different shapes are saved"
+        ) from None
+
+
+def _joined(train: Data, test: Data) -> Data:
+    """One data set whose last examples are the test set."""
+    for name, ours, theirs in (("x", train.inputs, test.inputs), ("y", train.labels, test.labels)):
+        if (ours.shape[1:], ours.dtype) != (theirs.shape[1:], theirs.dtype):
+            raise ValueError(
+                f"Expected examples of one shape and type in `{name}_train` and `{name}_test`, got {ours.dtype} of "
+                f"{ours.shape[1:]} and {theirs.dtype} of {theirs.shape[1:]}."
+            )
+    return Data(
+        np.concatenate([train.inputs, test.inputs]), np.concatenate([train.labels, test.labels]), len(test.labels)
+    )

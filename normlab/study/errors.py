@@ -1,4 +1,4 @@
-"""What a user got wrong, in one sentence."""
+"""What a user got wrong, or the machine refused, in one sentence."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,6 +6,10 @@ from collections.abc import Iterable
 
 class BadInput(ValueError):
     """The message is one line for the terminal: what was expected, what came, the remedy."""
+
+
+class Fault(RuntimeError):
+    """Something outside of the program broke: the message is one line that says what is kept and how to go on."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

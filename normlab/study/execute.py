@@ -9,24 +9,33 @@ import math
 import multiprocessing
 import os
 import signal
+from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from normlab.study import catalogue, identity, plan
+from normlab.study import catalogue, identity
 from normlab.study.config import EVALUATE, Cell, Comparison, Record, Run, Settings
 from normlab.study.errors import one_line
+from normlab.study.plan import Plan
+
+if TYPE_CHECKING:
+    from normlab.study.compilation import Compiled
+    from normlab.study.train import Program
 
 Pending = Callable[[], Sequence[Run]]
+Stop = Callable[[], bool]
 Metrics = Mapping[str, float]
 
 COLLAPSED_WITHIN = 0.05
-"""A validation error this close to chance, or above it, means that nothing was learned."""
+"""A validation error within this share of chance, or above it, means that nothing was learned."""
+
+PROGRAMS_KEPT = 64
+"""Compiled cells that a process keeps: evaluation comes back to a cell when its whole column has been tuned."""
 
 _READY, _DONE = "ready", "done"
 _ONE_THREAD = {
@@ -42,14 +51,19 @@ class Strategy:
     """How runs are executed; part of their identity.
 
     Attributes:
-        lanes: How many runs of a cell are stacked in this process; `None` is one after another in worker processes.
+        lanes: How many runs of a cell are stacked; `None` is one after another.
+        alone: Whether runs that are not stacked stay in this process, instead of single-thread worker processes: for
+            comparisons whose functions cannot be sent to another process.
     """
 
     lanes: int | None = None
+    alone: bool = False
 
     def __str__(self) -> str:
         """Name it as records do."""
-        return f"vmap of {self.lanes} in one process" if self.lanes else "sequential in single-thread processes"
+        if self.lanes:
+            return f"vmap of {self.lanes} in one process"
+        return "sequential in one process" if self.alone else "sequential in single-thread processes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +76,16 @@ class Task:
     strategy: Strategy
 
 
-def choose_strategy() -> Strategy:
-    """Choose by platform."""
+def choose_strategy(*, alone: bool = False) -> Strategy:
+    """Choose by platform; `alone` rules worker processes out."""
     import jax
 
-    return Strategy() if jax.default_backend() == "cpu" else Strategy(lanes=16)
+    return Strategy(alone=alone) if jax.default_backend() == "cpu" else Strategy(lanes=16)
 
 
-def records(task: Task, comparison: Comparison, pending: Pending, jobs: int) -> Generator[Record, None, None]:
+def records(
+    task: Task, comparison: Comparison, pending: Pending, jobs: int, stop: Stop = lambda: False
+) -> Generator[Record, None, None]:
     """Execute until nothing is pending, one record at a time.
 
     Args:
@@ -78,6 +94,7 @@ def records(task: Task, comparison: Comparison, pending: Pending, jobs: int) -> 
         pending: Gives the runs that have no record yet; called whenever there is room for more work, after all records
             so far have been taken from this iterator.
         jobs: How many worker processes at most.
+        stop: Asked between runs; once it says yes, no run starts and those under way are finished.
 
     Yields:
         A record for every run, those that cannot be run or fail included.
@@ -85,127 +102,143 @@ def records(task: Task, comparison: Comparison, pending: Pending, jobs: int) -> 
     Raises:
         RuntimeError: If worker processes cannot start.
     """
-    yield from _invalid(task, comparison, pending)
-    if task.strategy.lanes:
-        yield from _in_this_process(CellRunner(task, comparison), pending)
+    yield from _invalid(task, Plan(comparison, task.settings), pending)
+    if task.strategy.lanes or task.strategy.alone:
+        yield from _in_this_process(CellRunner(task, comparison), pending, stop)
     else:
-        yield from _in_workers(task, comparison, pending, jobs)
+        yield from _in_workers(task, pending, jobs, stop)
 
 
-def status_of(metrics: Metrics, chance: float) -> tuple[str, str]:
+def status_of(metrics: Metrics, chance: float | None) -> tuple[str, str]:
     """Judge a finished run by its metrics.
 
     Args:
         metrics: See `train.training`.
-        chance: Error of a model that has learned nothing.
+        chance: Error of a model that has learned nothing; `None` where that is unknown.
 
     Returns:
         The status, and the reason if it is not `ok`.
     """
-    if metrics["first_nonfinite"] >= 0:
-        return "diverged", f"The loss is not finite from step {int(metrics['first_nonfinite'])}."
+    step = int(metrics["first_nonfinite"])
+    if step == 0:
+        return "diverged", "The loss is not finite at step 0, before any update: look at model, loss and data."
+    if step > 0:
+        return "diverged", f"The loss is not finite from step {step}."
     if not metrics["finite"]:
         return "diverged", "Outputs are not finite after training."
-    if metrics["validation"] >= chance - COLLAPSED_WITHIN:
-        return "collapsed", f"Validation error {metrics['validation']:.3f}, chance is {chance:.3f}."
+    if chance is not None and metrics["validation"] >= chance * (1 - COLLAPSED_WITHIN):
+        return "collapsed", f"Validation error {metrics['validation']:.3g}, chance is {chance:.3g}."
     return "ok", ""
 
 
 class CellRunner:
-    """Makes records of the runs of cells in this process; programs are kept until their cell is evaluated."""
+    """Makes records of the runs of cells in this process; the programs of the latest cells are kept."""
 
     def __init__(self, task: Task, comparison: Comparison) -> None:
         """Take what all cells share; nothing is compiled yet."""
-        self.task, self.comparison = task, comparison
-        self._cells: dict[Cell, _CompiledCell] = {}
+        self.task, self.plan = task, Plan(comparison, task.settings)
+        self._programs: OrderedDict[Cell, _Ready | Exception] = OrderedDict()
 
     def __call__(self, cell: Cell, runs: Sequence[Run]) -> Iterator[Record]:
         """Make the records of some runs of a cell, in order; an exception becomes a record."""
         lanes = self.task.strategy.lanes or 1
         for start in range(0, len(runs), lanes):
             yield from self._stack(cell, runs[start : start + lanes])
-        if runs[-1].stage == EVALUATE:
-            self._cells.pop(cell, None)
 
     def _stack(self, cell: Cell, runs: Sequence[Run]) -> list[Record]:
-        from_start = perf_counter()
+        start = perf_counter()
         try:
-            compiled = self._cells.setdefault(cell, _CompiledCell(self.task, self.comparison, cell))
-            train, compile_seconds = compiled.program
-            start = perf_counter()
-            results = train([run.learning_rate for run in runs], [run.seed for run in runs])
-            timing = {"compile": compile_seconds, "run": (perf_counter() - start) / len(runs)}
+            ready = self._ready(cell)
+            outcomes = list(ready.compiled.train([run.learning_rate for run in runs], [run.seed for run in runs]))
         except Exception as error:
-            status, timing = _failure(error), {"run": (perf_counter() - from_start) / len(runs)}
-            return [make_record(self.task, self.comparison, run, *status, timing=timing) for run in runs]
-        return [self._finished(run, metrics, timing) for run, metrics in zip(runs, results, strict=True)]
+            status, seconds = _failure(error), (perf_counter() - start) / len(runs)
+            return [make_record(self.task, run, *status, cost={"run": seconds}) for run in runs]
+        return [
+            make_record(
+                self.task,
+                run,
+                *status_of(outcome.metrics, ready.program.chance),
+                metrics={**outcome.metrics, "chance": ready.program.chance},
+                cost=_cost(ready, outcome.seconds),
+            )
+            for run, outcome in zip(runs, outcomes, strict=True)
+        ]
 
-    def _finished(self, run: Run, metrics: Metrics, timing: Mapping[str, float]) -> Record:
-        status = status_of(metrics, plan.problem_named(self.comparison, run.cell.problem).chance)
-        return make_record(self.task, self.comparison, run, *status, metrics=metrics, timing=timing)
+    def _ready(self, cell: Cell) -> "_Ready":
+        """The compiled program of a cell; what failed to compile once fails again at once."""
+        if cell not in self._programs:
+            try:
+                self._programs[cell] = _prepare(self.plan, cell, self.task.strategy)
+            except Exception as error:
+                self._programs[cell] = error
+            if len(self._programs) > PROGRAMS_KEPT:
+                self._programs.popitem(last=False)
+        self._programs.move_to_end(cell)
+        found = self._programs[cell]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A program and its executables."""
+
+    program: "Program"
+    compiled: "Compiled"
+
+
+def _prepare(plan: Plan, cell: Cell, strategy: Strategy) -> _Ready:
+    from normlab.study.compilation import compile_program
+
+    program = build(plan, cell)
+    return _Ready(program, compile_program(program, strategy.lanes))
+
+
+def _cost(ready: _Ready, seconds: float) -> dict[str, float]:
+    cost = {"compile": ready.compiled.seconds, "run": seconds, "step": seconds / ready.program.steps}
+    return cost if ready.compiled.memory is None else {**cost, "memory": float(ready.compiled.memory)}
 
 
 def make_record(
     task: Task,
-    comparison: Comparison,
     run: Run,
     status: str,
     reason: str,
-    metrics: Metrics | None = None,
-    timing: Mapping[str, float] | None = None,
+    metrics: Mapping[str, float | None] | None = None,
+    cost: Mapping[str, float] | None = None,
 ) -> Record:
     """Make the record of a run: errors of diverged runs are `None`, the test error of tuning runs is dropped unseen."""
-    config = plan.run_config(comparison, task.settings, run.cell)
     of_problem = identity.of_problem(task.identity, run.cell.problem)
-    kept = _kept(metrics, status, run.stage) if metrics else {"validation": None}
     return Record(
-        key=identity.run_key(run, config, of_problem),
+        key=identity.run_key(run, of_problem),
         run=run,
-        config=config,
         identity=of_problem,
         status=status,
         reason=reason,
-        metrics=kept,
-        timing=dict(timing or {}),
+        metrics=_kept(metrics, status, run.stage) if metrics else {"validation": None},
+        cost=dict(cost or {}),
     )
 
 
-class _CompiledCell:
-    """A cell whose program is compiled when it is first used; a failure to compile is tried again by the next run."""
-
-    def __init__(self, task: Task, comparison: Comparison, cell: Cell) -> None:
-        self.task, self.comparison, self.cell = task, comparison, cell
-
-    @cached_property
-    def program(self) -> tuple[Callable[[Sequence[float], Sequence[int]], list[dict[str, float]]], float]:
-        """The compiled training of several runs, and the seconds it took to build and compile."""
-        from normlab.study import train
-
-        start = perf_counter()
-        program = build(self.comparison, self.task.settings, self.cell)
-        if self.task.strategy.lanes:
-            return train.compile_stack(program, self.task.strategy.lanes), perf_counter() - start
-        one = train.compile_cell(program)
-        return lambda rates, seeds: [one(*pair) for pair in zip(rates, seeds, strict=True)], perf_counter() - start
-
-
-def build(comparison: Comparison, settings: Settings, cell: Cell) -> Any:
+def build(plan: Plan, cell: Cell) -> "Program":
     """Build the program of a cell.
 
     Raises:
         Exception: Whatever the problem raises for what it cannot train.
     """
-    norm, config = plan.resolve(comparison, settings, cell)
-    return plan.problem_named(comparison, cell.problem).build(norm, config)
+    norm, config = plan.resolve(plan.place(cell))
+    return plan.problem(cell.problem).build(norm, config)
 
 
-def _kept(metrics: Metrics, status: str, stage: str) -> dict[str, float | None]:
+def _kept(metrics: Mapping[str, float | None], status: str, stage: str) -> dict[str, float | None]:
+    errors = ("validation", "test") if stage == EVALUATE else ("validation",)
+    kept = {name: _finite(metrics[name]) for name in (*errors, "train_loss", "chance")}
+    return kept | {name: None for name in errors} if status == "diverged" else kept
 
-    names = ("validation", "test", "train_loss") if stage == EVALUATE else ("validation", "train_loss")
-    kept = {name: metrics[name] if math.isfinite(metrics[name]) else None for name in names}
-    if status == "diverged":
-        kept |= {name: None for name in names if name != "train_loss"}
-    return kept
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _failure(error: Exception) -> tuple[str, str]:
@@ -220,16 +253,21 @@ def _by_cell(runs: Sequence[Run]) -> dict[Cell, list[Run]]:
     return groups
 
 
-def _invalid(task: Task, comparison: Comparison, pending: Pending) -> Iterator[Record]:
+def _invalid(task: Task, plan: Plan, pending: Pending) -> Iterator[Record]:
     for cell, runs in _by_cell(pending()).items():
-        reason = plan.incompatible(comparison, cell)
+        reason = plan.incompatible(cell)
         if reason:
-            yield from [make_record(task, comparison, run, "invalid", reason) for run in runs]
+            yield from [make_record(task, run, "invalid", reason) for run in runs]
 
 
-def _in_this_process(runner: CellRunner, pending: Pending) -> Iterator[Record]:
-    while jobs := _by_cell(pending()):
-        yield from runner(*next(iter(jobs.items())))
+def _in_this_process(runner: CellRunner, pending: Pending, stop: Stop) -> Iterator[Record]:
+    lanes = runner.task.strategy.lanes or 1
+    while not stop() and (jobs := _by_cell(pending())):
+        cell, runs = next(iter(jobs.items()))
+        for start in range(0, len(runs), lanes):
+            if stop():
+                return
+            yield from runner(cell, runs[start : start + lanes])
 
 
 @dataclass(eq=False)
@@ -267,25 +305,46 @@ class _Worker:
         return self.process.exitcode
 
 
-def _in_workers(task: Task, comparison: Comparison, pending: Pending, jobs: int) -> Iterator[Record]:
+def _in_workers(task: Task, pending: Pending, jobs: int, stop: Stop) -> Iterator[Record]:
     workers: list[_Worker] = []
+    killed: set[Run] = set()
     try:
-        while True:
-            _hand_out(task, workers, pending(), jobs)
-            busy: dict[Any, _Worker] = {worker.connection: worker for worker in workers if worker.cell}
+        while not stop():
+            if len(workers) < jobs or any(worker.cell is None for worker in workers):
+                _hand_out(task, workers, pending(), jobs)
+            busy = {worker.connection: worker for worker in workers if worker.cell}
             if not busy:
                 return
-            for worker in [busy[connection] for connection in wait(list(busy))]:
-                try:
-                    record = worker.take()
-                except (EOFError, OSError):
-                    record = _bury(task, comparison, worker, workers)
-                if record:
-                    yield record
+            for worker in [busy[connection] for connection in _wait(busy)]:
+                yield from _take(task, worker, workers, killed)
+        yield from _last(task, workers, killed)
     finally:
         for worker in workers:
             worker.process.kill()
             worker.end()
+
+
+def _wait(busy: "Mapping[Connection, _Worker]") -> "list[Connection]":
+    """Connections with news, or none after a second, so that a reason to stop is noticed."""
+    return [ready for ready in wait(list(busy), timeout=1.0) if isinstance(ready, Connection)]
+
+
+def _take(task: Task, worker: _Worker, workers: list[_Worker], killed: set[Run]) -> Iterator[Record]:
+    """The record that a worker has for us, or that of its death."""
+    try:
+        record = worker.take()
+    except (EOFError, OSError):
+        record = _bury(task, worker, workers, killed)
+    if record:
+        yield record
+
+
+def _last(task: Task, workers: list[_Worker], killed: set[Run]) -> Iterator[Record]:
+    """The run that each worker is at; those behind it are not waited for."""
+    for worker in list(workers):
+        owed = len(worker.owed)
+        while worker in workers and worker.cell and len(worker.owed) == owed > 0:
+            yield from _take(task, worker, workers, killed)
 
 
 def _hand_out(task: Task, workers: list[_Worker], runs: Sequence[Run], jobs: int) -> None:
@@ -301,15 +360,27 @@ def _hand_out(task: Task, workers: list[_Worker], runs: Sequence[Run], jobs: int
         worker.give(cell, waiting.pop(cell))
 
 
-def _bury(task: Task, comparison: Comparison, worker: _Worker, workers: list[_Worker]) -> Record | None:
-    """Remove a worker that died; the run it was at, if any, gets a record, the rest of its cell is pending again."""
+def _bury(task: Task, worker: _Worker, workers: list[_Worker], killed: set[Run]) -> Record | None:
+    """Remove a worker that died; what it left of its cell is pending again.
+
+    The run it was at gets a record, except when it was killed for the first time: whoever did that, the system short of
+    memory most likely, may have meant the process and not the run.
+    """
     workers.remove(worker)
     exitcode = worker.end()
     if not worker.ready:
         raise RuntimeError(f"Worker processes cannot start: one ended with exit code {exitcode} before its first run.")
+    if not worker.owed:
+        return None
+    run = worker.owed[0]
+    if exitcode == -signal.SIGKILL and run not in killed:
+        killed.add(run)
+        return None
+    if exitcode == -signal.SIGKILL:
+        reason = "The worker process was killed twice during this run, as the system does when memory runs out."
+        return make_record(task, run, "oom", reason)
     how = f"by signal {-exitcode}" if exitcode is not None and exitcode < 0 else f"with exit code {exitcode}"
-    reason = f"The worker process ended {how} during this run."
-    return make_record(task, comparison, worker.owed[0], "error", reason) if worker.owed else None
+    return make_record(task, run, "error", f"The worker process ended {how} during this run.")
 
 
 def _start(task: Task) -> _Worker:
@@ -337,6 +408,9 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 def _work(connection: Connection, task: Task) -> None:
     """Serve one parent until it closes the connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C ends
+    from normlab.study.compilation import use_cache
+
+    use_cache()
     runner = CellRunner(task, catalogue.load(task.source))
     try:
         connection.send(_READY)

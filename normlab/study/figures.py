@@ -1,34 +1,43 @@
-"""The figures of a report as SVG text for inlining: no pyplot, no state, the same bytes for the same analysis.
+"""The figures of a comparison: no pyplot, no state, the same bytes for the same analysis.
 
-Text stays text, the background is transparent, and colours are CSS variables with a printable default, so that a
-figure follows the page into dark mode. Every series has its own colour (Okabe and Ito's, safe for colour-blind eyes)
-and marker.
+One set of drawing functions gives figures for a page (SVG in its colours), for a paper (SVG, PDF) and for a notebook.
+Text stays text. Every norm has its own colour (Okabe and Ito's, safe for colour-blind eyes) and marker.
 """
 
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from normlab.study.config import Value
+from markupsafe import escape
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from normlab.study import words
+from normlab.study.analysis import Analysis, CellResult, CurveResult, ProblemResult
+from normlab.study.config import Metric, Value
+from normlab.study.statistics import Interval
 
-    from normlab.study.analysis import Analysis, CellResult, ProblemResult
-
-INK, FAINT = "#010203", "#010204"
-"""Stand-ins for the page's text and rule colours, which CSS decides."""
+INK, FAINT = "#1c2024", "#c8c8ca"
+"""Text and rules; on a page they are what its CSS says."""
 
 PALETTE = (INK, "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "osD^vPX*"
+_FLAT: Any = (0, (5, 2))
+"""The line of a norm that the factor does not touch."""
+
 STYLES: dict[Any, Any] = {
     "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
     "font.size": 8.5,
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,
     "text.parse_math": False,
     "text.color": INK,
     "axes.edgecolor": FAINT,
@@ -38,6 +47,7 @@ STYLES: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
+    "axes.unicode_minus": True,
     "grid.color": FAINT,
     "grid.linewidth": 0.4,
     "xtick.color": INK,
@@ -49,63 +59,130 @@ STYLES: dict[Any, Any] = {
 }
 
 
-def error_figure(analysis: "Analysis", problem: "ProblemResult", name: str) -> str:
-    """Draw error against the factor: every seed's point, means with intervals, failed runs along the top.
+class Drawing(Figure):
+    """A figure that a notebook shows as it is, without pyplot."""
 
-    Args:
-        analysis: Gives norms, factor values and the axis.
-        problem: What to draw.
-        name: Prefix of the ids inside the SVG, unique on the page.
+    def _repr_svg_(self) -> str:
+        return to_svg(self)
 
-    Returns:
-        An `<svg>` element.
-    """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
 
-    with rc_context({**STYLES, "svg.hashsalt": name}):
-        figure = Figure(figsize=(4.8, 3.6), layout="constrained")
+def plot(analysis: Analysis) -> Figure:
+    """Draw error against the factor, a row for every problem and a panel for every curve."""
+    rows, columns = len(analysis.problems), max(len(problem.curves) for problem in analysis.problems)
+    with _figure(4.8 * columns, 3.3 * rows + 0.6) as figure:
+        panels = figure.subplots(rows, columns, squeeze=False)
+        for problem, line in zip(analysis.problems, panels, strict=True):
+            for axes, curve in zip(line, problem.curves, strict=False):
+                _draw_errors(axes, analysis, problem, curve)
+                axes.set_title(f"{problem.title}, {curve.name}", fontsize=8.5)
+            for axes in line[len(problem.curves) :]:
+                axes.set_visible(False)
+        cells = analysis.cells
+        _legend(figure, analysis, cells, failed=any(cell.failures.k for cell in cells), columns=4)
+    return figure
+
+
+def error_figure(analysis: Analysis, problem: ProblemResult, curve: CurveResult) -> Figure:
+    """Draw error against the factor: every seed's point, means with intervals, failed runs along the top."""
+    with _figure(4.8, 3.6) as figure:
+        _draw_errors(figure.add_subplot(), analysis, problem, curve)
+        _legend(figure, analysis, curve.cells, failed=any(cell.failures.k for cell in curve.cells))
+    return figure
+
+
+def loss_figure(analysis: Analysis, problem: ProblemResult, curve: CurveResult) -> Figure:
+    """Draw the final training loss against the factor, means with intervals."""
+    with _figure(4.8, 3.0) as figure:
         axes = figure.add_subplot()
-        places = _places(analysis.values, analysis.factor["log"])
-        shown = [norm for norm in analysis.norms if any(problem.cell(norm, v).points for v in analysis.values)]
-        for index, norm in enumerate(shown):
-            shift = _dodge(places) * ((index + 0.5) / len(shown) - 0.5)
-            cells = [problem.cell(norm, value) for value in analysis.values]
-            _draw_norm(axes, [place + shift for place in places], cells, _look(analysis.norms.index(norm)))
-        axes.set_xticks(places, [str(value) for value in analysis.values])
-        axes.grid(visible=False, axis="x")
-        axes.set_xlabel(analysis.factor["label"])
-        axes.set_ylabel(f"{problem.metric} (%)")
-        tops = [cell.error.interval[1] for cell in problem.cells if cell.error.interval]
-        _scale_errors(axes, [point.error for cell in problem.cells for point in cell.points] + tops)
-        _legend(figure, analysis, shown, failed=any(cell.failures.k for cell in problem.cells))
-        return _svg(figure, name, f"{problem.title}: {problem.metric} against {analysis.factor['label']}")
+        for index, cells, places in _series(analysis, curve):
+            means = [_number(cell.train_loss.mean) for cell in cells]
+            _draw_means(axes, places, means, [cell.train_loss.interval for cell in cells], index, flat=cells[0].flat)
+        _label_factor(axes, curve)
+        axes.set_ylabel("training loss")
+        tops = [cell.train_loss.interval[1] for cell in curve.cells if cell.train_loss.interval]
+        _scale(axes, [*(cell.train_loss.mean for cell in curve.cells), *tops])
+        _legend(figure, analysis, curve.cells, failed=False)
+    return figure
 
 
-def tuning_figure(analysis: "Analysis", problem: "ProblemResult", name: str) -> str:
-    """Draw median validation error against the learning rate, a panel for each factor value, chosen rates circled."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    columns = min(3, len(analysis.values))
-    rows = math.ceil(len(analysis.values) / columns)
-    with rc_context({**STYLES, "svg.hashsalt": name, "font.size": 7.5}):
-        figure = Figure(figsize=(4.8, 0.9 + 1.4 * rows), layout="constrained")
+def tuning_figure(analysis: Analysis, problem: ProblemResult, curve: CurveResult) -> Figure:
+    """Draw median validation error against the learning rate, a panel a value; basins shaded, chosen rates circled."""
+    columns = min(3, len(curve.values))
+    rows = math.ceil(len(curve.values) / columns)
+    with _figure(4.8, 0.9 + 1.4 * rows, **{"font.size": 7.5}) as figure:
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-        for axes, value in zip(panels, analysis.values, strict=False):
+        for axes, value in zip(panels, curve.values, strict=False):
             for index, norm in enumerate(analysis.norms):
-                _draw_tuning(axes, problem.cell(norm, value), _look(index))
-            axes.set_title(f"{analysis.factor['name']} {value}".replace("_", " "), fontsize=7.5)
+                _draw_tuning(axes, problem.metric, curve.cell(norm, value), index)
+            axes.set_title(f"{curve.factor['name']} {value}".replace("_", " "), fontsize=7.5)
             axes.set_xlabel("learning rate")
             axes.label_outer()
-        for axes in panels[len(analysis.values) :]:
+        for axes in panels[len(curve.values) :]:
             axes.set_visible(False)
-        _scale_errors(panels[0], [t.error for cell in problem.cells for t in cell.tuning])
-        _scale_rates(panels[0], [t.learning_rate for cell in problem.cells for t in cell.tuning])
-        figure.supylabel("median validation error (%)", fontsize=7.5)
-        shown = [norm for norm in analysis.norms if any(problem.cell(norm, v).tuning for v in analysis.values)]
-        _legend(figure, analysis, shown, failed=False)
-        return _svg(figure, name, f"{problem.title}: validation error against the learning rate")
+        _scale(panels[0], [_shown(problem.metric, t.error) for cell in curve.cells for t in cell.tuning])
+        _scale_rates(panels[0], [t.learning_rate for cell in curve.cells for t in cell.tuning])
+        figure.supylabel(_with_unit("median validation error", problem.metric), fontsize=7.5)
+        _legend(figure, analysis, curve.cells, failed=False)
+    return figure
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as a document of its own."""
+    buffer = io.StringIO()
+    with rc_context({**STYLES, "svg.hashsalt": "normlab"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", buffer.getvalue(), flags=re.DOTALL)
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d+\.\d\d)\d+", r"\1", tag[0]), text)
+    text = re.sub(r'<g id="\w+"/>|(?<=<g) id="[a-zA-Z.]\w+_\d+"', "", text)  # groups that nothing refers to
+    return re.sub(r"\s*\n\s*", "\n", text)
+
+
+def to_pdf(figure: Figure) -> bytes:
+    """The figure as a PDF with its fonts; no date, so that the bytes are the same again."""
+    buffer = io.BytesIO()
+    with rc_context(STYLES):
+        figure.savefig(buffer, format="pdf", transparent=True, metadata={"CreationDate": None})
+    return buffer.getvalue()
+
+
+def inline(svg: str, name: str, label: str) -> str:
+    """A figure as an element of a page: own ids, the page's colours, nothing that names another place.
+
+    Args:
+        svg: From `to_svg`.
+        name: Prefix of the ids, unique on the page.
+        label: What a screen reader says.
+
+    Returns:
+        An `<svg>` element, in which the marks of a norm have the class `norm-` and its number.
+    """
+    text = svg[svg.index("<svg") :]
+    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
+    text = re.sub(r'\bid="(norm-\d+)"', r'class="\1"', text)
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    text = text.replace(INK, "currentColor").replace(FAINT, "var(--rule, #c8c8ca)")
+    for index, color in enumerate(PALETTE[1:], start=1):
+        text = text.replace(color, f"var(--series-{index}, {color})")
+    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
+
+
+def key(index: int) -> str:
+    """The colour and marker of a norm as a small element for a page."""
+    with _figure(0.34, 0.17) as figure:
+        axes = figure.add_subplot()
+        axes.set_axis_off()
+        axes.plot([0, 1, 2], [0, 0, 0], **_look(index), markevery=[1], linewidth=1.3, ms=5, mew=0)
+        axes.set_xlim(0, 2)
+    return inline(to_svg(figure), f"key-{index}", "").replace('role="img" aria-label=""', 'aria-hidden="true"')
+
+
+@contextmanager
+def _figure(width: float, height: float, **styles: Any) -> Iterator[Drawing]:
+    with rc_context({**STYLES, **styles}):
+        figure = Drawing(figsize=(width, height), layout="constrained")
+        yield figure
+        figure.get_layout_engine().execute(figure)
+        figure.set_layout_engine("none")  # it would take as long again with every drawing, and move things a little
 
 
 def _look(index: int) -> dict[str, Any]:
@@ -126,93 +203,156 @@ def _places(values: Sequence[Value], log: bool) -> list[float]:
     return [float(number) for number in numbers]
 
 
-def _dodge(places: Sequence[float]) -> float:
-    """The width over which norms spread around a factor value, so that their points do not hide each other."""
-    ordered = sorted(places)
-    return 0.6 * min((b - a for a, b in pairwise(ordered) if b > a), default=1.0)
+def _series(analysis: Analysis, curve: CurveResult) -> Iterator[tuple[int, list[CellResult], list[float]]]:
+    """Every norm that has results: its number, cells and places, norms side by side around each factor value."""
+    shown = [norm for norm in analysis.norms if any(curve.cell(norm, value).points for value in curve.values)]
+    places = _places(curve.values, curve.factor["log"])
+    width = 0.6 * min((b - a for a, b in pairwise(sorted(places)) if b > a), default=1.0)
+    for position, norm in enumerate(shown):
+        shift = width * ((position + 0.5) / len(shown) - 0.5)
+        cells = [curve.cell(norm, value) for value in curve.values]
+        yield analysis.norms.index(norm), cells, [place + shift for place in places]
 
 
-def _draw_norm(axes: "Axes", places: Sequence[float], cells: "Sequence[CellResult]", look: dict[str, Any]) -> None:
-    for place, cell in zip(places, cells, strict=True):
-        errors = [100 * point.error for point in cell.points if point.error is not None]
-        axes.plot([place] * len(errors), errors, look["marker"], color=look["color"], ms=2.6, mew=0, alpha=0.45)
-        if cell.error.mean is not None and cell.error.interval is not None:
-            low, high = (max(0.0, 100 * end) for end in cell.error.interval)
-            axes.vlines(place, low, high, colors=look["color"], linewidth=1.1)
+def _draw_errors(axes: Axes, analysis: Analysis, problem: ProblemResult, curve: CurveResult) -> None:
+    metric = problem.metric
+    for index, cells, places in _series(analysis, curve):
+        if not cells[0].flat:
+            _draw_points(axes, metric, places, cells, index)
+        means = [_number(_shown(metric, cell.error.mean)) for cell in cells]
+        intervals = [_shown_interval(metric, cell.error.interval) for cell in cells]
+        _draw_means(axes, places, means, intervals, index, flat=cells[0].flat)
+        _draw_failures(axes, places, cells, index)
+    _label_factor(axes, curve)
+    axes.set_ylabel(_with_unit(metric.name, metric))
+    tops = [cell.error.interval[1] for cell in curve.cells if cell.error.interval]
+    errors = [point.error for cell in curve.cells for point in cell.points]
+    _scale(axes, [_shown(metric, error) for error in (*errors, *tops)])
+
+
+def _draw_points(axes: Axes, metric: Metric, places: Sequence[float], cells: Sequence[CellResult], index: int) -> None:
+    """Every seed."""
+    points = [
+        (place, _shown(metric, point.error))
+        for place, cell in zip(places, cells, strict=True)
+        for point in cell.points
+        if point.error is not None
+    ]
+    if points:
+        look = {**_look(index), "linestyle": "none"}
+        axes.plot(*zip(*points, strict=True), **look, ms=2.6, mew=0, alpha=0.45, gid=f"norm-{index}")
+
+
+def _draw_means(
+    axes: Axes,
+    places: Sequence[float],
+    means: Sequence[float],
+    intervals: Sequence[Interval | None],
+    index: int,
+    *,
+    flat: bool,
+) -> None:
+    """Means joined by a line, with their intervals; a flat reference is a line with a band across the axes."""
+    look, gid = _look(index), f"norm-{index}"
+    if flat:
+        if math.isfinite(means[0]):
+            axes.axhline(means[0], color=look["color"], linestyle=_FLAT, linewidth=0.9, gid=gid)
+            middle = axes.get_yaxis_transform()
+            spot = 0.06 + 0.88 * (index + 0.5) / 8
+            axes.plot([spot], [means[0]], look["marker"], color=look["color"], ms=4.2, mew=0, transform=middle, gid=gid)
+        if intervals[0]:
+            axes.axhspan(*intervals[0], color=look["color"], alpha=0.07, linewidth=0, gid=gid)
+        return
+    for place, ends in zip(places, intervals, strict=True):
+        if ends:
+            axes.vlines(place, max(0.0, ends[0]), ends[1], colors=look["color"], linewidth=1.1, gid=gid)
+    axes.plot(places, means, **look, linewidth=1.1, ms=4.2, mew=0, gid=gid)
+
+
+def _draw_failures(axes: Axes, places: Sequence[float], cells: Sequence[CellResult], index: int) -> None:
+    color, top, gid = _look(index)["color"], axes.get_xaxis_transform(), f"norm-{index}"
+    for place, cell in zip(places, cells[:1] if cells[0].flat else cells, strict=False):
         if cell.failures.k:
-            _draw_failures(axes, place, cell, look["color"])
-    means = [math.nan if cell.error.mean is None else 100 * cell.error.mean for cell in cells]
-    axes.plot(places, means, **look, linewidth=1.1, ms=4.2, mew=0)
+            text = f"{cell.failures.k}/{cell.failures.n}"
+            axes.plot([place], [1.03], "x", color=color, ms=4.5, mew=1.3, transform=top, clip_on=False, gid=gid)
+            axes.text(place, 1.06, text, color=color, transform=top, ha="center", fontsize=7.5, gid=gid)
 
 
-def _draw_failures(axes: "Axes", place: float, cell: "CellResult", color: str) -> None:
-    top = axes.get_xaxis_transform()
-    axes.plot([place], [1.03], "x", color=color, ms=4.5, mew=1.3, transform=top, clip_on=False)
-    axes.text(
-        place, 1.06, f"{cell.failures.k}/{cell.failures.n}", color=color, transform=top, ha="center", fontsize=7.5
-    )
-
-
-def _draw_tuning(axes: "Axes", cell: "CellResult", look: dict[str, Any]) -> None:
-    points = [(t.learning_rate, math.nan if t.error is None else 100 * t.error) for t in cell.tuning]
+def _draw_tuning(axes: Axes, metric: Metric, cell: CellResult, index: int) -> None:
+    """A learning-rate curve, thick within its basin, the chosen rate circled."""
+    look, gid = _look(index), f"norm-{index}"
+    points = [(t.learning_rate, _number(_shown(metric, t.error))) for t in cell.tuning]
     if not points:
         return
-    axes.plot(*zip(*points, strict=True), **look, linewidth=0.9, ms=2.8, mew=0)
-    chosen = [(rate, error) for rate, error in points if rate == cell.learning_rate]
-    axes.plot(*zip(*chosen, strict=True), "o", ms=6.5, mfc="none", mec=look["color"], mew=0.9) if chosen else None
+    axes.plot(*zip(*points, strict=True), **look, linewidth=0.9, ms=2.8, mew=0, gid=gid)
+    if cell.basin:
+        within = [point for point in points if cell.basin.low <= point[0] <= cell.basin.high]
+        line = {"linewidth": 5, "alpha": 0.25, "solid_capstyle": "round", "gid": gid}
+        axes.plot(*zip(*within, strict=True), color=look["color"], **line)
+    chosen = [point for point in points if point[0] == cell.learning_rate]
+    if chosen:
+        axes.plot(*zip(*chosen, strict=True), "o", ms=6.5, mfc="none", mec=look["color"], mew=0.9, gid=gid)
 
 
-def _scale_errors(axes: "Axes", errors: Sequence[float | None]) -> None:
-    """A logarithmic error axis where errors span more than a factor of six, so that small ones can be told apart."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+def _label_factor(axes: Axes, curve: CurveResult) -> None:
+    places = _places(curve.values, curve.factor["log"])
+    axes.set_xticks(places, [str(value) for value in curve.values])
+    axes.grid(visible=False, axis="x")
+    axes.set_xlabel(curve.factor["label"])
 
-    there = [100 * error for error in errors if error is not None and math.isfinite(error)]
+
+def _scale(axes: Axes, numbers: Sequence[float | None]) -> None:
+    """A logarithmic axis where numbers span more than a factor of six, so that small ones can be told apart."""
+    there = [number for number in numbers if number is not None and math.isfinite(number)]
     if not there or min(there) <= 0 or max(there) < 6 * min(there):
-        axes.set_ylim(bottom=0)
+        if not there or min(there) >= 0:
+            axes.set_ylim(bottom=0)
         return
+    wide = max(there) > 1000 * min(there)
     axes.set_yscale("log")
     axes.set_ylim(0.85 * min(there), 1.15 * max(there))
-    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _scale_rates(axes: "Axes", rates: Sequence[float]) -> None:
-    """A logarithmic axis with a line for every rate that was tried; only the outer ones have room for a label."""
-    from matplotlib.ticker import NullLocator
-
+def _scale_rates(axes: Axes, rates: Sequence[float]) -> None:
+    """A logarithmic axis; only the outer rates have room for a label."""
     ordered = sorted(set(rates))
     if not ordered:
         return
     axes.set_xscale("log")
-    axes.set_xticks(ordered, [f"{rate:g}" if rate in (ordered[0], ordered[-1]) else "" for rate in ordered])
+    outer = sorted({ordered[0], ordered[-1]})
+    axes.set_xticks(outer, [words.rate(rate) for rate in outer])
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _legend(figure: "Figure", analysis: "Analysis", norms: Sequence[str], *, failed: bool) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], **_look(analysis.norms.index(norm)), linewidth=1.1, ms=4.2, mew=0) for norm in norms]
-    names = [analysis.names[norm] for norm in norms]
+def _legend(figure: Figure, analysis: Analysis, cells: Sequence[CellResult], *, failed: bool, columns: int = 3) -> None:
+    shown = [norm for norm in analysis.norms if any(cell.norm == norm and cell.tuning for cell in cells)]
+    handles = [Line2D([], [], **_look(analysis.norms.index(norm)), lw=1.1, ms=4.2, mew=0) for norm in shown]
+    names = [analysis.names[norm] for norm in shown]
+    if any(cell.flat and cell.points for cell in cells):
+        handles.append(Line2D([], [], color=INK, linestyle=_FLAT, lw=0.9))
+        names.append("flat reference")
     if failed:
         handles.append(Line2D([], [], color=INK, marker="x", linestyle="none", ms=4.5, mew=1.3))
         names.append("failed runs")
     if handles:
-        figure.legend(handles, names, loc="outside lower center", ncols=3, columnspacing=1.4, handlelength=1.8)
+        figure.legend(handles, names, loc="outside lower center", ncols=columns, columnspacing=1.4, handlelength=1.8)
 
 
-def _svg(figure: "Figure", name: str, label: str) -> str:
-    """The figure as an element for inlining: own ids, the page's colours, nothing that names another place."""
-    from markupsafe import escape
+def _with_unit(name: str, metric: Metric) -> str:
+    return f"{name} ({words.unit(metric)})" if words.unit(metric) else name
 
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    text = text.replace(INK, "currentColor").replace(FAINT, "var(--rule, #c8c8c8)")
-    for index, color in enumerate(PALETTE[1:], start=1):
-        text = text.replace(color, f"var(--series-{index}, {color})")
-    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
+
+def _shown(metric: Metric, x: float | None) -> float | None:
+    return 100 * x if x is not None and metric.percent else x
+
+
+def _shown_interval(metric: Metric, ends: Interval | None) -> Interval | None:
+    scale = 100 if metric.percent else 1
+    return None if ends is None else (scale * ends[0], scale * ends[1])
+
+
+def _number(x: float | None) -> float:
+    return math.nan if x is None else x

@@ -12,21 +12,24 @@ from typing import Any
 from normlab.study.config import Run, content_key
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_SOURCES = ("*.py", "functional/*.py", "linen/*.py", "nnx/*.py", "study/data.py", "study/models.py", "study/train.py")
+_SOURCES = (
+    *("*.py", "functional/*.py", "linen/*.py", "nnx/*.py"),
+    *(f"study/{name}.py" for name in ("compilation", "data", "learning", "models", "networks", "problems", "train")),
+)
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
 
 
-def describe(comparison_file: Path, data: Mapping[str, str], strategy: str) -> dict[str, Any]:
+def describe(files: Iterable[Path], data: Mapping[str, str], strategy: str) -> dict[str, Any]:
     """Collect the identity of the runs that this process would make. Imports JAX.
 
     Args:
-        comparison_file: Where the comparison is defined.
+        files: Where the comparison is defined.
         data: For each problem the hash of its data.
         strategy: How runs are executed.
     """
     python = f"{sys.version_info[0]}.{sys.version_info[1]}"
     return {
-        "code": code_hash([*_sources(), comparison_file]),
+        "code": code_hash([*_sources(), *files]),
         "versions": {"python": python, **{name: version(name) for name in _LIBRARIES}},
         "platform": _platform(),
         "data": dict(data),
@@ -39,15 +42,14 @@ def of_problem(identity: Mapping[str, Any], problem: str) -> dict[str, Any]:
     return {**identity, "data": identity["data"].get(problem, "")}
 
 
-def run_key(run: Run, config: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
+def run_key(run: Run, identity: Mapping[str, Any]) -> str:
     """The key of a run. How many other runs there are is not in it: more seeds keep what has been done.
 
     Args:
         run: The run.
-        config: See `plan.run_config`.
         identity: See `of_problem`.
     """
-    return content_key(run, config, identity)
+    return content_key(run, identity)
 
 
 def code_hash(files: Iterable[Path]) -> str:

@@ -1,22 +1,80 @@
 """One invocation of a comparison, from checked input to the report."""
 
+import math
 import os
 import sys
 import webbrowser
 from collections.abc import Iterable, Mapping
-from contextlib import closing
-from dataclasses import dataclass, replace
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from rich.console import Console
 
-from normlab.study import catalogue, execute, identity, plan
-from normlab.study.config import Cell, Comparison, Record, Run, Settings
-from normlab.study.errors import BadInput, one_line
+from normlab.study import catalogue, checks, execute, identity
+from normlab.study.arguments import Request
+from normlab.study.config import Cell, Comparison, Record, Run, Settings, content_key
+from normlab.study.errors import BadInput, Fault, one_line
+from normlab.study.fingerprint import fingerprint
+from normlab.study.plan import Plan
 from normlab.study.progress import Display
-from normlab.study.store import Header, Store
+from normlab.study.shard import Shard
+from normlab.study.store import Header, NoStore, Store
+
+OK, FAILED, UNFINISHED = 0, 1, 3
+RETRIED = ("error", "oom", "timeout")
+"""Failures that another try may mend. Divergence and collapse are results."""
+
+
+def new_console(*, quiet: bool = False) -> Console:
+    """Where people read along; as wide as a page where it is no terminal."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120, quiet=quiet)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ways:
+    """How to execute; none of it decides a number, except for the strategy, which is part of every key.
+
+    Attributes:
+        jobs: Worker processes on CPU.
+        time_budget: Seconds after which no more runs start.
+        retry_failed: Whether runs with a status in `RETRIED` are done again.
+        strategy: Chosen by platform unless given.
+    """
+
+    jobs: int = 1
+    time_budget: float = math.inf
+    retry_failed: bool = False
+    strategy: execute.Strategy | None = None
+
+    @classmethod
+    def of(cls, request: Request) -> "Ways":
+        """The ways that were asked for."""
+        return cls(
+            jobs=request.jobs(),
+            time_budget=request.get("time_budget", math.inf),
+            retry_failed=request.get("retry_failed", False),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What an execution leaves.
+
+    Attributes:
+        header: As in the folder.
+        records: Of this and earlier invocations, as far as they are current.
+        done: How many of the planned runs have a record.
+        planned: How many runs there are, about as many while tuning goes on.
+    """
+
+    header: Header
+    records: list[Record]
+    done: int
+    planned: int
 
 
 @dataclass(frozen=True)
@@ -26,175 +84,226 @@ class Invocation:
     Attributes:
         comparison: The question.
         settings: What was asked for.
-        output: The folder.
+        output: The folder; `None` to write nothing.
         command: For the report.
+        shard: Which part; `None` is all of it.
+        console: For progress and results.
     """
 
     comparison: Comparison
     settings: Settings
-    output: Path
+    output: Path | None
     command: str
+    shard: Shard | None = None
+    console: Console = field(default_factory=new_console)
 
-    def run(self, jobs: int, *, dry: bool = False, show: bool = False, strategy: execute.Strategy | None = None) -> int:
+    @cached_property
+    def plan(self) -> Plan:
+        """The cells.
+
+        Raises:
+            BadInput: If a norm has options that contradict each other.
+        """
+        try:
+            return Plan(self.comparison, self.settings)
+        except (ValueError, TypeError) as error:
+            raise BadInput(one_line(error)) from error
+
+    @cached_property
+    def cells(self) -> frozenset[Cell]:
+        """Those of them that are run here."""
+        return self.shard.cells(self.plan) if self.shard else frozenset(self.plan.cells)
+
+    @cached_property
+    def store(self) -> Store | NoStore:
+        """The folder."""
+        return NoStore() if self.output is None else Store(self.output)
+
+    def run(self, ways: Ways, *, show: bool = False) -> int:
         """Check, run what has no record yet, report.
 
         Args:
-            jobs: Worker processes on CPU.
-            dry: Print the plan and stop.
+            ways: How to execute.
             show: Open the report in the browser.
-            strategy: How to execute; chosen by platform unless given.
 
         Returns:
-            The exit code: 0, or 1 if no run succeeded.
+            The exit code: `OK`, `FAILED` if no run succeeded, `UNFINISHED` if the time budget came first.
 
         Raises:
             BadInput: Before anything is written.
+            Fault: If something outside broke; finished runs are kept.
         """
-        start, console, store = monotonic(), _console(), Store(self.output)
-        store.check(self.settings.comparison)
-        strategy = strategy or execute.choose_strategy()
-        described = identity.describe(
-            catalogue.locate(self.settings.source), check_cells(self.comparison, self.settings), str(strategy)
+        outcome = self.complete(ways)
+        code = self.report(outcome.header, show=show)
+        if outcome.done == outcome.planned:
+            return code
+        self._print(
+            f"Stopped by the time budget: {outcome.done} of about {outcome.planned} runs are done. The same "
+            "command goes on from there."
         )
-        known = current(self.comparison, self.settings, described, store.records())
-        if dry:
-            self._print_plan(console, known.values())
-            return 0
-        spent = _spent(store, described)
-        header = Header(settings=self.settings, identity=described, command=self.command, wall_seconds=spent)
-        _write_first(store, header)
-        task = execute.Task(source=self.settings.source, settings=self.settings, identity=described, strategy=strategy)
-        try:
-            self._execute(console, store, task, known, jobs)
-        except RuntimeError as error:
-            console.print(f"normlab: {one_line(error)}", markup=False, highlight=False, soft_wrap=True)
-            return 1
-        finally:
-            header = replace(header, wall_seconds=header.wall_seconds + monotonic() - start)
-            store.write_header(header)
-        return self._finish(console, header, list(known.values()), show=show)
+        return UNFINISHED
 
-    def report(self, header: Header) -> int:
-        """Write the report of what is there."""
-        known = current(self.comparison, self.settings, header.identity, Store(self.output).records())
-        if not known:
-            raise BadInput(f"Expected runs of `{self.settings.source}` as it is now in `{self.output}`, found none.")
-        return self._finish(_console(), header, list(known.values()), show=False)
+    def complete(self, ways: Ways) -> Outcome:
+        """Check, and run what has no record yet.
 
-    def _execute(self, console: Console, store: Store, task: execute.Task, known: dict[Run, Record], jobs: int) -> None:
-        def pending() -> list[Run]:
-            return plan.pending(self.comparison, self.settings, known.values())
+        Raises:
+            BadInput: Before anything is written.
+            Fault: If something outside broke; finished runs are kept.
+        """
+        start, cells, task = monotonic(), self.cells, self._task(ways)
+        with self.store.writing():
+            self._set_aside()
+            spent = self._spent(task.identity)
+            header = Header(
+                settings=self.settings,
+                identity=task.identity,
+                command=self.command,
+                wall_seconds=spent,
+                shard=str(self.shard or ""),
+            )
+            self.store.write_header(header)
+            known = current(self.plan, task.identity, self.store.records())
+            try:
+                done, planned = self._execute(task, cells, known, ways, start + ways.time_budget)
+            except RuntimeError as error:
+                raise error if isinstance(error, Fault) else Fault(str(error)) from error
+            finally:
+                header = replace(header, wall_seconds=spent + monotonic() - start)
+                with suppress(Fault):  # where the disk is full, that has been said
+                    self.store.write_header(header)
+        return Outcome(header=header, records=list(known.values()), done=done, planned=planned)
 
-        done = plan.relevant(self.comparison, self.settings, known.values())
-        display = Display(console, self.comparison, self.settings, done)
-        with display, closing(execute.records(task, self.comparison, pending, jobs)) as records:
-            for record in records:
-                store.add(record)
-                known[record.run] = record
-                display.add(record)
+    def dry_run(self, ways: Ways) -> None:
+        """Check everything and print the plan."""
+        task = self._task(ways)
+        done = self.plan.relevant(current(self.plan, task.identity, self.store.records()).values())
+        self._print("\n".join(self._described(done)))
 
-    def _finish(self, console: Console, header: Header, records: list[Record], *, show: bool) -> int:
+    def report(self, header: Header, *, show: bool = False) -> int:
+        """Print and write the report of what is in the folder.
+
+        Returns:
+            The exit code: `OK`, or `FAILED` if all is done and no run succeeded.
+
+        Raises:
+            BadInput: If the runs that are there are those of something else.
+            Fault: If it cannot be written.
+        """
         from normlab.study import analysis, report
 
-        found = analysis.analyse(self.comparison, self.settings, records)
-        report.print_table(found, console)
-        path = report.write_html(
-            found,
-            self.output,
-            comparison=self.comparison,
-            settings=self.settings,
-            identity=header.identity,
-            command=header.command,
-            wall_seconds=header.wall_seconds,
-        )
-        console.print(f"Report: {path}", markup=False, highlight=False, soft_wrap=True)
+        assert isinstance(self.store, Store)
+        with self.store.reporting():
+            for path in self.store.damaged():
+                self._print(f"Left out `{path}`, which does not hold the run that it should; `normlab run` repeats it.")
+            found = self.store.records()
+            records = list(current(self.plan, header.identity, found).values())
+            if not records:
+                return self._nothing_to_report(len(found))
+            analysed = analysis.analyse(self.comparison, self.settings, records)
+            report.print_table(analysed, self.console)
+            path = report.write_html(
+                analysed,
+                self.store.directory,
+                comparison=self.comparison,
+                settings=self.settings,
+                identity=header.identity,
+                command=header.command,
+                wall_seconds=header.wall_seconds,
+            )
+        self._print(f"Report: {path}")
         if show and _has_display():
             webbrowser.open(path.resolve().as_uri())
-        return 0 if any(record.status == "ok" for record in records) else 1
+        return OK if any(record.status == "ok" for record in records) or self.plan.pending(records) else FAILED
 
-    def _print_plan(self, console: Console, known: Iterable[Record]) -> None:
-        planned = plan.cells(self.settings, self.comparison)
-        invalid = {cell: reason for cell in planned if (reason := plan.incompatible(self.comparison, cell))}
-        per_cell = plan.runs_per_cell(self.settings)
-        done = len(plan.relevant(self.comparison, self.settings, known))
-        lines = [
-            self.comparison.question,
-            f"Problems: {', '.join(self.settings.problems)}",
-            f"Norms: {', '.join(self.settings.norms)}",
-            f"{self.comparison.factor.label}: {', '.join(map(str, self.settings.values))}",
-            f"Learning rates: {', '.join(f'{rate:g}' for rate in self.settings.learning_rates)}, "
-            f"{self.settings.tuning_seeds} tuning seed(s) each; {self.settings.seeds} evaluation seeds; "
-            f"{self.settings.epochs} epochs",
-            f"{len(planned)} cells, {len(invalid)} of them invalid: {len(planned) - len(invalid)} compiles and "
-            f"{per_cell * (len(planned) - len(invalid))} runs, {done} records are there.",
-            *sorted(set(invalid.values())),
-            f"Output: {self.output} (nothing written)",
-        ]
-        console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    def _task(self, ways: Ways) -> execute.Task:
+        """Check everything that can be checked before a run."""
+        self.store.check(self.settings.comparison)
+        source = self.settings.source
+        strategy = ways.strategy or execute.choose_strategy(alone=not source)
+        files = catalogue.files(source) if source else []
+        described = identity.describe(files, checks.data_of(self.plan), str(strategy))
+        if not source:
+            described["code"] = content_key(described["code"], fingerprint(self.comparison))
+        return execute.Task(source=source, settings=self.settings, identity=described, strategy=strategy)
+
+    def _execute(
+        self, task: execute.Task, cells: frozenset[Cell], known: dict[Run, Record], ways: Ways, deadline: float
+    ) -> tuple[int, int]:
+        """Add to `known` until nothing is pending or time is over; how many runs are done, of how many."""
+        again = {run for run, record in known.items() if ways.retry_failed and record.status in RETRIED}
+
+        def settled() -> list[Record]:
+            return [record for run, record in known.items() if run not in again]
+
+        def pending() -> list[Run]:
+            return [run for run in self.plan.pending(settled()) if run.cell in cells]
+
+        display = Display(self.console, self.plan, cells, settled())
+        made = execute.records(task, self.comparison, pending, ways.jobs, lambda: monotonic() > deadline)
+        with display, closing(made):
+            for record in made:
+                self.store.add(record)
+                known[record.run] = record
+                again.discard(record.run)
+                display.add(record)
+        return display.runs
+
+    def _set_aside(self) -> None:
+        for path in self.store.damaged():
+            aside = self.store.set_aside(path)
+            self._print(
+                f"`{path}` does not hold the run that it should; it is `{aside.name}` now, and the run repeated."
+            )
+
+    def _spent(self, described: Mapping[str, Any]) -> float:
+        """Seconds of earlier invocations that made the runs this one goes on from."""
+        header = self.store.header()
+        return header.wall_seconds if header and header.identity == described else 0.0
+
+    def _nothing_to_report(self, others: int) -> int:
+        if others:
+            raise BadInput(
+                f"Expected runs of `{self.settings.source}` as it is now in `{self.output}`, got {others} of something "
+                "else: the comparison has changed since. Run it again."
+            )
+        self._print("No run has finished yet.")
+        return OK
+
+    def _described(self, done: list[Record]) -> Iterable[str]:
+        plan, settings = self.plan, self.settings
+        reasons = {cell: reason for cell in plan.cells if (reason := plan.incompatible(cell))}
+        mine = [planned for cell, planned in plan.of([]).items() if cell in self.cells and cell not in reasons]
+        rates = ", ".join(f"{rate:g}" for rate in settings.learning_rates)
+        yield self.comparison.question
+        yield f"Problems: {', '.join(settings.problems)}"
+        yield f"Norms: {', '.join(settings.norms)}"
+        for name in settings.curves:
+            yield f"Curve {name}: {plan.curve(name).factor.label} {', '.join(map(str, settings.values[name]))}"
+        yield (
+            f"Learning rates: {rates}, {settings.tuning_seeds} tuning seed(s) each"
+            f"{', and two beyond an end where an optimum lies' if settings.extend else ''}; {settings.seeds} "
+            f"evaluation seeds; {settings.epochs} epochs"
+        )
+        yield (
+            f"{len(self.cells)} cells, {len(self.cells & reasons.keys())} of them invalid: {len(mine)} compiles and "
+            f"{sum(len(planned.runs) + planned.to_come for planned in mine)} runs, {len(done)} records are there."
+        )
+        yield from sorted(set(reasons.values()))
+        yield f"Output: {self.output} (nothing written)"
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def check_cells(comparison: Comparison, settings: Settings) -> dict[str, str]:
-    """Trace the program of every cell that can be run, without compiling it.
-
-    Returns:
-        For each problem the hash of its data.
-
-    Raises:
-        BadInput: If a cell cannot be traced, or none can be run.
-    """
-    from normlab.study import train
-    from normlab.study.data import data_hash
-
-    hashes: dict[str, str] = {}
-    reasons = {cell: plan.incompatible(comparison, cell) for cell in plan.cells(settings, comparison)}
-    if all(reasons.values()):
-        raise BadInput(f"Expected at least one norm that can be run. {next(iter(reasons.values()))}")
-    for cell in [cell for cell, reason in reasons.items() if not reason]:
-        try:
-            program = execute.build(comparison, settings, cell)
-            train.check(program)
-        except Exception as error:
-            raise BadInput(f"{_where(comparison, cell)}: {one_line(error)}") from error
-        if cell.problem not in hashes:
-            hashes[cell.problem] = data_hash(program.data)
-    return hashes
-
-
-def current(
-    comparison: Comparison, settings: Settings, described: Mapping[str, Any], records: Iterable[Record]
-) -> dict[Run, Record]:
+def current(plan: Plan, described: Mapping[str, Any], records: Iterable[Record]) -> dict[Run, Record]:
     """The records that this code, configuration and machine would make again, by run."""
-    cells = plan.cells(settings, comparison)
-    configs = {cell: plan.run_config(comparison, settings, cell) for cell in cells}
-    identities = {name: identity.of_problem(described, name) for name in settings.problems}
-
-    def is_current(record: Record) -> bool:
-        cell = record.run.cell
-        return cell in configs and record.key == identity.run_key(record.run, configs[cell], identities[cell.problem])
-
-    return {record.run: record for record in records if is_current(record)}
-
-
-def _where(comparison: Comparison, cell: Cell) -> str:
-    return f"`{cell.norm}` on `{cell.problem}` with {comparison.factor.name} {cell.value}"
-
-
-def _spent(store: Store, described: Mapping[str, Any]) -> float:
-    """Seconds of earlier invocations that made the runs this one goes on from."""
-    header = store.header()
-    return header.wall_seconds if header and header.identity == described else 0.0
-
-
-def _write_first(store: Store, header: Header) -> None:
-    try:
-        store.write_header(header)
-    except OSError as error:
-        reason = f"Cannot write to `{store.directory}`: {error.strerror}. Choose another with `--output`."
-        raise BadInput(reason) from error
-
-
-def _console() -> Console:
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    cells = frozenset(plan.cells)
+    keys = {name: identity.of_problem(described, name) for name in plan.settings.problems}
+    return {
+        record.run: record
+        for record in records
+        if record.run.cell in cells and record.key == identity.run_key(record.run, keys[record.run.cell.problem])
+    }
 
 
 def _has_display() -> bool:

@@ -1,8 +1,12 @@
 """Which runs a comparison needs, derived from what has been recorded: pure, and therefore resumable.
 
 A cell is tuned first (every learning rate x every tuning seed), then evaluated at the chosen learning rate with seeds
-that tuning never saw. A cell that cannot be run at all (a norm over spatial axes where there are none) has the records
-of its tuning runs, with status `invalid`, and is never evaluated: there is no learning rate to evaluate it at.
+that tuning never saw. Norms of one column (a problem, a curve, a factor value) share one grid: where the optimum of any
+of them lies at an end, the grid of all grows there by two points, once. A cell may stand in several columns, of which
+a flat reference is the plainest case; then those share their grid, too.
+
+A cell that cannot be run at all (a norm over spatial axes where there are none) has the records of its tuning runs,
+with status `invalid`, and is never evaluated: there is no learning rate to evaluate it at.
 """
 
 import json
@@ -10,15 +14,30 @@ import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from normlab.study.config import EVALUATE, TUNE, Cell, Comparison, Problem, Record, Run, Settings, canonical_json
+from normlab.study.config import (
+    EVALUATE,
+    TUNE,
+    Cell,
+    Comparison,
+    Curve,
+    Problem,
+    Record,
+    Run,
+    Settings,
+    Value,
+    canonical_json,
+)
 
 if TYPE_CHECKING:
     from normlab.norms import Norm
 
 TUNING_SEEDS_FROM = 1000
 """Tuning seeds count from here, evaluation seeds from 0: they never meet as long as there are fewer of the latter."""
+
+Known = Mapping[Run, Record]
 
 
 @dataclass(frozen=True)
@@ -29,15 +48,213 @@ class Choice:
     edge: bool
 
 
-def cells(settings: Settings, comparison: Comparison) -> tuple[Cell, ...]:
-    """All cells, column by column: within a problem, every norm of a factor value before the next value."""
-    del comparison
-    return tuple(
-        Cell(problem=problem, norm=norm, value=value)
-        for problem in settings.problems
-        for value in settings.values
-        for norm in settings.norms
-    )
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a cell stands: a column (problem, curve, value) and a row (norm) of a table."""
+
+    problem: str
+    curve: str
+    value: Value
+    norm: str
+
+
+class Plan:
+    """The cells of a comparison under some settings, and from records the runs that are needed.
+
+    Attributes:
+        places: Every place of every table with the cell that stands there, column by column.
+        cells: The cells, each once, in the order of their first place.
+        groups: The cells again, those together whose columns share a grid.
+    """
+
+    def __init__(self, comparison: Comparison, settings: Settings) -> None:
+        """Resolve every cell.
+
+        Raises:
+            ValueError: If a norm has options that contradict each other.
+        """
+        self.comparison, self.settings = comparison, settings
+        self.places = {place: self._cell(place) for place in self._all_places()}
+        self.cells = tuple(dict.fromkeys(self.places.values()))
+        self.groups = tuple(self._grouped())
+
+    def place(self, cell: Cell) -> Place:
+        """The first place of a cell."""
+        return self._first[cell]
+
+    def problem(self, name: str) -> Problem:
+        """The comparison's problem of that name."""
+        return next(problem for problem in self.comparison.problems if problem.name == name)
+
+    def curve(self, name: str) -> Curve:
+        """The comparison's curve of that name."""
+        return next(curve for curve in self.comparison.curves if curve.name == name)
+
+    def resolve(self, place: Place) -> "tuple[Norm, dict[str, Any]]":
+        """The norm at a place with all its options, and the fields its training sees.
+
+        What the norm's own string says wins over what the factor sets, and that over the problem's defaults.
+        """
+        from normlab import norms
+
+        problem, curve, norm = self.problem(place.problem), self.curve(place.curve), norms.get(place.norm)
+        config = {"epochs": self.settings.epochs, **curve.config(place.value)}
+        defaults = problem.norm_options(norm.name, config)
+        options = {**defaults, **curve.norm_options(norm.name, place.value), **norm.options}
+        if "group_size" in norm.options and "num_groups" not in norm.options:
+            options.pop("num_groups", None)  # the two exclude each other, and what the user wrote wins
+        return norms.get(norm.name, **options), config
+
+    def incompatible(self, cell: Cell) -> str:
+        """Why a cell cannot be run at all, empty where it can."""
+        from normlab import norms
+
+        if norms.get(cell.norm).needs_spatial and not self.problem(cell.problem).spatial:
+            return f"`{cell.norm}` needs spatial axes, and activations of `{cell.problem}` have none."
+        return ""
+
+    def of(self, records: Iterable[Record]) -> "dict[Cell, CellPlan]":
+        """For every cell the runs that it needs, as far as the records tell."""
+        known = {record.run: record for record in records}
+        return {cell: self._of(cell, grid, known) for group, grid in self._grids(known) for cell in group}
+
+    def planned(self, records: Iterable[Record]) -> list[Run]:
+        """All runs that are known to be needed, whether done or not, in the order in which they should run."""
+        return [run for planned in self.of(records).values() for run in planned.runs]
+
+    def pending(self, records: Iterable[Record]) -> list[Run]:
+        """The planned runs that have no record. Empty at the end, not before: tuning results bring evaluation runs."""
+        known = {record.run: record for record in records}
+        return [run for run in self.planned(known.values()) if run not in known]
+
+    def relevant(self, records: Iterable[Record]) -> list[Record]:
+        """The records of planned runs, in the plan's order; those of other grids, seeds or norms are left out."""
+        known = {record.run: record for record in records}
+        return [known[run] for run in self.planned(known.values()) if run in known]
+
+    def tuning_runs(self, cell: Cell, grid: Sequence[float]) -> tuple[Run, ...]:
+        """Every learning rate with every tuning seed."""
+        seeds = range(TUNING_SEEDS_FROM, TUNING_SEEDS_FROM + self.settings.tuning_seeds)
+        return tuple(Run(cell=cell, stage=TUNE, learning_rate=rate, seed=seed) for rate in grid for seed in seeds)
+
+    def evaluation_runs(self, cell: Cell, rate: float) -> tuple[Run, ...]:
+        """Every evaluation seed at one learning rate."""
+        seeds = range(self.settings.seeds)
+        return tuple(Run(cell=cell, stage=EVALUATE, learning_rate=rate, seed=seed) for seed in seeds)
+
+    @cached_property
+    def _first(self) -> dict[Cell, Place]:
+        return {cell: place for place, cell in reversed(self.places.items())}
+
+    def _all_places(self) -> Iterator[Place]:
+        for problem in self.settings.problems:
+            for curve in self.settings.curves:
+                for value in self.settings.values[curve]:
+                    for norm in self.settings.norms:
+                        yield Place(problem=problem, curve=curve, value=value, norm=norm)
+
+    def _cell(self, place: Place) -> Cell:
+        norm, config = self.resolve(place)
+        plain = json.loads(canonical_json({**config, "norm": str(norm)}))
+        return Cell(problem=place.problem, norm=place.norm, config=tuple(sorted(plain.items())))
+
+    def _grouped(self) -> Iterator[tuple[Cell, ...]]:
+        """Columns that have a cell in common, directly or through others, make one group."""
+        columns: dict[tuple[Any, ...], set[Cell]] = {}
+        for place, cell in self.places.items():
+            columns.setdefault((place.problem, place.curve, place.value), set()).add(cell)
+        groups: list[set[Cell]] = []
+        for column in columns.values():
+            touching = [group for group in groups if group & column]
+            groups = [group for group in groups if group not in touching] + [column.union(*touching)]
+        for group in sorted(groups, key=lambda group: min(map(self.cells.index, group))):
+            yield tuple(cell for cell in self.cells if cell in group)
+
+    def _grids(self, known: Known) -> "Iterator[tuple[Sequence[Cell], Grid]]":
+        """Every group with its grid: the settings', grown at the ends where a tuned cell has its optimum."""
+        base = self.settings.learning_rates
+        for group in self.groups:
+            found = [known.get(run) for cell in group for run in self.tuning_runs(cell, base)]
+            there = [record for record in found if record]
+            if not self.settings.extend:
+                yield group, Grid(base, final=True)
+            elif len(there) < len(found):
+                yield group, Grid(base, final=False)
+            else:
+                yield group, self._grown(there)
+
+    def _grown(self, tuned: Sequence[Record]) -> "Grid":
+        base = self.settings.learning_rates
+        by_cell: dict[Cell, list[Record]] = {}
+        for record in tuned:
+            by_cell.setdefault(record.run.cell, []).append(record)
+        chosen = {choice.learning_rate for found in by_cell.values() if (choice := choose_learning_rate(found))}
+        below, above = further(base)
+        below, above = (below if base[0] in chosen else ()), (above if base[-1] in chosen else ())
+        return Grid((*below, *base, *above), final=True)
+
+    def _of(self, cell: Cell, grid: "Grid", known: Known) -> "CellPlan":
+        if self.incompatible(cell):
+            return CellPlan(tuning=self.tuning_runs(cell, self.settings.learning_rates))
+        tuning, default = self.tuning_runs(cell, grid.rates), self.settings.default_learning_rate
+        tuned = [known[run] for run in tuning if run in known]
+        choice = choose_learning_rate(tuned) if grid.final and len(tuned) == len(tuning) else None
+        return CellPlan(
+            tuning=tuning,
+            untuned=() if default is None else self.evaluation_runs(cell, default),
+            choice=choice,
+            evaluation=self.evaluation_runs(cell, choice.learning_rate) if choice else (),
+            to_come=0 if choice else self.settings.seeds,
+        )
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Learning rates in ascending order, and whether they will not grow any more."""
+
+    rates: tuple[float, ...]
+    final: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellPlan:
+    """The runs of a cell, as far as records tell.
+
+    Attributes:
+        tuning: On the grid.
+        untuned: At the default learning rate; they wait for nothing.
+        choice: What tuning chose; `None` while it is not complete, and for a cell that cannot be run.
+        evaluation: At the chosen learning rate.
+        to_come: How many more runs there will be once tuning is complete, at most.
+    """
+
+    tuning: tuple[Run, ...]
+    untuned: tuple[Run, ...] = ()
+    choice: Choice | None = None
+    evaluation: tuple[Run, ...] = ()
+    to_come: int = 0
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """All of them, each once, in the order in which they should run."""
+        return tuple(dict.fromkeys((*self.tuning, *self.untuned, *self.evaluation)))
+
+
+def further(grid: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Two points below a grid and two above it, which continue its pattern.
+
+    >>> further((0.01, 0.03, 0.1, 0.3))
+    ((0.001, 0.003), (1.0, 3.0))
+    >>> further((0.1,))
+    ((), ())
+    """
+    if len(grid) < 2:
+        return (), ()
+    period = min(3, len(grid))
+    step_down, step_up = grid[period - 1] / grid[0], grid[-1] / grid[-period]
+    if period == 2:
+        return _rounded(grid[0] / step_down**2, grid[0] / step_down), _rounded(grid[1] * step_up, grid[1] * step_up**2)
+    return _rounded(*(rate / step_down for rate in grid[:2])), _rounded(*(rate * step_up for rate in grid[-2:]))
 
 
 def choose_learning_rate(records: Sequence[Record]) -> Choice | None:
@@ -67,85 +284,6 @@ def validation_error(record: Record) -> float:
     return math.inf if value is None else value
 
 
-def planned(comparison: Comparison, settings: Settings, records: Iterable[Record]) -> list[Run]:
-    """All runs that are known to be needed, whether done or not, in the order in which they should run."""
-    known = {record.run: record for record in records}
-    return [run for cell in cells(settings, comparison) for run in _planned_of(cell, settings, known)]
-
-
-def pending(comparison: Comparison, settings: Settings, records: Iterable[Record]) -> list[Run]:
-    """The planned runs that have no record. Empty at the end, not before: tuning results bring evaluation runs."""
-    records = list(records)
-    done = {record.run for record in records}
-    return [run for run in planned(comparison, settings, records) if run not in done]
-
-
-def relevant(comparison: Comparison, settings: Settings, records: Iterable[Record]) -> list[Record]:
-    """The records of planned runs, in the plan's order; those of other grids, seeds or norms are left out."""
-    known = {record.run: record for record in records}
-    return [known[run] for run in planned(comparison, settings, known.values()) if run in known]
-
-
-def tuning_runs(cell: Cell, settings: Settings) -> list[Run]:
-    """Every learning rate with every tuning seed."""
-    seeds = range(TUNING_SEEDS_FROM, TUNING_SEEDS_FROM + settings.tuning_seeds)
-    return [
-        Run(cell=cell, stage=TUNE, learning_rate=rate, seed=seed) for rate in settings.learning_rates for seed in seeds
-    ]
-
-
-def evaluation_runs(cell: Cell, settings: Settings, learning_rate: float) -> list[Run]:
-    """Every evaluation seed at one learning rate."""
-    return [Run(cell=cell, stage=EVALUATE, learning_rate=learning_rate, seed=seed) for seed in range(settings.seeds)]
-
-
-def runs_per_cell(settings: Settings) -> int:
-    """How many runs a cell takes that can be run."""
-    return len(settings.learning_rates) * settings.tuning_seeds + settings.seeds
-
-
-def expected_runs(comparison: Comparison, settings: Settings, cell: Cell) -> int:
-    """How many records a cell will have."""
-    return runs_per_cell(settings) - (settings.seeds if incompatible(comparison, cell) else 0)
-
-
-def problem_named(comparison: Comparison, name: str) -> Problem:
-    """The comparison's problem of that name."""
-    return next(problem for problem in comparison.problems if problem.name == name)
-
-
-def resolve(comparison: Comparison, settings: Settings, cell: Cell) -> "tuple[Norm, dict[str, Any]]":
-    """The norm of a cell with the problem's options filled in, and the fields its training sees."""
-    from normlab import norms
-
-    problem, norm = problem_named(comparison, cell.problem), norms.get(cell.norm)
-    config = {"epochs": settings.epochs, **comparison.config(cell.value)}
-    options = {**problem.norm_options(norm.name, config), **norm.options}
-    if "group_size" in norm.options and "num_groups" not in norm.options:
-        options.pop("num_groups", None)  # the two exclude each other, and what the user wrote wins
-    return norms.get(norm.name, **options), config
-
-
-def run_config(comparison: Comparison, settings: Settings, cell: Cell) -> dict[str, Any]:
-    """What a record keeps as its `config`: the training's fields and the norm with all options, as plain JSON."""
-    norm, config = resolve(comparison, settings, cell)
-    return json.loads(canonical_json({**config, "norm": str(norm)}))
-
-
-def incompatible(comparison: Comparison, cell: Cell) -> str:
-    """Why a cell cannot be run at all, empty where it can."""
-    from normlab import norms
-
-    problem = problem_named(comparison, cell.problem)
-    if norms.get(cell.norm).needs_spatial and not problem.spatial:
-        return f"`{cell.norm}` needs spatial axes, and activations of `{cell.problem}` have none."
-    return ""
-
-
-def _planned_of(cell: Cell, settings: Settings, known: Mapping[Run, Record]) -> Iterator[Run]:
-    tuning = tuning_runs(cell, settings)
-    yield from tuning
-    if all(run in known for run in tuning):
-        choice = choose_learning_rate([known[run] for run in tuning])
-        if choice is not None:
-            yield from evaluation_runs(cell, settings, choice.learning_rate)
+def _rounded(*rates: float) -> tuple[float, ...]:
+    """Without the dust of binary fractions."""
+    return tuple(float(f"{rate:.6g}") for rate in rates)

@@ -1,54 +1,73 @@
-"""A comparison's result for people: a table on the terminal, and one HTML file that needs no network.
+"""A comparison's result for people: one HTML file that needs no network, and tables and figures beside it.
 
-Figures and template load matplotlib and jinja2 when a report is written, not before.
+What else shows a result is here by name: the table of the terminal, and the rows behind the tables.
 """
 
 import base64
-import csv
 import dataclasses
-import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from urllib.parse import quote
 
-from normlab.study.analysis import Analysis, CellResult, ProblemResult, to_json
+from normlab.study import advice, words
+from normlab.study.advice import Choice
+from normlab.study.analysis import Analysis, Basin, CurveResult, Point, ProblemResult, RunStatus, to_json
+from normlab.study.arguments import to_toml
 from normlab.study.config import FAILURES, Comparison, Settings, Value
-from normlab.study.statistics import BETTER, EQUIVALENT, INCONCLUSIVE, WORSE, Interval, wilson
+from normlab.study.statistics import wilson
+from normlab.study.store import write_whole
+from normlab.study.tables import rows, run_rows, slug, to_csv, to_latex
+from normlab.study.terminal import print_table, table_text
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-MARKS = {BETTER: "+", WORSE: "-", EQUIVALENT: "=", INCONCLUSIVE: "?"}
-COLOURS = {BETTER: "green", WORSE: "red"}
-EDGE = "^"
-DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
-
-_CELL_WIDTH = 12
+__all__ = ["print_table", "table_text", "rows", "write_html", "describe"]
 
 
-def print_table(analysis: Analysis, console: "Console") -> None:
-    """Print errors, failures and verdicts, a table for each problem, then the advice.
+_SAFE = "".join(chr(code) for code in range(33, 127) if chr(code) not in "%#&<>'")
 
-    Args:
-        analysis: What to print.
-        console: Where; plain text without colour if it is no terminal.
+
+@dataclass(frozen=True)
+class Download:
+    """A file that the page holds and that lies beside it, too.
+
+    Attributes:
+        path: Relative to the page.
+        kind: Its media type.
+        content: Its bytes.
+        about: What it holds.
     """
-    plus_minus = "±" if console.encoding.lower().startswith("utf") else "+-"
-    for problem in analysis.problems:
-        console.print()
-        console.print(f"{problem.title}: {problem.metric} in %", markup=False, highlight=False, style="bold")
-        for values in _chunks(analysis, console.width):
-            console.print(_table(analysis, problem, values, plus_minus))
-    console.print()
-    for line in _legend(analysis, plus_minus):
-        console.print(line, markup=False, highlight=False, style="dim")
-    console.print()
-    console.print(analysis.advice, markup=False, highlight=False)
+
+    path: str
+    kind: str
+    content: bytes
+    about: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the browser saves it as."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def uri(self) -> str:
+        """The file as a link for an attribute in single quotes; text as text, since base64 is a third longer."""
+        from markupsafe import Markup
+
+        if self.kind.startswith("text/"):
+            return Markup(f"data:{self.kind},{quote(self.content, safe=_SAFE)}")
+        return Markup(f"data:{self.kind};base64,{base64.b64encode(self.content).decode()}")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure for the page, and as files."""
+
+    svg: str
+    files: tuple[Download, ...]
 
 
 def write_html(
@@ -61,7 +80,9 @@ def write_html(
     command: str,
     wall_seconds: float,
 ) -> Path:
-    """Write `report.html`, which opens offline, and `analysis.json` beside it; each appears whole or not at all.
+    """Write `report.html`, which opens offline, `analysis.json`, and the folders `tables` and `figures` beside it.
+
+    Each file appears whole or not at all, the page last.
 
     Args:
         analysis: What to report.
@@ -75,221 +96,261 @@ def write_html(
     Returns:
         The path of the HTML file.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    filters = (percent, points, number, p_value, seconds, interval, reasons)
-    environment.filters.update({function.__name__: function for function in filters})
-    source = resources.files("normlab.study").joinpath("report.html.jinja").read_text("utf-8")
-    template = environment.from_string(source)
-    config = describe(comparison, settings, identity)
-    html = template.render(
+    data = list(_data(analysis, comparison, settings, identity))
+    latex, figures = _latex(analysis), _figures(analysis)
+    page = _template().render(
         analysis=analysis,
         comparison=comparison,
-        tier=comparison.tiers[settings.tier],
         settings=settings,
-        figures=_figures(analysis),
-        timings={(timing.problem, timing.norm, timing.value): timing for timing in analysis.timings},
-        config=config,
-        downloads=_downloads(analysis, config),
-        environment=list(_flat(identity)),
-        command=command,
-        wall_seconds=wall_seconds,
+        tier=comparison.tiers[settings.tier],
+        recommendation=advice.recommend(analysis),
+        step_times=advice.STEP_TIMES,
+        data=data,
+        latex=latex,
+        figures=figures,
+        keys=_keys(analysis),
+        costs={(cost.problem, cost.curve, cost.norm, cost.value): cost for cost in analysis.costs},
         statuses=_statuses(analysis),
         invalid=_invalid(analysis),
+        norm_settings=_norm_settings(analysis),
         unseen_failure_rate=wilson(0, settings.seeds, analysis.level)[1],
+        environment=list(_flat(identity)),
+        command=command,
+        toml=to_toml(settings, comparison),
+        wall_seconds=wall_seconds,
     )
+    files = [*data, *latex.values(), *(file for figure in figures.values() for file in figure.files)]
     folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "analysis.json", to_json(analysis))
-    return _write(folder / "report.html", html)
+    for file in files:
+        (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / file.path, file.content)
+    return write_whole(folder / "report.html", page)
 
 
-def describe(comparison: Comparison, settings: Settings, identity: Mapping[str, Any]) -> str:
-    """Give every setting as JSON text: the comparison, what was asked for, and what it ran on."""
+def describe(analysis: Analysis, comparison: Comparison, settings: Settings, identity: Mapping[str, Any]) -> str:
+    """Give every setting as JSON text: the comparison, what was asked for, every cell, and what it ran on."""
+    fields = ("name", "title", "question", "baseline", "margin", "default_learning_rate", "failure_limit", "fixed")
     problems = [problem for problem in comparison.problems if problem.name in settings.problems]
+    curves = [curve for curve in comparison.curves if curve.name in settings.curves]
     plain = {
         "comparison": {
-            **{name: getattr(comparison, name) for name in ("name", "title", "question", "baseline", "margin")},
-            "fixed": comparison.fixed,
-            "factor": dataclasses.asdict(comparison.factor),
+            **{name: getattr(comparison, name) for name in fields},
             "problems": [
-                {name: getattr(problem, name) for name in ("name", "title", "metric", "chance", "spatial")}
-                for problem in problems
+                {"name": p.name, "title": p.title, "spatial": p.spatial, "metric": dataclasses.asdict(p.metric)}
+                for p in problems
             ],
-            "configs": {str(value): dict(comparison.config(value)) for value in settings.values},
+            "curves": [
+                {
+                    **{name: getattr(curve, name) for name in ("name", "title", "shows", "hides", "advises")},
+                    "factor": dataclasses.asdict(curve.factor),
+                    "config": {str(value): dict(curve.config(value)) for value in settings.values[curve.name]},
+                }
+                for curve in curves
+            ],
         },
         "settings": dataclasses.asdict(settings),
+        "cells": [
+            {"problem": problem, "norm": norm, "options": options, "config": config}
+            for problem, norm, options, config in _cells(analysis)
+        ],
         "identity": dict(identity),
     }
-    return json.dumps(plain, indent=2, ensure_ascii=False, default=str)
+    return json.dumps(plain, indent=2, ensure_ascii=False, default=str) + "\n"
 
 
-def to_csv(analysis: Analysis) -> str:
-    """Give one line for each cell as CSV text; what is not known is empty. Fractions and seconds, not percent."""
-    buffer = io.StringIO()
-    timings = {(timing.problem, timing.norm, timing.value): timing for timing in analysis.timings}
-    rows = [_row(cell) for cell in analysis.cells]
-    for row, cell in zip(rows, analysis.cells, strict=True):
-        timing = timings[cell.problem, cell.norm, cell.value]
-        row.update(run_seconds=timing.run, compile_seconds=timing.compile)
-    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
-
-
-def percent(fraction: float | None, digits: int = 1) -> str:
-    """A fraction in percent; a dash where there is none."""
-    return DASH if fraction is None else f"{100 * fraction:.{digits}f}".replace("-", MINUS)
-
-
-def points(fraction: float | None) -> str:
-    """A difference in percentage points, with its sign; a dash where there is none."""
-    if fraction is None:
-        return DASH
-    rounded = round(100 * fraction, 1)
-    return f"{rounded:+.1f}".replace("-", MINUS) if rounded else "0.0"
-
-
-def interval(ends: Interval | None, *, sign: bool = False) -> str:
-    """An interval in percent, empty where there is none."""
-    if ends is None:
-        return ""
-    low, high = (points(end) if sign else percent(end) for end in ends)
-    return f"[{low}, {high}]"
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """A number with some significant digits; a dash where there is none."""
-    return DASH if value is None else f"{value:#.{digits}g}".rstrip(".").replace("-", MINUS)
-
-
-def p_value(value: float | None) -> str:
-    """A p-value, `<0.0001` below that; a dash where there is none."""
-    return "<0.0001" if value is not None and value < 1e-4 else number(value)
-
-
-def seconds(value: float | None) -> str:
-    """A time for people, e.g. `0.35 s`, `12 s`, `3 min 20 s`; a dash where there is none."""
-    if value is None:
-        return DASH
-    if value < 9.95:
-        return f"{value:.2g} s"
-    if round(value) < 60:
-        return f"{value:.0f} s"
-    minutes, rest = divmod(round(value), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _chunks(analysis: Analysis, width: int) -> Iterator[Sequence[Value]]:
-    """Factor values in groups that fit the width."""
-    names = max(len(norm) for norm in analysis.norms) + 2
-    size = max(1, (width - names) // (_CELL_WIDTH + 1))
-    for start in range(0, len(analysis.values), size):
-        yield analysis.values[start : start + size]
-
-
-def _table(analysis: Analysis, problem: ProblemResult, values: Sequence[Value], plus_minus: str) -> "Table":
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column(Text(str(analysis.factor["name"]).replace("_", " ")), overflow="fold")
-    for value in values:
-        table.add_column(Text(str(value)), justify="right", min_width=_CELL_WIDTH, overflow="fold")
-    for norm in analysis.norms:
-        cells = [_cell_text(problem.cell(norm, value), plus_minus) for value in values]
-        table.add_row(Text(norm, style="bold" if norm == analysis.baseline else ""), *cells)
-    return table
-
-
-def _cell_text(cell: CellResult, plus_minus: str) -> "Text":
-    """`17.9 ±2.1 -^`, with `2/5 failed` below where runs failed."""
-    from rich.text import Text
-
-    if cell.invalid:
-        return Text("invalid ", style="dim")
-    verdict = cell.gap.verdict if cell.gap else None
-    ends = cell.error.interval
-    half = f" {plus_minus}{percent((ends[1] - ends[0]) / 2)}" if ends else ""
-    mean = percent(cell.error.mean) if cell.error.mean is not None else "..." if cell.counts["missing"] else "none"
-    text = Text(f"{mean}{half} ")
-    text.append(MARKS.get(verdict or "", " "), style=COLOURS.get(verdict or "", ""))
-    text.append(EDGE if cell.edge else " ")
-    if cell.failures.k:
-        text.append(f"\n{cell.failures.k}/{cell.failures.n} failed", style="red")
-    return text
-
-
-def _legend(analysis: Analysis, plus_minus: str) -> Iterator[str]:
-    yield f"{plus_minus} half of the {analysis.level:.0%} interval over {analysis.seeds} seeds"
-    if analysis.claims:
-        marks = ", ".join(f"{mark} {verdict}" for verdict, mark in MARKS.items())
-        yield f"against {analysis.baseline}, margin {percent(analysis.margin)}: {marks}"
-    if any(cell.edge for cell in analysis.cells):
-        yield f"{EDGE} chosen learning rate is at the edge of the grid"
-    yield from (f"{where}: {reason}" for where, _, reason in _invalid(analysis))
-    if analysis.baseline_note:
-        yield analysis.baseline_note
-    if analysis.runs["missing"]:
-        yield f"{analysis.runs['missing']} of {analysis.runs['planned']} runs are still missing"
-
-
-def _figures(analysis: Analysis) -> dict[str, dict[str, Any]]:
+def _figures(analysis: Analysis) -> dict[tuple[str, str, str], Figure]:
+    """Figures by problem, curve and kind."""
     from markupsafe import Markup
 
-    from normlab.study.figures import error_figure, tuning_figure
+    from normlab.study import figures
 
+    kinds = {"error": figures.error_figure, "loss": figures.loss_figure, "tuning": figures.tuning_figure}
+    found = {}
+    for stem, problem, curve in _stems(analysis):
+        for kind, draw in kinds.items():
+            drawing, name = draw(analysis, problem, curve), f"{kind}-{stem}"
+            svg = figures.to_svg(drawing)
+            found[problem.name, curve.name, kind] = Figure(
+                svg=Markup(figures.inline(svg, name, f"{_ABOUT[kind]}: {problem.title}, {curve.title}")),
+                files=(
+                    Download(f"figures/{name}.svg", "image/svg+xml", svg.encode()),
+                    Download(f"figures/{name}.pdf", "application/pdf", figures.to_pdf(drawing)),
+                ),
+            )
+    return found
+
+
+_ABOUT = {
+    "error": "Error against the factor",
+    "loss": "Training loss against the factor",
+    "tuning": "Validation error against the learning rate",
+}
+
+
+def _keys(analysis: Analysis) -> list[str]:
+    """The colour and marker of every norm."""
+    from markupsafe import Markup
+
+    from normlab.study import figures
+
+    return [Markup(figures.key(index)) for index in range(len(analysis.norms))]
+
+
+def _template() -> Any:
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    plain = (
+        words.percent,
+        words.number,
+        words.p_value,
+        words.rate,
+        words.ratio,
+        words.seconds,
+        words.size,
+        words.count,
+    )
+    own = (_reasons, _basin_width, _basin_ends, _factor, _grown, _sure, _pair)
+    environment.filters.update(
+        {function.__name__.removeprefix("_"): function for function in (*plain, words.unit, *own)}
+    )
+    environment.filters.update(
+        value_of=lambda x, metric: words.value(metric, x),
+        quantity_of=lambda x, metric: words.quantity(metric, x),
+        points_of=lambda x, metric: words.points(metric, x),
+        signed_of=lambda x, metric: words.signed(metric, x),
+        half_of=lambda ends, metric: words.half(metric, ends),
+        signed_interval_of=lambda ends, metric: words.interval(metric, ends, sign=True),
+    )
+    environment.globals.update(style=Markup(_asset("report.css")), script=Markup(_asset("report.js")))
+    return environment.from_string(_asset("report.html.jinja"))
+
+
+def _asset(name: str) -> str:
+    return resources.files("normlab.study").joinpath(name).read_text("utf-8")
+
+
+def _data(
+    analysis: Analysis, comparison: Comparison, settings: Settings, identity: Mapping[str, Any]
+) -> Iterator[Download]:
+    config = describe(analysis, comparison, settings, identity)
+    csv, text = "text/csv;charset=utf-8", "text/plain;charset=utf-8"
+    yield Download("analysis.json", text, to_json(analysis).encode(), "every number of this page but times")
+    yield Download("tables/cells.csv", csv, to_csv(rows(analysis)).encode(), "a row for every norm, value and curve")
+    yield Download(
+        "tables/runs.csv", csv, to_csv(run_rows(analysis)).encode(), "status and metrics of every planned run"
+    )
+    yield Download("tables/settings.json", text, config.encode(), "every setting, and what it ran on")
+    toml = to_toml(settings, comparison)
+    yield Download("tables/settings.toml", text, toml.encode(), "for `normlab run NAME --config`")
+
+
+def _latex(analysis: Analysis) -> dict[tuple[str, str], Download]:
+    """Tables by problem and curve."""
     return {
-        problem.name: {
-            "error": Markup(error_figure(analysis, problem, f"error{index}")),
-            "tuning": Markup(tuning_figure(analysis, problem, f"tuning{index}")),
-        }
-        for index, problem in enumerate(analysis.problems)
+        (problem.name, curve.name): Download(
+            f"tables/{stem}.tex", "text/plain;charset=utf-8", to_latex(analysis, problem, curve).encode()
+        )
+        for stem, problem, curve in _stems(analysis)
     }
 
 
-def _downloads(analysis: Analysis, config: str) -> list[dict[str, str]]:
-    files = {
-        f"{analysis.comparison}-settings.json": ("application/json", config),
-        f"{analysis.comparison}-analysis.json": ("application/json", to_json(analysis)),
-        f"{analysis.comparison}-cells.csv": ("text/csv", to_csv(analysis)),
-    }
-    return [{"name": name, "uri": _data_uri(kind, text)} for name, (kind, text) in files.items()]
+def _stems(analysis: Analysis) -> Iterator[tuple[str, ProblemResult, CurveResult]]:
+    """Every problem and curve with a file name of its own."""
+    taken: Counter[str] = Counter()
+    for problem in analysis.problems:
+        for curve in problem.curves:
+            stem = slug(f"{problem.name}-{curve.name}")
+            taken[stem.lower()] += 1
+            again = taken[stem.lower()]
+            yield stem if again == 1 else f"{stem}.{again}", problem, curve
 
 
-def _data_uri(kind: str, text: str) -> str:
-    return f"data:{kind};charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}"
+def _factor(curve: CurveResult) -> str:
+    """A curve's factor in a sentence: `ghost batch size`."""
+    return str(curve.factor["name"]).replace("_", " ")
 
 
-def reasons(cell: CellResult) -> str:
-    """Why runs of a cell failed, equal reasons together: `diverged: loss is not finite (seeds 1, 4)`."""
+def _grown(curve: CurveResult) -> list[tuple[Value, tuple[float, ...]]]:
+    """The values at which the grid has grown, and by which rates."""
+    found = {cell.value: cell.added for cell in curve.cells if cell.added}
+    return list(found.items())
+
+
+def _basin_width(basin: Basin) -> str:
+    """`30x`; an end that may lie further out makes the width a lower bound."""
+    return f"{'at least ' if basin.open_low or basin.open_high else ''}{words.ratio(basin.width)}"
+
+
+def _basin_ends(basin: Basin) -> str:
+    """`0.01 to 0.3`."""
+    return f"{words.rate(basin.low)} to {words.rate(basin.high)}" if basin.width > 1 else words.rate(basin.low)
+
+
+def _pair(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Names that stand for themselves in a list to choose from."""
+    return [(name, name) for name in names]
+
+
+def _sure(choice: Choice, names: Mapping[str, str]) -> str:
+    """Whether the data decide a choice, and if not, between what."""
+    if not choice.norm:
+        return choice.reason
+    if choice.sure:
+        return "yes"
+    seeds = f"; about {choice.seeds_needed} seeds would tell" if choice.seeds_needed else ""
+    return f"no: maybe {words.listed([names[norm] for norm in choice.undecided], 'or')}{seeds}"
+
+
+def _reasons(points: Iterable[Point]) -> str:
+    """Why runs failed, equal reasons together: `diverged: loss is not finite (seeds 1, 4)`."""
     seeds: dict[str, list[str]] = {}
-    for point in cell.points:
+    for point in points:
         if point.status in FAILURES:
             why = ": ".join(part for part in (point.status, point.reason.rstrip(".")) if part)
             seeds.setdefault(why, []).append(str(point.seed))
     return "; ".join(f"{why} ({'seed' if len(s) == 1 else 'seeds'} {', '.join(s)})" for why, s in seeds.items())
 
 
-def _invalid(analysis: Analysis) -> list[tuple[str, str, str]]:
-    """Cells that cannot be run, equal reasons together: where, at which values, why."""
-    values: dict[tuple[str, str], list[str]] = {}
-    for problem in analysis.problems:
-        for cell in problem.cells:
-            if cell.invalid:
-                where = f"{analysis.names[cell.norm]} on {problem.title}"
-                values.setdefault((where, cell.invalid), []).append(str(cell.value))
-    return [(where, ", ".join(found), reason) for (where, reason), found in values.items()]
+def _invalid(analysis: Analysis) -> list[tuple[str, str]]:
+    """Norms that cannot be run on a problem, and why."""
+    found = {
+        (f"{analysis.names[cell.norm]} on {problem.title}", cell.invalid): None
+        for problem in analysis.problems
+        for cell in problem.cells
+        if cell.invalid
+    }
+    return list(found)
 
 
-def _statuses(analysis: Analysis) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for cell in analysis.cells:
-        for status, count in cell.counts.items():
-            total[status] = total.get(status, 0) + count
-    return total
+def _statuses(analysis: Analysis) -> dict[str, Counter[str]]:
+    """Planned runs by stage and status; those that tuning will bring have no status yet."""
+    counts: dict[str, Counter[str]] = {}
+    for run in analysis.runs:
+        counts.setdefault(run.stage, Counter())[run.status] += 1
+    to_come = analysis.counts["planned"] - len(analysis.runs)
+    if to_come:
+        counts.setdefault("evaluate", Counter())["missing"] += to_come
+    return counts
+
+
+def _cells(analysis: Analysis) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
+    """Every cell that is trained: problem, norm, the norm with its options, what the training sees."""
+    seen: dict[str, RunStatus] = {}
+    for run in analysis.runs:
+        seen.setdefault(repr((run.problem, run.norm, run.options, sorted(run.config.items(), key=str))), run)
+    for run in seen.values():
+        yield run.problem, run.norm, run.options, run.config
+
+
+def _norm_settings(analysis: Analysis) -> list[tuple[str, str, str, list[str]]]:
+    """Problem, norm, all its options, and with what training; equal options together."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for problem, norm, options, config in _cells(analysis):
+        training = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in config.items())
+        found.setdefault((problem, norm, options), []).append(training)
+    return [(*key, where) for key, where in found.items()]
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -301,46 +362,3 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         yield prefix, ", ".join(str(item) for item in value)
     else:
         yield prefix, str(value)
-
-
-def _row(cell: CellResult) -> dict[str, Any]:
-    gap, low_high = cell.gap, (None, None)
-    difference = gap.difference if gap else None
-    return {
-        "problem": cell.problem,
-        "norm": cell.norm,
-        "value": cell.value,
-        "invalid": cell.invalid,
-        "learning_rate": cell.learning_rate,
-        "edge": cell.edge,
-        **{f"runs_{status}": count for status, count in cell.counts.items()},
-        "error": cell.error.mean,
-        "error_low": (cell.error.interval or low_high)[0],
-        "error_high": (cell.error.interval or low_high)[1],
-        "error_counting_failures": cell.error_counting_failures.mean,
-        "failures_low": cell.failures.interval[0],
-        "failures_high": cell.failures.interval[1],
-        "train_loss": cell.train_loss,
-        "change": cell.change.mean if cell.change else None,
-        "change_low": ((cell.change.interval if cell.change else None) or low_high)[0],
-        "change_high": ((cell.change.interval if cell.change else None) or low_high)[1],
-        "reference": gap.reference if gap else None,
-        "difference": difference.mean if difference else None,
-        "difference_low": ((difference.interval if difference else None) or low_high)[0],
-        "difference_high": ((difference.interval if difference else None) or low_high)[1],
-        "paired": difference.paired if difference else None,
-        "p": difference.p if difference else None,
-        "p_holm": gap.p_holm if gap else None,
-        "p_sign_flip": difference.p_sign_flip if difference else None,
-        "rho": difference.rho if difference else None,
-        "verdict": gap.verdict if gap else None,
-        "seeds_needed": gap.seeds_needed if gap else None,
-    }
-
-
-def _write(path: Path, text: str) -> Path:
-    """Write a file so that no reader sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-    return path

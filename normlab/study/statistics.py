@@ -5,6 +5,7 @@ NaN. Student-t intervals are used throughout: over five values a percentile boot
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -180,10 +181,13 @@ def seeds_needed(
     if mean is None or sd is None:
         return None
     distance = abs(abs(mean) - margin)
-    for n in range(2 if sd else _enough_when_constant(level), most + 1):
-        if minimal_difference(sd, n, level=level, power=power) <= distance:
-            return n
-    return None
+
+    def decides(n: int) -> bool:
+        return minimal_difference(sd, n, level=level, power=power) <= distance
+
+    numbers = range(2 if sd else _enough_when_constant(level), most + 1)
+    index = bisect_left(numbers, True, key=decides)
+    return numbers[index] if index < len(numbers) else None
 
 
 def minimal_difference(sd: float, n: int, *, level: float = 0.95, power: float = 0.8) -> float:

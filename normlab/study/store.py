@@ -1,16 +1,22 @@
 """The folder of a comparison: `comparison.json`, and one JSON file a run under `runs/`, each whole or not there."""
 
+import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+import platform
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from normlab.study import identity
 from normlab.study.config import Cell, Record, Run, Settings
-from normlab.study.errors import BadInput
+from normlab.study.errors import BadInput, Fault
 
 _HEADER = "comparison.json"
+_RUN_LOCK, _REPORT_LOCK = ".run.lock", ".report.lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +28,14 @@ class Header:
         identity: Of the last invocation; runs of another identity stay in the folder, unused.
         command: Of the last invocation.
         wall_seconds: Spent so far, all invocations together.
+        shard: The part of the last invocation, `i/n`; empty for all of it.
     """
 
     settings: Settings
     identity: Mapping[str, Any]
     command: str
     wall_seconds: float = 0.0
+    shard: str = ""
 
 
 class Store:
@@ -48,7 +56,7 @@ class Store:
         if not self.directory.is_dir():
             raise BadInput(f"Expected a folder, got the file `{self.directory}`. Choose another with `--output`.")
         held = self.header()
-        if held is None and any(self.directory.iterdir()):
+        if held is None and any(not _is_ours(path) for path in self.directory.iterdir()):
             raise BadInput(
                 f"Expected an empty folder or one of `{comparison}`, got `{self.directory}`, which holds other things. "
                 "Choose another with `--output`."
@@ -70,47 +78,225 @@ class Store:
             return None
         try:
             fields = json.loads(path.read_text("utf-8"))
-            settings = {name: _tuple(value) for name, value in fields.pop("settings").items()}
-            return Header(settings=Settings(**settings), **fields)
+            return Header(settings=Settings(**_tuples(fields.pop("settings"))), **fields)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise BadInput(f"Expected `{path}` to be ours, got something else. Choose another folder.") from error
+            raise BadInput(f"Expected `{path}` to be of this version of normlab, got something else. Choose another folder.") from error
 
-    def write_header(self, header: Header) -> None:
-        """Write `comparison.json`, making the folder if need be."""
-        _write(self.directory / _HEADER, asdict(header))
-
-    def add(self, record: Record) -> None:
-        """Write the file of a run."""
-        _write(self._path(record.key), asdict(record))
-
-    def records(self) -> Iterator[Record]:
-        """Read all runs, of whatever settings and identity, but nothing that a killed process left half-written.
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keep other processes from running this comparison, and remove what killed ones left half-written.
 
         Raises:
-            BadInput: If a file was changed into something else.
+            BadInput: If the folder cannot be written to, or another process runs here.
         """
-        for path in sorted(self.directory.glob("runs/??/*.json")):
-            try:
-                yield _record(json.loads(path.read_text("utf-8")))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise BadInput(f"Expected a run in `{path}`, got something else. Delete it to run it again.") from error
+        lock = self.directory / _RUN_LOCK
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            held = _hold(lock, wait=False)
+        except BlockingIOError as error:
+            raise BadInput(
+                f"Expected to be alone in `{self.directory}`, where {lock.read_text('utf-8').strip() or 'another'} is "
+                "at work. Wait for it, or choose another folder with `--output`."
+            ) from error
+        except OSError as error:
+            reason = f"Cannot write to `{self.directory}`: {error.strerror}. Choose another with `--output`."
+            raise BadInput(reason) from error
+        with held:
+            held.truncate(0)
+            print(f"process {os.getpid()} on {platform.node()}", file=held, flush=True)
+            _remove(self.directory.glob(f"{_HEADER}.*.tmp"))
+            _remove(self.directory.glob("runs/??/*.tmp"))
+            yield
+
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Let one process at a time read the runs and write the report, so that the last report has the last run.
+
+        Raises:
+            Fault: If the folder cannot be written to.
+        """
+        held = None
+        with suppress(OSError):  # a folder that cannot be written to can still be read
+            held = _hold(self.directory / _REPORT_LOCK, wait=True)
+        try:
+            with held or nullcontext():
+                if held:
+                    _remove(
+                        path for at in ("*.tmp", "*/*.tmp") for path in self.directory.glob(at) if _is_of_report(path)
+                    )
+                yield
+        except OSError as error:
+            raise Fault(
+                f"Cannot write the report to `{self.directory}`: {error.strerror}. The runs are kept."
+            ) from error
+
+    def write_header(self, header: Header) -> None:
+        """Write `comparison.json`.
+
+        Raises:
+            Fault: If it cannot be written.
+        """
+        self._write(self.directory / _HEADER, asdict(header))
+
+    def add(self, record: Record) -> None:
+        """Write the file of a run.
+
+        Raises:
+            Fault: If it cannot be written; no part of it is left, and an older one is as it was.
+        """
+        fields = asdict(record)
+        fields["run"]["cell"]["config"] = dict(record.run.cell.config)
+        self._write(self._path(record.key), fields)
+
+    def records(self) -> list[Record]:
+        """Read all runs, of whatever settings and identity; `damaged` tells what else is there."""
+        return [record for path in self._files() if (record := _record(path))]
+
+    def damaged(self) -> list[Path]:
+        """Files that should hold a run and do not: truncated, changed, or the run of another file."""
+        return [path for path in self._files() if not _record(path)]
+
+    def set_aside(self, path: Path) -> Path:
+        """Rename a damaged file so that its run is done again; its new name."""
+        aside = path.with_name(f"{path.name}.corrupt")
+        os.replace(path, aside)
+        return aside
+
+    def _files(self) -> list[Path]:
+        return sorted(self.directory.glob("runs/??/*.json"))
 
     def _path(self, key: str) -> Path:
         return self.directory / "runs" / key[:2] / f"{key}.json"
 
+    def _write(self, path: Path, content: Mapping[str, Any]) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
+        except OSError as error:
+            raise Fault(
+                f"Cannot write to `{self.directory}`: {error.strerror}. Finished runs are kept; once that is mended, "
+                "the same command goes on from there."
+            ) from error
 
-def _record(fields: dict[str, Any]) -> Record:
-    run = fields.pop("run")
-    cell = Cell(**run.pop("cell"))
-    return Record(run=Run(cell=cell, **run), **fields)
+
+class NoStore:
+    """What stands for a folder where nothing is written."""
+
+    def header(self) -> None:
+        """Nothing is held."""
+
+    def writing(self) -> nullcontext[None]:
+        """Nobody else can be here."""
+        return nullcontext()
+
+    def write_header(self, header: Header) -> None:
+        """Keep nothing."""
+
+    def add(self, record: Record) -> None:
+        """Keep nothing."""
+
+    def check(self, comparison: str) -> None:
+        """Refuse nothing."""
+
+    def records(self) -> list[Record]:
+        """Have nothing."""
+        return []
+
+    def damaged(self) -> list[Path]:
+        """Have nothing."""
+        return []
+
+    def set_aside(self, path: Path) -> Path:
+        """Rename nothing."""
+        return path
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_whole(path: Path, content: str | bytes) -> Path:
+    """Write a file so that nobody sees half of it; where that fails, what was there stays.
+
+    Raises:
+        OSError: As the system says.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n", "utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    return path
 
 
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _record(path: Path) -> Record | None:
+    """The run in a file; `None` where it is not whole, or another than the name says."""
+    try:
+        fields = json.loads(path.read_text("utf-8"))
+        run = fields.pop("run")
+        cell = run.pop("cell")
+        config = tuple(sorted(cell.pop("config").items()))
+        record = Record(run=Run(cell=Cell(config=config, **cell), **run), **fields)
+        return record if path.stem == record.key == identity.run_key(record.run, record.identity) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples, at any depth."""
+    if isinstance(value, dict):
+        return {name: _tuples(item) for name, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a process that was killed before its first header may have left it."""
+    return path.name in (_RUN_LOCK, _REPORT_LOCK) or (path.name.startswith(_HEADER) and path.suffix == ".tmp")
+
+
+def _is_of_report(path: Path) -> bool:
+    return not path.name.startswith(_HEADER)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _hold(path: Path, *, wait: bool) -> IO[str]:
+    """Take the lock of a file, which lasts until the file is closed or this process ends, however it does.
+
+    Raises:
+        BlockingIOError: If another process has it and we do not wait.
+        OSError: If there can be no such file.
+    """
+    file = path.open("a+", encoding="utf-8")
+    try:
+        _lock(file, wait=wait)
+    except BlockingIOError:
+        file.close()
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            file.close()
+            raise
+    return file
+
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Some network file systems have no locks; who works there alone needs none."""
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(file: IO[str], *, wait: bool) -> None:
+        file.seek(1 << 30)  # what is locked cannot be read on Windows, so that lies behind the process id
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError(*error.args) from error
+
+else:
+    import fcntl
+
+    def _lock(file: IO[str], *, wait: bool) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

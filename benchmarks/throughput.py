@@ -1,0 +1,485 @@
+"""How many models a minute does `normlab run` train, beside a plain Flax script and a PyTorch one?
+
+Same data, nets, optimizer, epochs and cores; each contender as its users would write and run it, in processes of its
+own. They take turns in shuffled rounds; a turn is as many whole trainings as take about `--turn` seconds. What is
+needed before the second update (building, compiling, warming up) is measured apart.
+
+    python benchmarks/throughput.py                                             # MLP and conv net, batches of 4 and 32
+    python benchmarks/throughput.py --models conv --norms batch --batch-sizes 4 --rounds 3
+    python benchmarks/throughput.py --output benchmarks/results/throughput-cpu  # writes .csv and .md
+
+Contenders:
+    ours        two processes of one thread, the whole training compiled, as the workers of `normlab run`
+    flax        Flax's own layers, a jitted update in a Python loop over NumPy batches
+    torch       PyTorch eager (extra `peers`)
+    ... x 2     the same as two processes of one thread
+"""
+
+import argparse
+import csv
+import dataclasses
+import importlib.util
+import itertools
+import multiprocessing
+import os
+import platform
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from normlab.study.data import TEST, TRAIN, VALIDATION, digits, permutations, split
+
+EPOCHS = 20
+LEARNING_RATE = 0.03
+WIDTHS, STRIDES, HIDDEN, CLASSES = (16, 16, 32), (2, 1, 2), (100, 100), 10
+"""Of the models of `normlab.study.models`."""
+
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "PJRT_NPROC": "1",  # threads of XLA
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+}
+BARS = {(4, "torch"): 8.0, (4, "flax"): 2.5, (32, "torch"): 3.5, (32, "flax"): 2.2}
+"""How many times as long as ours an update of the conv net should take a contender with its default threads."""
+
+COMPILE_BAR = 1 / 3
+"""How much of the first invocation's time to compile the second should need at most."""
+
+Train = Callable[[int], float]
+"""Trains the model of one seed; gives its test error."""
+
+
+class Case(NamedTuple):
+    """What is trained."""
+
+    model: str
+    norm: str
+    batch_size: int
+
+    @property
+    def steps(self) -> int:
+        """Number of updates."""
+        return EPOCHS * (TRAIN // self.batch_size)
+
+    @property
+    def averaging(self) -> float:
+        """Weight of the old value in running averages: a time constant of one epoch."""
+        return 1 - self.batch_size / TRAIN
+
+
+class Contender(NamedTuple):
+    """Who trains, and in how many processes: one with default threads, or several with one thread each."""
+
+    library: str
+    processes: int
+
+    def __str__(self) -> str:
+        """Name it as in the table."""
+        return self.library if self.library == "ours" or self.processes == 1 else f"{self.library} x {self.processes}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One contender at one case; times are medians over rounds, with their ranges."""
+
+    model: str
+    norm: str
+    batch_size: int
+    contender: str
+    processes: int
+    step_us: float
+    step_us_low: float
+    step_us_high: float
+    models_per_minute: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    setup_seconds: float
+    test_error: float
+    trained: int
+    rounds: int
+
+
+def main() -> None:
+    """Measure, print, and write where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=("mlp", "conv"), default=["mlp", "conv"])
+    parser.add_argument("--norms", nargs="+", choices=("batch", "none"), default=["batch", "none"])
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[4, 32])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--turn", type=float, default=2.0, help="seconds; at least one model is trained")
+    parser.add_argument("--output", type=Path, help="write OUTPUT.csv and OUTPUT.md")
+    args = parser.parse_args()
+
+    rows: list[Row] = []
+    print(header())
+    for case in itertools.starmap(Case, itertools.product(args.models, args.norms, args.batch_sizes)):
+        measured = measure(case, args.rounds, args.turn)
+        print(*map(line, measured), sep="\n", flush=True)
+        rows += measured
+    costs = [growth(Case(model, "batch", 32)) for model in args.models]
+    print(summary(rows), *costs, sep="\n")
+    if args.output:
+        write(args.output, rows, costs)
+
+
+def contenders() -> list[Contender]:
+    """Ours, Flax, and PyTorch where it is installed."""
+    peers = ["flax", "torch"] if importlib.util.find_spec("torch") else ["flax"]
+    return [Contender("ours", 2), *[Contender(peer, processes) for peer in peers for processes in (1, 2)]]
+
+
+def measure(case: Case, rounds: int, turn: float) -> list[Row]:
+    """Let all contenders train one case, in turns."""
+    teams = {contender: Team(contender, case) for contender in contenders()}
+    runs = {contender: max(1, round(turn / team.turn(1))) for contender, team in teams.items()}
+    seconds: dict[Contender, list[float]] = {contender: [] for contender in teams}
+    order, shuffle = list(teams), random.Random(0).shuffle
+    for _ in range(rounds):
+        shuffle(order)
+        for contender in order:
+            wall = teams[contender].turn(runs[contender])
+            seconds[contender].append(wall / (runs[contender] * contender.processes))
+    for team in teams.values():
+        team.end()
+    ours = seconds[Contender("ours", 2)]
+    return [row(case, contender, team, seconds[contender], ours) for contender, team in teams.items()]
+
+
+def row(case: Case, contender: Contender, team: "Team", seconds: Sequence[float], ours: Sequence[float]) -> Row:
+    """Summarize the rounds of a contender; seconds are those of a model."""
+    ratios = [a / b for a, b in zip(seconds, ours, strict=True)]
+    to_us = 1e6 / case.steps
+    return Row(
+        **case._asdict(),
+        contender=str(contender),
+        processes=contender.processes,
+        step_us=to_us * statistics.median(seconds),
+        step_us_low=to_us * min(seconds),
+        step_us_high=to_us * max(seconds),
+        models_per_minute=60 / statistics.median(seconds),
+        ratio=statistics.median(ratios),
+        ratio_low=min(ratios),
+        ratio_high=max(ratios),
+        setup_seconds=team.setup_seconds,
+        test_error=statistics.median(team.errors),
+        trained=len(team.errors),
+        rounds=len(seconds),
+    )
+
+
+class Team:
+    """The processes of a contender at a case, ready to train.
+
+    Attributes:
+        setup_seconds: Until the slowest of them was ready.
+        errors: Test errors of all models that were trained.
+    """
+
+    def __init__(self, contender: Contender, case: Case) -> None:
+        """Start the processes and wait until they are ready."""
+        threads = ONE_THREAD if contender.processes > 1 else {}
+        with environment(JAX_PLATFORMS="cpu", JAX_ENABLE_COMPILATION_CACHE="false", **threads):
+            started = [spawn(work, contender.library, case) for _ in range(contender.processes)]
+        self._processes, self._connections = zip(*started, strict=True)
+        self.setup_seconds = max(self._receive())
+        self.errors: list[float] = []
+
+    def turn(self, runs: int) -> float:
+        """Let every process train `runs` models of seeds not used before; gives seconds until all have."""
+        first, each = len(self.errors), range(len(self._connections))
+        start = time.perf_counter()
+        for i in each:
+            self._connections[i].send(range(first + i * runs, first + (i + 1) * runs))
+        errors = self._receive()
+        seconds = time.perf_counter() - start
+        self.errors += [error for one in errors for error in one]
+        return seconds
+
+    def end(self) -> None:
+        """Let the processes end."""
+        for connection, process in zip(self._connections, self._processes, strict=True):
+            connection.send(())
+            process.join()
+
+    def _receive(self) -> list[Any]:
+        return [connection.recv() for connection in self._connections]
+
+
+def spawn(target: Callable[..., None], *arguments: Any) -> tuple[Any, Connection]:
+    """Start a process that calls `target(connection, *arguments)`."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+@contextmanager
+def environment(**changes: str) -> Iterator[None]:
+    """Set variables for processes started within; threads and caches of the caller's own choice are not inherited."""
+    before = dict(os.environ)
+    for name in (*ONE_THREAD, "JAX_COMPILATION_CACHE_DIR"):
+        os.environ.pop(name, None)
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def work(connection: Connection, library: str, case: Case) -> None:
+    """Say how long it took to be ready, then train the models of the seeds that come, until none do."""
+    train, seconds = {"ours": ours, "flax": flax_loop, "torch": torch_eager}[library](case)
+    connection.send(seconds)
+    while seeds := connection.recv():
+        connection.send([train(seed) for seed in seeds])
+
+
+def ours(case: Case) -> tuple[Train, float]:
+    """The compiled training of `normlab run`."""
+    compiled = compile_ours(case)
+    return lambda seed: next(compiled.train([LEARNING_RATE], [seed])).metrics["test"], compiled.seconds
+
+
+def compile_ours(case: Case) -> Any:
+    """The program, compiled."""
+    from normlab.study.compilation import compile_program
+
+    return compile_program(program(case))
+
+
+def program(case: Case) -> Any:
+    """The program of a cell."""
+    from normlab import norms, study
+    from normlab.study import models
+
+    model = {"mlp": models.MLP, "conv": models.ConvNet}[case.model]
+    problem = study.supervised(name=case.model, model=model, data=digits, validation=VALIDATION, test=TEST)
+    norm = norms.get(f"batch:momentum={case.averaging}" if case.norm == "batch" else case.norm)
+    return problem.build(norm, {"batch_size": case.batch_size, "epochs": EPOCHS})
+
+
+def flax_loop(case: Case) -> tuple[Train, float]:
+    """A plain Flax script."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from flax import linen as nn
+    from flax.training import train_state
+
+    class TrainState(train_state.TrainState):
+        batch_stats: Any
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+            def activate(x: jax.Array) -> jax.Array:
+                if case.norm == "batch":
+                    x = nn.BatchNorm(use_running_average=not train, momentum=case.averaging)(x)
+                return nn.relu(x)
+
+            if case.model == "mlp":
+                x = x.reshape(x.shape[0], -1)
+                for width in HIDDEN:
+                    x = activate(nn.Dense(width)(x))
+                return nn.Dense(CLASSES)(x)
+            for width, stride in zip(WIDTHS, STRIDES, strict=True):
+                x = activate(nn.Conv(width, (3, 3), strides=stride, padding=1)(x))
+            return nn.Dense(CLASSES)(x.mean(axis=(1, 2)))
+
+    model, data = Model(), digits()
+    optimizer = optax.sgd(optax.cosine_decay_schedule(LEARNING_RATE, case.steps), momentum=0.9)
+
+    def create(seed: int) -> TrainState:
+        variables = model.init(jax.random.key(seed), data.inputs[:1], train=False)
+        averages = variables.get("batch_stats", {})
+        return TrainState.create(apply_fn=model.apply, params=variables["params"], tx=optimizer, batch_stats=averages)
+
+    @jax.jit
+    def update(state: TrainState, inputs: jax.Array, labels: jax.Array) -> tuple[TrainState, jax.Array]:
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            logits, after = state.apply_fn(variables, inputs, train=True, mutable=["batch_stats"])
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), after
+
+        (value, after), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+        return state.apply_gradients(grads=gradients, batch_stats=after.get("batch_stats", {})), value
+
+    @jax.jit
+    def error(state: TrainState, inputs: jax.Array, labels: jax.Array) -> jax.Array:
+        logits = state.apply_fn({"params": state.params, "batch_stats": state.batch_stats}, inputs, train=False)
+        return (jnp.argmax(logits, -1) != labels).mean()
+
+    def train(seed: int, steps: int = case.steps) -> float:
+        state = create(seed)
+        batches, test = batches_of(case, seed)
+        for batch in batches[:steps]:
+            state, _ = update(state, data.inputs[batch], data.labels[batch])
+        return float(error(state, data.inputs[test], data.labels[test]))
+
+    return train, timed(lambda: train(0, 1))
+
+
+def torch_eager(case: Case) -> tuple[Train, float]:
+    """A plain PyTorch script."""
+    import torch
+    from torch import nn
+
+    data = digits()
+    inputs = torch.tensor(data.inputs).permute(0, 3, 1, 2).contiguous()
+    labels = torch.tensor(data.labels, dtype=torch.long)
+
+    def activation(norm: type[nn.BatchNorm1d | nn.BatchNorm2d], width: int) -> list[nn.Module]:
+        return [*[norm(width, momentum=1 - case.averaging)] * (case.norm == "batch"), nn.ReLU()]
+
+    def model() -> nn.Module:
+        layers: list[nn.Module] = []
+        if case.model == "mlp":
+            layers.append(nn.Flatten())
+            for wide, width in zip((64, *HIDDEN), HIDDEN, strict=False):
+                layers += [nn.Linear(wide, width), *activation(nn.BatchNorm1d, width)]
+            return nn.Sequential(*layers, nn.Linear(HIDDEN[-1], CLASSES))
+        for wide, width, stride in zip((1, *WIDTHS), WIDTHS, STRIDES, strict=False):
+            layers += [nn.Conv2d(wide, width, 3, stride, padding=1), *activation(nn.BatchNorm2d, width)]
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTHS[-1], CLASSES))
+
+    def train(seed: int, steps: int = case.steps) -> float:
+        torch.manual_seed(seed)
+        net = model()
+        optimizer = torch.optim.SGD(net.parameters(), lr=LEARNING_RATE, momentum=0.9)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, case.steps)
+        batches, test = (torch.tensor(indices, dtype=torch.long) for indices in batches_of(case, seed))
+        for batch in batches[:steps]:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(inputs[batch]), labels[batch]).backward()
+            optimizer.step()
+            schedule.step()
+        net.eval()
+        with torch.no_grad():
+            return (net(inputs[test]).argmax(1) != labels[test]).float().mean().item()
+
+    return train, timed(lambda: train(0, 1))
+
+
+def batches_of(case: Case, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Examples of all batches, shape (steps, batch), and those of the test; what ours takes for a seed."""
+    parts = split(len(digits().labels), seed)
+    per_epoch = TRAIN // case.batch_size
+    order = permutations(parts["train"], EPOCHS, seed)[:, : per_epoch * case.batch_size]
+    return order.reshape(case.steps, case.batch_size), parts["test"]
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """Seconds of a call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def growth(case: Case) -> str:
+    """Say how our cost grows with seeds and with learning rates, and how long a second invocation compiles."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        environment(JAX_PLATFORMS="cpu", NORMLAB_CACHE=folder, **ONE_THREAD),
+    ):
+        (compiling, seconds), (again, _) = in_process(case), in_process(case)
+    runs = ", ".join(map(str, seconds))
+    of_seeds = ", ".join(f"{t / seconds[1]:.1f}" for t in seconds.values())
+    of_rates = ", ".join(f"{(compiling + t) / (compiling + seconds[1]):.1f}" for t in seconds.values())
+    return (
+        f"{case.model}, {case.norm} norm, batch {case.batch_size}, one process: a model in {seconds[1]:.2f} s, "
+        f"{runs} seeds in {of_seeds} times that. With the shared compiling, {runs} learning rates in {of_rates} "
+        f"times the time of one. Compiling in {compiling:.2f} s, in a second invocation in {again:.2f} s "
+        f"({again / compiling:.2f} of the first; the bar is {COMPILE_BAR:.2f})."
+    )
+
+
+def in_process(case: Case) -> Any:
+    """Give what `costs` tells in a new process."""
+    process, connection = spawn(costs, case)
+    told = connection.recv()
+    process.join()
+    return told
+
+
+def costs(connection: Connection, case: Case) -> None:
+    """Tell the seconds to compile, and those of 1, 2, 4 and 8 runs: the least of three times."""
+    from normlab.study.compilation import use_cache
+
+    use_cache()
+    compiled = compile_ours(case)
+
+    def train(runs: int) -> float:
+        return timed(lambda: list(compiled.train([LEARNING_RATE] * runs, range(runs))))
+
+    train(1)
+    connection.send((compiled.seconds, {runs: min(train(runs) for _ in range(3)) for runs in (1, 2, 4, 8)}))
+
+
+def header() -> str:
+    """Name versions, machine and load, and return the heading of the table."""
+    names = ["jax", "flax", *["torch"] * any(contender.library == "torch" for contender in contenders())]
+    packages = ", ".join(f"{name} {version(name)}" for name in names)
+    load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
+    return (
+        f"{packages}, Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores, {load}\n"
+        f"{'model':6}{'norm':7}{'batch':>5}  {'contender':11}{'us/step':>8}{'range':>16}{'models/min':>12}"
+        f"{'times ours':>12}{'range':>14}{'setup s':>9}{'error':>8}{'trained':>9}"
+    )
+
+
+def line(row: Row) -> str:
+    """Return a row of the table; `!` marks a ratio under its bar."""
+    us, ratios = f"{row.step_us_low:.0f} to {row.step_us_high:.0f}", f"{row.ratio_low:.1f} to {row.ratio_high:.1f}"
+    mark = "!" if row.ratio < bar(row) else " "
+    return (
+        f"{row.model:6}{row.norm:7}{row.batch_size:5}  {row.contender:11}{row.step_us:8.0f}{us:>16}"
+        f"{row.models_per_minute:12.1f}{row.ratio:11.2f}{mark}{ratios:>14}{row.setup_seconds:9.1f}"
+        f"{row.test_error:8.3f}{row.trained:9}"
+    )
+
+
+def bar(row: Row) -> float:
+    """The least acceptable ratio, 0 where nothing is asked."""
+    return BARS.get((row.batch_size, row.contender), 0.0) if row.model == "conv" else 0.0
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """Say how many of the rows that have a bar keep it."""
+    asked = [row for row in rows if bar(row)]
+    kept = sum(row.ratio >= bar(row) for row in asked)
+    bars = ", ".join(f"{name} at batch {size} {least:g}" for (size, name), least in BARS.items())
+    return f"{kept} of {len(asked)} rows of the conv net keep the bars (times ours, default threads: {bars})."
+
+
+def write(output: Path, rows: Sequence[Row], costs: Sequence[str]) -> None:
+    """Write the rows as CSV, and all as a page."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)])
+        writer.writeheader()
+        writer.writerows(dataclasses.asdict(row) for row in rows)
+    table = "\n".join([header(), *map(line, rows)])
+    command = "python " + " ".join(sys.argv)
+    page = ["# Models a minute, beside Flax and PyTorch", f"`{command}`", f"```\n{table}\n```", summary(rows), *costs]
+    output.with_suffix(".md").write_text("\n\n".join(page) + "\n")
+    print(f"wrote {output.with_suffix('.csv')} and {output.with_suffix('.md')}")
+
+
+if __name__ == "__main__":
+    main()

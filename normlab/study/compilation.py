@@ -1,0 +1,156 @@
+"""Compiling the program of a cell, once for all its runs, and keeping what was compiled for later processes."""
+
+import hashlib
+import os
+import platform
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from normlab.study.train import Program, training
+
+CACHE_BYTES = 512 * 2**20
+"""How large the cache of compiled programs may be when a process begins to use it."""
+
+
+class Outcome(NamedTuple):
+    """A finished run.
+
+    Attributes:
+        metrics: Those of `training` and of the program's `evaluate`, as Python numbers.
+        seconds: Of all its updates; evaluation is not in it. For stacked runs, a stack's time divided by its lanes.
+    """
+
+    metrics: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """A program that is ready to run.
+
+    Attributes:
+        train: `(learning_rates, seeds) -> outcomes`, made as they are asked for: one run, or one stack, at a time.
+        seconds: To initialize a first state, to trace, and to compile or to load what was compiled before.
+        memory: Bytes that training needs on the device: data, state and what lives within a step. For stacked runs, a
+            lane's share. `None` where the backend does not say.
+    """
+
+    train: Callable[[Sequence[float], Sequence[int]], Iterator[Outcome]]
+    seconds: float
+    memory: int | None
+
+
+def compile_program(program: Program, lanes: int | None = None) -> Compiled:
+    """Compile training and evaluation, apart from each other so that the cost of training is told alone.
+
+    Args:
+        program: Of one cell.
+        lanes: How many runs are stacked by `vmap`; `None` is one after another. A stack that is not full is filled up
+            with copies of its last run: there is one program, and the numbers of a run do not depend on how many
+            others are asked for.
+    """
+    start = perf_counter()
+    data = jax.device_put(dict(program.data))
+    fit, evaluate = training(program), program.evaluate
+    if lanes:
+        fit, evaluate = jax.vmap(fit, in_axes=(0, 0, None)), jax.vmap(evaluate, in_axes=(0, None))
+    rates, states = _inputs(program, lanes, [0.0], [0])
+    fitting = jax.jit(fit).lower(rates, states, data).compile()
+    evaluation = jax.jit(evaluate).lower(states, data).compile()
+    size = lanes or 1
+
+    def train(learning_rates: Sequence[float], seeds: Sequence[int]) -> Iterator[Outcome]:
+        for first in range(0, len(seeds), size):
+            stack = slice(first, first + size)
+            rates, states = jax.block_until_ready(_inputs(program, lanes, learning_rates[stack], seeds[stack]))
+            start = perf_counter()
+            states, metrics = jax.block_until_ready(fitting(rates, states, data))
+            seconds = (perf_counter() - start) / size
+            metrics = jax.device_get({**evaluation(states, data), **metrics})
+            for lane in range(len(seeds[stack])):
+                yield Outcome({name: float(np.ravel(value)[lane]) for name, value in metrics.items()}, seconds)
+
+    return Compiled(train=train, seconds=perf_counter() - start, memory=_memory(fitting, size))
+
+
+def use_cache() -> Path | None:
+    """Let this process keep compiled programs on disk, and load those of processes before it.
+
+    The folder is in `NORMLAB_CACHE`, else in `normlab` of the user's folder for caches; a folder that JAX has been
+    given already (`JAX_COMPILATION_CACHE_DIR`) stays, unless `NORMLAB_CACHE` is set. What was not used for longest is
+    deleted when the folder outgrows `CACHE_BYTES`. `JAX_ENABLE_COMPILATION_CACHE=false` turns the cache off.
+
+    Returns:
+        The folder; `None` if JAX has its own, or if there is none that can be written: then everything is compiled.
+    """
+    # JAX warns of entries that it cannot read or write, and compiles: two processes may write one entry at a time.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry", UserWarning)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    of_jax = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if of_jax and not os.environ.get("NORMLAB_CACHE"):
+        return None
+    with suppress(OSError, RuntimeError):  # a RuntimeError is a user without a home
+        folder = _cache_folder()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # who can write here can run code
+        if os.access(folder, os.W_OK):
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+            _prune(folder)
+            return folder
+    return None
+
+
+def _inputs(program: Program, lanes: int | None, learning_rates: Sequence[float], seeds: Sequence[int]) -> Any:
+    """The learning rate and state of one run, or those of a stack."""
+    states = [program.init(seed) for seed in seeds]
+    if not lanes:
+        return np.float32(learning_rates[0]), states[0]
+    fill = lanes - len(seeds)
+    rates = np.asarray([*learning_rates, *[learning_rates[-1]] * fill], np.float32)
+    return rates, jax.tree.map(lambda *leaves: np.stack(leaves), *states, *states[-1:] * fill)
+
+
+def _memory(compiled: Any, lanes: int) -> int | None:
+    """Bytes of an executable's arguments, outputs and temporaries; XLA's own peak leaves out temporaries on CPU."""
+    try:
+        told = compiled.memory_analysis()
+        kinds = (told.argument_size_in_bytes, told.output_size_in_bytes, told.temp_size_in_bytes)
+    except (AttributeError, NotImplementedError, jax.errors.JaxRuntimeError):
+        return None
+    return (sum(kinds) - told.alias_size_in_bytes) // lanes
+
+
+def _cache_folder() -> Path:
+    """A folder of this machine's own: compiled code is for one kind of processor, and homes are shared by machines."""
+    own = os.environ.get("NORMLAB_CACHE")
+    of_user = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
+    return (Path(own) if own else Path(of_user) / "normlab") / hashlib.sha256(_machine().encode()).hexdigest()[:16]
+
+
+def _machine() -> str:
+    """What compiled code depends on: the processor, its features, and among how many of them XLA divides work."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = os.environ.get("PJRT_NPROC", "")
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    features = {line for line in lines if line.startswith(("model name", "flags", "CPU", "Features"))}  # x86, ARM
+    return "\n".join([platform.machine(), str(cpus), threads, *sorted(features or {platform.processor()})])
+
+
+def _prune(folder: Path) -> None:
+    """Delete what was not used for longest beyond `CACHE_BYTES`, and entries whose writer was killed."""
+    total = 0
+    with suppress(FileNotFoundError):  # another process deletes too
+        entries = [(entry.stat(), entry) for entry in folder.iterdir() if entry.is_file()]
+        for status, entry in sorted(entries, key=lambda pair: pair[0].st_atime, reverse=True):
+            total += status.st_size
+            if total > CACHE_BYTES or not status.st_size:
+                entry.unlink(missing_ok=True)

@@ -1,0 +1,180 @@
+"""The program of supervised learning: a loss, mini-batches, a learning rate that decays to zero."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from normlab.study.data import Data, permutations, sizes, split
+from normlab.study.networks import Network
+from normlab.study.problems import MEAN_SQUARED_ERROR, MISCLASSIFICATION, Error, Loss, Optimizer
+from normlab.study.train import Arrays, Program
+
+EVALUATED_AT_ONCE = 1024
+"""Held-out examples that go through the model together."""
+
+
+class Learner(NamedTuple):
+    """State of supervised training.
+
+    Attributes:
+        params: What the optimizer trains.
+        rest: What else training changes in the model; see `Network`.
+        moments: State of the optimizer.
+        order: Examples of all batches, shape (steps, batch).
+        held_out: Examples for validation and, behind them, for the test.
+    """
+
+    params: Any
+    rest: Any
+    moments: Any
+    order: Any
+    held_out: Any
+
+
+def learn(
+    data: Data,
+    network: Network,
+    *,
+    batch_size: int,
+    epochs: int,
+    error: Error,
+    loss: Loss | None = None,
+    optimizer: Optimizer | None = None,
+    chance: float | None = None,
+    validation: float,
+    test: float,
+) -> Program:
+    """Make the program.
+
+    Every seed has its own split (`data.split`); every epoch is a new permutation of the training set, and a last batch
+    that would be smaller than the others is left out. The learning rate decays to zero along a cosine.
+
+    Args:
+        data: Inputs and labels.
+        network: The model.
+        batch_size: Examples an update.
+        epochs: Passes over the training set.
+        error: What is measured on held-out examples.
+        loss: `(outputs, labels) -> number, or one for each example`; softmax cross entropy or squared error unless
+            given.
+        optimizer: Made from a learning-rate schedule; SGD with momentum 0.9 unless given.
+        chance: Error of a model that has learned nothing; computed for the errors of this package unless given.
+        validation: See `data.sizes`.
+        test: See `data.sizes`.
+
+    Raises:
+        ValueError: If a batch is larger than the training set, or a part of the data would be empty; when traced, if
+            outputs do not fit the labels, the loss or the error.
+    """
+    n, (training, validating) = len(data.labels), sizes(data, validation, test)
+    if not 1 <= batch_size <= training:
+        raise ValueError(f"Expected a batch of 1 to {training} examples (the training set), got {batch_size}.")
+    per_epoch = training // batch_size
+    steps = epochs * per_epoch
+    make_optimizer, objective = optimizer or _sgd, loss or (_cross_entropy if data.classes else _squared_error)
+    check = _check_of(data, loss, error)
+
+    def optimizer_at(learning_rate: Any) -> optax.GradientTransformation:
+        return make_optimizer(lambda t: learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * t / steps)))
+
+    def init(seed: int) -> Learner:
+        parts = split(n, seed, training, validating, fixed_test=data.test > 0)
+        order = permutations(parts["train"], epochs, seed)[:, : per_epoch * batch_size].reshape(steps, batch_size)
+        params, rest = network.init(seed)
+        held_out = np.concatenate([parts["validation"], parts["test"]])
+        return Learner(params, rest, optimizer_at(0.0).init(params), order, held_out)
+
+    def step(state: Learner, t: jax.Array, learning_rate: jax.Array, arrays: Arrays) -> tuple[Learner, jax.Array]:
+        batch = state.order[t]
+        inputs, labels = arrays["inputs"][batch], arrays["labels"][batch]
+
+        def mean_loss(params: Any) -> tuple[jax.Array, Any]:
+            outputs, rest = network.train(params, state.rest, inputs, t)
+            check(outputs)
+            return _numbers("loss", objective(outputs, labels), [(), (batch_size,)]).mean(), rest
+
+        (value, rest), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        updates, moments = optimizer_at(learning_rate).update(gradients, state.moments, state.params)
+        params: Any = optax.apply_updates(state.params, updates)
+        return state._replace(params=params, rest=rest, moments=moments), value
+
+    def evaluate(state: Learner, arrays: Arrays) -> dict[str, jax.Array]:
+        outputs = _in_chunks(
+            lambda chunk: network.evaluate(state.params, state.rest, arrays["inputs"][chunk]), state.held_out
+        )
+        errors = error.function(outputs, arrays["labels"][state.held_out])
+        errors = _numbers("metric", errors, [state.held_out.shape])
+        return {
+            "validation": errors[:validating].mean(),
+            "test": errors[validating:].mean(),
+            "finite": jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(outputs)]).all(),
+        }
+
+    arrays = {"inputs": data.inputs, "labels": data.labels}
+    if data.test:
+        arrays["test"] = np.asarray(data.test)  # not read by any step; here it is part of the data's hash
+    chance = _chance(data, error) if chance is None else chance
+    return Program(data=arrays, init=init, step=step, evaluate=evaluate, steps=steps, last=per_epoch, chance=chance)
+
+
+def _sgd(schedule: optax.Schedule) -> optax.GradientTransformation:
+    return optax.sgd(schedule, momentum=0.9)
+
+
+def _cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
+
+
+_squared_error = MEAN_SQUARED_ERROR.function
+
+
+def _in_chunks(function: Callable[[jax.Array], Any], indices: jax.Array) -> Any:
+    """Map examples to outputs, a limited number at a time; the last chunk is filled up with examples seen before."""
+    n = len(indices)
+    if n <= EVALUATED_AT_ONCE:
+        return function(indices)
+    chunks = jnp.resize(indices, (-(-n // EVALUATED_AT_ONCE), EVALUATED_AT_ONCE))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], jax.lax.map(function, chunks))
+
+
+def _check_of(data: Data, loss: Loss | None, error: Error) -> Callable[[Any], None]:
+    """What can be known about outputs from the labels: nothing where loss and error are the user's own."""
+    if data.classes and (loss is None or error is MISCLASSIFICATION):
+        low, high = int(data.labels.min()), int(data.labels.max())
+        return lambda outputs: _check_classes(outputs.shape, low, high)
+    if not data.classes and (loss is None or error is MEAN_SQUARED_ERROR):
+        return lambda outputs: _check_targets(outputs.shape, data.labels.shape[1:])
+    return lambda outputs: None
+
+
+def _check_classes(shape: tuple[int, ...], low: int, high: int) -> None:
+    if len(shape) != 2:
+        raise ValueError(f"Expected the model's outputs to be logits of shape (batch, classes), got {shape}.")
+    if low < 0 or high >= shape[1]:
+        raise ValueError(
+            f"Expected `labels` from 0 to {shape[1] - 1}, since the model has {shape[1]} outputs, got {low} to {high}."
+        )
+
+
+def _check_targets(shape: tuple[int, ...], target: tuple[int, ...]) -> None:
+    if shape[1:] not in (target, (*target, 1)):
+        raise ValueError(f"Expected the model's outputs to be shaped like `labels`, (batch, *{target}), got {shape}.")
+
+
+def _numbers(name: str, values: Any, shapes: list[tuple[int, ...]]) -> jax.Array:
+    if jnp.shape(values) not in shapes:
+        raise ValueError(f"Expected `{name}` to give shape {' or '.join(map(str, shapes))}, got {jnp.shape(values)}.")
+    return jnp.asarray(values)
+
+
+def _chance(data: Data, error: Error) -> float | None:
+    """The error of the best constant answer."""
+    if error is MISCLASSIFICATION:
+        return float(1 - np.unique(data.labels, return_counts=True)[1].max() / len(data.labels))
+    if error is MEAN_SQUARED_ERROR:
+        return float(data.labels.var(axis=0, dtype=np.float64).mean())
+    return None

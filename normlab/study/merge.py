@@ -1,0 +1,100 @@
+"""Putting folders of one comparison together: the parts of `--shard`, or what several machines of one kind ran."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from normlab.study import identity
+from normlab.study.config import Record
+from normlab.study.errors import BadInput
+from normlab.study.store import Header, Store
+
+
+def merge(folders: Sequence[Path], output: Path, command: str) -> Header:
+    """Write the union of the runs in some folders to another, which may be one of them or hold runs already.
+
+    Returns:
+        The header of the union.
+
+    Raises:
+        BadInput: If settings or identities differ, or a run is there twice with different numbers; nothing is written.
+        Fault: If the output cannot be written.
+    """
+    first = _header(folders[0])
+    store = Store(output)
+    store.check(first.settings.comparison)
+    sources = {output: held} if (held := store.header()) else {}
+    sources |= {folder: _header(folder) for folder in folders}
+    for folder, other in sources.items():
+        _check_same(folders[0], first, folder, other)
+    found = _union(sources, first)
+    bringing = {folder for folder, _ in found.values()}
+    seconds = sum(sources[folder].wall_seconds for folder in bringing)
+    header = dataclasses.replace(first, command=command, wall_seconds=seconds, shard="")
+    with store.writing():
+        store.write_header(header)
+        for folder, record in found.values():
+            if folder != output:
+                store.add(record)
+    return header
+
+
+def differences(one: Any, other: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two trees of mappings differ: `versions jax`, and both values."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        for key in sorted({*one, *other}, key=str):
+            yield from differences(one.get(key), other.get(key), f"{name} {key}".strip())
+    elif one != other:
+        yield name, one, other
+
+
+def _header(folder: Path) -> Header:
+    header = Store(folder).header()
+    if header is None:
+        raise BadInput(f"Expected folders that `normlab run` wrote, got `{folder}`.")
+    return header
+
+
+def _check_same(first: Path, header: Header, folder: Path, other: Header) -> None:
+    ours, theirs = (_comparable(side) for side in (header, other))
+    for what, one, two in differences(ours, theirs):
+        raise BadInput(
+            f"Expected folders of one comparison with the same settings, code, versions and kind of machine, got "
+            f"`{what}` {_short(one)} in `{first}` and {_short(two)} in `{folder}`."
+        )
+
+
+def _comparable(header: Header) -> dict[str, Any]:
+    """What must be equal: where the file of the comparison lies need not, its content is in the identity."""
+    settings = {name: value for name, value in dataclasses.asdict(header.settings).items() if name != "source"}
+    return {**settings, **header.identity}
+
+
+def _union(folders: Mapping[Path, Header], header: Header) -> dict[str, tuple[Path, Record]]:
+    """All runs of this identity by key, each once, with the first folder that has it."""
+    found: dict[str, tuple[Path, Record]] = {}
+    for folder in folders:
+        for record in Store(folder).records():
+            if record.identity != identity.of_problem(header.identity, record.run.cell.problem):
+                continue
+            before, held = found.setdefault(record.key, (folder, record))
+            if (held.status, held.metrics) != (record.status, record.metrics):
+                raise BadInput(_contradiction(before, held, folder, record))
+    return found
+
+
+def _contradiction(before: Path, held: Record, folder: Path, record: Record) -> str:
+    cell = record.run.cell
+    ours, theirs = ({"status": side.status, **side.metrics} for side in (held, record))
+    name, one, two = next(differences(ours, theirs))
+    return (
+        f"Expected a run to have the same numbers everywhere, got `{name}` {one} in `{before}` and {two} in `{folder}` "
+        f"for run {record.key[:12]} (`{cell.norm}` on `{cell.problem}`, seed {record.run.seed}). "
+        "`normlab verify` tells which one is repeatable."
+    )
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,166 @@
+"""Models of either Flax API as pure functions, with everything that a step changes in the state."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import nnx
+
+from normlab.norms import Norm
+from normlab.study.train import Program
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A model as functions of its state, which has two parts: what is trained, and the rest.
+
+    The rest is what training changes by other means than gradients: running statistics, and where random numbers
+    come from.
+
+    Attributes:
+        init: `seed -> (parameters, rest)`.
+        train: `(parameters, rest, inputs, t) -> (outputs, rest)`, step t of training.
+        evaluate: `(parameters, rest, inputs) -> outputs`.
+    """
+
+    init: Callable[[int], tuple[Any, Any]]
+    train: Callable[[Any, Any, jax.Array, jax.Array], tuple[Any, Any]]
+    evaluate: Callable[[Any, Any, jax.Array], Any]
+
+
+def network(model: Callable[..., Any], norm: Norm, inputs: np.ndarray) -> Network:
+    """Make a network from a model; one that takes `rngs` is NNX.
+
+    Under one seed all parameters that are not the norm's start the same for every norm: Linen draws them by the path of
+    their module, and in NNX the norm draws from a stream of its own.
+
+    Args:
+        model: `model(norm)` gives a Linen module, called as `module(inputs, train=...)`; `model(norm, rngs=...)` gives
+            an NNX module, called as `module(inputs)`.
+        norm: For the model.
+        inputs: A few examples.
+
+    Raises:
+        ValueError: If the model is neither.
+    """
+    if _is_nnx(model):
+        return _nnx(model, norm)
+    module = model(norm)
+    if not isinstance(module, nn.Module):
+        raise ValueError(
+            f"Expected `model(norm)` to be a Linen module, or `model(norm, rngs=...)` an NNX one, got {module!r}."
+        )
+    return _linen(module, inputs)
+
+
+IGNORED = (
+    "All norms give the same training program: the model does not use the norm that it is given. Call "
+    "`norm.linen(train=train)` in a Linen model, `norm.nnx(features, rngs=rngs)` in an NNX one."
+)
+"""For people whose model `ignores_norm`."""
+
+
+def ignores_norm(programs: Mapping[Norm, Program]) -> bool:
+    """Tell whether norms that differ all give the same training program.
+
+    Norms of different names that make equal modules do not differ: comparing a norm with itself is no mistake.
+
+    Args:
+        programs: Of one problem and one factor value.
+    """
+    modules = [norm.linen(train=True) for norm in programs]
+    if all(module == modules[0] for module in modules):
+        return False
+    texts = map(_text, programs.values())
+    first = next(texts)
+    return all(text == first for text in texts)
+
+
+def _text(program: Program) -> str:
+    """A step as XLA is given it, constants included."""
+    state, data = jax.eval_shape(lambda: (program.init(0), dict(program.data)))
+    t, learning_rate = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)
+    return jax.jit(program.step).lower(state, t, learning_rate, data).as_text()
+
+
+def _linen(module: nn.Module, inputs: np.ndarray) -> Network:
+    def init(seed: int) -> tuple[Any, Any]:
+        variables = dict(module.init(jax.random.key(seed), inputs, train=False))
+        return variables.pop("params", {}), (variables, np.uint32(seed))
+
+    def train(params: Any, rest: Any, inputs: jax.Array, t: jax.Array) -> tuple[Any, Any]:
+        variables, seed = rest
+        rngs = {"params": jax.random.fold_in(jax.random.key(seed), t)}  # what dropout and others fall back to
+        variables = {"params": params, **variables}
+        outputs, after = module.apply(variables, inputs, train=True, mutable=list(rest[0]), rngs=rngs)
+        return outputs, (after, seed)
+
+    def evaluate(params: Any, rest: Any, inputs: jax.Array) -> Any:
+        return module.apply({"params": params, **rest[0]}, inputs, train=False)
+
+    return Network(init=init, train=train, evaluate=evaluate)
+
+
+def _nnx(model: Callable[..., Any], norm: Norm) -> Network:
+    def make(seed: int) -> nnx.Module:
+        module = model(_with_own_stream(norm, seed), rngs=nnx.Rngs(seed))
+        if not isinstance(module, nnx.Module):
+            raise ValueError(f"Expected `model(norm, rngs=...)` to be an NNX module, got {module!r}.")
+        return module
+
+    module = nnx.eval_shape(lambda: make(0))
+    module.train()
+    training, _, abstract = nnx.split(module, nnx.Param, ...)
+    module.eval()
+    evaluating = nnx.split(module, nnx.Param, ...)[0]
+
+    def init(seed: int) -> tuple[Any, Any]:
+        _, params, rest = nnx.split(make(seed), nnx.Param, ...)
+        return params, _without_keys(rest)
+
+    def merged(graph: Any, params: Any, rest: Any) -> Any:
+        rest = jax.tree.map(lambda of, leaf: jax.random.wrap_key_data(leaf) if _is_key(of) else leaf, abstract, rest)
+        return nnx.merge(graph, params, rest)
+
+    def train(params: Any, rest: Any, inputs: jax.Array, t: jax.Array) -> tuple[Any, Any]:
+        module = merged(training, params, rest)
+        outputs = module(inputs)
+        _, _, rest = nnx.split(module, nnx.Param, ...)
+        return outputs, _without_keys(rest)
+
+    def evaluate(params: Any, rest: Any, inputs: jax.Array) -> Any:
+        return merged(evaluating, params, rest)(inputs)
+
+    return Network(init=init, train=train, evaluate=evaluate)
+
+
+def _is_nnx(model: Callable[..., Any]) -> bool:
+    while isinstance(model, functools.partial):
+        model = model.func
+    if isinstance(model, type):  # Flax's metaclass hides the arguments of NNX classes
+        return issubclass(model, nnx.Module)
+    return "rngs" in inspect.signature(model).parameters
+
+
+def _with_own_stream(norm: Norm, seed: int) -> Norm:
+    """The norm, drawing its parameters from a stream of its own: others must not depend on how many it draws."""
+    rngs = nnx.Rngs(jax.random.fold_in(jax.random.key(seed), 0))
+    make = norm.entry.nnx
+    entry = dataclasses.replace(norm.entry, nnx=lambda features, _, options: make(features, rngs, options))
+    return dataclasses.replace(norm, entry=entry)
+
+
+def _without_keys(rest: Any) -> Any:
+    """Random keys as the numbers behind them, which NumPy can stack."""
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, rest)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

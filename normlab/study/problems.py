@@ -1,0 +1,181 @@
+"""Problems from a user's own model and data. Importing this imports neither JAX nor Flax."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from normlab.norms import Norm, Ramp
+from normlab.study.config import Metric, Problem
+from normlab.study.data import Data, Source, load, sizes
+
+if TYPE_CHECKING:
+    from normlab.study.train import Program
+
+Loss = Callable[[Any, Any], Any]
+Optimizer = Callable[[Callable[[Any], Any]], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Error:
+    """What a trained model is judged by.
+
+    Attributes:
+        name: For axes and headings, e.g. `top-5 error`.
+        function: `(outputs, labels) -> one number for each example`, lower is better; the mean is reported.
+        percent: Whether it is a fraction, shown in percent.
+    """
+
+    name: str
+    function: Loss
+    percent: bool = False
+
+
+def _misclassified(outputs: Any, labels: Any) -> Any:
+    return outputs.argmax(-1) != labels
+
+
+def _squared_error(outputs: Any, labels: Any) -> Any:
+    return ((outputs.reshape(labels.shape) - labels) ** 2).reshape(len(labels), -1).mean(-1)
+
+
+MISCLASSIFICATION = Error(name="test error", function=_misclassified, percent=True)
+MEAN_SQUARED_ERROR = Error(name="mean squared error", function=_squared_error)
+
+
+def supervised(
+    *,
+    name: str,
+    model: Callable[..., Any],
+    data: Source,
+    title: str = "",
+    loss: Loss | None = None,
+    metric: Error | Loss | None = None,
+    chance: float | None = None,
+    optimizer: Optimizer | None = None,
+    norm_options: Mapping[str, Mapping[str, Any]] | None = None,
+    spatial: bool = False,
+    validation: float = 0.2,
+    test: float = 0.2,
+) -> Problem:
+    """Make a problem from a Flax model and labelled data.
+
+    Batch norm and batch renorm get running averages over about one epoch of examples, batch renorm also the schedule of
+    its paper scaled to the run, unless `norm_options` or the norm's own string say otherwise.
+
+    Args:
+        name: Short, for records and flags.
+        model: Linen: `model(norm)` gives a module that is called as `module(inputs, train=...)`. NNX: `model(norm,
+            rngs=...)` gives a module that is called as `module(inputs)` after `train()` or `eval()`. The norm goes
+            into it as `norm.linen(train=train)` or `norm.nnx(features, rngs=rngs)`.
+        data: A `Data`, a function that returns one, or the path of an `.npz` file; see `normlab.study.data.load`.
+        title: For people; the name unless given.
+        loss: `(outputs, labels) -> number, or one for each example`. Unless given: softmax cross entropy for integer
+            labels, squared error for others.
+        metric: An `Error`, or its function. Unless given: the share of wrong classes or the mean squared error, for
+            which labels are looked at now.
+        chance: The metric of a model that has learned nothing. Unless given: that of the best constant answer where the
+            metric is one of these two, else unknown, and then no run is found to have collapsed.
+        optimizer: `learning-rate schedule -> optax.GradientTransformation`, e.g. `optax.adamw`. Unless given: SGD with
+            momentum 0.9.
+        norm_options: For norms by name, e.g. `{"group": {"num_groups": 4}}`.
+        spatial: Whether activations have axes between batch and features, which instance norm needs.
+        validation: How much of the data chooses learning rates: a number of examples, or below 1 a share.
+        test: How much is reported on, likewise; without effect where the data bring a test set.
+    """
+    error = metric if metric is None or isinstance(metric, Error) else _named(metric)
+    task = Task(
+        model=model,
+        data=data,
+        loss=loss,
+        given_error=error,
+        chance=chance,
+        optimizer=optimizer,
+        given_options=norm_options or {},
+        validation=validation,
+        test=test,
+    )
+    return Problem(
+        name=name,
+        title=title or name,
+        build=task.build,
+        norm_options=task.norm_options,
+        spatial=spatial,
+        metric=Metric(name=task.error.name, percent=task.error.percent),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a supervised problem does; see `supervised`. Data are loaded when they are needed, and once."""
+
+    model: Callable[..., Any]
+    data: Source
+    loss: Loss | None
+    given_error: Error | None
+    chance: float | None
+    optimizer: Optimizer | None
+    given_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    validation: float
+    test: float
+
+    @cached_property
+    def loaded(self) -> Data:
+        """The data."""
+        return load(self.data)
+
+    @property
+    def error(self) -> Error:
+        """What is measured."""
+        return self.given_error or (MISCLASSIFICATION if self.loaded.classes else MEAN_SQUARED_ERROR)
+
+    def build(self, norm: Norm, config: Mapping[str, Any]) -> "Program":
+        """The program of a cell; see `Problem.build`.
+
+        Raises:
+            ValueError: For what cannot be trained.
+        """
+        from normlab.study.learning import learn
+        from normlab.study.networks import network
+
+        ghost = norm.options.get("ghost_batch_size")
+        if isinstance(ghost, int) and ghost > config["batch_size"]:
+            raise ValueError(f"Expected `ghost_batch_size` up to the batch of {config['batch_size']}, got {ghost}.")
+        return learn(
+            self.loaded,
+            network(self.model, norm, self.loaded.inputs[:2]),
+            error=self.error,
+            loss=self.loss,
+            optimizer=self.optimizer,
+            chance=self.chance,
+            validation=self.validation,
+            test=self.test,
+            **config,
+        )
+
+    def norm_options(self, norm: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Options of a norm; see `Problem.norm_options`."""
+        options = self.given_options.get(norm, {})
+        if norm not in ("batch", "batch_renorm"):
+            return options
+        train, _ = sizes(self.loaded, self.validation, self.test)
+        averages = {"momentum": max(0.0, 1 - config["batch_size"] / train)}
+        ramps = _ramps(config["epochs"] * max(1, train // config["batch_size"])) if norm == "batch_renorm" else {}
+        return {**averages, **ramps, **options}
+
+
+def _ramps(steps: int) -> dict[str, Any]:
+    """Batch renorm's limits, opened between 10 % and 35 % of the updates."""
+    begin = round(0.1 * steps)
+    end = max(begin + 1, round(0.35 * steps))
+    return {
+        "r_max": Ramp(1.0, 3.0, begin, end),
+        "d_max": Ramp(0.0, 5.0, begin, end),
+        "initialize_from_first_batch": True,
+    }
+
+
+def _named(function: Loss) -> Error:
+    """A function as an error that has its name."""
+    name = getattr(function, "__name__", "").strip("<>_").replace("_", " ")
+    return Error(name=name if name and name != "lambda" else "error", function=function)

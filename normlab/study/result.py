@@ -1,0 +1,152 @@
+"""Comparisons from Python: `study.run` does what `normlab run` does and returns what it found."""
+
+import multiprocessing
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from normlab.study import catalogue
+from normlab.study.arguments import Request, from_python
+from normlab.study.config import Comparison, Record, Settings
+from normlab.study.errors import Fault
+from normlab.study.invocation import Invocation, Ways, new_console
+from normlab.study.store import Header
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from normlab.study.advice import Recommendation
+    from normlab.study.analysis import Analysis
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a comparison found.
+
+    Attributes:
+        comparison: The question.
+        settings: What was asked for.
+        records: One for every run.
+        header: Identity, command and time, as in a folder.
+    """
+
+    comparison: Comparison
+    settings: Settings
+    records: tuple[Record, ...]
+    header: Header
+
+    @cached_property
+    def analysis(self) -> "Analysis":
+        """Estimates, intervals and verdicts."""
+        from normlab.study.analysis import analyse
+
+        return analyse(self.comparison, self.settings, self.records)
+
+    def __str__(self) -> str:
+        """The table."""
+        return self.table()
+
+    def table(self, width: int = 100) -> str:
+        """Errors, failures and verdicts as text of `width` characters, and the recommendation."""
+        from normlab.study import report
+
+        return report.table_text(self.analysis, width)
+
+    def plot(self) -> "Figure":
+        """A matplotlib figure, a panel for every problem and curve."""
+        from normlab.study import figures
+
+        return figures.plot(self.analysis)
+
+    def recommend(self) -> "Recommendation":
+        """Which norm at which factor value, how sure, and what it costs; or that the data cannot decide."""
+        from normlab.study import advice
+
+        return advice.recommend(self.analysis)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A dictionary for every place of the tables, e.g. for `pandas.DataFrame`."""
+        from normlab.study import report
+
+        return report.rows(self.analysis)
+
+    def report(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the HTML report and its tables to a folder, which is made; the path of the HTML file."""
+        from normlab.study import report
+
+        return report.write_html(
+            self.analysis,
+            folder,
+            comparison=self.comparison,
+            settings=self.settings,
+            identity=self.header.identity,
+            command=self.header.command,
+            wall_seconds=self.header.wall_seconds,
+        )
+
+
+def run(
+    comparison: Comparison | str | os.PathLike[str],
+    *,
+    tier: str | None = None,
+    norms: Iterable[Any] | None = None,
+    problems: Iterable[str] | None = None,
+    curves: Iterable[str] | None = None,
+    seeds: int | None = None,
+    output: str | os.PathLike[str] | None = None,
+    jobs: int | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Result:
+    """Run a comparison and return what it found.
+
+    A comparison from a file or by name runs in worker processes, so a script must call this under
+    `if __name__ == "__main__":`. A `Comparison` object runs in this process, since its functions cannot be sent to
+    others.
+
+    Args:
+        comparison: The object, a name that `normlab list` shows, or the path of a file that defines one.
+        tier: Budget; `quick` unless given.
+        norms: Instead of the comparison's.
+        problems: Some of the comparison's.
+        curves: Some of the comparison's.
+        seeds: Evaluation seeds, instead of the tier's.
+        output: Folder to keep runs in; the same call goes on from there. Without it nothing is written.
+        jobs: Worker processes on CPU; one a core unless given.
+        progress: Whether to show how far it is.
+        **options: The other options of `normlab run`, e.g. `batch_sizes=(2, 8)` or `learning_rates=(0.01, 0.1)`.
+
+    Raises:
+        BadInput: For what is unknown or cannot be run.
+        Fault: If something outside broke; with `output`, finished runs are kept.
+    """
+    _refuse_in_workers()
+    source = "" if isinstance(comparison, Comparison) else os.fspath(comparison)
+    found = comparison if isinstance(comparison, Comparison) else catalogue.load(source)
+    options |= {"tier": tier, "norms": norms, "problems": problems, "curves": curves, "seeds": seeds, "jobs": jobs}
+    given = {name: value for name, value in options.items() if value is not None}
+    request = Request(found, from_python(given, found))
+    settings = request.settings(source)
+    folder = None if output is None else Path(output)
+    call = ", ".join(
+        [repr(source) if source else "comparison", *(f"{name}={value!r}" for name, value in given.items())]
+    )
+    console = new_console(quiet=not progress)
+    invocation = Invocation(found, settings, folder, f"study.run({call})", request.get("shard"), console)
+    try:
+        outcome = invocation.complete(Ways.of(request))
+    except Fault as error:
+        raise Fault(f"{error}{_HINT if source and 'cannot start' in str(error) else ''}") from error
+    return Result(comparison=found, settings=settings, records=tuple(outcome.records), header=outcome.header)
+
+
+_HINT = ' In a script, call `study.run` under `if __name__ == "__main__":`: workers import the script again.'
+
+
+def _refuse_in_workers() -> None:
+    """End a worker that imports a script which calls `run` unguarded; its parent says what to do."""
+    if multiprocessing.parent_process() and multiprocessing.current_process().name == "normlab-worker":
+        raise SystemExit(1)

@@ -1,0 +1,103 @@
+"""Doing a recorded run again: the same code on the same kind of machine must give the same numbers, bit by bit."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from normlab.study import catalogue, checks, execute, identity
+from normlab.study.config import EVALUATE, Comparison, Record, Settings
+from normlab.study.errors import BadInput, Fault
+from normlab.study.merge import differences
+from normlab.study.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What was recorded and what came out now.
+
+    Attributes:
+        recorded: The record.
+        repeated: The same run, now.
+        identity: Where code, versions, platform, data or strategy differ, and both values; with any of these, equal
+            bits cannot be expected and nothing is judged.
+    """
+
+    recorded: Record
+    repeated: Record
+    identity: tuple[tuple[str, Any, Any], ...]
+
+    @property
+    def equal(self) -> bool:
+        """Whether status and all metrics are the same."""
+        return (self.recorded.status, self.recorded.metrics) == (self.repeated.status, self.repeated.metrics)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the numbers differ where they must not."""
+        return not self.equal and not self.identity
+
+    def lines(self) -> Iterator[str]:
+        """The outcome for people, the verdict last."""
+        names = dict.fromkeys((*self.recorded.metrics, *self.repeated.metrics))
+        yield f"{'':<12}{'recorded':<24}now"
+        yield f"{'status':<12}{self.recorded.status:<24}{self.repeated.status}"
+        for name in names:
+            yield f"{name:<12}{self.recorded.metrics.get(name)!r:<24}{self.repeated.metrics.get(name)!r}"
+        for what, then, now in self.identity:
+            yield f"{what} was {then}, is {now}"
+        yield self._verdict()
+
+    def _verdict(self) -> str:
+        if self.identity:
+            how = "The numbers are equal all the same." if self.equal else "That they differ shows nothing."
+            return f"Not the same conditions, so that equal bits cannot be expected. {how}"
+        return "Equal, bit by bit." if self.equal else "Different, where code, versions, machine and data are the same."
+
+
+def choose(records: Sequence[Record], prefix: str | None) -> Record:
+    """The record with this start of a key, or one at random of the evaluation runs that ended well.
+
+    Raises:
+        BadInput: If there is none, or several.
+    """
+    if prefix is None:
+        candidates = [r for r in records if r.run.stage == EVALUATE and r.status == "ok"]
+        if not candidates:
+            raise BadInput("Expected an evaluation run that ended well, found none. Name another with `--run`.")
+        return random.choice(candidates)
+    found = [record for record in records if record.key.startswith(prefix)]
+    if len(found) != 1:
+        raise BadInput(f"Expected `--run` to be the start of one run's key, got `{prefix}`, which fits {len(found)}.")
+    return found[0]
+
+
+def verify(comparison: Comparison, settings: Settings, record: Record) -> Verification:
+    """Do a run again in a fresh worker process, as `run` does it.
+
+    Args:
+        comparison: The comparison, from its file.
+        settings: Those under which the run was planned.
+        record: What to repeat.
+
+    Raises:
+        BadInput: If the comparison has changed so much that the run is no longer part of it.
+        Fault: If no process can be started.
+    """
+    plan, cell = Plan(comparison, settings), record.run.cell
+    if cell not in plan.cells:
+        raise BadInput(
+            f"Expected run {record.key[:12]} to be part of `{settings.comparison}`, which has changed since."
+        )
+    strategy = execute.choose_strategy()
+    data = {cell.problem: checks.trace(plan, cell)}
+    now = identity.describe(catalogue.files(settings.source), data, str(strategy))
+    task = execute.Task(source=settings.source, settings=settings, identity=now, strategy=strategy)
+    made: list[Record] = []
+    try:
+        for repeated in execute.records(task, comparison, lambda: [] if made else [record.run], jobs=1):
+            made.append(repeated)
+    except RuntimeError as error:
+        raise Fault(str(error)) from error
+    changed = tuple(differences(record.identity, made[0].identity))
+    return Verification(recorded=record, repeated=made[0], identity=changed)

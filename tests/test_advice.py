@@ -1,0 +1,204 @@
+"""The recommendation: who qualifies, who is cheapest, how sure, and that it says so where the data cannot decide."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+
+import pytest
+
+from normlab.study import words
+from normlab.study.advice import Choice, recommend
+from normlab.study.analysis import Analysis
+from normlab.study.config import EVALUATE, Cell, Metric, Record
+from tests import synthetic
+from tests.synthetic import DEPLOYED, ISOLATED, analysis_of, failed
+
+SMALL = dict(
+    problems=synthetic.problems()[:1],
+    norms=("batch", "layer", "rms"),
+    curves=(dataclasses.replace(DEPLOYED, factor=dataclasses.replace(DEPLOYED.factor, values=(2, 32))),),
+)
+NOISE = (0.1, -0.4, 0.3, 0.0, -0.2, 0.4, -0.3, 0.2, -0.1, 0.0)
+"""Of mean zero; times 1 % the same for norms that are to be paired exactly."""
+
+
+def planted(
+    error: Callable[[Cell], float],
+    spread: Callable[[Cell], float] = lambda cell: 0.0,
+    step: Callable[[Cell], float] = lambda cell: 1e-4,
+    fails: Callable[[Cell, int], bool] = lambda cell, seed: False,
+) -> Callable[[Record], Record]:
+    """Give every evaluation run an error: that of its cell, noise that pairs share, and `spread` that they do not."""
+
+    def change(record: Record) -> Record:
+        cell, seed = record.run.cell, record.run.seed
+        cost = {**record.cost, "step": step(cell)}
+        if record.run.stage != EVALUATE:
+            return dataclasses.replace(record, cost=cost)
+        if fails(cell, seed):
+            return dataclasses.replace(failed(record), cost=cost)
+        test = error(cell) + 0.01 * NOISE[seed % 10] + spread(cell) * NOISE[3 * seed % 10]
+        return dataclasses.replace(record, cost=cost, metrics={**record.metrics, "test": test, "train_loss": test})
+
+    return change
+
+
+def by_norm(**values: float) -> Callable[[Cell], float]:
+    return lambda cell: values.get(cell.norm, values.get("others", 0.0))
+
+
+def small(change: Callable[[Record], Record], tier: str = "standard", **comparison: object) -> Analysis:
+    return analysis_of(change, tier, **{**SMALL, **comparison})  # pyright: ignore[reportArgumentType]
+
+
+def first(analysis: Analysis) -> Choice:
+    return recommend(analysis).choices[0]
+
+
+def test_the_cheapest_within_the_margin_of_the_best_is_recommended() -> None:
+    errors, steps = by_norm(batch=0.05, layer=0.030, rms=0.032), by_norm(batch=5e-5, layer=2e-4, rms=1e-4)
+    choice = first(small(planted(errors, step=steps)))
+    assert choice.norm == "rms" and choice.sure
+    assert choice.reason == "within 0.5 points of layer norm, which takes 2.0x as long"
+    assert (choice.to_baseline, choice.to_fastest) == (2.0, 2.0) and choice.step_seconds == 1e-4
+    assert choice.error and choice.error.mean == pytest.approx(0.032)
+
+
+def test_times_within_ten_percent_are_equal_and_the_lowest_mean_decides() -> None:
+    errors = by_norm(batch=0.05, layer=0.030, rms=0.032)
+    assert first(small(planted(errors, step=by_norm(layer=1.09e-4, rms=1e-4, batch=1e-4)))).norm == "layer"
+    assert first(small(planted(errors, step=by_norm(layer=1.11e-4, rms=1e-4, batch=1e-4)))).norm == "rms"
+
+
+def test_without_times_the_lowest_mean_decides() -> None:
+    timeless = planted(by_norm(batch=0.05, layer=0.030, rms=0.032))
+    recommendation = recommend(small(lambda record: dataclasses.replace(timeless(record), cost={})))
+    choice = recommendation.choices[0]
+    assert choice.norm == "layer" and choice.step_seconds is None and choice.to_baseline is None
+    assert "step" not in str(recommendation)
+
+
+def test_a_norm_that_may_be_better_makes_it_unsure() -> None:
+    spread = by_norm(rms=0.05, others=0.0)
+    choice = first(small(planted(by_norm(batch=0.05, layer=0.030, rms=0.0305), spread)))
+    assert choice.norm == "layer" and not choice.sure and choice.undecided == ("rms",)
+    text = recommend(small(planted(by_norm(batch=0.05, layer=0.030, rms=0.0305), spread))).sentence
+    assert "RMS norm may still be the better choice" in text
+
+
+def test_a_cheaper_norm_that_may_be_as_good_makes_it_unsure() -> None:
+    errors, spread = by_norm(batch=0.09, layer=0.030, rms=0.036), by_norm(rms=0.008)
+    cheaper = first(small(planted(errors, spread, by_norm(rms=5e-5, others=1e-4))))
+    assert cheaper.norm == "layer" and cheaper.undecided == ("rms",)
+    assert cheaper.seeds_needed is None or cheaper.seeds_needed > 10
+    same = first(small(planted(errors, spread)))
+    assert same.norm == "layer" and same.sure
+
+
+def test_seeds_needed_are_given_where_they_can_be_estimated() -> None:
+    errors, spread = by_norm(batch=0.09, layer=0.030, rms=0.031), by_norm(rms=0.05)
+    choice = first(small(planted(errors, spread)))
+    assert choice.undecided == ("rms",) and choice.seeds_needed is not None and choice.seeds_needed > 10
+    assert f"about {choice.seeds_needed} seeds would tell" in recommend(small(planted(errors, spread))).sentence
+
+
+def test_a_norm_that_fails_too_often_is_out_and_one_that_may_is_not_best() -> None:
+    errors = by_norm(batch=0.05, layer=0.01, rms=0.03)
+
+    def sometimes(number: int) -> Analysis:
+        return small(planted(errors, fails=lambda cell, seed: cell.norm == "layer" and seed < number))
+
+    assert first(sometimes(0)).norm == "layer"
+    once = first(sometimes(1))  # at most 40 % with 95 % confidence, below the limit of 45 %
+    assert once.norm == "layer" and once.failures and (once.failures.k, once.failures.n) == (1, 10)
+    assert first(sometimes(2)).norm == "rms"
+
+
+def test_nothing_is_recommended_where_every_norm_fails() -> None:
+    recommendation = recommend(small(planted(by_norm(), fails=lambda cell, seed: seed < 8)))
+    assert all(choice.norm is None and not choice.sure for choice in recommendation.choices)
+    assert "no norm can be recommended at batch size 2 and 32: runs of every norm failed" in recommendation.sentence
+
+
+def test_too_few_runs_recommend_nothing_and_say_how_many_would_do() -> None:
+    analysis = small(planted(by_norm(others=0.03)), tier="quick")
+    assert all(choice.norm for choice in recommend(analysis).choices)
+    strict = small(planted(by_norm(others=0.03)), tier="quick", failure_limit=0.3)
+    assert "too few runs to show a failure rate below 30 %; that takes 9 runs without one" in recommend(strict).sentence
+
+
+def test_the_break_of_the_baseline_is_said_where_it_is_worst() -> None:
+    recommendation = recommend(analysis_of())
+    mlp, conv = recommendation.sentences
+    assert re.search(r"batch norm loses 1\d\.\d points \[1\d\.\d, 1\d\.\d\] to \S+ norm at batch size 2\.$", mlp)
+    assert "loses" not in conv and mlp.count(". ") == 1
+    assert {choice.curve for choice in recommendation.choices} == {"deployed"}
+    assert [choice.value for choice in recommendation.choices[:5]] == [2, 4, 8, 32, 128]
+    assert recommendation.choices[0].norm != "batch"
+
+
+def test_what_limits_it_comes_first() -> None:
+    smoke = recommend(analysis_of(tier="smoke"))
+    assert smoke.sentence.startswith("No claim is made: tier `smoke` trains 2 seeds") and not smoke.choices
+    assert str(recommend(analysis_of(tier="quick"))).startswith("Exploratory, with 5 seeds per cell.\n")
+    isolated = recommend(analysis_of(curves=(ISOLATED,)))
+    assert isolated.sentence == "No recommendation: none of the curves that were run advises."
+
+
+def test_a_model_that_ignores_its_norm_gets_a_question() -> None:
+    recommendation = recommend(small(planted(by_norm(others=0.03), spread=by_norm())))
+    assert "all norms gave identical runs; does the model use its norm?" in recommendation.sentence
+    assert not recommendation.choices
+
+
+def test_a_metric_that_is_no_fraction_keeps_its_unit() -> None:
+    losses = (dataclasses.replace(synthetic.problems()[0], metric=Metric(name="test loss", percent=False)),)
+    text = recommend(small(planted(by_norm(batch=0.5, layer=0.31, rms=0.32)), problems=losses, margin=0.02)).sentence
+    assert "The lowest test loss is 0.310 [0.308, 0.312] with layer norm" in text
+    assert "%" not in text.replace("95 %", "") and "points" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (words.value(Metric(), 0.1789), "17.9"),
+        (words.value(Metric(), None), "–"),
+        (words.value(Metric(percent=False), 1.23456), "1.23"),
+        (words.value(Metric(percent=False), 123.4), "123"),
+        (words.value(Metric(percent=False), 12345.6), "12346"),
+        (words.value(Metric(percent=False), 0.0), "0.00"),
+        (words.signed(Metric(), 0.1544), "+15.4"),
+        (words.signed(Metric(), -0.1544), "−15.4"),
+        (words.signed(Metric(), -0.0001), "0.0"),
+        (words.signed(Metric(percent=False), -0.0123), "−0.0123"),
+        (words.quantity(Metric(), 0.023), "2.3 %"),
+        (words.quantity(Metric(percent=False), 0.023), "0.0230"),
+        (words.interval(Metric(), None), ""),
+        (words.interval(Metric(), (0.01, 0.034)), "[1.0, 3.4]"),
+        (words.interval(Metric(), (-0.01, 0.034), sign=True), "[−1.0, +3.4]"),
+        (words.half(Metric(), (0.01, 0.034)), "1.2"),
+        (words.number(0.0005), "0.00050"),
+        (words.number(12.0), "12"),
+        (words.number(None), "–"),
+        (words.p_value(1e-9), "<0.0001"),
+        (words.p_value(0.0312), "0.031"),
+        (words.ratio(1.0384), "1.0x"),
+        (words.ratio(30.0), "30x"),
+        (words.seconds(None), "–"),
+        (words.seconds(0.00013), "130 µs"),
+        (words.seconds(0.0000031), "3.1 µs"),
+        (words.seconds(0.00999), "9.99 ms"),
+        (words.seconds(0.346), "0.35 s"),
+        (words.seconds(59.7), "1 min 0 s"),
+        (words.seconds(252.0), "4 min 12 s"),
+        (words.seconds(7300.0), "2 h 1 min"),
+        (words.size(640), "640 B"),
+        (words.size(1_500_000), "1.5 MB"),
+        (words.size(999_999), "1 MB"),
+        (words.size(None), "–"),
+        (words.count(1, "seed"), "1 seed"),
+        (words.listed(["a", "b", "c"], "or"), "a, b or c"),
+    ],
+)
+def test_numbers_for_people(text: str, expected: str) -> None:
+    assert text == expected
