@@ -126,7 +126,7 @@ def level(cell: Cell) -> float:
     broken = {"batch": 0.154, "batch_renorm": 0.042} if cell.problem == "digits-mlp" else {}
     if examples(cell) == 2 and cell.norm in broken:
         return base + broken[cell.norm]
-    return base + 0.012 * (cell.norm == "none") - 0.003 * (cell.norm == "batch" and examples(cell) > 2)
+    return base + 0.012 * (cell.norm == "none") - 0.003 * (cell.norm == "batch" and examples(cell) != 2)
 
 
 def best_rate(cell: Cell) -> float:

@@ -140,9 +140,6 @@ class TestRecords:
         }[damage]
         path.write_bytes(content)
         capsys.readouterr()
-        assert main(["report", str(store.directory)]) == 0
-        assert f"Left out `{path}`" in capsys.readouterr().out
-        assert path.read_bytes() == content
         complete(toy, store.directory)
         out = capsys.readouterr().out
         assert f"`{path}` does not hold the run that it should; it is `{path.name}.corrupt` now" in out
@@ -151,6 +148,16 @@ class TestRecords:
         assert after.keys() == before.keys()
         assert {path: after[path] for path in before if path != min(before)}.items() <= before.items()
         assert json.loads(after[path])["metrics"] == json.loads(before[path])["metrics"]
+
+    def test_a_report_leaves_a_damaged_record_out_and_as_it_is(
+        self, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        store = complete(toy, tmp_path / "out", curves=["deployed"])
+        path = min(contents(store.directory))
+        path.write_text("{")
+        assert main(["report", str(store.directory)]) == 0
+        assert f"Left out `{path}`" in capsys.readouterr().out
+        assert path.read_text() == "{"
 
     def test_what_killed_processes_left_half_written_is_removed(self, toy: Path, tmp_path: Path) -> None:
         store = complete(toy, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Analysis and report: what synthetic records show, the same in any order, escaped, offline, and drawn by a browser."""
+"""Report, tables and figures: what records show, escaped, offline, the same bytes again, and small."""
 
 import csv
 import dataclasses
@@ -8,10 +8,9 @@ import json
 import math
 import random
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,145 +18,40 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from normlab.study import plan, report
-from normlab.study.analysis import Analysis, analyse, to_json
-from normlab.study.config import (
-    EVALUATE,
-    TUNE,
-    Cell,
-    Comparison,
-    Factor,
-    Problem,
-    Record,
-    Run,
-    Settings,
-    Tier,
-    content_key,
-)
-from normlab.study.statistics import BETTER, EQUIVALENT, INCONCLUSIVE, WORSE
+from normlab.study import advice, arguments, figures, report, tables
+from normlab.study.analysis import Analysis, Basin, Cost, analyse, to_json
+from normlab.study.config import EVALUATE, Comparison, Metric, Record, Settings
+from normlab.study.statistics import BETTER, INCONCLUSIVE, WORSE
+from tests import synthetic
+from tests.synthetic import DEPLOYED, IDENTITY, a_comparison, analysis_of, failed, simulate, some_settings, two_diverge
 
-NORMS = ("none", "batch", "batch_renorm", "layer", "rms", "group", "instance")
-VALUES = (2, 4, 8, 32, 128)
-RATES = (0.01, 0.03, 0.1, 0.3)
-HOSTILE = "<script>alert('$x$')</script>&amp;-->"
-
-
-def build(norm: object, config: Mapping[str, Any]) -> Any:
-    """Nothing here is trained."""
-    raise NotImplementedError
-
-
-def a_comparison(*, title: str = "MLP 64-100-100-10 on digits", norms: tuple[str, ...] = NORMS) -> Comparison:
-    tier = Tier(epochs=20, learning_rates=RATES, tuning_seeds=1, seeds=5, leaves_out="A second tuning seed.")
-    return Comparison(
-        name="batch_size",
-        title="Which norm at which batch size",
-        question="How does test error depend on the batch?",
-        problems=(
-            Problem(name="digits-mlp", title=title, build=build),
-            Problem(name="digits-conv", title="Small conv net on digits", build=build, spatial=True),
-        ),
-        norms=norms,
-        factor=Factor(
-            name="batch_size", label="batch size (examples)", flag="--batch-sizes", values=VALUES, reference=32
-        ),
-        tiers={
-            "quick": tier,
-            "standard": dataclasses.replace(tier, seeds=10, leaves_out=""),
-            "smoke": dataclasses.replace(tier, seeds=2, claims=False),
-        },
-        config=lambda value: {"batch_size": value},
-        fixed=("SGD with momentum 0.9, cosine schedule.", "Every seed has its own split, the same for every norm."),
-    )
-
-
-def some_settings(comparison: Comparison, tier: str = "standard", **changes: Any) -> Settings:
-    spent = comparison.tiers[tier]
-    fields = dict(
-        comparison=comparison.name,
-        source=comparison.name,
-        tier=tier,
-        problems=tuple(problem.name for problem in comparison.problems),
-        norms=comparison.norms,
-        values=VALUES,
-        learning_rates=spent.learning_rates,
-        epochs=spent.epochs,
-        tuning_seeds=spent.tuning_seeds,
-        seeds=spent.seeds,
-    )
-    return Settings(**{**fields, **changes})
-
-
-def a_record(run: Run, status: str, reason: str = "", **metrics: float | None) -> Record:
-    timing = {} if status == "invalid" else {"run": 0.4 + 0.01 * run.seed % 7, "compile": 2.5}
-    return Record(
-        key=content_key(run),
-        run=run,
-        config={},
-        identity={},
-        status=status,
-        reason=reason,
-        metrics=metrics,
-        timing=timing,
-    )
-
-
-def level(cell: Cell) -> float:
-    """The true error of a cell: batch norm breaks at 2, batch renorm half as much."""
-    base = 0.026 if cell.problem == "digits-mlp" else 0.016
-    if cell.value == 2 and cell.problem == "digits-mlp":
-        base = {"batch": 0.18, "batch_renorm": 0.068}.get(cell.norm, base)
-    return base + 0.004 * (cell.norm == "none") - 0.003 * (cell.norm == "batch" and cell.value != 2)
-
-
-def simulate(
-    comparison: Comparison, settings: Settings, fail: Callable[[Run], bool] = lambda run: False
-) -> list[Record]:
-    """All records of a comparison, with noise that pairs share."""
-    records = []
-    for cell in plan.cells(settings, comparison):
-        tuning = plan.tuning_runs(cell, settings)
-        if cell.norm == "instance" and cell.problem == "digits-mlp":
-            records += [a_record(run, "invalid", "`instance` needs spatial axes.") for run in tuning]
-            continue
-        tuned = [
-            a_record(run, "ok", validation=level(cell) + 0.02 * abs(math.log10(run.learning_rate / 0.1)))
-            for run in tuning
-        ]
-        choice = plan.choose_learning_rate(tuned)
-        assert choice is not None
-        records += tuned
-        records += [evaluated(run, fail(run)) for run in plan.evaluation_runs(cell, settings, choice.learning_rate)]
-    return records
-
-
-def evaluated(run: Run, failed: bool) -> Record:
-    if failed:
-        return a_record(run, "diverged", "Loss is not finite at step 12.", test=None, validation=None, train_loss=None)
-    shared = np.random.default_rng(run.seed).normal(0, 0.004)
-    own = np.random.default_rng(int(content_key(run)[:8], 16)).normal(
-        0, 0.0025 + 0.1 * max(0.0, level(run.cell) - 0.05)
-    )
-    error = max(0.001, level(run.cell) + shared + own)
-    return a_record(run, "ok", test=error, validation=error, train_loss=error**2)
-
-
+HOSTILE = "<script>alert('$x$')</script>&amp;--> % _ # { } ~ ^ \\ \""
 COMPARISON = a_comparison()
 SETTINGS = some_settings(COMPARISON)
-
-
-def diverging(run: Run) -> bool:
-    return (run.cell.problem, run.cell.norm, run.cell.value) == ("digits-mlp", "none", 128) and run.seed in (1, 4)
+SHORT = dataclasses.replace(DEPLOYED, factor=dataclasses.replace(DEPLOYED.factor, values=(2, 128), reference=None))
+SMALL: Mapping[str, Any] = dict(problems=synthetic.problems()[:1], norms=("batch", "layer"), curves=(SHORT,))
 
 
 @pytest.fixture(scope="module")
 def records() -> list[Record]:
-    return simulate(COMPARISON, SETTINGS, diverging)
+    return simulate(COMPARISON, SETTINGS)
 
 
 @pytest.fixture(scope="module")
 def analysis(records: list[Record]) -> Analysis:
     return analyse(COMPARISON, SETTINGS, records)
+
+
+@pytest.fixture(scope="module")
+def folder(analysis: Analysis, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("report")
+    written(analysis, directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> str:
+    return (folder / "report.html").read_text("utf-8")
 
 
 def written(
@@ -168,296 +62,411 @@ def written(
         directory,
         comparison=comparison,
         settings=settings,
-        identity={"code": "0123abc", "versions": {"jax": "0.10.2", "flax": "0.12.8"}, "platform": "cpu, 2 cores"},
+        identity=IDENTITY,
         command="normlab run batch_size --tier standard",
         wall_seconds=252.0,
     )
     return path.read_text("utf-8")
 
 
-def test_planted_break_is_shown(analysis: Analysis) -> None:
-    cell = analysis.problems[0].cell("layer", 2)
-    assert cell.gap is not None and cell.gap.verdict == BETTER
-    assert cell.gap.p_holm is not None and cell.gap.difference.p is not None
-    assert cell.gap.p_holm > cell.gap.difference.p
-    standing = analysis.problems[0].standings[0]
-    assert "batch" not in standing.candidates and "layer" in standing.candidates
-    assert re.search(
-        r"batch norm loses 1\d\.\d points \[1\d\.\d, 1\d\.\d\] to \S+ norm at batch size 2", analysis.advice
-    )
-    assert analysis.advice.count(". ") == 0 and analysis.advice.endswith(".")
+def small(
+    directory: Path, change: synthetic.Change = two_diverge, tier: str = "quick", **fields: Any
+) -> tuple[Analysis, str]:
+    """A small comparison's analysis and page."""
+    comparison = a_comparison(**{**SMALL, **fields})
+    settings = some_settings(comparison, tier)
+    analysis = analyse(comparison, settings, simulate(comparison, settings, change))
+    return analysis, written(analysis, directory, comparison, settings)
 
 
-def test_change_from_the_reference_value_is_paired_by_seed(analysis: Analysis) -> None:
-    mlp = analysis.problems[0]
-    change = mlp.cell("batch", 2).change
-    assert change is not None and change.paired and change.mean is not None and change.interval is not None
-    errors = [{p.seed: p.error for p in mlp.cell("batch", value).points} for value in (2, 32)]
-    by_hand = [errors[0][seed] - errors[1][seed] for seed in errors[0]]  # type: ignore[operator]
-    assert change.mean == pytest.approx(np.mean(by_hand)) and change.interval[0] > 0.05
-    assert mlp.cell("batch", 32).change is None
-    low, high = mlp.cell("group", 2).change.interval  # type: ignore[union-attr, misc]
-    assert low < 0 < high
+def without_links(page: str) -> str:
+    return re.sub(r"href='data:[^']*'", "", page)
 
 
-def test_no_change_without_the_reference_value(records: list[Record]) -> None:
-    analysis = analyse(COMPARISON, some_settings(COMPARISON, values=(2, 8)), records)
-    assert analysis.factor["reference"] is None
-    assert all(cell.change is None for cell in analysis.cells)
+def text_of(page: str) -> str:
+    body = re.sub(r"<(script|style|svg).*?</\1>", " ", without_links(page), flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
 
 
-def test_failed_runs_are_counted_and_left_out_of_the_error(analysis: Analysis, tmp_path: Path) -> None:
-    cell = analysis.problems[0].cell("none", 128)
-    assert (cell.failures.k, cell.failures.n) == (2, 10)
-    assert cell.counts["diverged"] == 2 and cell.counts["ok"] == 8
-    assert cell.error.n == 8 and cell.error.mean is not None and cell.error.mean < 0.05
+def test_the_answer_comes_first(analysis: Analysis, page: str) -> None:
+    text = text_of(page)
+    answer = advice.recommend(analysis)
+    assert text.index(answer.sentences[0]) < text.index("What to use") < text.index("MLP on digits: test error")
+    row = r"batch size 2 layer norm 2\.\d ± 0\.\d % yes 135 µs 1\.0x lowest mean error MLP on digits"
+    assert re.search(row, text), text[:2000]
+    assert text.count(advice.STEP_TIMES) == 2
+
+
+def test_curves_are_told_apart_in_words(page: str) -> None:
+    text = text_of(page)
+    for curve in COMPARISON.curves:
+        assert text.count(f"{curve.title} Shows: {curve.shows} Cannot show: {curve.hides}") == 2
+    assert text.count("Advice: none rests on this curve.") == 2
+    assert "no norm flat reference" in text
+
+
+def test_planted_break_is_shown_with_all_its_numbers(analysis: Analysis, page: str) -> None:
+    gap = analysis.problems[0].curve("deployed").cell("layer", 2).gap
+    assert gap is not None and gap.verdict == BETTER and gap.difference.mean is not None
+    difference = f"{100 * gap.difference.mean:+.1f}".replace("-", "−")
+    row = rf"layer norm digits-mlp deployed 2 2\.\d ± 0\.\d {difference} \[−1\d\.\d, −1\d\.\d\] better <0\.0001 0/10"
+    assert re.search(row, text_of(page))
+
+
+def test_failed_runs_are_counted_and_left_out_of_the_error(analysis: Analysis, page: str) -> None:
+    cell = analysis.problems[0].curve("deployed").cell("none", 128)
+    assert (cell.failures.k, cell.failures.n) == (2, 10) and cell.error.mean is not None
     counted = cell.error_counting_failures.mean
     assert counted == pytest.approx((8 * cell.error.mean + 2 * 0.9) / 10)
-    assert cell.gap is not None and not cell.gap.difference.paired
-    assert "none" not in analysis.problems[0].standings[-1].candidates
-    page = written(analysis, tmp_path)
-    assert "2 of 10 failed" in page and "diverged: Loss is not finite at step 12 (seeds 1, 4)" in page
-    assert "2/10" in page[page.index("<svg") : page.index("</svg>")]
+    text = text_of(page)
+    assert "no norm digits-mlp deployed 128 2 of 10 [5.7, 51.0]" in text
+    assert text.count("no norm digits-mlp isolated all 2 of 10") == 1
+    assert "diverged: The loss is not finite from step 12 (seeds 1, 4)" in text
+    assert "2/10" in page[page.index('aria-label="Error') : page.index("</svg>", page.index('aria-label="Error'))]
 
 
-def test_invalid_cells_keep_their_reason_and_miss_nothing(analysis: Analysis) -> None:
-    cell = analysis.problems[0].cell("instance", 2)
-    assert cell.invalid == "`instance` needs spatial axes." and cell.gap is None and cell.counts["missing"] == 0
-    assert analysis.runs == {"planned": 930, "done": 930, "missing": 0}
+def test_grids_that_grew_and_basins_are_said(analysis: Analysis, page: str) -> None:
+    cell = analysis.problems[0].curve("deployed").cell("none", 128)
+    assert (cell.learning_rate, cell.added) == (1.0, (1.0, 3.0))
+    text = text_of(page)
+    assert "Grids have grown at 128 by 1, 3." in text and "no norm flat reference 1 at least 10x 0.3 to 3" in text
+    open_low = Basin(low=0.01, high=0.3, open_low=True, open_high=False)
+    assert (report._basin_width(open_low), report._basin_ends(open_low)) == ("at least 30x", "0.01 to 0.3")
+    single = Basin(low=0.1, high=0.1, open_low=False, open_high=False)
+    assert (report._basin_width(single), report._basin_ends(single)) == ("1.0x", "0.1")
+
+
+def test_untuned_norms_have_rows_of_their_own(tmp_path: Path) -> None:
+    def worse(record: Record) -> Record:
+        untuned = record.run.stage == EVALUATE and record.run.learning_rate == 0.01
+        return dataclasses.replace(record, metrics={**record.metrics, "test": 0.5}) if untuned else record
+
+    _, page = small(tmp_path, worse, default_learning_rate=0.01)
+    text = text_of(page)
+    assert "layer norm, untuned learning rate 0.01 50.0" in text
+    assert re.search(
+        r"layer norm, untuned digits-mlp deployed 128 50\.0 \+47\.\d \[\+4\d\.\d, \+4\d\.\d\] to tuned", text
+    )
+    assert 'value="untuned"' in page
+    _, page = small(tmp_path, default_learning_rate=None)
+    assert "untuned" not in text_of(page) and 'value="untuned"' not in page
+
+
+def test_costs_settings_and_statuses_are_there(analysis: Analysis, page: str) -> None:
+    text = text_of(page)
+    assert "batch renorm 180 µs 1.4x 1.5 MB 2.5 s" in text
+    assert f"runs, tuning included {analysis.counts['done']} of {analysis.counts['planned']}" in text
+    assert re.search(r"tune \d+ 25 0 evaluate \d+ 0 4", text) and "wall time 4 min 12 s" in text
+    assert re.search(r"batch norm digits-mlp batch:\S*ghost_batch_size=2\S* batch size 128, epochs 20", text)
+    assert "versions jax 0.10.2" in text and "normlab run batch_size --tier standard" in text
+
+
+def test_invalid_cells_keep_their_reason(analysis: Analysis, page: str) -> None:
+    cell = analysis.problems[0].curve("deployed").cell("instance", 2)
+    assert cell.invalid and cell.gap is None and cell.counts["missing"] == 0
+    assert f"instance norm on MLP on digits: {cell.invalid}" in text_of(page)
 
 
 def test_order_and_foreign_records_do_not_matter(analysis: Analysis, records: list[Record]) -> None:
     foreign = dataclasses.replace(records[0].run, learning_rate=7.0)
-    shuffled = [*records, a_record(foreign, "ok", validation=0.0)]
+    shuffled = [*records, synthetic.made_up(foreign)]
     random.Random(0).shuffle(shuffled)
     again = analyse(COMPARISON, SETTINGS, shuffled)
     assert again == analysis
     assert to_json(again) == to_json(analysis)
 
 
-def test_the_files_are_the_same_bytes_again(analysis: Analysis, tmp_path: Path) -> None:
+def test_all_files_are_the_same_bytes_again(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in "ab"]
-    pages = [written(analysis, folder) for folder in folders]
-    assert pages[0] == pages[1]
-    assert sorted(path.name for path in folders[0].iterdir()) == ["analysis.json", "report.html"]
-    assert json.loads((folders[0] / "analysis.json").read_text("utf-8"))["advice"] == analysis.advice
+    for folder in folders:
+        small(folder)
+    files = [{path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")} for folder in folders]
+    assert files[0] == files[1]
+    assert {str(path) for path in files[0]} == {
+        "analysis.json",
+        "report.html",
+        *(f"tables/{name}" for name in ("cells.csv", "runs.csv", "settings.json", "settings.toml")),
+        "tables/digits-mlp-deployed.tex",
+        *(
+            f"figures/{kind}-digits-mlp-deployed.{end}"
+            for kind in ("error", "loss", "tuning")
+            for end in ("svg", "pdf")
+        ),
+    }
 
 
-def test_json_leaves_out_what_a_repetition_changes(analysis: Analysis) -> None:
-    assert analysis.timings[0].compile == 2.5
-    assert "timings" not in json.loads(to_json(analysis))
+def test_the_page_holds_the_files_beside_it_and_is_small(folder: Path, page: str) -> None:
+    links = re.findall(r'download="([^"]+)" href=\'data:([^,]*),([^\']*)\'', page)
+    for name, kind, content in links:
+        beside = next(folder.rglob(name)).read_bytes()
+        assert decoded(kind, content) == beside, name
+    assert {name for name, *_ in links} == {path.name for path in folder.rglob("*.*")} - {"report.html"}
+    assert len(page.encode()) < 3_000_000
+
+
+def decoded(kind: str, content: str) -> bytes:
+    import base64
+    from urllib.parse import unquote_to_bytes
+
+    return base64.b64decode(content) if kind.endswith(";base64") else unquote_to_bytes(content)
+
+
+def test_json_leaves_out_what_a_repetition_changes(analysis: Analysis, records: list[Record]) -> None:
+    slower = [dataclasses.replace(record, cost={name: 2 * x for name, x in record.cost.items()}) for record in records]
+    again = analyse(COMPARISON, SETTINGS, slower)
+    assert again.costs != analysis.costs and to_json(again) == to_json(analysis)
+
+
+def test_settings_can_be_given_back(folder: Path) -> None:
+    given = arguments.from_file(str(folder / "tables" / "settings.toml"), COMPARISON)
+    again = arguments.Request(COMPARISON, given).settings(SETTINGS.source)
+    assert again == SETTINGS
+    settings = json.loads((folder / "tables" / "settings.json").read_text("utf-8"))
+    assert settings["comparison"]["curves"][1]["config"]["2"] == {"batch_size": 128}
+    assert {cell["norm"] for cell in settings["cells"]} == set(SETTINGS.norms)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
-def test_unfinished_comparisons_say_what_is_missing(records: list[Record], share: float, tmp_path: Path) -> None:
+def test_unfinished_comparisons_say_what_is_missing(share: float, tmp_path: Path) -> None:
+    comparison = a_comparison(**SMALL)
+    settings = some_settings(comparison)
+    records = simulate(comparison, settings)
     some = records[: int(share * len(records))]
-    partial = analyse(COMPARISON, SETTINGS, some)
-    assert partial.runs["done"] == len(some) and partial.runs["missing"] > 0
-    assert f"{partial.runs['missing']} of {partial.runs['planned']} runs are still missing" in written(
-        partial, tmp_path
-    )
-    assert "still missing" in printed(partial)
-
-
-def test_one_run_is_enough_to_report(records: list[Record], tmp_path: Path) -> None:
-    evaluated = [record for record in records if record.run.stage == EVALUATE]
-    tuned = [r for r in records if r.run.stage == TUNE and r.run.cell == evaluated[0].run.cell]
-    partial = analyse(COMPARISON, SETTINGS, [*tuned, evaluated[0]])
-    cell = partial.problems[0].cell("none", 2)
-    assert cell.error.mean is not None and cell.error.interval is None and cell.gap is None
-    written(partial, tmp_path)
-    assert "nan" not in printed(partial).lower()
+    partial = analyse(comparison, settings, some)
+    assert partial.counts["done"] == len(some) and partial.counts["missing"] > 0
+    missing = f"{partial.counts['missing']} of {partial.counts['planned']} runs are still missing"
+    page = written(partial, tmp_path, comparison, settings)
+    assert missing in text_of(page) and missing in printed(partial)
+    assert "nan" not in (text_of(page) + printed(partial)).lower()
 
 
 def test_all_runs_failing_is_reported(tmp_path: Path) -> None:
-    comparison = a_comparison(norms=("batch", "layer"))
-    settings = some_settings(comparison, "quick")
-    analysis = analyse(comparison, settings, simulate(comparison, settings, lambda run: True))
+    analysis, page = small(tmp_path, lambda record: failed(record) if record.run.stage == EVALUATE else record)
     assert all(cell.failures.k == 5 and cell.gap is None for cell in analysis.cells)
-    assert "batch norm fails in 5 of 5 runs at batch size 2 and no norm ran there without failures" in analysis.advice
-    assert "nan" not in re.sub(r"base64,\S+", "", written(analysis, tmp_path, comparison, settings))
+    text = text_of(page)
+    assert "no norm can be recommended at batch size 2 and 128: runs of every norm failed" in text
+    assert "undecided" in text and "nan" not in text.lower()
 
 
-def test_ok_without_a_number_is_no_number() -> None:
-    comparison = a_comparison(norms=("batch", "layer"))
-    settings = some_settings(comparison, "quick")
-    bad = [dataclasses.replace(r, metrics={**r.metrics, "test": math.nan}) for r in simulate(comparison, settings)]
-    assert all(cell.error.mean is None for cell in analyse(comparison, settings, bad).cells)
+def test_ok_without_a_number_is_no_number(tmp_path: Path) -> None:
+    def empty(record: Record) -> Record:
+        return dataclasses.replace(record, metrics={**record.metrics, "test": math.nan})
+
+    analysis, page = small(tmp_path, empty)
+    assert all(cell.error.mean is None for cell in analysis.cells) and "nan" not in text_of(page).lower()
 
 
-def test_smoke_claims_nothing(tmp_path: Path) -> None:
-    settings = some_settings(COMPARISON, "smoke")
-    analysis = analyse(COMPARISON, settings, simulate(COMPARISON, settings))
-    assert analysis.advice.startswith("No claim is made: tier `smoke` trains 2 seeds")
-    assert all(cell.gap is None or cell.gap.verdict is None for cell in analysis.cells)
-    assert "No claims." in written(analysis, tmp_path, settings=settings)
+def test_banners_say_what_limits_the_result(tmp_path: Path) -> None:
+    analysis, page = small(tmp_path, tier="smoke")
+    assert "<b>No claims.</b>" in page and all(cell.gap is None or cell.gap.verdict is None for cell in analysis.cells)
+    analysis, page = small(tmp_path, tier="quick", norms=("layer", "none"))
+    assert "<b>Exploratory.</b> 5 evaluation seeds" in page and "A second tuning seed." in page
+    assert analysis.baseline == "layer" and analysis.baseline_note in text_of(page)
 
+    def same(record: Record) -> Record:
+        metrics = {**record.metrics, "test": 0.1, "train_loss": 0.1}
+        return dataclasses.replace(record, metrics=metrics if record.run.stage == EVALUATE else record.metrics)
 
-def test_few_seeds_are_exploratory(tmp_path: Path) -> None:
-    settings = some_settings(COMPARISON, "quick")
-    analysis = analyse(COMPARISON, settings, simulate(COMPARISON, settings))
-    assert analysis.advice.startswith("Exploratory, with 5 seeds: ")
-    page = written(analysis, tmp_path, settings=settings)
-    assert "<b>Exploratory.</b>" in page and "A second tuning seed." in page
-
-
-def test_missing_baseline_is_replaced_and_said(records: list[Record], tmp_path: Path) -> None:
-    settings = some_settings(COMPARISON, norms=("layer", "none"))
-    analysis = analyse(COMPARISON, settings, records)
-    assert analysis.baseline == "layer" and "`batch` is not among the norms" in analysis.baseline_note
-    assert html.escape(analysis.baseline_note) in written(analysis, tmp_path, settings=settings)
-
-
-def test_a_against_a_is_never_called_different() -> None:
-    comparison = a_comparison(norms=("batch", "batch:momentum=0.99"))
-    settings = some_settings(comparison)
-    twins = [
-        dataclasses.replace(r, metrics=m) if r.run.cell.norm != "batch" else r
-        for r in simulate(comparison, settings)
-        for m in [
-            evaluated(dataclasses.replace(r.run, cell=dataclasses.replace(r.run.cell, norm="batch")), False).metrics
-        ]
-    ]
-    verdicts = {cell.gap.verdict for cell in analyse(comparison, settings, twins).cells if cell.gap}
-    assert verdicts == {EQUIVALENT}
+    assert "all norms gave identical runs. Does the model use its norm?" in text_of(small(tmp_path, same)[1])
 
 
 def test_a_claim_needs_its_adjusted_p_value() -> None:
-    comparison = dataclasses.replace(a_comparison(), margin=0.0)
-    settings = some_settings(comparison)
-    for cell in analyse(comparison, settings, simulate(comparison, settings)).cells:
+    for cell in analysis_of(margin=0.0).cells:
         if cell.gap and cell.gap.verdict in (BETTER, WORSE):
             assert cell.gap.p_holm is not None and cell.gap.p_holm <= 0.05
         if cell.gap and cell.gap.verdict == INCONCLUSIVE and cell.gap.seeds_needed is not None:
             assert cell.gap.seeds_needed > cell.gap.difference.n
 
 
-def printed(analysis: Analysis, width: int = 80) -> str:
-    console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    report.print_table(analysis, console)
-    return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+def test_change_from_the_reference_value_is_paired_by_seed(analysis: Analysis) -> None:
+    curve = analysis.problems[0].curve("deployed")
+    change = curve.cell("batch", 2).change
+    assert change is not None and change.paired and change.mean is not None and change.interval is not None
+    errors = [{p.seed: p.error for p in curve.cell("batch", value).points} for value in (2, 32)]
+    by_hand = [errors[0][seed] - errors[1][seed] for seed in errors[0]]  # type: ignore[operator]
+    assert change.mean == pytest.approx(np.mean(by_hand)) and change.interval[0] > 0.05
+    assert curve.cell("batch", 32).change is None
 
 
-def test_the_table_fits_80_columns_and_is_plain(analysis: Analysis) -> None:
+def printed(analysis: Analysis, width: int = 80, encoding: str = "utf-8") -> str:
+    buffer = io.BytesIO()
+    file = io.TextIOWrapper(buffer, encoding=encoding, write_through=True)
+    report.print_table(analysis, Console(file=file, width=width, force_terminal=False))
+    return buffer.getvalue().decode(encoding)
+
+
+def test_the_table_fits_and_ends_with_the_recommendation(analysis: Analysis) -> None:
     text = printed(analysis)
     assert max(map(len, text.splitlines())) <= 80
     assert "\x1b" not in text and "2/10 failed" in text and "invalid" in text
     assert re.search(r"layer +2\.\d ±0\.\d \+", text)
-    assert " ".join(text.split()).endswith(" ".join(analysis.advice.split()))
+    words = " ".join(text.split())
+    answer = " ".join(str(advice.recommend(analysis)).split())
+    assert words.index("against batch, margin 0.5 points") < words.index(answer)
+    assert re.search(r"digits-mlp 2 layer 2\.\d yes 135 µs 1\.0x", words)
     assert max(map(len, printed(analysis, width=50).splitlines())) <= 50
+    assert report.table_text(analysis, width=80).split() == text.split()
+    assert max(map(len, report.table_text(analysis).splitlines())) <= 100
 
 
-def test_hostile_names_are_escaped(tmp_path: Path) -> None:
-    comparison = a_comparison(title=HOSTILE, norms=("batch", HOSTILE))
+def test_a_terminal_without_unicode_gets_a_table(analysis: Analysis) -> None:
+    assert "+-0." in printed(analysis, encoding="ascii") and "130 us" in printed(analysis, encoding="ascii")
+
+
+def hostile(tmp_path: Path) -> tuple[Analysis, str]:
+    curve = dataclasses.replace(
+        DEPLOYED,
+        title=HOSTILE,
+        shows=HOSTILE,
+        hides=HOSTILE,
+        factor=dataclasses.replace(DEPLOYED.factor, label=HOSTILE, values=(HOSTILE, "=1+1"), reference=None),
+    )
+    problem = synthetic.problems(HOSTILE, metric=Metric(name=HOSTILE))[0]
+
+    def bad(record: Record) -> Record:
+        first = record.run.stage == EVALUATE and record.run.seed == 0
+        return failed(record, HOSTILE) if first else record
+
+    fields: dict[str, Any] = dict(
+        problems=(problem,), curves=(curve,), title=HOSTILE, question=HOSTILE, fixed=(HOSTILE,)
+    )
+    comparison = a_comparison(**{**SMALL, **fields})
     settings = some_settings(comparison, "quick")
-    runs = simulate(comparison, settings, lambda run: run.seed == 0 and run.cell.norm == HOSTILE)
-    hostile = [dataclasses.replace(r, reason=r.reason and HOSTILE) for r in runs]
-    analysis = analyse(comparison, settings, hostile)
-    page = written(analysis, tmp_path, comparison, settings)
+    analysis = analyse(comparison, settings, simulate(comparison, settings, bad))
+    analysis = dataclasses.replace(analysis, names={name: f"{name} {HOSTILE}" for name in analysis.names})
+    return analysis, written(analysis, tmp_path, comparison, settings)
+
+
+def test_hostile_text_is_escaped_everywhere(tmp_path: Path) -> None:
+    analysis, page = hostile(tmp_path)
     assert "alert(" in page and "<script>alert" not in page and "&amp;amp;" in page
-    assert page.count("<script>") == 1
+    assert page.count("<script>") == 1 and page.count("</script>") == 1
+    for svg in (tmp_path / "figures").glob("*.svg"):
+        import xml.etree.ElementTree as ET
+
+        texts = [element.text for element in ET.fromstring(svg.read_text("utf-8")).iter() if element.text]
+        assert any("<script>" in text for text in texts), svg
     assert "alert" in printed(analysis)
 
 
-def test_the_report_loads_nothing(analysis: Analysis, tmp_path: Path) -> None:
-    page = written(analysis, tmp_path)
-    assert not re.search(r"https?:|//[a-z]|@import|\burl\((?!#)", page)
-    assert all(link.startswith(("#", "data:")) for link in re.findall(r'(?:href|src)="([^"]*)"', page))
-    ids = re.findall(r'\sid="([^"]+)"', page)
-    assert len(ids) == len(set(ids))
-    assert set(re.findall(r'(?:url\(|href=")#([^")]+)', page)) <= set(ids)
-
-
-def test_csv_leaves_unknown_empty(analysis: Analysis) -> None:
-    rows = list(csv.DictReader(io.StringIO(report.to_csv(analysis))))
-    assert len(rows) == len(analysis.cells)
-    by_cell = {(row["problem"], row["norm"], row["value"]): row for row in rows}
-    invalid = by_cell["digits-mlp", "instance", "2"]
+def test_csv_cannot_be_computed_and_leaves_unknown_empty(analysis: Analysis, tmp_path: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(tables.to_csv(report.rows(analysis)))))
+    assert len(rows) == len(analysis.cells) == len(report.rows(analysis))
+    by_place = {tuple(row[name] for name in ("problem", "curve", "norm", "value")): row for row in rows}
+    invalid = by_place["digits-mlp", "deployed", "instance", "2"]
     assert invalid["error"] == "" and invalid["learning_rate"] == "" and invalid["invalid"]
-    failed = by_cell["digits-mlp", "none", "128"]
-    assert failed["runs_diverged"] == "2" and failed["paired"] == "False" and 0 < float(failed["error"]) < 0.1
-    assert "None" not in report.to_csv(analysis) and "nan" not in report.to_csv(analysis)
+    diverged = by_place["digits-mlp", "deployed", "none", "128"]
+    assert diverged["runs_diverged"] == "2" and diverged["paired"] == "False" and 0 < float(diverged["error"]) < 0.1
+    assert float(by_place["digits-mlp", "deployed", "batch", "2"]["step_seconds"]) == 130e-6
+    text = tables.to_csv(report.rows(analysis))
+    assert "None" not in text and "nan" not in text
+    lines = tables.to_csv([{"a": "=1+1", "b": -0.5, "c": "-0.5", "d": '@x,"\n'}])
+    assert next(csv.DictReader(io.StringIO(lines))) == {"a": "'=1+1", "b": "-0.5", "c": "-0.5", "d": "'@x,\"\n"}
+    hostile(tmp_path)
+    assert "\n=1+1" not in (tmp_path / "tables" / "cells.csv").read_text("utf-8").replace(",", "\n")
+
+
+def test_every_planned_run_has_a_row(analysis: Analysis) -> None:
+    rows = list(csv.DictReader(io.StringIO(tables.to_csv(tables.run_rows(analysis)))))
+    assert len(rows) == analysis.counts["planned"] == len(analysis.runs)
+    assert {row["status"] for row in rows} == {"ok", "diverged", "invalid"}
+    assert rows[0]["config_batch_size"] == "2" and float(rows[0]["validation"]) > 0
+
+
+def test_latex_is_balanced_and_escaped(tmp_path: Path, analysis: Analysis) -> None:
+    problem = analysis.problems[0]
+    table = tables.to_latex(analysis, problem, problem.curve("deployed"))
+    assert r"no norm & $3.9 \pm 0.3^{+}$" in table and r"^{-}$ (2/10) \\" in table
+    hostile(tmp_path)
+    text = next((tmp_path / "tables").glob("*.tex")).read_text("utf-8")
+    for table in (table, text):
+        body = [line for line in table.splitlines() if not line.startswith("%")]
+        columns = re.search(r"\{(lr+)\}", table)
+        rows = [line for line in body if line.endswith(r"\\")]
+        assert columns and rows and all(len(re.findall(r"(?<!\\)&", row)) == len(columns[1]) - 1 for row in rows)
+        bare = re.sub(r"\\[{}%_&#$]", "", "\n".join(body))
+        assert bare.count("{") == bare.count("}") and not re.search(r"[%#~<>|]|(?<!\$)_", bare)
+        assert bare.count("$") % 2 == 0
+    assert r"\textbackslash{}" in text and r"\textasciitilde{}" in text and r"\textasciicircum{}" in text
 
 
 @pytest.mark.parametrize(
-    ("function", "value", "text"),
+    ("text", "escaped"),
     [
-        (report.percent, 0.1789, "17.9"),
-        (report.percent, None, report.DASH),
-        (report.points, 0.1544, "+15.4"),
-        (report.points, -0.0001, "0.0"),
-        (report.points, None, report.DASH),
-        (report.interval, None, ""),
-        (report.interval, (0.01, 0.034), "[1.0, 3.4]"),
-        (report.number, 0.0005, "0.00050"),
-        (report.number, 12.0, "12"),
-        (report.number, None, report.DASH),
-        (report.p_value, 1e-9, "<0.0001"),
-        (report.seconds, 0.346, "0.35 s"),
-        (report.seconds, 59.7, "1 min 0 s"),
-        (report.seconds, 252.0, "4 min 12 s"),
-        (report.seconds, 7300.0, "2 h 1 min"),
-        (report.seconds, None, report.DASH),
+        ("a_b & 5 % #1 $x$ {y}", r"a\_b \& 5 \% \#1 \$x\$ \{y\}"),
+        ("~^\\", r"\textasciitilde{}\textasciicircum{}\textbackslash{}"),
+        ("a\nb", "a b"),
+        ("*[x] ---", r"{*}{[}x] -{}-{}-"),
     ],
 )
-def test_numbers_for_people(function: Callable[[Any], str], value: Any, text: str) -> None:
-    assert function(value) == text
+def test_latex_escapes(text: str, escaped: str) -> None:
+    assert tables.latex(text) == escaped
+
+
+def test_names_become_file_names_of_their_own(tmp_path: Path) -> None:
+    assert tables.slug("../../etc/pass wd") == "etc-pass-wd" and tables.slug("//") == "unnamed"
+    problem = synthetic.problems()[0]
+    twins = tuple(dataclasses.replace(problem, name=name) for name in ("a/b", "a?b"))
+    small(tmp_path, problems=twins)
+    assert {path.name for path in (tmp_path / "tables").glob("*.tex")} == {"a-b-deployed.tex", "a-b-deployed.2.tex"}
+
+
+def test_the_report_loads_nothing(page: str) -> None:
+    bare = without_links(page)
+    assert not re.search(r"https?:|//[a-z]|@import|\burl\((?!#)", re.sub(r"(?m)^//.*$", "", bare).replace(" // ", " "))
+    assert all(link.startswith(("#", "data:")) for link in re.findall(r'(?:href|src)="([^"]*)"', bare))
+    ids = re.findall(r'\sid="([^"]+)"', bare)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:url\(|href=")#([^")]+)', bare)) <= set(ids)
+
+
+def test_figures_for_papers_have_real_colours_and_embedded_fonts(folder: Path) -> None:
+    svg = (folder / "figures" / "error-digits-mlp-deployed.svg").read_text("utf-8")
+    assert "var(" not in svg and "currentColor" not in svg and "#0072b2" in svg and "batch norm" in svg
+    pdf = (folder / "figures" / "error-digits-mlp-deployed.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF") and b"/FontFile2" in pdf and b"/Type3" not in pdf and b"CreationDate" not in pdf
+
+
+def test_a_notebook_gets_one_figure_with_a_panel_for_each_curve(analysis: Analysis) -> None:
+    figure = figures.plot(analysis)
+    assert [axes.get_title() for axes in figure.axes] == [
+        f"{title}, {curve}" for title in ("MLP on digits", "conv net on digits") for curve in ("deployed", "isolated")
+    ]
+    assert "<svg" in figure._repr_svg_()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "matplotlib.pyplot" not in sys.modules
 
 
 def test_a_factor_of_names_and_zero_errors_can_be_drawn(tmp_path: Path) -> None:
-    factor = Factor(name="drift", label="drift", flag="--drifts", values=("sudden", "slow"))
-    comparison = dataclasses.replace(a_comparison(norms=("batch", "layer")), factor=factor)
-    settings = some_settings(comparison, "quick", values=factor.values)
-    perfect = [dataclasses.replace(r, metrics={**r.metrics, "test": 0.0}) for r in simulate(comparison, settings)]
-    page = written(analyse(comparison, settings, perfect), tmp_path, comparison, settings)
-    assert "sudden" in page
+    curve = dataclasses.replace(
+        DEPLOYED, factor=dataclasses.replace(DEPLOYED.factor, values=("sudden", "slow"), reference=None)
+    )
+
+    def perfect(record: Record) -> Record:
+        return dataclasses.replace(record, metrics={**record.metrics, "test": 0.0, "train_loss": 0.0})
+
+    assert "sudden" in text_of(small(tmp_path, perfect, curves=(curve,))[1])
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-PROBE = """
-<script>
-const table = document.querySelector("table.sortable"), header = table.tHead.rows[0].cells[1];
-const first = () => table.tBodies[0].rows[0].cells[0].textContent.trim().split(/\\s+/).join(" ");
-const buttons = document.querySelectorAll("th button").length;
-header.firstChild.click(); const ascending = first() + "/" + header.getAttribute("aria-sort");
-header.firstChild.click(); const descending = first() + "/" + header.getAttribute("aria-sort");
-const overflow = document.documentElement.scrollWidth > document.documentElement.clientWidth;
-parent.document.title = JSON.stringify({buttons, ascending, descending, overflow, width: innerWidth});
-</script></body>
-"""
+def test_a_metric_that_is_no_fraction_is_shown_as_it_is(tmp_path: Path) -> None:
+    problem = synthetic.problems(metric=Metric(name="test loss", percent=False))[:1]
+    analysis, page = small(tmp_path, problems=problem)
+    assert re.search(
+        r"layer norm digits-mlp deployed 2 0\.02\d\d ± 0\.00\d\d\d −0\.1\d\d \[−0\.1\d\d, −0\.1\d\d\]", text_of(page)
+    )
+    assert not re.search(r"\d points|percentage", text_of(page))
+    svg = next((tmp_path / "figures").glob("error*.svg")).read_text("utf-8")
+    assert ">test loss<" in svg and "0.02" in svg
 
 
-def browse(page: Path, profile: Path) -> str:
-    """The document as a browser leaves it."""
-    assert CHROMIUM is not None
-    command = [
-        CHROMIUM,
-        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-        *("--disable-background-networking", "--disable-component-update", f"--user-data-dir={profile}"),
-        "--dump-dom",
-        page.as_uri(),
-    ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+def test_unknown_costs_are_dashes(tmp_path: Path) -> None:
+    analysis, page = small(tmp_path, lambda record: dataclasses.replace(record, cost={}))
+    assert analysis.costs[0] == Cost(
+        problem="digits-mlp", curve="deployed", norm="batch", value=2, step=None, run=None, compile=None, memory=None
+    )
+    assert "batch norm baseline none" in text_of(page) or "batch norm baseline –" in text_of(page)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-@pytest.mark.parametrize("width", [390, 1280])
-def test_a_browser_sorts_and_nothing_overflows(analysis: Analysis, tmp_path: Path, width: int) -> None:
-    page = tmp_path / "probe.html"
-    probed = written(analysis, tmp_path).replace("</body>", PROBE)
-    # A frame, because a window cannot be as narrow as a phone.
-    page.write_text(f'<title></title><iframe width="{width}" srcdoc="{html.escape(probed)}"></iframe>', "utf-8")
-    title = re.search(r"<title>(.*?)</title>", browse(page, tmp_path / "profile"))
-    assert title is not None
-    seen = json.loads(html.unescape(title[1]))
-    # Batch norm has the highest error at batch size 2; instance norm, invalid there, stays last in both directions.
-    assert seen["descending"] == "batch norm baseline/descending"
-    assert seen["ascending"].endswith("/ascending") and not seen["ascending"].startswith(("batch norm", "instance"))
-    assert seen["width"] == width and seen["buttons"] > 40 and not seen["overflow"]
-
-
-def test_reporting_modules_load_nothing_heavy() -> None:
+def test_reporting_loads_no_jax_and_draws_only_when_asked() -> None:
     code = "import sys, normlab.study.report as r; print(*(m.split('.')[0] for m in sys.modules), sep='\\n')"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"jax", "scipy", "matplotlib", "jinja2", "rich"} & set(loaded)
+    assert not {"jax", "scipy", "matplotlib", "jinja2"} & set(loaded)

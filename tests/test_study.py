@@ -1,13 +1,7 @@
 """The study engine: models, plan, store, execution."""
 
 import dataclasses
-import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,11 +17,8 @@ from normlab.study import catalogue, execute, identity
 from normlab.study import plan as plan_module
 from normlab.study.config import EVALUATE, TUNE, Cell, Record, Run, Settings
 from normlab.study.data import digits
-from normlab.study.errors import BadInput
-from normlab.study.invocation import Invocation
 from normlab.study.models import MLP, Conv3x3, ConvNet
 from normlab.study.plan import Plan
-from normlab.study.store import Header, Store
 
 TOY = (Path(__file__).parent / "toy.py").read_text()
 
@@ -70,7 +61,7 @@ def run_all(
 ) -> list[Record]:
     """Execute a comparison without a folder."""
     comparison, settings = catalogue.load(str(source)), settings_for(source, **changes)
-    described = identity.describe([source], {"scalar": "data"}, str(strategy))
+    described = identity.describe([source], {"scalar": "data"}, strategy)
     task = execute.Task(source=str(source), settings=settings, identity=described, strategy=strategy)
     made = list(known)
     pending = partial(Plan(comparison, settings).pending, made)
@@ -292,42 +283,6 @@ class TestPlan:
         assert plan_module.further(grid) == (below, above)
 
 
-class TestStore:
-    def header(self, comparison: str = "toy") -> Header:
-        settings = dataclasses.replace(settings_for("toy.py"), comparison=comparison)
-        return Header(settings=settings, identity={"code": "x"}, command="normlab run toy.py", wall_seconds=1.5)
-
-    def test_records_and_header_come_back_as_they_were(self, tmp_path: Path) -> None:
-        store = Store(tmp_path / "new" / "folder")
-        store.write_header(self.header())
-        record = dataclasses.replace(tuned({0.1: [None]})[0], key="ab" * 32, cost={"run": 0.5})
-        store.add(record)
-        assert list(store.records()) == [record]
-        assert store.header() == self.header()
-
-    def test_half_written_files_are_not_read(self, tmp_path: Path) -> None:
-        store = Store(tmp_path)
-        store.write_header(self.header())
-        store.add(dataclasses.replace(tuned({0.1: [0.1]})[0], key="ab" * 32))
-        (tmp_path / "runs" / "ab" / "abcd.json.17.tmp").write_text('{"key": "ab')
-        assert len(list(store.records())) == 1
-
-    def test_foreign_folders_are_refused(self, tmp_path: Path) -> None:
-        store = Store(tmp_path / "a")
-        store.check("toy")
-        store.write_header(self.header("other"))
-        with pytest.raises(BadInput, match="holds the comparison `other`"):
-            store.check("toy")
-        store.check("other")
-        (tmp_path / "b").mkdir()
-        Store(tmp_path / "b").check("toy")
-        (tmp_path / "b" / "thesis.tex").write_text("years of work")
-        with pytest.raises(BadInput, match="holds other things"):
-            Store(tmp_path / "b").check("toy")
-        with pytest.raises(BadInput, match="Expected a folder"):
-            Store(tmp_path / "b" / "thesis.tex").check("toy")
-
-
 class TestExecution:
     def test_failures_are_records_and_the_rest_goes_on(self, toy: Path) -> None:
         records = run_all(toy, execute.Strategy(), norms=("none", "rms", "layer", "group", "instance"))
@@ -389,48 +344,3 @@ class TestExecution:
     def test_without_cells_that_can_be_run_nothing_is_trained(self, toy: Path) -> None:
         records = run_all(toy, execute.Strategy(lanes=4), norms=("instance",))
         assert {record.status for record in records} == {"invalid"}
-
-
-def invoke(toy: Path, output: Path, **changes: Any) -> dict[Run, Any]:
-    comparison, settings = catalogue.load(str(toy)), settings_for(toy, **changes)
-    code = Invocation(comparison, settings, output, "normlab run toy.py").run(1, strategy=execute.Strategy(lanes=2))
-    assert code == 0
-    return {record.run: record.cost for record in Store(output).records()}
-
-
-class TestResume:
-    def test_more_seeds_keep_what_is_there(self, toy: Path, tmp_path: Path) -> None:
-        before = invoke(toy, tmp_path / "out", seeds=2)
-        after = invoke(toy, tmp_path / "out", seeds=4)
-        assert len(after) == len(before) + 4
-        assert all(after[run] == timing for run, timing in before.items())
-
-    def test_changed_code_and_config_make_new_runs(self, toy: Path, tmp_path: Path) -> None:
-        invoke(toy, tmp_path / "out")
-        count = len(list(Store(tmp_path / "out").records()))
-        toy.write_text(TOY + "# changed\n")
-        invoke(toy, tmp_path / "out")
-        assert len(list(Store(tmp_path / "out").records())) == 2 * count
-        invoke(toy, tmp_path / "out", epochs=4)
-        assert len(list(Store(tmp_path / "out").records())) == 3 * count
-
-    def test_killed_and_resumed_is_as_if_never_killed(self, toy: Path, tmp_path: Path) -> None:
-        def command(output: Path) -> list[str]:
-            return [sys.executable, "-m", "normlab", "run", str(toy), "--output", str(output), "--jobs", "2"]
-
-        toy.write_text(TOY.replace("PAUSE = 0.0", "PAUSE = 0.05"))
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-        process = subprocess.Popen(command(tmp_path / "a"), env=environment, stdout=subprocess.DEVNULL)
-        while process.poll() is None and len(list((tmp_path / "a").glob("runs/??/*.json"))) < 5:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        survived = set((tmp_path / "a").glob("runs/??/*.json"))
-        assert survived
-        for output in (tmp_path / "a", tmp_path / "b"):
-            subprocess.run(command(output), env=environment, stdout=subprocess.DEVNULL, check=True)
-        first, second = (list(Store(tmp_path / name).records()) for name in ("a", "b"))
-        assert len(first) == 40
-        assert numbers(first) == numbers(second)
-        assert (tmp_path / "a/analysis.json").read_bytes() == (tmp_path / "b/analysis.json").read_bytes()
-        assert json.loads((tmp_path / "a/comparison.json").read_text())["settings"]["seeds"] == 4

@@ -27,7 +27,7 @@ def build(norm, config):
 
     def step(state, t, learning_rate, data):
         w = state["w"] - learning_rate * (state["w"] - data["target"])
-        loss = (w - data["target"]) ** 2
+        loss = (w - data["target"]) ** 2 + 1e-9 * sum(norm.name.encode())  # so that the norm is not ignored
         return {"w": w}, jnp.nan * loss if norm.name == "group" else loss
 
     def evaluate(state, data):

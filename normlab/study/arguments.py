@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from normlab.study.config import Comparison, Curve, Settings
 from normlab.study.errors import BadInput, nearest, one_line
+from normlab.study.identity import usable_cpus
 from normlab.study.plan import TUNING_SEEDS_FROM
 from normlab.study.shard import Shard
 
@@ -259,7 +259,7 @@ class Request:
 
     def jobs(self) -> int:
         """How many worker processes: as many as cores that this process may use, unless given."""
-        return self.get("jobs") or (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
+        return self.get("jobs") or usable_cpus()
 
     def output(self, settings: Settings) -> Path:
         """The folder for runs and report."""

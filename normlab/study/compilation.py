@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from normlab.study import identity
 from normlab.study.train import Program, training
 
 CACHE_BYTES = 512 * 2**20
@@ -137,12 +138,13 @@ def _cache_folder() -> Path:
 
 def _machine() -> str:
     """What compiled code depends on: the processor, its features, and among how many of them XLA divides work."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = os.environ.get("PJRT_NPROC", "")
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     features = {line for line in lines if line.startswith(("model name", "flags", "CPU", "Features"))}  # x86, ARM
-    return "\n".join([platform.machine(), str(cpus), threads, *sorted(features or {platform.processor()})])
+    return "\n".join(
+        [platform.machine(), str(identity.usable_cpus()), threads, *sorted(features or {platform.processor()})]
+    )
 
 
 def _prune(folder: Path) -> None:

@@ -250,6 +250,11 @@ class Record:
     cost: Mapping[str, float] = field(default_factory=dict)
 
 
+def frozen(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """`config` as a cell holds it: sorted, and lists as tuples, so that it can be hashed."""
+    return tuple(sorted((name, _frozen(value)) for name, value in config.items()))
+
+
 def canonical_json(value: Any) -> str:
     """`value` as JSON with sorted keys, the same text for equal values; dataclasses become objects, NaN is an error."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
@@ -264,6 +269,10 @@ def _defaults() -> Any:
     from normlab.study import defaults  # which is made of what is above
 
     return defaults
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def _plain(value: Any) -> Any:

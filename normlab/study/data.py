@@ -198,7 +198,7 @@ def _from_npz(path: str) -> Data:
             f"Expected an .npz file with `inputs` and `labels`, or with `x_train`, `y_train`, `x_test` and `y_test`, "
             f"got `{path}`: {error}."
         ) from error
-    return _joined(Data(inputs, labels), Data(*test)) if test else Data(inputs, labels)
+    return _joined(Data(inputs, labels), Data(test[0], test[1])) if test else Data(inputs, labels)
 
 
 def _arrays(path: str) -> list[np.ndarray]:

@@ -42,6 +42,8 @@ _ONE_THREAD = {
     "JAX_PLATFORMS": "cpu",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    "PJRT_NPROC": "1",  # the flags below leave XLA a pool of threads, and cut matrix products by the number of cores
+    "TF_CPP_MIN_LOG_LEVEL": "3",  # XLA logs an error for every cached program it loads on some processors, and loads it
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
 }
 
@@ -59,11 +61,16 @@ class Strategy:
     lanes: int | None = None
     alone: bool = False
 
+    @property
+    def in_workers(self) -> bool:
+        """Whether runs are in single-thread worker processes."""
+        return not self.lanes and not self.alone
+
     def __str__(self) -> str:
         """Name it as records do."""
         if self.lanes:
             return f"vmap of {self.lanes} in one process"
-        return "sequential in one process" if self.alone else "sequential in single-thread processes"
+        return "sequential in single-thread processes" if self.in_workers else "sequential in one process"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +110,10 @@ def records(
         RuntimeError: If worker processes cannot start.
     """
     yield from _invalid(task, Plan(comparison, task.settings), pending)
-    if task.strategy.lanes or task.strategy.alone:
-        yield from _in_this_process(CellRunner(task, comparison), pending, stop)
-    else:
+    if task.strategy.in_workers:
         yield from _in_workers(task, pending, jobs, stop)
+    else:
+        yield from _in_this_process(CellRunner(task, comparison), pending, stop)
 
 
 def status_of(metrics: Metrics, chance: float | None) -> tuple[str, str]:

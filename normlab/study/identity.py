@@ -7,9 +7,12 @@ import sys
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from normlab.study.config import Run, content_key
+
+if TYPE_CHECKING:
+    from normlab.study.execute import Strategy
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SOURCES = (
@@ -19,7 +22,7 @@ _SOURCES = (
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
 
 
-def describe(files: Iterable[Path], data: Mapping[str, str], strategy: str) -> dict[str, Any]:
+def describe(files: Iterable[Path], data: Mapping[str, str], strategy: "Strategy") -> dict[str, Any]:
     """Collect the identity of the runs that this process would make. Imports JAX.
 
     Args:
@@ -31,9 +34,10 @@ def describe(files: Iterable[Path], data: Mapping[str, str], strategy: str) -> d
     return {
         "code": code_hash([*_sources(), *files]),
         "versions": {"python": python, **{name: version(name) for name in _LIBRARIES}},
-        "platform": _platform(),
+        # XLA cuts large matrix products by the processors that it sees, which changes their last digits.
+        "platform": {**_platform(), "cpus": 1 if strategy.in_workers else usable_cpus()},
         "data": dict(data),
-        "strategy": strategy,
+        "strategy": str(strategy),
     }
 
 
@@ -75,11 +79,11 @@ def _platform() -> dict[str, Any]:
         "backend": device.platform,
         "device": device.device_kind,
         "machine": platform.machine(),
-        "cpus": _usable_cpus(),  # XLA cuts large matrix products by it, which changes their last digits
         "x64": jnp.zeros(()).dtype == jnp.float64,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 
 
-def _usable_cpus() -> int | None:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def usable_cpus() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

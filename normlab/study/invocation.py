@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from time import monotonic
 from typing import Any
+from uuid import uuid4
 
 from rich.console import Console
 
@@ -18,7 +19,6 @@ from normlab.study import catalogue, checks, execute, identity
 from normlab.study.arguments import Request
 from normlab.study.config import Cell, Comparison, Record, Run, Settings, content_key
 from normlab.study.errors import BadInput, Fault, one_line
-from normlab.study.fingerprint import fingerprint
 from normlab.study.plan import Plan
 from normlab.study.progress import Display
 from normlab.study.shard import Shard
@@ -221,9 +221,9 @@ class Invocation:
         source = self.settings.source
         strategy = ways.strategy or execute.choose_strategy(alone=not source)
         files = catalogue.files(source) if source else []
-        described = identity.describe(files, checks.data_of(self.plan), str(strategy))
+        described = identity.describe(files, checks.data_of(self.plan), strategy)
         if not source:
-            described["code"] = content_key(described["code"], fingerprint(self.comparison))
+            described["code"] = content_key(described["code"], _token(self.comparison))
         return execute.Task(source=source, settings=self.settings, identity=described, strategy=strategy)
 
     def _execute(
@@ -304,6 +304,21 @@ def current(plan: Plan, described: Mapping[str, Any], records: Iterable[Record])
         for record in records
         if record.run.cell in cells and record.key == identity.run_key(record.run, keys[record.run.cell.problem])
     }
+
+
+_TOKENS: list[tuple[Comparison, str]] = []
+
+
+def _token(comparison: Comparison) -> str:
+    """What stands for the code of a comparison that has no file: a number for this object, in this process.
+
+    There is nothing to tell a changed function by, so what was run for one object is not used for another.
+    """
+    for known, token in _TOKENS:
+        if known is comparison:
+            return token
+    _TOKENS.append((comparison, uuid4().hex))
+    return _TOKENS[-1][1]
 
 
 def _has_display() -> bool:

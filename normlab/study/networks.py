@@ -75,12 +75,12 @@ def ignores_norm(programs: Mapping[Norm, Program]) -> bool:
     Args:
         programs: Of one problem and one factor value.
     """
-    modules = [norm.linen(train=True) for norm in programs]
-    if all(module == modules[0] for module in modules):
-        return False
     texts = map(_text, programs.values())
     first = next(texts)
-    return all(text == first for text in texts)
+    if any(text != first for text in texts):
+        return False
+    modules = [norm.linen(train=True) for norm in programs]
+    return any(module != modules[0] for module in modules)
 
 
 def _text(program: Program) -> str:
@@ -96,11 +96,11 @@ def _linen(module: nn.Module, inputs: np.ndarray) -> Network:
         return variables.pop("params", {}), (variables, np.uint32(seed))
 
     def train(params: Any, rest: Any, inputs: jax.Array, t: jax.Array) -> tuple[Any, Any]:
-        variables, seed = rest
+        averages, seed = rest
         rngs = {"params": jax.random.fold_in(jax.random.key(seed), t)}  # what dropout and others fall back to
-        variables = {"params": params, **variables}
-        outputs, after = module.apply(variables, inputs, train=True, mutable=list(rest[0]), rngs=rngs)
-        return outputs, (after, seed)
+        variables = {"params": params, **averages}
+        outputs, averages = module.apply(variables, inputs, train=True, mutable=list(averages), rngs=rngs)
+        return outputs, (averages, seed)
 
     def evaluate(params: Any, rest: Any, inputs: jax.Array) -> Any:
         return module.apply({"params": params, **rest[0]}, inputs, train=False)
@@ -151,7 +151,7 @@ def _is_nnx(model: Callable[..., Any]) -> bool:
 
 def _with_own_stream(norm: Norm, seed: int) -> Norm:
     """The norm, drawing its parameters from a stream of its own: others must not depend on how many it draws."""
-    rngs = nnx.Rngs(jax.random.fold_in(jax.random.key(seed), 0))
+    rngs = nnx.Rngs(jax.random.fold_in(jax.random.key(seed), 2**32 - 1))  # the model's own count from 0
     make = norm.entry.nnx
     entry = dataclasses.replace(norm.entry, nnx=lambda features, _, options: make(features, rngs, options))
     return dataclasses.replace(norm, entry=entry)

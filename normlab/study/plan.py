@@ -29,6 +29,7 @@ from normlab.study.config import (
     Settings,
     Value,
     canonical_json,
+    frozen,
 )
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class Plan:
     def _cell(self, place: Place) -> Cell:
         norm, config = self.resolve(place)
         plain = json.loads(canonical_json({**config, "norm": str(norm)}))
-        return Cell(problem=place.problem, norm=place.norm, config=tuple(sorted(plain.items())))
+        return Cell(problem=place.problem, norm=place.norm, config=frozen(plain))
 
     def _grouped(self) -> Iterator[tuple[Cell, ...]]:
         """Columns that have a cell in common, directly or through others, make one group."""

@@ -138,7 +138,8 @@ class Display:
         parts = [self._error(cell, runs)] if len(failed) < len(runs) else []
         parts += [f"{len(failed)} of {len(runs)} runs failed ({failed[0].reason})"] if failed else []
         seconds = sum(r.cost.get("run", 0.0) for r in records) + max(r.cost.get("compile", 0.0) for r in records)
-        return f"{name}: {', '.join(parts)}, learning rate {words.rate(planned.choice.learning_rate)}, {words.seconds(seconds)}"
+        parts += [f"learning rate {words.rate(planned.choice.learning_rate)}", words.seconds(seconds)]
+        return f"{name}: {', '.join(parts)}"
 
     def _error(self, cell: Cell, runs: Sequence[Record]) -> str:
         metric = self.plan.problem(cell.problem).metric

@@ -63,8 +63,9 @@ for (const box of document.querySelectorAll(".toggles input")) {
   toggle(box);
 }
 for (const form of document.querySelectorAll("form.filter")) {
-  form.addEventListener("input", () => { filter(form); count(); });
-  form.addEventListener("reset", () => setTimeout(() => { filter(form); count(); }));
+  const update = () => { filter(form); count(); };
+  for (const event of ["input", "change"]) form.addEventListener(event, update);
+  form.addEventListener("reset", () => setTimeout(update));
   filter(form);
 }
 count();

@@ -114,7 +114,8 @@ def run(
         problems: Some of the comparison's.
         curves: Some of the comparison's.
         seeds: Evaluation seeds, instead of the tier's.
-        output: Folder to keep runs in; the same call goes on from there. Without it nothing is written.
+        output: Folder to keep runs in; the same call goes on from there, for a `Comparison` object in the same process
+            only, since there is no file to tell by whether it has changed. Without it nothing is written.
         jobs: Worker processes on CPU; one a core unless given.
         progress: Whether to show how far it is.
         **options: The other options of `normlab run`, e.g. `batch_sizes=(2, 8)` or `learning_rates=(0.01, 0.1)`.

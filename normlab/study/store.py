@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from normlab.study import identity
-from normlab.study.config import Cell, Record, Run, Settings
+from normlab.study.config import Cell, Record, Run, Settings, frozen
 from normlab.study.errors import BadInput, Fault
 
 _HEADER = "comparison.json"
@@ -80,7 +80,9 @@ class Store:
             fields = json.loads(path.read_text("utf-8"))
             return Header(settings=Settings(**_tuples(fields.pop("settings"))), **fields)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise BadInput(f"Expected `{path}` to be of this version of normlab, got something else. Choose another folder.") from error
+            raise BadInput(
+                f"Expected `{path}` to be of this version of normlab, got something else. Choose another folder."
+            ) from error
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -234,7 +236,7 @@ def _record(path: Path) -> Record | None:
         fields = json.loads(path.read_text("utf-8"))
         run = fields.pop("run")
         cell = run.pop("cell")
-        config = tuple(sorted(cell.pop("config").items()))
+        config = frozen(cell.pop("config"))
         record = Record(run=Run(cell=Cell(config=config, **cell), **run), **fields)
         return record if path.stem == record.key == identity.run_key(record.run, record.identity) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):

@@ -91,7 +91,7 @@ def verify(comparison: Comparison, settings: Settings, record: Record) -> Verifi
         )
     strategy = execute.choose_strategy()
     data = {cell.problem: checks.trace(plan, cell)}
-    now = identity.describe(catalogue.files(settings.source), data, str(strategy))
+    now = identity.describe(catalogue.files(settings.source), data, strategy)
     task = execute.Task(source=settings.source, settings=settings, identity=now, strategy=strategy)
     made: list[Record] = []
     try:

@@ -1,0 +1,59 @@
+"""The examples of the documentation, run as they stand there."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def blocks(document: str, section: str) -> list[tuple[str, str]]:
+    """Language and text of the code blocks of a section."""
+    text = (ROOT / document).read_text()
+    return BLOCK.findall(re.split(r"^## ", text.partition(f"\n## {section}\n")[2], flags=re.MULTILINE)[0])
+
+
+def run(arguments: list[str], folder: Path) -> str:
+    """Run Python in a folder, as a stranger would, and return what it printed."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NORMLAB_CACHE": str(folder / "cache"), "MPLBACKEND": "agg"}
+    finished = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout
+
+
+def follow(document: str, section: str, folder: Path) -> str:
+    """Write the files of a section, run its other code and its commands; budgets beyond smoke are only planned."""
+    printed = ""
+    for language, text in blocks(document, section):
+        if named := re.match(r"# (\w+\.py)\n", text):
+            (folder / named[1]).write_text(text)
+        elif language == "python":
+            printed += run(["-c", text], folder)
+        else:
+            for line in text.splitlines():
+                _, *command = shlex.split(line, comments=True)
+                printed += run(["-m", "normlab", *command, *([] if "smoke" in command else ["--dry-run"])], folder)
+    return printed
+
+
+@pytest.mark.parametrize(
+    ("document", "section", "output"),
+    [
+        ("docs/own_model.md", "Linen", "results/tumours-smoke/report.html"),
+        ("docs/own_model.md", "NNX", "results/diabetes-smoke/report.html"),
+        ("docs/own_model.md", "In a notebook", "wine/report.html"),
+        ("README.md", "Your own model", "results/wine-smoke/report.html"),
+    ],
+)
+def test_the_example_does_what_it_says(tmp_path: Path, document: str, section: str, output: str) -> None:
+    printed = follow(document, section, tmp_path)
+    assert "No claim" in printed
+    assert (tmp_path / output).is_file(), printed
