@@ -165,29 +165,29 @@ def test_a_metric_that_is_no_fraction_keeps_its_unit() -> None:
     ("text", "expected"),
     [
         (words.value(Metric(), 0.1789), "17.9"),
-        (words.value(Metric(), None), "–"),
+        (words.value(Metric(), None), words.DASH),
         (words.value(Metric(percent=False), 1.23456), "1.23"),
         (words.value(Metric(percent=False), 123.4), "123"),
         (words.value(Metric(percent=False), 12345.6), "12346"),
         (words.value(Metric(percent=False), 0.0), "0.00"),
         (words.signed(Metric(), 0.1544), "+15.4"),
-        (words.signed(Metric(), -0.1544), "−15.4"),
+        (words.signed(Metric(), -0.1544), f"{words.MINUS}15.4"),
         (words.signed(Metric(), -0.0001), "0.0"),
-        (words.signed(Metric(percent=False), -0.0123), "−0.0123"),
+        (words.signed(Metric(percent=False), -0.0123), f"{words.MINUS}0.0123"),
         (words.quantity(Metric(), 0.023), "2.3 %"),
         (words.quantity(Metric(percent=False), 0.023), "0.0230"),
         (words.interval(Metric(), None), ""),
         (words.interval(Metric(), (0.01, 0.034)), "[1.0, 3.4]"),
-        (words.interval(Metric(), (-0.01, 0.034), sign=True), "[−1.0, +3.4]"),
+        (words.interval(Metric(), (-0.01, 0.034), sign=True), f"[{words.MINUS}1.0, +3.4]"),
         (words.half(Metric(), (0.01, 0.034)), "1.2"),
         (words.number(0.0005), "0.00050"),
         (words.number(12.0), "12"),
-        (words.number(None), "–"),
+        (words.number(None), words.DASH),
         (words.p_value(1e-9), "<0.0001"),
         (words.p_value(0.0312), "0.031"),
         (words.ratio(1.0384), "1.0x"),
         (words.ratio(30.0), "30x"),
-        (words.seconds(None), "–"),
+        (words.seconds(None), words.DASH),
         (words.seconds(0.00013), "130 µs"),
         (words.seconds(0.0000031), "3.1 µs"),
         (words.seconds(0.00999), "9.99 ms"),
@@ -198,10 +198,16 @@ def test_a_metric_that_is_no_fraction_keeps_its_unit() -> None:
         (words.size(640), "640 B"),
         (words.size(1_500_000), "1.5 MB"),
         (words.size(999_999), "1 MB"),
-        (words.size(None), "–"),
+        (words.size(None), words.DASH),
         (words.count(1, "seed"), "1 seed"),
         (words.listed(["a", "b", "c"], "or"), "a, b or c"),
     ],
 )
 def test_numbers_for_people(text: str, expected: str) -> None:
     assert text == expected
+
+
+def test_a_norm_called_no_norm_denies_nothing() -> None:
+    change = planted(by_norm(none=0.030, batch=0.05, layer=0.0305), spread=by_norm(layer=0.05))
+    text = recommend(small(change, norms=("none", "batch", "layer"))).sentence
+    assert "not settled; for now use “no norm” at batch size 2 and 32, but layer norm may" in text

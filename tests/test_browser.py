@@ -217,7 +217,8 @@ def test_downloads_have_the_bytes_of_the_files_beside(page: Callable[..., Browse
 
 def test_nothing_is_requested_and_nothing_is_complained_about(page: Callable[..., Browser]) -> None:
     browser = page()
-    browser.get_log("browser"), browser.get_log("performance")
+    for kind in ("browser", "performance"):
+        browser.get_log(kind)
     browser.refresh()
     find(browser, "input[value=norm-1]").click()
     assert browser.get_log("browser") == []

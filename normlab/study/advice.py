@@ -98,7 +98,7 @@ def recommend(analysis: Analysis) -> Recommendation:
 
 
 class _Part:
-    """One curve of one problem."""
+    """One curve of one problem: its choices, and sentences about them."""
 
     def __init__(self, analysis: Analysis, problem: ProblemResult, curve: CurveResult) -> None:
         self.analysis, self.problem, self.curve = analysis, problem, curve
@@ -117,11 +117,12 @@ class _Part:
         if not chosen:
             return f"{self.problem.title}: no norm can be recommended {self._nowhere(self.choices)}."
         none = [choice for choice in self.choices if not choice.norm]
-        first = f"{self.problem.title}: use {self._uses(chosen)}{self._certainty(chosen)}"
+        use = "use" if any(choice.sure for choice in chosen) else "not settled; for now use"
+        first = f"{self.problem.title}: {use} {self._uses(chosen)}{self._certainty(chosen)}"
         if none:
             first += f"; none can be recommended {self._nowhere(none)}"
-        breaks = self._breaks()
-        return f"{first}. {self._lowest(chosen)}{f'; {breaks}' if breaks else ''}."
+        second = "; ".join(part for part in (self._lowest(chosen), self._breaks()) if part)
+        return f"{first}. {second[0].upper()}{second[1:]}."
 
     def _choice(self, standing: Standing) -> Choice:
         column = [cell for cell in self.curve.cells if cell.value == standing.value]
@@ -152,7 +153,7 @@ class _Part:
             return False
         if not cell.failures.n:
             return True
-        if cell.failures.k and cell.norm not in standing.candidates and self._fails(cell):
+        if self._unreliable(cell):
             return False
         gap = standing.gaps.get(cell.norm)
         if gap is None or gap.difference.interval is None:
@@ -168,28 +169,32 @@ class _Part:
             return "lowest mean error"
         margin = words.points(self.problem.metric, self.analysis.margin)
         faster = _ratio(self.steps[standing.value], standing.best, self.steps[standing.value][norm])
-        return f"within {margin} of {self.analysis.names[standing.best]}, which takes {words.ratio(faster)} as long"
+        return f"within {margin} of {self._name(standing.best)}, which takes {words.ratio(faster)} as long"
 
     def _uses(self, chosen: Sequence[Choice]) -> str:
-        """`no norm at batch size 2 and batch norm at 4 to 128`."""
+        """`layer norm at batch size 2 and batch norm at 4 to 128`."""
         by_norm: dict[str, list[Value]] = {}
         for choice in chosen:
             by_norm.setdefault(choice.norm or "", []).append(choice.value)
-        parts = [f"{self.analysis.names[norm]} at {self._range(values)}" for norm, values in by_norm.items()]
-        parts[0] = parts[0].replace(" at ", f" at {self._factor} ", 1)
+        parts = [
+            f"{self._name(norm)} at {'' if index else f'{self._factor} '}{self._range(values)}"
+            for index, (norm, values) in enumerate(by_norm.items())
+        ]
         return words.listed(parts)
 
     def _certainty(self, chosen: Sequence[Choice]) -> str:
         open_ones = [choice for choice in chosen if not choice.sure]
-        margin = words.points(self.problem.metric, self.analysis.margin)
         if not open_ones:
-            level = f"{words.percent(self.analysis.level, 0)} %"
-            return f"; {level} intervals rule out that another norm is better by more than {margin}"
-        names = [self.analysis.names[norm] for norm in self.analysis.norms if _among(norm, open_ones)]
+            level = words.percent(self.analysis.level, 0)
+            other = "reliable norm" if any(map(self._unreliable, self.curve.cells)) else "norm"
+            margin = words.points(self.problem.metric, self.analysis.margin)
+            return f"; {level} % intervals rule out that another {other} is better by more than {margin}"
+        among = {norm for choice in open_ones for norm in choice.undecided}
+        names = words.listed([self._name(norm) for norm in self.analysis.norms if norm in among], "or")
         where = "" if len(open_ones) == len(chosen) else f" at {self._range([choice.value for choice in open_ones])}"
-        needed = [choice.seeds_needed for choice in open_ones]
-        seeds = f" (about {max(needed)} seeds would tell)" if (all(needed) and needed) else ""  # pyright: ignore
-        return f", but{where} {words.listed(names, 'or')} may still be the better choice{seeds}"
+        needed = [choice.seeds_needed for choice in open_ones if choice.seeds_needed]
+        seeds = f" (about {max(needed)} seeds would tell)" if len(needed) == len(open_ones) else ""
+        return f", but{where} {names} may still be the better choice{seeds}"
 
     def _nowhere(self, choices: Sequence[Choice]) -> str:
         reasons = list(dict.fromkeys(choice.reason for choice in choices))
@@ -199,38 +204,37 @@ class _Part:
         """Where the best result is, and what it costs there."""
         best = min(chosen, key=_mean)
         assert best.error and best.norm
-        metric, name = self.problem.metric, self.analysis.names[best.norm]
+        metric, name = self.problem.metric, self._name(best.norm)
         error = f"{words.quantity(metric, best.error.mean)} {words.interval(metric, best.error.interval)}".rstrip()
-        text = f"The lowest {metric.name} is {error} with {name} at {self._factor} {best.value}"
+        text = f"the lowest {metric.name} is {error} with {name} at {self._factor} {best.value}"
         return text if best.step_seconds is None else f"{text}, at {self._cost(best)}"
 
     def _cost(self, choice: Choice) -> str:
-        step = f"{words.seconds(choice.step_seconds)} a step"
-        if choice.norm == self.analysis.baseline or choice.to_baseline is None:
-            return (
-                step if choice.to_fastest in (None, 1.0) else f"{step} ({words.ratio(choice.to_fastest)} the fastest)"
-            )
-        return f"{step} ({words.ratio(choice.to_baseline)} that of {self.analysis.names[self.analysis.baseline]})"
+        step, baseline = f"{words.seconds(choice.step_seconds)} a step", self.analysis.baseline
+        if choice.to_baseline is not None and choice.norm != baseline:
+            return f"{step} ({words.ratio(choice.to_baseline)} that of {self._name(baseline)})"
+        return step if choice.to_fastest in (None, 1.0) else f"{step} ({words.ratio(choice.to_fastest)} the fastest)"
 
     def _breaks(self) -> str:
         """Where the baseline fails or is shown worse: the worst of it, and where else."""
         found = {s.value: text for s in self.curve.standings if (text := self._broken(s))}
         if not found:
             return ""
-        worst = max(found, key=lambda value: self._damage(value))
+        worst = max(found, key=self._damage)
         others = [value for value in found if value != worst]
         also = f" (it does not qualify at {self._range(others)} either)" if others else ""
-        return f"{self.analysis.names[self.analysis.baseline]} {found[worst]} at {self._factor} {worst}{also}"
+        return f"{self._name(self.analysis.baseline)} {found[worst]} at {self._factor} {worst}{also}"
 
     def _broken(self, standing: Standing) -> str:
+        """What is wrong with the baseline in a column, empty where nothing is."""
         cell = self.curve.cell(self.analysis.baseline, standing.value)
         gap = standing.gaps.get(cell.norm)
         if cell.invalid:
             return "cannot be run"
-        if cell.failures.k and self._fails(cell):
+        if self._unreliable(cell):
             return f"fails in {cell.failures.k} of {words.count(cell.failures.n, 'run')}"
         if gap and gap.verdict == WORSE:
-            return f"loses {words.gap(self.problem.metric, gap.difference)} to {self.analysis.names[gap.reference]}"
+            return f"loses {words.gap(self.problem.metric, gap.difference)} to {self._name(gap.reference)}"
         return ""
 
     def _damage(self, value: Value) -> tuple[float, float]:
@@ -238,8 +242,12 @@ class _Part:
         gap = next(s for s in self.curve.standings if s.value == value).gaps.get(cell.norm)
         return cell.failures.k / max(1, cell.failures.n), (gap.difference.mean if gap else None) or 0.0
 
-    def _fails(self, cell: CellResult) -> bool:
-        return cell.failures.interval[1] >= self.analysis.failure_limit
+    def _name(self, norm: str) -> str:
+        return in_sentence(self.analysis.names[norm])
+
+    def _unreliable(self, cell: CellResult) -> bool:
+        """Whether runs failed, and so many that the limit is not kept."""
+        return cell.failures.k > 0 and cell.failures.interval[1] >= self.analysis.failure_limit
 
     @property
     def _factor(self) -> str:
@@ -251,6 +259,11 @@ class _Part:
         if len(places) > 2 and places == list(range(places[0], places[-1] + 1)):
             return f"{values[0]} to {values[-1]}"
         return words.listed([str(value) for value in values])
+
+
+def in_sentence(name: str) -> str:
+    """A norm's name; in quotes where the sentence would deny something with it, as `no norm` would."""
+    return f"“{name}”" if name.startswith("no ") else name
 
 
 def _no_claim(analysis: Analysis) -> str:
@@ -298,7 +311,3 @@ def _ratio(steps: Mapping[str, float], norm: str, other: float | None) -> float 
 
 def _mean(choice: Choice) -> float:
     return math.inf if choice.error is None or choice.error.mean is None else choice.error.mean
-
-
-def _among(norm: str, choices: Sequence[Choice]) -> bool:
-    return any(norm in choice.undecided for choice in choices)

@@ -16,6 +16,7 @@ from markupsafe import escape
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
@@ -29,7 +30,7 @@ INK, FAINT = "#1c2024", "#c8c8ca"
 
 PALETTE = (INK, "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "osD^vPX*"
-_FLAT: Any = (0, (5, 2))
+_DASHED: Any = (0, (5, 2))
 """The line of a norm that the factor does not touch."""
 
 STYLES: dict[Any, Any] = {
@@ -78,7 +79,7 @@ def plot(analysis: Analysis) -> Figure:
             for axes in line[len(problem.curves) :]:
                 axes.set_visible(False)
         cells = analysis.cells
-        _legend(figure, analysis, cells, failed=any(cell.failures.k for cell in cells), columns=4)
+        _legend(figure, analysis, cells, _flat(cells), _failed(cells), columns=4)
     return figure
 
 
@@ -86,7 +87,7 @@ def error_figure(analysis: Analysis, problem: ProblemResult, curve: CurveResult)
     """Draw error against the factor: every seed's point, means with intervals, failed runs along the top."""
     with _figure(4.8, 3.6) as figure:
         _draw_errors(figure.add_subplot(), analysis, problem, curve)
-        _legend(figure, analysis, curve.cells, failed=any(cell.failures.k for cell in curve.cells))
+        _legend(figure, analysis, curve.cells, _flat(curve.cells), _failed(curve.cells))
     return figure
 
 
@@ -101,7 +102,7 @@ def loss_figure(analysis: Analysis, problem: ProblemResult, curve: CurveResult) 
         axes.set_ylabel("training loss")
         tops = [cell.train_loss.interval[1] for cell in curve.cells if cell.train_loss.interval]
         _scale(axes, [*(cell.train_loss.mean for cell in curve.cells), *tops])
-        _legend(figure, analysis, curve.cells, failed=False)
+        _legend(figure, analysis, curve.cells, _flat(curve.cells))
     return figure
 
 
@@ -122,7 +123,7 @@ def tuning_figure(analysis: Analysis, problem: ProblemResult, curve: CurveResult
         _scale(panels[0], [_shown(problem.metric, t.error) for cell in curve.cells for t in cell.tuning])
         _scale_rates(panels[0], [t.learning_rate for cell in curve.cells for t in cell.tuning])
         figure.supylabel(_with_unit("median validation error", problem.metric), fontsize=7.5)
-        _legend(figure, analysis, curve.cells, failed=False)
+        _legend(figure, analysis, curve.cells)
     return figure
 
 
@@ -178,11 +179,12 @@ def key(index: int) -> str:
 
 @contextmanager
 def _figure(width: float, height: float, **styles: Any) -> Iterator[Drawing]:
-    with rc_context({**STYLES, **styles}):
-        figure = Drawing(figsize=(width, height), layout="constrained")
+    """Give a figure to draw on, and lay it out once: an engine that stays would move things with every drawing."""
+    merged: dict[Any, Any] = {**STYLES, **styles}
+    with rc_context(merged):
+        figure = Drawing(figsize=(width, height))
         yield figure
-        figure.get_layout_engine().execute(figure)
-        figure.set_layout_engine("none")  # it would take as long again with every drawing, and move things a little
+        ConstrainedLayoutEngine().execute(figure)
 
 
 def _look(index: int) -> dict[str, Any]:
@@ -256,7 +258,7 @@ def _draw_means(
     look, gid = _look(index), f"norm-{index}"
     if flat:
         if math.isfinite(means[0]):
-            axes.axhline(means[0], color=look["color"], linestyle=_FLAT, linewidth=0.9, gid=gid)
+            axes.axhline(means[0], color=look["color"], linestyle=_DASHED, linewidth=0.9, gid=gid)
             middle = axes.get_yaxis_transform()
             spot = 0.06 + 0.88 * (index + 0.5) / 8
             axes.plot([spot], [means[0]], look["marker"], color=look["color"], ms=4.2, mew=0, transform=middle, gid=gid)
@@ -327,18 +329,36 @@ def _scale_rates(axes: Axes, rates: Sequence[float]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _legend(figure: Figure, analysis: Analysis, cells: Sequence[CellResult], *, failed: bool, columns: int = 3) -> None:
-    shown = [norm for norm in analysis.norms if any(cell.norm == norm and cell.tuning for cell in cells)]
-    handles = [Line2D([], [], **_look(analysis.norms.index(norm)), lw=1.1, ms=4.2, mew=0) for norm in shown]
-    names = [analysis.names[norm] for norm in shown]
-    if any(cell.flat and cell.points for cell in cells):
-        handles.append(Line2D([], [], color=INK, linestyle=_FLAT, lw=0.9))
-        names.append("flat reference")
-    if failed:
-        handles.append(Line2D([], [], color=INK, marker="x", linestyle="none", ms=4.5, mew=1.3))
-        names.append("failed runs")
-    if handles:
-        figure.legend(handles, names, loc="outside lower center", ncols=columns, columnspacing=1.4, handlelength=1.8)
+def _legend(
+    figure: Figure, analysis: Analysis, cells: Sequence[CellResult], *signs: tuple[bool, Line2D], columns: int = 3
+) -> None:
+    """The norms that were tried, then those of the signs that are there."""
+    norms = [index for index, norm in enumerate(analysis.norms) if any(c.norm == norm and c.tuning for c in cells)]
+    marks = [
+        Line2D([], [], **_look(index), lw=1.1, ms=4.2, mew=0, label=analysis.names[analysis.norms[index]])
+        for index in norms
+    ]
+    handles = [*marks, *(sign for there, sign in signs if there)]
+    if not handles:
+        return
+    where: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "columnspacing": 1.4, "handlelength": 1.8}
+    legend = figure.legend(handles=handles, **where)
+    for index, mark, text in zip(norms, legend.legend_handles, legend.get_texts(), strict=False):
+        text.set_gid(f"norm-{index}")
+        if mark:
+            mark.set_gid(f"norm-{index}")
+
+
+def _failed(cells: Sequence[CellResult]) -> tuple[bool, Line2D]:
+    """The sign of failed runs, and whether there are any."""
+    sign = Line2D([], [], color=INK, marker="x", linestyle="none", ms=4.5, mew=1.3, label="failed runs")
+    return any(cell.failures.k for cell in cells), sign
+
+
+def _flat(cells: Sequence[CellResult]) -> tuple[bool, Line2D]:
+    """The sign of flat references, and whether there are any."""
+    sign = Line2D([], [], color=INK, linestyle=_DASHED, lw=0.9, label="flat reference")
+    return any(cell.flat and cell.points for cell in cells), sign
 
 
 def _with_unit(name: str, metric: Metric) -> str:

@@ -300,7 +300,8 @@ def _sure(choice: Choice, names: Mapping[str, str]) -> str:
     if choice.sure:
         return "yes"
     seeds = f"; about {choice.seeds_needed} seeds would tell" if choice.seeds_needed else ""
-    return f"no: maybe {words.listed([names[norm] for norm in choice.undecided], 'or')}{seeds}"
+    others = words.listed([advice.in_sentence(names[norm]) for norm in choice.undecided], "or")
+    return f"no: perhaps {others}{seeds}"
 
 
 def _reasons(points: Iterable[Point]) -> str:

@@ -147,7 +147,9 @@ class _Printer:
         """Without what the terminal's encoding lacks."""
         if self.plus_minus == "±":
             return text
-        return text.replace(words.DASH, "-").replace(words.MINUS, "-").replace("µ", "u")
+        for character, plain in ((words.DASH, "-"), (words.MINUS, "-"), ("µ", "u"), ("“", '"'), ("”", '"')):
+            text = text.replace(character, plain)
+        return text
 
 
 def _table(first: str) -> Table:
