@@ -5,15 +5,16 @@ BIN := $(VENV)/bin
 TIER ?= quick
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup compare test check mutants speed clean
+.PHONY: help setup compare test check mutants speed throughput clean
 
 help:
-	@echo "make compare   which norm at which batch size: runs the comparison on handwritten digits, opens the report"
-	@echo "make test      all tests"
-	@echo "make check     formatting, lint, types, direction of imports"
-	@echo "make mutants   break the norms on purpose; some test must notice each"
-	@echo "make speed     each norm beside Flax's"
-	@echo "make clean     remove the environment"
+	@echo "make compare     which norm at which batch size: runs the comparison on handwritten digits, opens the report"
+	@echo "make test        all tests"
+	@echo "make check       formatting, lint, types, direction of imports"
+	@echo "make mutants     break the norms on purpose; some test must notice each"
+	@echo "make speed       each norm beside Flax's"
+	@echo "make throughput  trained models per minute beside a Flax loop and PyTorch"
+	@echo "make clean       remove the environment"
 	@echo "PYTHON=python3.12 and VENV=.venv312 choose an interpreter and a folder; TIER=smoke|quick|standard|paper the budget"
 
 $(BIN)/python:
@@ -48,6 +49,13 @@ mutants: $(VENV)/test.stamp
 
 speed: $(VENV)/study.stamp
 	$(BIN)/python benchmarks/speed.py
+
+throughput: $(VENV)/peers.stamp
+	$(BIN)/python benchmarks/throughput.py
+
+$(VENV)/peers.stamp: $(VENV)/study.stamp
+	$(PIP) --editable '.[study,peers]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV)

@@ -1,5 +1,6 @@
 """The command `normlab`: run comparisons, write and merge their results, check them, list what there is."""
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -49,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (BadInput, Fault) as error:
         print(f"normlab: {error}", file=sys.stderr)
         return USAGE if isinstance(error, BadInput) else FAILED
+    except BrokenPipeError:  # `normlab ... | head`: nobody reads on, and Python must not try to tell at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except KeyboardInterrupt:
         print("normlab: Interrupted. Finished runs are kept; the same command goes on from there.", file=sys.stderr)
         return INTERRUPTED

@@ -135,7 +135,8 @@ def to_svg(figure: Figure) -> str:
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", buffer.getvalue(), flags=re.DOTALL)
     text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d+\.\d\d)\d+", r"\1", tag[0]), text)
     text = re.sub(r'<g id="\w+"/>|(?<=<g) id="[a-zA-Z.]\w+_\d+"', "", text)  # groups that nothing refers to
-    return re.sub(r"\s*\n\s*", "\n", text)
+    text = re.sub(r"\s*\n\s*", "\n", text)
+    return re.sub(r"(<g[^>]*)>\n((?:<use [^>]*/>\n)+)", _shared_style, text)
 
 
 def to_pdf(figure: Figure) -> bytes:
@@ -185,6 +186,16 @@ def _figure(width: float, height: float, **styles: Any) -> Iterator[Drawing]:
         figure = Drawing(figsize=(width, height))
         yield figure
         ConstrainedLayoutEngine().execute(figure)
+
+
+def _shared_style(group: re.Match[str]) -> str:
+    """Give the style of all markers to their group, which takes a third of a figure less."""
+    head, markers = group.groups()
+    styles = set(re.findall(r' style="[^"]*"', markers))
+    if len(styles) != 1 or "style=" in head:
+        return group[0]
+    style = styles.pop()
+    return f"{head}{style}>\n{markers.replace(style, '')}"
 
 
 def _look(index: int) -> dict[str, Any]:

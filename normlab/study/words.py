@@ -4,7 +4,7 @@ A metric that is a fraction is shown in percent, its differences in percentage p
 three significant digits. Units stand apart: `value` and `interval` give none, `quantity` and `unit` do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -87,6 +87,11 @@ def p_value(x: float | None) -> str:
 def rate(x: float | None) -> str:
     """A learning rate as people write it, e.g. `0.003`."""
     return DASH if x is None else f"{x:g}"
+
+
+def rates(xs: Iterable[float]) -> str:
+    """Learning rates in a row, e.g. `0.003, 0.01`."""
+    return ", ".join(map(rate, xs))
 
 
 def ratio(x: float | None) -> str:
