@@ -4,8 +4,8 @@
 
 Statistics that cross examples are noisier in smaller batches, and so is the gradient. The curve `deployed` lets both
 shrink together, as they do for someone whose accelerator holds only a few examples; the curve `isolated` shrinks the
-statistics alone. Every norm gets its own learning rate in every column, from one grid, on validation data and seeds
-that the reported errors never use.
+statistics alone. Every norm gets its own learning rate in every column, from one grid, by the validation error of seeds
+that are never used again; within a run, validation and test examples are disjoint.
 """
 
 from dataclasses import replace

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from normlab.study import words
-from normlab.study.analysis import Analysis, CellResult, CurveResult, Failures, ProblemResult, Standing
+from normlab.study.analysis import Analysis, CellResult, CurveResult, Failures, Gap, ProblemResult, Standing, gaps_to
 from normlab.study.config import Value
 from normlab.study.statistics import INCONCLUSIVE, WORSE, Estimate, wilson
 
@@ -132,7 +132,8 @@ class _Part:
         steps = self.steps[standing.value]
         norm = _cheapest(standing.candidates, steps)
         cell = next(cell for cell in column if cell.norm == norm)
-        undecided = tuple(c.norm for c in column if c.norm != norm and self._may_replace(c, norm, standing))
+        gaps = gaps_to(column, norm, self.analysis.margin, self.analysis.claims)
+        undecided = tuple(c.norm for c in column if c.norm != norm and self._may_replace(c, norm, gaps, standing))
         return Choice(
             **place,
             norm=norm,
@@ -141,27 +142,34 @@ class _Part:
             failures=cell.failures,
             sure=not undecided,
             undecided=undecided,
-            seeds_needed=_seeds_needed(standing, undecided),
+            seeds_needed=_seeds_needed(gaps, undecided),
             step_seconds=steps.get(norm),
             to_baseline=_ratio(steps, norm, steps.get(self.analysis.baseline)),
             to_fastest=_ratio(steps, norm, min(steps.values(), default=None)),
         )
 
-    def _may_replace(self, cell: CellResult, norm: str, standing: Standing) -> bool:
-        """Whether more seeds might show a norm to be better by more than the margin, or as good and cheaper."""
-        if cell.invalid or cell.norm == standing.best:
+    def _may_replace(self, cell: CellResult, norm: str, gaps: Mapping[str, Gap], standing: Standing) -> bool:
+        """Whether more seeds might show a norm to be better by more than the margin, or as good and cheaper.
+
+        Args:
+            cell: The other norm's.
+            norm: The recommended one.
+            gaps: All others against it.
+            standing: All others against the best.
+        """
+        if cell.invalid:
             return False
         if not cell.failures.n:
             return True
         if self._unreliable(cell):
             return False
-        gap = standing.gaps.get(cell.norm)
-        if gap is None or gap.difference.interval is None:
+        gap = gaps.get(cell.norm)
+        if gap is None or gap.difference.interval is None or gap.difference.interval[0] <= -self.analysis.margin:
             return True
-        low, high = gap.difference.interval
-        margin, steps = self.analysis.margin, self.steps[standing.value]
+        steps, to_best = self.steps[standing.value], standing.gaps.get(cell.norm)
         cheaper = EQUAL_TIMES * steps.get(cell.norm, math.inf) < steps.get(norm, math.inf)
-        return low <= -margin or (cheaper and high >= margin and gap.verdict == INCONCLUSIVE)
+        as_good = to_best is not None and cell.norm not in standing.candidates and to_best.verdict == INCONCLUSIVE
+        return cheaper and as_good
 
     def _why(self, norm: str, standing: Standing) -> str:
         assert standing.best
@@ -173,12 +181,13 @@ class _Part:
 
     def _uses(self, chosen: Sequence[Choice]) -> str:
         """`layer norm at batch size 2 and batch norm at 4 to 128`."""
-        by_norm: dict[str, list[Value]] = {}
+        by_norm: dict[str, list[Choice]] = {}
         for choice in chosen:
-            by_norm.setdefault(choice.norm or "", []).append(choice.value)
+            by_norm.setdefault(choice.norm or "", []).append(choice)
         parts = [
-            f"{self._name(norm)} at {'' if index else f'{self._factor} '}{self._range(values)}"
-            for index, (norm, values) in enumerate(by_norm.items())
+            f"{self._name(norm)} at {'' if index else f'{self._factor} '}{self._range([c.value for c in choices])}"
+            f"{_failed(choices)}"
+            for index, (norm, choices) in enumerate(by_norm.items())
         ]
         return words.listed(parts)
 
@@ -287,6 +296,13 @@ def _cheapest(candidates: Sequence[str], steps: Mapping[str, float]) -> str:
     return next((norm for norm in candidates if known.get(norm, math.inf) <= limit), candidates[0])
 
 
+def _failed(choices: Sequence[Choice]) -> str:
+    """` (1 of 10 runs failed)`, empty where none did."""
+    failures = [choice.failures for choice in choices if choice.failures]
+    failed, runs = sum(f.k for f in failures), sum(f.n for f in failures)
+    return f" ({failed} of {words.count(runs, 'run')} failed)" if failed else ""
+
+
 def _why_none(column: Sequence[CellResult], limit: float) -> str:
     runnable = [cell for cell in column if not cell.invalid]
     evaluated = [cell for cell in runnable if cell.failures.n]
@@ -299,8 +315,8 @@ def _why_none(column: Sequence[CellResult], limit: float) -> str:
     return f"too few runs to show a failure rate below {words.percent(limit, 0)} %{runs}"
 
 
-def _seeds_needed(standing: Standing, undecided: Sequence[str]) -> int | None:
-    needed = [gap.seeds_needed if (gap := standing.gaps.get(norm)) else None for norm in undecided]
+def _seeds_needed(gaps: Mapping[str, Gap], undecided: Sequence[str]) -> int | None:
+    needed = [gap.seeds_needed if (gap := gaps.get(norm)) else None for norm in undecided]
     known = [number for number in needed if number is not None]
     return max(known) if known and len(known) == len(needed) else None
 

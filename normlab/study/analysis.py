@@ -363,7 +363,7 @@ def analyse(comparison: Comparison, settings: Settings, records: Iterable[Record
         exploratory=settings.seeds < SEEDS_FOR_CLAIMS,
         seeds=settings.seeds,
         level=LEVEL,
-        margin=comparison.margin,
+        margin=the_plan.margin,
         failure_limit=comparison.failure_limit,
         baseline=baseline,
         baseline_note=note,
@@ -445,7 +445,7 @@ class _Results:
             edge=planned.choice.edge if planned.choice else False,
             added=tuple(sorted({run.learning_rate for run in planned.tuning} - set(settings.learning_rates))),
             tuning=curve,
-            basin=_basin(curve, self.plan.comparison.margin) if planned.choice else None,
+            basin=_basin(curve, self.plan.margin) if planned.choice else None,
             points=points,
             error=mean_interval([point.error for point in points], LEVEL),
             error_counting_failures=_counting_failures(points, chance),
@@ -483,15 +483,15 @@ def _problem(results: _Results, name: str, baseline: str, claims: bool) -> Probl
 
 
 def _curve(results: _Results, problem: Problem, curve: Curve, baseline: str, claims: bool) -> CurveResult:
-    settings, margin = results.plan.settings, results.plan.comparison.margin
+    settings, margin = results.plan.settings, results.plan.margin
     cells: list[CellResult] = []
     standings: list[Standing] = []
     for value in settings.values[curve.name]:
         places = [Place(problem=problem.name, curve=curve.name, value=value, norm=norm) for norm in settings.norms]
         column = [results.at(place) for place in places]
-        gaps = _gaps(column, baseline, margin, claims)
+        gaps = gaps_to(column, baseline, margin, claims)
         cells += [dataclasses.replace(cell, gap=gaps.get(cell.norm)) for cell in column]
-        standings.append(_standing(value, column, results.plan.comparison, claims))
+        standings.append(_standing(value, column, results.plan, claims))
     reference = curve.factor.reference if curve.factor.reference in settings.values[curve.name] else None
     return CurveResult(
         name=curve.name,
@@ -604,14 +604,15 @@ def _tuning(records: Sequence[Record]) -> tuple[TuningPoint, ...]:
     )
 
 
-def _gaps(column: Sequence[CellResult], reference: str, margin: float, claims: bool) -> dict[str, Gap]:
+def gaps_to(column: Sequence[CellResult], reference: str, margin: float, claims: bool) -> dict[str, Gap]:
     """Every norm of a column against one of them, p-values adjusted over the column."""
     against = next(cell for cell in column if cell.norm == reference)
     norms = [cell.norm for cell in column if cell.norm != reference and not cell.invalid]
     differences = [_difference(cell.points, against.points) for cell in column if cell.norm in norms]
     adjusted = holm([difference.p for difference in differences])
+    tests = sum(p is not None for p in adjusted)
     return {
-        norm: _gap(reference, difference, p, margin, claims)
+        norm: _gap(reference, difference, p, margin, claims, tests)
         for norm, difference, p in zip(norms, differences, adjusted, strict=True)
         if difference.mean is not None
     }
@@ -632,11 +633,13 @@ def _with_change(cell: CellResult, cells: Sequence[CellResult], reference: Value
     return cell if change.mean is None else dataclasses.replace(cell, change=change)
 
 
-def _gap(reference: str, difference: Difference, p_holm: float | None, margin: float, claims: bool) -> Gap:
+def _gap(reference: str, difference: Difference, p_holm: float | None, margin: float, claims: bool, tests: int) -> Gap:
     shown = verdict(difference.interval, margin)
     if shown in (BETTER, WORSE) and (p_holm is None or p_holm > 1 - LEVEL):
         shown = INCONCLUSIVE
-    needed = seeds_needed(difference.mean, difference.sd, margin, level=LEVEL) if shown == INCONCLUSIVE else None
+    beyond = difference.mean is not None and abs(difference.mean) > margin  # a claim that Holm corrects
+    level = 1 - (1 - LEVEL) / tests if beyond and tests else LEVEL
+    needed = seeds_needed(difference.mean, difference.sd, margin, level=level) if shown == INCONCLUSIVE else None
     return Gap(
         reference=reference,
         difference=difference,
@@ -646,17 +649,17 @@ def _gap(reference: str, difference: Difference, p_holm: float | None, margin: f
     )
 
 
-def _standing(value: Value, column: Sequence[CellResult], comparison: Comparison, claims: bool) -> Standing:
+def _standing(value: Value, column: Sequence[CellResult], the_plan: Plan, claims: bool) -> Standing:
     reliable = sorted(
         (cell.error.mean, index, cell.norm)
         for index, cell in enumerate(column)
-        if cell.error.mean is not None and cell.failures.interval[1] < comparison.failure_limit
+        if cell.error.mean is not None and cell.failures.interval[1] < the_plan.comparison.failure_limit
     )
     if not reliable:
         return Standing(value=value, best=None, gaps={}, candidates=())
     best = reliable[0][2]
-    gaps = _gaps(column, best, comparison.margin, claims)
-    close = {norm for norm, gap in gaps.items() if _below(gap.difference.interval, comparison.margin)}
+    gaps = gaps_to(column, best, the_plan.margin, claims)
+    close = {norm for norm, gap in gaps.items() if _below(gap.difference.interval, the_plan.margin)}
     candidates = tuple(norm for _, _, norm in reliable if norm == best or norm in close)
     return Standing(value=value, best=best, gaps=gaps, candidates=candidates)
 

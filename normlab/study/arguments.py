@@ -436,7 +436,7 @@ _OPTIONS = (
     Option(
         name="retry_failed",
         kind=_YES_NO,
-        help="run again what ended in `error`, `oom` or `timeout`; divergence and collapse are results and stay",
+        help="run again what ended in `error` or `oom`; divergence and collapse are results and stay",
     ),
     Option(name="open", kind=_YES_NO, help="show the report in the browser"),
 )

@@ -1,9 +1,16 @@
 """What is checked before anything is written: every cell is traced, none is compiled."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 from normlab.study import execute
 from normlab.study.config import Cell
 from normlab.study.errors import BadInput, one_line
 from normlab.study.plan import Plan
+
+if TYPE_CHECKING:
+    from normlab.study.train import Program
 
 
 def data_of(plan: Plan) -> dict[str, str]:
@@ -18,23 +25,24 @@ def data_of(plan: Plan) -> dict[str, str]:
     reasons = {cell: plan.incompatible(cell) for cell in plan.cells}
     if all(reasons.values()):
         raise BadInput(f"Expected at least one norm that can be run. {next(iter(reasons.values()))}")
+    from normlab.study.data import data_hash
+
+    programs = {cell: traced(plan, cell) for cell, reason in reasons.items() if not reason}
     hashes: dict[str, str] = {}
-    for cell in [cell for cell, reason in reasons.items() if not reason]:
-        found = trace(plan, cell)
-        hashes.setdefault(cell.problem, found)
-    for problem in hashes:
-        _check_norm_is_used(plan, problem)
+    for cell, program in programs.items():
+        if cell.problem not in hashes:
+            hashes[cell.problem] = data_hash(program.data)
+            _check_norm_is_used(plan, cell, programs)
     return hashes
 
 
-def trace(plan: Plan, cell: Cell) -> str:
-    """Trace the program of a cell and hash its data.
+def traced(plan: Plan, cell: Cell) -> "Program":
+    """Build the program of a cell and trace it.
 
     Raises:
         BadInput: If it cannot be built or traced.
     """
     from normlab.study import train
-    from normlab.study.data import data_hash
 
     try:
         program = execute.build(plan, cell)
@@ -44,10 +52,10 @@ def trace(plan: Plan, cell: Cell) -> str:
         factor = plan.curve(place.curve).factor.name
         where = f"`{place.norm}` on `{place.problem}` with {factor} {place.value}"
         raise BadInput(f"{where}: {one_line(error)}") from error
-    return data_hash(program.data)
+    return program
 
 
-def _check_norm_is_used(plan: Plan, problem: str) -> None:
+def _check_norm_is_used(plan: Plan, first: Cell, programs: "Mapping[Cell, Program]") -> None:
     """Compare the programs of a problem's first column.
 
     Raises:
@@ -55,8 +63,8 @@ def _check_norm_is_used(plan: Plan, problem: str) -> None:
     """
     from normlab.study import networks
 
-    places = [place for place, cell in plan.places.items() if place.problem == problem and not plan.incompatible(cell)]
-    column = [place for place in places if (place.curve, place.value) == (places[0].curve, places[0].value)]
-    programs = {plan.resolve(place)[0]: execute.build(plan, plan.places[place]) for place in column}
-    if networks.ignores_norm(programs):
-        raise BadInput(f"`{problem}`: {networks.IGNORED}")
+    place = plan.place(first)
+    column = {cell: replace(place, norm=cell.norm) for cell in programs if cell.problem == first.problem}
+    same = {where: cell for cell, where in column.items() if plan.places.get(where) == cell}
+    if networks.ignores_norm({plan.resolve(where)[0]: programs[cell] for where, cell in same.items()}):
+        raise BadInput(f"`{first.problem}`: {networks.IGNORED}")

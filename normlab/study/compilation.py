@@ -4,7 +4,7 @@ import hashlib
 import os
 import platform
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +49,9 @@ class Compiled:
     memory: int | None
 
 
-def compile_program(program: Program, lanes: int | None = None) -> Compiled:
+def compile_program(
+    program: Program, lanes: int | None = None, data: Mapping[str, jax.Array] | None = None
+) -> Compiled:
     """Compile training and evaluation, apart from each other so that the cost of training is told alone.
 
     Args:
@@ -57,9 +59,10 @@ def compile_program(program: Program, lanes: int | None = None) -> Compiled:
         lanes: How many runs are stacked by `vmap`; `None` is one after another. A stack that is not full is filled up
             with copies of its last run: there is one program, and the numbers of a run do not depend on how many
             others are asked for.
+        data: The program's data on the device, where other programs use them too; put there unless given.
     """
     start = perf_counter()
-    data = jax.device_put(dict(program.data))
+    data = jax.device_put(dict(program.data)) if data is None else data
     fit, evaluate = training(program), program.evaluate
     if lanes:
         fit, evaluate = jax.vmap(fit, in_axes=(0, 0, None)), jax.vmap(evaluate, in_axes=(0, None))

@@ -19,8 +19,10 @@ Value = int | float | str
 """A value of a factor: a batch size, a sequence length, the name of a drift."""
 
 TUNE, EVALUATE = "tune", "evaluate"
-FAILURES = ("diverged", "collapsed", "timeout", "oom", "error")
+FAILURES = ("diverged", "collapsed", "oom", "error")
 """Statuses counted as failures. The others are `ok`, and `invalid` for what cannot be run at all."""
+RETRIED = ("error", "oom")
+"""Failures that another try may mend. Divergence and collapse are results."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +149,8 @@ class Comparison:
         tiers: Budgets by name; those of `normlab.study.defaults` unless given.
         fixed: Sentences that say what is the same in all runs; printed in the report.
         baseline: The norm others are compared with, in the same cell.
-        margin: Differences of the metric below this are of no practical interest (in the metric's unit; a fraction
-            where it is shown in percent).
+        margin: Differences of the metric below this are of no practical interest: in the metric's unit, a fraction
+            where it is shown in percent. Unless given: half a percentage point; other metrics need their own.
         default_learning_rate: What people take who do not tune; a row of its own. `None` for no such row.
         failure_limit: A norm is recommended where its failure rate is shown to stay below this (upper end of Wilson's
             interval). The default is just above what 5 seeds without a failure can show.
@@ -163,7 +165,7 @@ class Comparison:
     tiers: Mapping[str, Tier] = field(default_factory=lambda: _defaults().TIERS)
     fixed: tuple[str, ...] = ()
     baseline: str = "batch"
-    margin: float = 0.005
+    margin: float | None = None
     default_learning_rate: float | None = None
     failure_limit: float = 0.45
 

@@ -110,6 +110,10 @@ def records(
         RuntimeError: If worker processes cannot start.
     """
     yield from _invalid(task, Plan(comparison, task.settings), pending)
+    if task.strategy.lanes:
+        from normlab.study.compilation import use_cache
+
+        use_cache()
     if task.strategy.in_workers:
         yield from _in_workers(task, pending, jobs, stop)
     else:
@@ -133,6 +137,8 @@ def status_of(metrics: Metrics, chance: float | None) -> tuple[str, str]:
         return "diverged", f"The loss is not finite from step {step}."
     if not metrics["finite"]:
         return "diverged", "Outputs are not finite after training."
+    if not (math.isfinite(metrics["validation"]) and math.isfinite(metrics["test"])):
+        return "diverged", "The metric is not finite after training."
     if chance is not None and metrics["validation"] >= chance * (1 - COLLAPSED_WITHIN):
         return "collapsed", f"Validation error {metrics['validation']:.3g}, chance is {chance:.3g}."
     return "ok", ""
@@ -145,6 +151,7 @@ class CellRunner:
         """Take what all cells share; nothing is compiled yet."""
         self.task, self.plan = task, Plan(comparison, task.settings)
         self._programs: OrderedDict[Cell, _Ready | Exception] = OrderedDict()
+        self._data: dict[str, Any] = {}
 
     def __call__(self, cell: Cell, runs: Sequence[Run]) -> Iterator[Record]:
         """Make the records of some runs of a cell, in order; an exception becomes a record."""
@@ -175,7 +182,7 @@ class CellRunner:
         """The compiled program of a cell; what failed to compile once fails again at once."""
         if cell not in self._programs:
             try:
-                self._programs[cell] = _prepare(self.plan, cell, self.task.strategy)
+                self._programs[cell] = self._prepared(cell)
             except Exception as error:
                 self._programs[cell] = error
             if len(self._programs) > PROGRAMS_KEPT:
@@ -186,6 +193,24 @@ class CellRunner:
             raise found
         return found
 
+    def _prepared(self, cell: Cell) -> "_Ready":
+        """Build and compile; the data of a problem are on the device once.
+
+        Raises:
+            ValueError: If they are not those that the comparison began with.
+        """
+        import jax
+
+        from normlab.study.compilation import compile_program
+        from normlab.study.data import data_hash
+
+        program = build(self.plan, cell)
+        if cell.problem not in self._data:
+            if data_hash(program.data) != self.task.identity["data"].get(cell.problem):
+                raise ValueError("Expected the same data whenever they are loaded, got others. Seed what draws them.")
+            self._data[cell.problem] = jax.device_put(dict(program.data))
+        return _Ready(program, compile_program(program, self.task.strategy.lanes, self._data[cell.problem]))
+
 
 @dataclass(frozen=True)
 class _Ready:
@@ -193,13 +218,6 @@ class _Ready:
 
     program: "Program"
     compiled: "Compiled"
-
-
-def _prepare(plan: Plan, cell: Cell, strategy: Strategy) -> _Ready:
-    from normlab.study.compilation import compile_program
-
-    program = build(plan, cell)
-    return _Ready(program, compile_program(program, strategy.lanes))
 
 
 def _cost(ready: _Ready, seconds: float) -> dict[str, float]:
@@ -314,7 +332,7 @@ class _Worker:
 
 def _in_workers(task: Task, pending: Pending, jobs: int, stop: Stop) -> Iterator[Record]:
     workers: list[_Worker] = []
-    killed: set[Run] = set()
+    killed: set[Run | None] = set()
     try:
         while not stop():
             if len(workers) < jobs or any(worker.cell is None for worker in workers):
@@ -336,7 +354,7 @@ def _wait(busy: "Mapping[Connection, _Worker]") -> "list[Connection]":
     return [ready for ready in wait(list(busy), timeout=1.0) if isinstance(ready, Connection)]
 
 
-def _take(task: Task, worker: _Worker, workers: list[_Worker], killed: set[Run]) -> Iterator[Record]:
+def _take(task: Task, worker: _Worker, workers: list[_Worker], killed: set[Run | None]) -> Iterator[Record]:
     """The record that a worker has for us, or that of its death."""
     try:
         record = worker.take()
@@ -346,7 +364,7 @@ def _take(task: Task, worker: _Worker, workers: list[_Worker], killed: set[Run])
         yield record
 
 
-def _last(task: Task, workers: list[_Worker], killed: set[Run]) -> Iterator[Record]:
+def _last(task: Task, workers: list[_Worker], killed: set[Run | None]) -> Iterator[Record]:
     """The run that each worker is at; those behind it are not waited for."""
     for worker in list(workers):
         owed = len(worker.owed)
@@ -367,14 +385,17 @@ def _hand_out(task: Task, workers: list[_Worker], runs: Sequence[Run], jobs: int
         worker.give(cell, waiting.pop(cell))
 
 
-def _bury(task: Task, worker: _Worker, workers: list[_Worker], killed: set[Run]) -> Record | None:
+def _bury(task: Task, worker: _Worker, workers: list[_Worker], killed: set[Run | None]) -> Record | None:
     """Remove a worker that died; what it left of its cell is pending again.
 
     The run it was at gets a record, except when it was killed for the first time: whoever did that, the system short of
-    memory most likely, may have meant the process and not the run.
+    memory most likely, may have meant the process and not the run. One may be killed before its first run (`None`).
     """
     workers.remove(worker)
     exitcode = worker.end()
+    if not worker.ready and exitcode == -signal.SIGKILL and None not in killed:
+        killed.add(None)
+        return None
     if not worker.ready:
         raise RuntimeError(f"Worker processes cannot start: one ended with exit code {exitcode} before its first run.")
     if not worker.owed:

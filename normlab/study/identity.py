@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SOURCES = (
     *("*.py", "functional/*.py", "linen/*.py", "nnx/*.py"),
-    *(f"study/{name}.py" for name in ("compilation", "data", "learning", "models", "networks", "problems", "train")),
+    *(
+        f"study/{name}.py"
+        for name in ("compilation", "data", "execute", "learning", "models", "networks", "problems", "train")
+    ),
 )
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
 

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from normlab.study import catalogue, checks, execute, identity
 from normlab.study.arguments import Request
-from normlab.study.config import Cell, Comparison, Record, Run, Settings, content_key
+from normlab.study.config import RETRIED, Cell, Comparison, Record, Run, Settings, content_key
 from normlab.study.errors import BadInput, Fault, one_line
 from normlab.study.plan import Plan
 from normlab.study.progress import Display
@@ -25,8 +25,6 @@ from normlab.study.shard import Shard
 from normlab.study.store import Header, NoStore, Store
 
 OK, FAILED, UNFINISHED = 0, 1, 3
-RETRIED = ("error", "oom", "timeout")
-"""Failures that another try may mend. Divergence and collapse are results."""
 
 
 def new_console(*, quiet: bool = False) -> Console:

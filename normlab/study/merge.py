@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from normlab.study import identity
-from normlab.study.config import Record
+from normlab.study.config import RETRIED, Record
 from normlab.study.errors import BadInput
 from normlab.study.store import Header, Store
 
@@ -75,11 +75,18 @@ def _union(folders: Mapping[Path, Header], header: Header) -> dict[str, tuple[Pa
     """All runs of this identity by key, each once, with the first folder that has it."""
     found: dict[str, tuple[Path, Record]] = {}
     for folder in folders:
+        for path in Store(folder).damaged():
+            raise BadInput(
+                f"Expected a run in `{path}`, got something else. Run the command that made `{folder}` again, which "
+                "repeats it; or delete the file to leave it out."
+            )
         for record in Store(folder).records():
             if record.identity != identity.of_problem(header.identity, record.run.cell.problem):
                 continue
             before, held = found.setdefault(record.key, (folder, record))
-            if (held.status, held.metrics) != (record.status, record.metrics):
+            if held.status in RETRIED or record.status in RETRIED:  # what another try mended is mended
+                found[record.key] = (before, held) if record.status in RETRIED else (folder, record)
+            elif (held.status, held.metrics) != (record.status, record.metrics):
                 raise BadInput(_contradiction(before, held, folder, record))
     return found
 

@@ -1,9 +1,9 @@
 """Which runs a comparison needs, derived from what has been recorded: pure, and therefore resumable.
 
 A cell is tuned first (every learning rate x every tuning seed), then evaluated at the chosen learning rate with seeds
-that tuning never saw. Norms of one column (a problem, a curve, a factor value) share one grid: where the optimum of any
-of them lies at an end, the grid of all grows there by two points, once. A cell may stand in several columns, of which
-a flat reference is the plainest case; then those share their grid, too.
+that tuning never saw. Cells whose training differs in the norm alone share one grid: where the optimum of any of them
+lies at an end, the grid of all grows there by two points, once. Those are the norms of a column (a problem, a curve, a
+factor value), and all columns of a curve whose factor is an option of the norm.
 
 A cell that cannot be run at all (a norm over spatial axes where there are none) has the records of its tuning runs,
 with status `invalid`, and is never evaluated: there is no learning rate to evaluate it at.
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 TUNING_SEEDS_FROM = 1000
 """Tuning seeds count from here, evaluation seeds from 0: they never meet as long as there are fewer of the latter."""
 
+HALF_A_POINT = 0.005
+"""The margin of metrics that are fractions, unless a comparison says otherwise."""
+
 Known = Mapping[Run, Record]
 
 
@@ -65,16 +68,17 @@ class Plan:
     Attributes:
         places: Every place of every table with the cell that stands there, column by column.
         cells: The cells, each once, in the order of their first place.
-        groups: The cells again, those together whose columns share a grid.
+        groups: The cells again, those together that share a grid.
+        margin: The comparison's, or half a percentage point.
     """
 
     def __init__(self, comparison: Comparison, settings: Settings) -> None:
         """Resolve every cell.
 
         Raises:
-            ValueError: If a norm has options that contradict each other.
+            ValueError: If a norm has options that contradict each other, or the comparison needs a margin.
         """
-        self.comparison, self.settings = comparison, settings
+        self.comparison, self.settings, self.margin = comparison, settings, _margin(comparison)
         self.places = {place: self._cell(place) for place in self._all_places()}
         self.cells = tuple(dict.fromkeys(self.places.values()))
         self.groups = tuple(self._grouped())
@@ -160,16 +164,12 @@ class Plan:
         return Cell(problem=place.problem, norm=place.norm, config=frozen(plain))
 
     def _grouped(self) -> Iterator[tuple[Cell, ...]]:
-        """Columns that have a cell in common, directly or through others, make one group."""
-        columns: dict[tuple[Any, ...], set[Cell]] = {}
-        for place, cell in self.places.items():
-            columns.setdefault((place.problem, place.curve, place.value), set()).add(cell)
-        groups: list[set[Cell]] = []
-        for column in columns.values():
-            touching = [group for group in groups if group & column]
-            groups = [group for group in groups if group not in touching] + [column.union(*touching)]
-        for group in sorted(groups, key=lambda group: min(map(self.cells.index, group))):
-            yield tuple(cell for cell in self.cells if cell in group)
+        """Cells that differ in their norm alone make one group."""
+        groups: dict[tuple[Any, ...], list[Cell]] = {}
+        for cell in self.cells:
+            rest = tuple((name, value) for name, value in cell.config if name != "norm")
+            groups.setdefault((cell.problem, rest), []).append(cell)
+        yield from map(tuple, groups.values())
 
     def _grids(self, known: Known) -> "Iterator[tuple[Sequence[Cell], Grid]]":
         """Every group with its grid: the settings', grown at the ends where a tuned cell has its optimum."""
@@ -283,6 +283,18 @@ def validation_error(record: Record) -> float:
     """The validation error of a run, infinite where the run failed."""
     value = record.metrics.get("validation") if record.status == "ok" else None
     return math.inf if value is None else value
+
+
+def _margin(comparison: Comparison) -> float:
+    if comparison.margin is not None:
+        return comparison.margin
+    for problem in comparison.problems:
+        if not problem.metric.percent:
+            raise ValueError(
+                f"Expected `margin` in the unit of `{problem.metric.name}`, the metric of `{problem.name}`, got none. Say "
+                "in the comparison what difference would not matter to you."
+            )
+    return HALF_A_POINT
 
 
 def _rounded(*rates: float) -> tuple[float, ...]:

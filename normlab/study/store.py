@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from normlab.study import identity
-from normlab.study.config import Cell, Record, Run, Settings, frozen
+from normlab.study.config import Cell, Record, Run, Settings, content_key, frozen
 from normlab.study.errors import BadInput, Fault
 
 _HEADER = "comparison.json"
@@ -81,7 +81,8 @@ class Store:
             return Header(settings=Settings(**_tuples(fields.pop("settings"))), **fields)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BadInput(
-                f"Expected `{path}` to be of this version of normlab, got something else. Choose another folder."
+                f"Expected `{path}` to be of this version of normlab, got something else. Choose another folder; or "
+                "delete the file, and the command that made the folder goes on from the runs in it."
             ) from error
 
     @contextmanager
@@ -104,8 +105,9 @@ class Store:
             reason = f"Cannot write to `{self.directory}`: {error.strerror}. Choose another with `--output`."
             raise BadInput(reason) from error
         with held:
-            held.truncate(0)
-            print(f"process {os.getpid()} on {platform.node()}", file=held, flush=True)
+            with suppress(OSError):  # who it is, for messages; a full disk is told by what matters
+                held.truncate(0)
+                print(f"process {os.getpid()} on {platform.node()}", file=held, flush=True)
             _remove(self.directory.glob(f"{_HEADER}.*.tmp"))
             _remove(self.directory.glob("runs/??/*.tmp"))
             yield
@@ -148,7 +150,7 @@ class Store:
         """
         fields = asdict(record)
         fields["run"]["cell"]["config"] = dict(record.run.cell.config)
-        self._write(self._path(record.key), fields)
+        self._write(self._path(record.key), {**fields, "sha256": content_key(fields)})
 
     def records(self) -> list[Record]:
         """Read all runs, of whatever settings and identity; `damaged` tells what else is there."""
@@ -231,9 +233,11 @@ def write_whole(path: Path, content: str | bytes) -> Path:
 
 
 def _record(path: Path) -> Record | None:
-    """The run in a file; `None` where it is not whole, or another than the name says."""
+    """The run in a file; `None` where it is not what was written, or another than the name says."""
     try:
         fields = json.loads(path.read_text("utf-8"))
+        if fields.pop("sha256") != content_key(fields):
+            return None
         run = fields.pop("run")
         cell = run.pop("cell")
         config = frozen(cell.pop("config"))
@@ -251,8 +255,9 @@ def _tuples(value: Any) -> Any:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a process that was killed before its first header may have left it."""
-    return path.name in (_RUN_LOCK, _REPORT_LOCK) or (path.name.startswith(_HEADER) and path.suffix == ".tmp")
+    """Whether a process may have left it that was killed before its first header, or whose header was deleted."""
+    ours = (_RUN_LOCK, _REPORT_LOCK, "runs", "report.html", "analysis.json", "tables", "figures")
+    return path.name in ours or (path.name.startswith(_HEADER) and path.suffix == ".tmp")
 
 
 def _is_of_report(path: Path) -> bool:

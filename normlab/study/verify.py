@@ -69,6 +69,8 @@ def choose(records: Sequence[Record], prefix: str | None) -> Record:
     found = [record for record in records if record.key.startswith(prefix)]
     if len(found) != 1:
         raise BadInput(f"Expected `--run` to be the start of one run's key, got `{prefix}`, which fits {len(found)}.")
+    if found[0].status == "invalid":
+        raise BadInput(f"Expected `--run` to name a run that was trained, got `{prefix}`: {found[0].reason}")
     return found[0]
 
 
@@ -89,8 +91,10 @@ def verify(comparison: Comparison, settings: Settings, record: Record) -> Verifi
         raise BadInput(
             f"Expected run {record.key[:12]} to be part of `{settings.comparison}`, which has changed since."
         )
+    from normlab.study.data import data_hash
+
     strategy = execute.choose_strategy()
-    data = {cell.problem: checks.trace(plan, cell)}
+    data = {cell.problem: data_hash(checks.traced(plan, cell).data)}
     now = identity.describe(catalogue.files(settings.source), data, strategy)
     task = execute.Task(source=settings.source, settings=settings, identity=now, strategy=strategy)
     made: list[Record] = []
