@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from normlab import norms
-from normlab.study import catalogue, execute, identity
+from normlab.study import catalogue, checks, execute, identity
 from normlab.study import plan as plan_module
 from normlab.study.config import EVALUATE, TUNE, Cell, Record, Run, Settings
 from normlab.study.data import digits
@@ -61,7 +61,7 @@ def run_all(
 ) -> list[Record]:
     """Execute a comparison without a folder."""
     comparison, settings = catalogue.load(str(source)), settings_for(source, **changes)
-    described = identity.describe([source], {"scalar": "data"}, strategy)
+    described = identity.describe([source], checks.data_of(Plan(comparison, settings)), strategy)
     task = execute.Task(source=str(source), settings=settings, identity=described, strategy=strategy)
     made = list(known)
     pending = partial(Plan(comparison, settings).pending, made)
@@ -234,7 +234,7 @@ class TestPlan:
         }
         assert cells["isolated", "layer"] < cells["deployed", "layer"]
         assert len(cells["isolated", "batch"] & cells["deployed", "batch"]) == 1
-        # Columns that share a cell share their grid: the isolated ones, and the deployed one of the same batch.
+        # Cells that differ in the norm alone share a grid: the isolated ones, and the deployed ones of the same batch.
         assert sorted(map(len, plan.groups)) == [2, 2, 2, 2, 6]
 
     def test_records_of_other_settings_do_not_count(self, toy: Path) -> None:

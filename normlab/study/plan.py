@@ -291,8 +291,8 @@ def _margin(comparison: Comparison) -> float:
     for problem in comparison.problems:
         if not problem.metric.percent:
             raise ValueError(
-                f"Expected `margin` in the unit of `{problem.metric.name}`, the metric of `{problem.name}`, got none. Say "
-                "in the comparison what difference would not matter to you."
+                f"Expected `margin` in the unit of `{problem.metric.name}`, the metric of `{problem.name}`, got none. "
+                "Say in the comparison what difference would not matter to you."
             )
     return HALF_A_POINT
 
