@@ -211,3 +211,20 @@ def test_a_norm_called_no_norm_denies_nothing() -> None:
     change = planted(by_norm(none=0.030, batch=0.05, layer=0.0305), spread=by_norm(layer=0.05))
     text = recommend(small(change, norms=("none", "batch", "layer"))).sentence
     assert "not settled; for now use “no norm” at batch size 2 and 32, but layer norm may" in text
+
+
+def test_what_is_ruled_out_is_ruled_out_for_the_norm_that_is_used() -> None:
+    """Layer is cheap and near enough to the best; RMS, not shown better than the best, may still beat layer."""
+    error = by_norm(batch=0.0300, layer=0.0330, rms=0.0302)
+    spread = by_norm(layer=0.001, rms=0.02)
+    cheap = by_norm(layer=1e-5, others=1e-4)
+    choice = first(small(planted(error, spread, cheap)))
+    assert choice.norm == "layer"
+    assert "rms" in choice.undecided and not choice.sure
+
+
+def test_failures_of_the_norm_that_is_used_are_in_the_sentence() -> None:
+    change = planted(by_norm(batch=0.02, others=0.2), fails=lambda cell, seed: cell.norm == "batch" and seed == 3)
+    recommendation = recommend(small(change))
+    assert recommendation.choices[0].norm == "batch"
+    assert "(2 of 20 runs failed)" in recommendation.sentence

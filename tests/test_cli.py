@@ -22,7 +22,7 @@ from normlab import norms, study
 from normlab.study import catalogue, identity
 from normlab.study.arguments import Request, from_file, from_flags, from_python, run_parser, seconds_of, to_toml
 from normlab.study.cli import main
-from normlab.study.config import Settings
+from normlab.study.config import EVALUATE, Settings
 from normlab.study.errors import BadInput
 from normlab.study.execute import Strategy
 from normlab.study.invocation import UNFINISHED, Invocation, Ways
@@ -404,13 +404,26 @@ class TestMerge:
     def test_a_run_with_two_results_is_named(
         self, folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        path = sorted(folders[1].glob("runs/??/*.json"))[0]
-        fields = json.loads(path.read_text())
-        path.write_text(json.dumps({**fields, "metrics": {**fields["metrics"], "validation": 0.123}}))
+        store = Store(folders[1])
+        record = store.records()[0]
+        store.add(replace(record, metrics={**record.metrics, "validation": 0.123}))
         err = self.refused(capsys, *folders)
         assert "`validation`" in err
         assert "0.123" in err
-        assert path.stem[:12] in err
+        assert record.key[:12] in err
+
+    def test_what_another_try_mended_is_taken(self, folders: tuple[Path, Path], tmp_path: Path) -> None:
+        store = Store(folders[1])
+        record = store.records()[0]
+        Store(folders[0]).add(record)
+        store.add(replace(record, status="oom", reason="killed", metrics={"validation": None}))
+        assert main(["merge", *map(str, folders), "--output", str(tmp_path / "both")]) == 0
+        assert record in Store(tmp_path / "both").records()
+
+    def test_a_damaged_run_is_named(self, folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+        path = sorted(folders[1].glob("runs/??/*.json"))[0]
+        path.write_text(path.read_text().replace('"ok"', '"OK"'))
+        assert str(path) in self.refused(capsys, *folders)
 
     def test_what_is_no_folder_of_runs_is_refused(
         self, folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -439,23 +452,20 @@ class TestVerify:
         self, verified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         copy = shutil.copytree(verified, tmp_path / "copy")
-        path = next(path for path in sorted(copy.glob("runs/??/*.json")) if '"evaluate"' in path.read_text())
-        fields = json.loads(path.read_text())
-        number = fields["metrics"]["test"]
-        fields["metrics"]["test"] = math.nextafter(number, 1)
-        path.write_text(json.dumps(fields))
-        assert main(["verify", str(copy), "--run", path.stem[:20]]) == 1
+        record = next(record for record in Store(copy).records() if record.run.stage == EVALUATE)
+        number = record.metrics["test"]
+        assert number is not None
+        record = replace(record, metrics={**record.metrics, "test": math.nextafter(number, 1)})
+        Store(copy).add(record)
+        assert main(["verify", str(copy), "--run", record.key[:20]]) == 1
         out = capsys.readouterr().out
         assert repr(number) in out
         assert repr(math.nextafter(number, 1)) in out
         assert "Different, where code, versions, machine and data are the same." in out
-        fields["identity"]["versions"]["jax"] = "0.0.1"
-        run = next(r.run for r in Store(verified).records() if r.key == path.stem)
-        fields["key"] = identity.run_key(run, fields["identity"])
-        other = copy / "runs" / fields["key"][:2] / f"{fields['key']}.json"
-        other.parent.mkdir(exist_ok=True)
-        other.write_text(json.dumps(fields))
-        assert main(["verify", str(copy), "--run", fields["key"]]) == 0
+        other = {**record.identity, "versions": {**record.identity["versions"], "jax": "0.0.1"}}
+        key = identity.run_key(record.run, other)
+        Store(copy).add(replace(record, key=key, identity=other))
+        assert main(["verify", str(copy), "--run", key]) == 0
         out = capsys.readouterr().out
         assert "versions jax was 0.0.1, is 0" in out
         assert "equal bits cannot be expected" in out

@@ -17,6 +17,7 @@ from normlab.study.config import (
     Comparison,
     Curve,
     Factor,
+    Metric,
     Problem,
     Record,
     Run,
@@ -239,6 +240,16 @@ def test_the_default_rate_is_a_row_of_its_own() -> None:
     assert cell.untuned is not None and cell.untuned.learning_rate == 1.0
     assert cell.untuned.loss is not None and cell.untuned.loss.mean == pytest.approx(0.1)
     assert cell.untuned.loss.paired and cell.untuned.failures.n == 10
+
+
+def test_a_metric_that_is_no_percentage_needs_a_margin() -> None:
+    plan = comparison_of(COPIES[:2])
+    problem = dataclasses.replace(plan.comparison.problems[0], metric=Metric(name="squared error", percent=False))
+    comparison = dataclasses.replace(plan.comparison, problems=(problem,), margin=None)
+    with pytest.raises(ValueError, match="Expected `margin` in the unit of `squared error`"):
+        Plan(comparison, plan.settings)
+    assert Plan(dataclasses.replace(comparison, margin=2.0), plan.settings).margin == 2.0
+    assert Plan(dataclasses.replace(plan.comparison, margin=None), plan.settings).margin == 0.005
 
 
 def test_a_model_that_ignores_its_norm_is_seen() -> None:

@@ -451,7 +451,7 @@ def test_a_factor_of_names_and_zero_errors_can_be_drawn(tmp_path: Path) -> None:
 
 def test_a_metric_that_is_no_fraction_is_shown_as_it_is(tmp_path: Path) -> None:
     problem = synthetic.problems(metric=Metric(name="test loss", percent=False))[:1]
-    _, page = small(tmp_path, problems=problem)
+    _, page = small(tmp_path, problems=problem, margin=0.005)
     number = rf"{MINUS}0\.1\d\d"
     row = rf"layer norm digits-mlp deployed 2 0\.02\d\d ± 0\.00\d\d\d {number} \[{number}, {number}\]"
     assert re.search(row, text_of(page))

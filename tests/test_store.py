@@ -70,6 +70,26 @@ class TestStore:
         store.add(a_record(status="ok"))
         assert [record.status for record in store.records()] == ["ok"]
 
+    @pytest.mark.parametrize(("old", "new"), [("0.1", "0.9"), ('"validation"', '"test"'), ("0.1", '"x"')])
+    def test_an_edited_record_is_damaged(self, tmp_path: Path, old: str, new: str) -> None:
+        store = Store(tmp_path)
+        store.add(a_record(metrics={"validation": 0.1}))
+        path = next(tmp_path.glob("runs/??/*.json"))
+        path.write_text(path.read_text().replace(old, new))
+        assert store.records() == []
+        assert store.damaged() == [path]
+
+    def test_a_folder_whose_header_is_deleted_can_be_gone_on_with(self, tmp_path: Path) -> None:
+        store = Store(tmp_path)
+        store.write_header(header())
+        store.add(a_record())
+        (tmp_path / "comparison.json").write_text("{")
+        with pytest.raises(BadInput, match="delete the file"):
+            store.check("toy")
+        (tmp_path / "comparison.json").unlink()
+        store.check("toy")
+        assert len(store.records()) == 1
+
     def test_half_written_files_are_not_read(self, tmp_path: Path) -> None:
         store = Store(tmp_path)
         store.add(a_record())

@@ -10,13 +10,14 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from normlab import norms
-from normlab.study import catalogue, checks, execute, identity
+from normlab.study import catalogue, execute, identity
 from normlab.study import plan as plan_module
 from normlab.study.config import EVALUATE, TUNE, Cell, Record, Run, Settings
-from normlab.study.data import digits
+from normlab.study.data import data_hash, digits
 from normlab.study.models import MLP, Conv3x3, ConvNet
 from normlab.study.plan import Plan
 
@@ -61,7 +62,7 @@ def run_all(
 ) -> list[Record]:
     """Execute a comparison without a folder."""
     comparison, settings = catalogue.load(str(source)), settings_for(source, **changes)
-    described = identity.describe([source], checks.data_of(Plan(comparison, settings)), strategy)
+    described = identity.describe([source], {"scalar": data_hash({"target": np.float32(0.5)})}, strategy)
     task = execute.Task(source=str(source), settings=settings, identity=described, strategy=strategy)
     made = list(known)
     pending = partial(Plan(comparison, settings).pending, made)
@@ -332,6 +333,19 @@ class TestExecution:
         toy.write_text(TOY.replace("def evaluate(state, data):", "def evaluate(state, data):\n        state['gone']"))
         records = run_all(toy, execute.Strategy(alone=True), norms=("none",))
         assert {(record.status, record.reason) for record in records} == {("error", "KeyError: 'gone'")}
+
+    def test_data_that_change_are_found(self, toy: Path) -> None:
+        toy.write_text(TOY.replace("np.float32(0.5)", "np.float32(np.random.default_rng().normal())"))
+        records = run_all(toy, execute.Strategy(alone=True), norms=("none",))
+        assert {record.status for record in records} == {"error"}
+        assert "Expected the same data" in records[0].reason
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_a_metric_that_is_not_finite_is_a_failure(self, value: float) -> None:
+        metrics = {"first_nonfinite": -1, "finite": 1, "validation": 0.1, "test": 0.1}
+        assert execute.status_of(metrics, 0.9)[0] == "ok"
+        for name in ("validation", "test"):
+            assert execute.status_of({**metrics, name: value}, None)[0] == "diverged"
 
     def test_workers_that_cannot_start_end_it(self, toy: Path) -> None:
         plan = plan_for(toy)

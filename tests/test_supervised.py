@@ -264,7 +264,8 @@ class TestTraining:
 
     @pytest.mark.parametrize(("error", "status"), [(0.84, "ok"), (0.86, "collapsed"), (0.95, "collapsed")])
     def test_collapse_is_near_chance_or_above(self, error: float, status: str) -> None:
-        assert execute.status_of({"first_nonfinite": -1, "finite": 1, "validation": error}, 0.9)[0] == status
+        metrics = {"first_nonfinite": -1, "finite": 1, "validation": error, "test": error}
+        assert execute.status_of(metrics, 0.9)[0] == status
 
     def test_a_loss_that_is_not_finite_before_any_update_is_not_the_learning_rates_fault(self) -> None:
         metrics = train(build("none", loss=lambda outputs, labels: jnp.log(-jnp.abs(outputs.sum(-1)))))
