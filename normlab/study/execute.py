@@ -24,7 +24,7 @@ from normlab.study.errors import one_line
 from normlab.study.plan import Plan
 
 if TYPE_CHECKING:
-    from normlab.study.compilation import Compiled
+    from normlab.study.compilation import Compiled, Outcome
     from normlab.study.train import Program
 
 Pending = Callable[[], Sequence[Run]]
@@ -124,7 +124,7 @@ def status_of(metrics: Metrics, chance: float | None) -> tuple[str, str]:
     """Judge a finished run by its metrics.
 
     Args:
-        metrics: See `train.training`.
+        metrics: See `train.training`; without `test` where it must not be seen.
         chance: Error of a model that has learned nothing; `None` where that is unknown.
 
     Returns:
@@ -137,7 +137,7 @@ def status_of(metrics: Metrics, chance: float | None) -> tuple[str, str]:
         return "diverged", f"The loss is not finite from step {step}."
     if not metrics["finite"]:
         return "diverged", "Outputs are not finite after training."
-    if not (math.isfinite(metrics["validation"]) and math.isfinite(metrics["test"])):
+    if not all(math.isfinite(metrics[name]) for name in ("validation", "test") if name in metrics):
         return "diverged", "The metric is not finite after training."
     if chance is not None and metrics["validation"] >= chance * (1 - COLLAPSED_WITHIN):
         return "collapsed", f"Validation error {metrics['validation']:.3g}, chance is {chance:.3g}."
@@ -167,16 +167,14 @@ class CellRunner:
         except Exception as error:
             status, seconds = _failure(error), (perf_counter() - start) / len(runs)
             return [make_record(self.task, run, *status, cost={"run": seconds}) for run in runs]
-        return [
-            make_record(
-                self.task,
-                run,
-                *status_of(outcome.metrics, ready.program.chance),
-                metrics={**outcome.metrics, "chance": ready.program.chance},
-                cost=_cost(ready, outcome.seconds),
-            )
-            for run, outcome in zip(runs, outcomes, strict=True)
-        ]
+        return [self._finished(run, outcome, ready) for run, outcome in zip(runs, outcomes, strict=True)]
+
+    def _finished(self, run: Run, outcome: "Outcome", ready: "_Ready") -> Record:
+        """The record of a finished run; the test error of a tuning run is dropped unseen."""
+        seen = {name: value for name, value in outcome.metrics.items() if run.stage == EVALUATE or name != "test"}
+        status = status_of(seen, ready.program.chance)
+        metrics = {**seen, "chance": ready.program.chance}
+        return make_record(self.task, run, *status, metrics=metrics, cost=_cost(ready, outcome.seconds))
 
     def _ready(self, cell: Cell) -> "_Ready":
         """The compiled program of a cell; what failed to compile once fails again at once."""
@@ -233,7 +231,7 @@ def make_record(
     metrics: Mapping[str, float | None] | None = None,
     cost: Mapping[str, float] | None = None,
 ) -> Record:
-    """Make the record of a run: errors of diverged runs are `None`, the test error of tuning runs is dropped unseen."""
+    """Make the record of a run; errors of diverged runs are `None`."""
     of_problem = identity.of_problem(task.identity, run.cell.problem)
     return Record(
         key=identity.run_key(run, of_problem),
@@ -241,7 +239,7 @@ def make_record(
         identity=of_problem,
         status=status,
         reason=reason,
-        metrics=_kept(metrics, status, run.stage) if metrics else {"validation": None},
+        metrics=_kept(metrics, status) if metrics else {"validation": None},
         cost=dict(cost or {}),
     )
 
@@ -256,10 +254,9 @@ def build(plan: Plan, cell: Cell) -> "Program":
     return plan.problem(cell.problem).build(norm, config)
 
 
-def _kept(metrics: Mapping[str, float | None], status: str, stage: str) -> dict[str, float | None]:
-    errors = ("validation", "test") if stage == EVALUATE else ("validation",)
-    kept = {name: _finite(metrics[name]) for name in (*errors, "train_loss", "chance")}
-    return kept | {name: None for name in errors} if status == "diverged" else kept
+def _kept(metrics: Mapping[str, float | None], status: str) -> dict[str, float | None]:
+    kept = {name: _finite(metrics[name]) for name in ("validation", "test", "train_loss", "chance") if name in metrics}
+    return kept | {name: None for name in kept.keys() & {"validation", "test"}} if status == "diverged" else kept
 
 
 def _finite(value: float | None) -> float | None:
