@@ -1,9 +1,12 @@
-"""Eight virtual CPU devices, and a strict JAX for the tests of the norms."""
+"""Eight virtual CPU devices, a strict JAX for the tests of the norms, and a small comparison for those of the study."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import pytest
+
+from tests.toys import TOY
 
 jax.config.update("jax_num_cpu_devices", 8)  # unlike XLA_FLAGS, not inherited by the processes that studies start
 
@@ -13,3 +16,11 @@ def strict() -> Iterator[None]:
     """Let no dtype or rank be promoted unseen."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    """The file of a comparison whose runs take no time."""
+    path = tmp_path / "toy.py"
+    path.write_text(TOY)
+    return path

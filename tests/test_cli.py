@@ -28,21 +28,14 @@ from normlab.study.execute import Strategy
 from normlab.study.invocation import UNFINISHED, Invocation, Ways
 from normlab.study.shard import Shard
 from normlab.study.store import Store
+from tests.toys import TOY
 
-TOY = (Path(__file__).parent / "toy.py").read_text()
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "normlab", *map(str, arguments)]
-
-
-@pytest.fixture
-def toy(tmp_path: Path) -> Path:
-    path = tmp_path / "toy.py"
-    path.write_text(TOY)
-    return path
 
 
 BAD = {

@@ -25,17 +25,10 @@ from normlab.study.errors import BadInput, Fault
 from normlab.study.execute import Strategy
 from normlab.study.invocation import Invocation, Ways
 from normlab.study.store import Store, write_whole
+from tests.toys import TOY
 
-TOY = (Path(__file__).parent / "toy.py").read_text()
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 NOBODY = 65534
-
-
-@pytest.fixture
-def toy(tmp_path: Path) -> Path:
-    path = tmp_path / "toy.py"
-    path.write_text(TOY)
-    return path
 
 
 def complete(toy: Path, output: Path, **options: Any) -> Store:

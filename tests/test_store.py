@@ -7,38 +7,12 @@ from typing import Any
 import pytest
 
 from normlab.study import catalogue, identity
-from normlab.study.config import TUNE, Cell, Record, Run, Settings
+from normlab.study.config import TUNE, Cell, Record, Run
 from normlab.study.errors import BadInput
 from normlab.study.execute import Strategy
 from normlab.study.invocation import Invocation, Ways
 from normlab.study.store import Header, Store
-
-TOY = (Path(__file__).parent / "toy.py").read_text()
-
-
-@pytest.fixture
-def toy(tmp_path: Path) -> Path:
-    path = tmp_path / "toy.py"
-    path.write_text(TOY)
-    return path
-
-
-def settings_for(source: Path | str, **changes: Any) -> Settings:
-    fields: dict[str, Any] = {
-        "comparison": "toy",
-        "source": str(source),
-        "tier": "quick",
-        "problems": ("scalar",),
-        "norms": ("none", "batch"),
-        "curves": ("deployed",),
-        "values": {"deployed": (2,)},
-        "learning_rates": (0.01, 0.1, 0.3),
-        "epochs": 3,
-        "tuning_seeds": 2,
-        "seeds": 3,
-        "extend": False,
-    }
-    return Settings(**{**fields, **changes})
+from tests.toys import TOY, settings_for
 
 
 def a_record(**changes: Any) -> Record:

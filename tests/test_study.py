@@ -16,37 +16,11 @@ import pytest
 from normlab import norms
 from normlab.study import catalogue, execute, identity
 from normlab.study import plan as plan_module
-from normlab.study.config import EVALUATE, TUNE, Cell, Record, Run, Settings
+from normlab.study.config import EVALUATE, TUNE, Cell, Record, Run
 from normlab.study.data import data_hash, digits
 from normlab.study.models import MLP, Conv3x3, ConvNet
 from normlab.study.plan import Plan
-
-TOY = (Path(__file__).parent / "toy.py").read_text()
-
-
-@pytest.fixture
-def toy(tmp_path: Path) -> Path:
-    path = tmp_path / "toy.py"
-    path.write_text(TOY)
-    return path
-
-
-def settings_for(source: Path | str, **changes: Any) -> Settings:
-    fields: dict[str, Any] = {
-        "comparison": "toy",
-        "source": str(source),
-        "tier": "quick",
-        "problems": ("scalar",),
-        "norms": ("none", "batch"),
-        "curves": ("deployed",),
-        "values": {"deployed": (2,)},
-        "learning_rates": (0.01, 0.1, 0.3),
-        "epochs": 3,
-        "tuning_seeds": 2,
-        "seeds": 3,
-        "extend": False,
-    }
-    return Settings(**{**fields, **changes})
+from tests.toys import TOY, settings_for
 
 
 def plan_for(toy: Path, **changes: Any) -> Plan:
