@@ -177,7 +177,7 @@ MUTANTS = (
         "gradient into running statistics",
         STATISTICS,
         ("    return lax.stop_gradient(moved)\n", "    return moved\n"),
-        ("gradients.py::test_no_gradient_flows_into_or_through_running_statistics[plain-batch]",),
+        ("gradients.py::test_no_gradient_flows_into_or_through_running_statistics[batch-options0]",),
     ),
     Mutant(
         "remainder of ghost batches dropped from the running statistics",
