@@ -41,6 +41,7 @@ OPTIONS = "contract.py::test_options_are_those_of_the_reference"
 MASKED = "contract.py::test_masked_elements_are_never_read"
 CLOSED = "gradients.py::test_gradient_in_float32_is_the_closed_form"
 DEVICES = "devices.py::test_equals_one_device_on_the_whole_batch"
+OFFSET = "devices.py::test_an_offset_costs_at_most_a_thousandth"
 STATISTICS, STANDARDIZE = "functional/_statistics.py", "functional/_standardize.py"
 BATCH, LAYER = "functional/_batch.py", "functional/_layer.py"
 RSTD = "    rstd = lax.rsqrt(m.var + epsilon)\n"
@@ -112,20 +113,47 @@ MUTANTS = (
     Mutant(
         "unweighted means across devices",
         STATISTICS,
-        ("    merged = (counts * means_).sum(0) / jnp.maximum(total, 1)\n", "    merged = means_.mean(0)\n"),
-        (f"{DEVICES}[vmap-batch-masked-0.0]",),
+        (
+            "    n = counts[0] if counts else jnp.full_like(means_, count)\n",
+            "    n = jnp.full_like(means_, jnp.asarray(counts[0] if counts else count).mean())\n",
+        ),
+        (f"{DEVICES}[vmap-batch-masked]",),
     ),
     Mutant(
         "no spread between devices",
         STATISTICS,
-        ("squares.sum(0) + spread", "squares.sum(0)"),
-        (f"{DEVICES}[vmap-batch-all-0.0]",),
+        ("(squares + apart * (2 * rests + n * apart))", "squares"),
+        (f"{DEVICES}[vmap-batch-all]",),
     ),
     Mutant(
         "one device's count for all",
         STATISTICS,
-        ("    count = total if isinstance(count, Array) else count * _devices(over)\n", ""),
-        (f"{DEVICES}[vmap-batch-all-0.0]",),
+        ("if counts else count * devices.size", "if counts else count"),
+        (f"{DEVICES}[vmap-batch-all]",),
+    ),
+    Mutant(
+        "rounding of each device's mean forgotten",
+        STATISTICS,
+        ("_sum(centered, over, where), square)", "jnp.zeros_like(mean), square)"),
+        (f"{OFFSET}[vmap-batch-all]",),
+    ),
+    Mutant(
+        "rounding of the mean left in the derivative",
+        STANDARDIZE,
+        ("        centered = centered - rest_of_mean(centered, over, where, count)\n", "        pass\n"),
+        (f"{OFFSET}[jit-batch-masked]",),
+    ),
+    Mutant(
+        "a device's chunks update running statistics alone",
+        BATCH,
+        ("sums if self.devices is None else self.devices.sum(sums)", "sums"),
+        ("devices.py::test_chunks_of_a_device_with_moments_of_all[vmap-batch-all-2]",),
+    ),
+    Mutant(
+        "any axis may be missing on one device",
+        "functional/_devices.py",
+        ("if name in _ONE_DEVICE.get():", "if _ONE_DEVICE.get():"),
+        ("devices.py::test_one_device_is_said_and_only_for_the_axes_named",),
     ),
     Mutant(
         "r and d from the statistics after the update",

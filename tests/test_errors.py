@@ -160,12 +160,6 @@ CASES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ),
     ("ghost axis", lambda: F.batch_norm(X, axis=1, ghost_batch_size=2), ValueError, r"first axis among the reduced"),
     (
-        "ghost and devices",
-        lambda: jax.vmap(lambda x: F.batch_norm(x, axis_name="d", ghost_batch_size=2)[0], axis_name="d")(X),
-        ValueError,
-        r"`ghost_batch_size` or `axis_name`, got both \(2, 'd'\).*Leave one out",
-    ),
-    (
         "unbound axis",
         lambda: F.batch_norm(X, axis_name="devices"),
         ValueError,
@@ -257,14 +251,6 @@ def test_the_mode_is_given_once(made: bool) -> None:
     module = linen.BatchNorm(use_running_average=made)
     with pytest.raises(ValueError, match=rf"in one of them only, got {made} and True\. Pass False to train"):
         module.init(jax.random.key(0), X, use_running_average=True)
-
-
-def test_axis_index_groups_outside_pmap_name_the_remedy() -> None:
-    def f(x: jax.Array) -> jax.Array:
-        return F.batch_norm(x, axis_name="d", axis_index_groups=[[0, 1], [2, 3]])[0]
-
-    with pytest.raises(ValueError, match=r"`axis_index_groups` under `jax\.pmap` only.*Split the mesh axis in two"):
-        jax.vmap(f, axis_name="d")(X)
 
 
 def test_groups_of_devices_are_of_equal_size() -> None:

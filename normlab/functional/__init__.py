@@ -10,6 +10,7 @@ from normlab.functional._batch import normalize as normalize
 from normlab.functional._batch import update_batch_norm as update_batch_norm
 from normlab.functional._batch import update_batch_renorm as update_batch_renorm
 from normlab.functional._checks import StatisticsError as StatisticsError
+from normlab.functional._devices import one_device as one_device
 from normlab.functional._example import group_norm as group_norm
 from normlab.functional._example import instance_norm as instance_norm
 from normlab.functional._example import layer_norm as layer_norm

@@ -18,6 +18,7 @@ from normlab.functional._checks import (
     check_real,
     check_where,
 )
+from normlab.functional._devices import Devices, join_first, split_first
 from normlab.functional._example import expand, expand_where
 from normlab.functional._standardize import affine, reciprocal_std, standardize
 from normlab.functional._statistics import (
@@ -95,6 +96,11 @@ def batch_norm(
     normalized by their own statistics. A remainder is a smaller chunk with its own statistics. The moments returned are
     the averages of the chunks' moments, weighted by their counts: what batch norm trained on batches of `g` would have
     tracked, so that the variance is the one within a chunk and leaves out the spread between chunks.
+
+    Devices: under `jax.jit` with a batch sharded over devices, statistics are those of the whole batch, with no option;
+    `ghost_batch_size` of a device's share of the batch (or that of several neighbours) keeps them apart. Under
+    `jax.shard_map`, `jax.pmap` and `jax.vmap` statistics are those of the device; `axis_name` joins the devices along
+    those axes. Both together normalize by chunks within a device and average the moments over all devices.
 
     Args:
         x: Activations, `[batch, ..., features]`.
@@ -313,13 +319,24 @@ def batch_elements(x: Array, axis: Axes, axis_name: AxisName | None = None) -> i
 
 
 class _Batch(NamedTuple):
-    """A batch norm's reduction, checked and resolved."""
+    """A batch norm's reduction, checked and resolved.
+
+    Attributes:
+        over: What a statistic is taken over: with ghost batches, in each chunk.
+        features: Feature axes.
+        epsilon: Inside the root.
+        where: Mask, of the rank of `x`.
+        ghost: Examples in a chunk; `None` for no chunks.
+        devices: Over which the chunks' moments are averaged.
+        fast: Whether the variance is taken in one pass.
+    """
 
     over: Over
     features: tuple[int, ...]
     epsilon: float
     where: Array | None
     ghost: int | None
+    devices: Devices | None
     fast: bool
 
     @classmethod
@@ -340,9 +357,13 @@ class _Batch(NamedTuple):
         features = _features(x, axis)
         reduced = tuple(a for a in range(x.ndim) if a not in features)
         over = over_axes(reduced, affine=features, axis_name=axis_name, axis_index_groups=groups)
+        devices = over.devices
         if ghost is not None:
-            _check_ghost(ghost, x, over)
-        return cls(over, features, epsilon, expand_where(where, x.ndim), ghost, fast)
+            over = over._replace(devices=None)
+            _check_ghost(ghost, x, over, devices)
+            if devices is None and ghost >= x.shape[0]:
+                ghost = None
+        return cls(over, features, epsilon, expand_where(where, x.ndim), ghost, devices, fast)
 
     def normalize(
         self,
@@ -353,19 +374,23 @@ class _Batch(NamedTuple):
     ) -> tuple[Array, BatchMoments]:
         scale, bias = (expand(n, a, x.shape, self.features) for n, a in (("scale", scale), ("bias", bias)))
         wide = float32_or_wider(x)
-        if self.ghost is None or self.ghost >= x.shape[0]:
+        if self.ghost is None:
             y, m = self._chunk(wide, scale, bias, correct, self.where)
-            parts, count = (_required(m.mean), m.var, unbiased(m)), m.count
+            parts, count = [_required(m.mean), m.var, unbiased(m)], m.count
         else:
             y, m = self._ghosts(wide, scale, bias, correct)
-            count = jnp.asarray(m.count).sum(0)
-            parts = (
-                (m.count * part).sum(0) / jnp.maximum(count, 1) for part in (_required(m.mean), m.var, unbiased(m))
-            )
+            parts, count = self._averaged(m)
         shape = [x.shape[a] for a in self.features]
         mean, var, unbiased_var = (lax.stop_gradient(part.reshape(shape)) for part in parts)
         count = count.reshape(shape) if isinstance(count, Array) else count
         return y.astype(output_dtype(x)), BatchMoments(mean, var, unbiased_var, count)
+
+    def _averaged(self, m: Moments) -> tuple[list[Array], Array]:
+        """The moments of chunks, averaged by their counts over chunks and devices, and all that were counted."""
+        one = jnp.ones_like(m.var)
+        sums = jnp.stack([(m.count * part).sum(0) for part in (_required(m.mean), m.var, unbiased(m), one)])
+        *parts, count = sums if self.devices is None else self.devices.sum(sums)
+        return [part / jnp.maximum(count, 1) for part in parts], count
 
     def _chunk(
         self,
@@ -394,11 +419,8 @@ class _Batch(NamedTuple):
             y, m = self._chunk(x, scale, bias, correct, where)
             return y, replace(m, count=jnp.broadcast_to(jnp.asarray(m.count, x.dtype), m.var.shape))
 
-        def full_chunks(a: Array) -> Array:
-            return a[:full].reshape(-1, size, *a.shape[1:])
-
-        y, m = jax.vmap(chunk)(full_chunks(x), where if where is None else full_chunks(where))
-        y = y.reshape(full, *x.shape[1:])
+        y, m = jax.vmap(chunk)(split_first(x, size), where if where is None else split_first(where, size))
+        y = join_first(y)
         if full == x.shape[0]:
             return y, m
         rest, last = chunk(x[full:], where if where is None else where[full:])
@@ -426,12 +448,13 @@ def check_ghost(ghost: Any) -> None:
         raise ValueError(f"Expected `ghost_batch_size` to be a positive whole number or None, got {ghost!r}.")
 
 
-def _check_ghost(ghost: int, x: Array, over: Over) -> None:
+def _check_ghost(ghost: int, x: Array, over: Over, devices: Devices | None) -> None:
     check_ghost(ghost)
-    if over.axis_name is not None:
+    if devices is not None and ghost > x.shape[0]:
         raise ValueError(
-            f"Expected `ghost_batch_size` or `axis_name`, got both ({ghost}, {over.axis_name!r}): one splits the batch "
-            "of a device, the other joins those of many. Leave one out."
+            f"Expected `ghost_batch_size` with `axis_name` to be at most the {x.shape[0]} examples of a device, got "
+            f"{ghost}. For statistics over groups of devices split the mesh axis in two and name the inner one, "
+            "without `ghost_batch_size`."
         )
     if 0 not in over.axis:
         raise ValueError(f"Expected the first axis among the reduced ones with `ghost_batch_size`, got {over.axis}.")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from normlab.functional._checks import AxisName, StatisticsError
+from normlab.functional._devices import Devices
 
 Momentum = float | Callable[[Array], Array | float] | None
 """Weight of the OLD value; a function of the step; or `None` for the plain average of all batches so far."""
@@ -24,11 +25,13 @@ class Moments:
         mean: Means, or `None` where a norm does not centre.
         var: Biased variances (mean squares where `mean` is `None`).
         count: Elements per statistic: a number, or an array where a mask makes them differ.
+        rest: What rounding left of the mean, where it is known: `mean + rest` is the mean to twice the digits.
     """
 
     mean: Array | None
     var: Array
     count: Array | float
+    rest: Array | None = None
 
 
 class Over(NamedTuple):
@@ -37,16 +40,14 @@ class Over(NamedTuple):
     Attributes:
         axis: Reduced axes of the array, non-negative.
         inner: Those of them along which scale and bias do not vary.
-        axis_name: Mapped axes the statistics extend over.
-        groups: Sub-groups of devices along `axis_name`.
+        devices: Whose elements count, too; `None` for this device alone.
         pool: Neighbours on the last axis that share a statistic, which is repeated for each of them.
         center: Whether the mean is subtracted.
     """
 
     axis: tuple[int, ...]
     inner: tuple[int, ...] = ()
-    axis_name: AxisName | None = None
-    groups: tuple[tuple[int, ...], ...] | None = None
+    devices: Devices | None = None
     pool: int = 1
     center: bool = True
 
@@ -72,7 +73,7 @@ def moments(x: Array, over: Over, where: Array | None = None, *, use_fast_varian
 
     Two passes: the mean first, then the mean square of what is left, so that an offset of the data costs no digits.
     `use_fast_variance` takes E[x^2] - E[x]^2 in one pass instead, as Flax does, and loses them. Across devices, counts,
-    means and sums of squares are gathered by one collective and merged (Chan et al., 1979).
+    means, and the sums and squares of what is left are gathered by one collective and merged (Chan et al., 1979).
 
     Args:
         x: Values in float32 or wider.
@@ -89,23 +90,29 @@ def moments(x: Array, over: Over, where: Array | None = None, *, use_fast_varian
     if not over.center or use_fast_variance:
         return _one_pass(x, over, where, count)
     mean = _sum(x, over, where) / _at_least_one(count)
-    square = _sum(lax.square(x - mean), over, where)
-    if over.axis_name is not None:
-        count, mean, square = _merge(count, mean, square, over)
+    centered = x - mean
+    square = _sum(lax.square(centered), over, where)
+    if over.devices is not None:
+        return _merged(over.devices, count, mean, _sum(centered, over, where), square)
     return Moments(mean, square / _at_least_one(count), count)
+
+
+def rest_of_mean(centered: Array, over: Over, where: Array | None, count: Array | float) -> Array:
+    """What rounding left of this device's mean; a constant to autodiff."""
+    return lax.stop_gradient(_sum(centered, over, where) / _at_least_one(count))
 
 
 def means(values: Sequence[Array], over: Over, where: Array | None, count: Array | float) -> list[Array]:
     """Means of several arrays over `over`, with one collective for all."""
     sums = [_sum(v, over, where) for v in values]
-    if over.axis_name is not None:
-        sums = list(vary(_psum(jnp.stack(sums), over), over.axis_name))
+    if over.devices is not None:
+        sums = list(over.devices.vary(over.devices.sum(jnp.stack(sums))))
     return [s / _at_least_one(count) for s in sums]
 
 
 def elements(shape: Sequence[int], over: Over) -> int:
     """Return how many elements, devices included, one statistic covers if all count."""
-    return math.prod(shape[a] for a in over.axis) * over.pool * _devices(over)
+    return math.prod(shape[a] for a in over.axis) * over.pool * (over.devices.size if over.devices else 1)
 
 
 def check_more_than_one(shape: Sequence[int], over: Over) -> None:
@@ -159,11 +166,8 @@ def _needed(step: Array | None) -> Array:
 
 def _one_pass(x: Array, over: Over, where: Array | None, count: Array | float) -> Moments:
     values = [x, lax.square(x)] if over.center else [lax.square(x)]
-    if over.axis_name is not None:
-        if where is None:
-            count = count * _devices(over)
-        else:
-            count = _psum(jnp.asarray(count, x.dtype), over)
+    if over.devices is not None:
+        count = over.devices.sum(count) if isinstance(count, Array) else count * over.devices.size
     *first, second = means(values, over, where, count)
     if not over.center:
         return Moments(None, second, count)
@@ -194,73 +198,23 @@ def _pool(x: Array, over: Over) -> Array:
     return jnp.broadcast_to(groups.sum(-1, keepdims=True), groups.shape).reshape(x.shape)
 
 
-def _merge(count: Array | float, mean: Array, square: Array, over: Over) -> tuple[Array | float, Array, Array]:
-    """Merge counts, means and sums of squared deviations of all devices, by one collective, without cancellation."""
-    if isinstance(count, Array):
-        counts, means_, squares = _gather(jnp.stack([count, mean, square]), over).swapaxes(0, 1)
-    else:
-        means_, squares = _gather(jnp.stack([mean, square]), over).swapaxes(0, 1)
-        counts = jnp.full_like(means_, count)
-    total = counts.sum(0)
-    merged = (counts * means_).sum(0) / jnp.maximum(total, 1)
-    spread = (counts * lax.square(means_ - merged[None])).sum(0)
-    count = total if isinstance(count, Array) else count * _devices(over)
-    return count, merged, squares.sum(0) + spread
+def _merged(devices: Devices, count: Array | float, mean: Array, rest: Array, square: Array) -> Moments:
+    """Merge counts, means, and sums of deviations and of their squares of all devices, without cancellation.
 
-
-def _gather(x: Array, over: Over) -> Array:
-    """Stack `x` of all devices, as an all-reduce: its result is known to be the same everywhere."""
-    index = lax.axis_index(over.axis_name)
-    if over.groups is not None:
-        members = [device for group in over.groups for device in group]
-        places = {device: place for group in over.groups for place, device in enumerate(group)}
-        index = jnp.asarray([places[device] for device in sorted(members)])[index]
-    slots = jnp.arange(_devices(over)).reshape((-1,) + (1,) * x.ndim)
-    return _psum(jnp.where(slots == index, x[None], 0), over)
-
-
-def _psum(x: Array, over: Over) -> Array:
-    try:
-        return lax.psum(x, over.axis_name, axis_index_groups=over.groups)
-    except NotImplementedError as error:
-        raise ValueError(
-            "Expected `axis_index_groups` under `jax.pmap` only: `jax.shard_map` and `jax.vmap` cannot reduce over "
-            f"groups, got {over.groups} along {over.axis_name!r}. Split the mesh axis in two and name the inner one, "
-            "such as a mesh of (outer, inner) with axis_name='inner'."
-        ) from error
-
-
-def vary(x: Array, axis_name: AxisName) -> Array:
-    """Mark `x` as varying over `axis_name` where `jax.shard_map` tracks that: its gradient is then one collective."""
-    names = (axis_name,) if isinstance(axis_name, str) else axis_name
-    tracked = getattr(jax.typeof(lax.axis_index(axis_name)), "vma", frozenset())
-    missing = tuple(n for n in names if n in tracked and n not in jax.typeof(x).vma)
-    return lax.pcast(x, missing, to="varying") if missing else x
-
-
-def _devices(over: Over) -> int:
-    if over.axis_name is None:
-        return 1
-    if over.groups is not None:
-        return len(over.groups[0])
-    return axis_size(over.axis_name)
-
-
-def _check_groups(groups: tuple[tuple[int, ...], ...]) -> None:
-    if len({len(group) for group in groups}) != 1:
-        raise ValueError(f"Expected groups of equal size in `axis_index_groups`, got {groups}.")
-
-
-def axis_size(axis_name: AxisName) -> int:
-    """Return the number of devices along `axis_name`, or say how to bind it."""
-    try:
-        return lax.axis_size(axis_name)
-    except NameError as error:
-        raise ValueError(
-            f"Expected `axis_name` {axis_name!r} to be an axis of an enclosing `jax.shard_map`, `jax.pmap` or "
-            "`jax.vmap`, but it is not bound here. On a single device, and under `jit` with a sharded batch, leave "
-            "`axis_name=None`."
-        ) from error
+    Deviations from a mean that was rounded do not add up to zero; at an offset of 1e4 that is worth 4e-4 of the
+    variance.
+    """
+    parts = [mean, rest, square, *([count] if isinstance(count, Array) else [])]
+    means_, rests, squares, *counts = jnp.moveaxis(devices.gather(jnp.stack(parts)), 1, 0)
+    n = counts[0] if counts else jnp.full_like(means_, count)
+    total = jnp.maximum(n.sum(0), 1)
+    near = (n * means_).sum(0) / total
+    apart = means_ - near[None]
+    shift = (rests + n * apart).sum(0) / total
+    var = (squares + apart * (2 * rests + n * apart)).sum(0) / total - lax.square(shift)
+    merged = near + shift
+    count = n.sum(0) if counts else count * devices.size
+    return Moments(merged, jnp.maximum(var, 0), count, lax.stop_gradient((near - merged) + shift))
 
 
 def over(
@@ -273,15 +227,5 @@ def over(
     center: bool = True,
 ) -> Over:
     """Describe a reduction over `axis` and `axis_name`; scale and bias vary along the axes in `affine`."""
-    groups = None
-    if axis_name is not None:
-        axis_size(axis_name)
-        if axis_index_groups is not None:
-            groups = tuple(tuple(group) for group in axis_index_groups)
-            _check_groups(groups)
-    elif axis_index_groups is not None:
-        raise ValueError(
-            "Expected `axis_name` beside `axis_index_groups`, got None. Name the axis the groups belong to."
-        )
     inner = tuple(a for a in axis if a not in affine)
-    return Over(axis, inner if affine else (), axis_name, groups, pool, center)
+    return Over(axis, inner if affine else (), Devices.of(axis_name, axis_index_groups), pool, center)
