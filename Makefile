@@ -5,14 +5,15 @@ BIN := $(VENV)/bin
 TIER ?= quick
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup compare test check mutants speed throughput clean
+.PHONY: help setup compare test check mutants speed speed-devices scaling throughput clean
 
 help:
 	@echo "make compare     which norm at which batch size: runs the comparison on handwritten digits, opens the report"
 	@echo "make test        all tests"
 	@echo "make check       formatting, lint, types, direction of imports"
 	@echo "make mutants     break the norms on purpose; some test must notice each"
-	@echo "make speed       each norm beside Flax's"
+	@echo "make speed       each norm beside Flax's; make speed-devices: across 8 devices"
+	@echo "make scaling     a comparison with two worker processes beside one"
 	@echo "make throughput  trained models per minute beside a Flax loop and PyTorch"
 	@echo "make clean       remove the environment"
 	@echo "PYTHON=python3.12 and VENV=.venv312 choose an interpreter and a folder; TIER=smoke|quick|standard|paper the budget"
@@ -49,6 +50,12 @@ mutants: $(VENV)/test.stamp
 
 speed: $(VENV)/study.stamp
 	$(BIN)/python benchmarks/speed.py
+
+speed-devices: $(VENV)/study.stamp
+	$(BIN)/python benchmarks/speed.py --devices 8
+
+scaling: $(VENV)/study.stamp
+	$(BIN)/python benchmarks/scaling.py
 
 throughput: $(VENV)/peers.stamp
 	$(BIN)/python benchmarks/throughput.py

@@ -215,12 +215,12 @@ MUTANTS = (
     ),
     Mutant(
         "ghost batches strided",
-        BATCH,
+        "functional/_devices.py",
         (
-            "a[:full].reshape(-1, size, *a.shape[1:])",
-            "a[:full].reshape(size, -1, *a.shape[1:]).swapaxes(0, 1)",
-            "        y = y.reshape(full, *x.shape[1:])\n",
-            "        y = y.swapaxes(0, 1).reshape(full, *x.shape[1:])\n",
+            "return x[: chunks * size].reshape(shape)",
+            "return x[: chunks * size].reshape(size, -1, *x.shape[1:]).swapaxes(0, 1)",
+            "    if sharding is None:\n        return x.reshape(shape)\n",
+            "    if sharding is None:\n        return x.swapaxes(0, 1).reshape(shape)\n",
         ),
         ("metamorphic.py::test_ghost_batches_are_separate_calls[batch-all]",),
     ),

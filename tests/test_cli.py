@@ -26,6 +26,7 @@ from normlab.study.config import EVALUATE, Settings
 from normlab.study.errors import BadInput
 from normlab.study.execute import Strategy
 from normlab.study.invocation import UNFINISHED, Invocation, Ways
+from normlab.study.local import Local
 from normlab.study.shard import Shard
 from normlab.study.store import Store
 from tests.toys import TOY
@@ -430,7 +431,7 @@ def verified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     toy = tmp_path_factory.mktemp("verify") / "toy.py"
     toy.write_text(TOY)
     invocation = invocation_of(toy, toy.with_name("out"), norms=("none",), curves=("deployed",), batch_sizes=(2,))
-    invocation.complete(Ways(jobs=1))
+    invocation.complete(Ways(executor=Local(1)))
     return toy.with_name("out")
 
 

@@ -221,8 +221,8 @@ class TestProcesses:
         assert len(found) == 9
         assert toy.with_suffix(".killed").exists()
         failed = {run: record.status for run, record in found.items() if record.status != "ok"}
-        assert failed == {("layer", 1): "oom"}
-        assert "killed twice" in found["layer", 1].reason
+        assert failed == {("layer", 1): "error"}
+        assert "died 3 times during this run: it was killed" in found["layer", 1].reason
 
 
 KILLS = 50

@@ -463,8 +463,9 @@ def test_a_metric_that_is_no_fraction_is_shown_as_it_is(tmp_path: Path) -> None:
 def test_unknown_costs_are_dashes(tmp_path: Path) -> None:
     analysis, page = small(tmp_path, lambda record: dataclasses.replace(record, cost={}))
     assert analysis.costs[0] == Cost(
-        problem="digits-mlp", curve="deployed", norm="batch", value=2, step=None, run=None, compile=None, memory=None
-    )
+        problem="digits-mlp", curve="deployed", norm="batch", value=2, step=None, run=None, compile=None, memory=None,
+        moved=None,
+    )  # fmt: skip
     assert "batch norm baseline none" in text_of(page)
 
 

@@ -18,6 +18,7 @@ from normlab.study import catalogue, execute, identity
 from normlab.study import plan as plan_module
 from normlab.study.config import EVALUATE, TUNE, Cell, Record, Run
 from normlab.study.data import data_hash, digits
+from normlab.study.local import Local
 from normlab.study.models import MLP, Conv3x3, ConvNet
 from normlab.study.plan import Plan
 from tests.toys import TOY, settings_for
@@ -40,7 +41,7 @@ def run_all(
     task = execute.Task(source=str(source), settings=settings, identity=described, strategy=strategy)
     made = list(known)
     pending = partial(Plan(comparison, settings).pending, made)
-    for record in execute.records(task, comparison, pending, jobs=2, stop=lambda: stop(made)):
+    for record in execute.records(task, comparison, pending, Local(2).hire, stop=lambda: stop(made)):
         made.append(record)
     return made
 
@@ -267,11 +268,10 @@ class TestExecution:
         }
         assert {record.status for record in by_norm["none"].values()} == {"ok"}
         for norm in ("rms", "layer"):
-            failure = {"rms": "error", "layer": "oom"}[norm]
-            assert [by_norm[norm][seed].status for seed in range(3)] == ["ok", failure, "ok"]
+            assert [by_norm[norm][seed].status for seed in range(3)] == ["ok", "error", "ok"]
             assert by_norm[norm][1].metrics == {"validation": None}
         assert by_norm["rms"][1].reason == "RuntimeError: seed 1 always fails"
-        assert "killed twice" in by_norm["layer"][1].reason
+        assert "died 3 times during this run: it was killed, as the system does" in by_norm["layer"][1].reason
         assert {record.status for record in by_norm["group"].values()} == {"diverged"}
         assert by_norm["group"][0].metrics == {"validation": None, "test": None, "train_loss": None, "chance": None}
         assert "step 0, before any update" in by_norm["group"][0].reason
@@ -327,7 +327,7 @@ class TestExecution:
             source="gone.py", settings=plan.settings, identity={"data": {}}, strategy=execute.Strategy()
         )
         with pytest.raises(RuntimeError, match="cannot start"):
-            list(execute.records(task, plan.comparison, lambda: plan.pending([]), jobs=1))
+            list(execute.records(task, plan.comparison, lambda: plan.pending([]), Local(1).hire))
 
     def test_without_cells_that_can_be_run_nothing_is_trained(self, toy: Path) -> None:
         records = run_all(toy, execute.Strategy(lanes=4), norms=("instance",))

@@ -55,31 +55,28 @@ def standardize(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _standardize(over, x, mean, rest, rstd, scale, bias, count, where):
-    return affine(_centered(x, mean, rest), rstd, scale, bias)
-
-
-def _centered(x: Array, mean: Array | None, rest: Array | None) -> Array:
-    centered = x if mean is None else x - mean
-    return centered if rest is None else centered - rest
+    y = affine(x if mean is None else x - mean, rstd, scale, bias)
+    return y if rest is None else y - rest * (rstd if scale is None else rstd * scale)
 
 
 @_standardize.defjvp
 def _standardize_jvp(over: Over, primals, tangents):
-    """The tangent is `centered * slope + dx * rstd * scale + shift`.
+    """The tangent is `(centered - rest) * slope + dx * rstd * scale + shift`.
 
     The tangents of `mean` and `rstd` are left out: they follow from `dx`, as
     `dmean = mean(dx)` and `drstd = -rstd^3 mean(centered dx)`, and are in `shift` and `slope`.
     Second derivatives differentiate `mean` and `rstd` themselves, which are plain functions of `x`.
 
     Where sums over many rows meet an offset of 1e4, the rounding of the mean would cost them the third digit. Batch
-    norms correct for it here; for norms within a row that would take a third of their time.
+    norms find it here if it is not known; for norms within a row that would take a third of their time. It stays apart
+    from `centered`, which is the array that the forward pass has made.
     """
     x, mean, rest, rstd, scale, _, count, where = primals
     dx, _, _, _, dscale, dbias, _, _ = tangents
     y = _standardize(over, *primals)
-    centered = _centered(x, mean, rest)
+    centered = x if mean is None else x - mean
     if mean is not None and rest is None and over.devices is None and over.inner == over.axis:
-        centered = centered - rest_of_mean(centered, over, where, count)
+        rest = rest_of_mean(centered, over, where, count)
     if where is not None:  # NaN under the mask must not reach sums of the reverse pass, where 0 * NaN is NaN
         centered = jnp.where(where | jnp.isfinite(centered), centered, 0)
     product = functools.partial(_product, over)
@@ -89,12 +86,13 @@ def _standardize_jvp(over: Over, primals, tangents):
         shift = None
     else:
         mean_dx, along = means([dx, centered * dx], over, where, count)
+        along = along if rest is None else along - rest * mean_dx
         shift = product(-rstd * mean_dx, scale)
     slope = product(-(rstd * rstd * rstd) * along, scale)
     if dscale is not None:
         slope = slope + product(rstd, dscale)
     dy = centered * slope + dx * (rstd if scale is None else rstd * scale)
-    for part in (shift, dbias):
+    for part in (None if rest is None else -rest * slope, shift, dbias):
         dy = dy if part is None else dy + part
     return y, dy
 

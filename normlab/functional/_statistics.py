@@ -202,15 +202,16 @@ def _merged(devices: Devices, count: Array | float, mean: Array, rest: Array, sq
     """Merge counts, means, and sums of deviations and of their squares of all devices, without cancellation.
 
     Deviations from a mean that was rounded do not add up to zero; at an offset of 1e4 that is worth 4e-4 of the
-    variance.
+    variance. Sums come last in `near` and `shift`: XLA computes `merged` wherever it is used, and after a product the
+    addition may be part of a multiply-add there, with a rounding that is not that of `rest`.
     """
     parts = [mean, rest, square, *([count] if isinstance(count, Array) else [])]
     means_, rests, squares, *counts = jnp.moveaxis(devices.gather(jnp.stack(parts)), 1, 0)
     n = counts[0] if counts else jnp.full_like(means_, count)
     total = jnp.maximum(n.sum(0), 1)
-    near = (n * means_).sum(0) / total
+    near = (n / total * means_).sum(0)
     apart = means_ - near[None]
-    shift = (rests + n * apart).sum(0) / total
+    shift = ((rests + n * apart) / total).sum(0)
     var = (squares + apart * (2 * rests + n * apart)).sum(0) / total - lax.square(shift)
     merged = near + shift
     count = n.sum(0) if counts else count * devices.size

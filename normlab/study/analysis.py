@@ -265,6 +265,7 @@ class Cost:
         run: All updates of a run.
         compile: The program that the runs share.
         memory: What the training program holds on the device.
+        moved: What a device hands to collectives in an update, where several train one model.
     """
 
     problem: str
@@ -275,6 +276,7 @@ class Cost:
     run: float | None
     compile: float | None
     memory: float | None
+    moved: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -687,6 +689,7 @@ def _cost(place: Place, records: Sequence[Record]) -> Cost:
         run=median("run"),
         compile=median("compile"),
         memory=median("memory"),
+        moved=median("moved"),
     )
 
 

@@ -5,23 +5,25 @@ Every option is declared once; its name, checks and messages are the same on the
 """
 
 import argparse
+import ast
 import json
 import math
 import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from normlab.study.config import Comparison, Curve, Settings
 from normlab.study.errors import BadInput, nearest, one_line
-from normlab.study.identity import usable_cpus
 from normlab.study.plan import TUNING_SEEDS_FROM
 from normlab.study.shard import Shard
 
 DEFAULT_TIER = "quick"
+EXECUTORS = ("local", "slurm", "ray")
 
 
 class Kind(NamedTuple):
@@ -255,11 +257,8 @@ class Request:
             seeds=self._seeds(tier.seeds),
             extend=self.get("extend", tier.extend),
             default_learning_rate=self.get("default_learning_rate", untuned),
+            devices=self.get("devices", 1),
         )
-
-    def jobs(self) -> int:
-        """How many worker processes: as many as cores that this process may use, unless given."""
-        return self.get("jobs") or usable_cpus()
 
     def output(self, settings: Settings) -> Path:
         """The folder for runs and report."""
@@ -311,6 +310,7 @@ def to_toml(settings: Settings, comparison: Comparison) -> str:
         "seeds": settings.seeds,
         "extend": settings.extend,
         "default_learning_rate": "none" if settings.default_learning_rate is None else settings.default_learning_rate,
+        "devices": settings.devices,
     }
     lines = [f"{name} = {_toml(value)}" for name, value in values.items()]
     return "\n".join([f"# normlab run {_comment(settings.source)} --config THIS_FILE", *lines, ""])
@@ -378,6 +378,25 @@ def _path(value: Any) -> Path:
     return value if isinstance(value, Path) else Path(_text(value))
 
 
+def _executor(value: Any) -> str:
+    if _text(value) not in EXECUTORS:
+        raise BadInput(f"Unknown executor `{value}`. {nearest(value, EXECUTORS)}")
+    return value
+
+
+def _key_value(value: Any) -> tuple[str, Any]:
+    """A pair, the value as in the string of a norm: a Python literal, or just text."""
+    key, equals, text = _text(value).partition("=")
+    if not equals or not key.isidentifier():
+        raise ValueError(value)
+    words = {"true": True, "false": False}
+    if text.lower() in words:
+        return key, words[text.lower()]
+    with suppress(ValueError, SyntaxError):
+        return key, ast.literal_eval(text)
+    return key, text
+
+
 def _norm(value: Any) -> str:
     from normlab import norms
 
@@ -413,14 +432,53 @@ _OPTIONS = (
         metavar="RATE",
         help="evaluate every norm untuned at this rate, too; `none` for no such row",
     ),
+    Option(
+        name="devices",
+        kind=_WHOLE,
+        metavar="N",
+        help="train every model on N devices, each with its share of the batch; CPUs pretend to have as many",
+    ),
     Option(name="epochs", kind=_WHOLE, metavar="N", help="passes over the training set"),
-    Option(name="jobs", kind=_WHOLE, metavar="N", help="worker processes on CPU (default: one a core)"),
+    Option(
+        name="jobs",
+        kind=_WHOLE,
+        metavar="N",
+        help="cells at a time, each in a worker of its own; on GPUs one worker each (default: one a core on CPU, 1 on "
+        "GPU, 16 on SLURM, one for every CPU of a Ray cluster)",
+    ),
+    Option(
+        name="executor",
+        kind=Kind("the name of an executor", _executor),
+        metavar="NAME",
+        help="where workers are: local (this machine, the default), slurm or ray",
+    ),
+    Option(
+        name="slurm",
+        kind=Kind("KEY=VALUE as in partition=gpu", _key_value),
+        many=True,
+        metavar="KEY=VALUE",
+        help="options of the jobs, e.g. `partition=gpu timeout_min=60`, as submitit names them; `cluster=local` tries "
+        "it on this machine",
+    ),
+    Option(
+        name="ray_address",
+        kind=_TEXT,
+        metavar="ADDRESS",
+        help="join a running Ray cluster, as HOST:PORT or `auto` (default: $RAY_ADDRESS, else one of its own)",
+    ),
     Option(
         name="output",
         kind=Kind("a folder", _path),
         metavar="FOLDER",
         help="where runs and report go (default: results/NAME-TIER)",
     ),
+    Option(
+        name="coordinator",
+        kind=_TEXT,
+        metavar="HOST:PORT",
+        help="train every model on the `--devices` of several processes; where process 1 listens",
+    ),
+    Option(name="process", kind=_TEXT, metavar="I/N", help="which of those processes this is, from 1/N to N/N"),
     Option(
         name="shard",
         kind=Kind("i/n with 1 <= i <= n, as in 1/2", lambda value: Shard.parse(_text(value))),
@@ -451,9 +509,11 @@ _EPILOG = (
 
 
 def _split(name: str, texts: Sequence[str]) -> list[str]:
-    """Lists on the command line have blanks or commas between values; norms have commas within, too."""
+    """Lists on the command line have blanks or commas between values; norms and pairs have commas within, too."""
     from normlab import norms
 
+    if name == "slurm":
+        return list(texts)
     parts = norms.parse_list(",".join(texts)) if name == "norms" else ",".join(texts).split(",")
     return [part for part in parts if part]
 

@@ -11,6 +11,7 @@ from normlab.study import arguments, catalogue
 from normlab.study.errors import BadInput, Fault, nearest
 
 if TYPE_CHECKING:
+    from normlab.study.group import Member
     from normlab.study.invocation import Invocation
     from normlab.study.store import Header
 
@@ -93,7 +94,33 @@ def _run(given: list[str]) -> int:
     if "dry_run" in parsed:
         invocation.dry_run(Ways.of(request))
         return OK
-    return invocation.run(Ways.of(request), show=request.get("open", False))
+    member, show = _member(request), request.get("open", False)
+    if member is None:
+        return invocation.run(Ways.of(request), show=show)
+    from normlab.study import together
+
+    return together.run(invocation, Ways.of(request), member, show=show)
+
+
+def _member(request: arguments.Request) -> "Member | None":
+    """Which process of a group this is; `None` where it is alone."""
+    given = {name for name in ("coordinator", "process") if request.get(name)}
+    if not given:
+        return None
+    if len(given) < 2 or request.get("devices", 1) == 1:
+        raise BadInput(
+            "Expected `--coordinator`, `--process` and `--devices` (of all processes together, two or more) with each "
+            f"other, got {' and '.join(f'`--{name}`' for name in sorted(given))}"
+            f"{' with one device' if len(given) == 2 else ' alone'}."
+        )
+    for other in ("executor", "jobs"):
+        if other in request.given:
+            raise BadInput(
+                f"Expected {request.given[other].where} not with `--coordinator`: its processes work as one."
+            )
+    from normlab.study.group import Member
+
+    return Member.parse(request.get("coordinator"), request.get("process"))
 
 
 def _report(given: list[str]) -> int:

@@ -1,8 +1,10 @@
 """Compiling the program of a cell, once for all its runs, and keeping what was compiled for later processes."""
 
 import hashlib
+import math
 import os
 import platform
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +17,7 @@ import jax
 import numpy as np
 
 from normlab.study import identity
-from normlab.study.train import Program, training
+from normlab.study.train import Program, replicated, training
 
 CACHE_BYTES = 512 * 2**20
 """How large the cache of compiled programs may be when a process begins to use it."""
@@ -42,11 +44,13 @@ class Compiled:
         seconds: To initialize a first state, to trace, and to compile or to load what was compiled before.
         memory: Bytes that training needs on the device: data, state and what lives within a step. For stacked runs, a
             lane's share. `None` where the backend does not say.
+        moved: Bytes that a device hands to collectives in an update; 0 on one device.
     """
 
     train: Callable[[Sequence[float], Sequence[int]], Iterator[Outcome]]
     seconds: float
     memory: int | None
+    moved: int
 
 
 def compile_program(
@@ -62,13 +66,14 @@ def compile_program(
         data: The program's data on the device, where other programs use them too; put there unless given.
     """
     start = perf_counter()
-    data = jax.device_put(dict(program.data)) if data is None else data
+    data = on_devices(program, dict(program.data)) if data is None else data
     fit, evaluate = training(program), program.evaluate
     if lanes:
         fit, evaluate = jax.vmap(fit, in_axes=(0, 0, None)), jax.vmap(evaluate, in_axes=(0, None))
     rates, states = _inputs(program, lanes, [0.0], [0])
-    fitting = jax.jit(fit).lower(rates, states, data).compile()
-    evaluation = jax.jit(evaluate).lower(states, data).compile()
+    everywhere = replicated(program.mesh) if program.mesh else None
+    fitting = jax.jit(fit, out_shardings=everywhere).lower(rates, states, data).compile()
+    evaluation = jax.jit(evaluate, out_shardings=everywhere).lower(states, data).compile()
     size = lanes or 1
 
     def train(learning_rates: Sequence[float], seeds: Sequence[int]) -> Iterator[Outcome]:
@@ -82,7 +87,27 @@ def compile_program(
             for lane in range(len(seeds[stack])):
                 yield Outcome({name: float(np.ravel(value)[lane]) for name, value in metrics.items()}, seconds)
 
-    return Compiled(train=train, seconds=perf_counter() - start, memory=_memory(fitting, size))
+    seconds = perf_counter() - start
+    moved = collective_bytes(fitting.as_text() or "") if program.mesh else 0
+    return Compiled(train=train, seconds=seconds, memory=_memory(fitting, size), moved=moved)
+
+
+def on_devices(program: Program, tree: Any) -> Any:
+    """Put arrays on the program's device, or on all of its devices."""
+    if program.mesh is None:
+        return jax.device_put(tree)
+    return jax.device_put(jax.device_get(tree), replicated(program.mesh))  # from the host of each process
+
+
+def collective_bytes(text: str) -> int:
+    """Bytes of what the collectives of a compiled program give, each counted once.
+
+    >>> collective_bytes("%a = (f32[8,2]{1,0}, bf16[3]{0}) all-reduce(%b, %c), to_apply=%add")
+    70
+    """
+    results = re.findall(rf"= (.+?) (?:{_COLLECTIVES})(?:-start)?\(", text)
+    shapes = [shape for result in results for shape in re.findall(r"\b(pred|[a-z]+\d+)\w*\[([\d,]*)\]", result)]
+    return sum(_width(kind) * math.prod(int(size) for size in sizes.split(",") if size) for kind, sizes in shapes)
 
 
 def use_cache() -> Path | None:
@@ -116,10 +141,18 @@ def _inputs(program: Program, lanes: int | None, learning_rates: Sequence[float]
     """The learning rate and state of one run, or those of a stack."""
     states = [program.init(seed) for seed in seeds]
     if not lanes:
-        return np.float32(learning_rates[0]), states[0]
+        return on_devices(program, (np.float32(learning_rates[0]), states[0]))
     fill = lanes - len(seeds)
     rates = np.asarray([*learning_rates, *[learning_rates[-1]] * fill], np.float32)
     return rates, jax.tree.map(lambda *leaves: np.stack(leaves), *states, *states[-1:] * fill)
+
+
+_COLLECTIVES = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+
+
+def _width(kind: str) -> int:
+    """Bytes of a number of a type as XLA names it: f32, bf16, s8, pred."""
+    return max(1, int("".join(filter(str.isdigit, kind)) or 8) // 8)
 
 
 def _memory(compiled: Any, lanes: int) -> int | None:

@@ -179,6 +179,7 @@ class Settings:
         source: What the user typed: `batch_size`, or the path of a file; empty for a comparison that only lives in this
             process.
         values: For each curve, its factor values.
+        devices: How many of them train one model together, each with its share of every batch.
     """
 
     comparison: str
@@ -194,6 +195,7 @@ class Settings:
     seeds: int
     extend: bool = True
     default_learning_rate: float | None = None
+    devices: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +205,8 @@ class Cell:
     Attributes:
         problem: Name of the problem.
         norm: The norm as it was asked for.
-        config: All fields that the training sees, by name, and `norm`: the norm with every option.
+        config: All fields that the training sees, by name; `norm`: the norm with every option; and `statistics`: how
+            many examples share statistics in training, and on how many devices they are.
     """
 
     problem: str
@@ -240,7 +243,8 @@ class Record:
         reason: One line, empty when `ok`.
         metrics: `validation` (always), `test` (evaluation runs only), `train_loss`, `chance`; non-finite is None.
         cost: `compile`: seconds until the cell's program was ready; `run` and `step`: seconds of training, all of it
-            and per update; `memory`: bytes that the training program holds on the device. Never part of a comparison.
+            and per update; `memory`: bytes that the training program holds on the device; `moved`: bytes that a device
+            hands to collectives in an update, where there are several. Never part of a comparison.
     """
 
     key: str

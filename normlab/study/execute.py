@@ -1,30 +1,29 @@
-"""Making records of runs: in single-thread worker processes on CPU, or stacked by `vmap` in this process elsewhere.
+"""Making records of runs: how they are executed, what a worker does with a cell, and what a finished run is worth.
 
-Whoever asks for records says what is pending each time a cell comes back, so a cell's evaluation follows its tuning
-without a plan made ahead, and a comparison that was stopped goes on from its records. A run that fails becomes a
-record.
+Runs are made one after another in single-thread processes on CPU, or stacked by `vmap` elsewhere, in this process or by
+workers (see `pool`). Whoever asks for records says what is pending each time a cell comes back, so a cell's evaluation
+follows its tuning without a plan made ahead, and a comparison that was stopped goes on from its records. A run that
+fails becomes a record.
 """
 
 import math
-import multiprocessing
 import os
-import signal
+import platform
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from normlab.study import catalogue, identity
 from normlab.study.config import EVALUATE, Cell, Comparison, Record, Run, Settings
-from normlab.study.errors import one_line
+from normlab.study.errors import BadInput, Fault, one_line
 from normlab.study.plan import Plan
 
 if TYPE_CHECKING:
     from normlab.study.compilation import Compiled, Outcome
+    from normlab.study.pool import Crew
     from normlab.study.train import Program
 
 Pending = Callable[[], Sequence[Run]]
@@ -37,40 +36,71 @@ COLLAPSED_WITHIN = 0.05
 PROGRAMS_KEPT = 64
 """Compiled cells that a process keeps: evaluation comes back to a cell when its whole column has been tuned."""
 
-_READY, _DONE = "ready", "done"
 _ONE_THREAD = {
     "JAX_PLATFORMS": "cpu",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "PJRT_NPROC": "1",  # the flags below leave XLA a pool of threads, and cut matrix products by the number of cores
     "TF_CPP_MIN_LOG_LEVEL": "3",  # XLA logs an error for every cached program it loads on some processors, and loads it
-    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
 }
+_ONE_THREAD_FLAGS = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """How runs are executed; part of their identity.
+    """How runs are executed, wherever that is; part of their identity.
 
     Attributes:
         lanes: How many runs of a cell are stacked; `None` is one after another.
-        alone: Whether runs that are not stacked stay in this process, instead of single-thread worker processes: for
-            comparisons whose functions cannot be sent to another process.
+        alone: Whether all runs stay in this process: for comparisons whose functions cannot be sent to another.
+        devices: How many devices a worker on CPU pretends to have.
+        processes: How many make each run together; see `together`.
     """
 
     lanes: int | None = None
     alone: bool = False
+    devices: int = 1
+    processes: int = 1
 
     @property
-    def in_workers(self) -> bool:
-        """Whether runs are in single-thread worker processes."""
+    def one_thread(self) -> bool:
+        """Whether runs are in single-thread processes."""
         return not self.lanes and not self.alone
 
     def __str__(self) -> str:
         """Name it as records do."""
         if self.lanes:
-            return f"vmap of {self.lanes} in one process"
-        return "sequential in single-thread processes" if self.in_workers else "sequential in one process"
+            return f"vmap of {self.lanes}"
+        if self.processes > 1:
+            return f"sequential in {self.processes} processes together"
+        return "sequential in single-thread processes" if self.one_thread else "sequential in one process"
+
+    def environment(self, given: Mapping[str, str], index: int | None = None) -> dict[str, str]:
+        """What a worker process needs in its environment before it imports anything.
+
+        Args:
+            given: The environment of who starts it; that of the worker itself gives the same again.
+            index: Which worker of this machine it is, from 0; `None` where a scheduler assigns devices.
+
+        Returns:
+            The variables to set; others stay as they are.
+        """
+        if self.one_thread:
+            pretended = {"JAX_NUM_CPU_DEVICES": str(self.devices)} if self.devices > 1 else {}
+            return {**_ONE_THREAD, **pretended, "XLA_FLAGS": _with_flags(given.get("XLA_FLAGS", ""), _ONE_THREAD_FLAGS)}
+        if self.lanes and index is not None:
+            return {"CUDA_VISIBLE_DEVICES": _visible_device(given, index)}
+        return {}
+
+
+def _with_flags(given: str, added: str) -> str:
+    return given if given.endswith(added) else f"{given} {added}".strip()
+
+
+def _visible_device(given: Mapping[str, str], index: int) -> str:
+    """The device that a process with this environment calls its `index`-th."""
+    visible = given.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[index].strip() if visible else str(index)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,15 +113,34 @@ class Task:
     strategy: Strategy
 
 
-def choose_strategy(*, alone: bool = False) -> Strategy:
-    """Choose by platform; `alone` rules worker processes out."""
+def choose_strategy(*, alone: bool = False, share: bool = False, devices: int = 1) -> Strategy:
+    """Choose by platform.
+
+    Args:
+        alone: Rules worker processes out.
+        devices: How many train one model together. On CPU this process pretends to have as many, too, unless its
+            backend is at work already; elsewhere runs that take several devices are not stacked.
+        share: Whether workers will use this machine's devices: then this process, which only looks at them, leaves
+            their memory alone, unless its backend is at work already.
+    """
     import jax
 
-    return Strategy(alone=alone) if jax.default_backend() == "cpu" else Strategy(lanes=16)
+    if devices > 1:
+        with suppress(RuntimeError):  # `train.mesh_of` says what is missing
+            jax.config.update("jax_num_cpu_devices", devices)
+    with environment({"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if share else {}):
+        backend = jax.default_backend()
+    if backend == "cpu":
+        return Strategy(alone=alone, devices=devices)
+    return Strategy(lanes=16) if devices == 1 else Strategy(alone=True)
 
 
 def records(
-    task: Task, comparison: Comparison, pending: Pending, jobs: int, stop: Stop = lambda: False
+    task: Task,
+    comparison: Comparison,
+    pending: Pending,
+    hire: "Callable[[Task], Crew | None]",
+    stop: Stop = lambda: False,
 ) -> Generator[Record, None, None]:
     """Execute until nothing is pending, one record at a time.
 
@@ -100,24 +149,64 @@ def records(
         comparison: The comparison of `task.source`.
         pending: Gives the runs that have no record yet; called whenever there is room for more work, after all records
             so far have been taken from this iterator.
-        jobs: How many worker processes at most.
+        hire: Finds workers (see `pool.Executor`); none for runs that are to be made in this process.
         stop: Asked between runs; once it says yes, no run starts and those under way are finished.
 
     Yields:
         A record for every run, those that cannot be run or fail included.
 
     Raises:
-        RuntimeError: If worker processes cannot start.
+        RuntimeError: If workers cannot start.
+        Fault: If a worker is not what its runs would be recorded as.
     """
+    from normlab.study import pool  # which is made of what is here
+
     yield from _invalid(task, Plan(comparison, task.settings), pending)
+    if stop() or not pending():
+        return
+    if crew := hire(task):
+        yield from pool.work(task, crew, pending, stop)
+        return
     if task.strategy.lanes:
         from normlab.study.compilation import use_cache
 
         use_cache()
-    if task.strategy.in_workers:
-        yield from _in_workers(task, pending, jobs, stop)
-    else:
-        yield from _in_this_process(CellRunner(task, comparison), pending, stop)
+    yield from _in_this_process(CellRunner(task, comparison), pending, stop)
+
+
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for what starts meanwhile."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def worker(task: Task) -> "CellRunner":
+    """Become a worker, in a process of its own: load the comparison, and check that this is the place for it.
+
+    Raises:
+        Fault: If the comparison cannot be loaded, or code, versions or platform are not those of who gives the task.
+    """
+    from normlab.study.compilation import use_cache
+    from normlab.study.merge import differences
+
+    use_cache()
+    try:
+        comparison, files = catalogue.load(task.source), catalogue.files(task.source)
+    except BadInput as error:
+        raise Fault(f"Worker processes cannot start on {platform.node()}: {error}") from error
+    here = identity.describe(files, task.identity["data"], task.strategy)
+    for what, theirs, ours in differences(task.identity, here):
+        raise Fault(
+            f"Expected workers like the process that gives them runs, got `{what}` {ours} on {platform.node()} instead "
+            f"of {theirs}. Install the same there, or leave that machine out; finished runs are kept."
+        )
+    return CellRunner(task, comparison)
 
 
 def status_of(metrics: Metrics, chance: float | None) -> tuple[str, str]:
@@ -151,7 +240,7 @@ class CellRunner:
         """Take what all cells share; nothing is compiled yet."""
         self.task, self.plan = task, Plan(comparison, task.settings)
         self._programs: OrderedDict[Cell, _Ready | Exception] = OrderedDict()
-        self._data: dict[str, Any] = {}
+        self._data: dict[tuple[str, Any], Any] = {}
 
     def __call__(self, cell: Cell, runs: Sequence[Run]) -> Iterator[Record]:
         """Make the records of some runs of a cell, in order; an exception becomes a record."""
@@ -197,17 +286,16 @@ class CellRunner:
         Raises:
             ValueError: If they are not those that the comparison began with.
         """
-        import jax
-
-        from normlab.study.compilation import compile_program
+        from normlab.study.compilation import compile_program, on_devices
         from normlab.study.data import data_hash
 
         program = build(self.plan, cell)
-        if cell.problem not in self._data:
+        there = cell.problem, program.mesh
+        if there not in self._data:
             if data_hash(program.data) != self.task.identity["data"].get(cell.problem):
                 raise ValueError("Expected the same data whenever they are loaded, got others. Seed what draws them.")
-            self._data[cell.problem] = jax.device_put(dict(program.data))
-        return _Ready(program, compile_program(program, self.task.strategy.lanes, self._data[cell.problem]))
+            self._data[there] = on_devices(program, dict(program.data))
+        return _Ready(program, compile_program(program, self.task.strategy.lanes, self._data[there]))
 
 
 @dataclass(frozen=True)
@@ -220,6 +308,8 @@ class _Ready:
 
 def _cost(ready: _Ready, seconds: float) -> dict[str, float]:
     cost = {"compile": ready.compiled.seconds, "run": seconds, "step": seconds / ready.program.steps}
+    if ready.program.mesh:
+        cost["moved"] = float(ready.compiled.moved)
     return cost if ready.compiled.memory is None else {**cost, "memory": float(ready.compiled.memory)}
 
 
@@ -251,7 +341,14 @@ def build(plan: Plan, cell: Cell) -> "Program":
         Exception: Whatever the problem raises for what it cannot train.
     """
     norm, config = plan.resolve(plan.place(cell))
-    return plan.problem(cell.problem).build(norm, config)
+    program = plan.problem(cell.problem).build(norm, config)
+    devices, found = config.get("devices", 1), program.mesh.size if program.mesh else 1
+    if devices != found:
+        raise ValueError(
+            f"Expected a program for the {devices} devices of `config['devices']`, got one for {found}: `build` makes "
+            "`Program(mesh=...)` by `normlab.study.train.mesh_of`, or the problem by `study.supervised`."
+        )
+    return program
 
 
 def _kept(metrics: Mapping[str, float | None], status: str) -> dict[str, float | None]:
@@ -268,7 +365,8 @@ def _failure(error: Exception) -> tuple[str, str]:
     return "oom" if oom else "error", one_line(error)
 
 
-def _by_cell(runs: Sequence[Run]) -> dict[Cell, list[Run]]:
+def by_cell(runs: Sequence[Run]) -> dict[Cell, list[Run]]:
+    """Group runs, in their order."""
     groups: dict[Cell, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.cell, []).append(run)
@@ -276,7 +374,7 @@ def _by_cell(runs: Sequence[Run]) -> dict[Cell, list[Run]]:
 
 
 def _invalid(task: Task, plan: Plan, pending: Pending) -> Iterator[Record]:
-    for cell, runs in _by_cell(pending()).items():
+    for cell, runs in by_cell(pending()).items():
         reason = plan.incompatible(cell)
         if reason:
             yield from [make_record(task, run, "invalid", reason) for run in runs]
@@ -284,165 +382,9 @@ def _invalid(task: Task, plan: Plan, pending: Pending) -> Iterator[Record]:
 
 def _in_this_process(runner: CellRunner, pending: Pending, stop: Stop) -> Iterator[Record]:
     lanes = runner.task.strategy.lanes or 1
-    while not stop() and (jobs := _by_cell(pending())):
+    while not stop() and (jobs := by_cell(pending())):
         cell, runs = next(iter(jobs.items()))
         for start in range(0, len(runs), lanes):
             if stop():
                 return
             yield from runner(cell, runs[start : start + lanes])
-
-
-@dataclass(eq=False)
-class _Worker:
-    """A worker process as its parent sees it: the runs it still owes, and the cells it has compiled."""
-
-    process: BaseProcess
-    connection: Connection
-    ready: bool = False
-    cell: Cell | None = None
-    owed: list[Run] = field(default_factory=list)
-    compiled: set[Cell] = field(default_factory=set)
-
-    def give(self, cell: Cell, runs: list[Run]) -> None:
-        self.cell, self.owed = cell, []
-        self.compiled.add(cell)
-        with suppress(OSError):  # it died while idle, which shows when it is waited for
-            self.connection.send((cell, runs))
-            self.owed = list(runs)
-
-    def take(self) -> Record | None:
-        """Receive a message: a record, or none if it was news of the worker itself."""
-        message = self.connection.recv()
-        if isinstance(message, Record):
-            self.owed.remove(message.run)
-            return message
-        self.ready = True
-        if message == _DONE:
-            self.cell = None
-        return None
-
-    def end(self) -> int | None:
-        self.connection.close()
-        self.process.join()
-        return self.process.exitcode
-
-
-def _in_workers(task: Task, pending: Pending, jobs: int, stop: Stop) -> Iterator[Record]:
-    workers: list[_Worker] = []
-    killed: set[Run | None] = set()
-    try:
-        while not stop():
-            if len(workers) < jobs or any(worker.cell is None for worker in workers):
-                _hand_out(task, workers, pending(), jobs)
-            busy = {worker.connection: worker for worker in workers if worker.cell}
-            if not busy:
-                return
-            for worker in [busy[connection] for connection in _wait(busy)]:
-                yield from _take(task, worker, workers, killed)
-        yield from _last(task, workers, killed)
-    finally:
-        for worker in workers:
-            worker.process.kill()
-            worker.end()
-
-
-def _wait(busy: "Mapping[Connection, _Worker]") -> "list[Connection]":
-    """Connections with news, or none after a second, so that a reason to stop is noticed."""
-    return [ready for ready in wait(list(busy), timeout=1.0) if isinstance(ready, Connection)]
-
-
-def _take(task: Task, worker: _Worker, workers: list[_Worker], killed: set[Run | None]) -> Iterator[Record]:
-    """The record that a worker has for us, or that of its death."""
-    try:
-        record = worker.take()
-    except (EOFError, OSError):
-        record = _bury(task, worker, workers, killed)
-    if record:
-        yield record
-
-
-def _last(task: Task, workers: list[_Worker], killed: set[Run | None]) -> Iterator[Record]:
-    """The run that each worker is at; those behind it are not waited for."""
-    for worker in list(workers):
-        owed = len(worker.owed)
-        while worker in workers and worker.cell and len(worker.owed) == owed > 0:
-            yield from _take(task, worker, workers, killed)
-
-
-def _hand_out(task: Task, workers: list[_Worker], runs: Sequence[Run], jobs: int) -> None:
-    """Give each idle worker a cell, one that it has compiled if there is one; start workers while there are too few."""
-    taken = {worker.cell for worker in workers}
-    waiting = {cell: found for cell, found in _by_cell(runs).items() if cell not in taken}
-    idle = [worker for worker in workers if worker.cell is None]
-    idle += [_start(task) for _ in range(min(jobs - len(workers), len(waiting) - len(idle)))]
-    workers += [worker for worker in idle if worker not in workers]
-    for worker in idle[: len(waiting)]:
-        others = set().union(*(other.compiled for other in workers if other is not worker))
-        cell = min(waiting, key=lambda cell: (cell not in worker.compiled, cell in others))
-        worker.give(cell, waiting.pop(cell))
-
-
-def _bury(task: Task, worker: _Worker, workers: list[_Worker], killed: set[Run | None]) -> Record | None:
-    """Remove a worker that died; what it left of its cell is pending again.
-
-    The run it was at gets a record, except when it was killed for the first time: whoever did that, the system short of
-    memory most likely, may have meant the process and not the run. One may be killed before its first run (`None`).
-    """
-    workers.remove(worker)
-    exitcode = worker.end()
-    if not worker.ready and exitcode == -signal.SIGKILL and None not in killed:
-        killed.add(None)
-        return None
-    if not worker.ready:
-        raise RuntimeError(f"Worker processes cannot start: one ended with exit code {exitcode} before its first run.")
-    if not worker.owed:
-        return None
-    run = worker.owed[0]
-    if exitcode == -signal.SIGKILL and run not in killed:
-        killed.add(run)
-        return None
-    if exitcode == -signal.SIGKILL:
-        reason = "The worker process was killed twice during this run, as the system does when memory runs out."
-        return make_record(task, run, "oom", reason)
-    how = f"by signal {-exitcode}" if exitcode is not None and exitcode < 0 else f"with exit code {exitcode}"
-    return make_record(task, run, "error", f"The worker process ended {how} during this run.")
-
-
-def _start(task: Task) -> _Worker:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, task), daemon=True, name="normlab-worker")
-    with _environment(_ONE_THREAD):
-        process.start()
-    theirs.close()
-    return _Worker(process, ours)
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    flags = f"{before.get('XLA_FLAGS', '')} {values['XLA_FLAGS']}".strip()
-    os.environ.update({**values, "XLA_FLAGS": flags})
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def _work(connection: Connection, task: Task) -> None:
-    """Serve one parent until it closes the connection."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C ends
-    from normlab.study.compilation import use_cache
-
-    use_cache()
-    runner = CellRunner(task, catalogue.load(task.source))
-    try:
-        connection.send(_READY)
-        while True:
-            cell, runs = connection.recv()
-            for record in runner(cell, runs):
-                connection.send(record)
-            connection.send(_DONE)
-    except (EOFError, OSError):
-        return

@@ -1,6 +1,7 @@
 """What decides the numbers of a run besides its configuration: code, versions, platform, data, strategy."""
 
 import hashlib
+import json
 import os
 import platform
 import sys
@@ -9,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normlab.study.config import Run, content_key
+from normlab.study.config import Run, canonical_json, content_key
 
 if TYPE_CHECKING:
     from normlab.study.execute import Strategy
@@ -29,14 +30,14 @@ def describe(files: Iterable[Path], data: Mapping[str, str], strategy: "Strategy
         strategy: How runs are executed.
     """
     python = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    return {
+    described = {
         "code": code_hash([*_sources(), *files]),
         "versions": {"python": python, **{name: version(name) for name in _LIBRARIES}},
-        # XLA cuts large matrix products by the processors that it sees, which changes their last digits.
-        "platform": {**_platform(), "cpus": 1 if strategy.in_workers else usable_cpus()},
+        "platform": _platform(strategy),
         "data": dict(data),
         "strategy": str(strategy),
     }
+    return json.loads(canonical_json(described))  # in the order in which a folder gives it back
 
 
 def of_problem(identity: Mapping[str, Any], problem: str) -> dict[str, Any]:
@@ -68,17 +69,22 @@ def _sources() -> list[Path]:
     return [file for pattern in _SOURCES for file in sorted(_PACKAGE.glob(pattern))]
 
 
-def _platform() -> dict[str, Any]:
+def _platform(strategy: "Strategy") -> dict[str, Any]:
+    """What runs see of the machine, whether this process makes them or gives them to others."""
     import jax
     import jax.numpy as jnp
 
     device = jax.devices()[0]
+    environment = {**os.environ, **strategy.environment(os.environ)}
+    divided = device.platform == "cpu" and not strategy.one_thread
     return {
         "backend": device.platform,
         "device": device.device_kind,
         "machine": platform.machine(),
         "x64": jnp.zeros(()).dtype == jnp.float64,
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "xla_flags": environment.get("XLA_FLAGS", ""),
+        # XLA cuts large matrix products by the processors that it sees, which changes their last digits.
+        "cpus": usable_cpus() if divided else 1,
     }
 
 

@@ -7,7 +7,7 @@ import webbrowser
 from collections.abc import Iterable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -19,7 +19,9 @@ from normlab.study import catalogue, checks, execute, identity
 from normlab.study.arguments import Request
 from normlab.study.config import RETRIED, Cell, Comparison, Record, Run, Settings, content_key
 from normlab.study.errors import BadInput, Fault, one_line
+from normlab.study.local import Local
 from normlab.study.plan import Plan
+from normlab.study.pool import Executor
 from normlab.study.progress import Display
 from normlab.study.shard import Shard
 from normlab.study.store import Header, NoStore, Store
@@ -37,22 +39,26 @@ class Ways:
     """How to execute; none of it decides a number, except for the strategy, which is part of every key.
 
     Attributes:
-        jobs: Worker processes on CPU.
+        executor: Where workers are.
         time_budget: Seconds after which no more runs start.
         retry_failed: Whether runs with a status in `RETRIED` are done again.
         strategy: Chosen by platform unless given.
     """
 
-    jobs: int = 1
+    executor: Executor = field(default_factory=Local)
     time_budget: float = math.inf
     retry_failed: bool = False
     strategy: execute.Strategy | None = None
 
     @classmethod
     def of(cls, request: Request) -> "Ways":
-        """The ways that were asked for."""
+        """The ways that were asked for.
+
+        Raises:
+            BadInput: If they need what is not installed, or contradict each other.
+        """
         return cls(
-            jobs=request.jobs(),
+            executor=_executor(request),
             time_budget=request.get("time_budget", math.inf),
             retry_failed=request.get("retry_failed", False),
         )
@@ -148,7 +154,7 @@ class Invocation:
             BadInput: Before anything is written.
             Fault: If something outside broke; finished runs are kept.
         """
-        start, cells, task = monotonic(), self.cells, self._task(ways)
+        start, cells, task = monotonic(), self.cells, self.task(ways)
         with self.store.writing():
             self._set_aside()
             spent = self._spent(task.identity)
@@ -173,7 +179,7 @@ class Invocation:
 
     def dry_run(self, ways: Ways) -> None:
         """Check everything and print the plan."""
-        task = self._task(ways)
+        task = self.task(ways)
         done = self.plan.relevant(current(self.plan, task.identity, self.store.records()).values())
         self._print("\n".join(self._described(done)))
 
@@ -213,11 +219,22 @@ class Invocation:
             webbrowser.open(path.resolve().as_uri())
         return OK if any(record.status == "ok" for record in records) or self.plan.pending(records) else FAILED
 
-    def _task(self, ways: Ways) -> execute.Task:
-        """Check everything that can be checked before a run."""
+    def task(self, ways: Ways) -> execute.Task:
+        """Check everything that can be checked before a run.
+
+        Raises:
+            BadInput: If something is wrong.
+        """
         self.store.check(self.settings.comparison)
         source = self.settings.source
-        strategy = ways.strategy or execute.choose_strategy(alone=not source)
+        if not source and not isinstance(ways.executor, Local):
+            raise BadInput(
+                "Expected a comparison from a file with `executor`, got an object, whose functions cannot be sent to "
+                "other processes. Put it into a file and give its path."
+            )
+        share = not isinstance(ways.executor, Local) or (ways.executor.jobs or 1) > 1
+        strategy = ways.strategy or execute.choose_strategy(alone=not source, share=share, devices=self.plan.devices)
+        ways.executor.check(strategy, self.output)
         files = catalogue.files(source) if source else []
         described = identity.describe(files, checks.data_of(self.plan), strategy)
         if not source:
@@ -237,7 +254,8 @@ class Invocation:
             return [run for run in self.plan.pending(settled()) if run.cell in cells]
 
         display = Display(self.console, self.plan, cells, settled())
-        made = execute.records(task, self.comparison, pending, ways.jobs, lambda: monotonic() > deadline)
+        hire = partial(ways.executor.hire, output=self.output)
+        made = execute.records(task, self.comparison, pending, hire, lambda: monotonic() > deadline)
         with display, closing(made):
             for record in made:
                 self.store.add(record)
@@ -291,6 +309,23 @@ class Invocation:
 
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _executor(request: Request) -> Executor:
+    """What `executor` names, with the options that are its own; what others need is not imported."""
+    name, jobs = request.get("executor", "local"), request.get("jobs")
+    for option, owner in {"slurm": "slurm", "ray_address": "ray"}.items():
+        if option in request.given and name != owner:
+            raise BadInput(f"Expected {request.given[option].where} only with the executor `{owner}`, got `{name}`.")
+    if name == "slurm":
+        from normlab.study.slurm import Slurm
+
+        return Slurm(jobs, request.get("slurm", ()))
+    if name == "ray":
+        from normlab.study.ray_core import Ray
+
+        return Ray(jobs, request.get("ray_address"))
+    return Local(jobs)
 
 
 def current(plan: Plan, described: Mapping[str, Any], records: Iterable[Record]) -> dict[Run, Record]:

@@ -11,7 +11,7 @@ import optax
 from normlab.study.data import Data, permutations, sizes, split
 from normlab.study.networks import Network
 from normlab.study.problems import MEAN_SQUARED_ERROR, MISCLASSIFICATION, Error, Loss, Optimizer
-from normlab.study.train import Arrays, Program
+from normlab.study.train import Arrays, Program, mesh_of, shared_out
 
 EVALUATED_AT_ONCE = 1024
 """Held-out examples that go through the model together."""
@@ -41,6 +41,7 @@ def learn(
     *,
     batch_size: int,
     epochs: int,
+    devices: int = 1,
     error: Error,
     loss: Loss | None = None,
     optimizer: Optimizer | None = None,
@@ -58,6 +59,7 @@ def learn(
         network: The model.
         batch_size: Examples an update.
         epochs: Passes over the training set.
+        devices: Among which every batch is divided; statistics of batch norms are still those of the whole batch.
         error: What is measured on held-out examples.
         loss: `(outputs, labels) -> number, or one for each example`; softmax cross entropy or squared error unless
             given.
@@ -67,12 +69,15 @@ def learn(
         test: See `data.sizes`.
 
     Raises:
-        ValueError: If a batch is larger than the training set, or a part of the data would be empty; when traced, if
-            outputs do not fit the labels, the loss or the error.
+        ValueError: If a batch is larger than the training set or cannot be divided among the devices, or a part of the
+            data would be empty; when traced, if outputs do not fit the labels, the loss or the error.
     """
     n, (training, validating) = len(data.labels), sizes(data, validation, test)
     if not 1 <= batch_size <= training:
         raise ValueError(f"Expected a batch of 1 to {training} examples (the training set), got {batch_size}.")
+    if batch_size % devices:
+        raise ValueError(f"Expected a batch that {devices} devices can share equally, got {batch_size} examples.")
+    mesh = mesh_of(devices)
     per_epoch = training // batch_size
     steps = epochs * per_epoch
     make_optimizer, objective = optimizer or _sgd, loss or (_cross_entropy if data.classes else _squared_error)
@@ -90,7 +95,7 @@ def learn(
 
     def step(state: Learner, t: jax.Array, learning_rate: jax.Array, arrays: Arrays) -> tuple[Learner, jax.Array]:
         batch = state.order[t]
-        inputs, labels = arrays["inputs"][batch], arrays["labels"][batch]
+        inputs, labels = shared_out((arrays["inputs"][batch], arrays["labels"][batch]), mesh)
 
         def mean_loss(params: Any) -> tuple[jax.Array, Any]:
             outputs, rest = network.train(params, state.rest, inputs, t)
@@ -118,7 +123,9 @@ def learn(
     if data.test:
         arrays["test"] = np.asarray(data.test)  # not read by any step; here it is part of the data's hash
     chance = _chance(data, error) if chance is None else chance
-    return Program(data=arrays, init=init, step=step, evaluate=evaluate, steps=steps, last=per_epoch, chance=chance)
+    return Program(
+        data=arrays, init=init, step=step, evaluate=evaluate, steps=steps, last=per_epoch, chance=chance, mesh=mesh
+    )
 
 
 def _sgd(schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -103,7 +103,8 @@ class Plan:
         from normlab import norms
 
         problem, curve, norm = self.problem(place.problem), self.curve(place.curve), norms.get(place.norm)
-        config = {"epochs": self.settings.epochs, **curve.config(place.value)}
+        devices = {"devices": self.settings.devices} if self.settings.devices > 1 else {}
+        config = {"epochs": self.settings.epochs, **devices, **curve.config(place.value)}
         defaults = problem.norm_options(norm.name, config)
         options = {**defaults, **curve.norm_options(norm.name, place.value), **norm.options}
         if "group_size" in norm.options and "num_groups" not in norm.options:
@@ -148,6 +149,11 @@ class Plan:
         return tuple(Run(cell=cell, stage=EVALUATE, learning_rate=rate, seed=seed) for seed in seeds)
 
     @cached_property
+    def devices(self) -> int:
+        """The most devices that train one model together."""
+        return max(dict(cell.config).get("devices", 1) for cell in self.cells)
+
+    @cached_property
     def _first(self) -> dict[Cell, Place]:
         return {cell: place for place, cell in reversed(self.places.items())}
 
@@ -160,14 +166,14 @@ class Plan:
 
     def _cell(self, place: Place) -> Cell:
         norm, config = self.resolve(place)
-        plain = json.loads(canonical_json({**config, "norm": str(norm)}))
+        plain = json.loads(canonical_json({**config, "norm": str(norm), "statistics": scope(norm, config)}))
         return Cell(problem=place.problem, norm=place.norm, config=frozen(plain))
 
     def _grouped(self) -> Iterator[tuple[Cell, ...]]:
         """Cells that differ in their norm alone make one group."""
         groups: dict[tuple[Any, ...], list[Cell]] = {}
         for cell in self.cells:
-            rest = tuple((name, value) for name, value in cell.config if name != "norm")
+            rest = tuple((name, value) for name, value in cell.config if name not in ("norm", "statistics"))
             groups.setdefault((cell.problem, rest), []).append(cell)
         yield from map(tuple, groups.values())
 
@@ -283,6 +289,25 @@ def validation_error(record: Record) -> float:
     """The validation error of a run, infinite where the run failed."""
     value = record.metrics.get("validation") if record.status == "ok" else None
     return math.inf if value is None else value
+
+
+def scope(norm: "Norm", config: Mapping[str, Any]) -> str:
+    """How many examples share the statistics of a norm in training, and on how many devices they are.
+
+    >>> from normlab import norms
+    >>> scope(norms.get("batch:ghost_batch_size=4"), {"batch_size": 16, "devices": 8})
+    '4 examples on 2 devices'
+    >>> scope(norms.get("layer"), {"batch_size": 16, "devices": 8})
+    '1 example'
+    """
+    if not norm.needs_batch:
+        return "1 example"
+    batch, ghost = config.get("batch_size"), norm.options.get("ghost_batch_size")
+    if not isinstance(batch, int):
+        return "the batch"
+    examples = ghost if isinstance(ghost, int) and ghost < batch else batch
+    devices = math.ceil(examples * config.get("devices", 1) / batch)
+    return f"{examples} example{'s' * (examples > 1)}{f' on {devices} devices' * (devices > 1)}"
 
 
 def _margin(comparison: Comparison) -> float:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from normlab import norms
 from normlab.norms import Norm, Ramp
 from normlab.study.config import Metric, Problem
 from normlab.study.data import Data, Source, load, sizes
@@ -60,8 +61,8 @@ def supervised(
 ) -> Problem:
     """Make a problem from a Flax model and labelled data.
 
-    Batch norm and batch renorm get running averages over about one epoch of examples, batch renorm also the schedule of
-    its paper scaled to the run, unless `norm_options` or the norm's own string say otherwise.
+    Norms with running averages have them over about one epoch of examples, batch renorm also the schedule of its paper
+    scaled to the run, unless `norm_options` or the norm's own string say otherwise.
 
     Args:
         name: Short, for records and flags.
@@ -156,7 +157,7 @@ class Task:
     def norm_options(self, norm: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """Options of a norm; see `Problem.norm_options`."""
         options = self.given_options.get(norm, {})
-        if norm not in ("batch", "batch_renorm"):
+        if not norms.get(norm).stateful:
             return options
         train, _ = sizes(self.loaded, self.validation, self.test)
         averages = {"momentum": max(0.0, 1 - config["batch_size"] / train)}

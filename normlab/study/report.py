@@ -62,6 +62,7 @@ def write_html(
         latex=latex,
         figures=figures,
         keys=norm_keys(analysis),
+        moves=any(cost.moved is not None for cost in analysis.costs),
         costs={(cost.problem, cost.curve, cost.norm, cost.value): cost for cost in analysis.costs},
         statuses=_statuses(analysis),
         invalid=_invalid(analysis),

@@ -116,9 +116,10 @@ def run(
         seeds: Evaluation seeds, instead of the tier's.
         output: Folder to keep runs in; the same call goes on from there, for a `Comparison` object in the same process
             only, since there is no file to tell by whether it has changed. Without it nothing is written.
-        jobs: Worker processes on CPU; one a core unless given.
+        jobs: Cells at a time, each in a worker of its own; on CPU one a core unless given.
         progress: Whether to show how far it is.
-        **options: The other options of `normlab run`, e.g. `batch_sizes=(2, 8)` or `learning_rates=(0.01, 0.1)`.
+        **options: The other options of `normlab run`, e.g. `batch_sizes=(2, 8)`, `learning_rates=(0.01, 0.1)`, or
+            `executor="slurm", slurm=["partition=gpu"]`.
 
     Raises:
         BadInput: For what is unknown or cannot be run.

@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
 from normlab.study import identity
 from normlab.study.config import Cell, Record, Run, Settings, content_key, frozen
@@ -17,6 +18,8 @@ from normlab.study.errors import BadInput, Fault
 
 _HEADER = "comparison.json"
 _RUN_LOCK, _REPORT_LOCK = ".run.lock", ".report.lock"
+JOBS = "submitit"
+"""Where jobs of a cluster keep their logs and what they were given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,10 @@ class Header:
 
 
 class Store:
-    """A folder with the runs of one comparison. One process writes; readers see only complete files."""
+    """A folder with the runs of one comparison, each file complete for who reads it.
+
+    One process writes, and the jobs of a cluster to which it gives runs.
+    """
 
     def __init__(self, directory: Path) -> None:
         """Name a folder; nothing is read or written yet."""
@@ -152,6 +158,14 @@ class Store:
         fields["run"]["cell"]["config"] = dict(record.run.cell.config)
         self._write(self._path(record.key), {**fields, "sha256": content_key(fields)})
 
+    def record(self, key: str) -> Record | None:
+        """Read the run of a key, if it is there and not damaged."""
+        return _record(self._path(key))
+
+    def remove(self, key: str) -> None:
+        """Forget a run, which is to be done again."""
+        self._path(key).unlink(missing_ok=True)
+
     def records(self) -> list[Record]:
         """Read all runs, of whatever settings and identity; `damaged` tells what else is there."""
         return [record for path in self._files() if (record := _record(path))]
@@ -221,7 +235,7 @@ def write_whole(path: Path, content: str | bytes) -> Path:
     Raises:
         OSError: As the system says.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")  # process ids are unique on one machine only
     try:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(temporary, path)
@@ -256,7 +270,7 @@ def _tuples(value: Any) -> Any:
 
 def _is_ours(path: Path) -> bool:
     """Whether a process may have left it that was killed before its first header, or whose header was deleted."""
-    ours = (_RUN_LOCK, _REPORT_LOCK, "runs", "report.html", "analysis.json", "tables", "figures")
+    ours = (_RUN_LOCK, _REPORT_LOCK, "runs", "report.html", "analysis.json", "tables", "figures", JOBS)
     return path.name in ours or (path.name.startswith(_HEADER) and path.suffix == ".tmp")
 
 

@@ -99,6 +99,7 @@ def _row(cell: CellResult, cost: Cost) -> dict[str, Any]:
         "run_seconds": cost.run,
         "compile_seconds": cost.compile,
         "memory_bytes": cost.memory,
+        "moved_bytes": cost.moved,
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Arrays = Mapping[str, Any]
 
@@ -28,6 +29,7 @@ class Program:
         steps: Number of updates.
         last: Over how many of the last steps `train_loss` is averaged.
         chance: The metric of a model that has learned nothing; `None` where there is no such number.
+        mesh: The devices that train one model together, each with its share of every batch; `None` is one device.
     """
 
     data: Mapping[str, np.ndarray]
@@ -37,6 +39,34 @@ class Program:
     steps: int
     last: int
     chance: float | None = None
+    mesh: Mesh | None = None
+
+
+def mesh_of(devices: int) -> Mesh | None:
+    """The first `devices` devices of all processes as a mesh with the one axis `data`; `None` for one.
+
+    Raises:
+        ValueError: If there are fewer.
+    """
+    if devices == 1:
+        return None
+    there = jax.devices()
+    if len(there) < devices:
+        raise ValueError(
+            f"Expected {devices} devices for one model, got {len(there)} ({there[0].platform}). On CPU, where JAX can "
+            f"pretend, call `jax.config.update('jax_num_cpu_devices', {devices})` before JAX is first used."
+        )
+    return Mesh(np.asarray(there[:devices]), ("data",))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """All of an array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def shared_out(tree: Any, mesh: Mesh | None) -> Any:
+    """Divide the first axis of arrays among the devices, within a compiled program."""
+    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec("data")))
 
 
 def training(program: Program) -> Callable[[jax.Array, Any, Arrays], tuple[Any, dict[str, jax.Array]]]:

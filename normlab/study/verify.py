@@ -8,6 +8,7 @@ from typing import Any
 from normlab.study import catalogue, checks, execute, identity
 from normlab.study.config import EVALUATE, Comparison, Record, Settings
 from normlab.study.errors import BadInput, Fault
+from normlab.study.local import Local
 from normlab.study.merge import differences
 from normlab.study.plan import Plan
 
@@ -93,13 +94,13 @@ def verify(comparison: Comparison, settings: Settings, record: Record) -> Verifi
         )
     from normlab.study.data import data_hash
 
-    strategy = execute.choose_strategy()
+    strategy = execute.choose_strategy(devices=plan.devices)
     data = {cell.problem: data_hash(checks.traced(plan, cell).data)}
     now = identity.describe(catalogue.files(settings.source), data, strategy)
     task = execute.Task(source=settings.source, settings=settings, identity=now, strategy=strategy)
     made: list[Record] = []
     try:
-        for repeated in execute.records(task, comparison, lambda: [] if made else [record.run], jobs=1):
+        for repeated in execute.records(task, comparison, lambda: [] if made else [record.run], Local(1).hire):
             made.append(repeated)
     except RuntimeError as error:
         raise Fault(str(error)) from error

@@ -1,0 +1,108 @@
+"""What do statistics across devices buy?
+
+    normlab run distributed
+
+A batch of 16 is divided among 1, 2, 4 and 8 devices, down to 2 examples each. Everything but the statistics of batch
+norm is the same on any number of devices, so what changes along the axis is what sharing them, or not, is worth. On CPU
+each worker process pretends to have 8 devices; on GPUs and TPUs that many must be there.
+
+Models are trained under `jax.jit` with a sharded batch. Statistics are then those of all devices unless
+`ghost_batch_size` keeps them within a device's share, or that of a group of neighbours.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from normlab import norms, study
+from normlab.study.data import TEST, TRAIN, VALIDATION, digits
+
+BATCH = 16
+GROUPS = {"batch_device": 1, "batch_2_devices": 2, "batch_4_devices": 4, "batch_renorm": 1}
+"""How many devices share statistics; those of other norms are of all devices, or of one example."""
+
+
+def _batch_norm(name: str, title: str) -> None:
+    """Batch norm under another name: whose statistics it shares is set by the curve."""
+    norms.register(replace(norms.get("batch").entry, name=name, title=title))
+
+
+_batch_norm("batch_device", "batch norm, each device")
+_batch_norm("batch_2_devices", "batch norm, groups of 2 devices")
+_batch_norm("batch_4_devices", "batch norm, groups of 4 devices")
+_batch_norm("batch_all_devices", "batch norm, all devices")
+
+
+def _mlp(norm: norms.Norm) -> Any:
+    from normlab.study.models import MLP
+
+    return MLP(norm)
+
+
+def _statistics(norm: str, devices: Any) -> dict[str, Any]:
+    share = BATCH // devices * GROUPS.get(norm, devices)
+    return {"ghost_batch_size": share} if norm in GROUPS and share < BATCH else {}
+
+
+_SMOKE, _QUICK = study.TIERS["smoke"], study.TIERS["quick"]
+
+comparison = study.Comparison(
+    name="distributed",
+    title=f"Test error of a batch of {BATCH} that devices share",
+    question="What do statistics across devices buy?",
+    problems=(
+        study.supervised(
+            name="digits-mlp",
+            title="MLP on digits",
+            model=_mlp,
+            data=digits,
+            metric=study.MISCLASSIFICATION,
+            validation=VALIDATION,
+            test=TEST,
+            norm_options={"group": {"num_groups": 10}},
+        ),
+    ),
+    norms=("batch_device", "batch_2_devices", "batch_4_devices", "batch_all_devices", "batch_renorm", "group"),
+    baseline="batch_device",
+    curves=(
+        study.Curve(
+            name="devices",
+            title=f"A batch of {BATCH}, divided among devices",
+            factor=study.Factor(
+                name="devices",
+                label=f"devices that share a batch of {BATCH}",
+                flag="--device-counts",
+                values=(1, 2, 4, 8),
+                reference=1,
+            ),
+            config=lambda devices: {"batch_size": BATCH, "devices": devices},
+            norm_options=_statistics,
+            shows="What statistics across devices, or across some of them, buy when the batch of a device is small: "
+            "the optimizer sees the same batch everywhere.",
+            hides="What happens when more devices mean a larger batch, as they often do; and how long an update takes "
+            "on devices that do not share a processor.",
+        ),
+    ),
+    tiers={
+        **study.TIERS,
+        "smoke": replace(_SMOKE, values={"devices": (1, 8)}),
+        "quick": replace(
+            _QUICK,
+            values={"devices": (1, 8)},
+            leaves_out=f"{_QUICK.leaves_out} Quick also leaves out 2 and 4 devices.",
+        ),
+    },
+    default_learning_rate=0.1,
+    fixed=(
+        f"Data: scikit-learn's 1,797 digits of 8 x 8 pixels; each seed has its own split into {TRAIN:,} for training, "
+        f"{VALIDATION} for validation and {TEST} for the test. Split, initial weights and order are the same for every "
+        "norm and number of devices.",
+        "Model: an MLP 64-100-100-10; the norm stands before each ReLU.",
+        f"Training: batches of {BATCH} examples over all devices together, softmax cross entropy, SGD with momentum "
+        "0.9, cosine decay from the tuned learning rate to zero; no weight decay, no augmentation.",
+        f"Running statistics with a time constant of one epoch of examples (momentum = 1 - {BATCH} / {TRAIN:,}), "
+        "averaged over devices, used at evaluation.",
+        "Batch renorm: statistics of each device; r_max from 1 to 3 and d_max from 0 to 5 between 10 % and 35 % of the "
+        "updates; running statistics start from the first batch.",
+        "Group norm: 10 groups of 10 features.",
+    ),
+)
