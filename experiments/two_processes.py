@@ -1,7 +1,8 @@
 """Does batch norm spread over two processes learn what it learns in one?
 
 A small network with batch norm or batch renorm learns the handwritten digits, 64 a step: on one device; on eight
-devices of one process; and in two processes of four devices each, every process loading its half of each batch. With `jax.jit` on a sharded batch statistics are of the whole batch by themselves; with `jax.shard_map`, `axis_name` makes
+devices of one process; and in two processes of four devices each, every process loading its half of each batch. With
+`jax.jit` on a sharded batch statistics are of the whole batch by themselves; with `jax.shard_map`, `axis_name` makes
 them so. Printed are the largest differences of parameters and of running statistics from those of one device, and the
 seconds, compiling included. Exits with 1 if there is more than rounding.
 

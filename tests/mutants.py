@@ -140,7 +140,7 @@ MUTANTS = (
     Mutant(
         "rounding of the mean left in the derivative",
         STANDARDIZE,
-        ("        centered = centered - rest_of_mean(centered, over, where, count)\n", "        pass\n"),
+        ("        rest = rest_of_mean(centered, over, where, count)\n", "        rest = None\n"),
         (f"{OFFSET}[jit-batch-masked]",),
     ),
     Mutant(

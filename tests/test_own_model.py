@@ -57,3 +57,10 @@ def test_the_example_does_what_it_says(tmp_path: Path, document: str, section: s
     printed = follow(document, section, tmp_path)
     assert "No claim" in printed
     assert (tmp_path / output).is_file(), printed
+
+
+def test_the_page_on_devices_does_what_it_says(tmp_path: Path) -> None:
+    """Its blocks are one script, with asserts."""
+    code = [text for language, text in BLOCK.findall((ROOT / "docs/devices.md").read_text()) if language == "python"]
+    assert len(code) == 5 and all("assert" in text for text in code[:4])
+    run(["-c", "\n".join(code)], tmp_path)

@@ -53,7 +53,7 @@ class Strategy:
     Attributes:
         lanes: How many runs of a cell are stacked; `None` is one after another.
         alone: Whether all runs stay in this process: for comparisons whose functions cannot be sent to another.
-        devices: How many devices a worker on CPU pretends to have.
+        devices: How many train a model together; on CPU a worker pretends to have as many.
         processes: How many make each run together; see `together`.
     """
 
@@ -132,7 +132,7 @@ def choose_strategy(*, alone: bool = False, share: bool = False, devices: int = 
         backend = jax.default_backend()
     if backend == "cpu":
         return Strategy(alone=alone, devices=devices)
-    return Strategy(lanes=16) if devices == 1 else Strategy(alone=True)
+    return Strategy(lanes=16) if devices == 1 else Strategy(alone=True, devices=devices)
 
 
 def records(

@@ -352,6 +352,8 @@ def _legend(
     handles = [*marks, *(sign for there, sign in signs if there)]
     if not handles:
         return
+    longest = max((len(str(mark.get_label())) for mark in marks), default=0)
+    columns = max(1, min(columns, int(figure.get_figwidth() / (0.55 + longest / 17))))  # inches; 17 letters in each
     where: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "columnspacing": 1.4, "handlelength": 1.8}
     legend = figure.legend(handles=handles, **where)
     for index, mark, text in zip(norms, legend.legend_handles, legend.get_texts(), strict=False):

@@ -90,7 +90,8 @@ class RayCrew:
         Raises:
             Fault: If no machine of the cluster has what a task needs.
         """
-        needs = {"CPU": 1, "GPU": int(task.identity["platform"]["backend"] == "gpu")}
+        on_gpu = task.identity["platform"]["backend"] == "gpu"
+        needs = {"CPU": 1, "GPU": task.strategy.devices if on_gpu else 0}
         there = ray.cluster_resources()
         for resource, number in needs.items():
             if there.get(resource, 0) < number:

@@ -91,8 +91,8 @@ class Slurm:
         setup = [f"export {name}={shlex.quote(value)}" for name, value in strategy.environment(os.environ).items()]
         given = {name if name in _OF_ALL_CLUSTERS else f"slurm_{name}": value for name, value in self.options.items()}
         gpus = (
-            {"gpus_per_node": 1}
-            if strategy.lanes and not any("gpu" in name or "gres" in name for name in given)
+            {"gpus_per_node": strategy.devices}
+            if not strategy.one_thread and not any("gpu" in name or "gres" in name for name in given)
             else {}
         )
         own = {"name": "normlab", "timeout_min": MINUTES, "cpus_per_task": 1, "slurm_array_parallelism": self.jobs}
