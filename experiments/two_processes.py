@@ -123,8 +123,12 @@ def start_members(folder: Path) -> list[Any]:
         subprocess.Popen([*command, "--process", f"{i}/2", "--output", output], stdout=subprocess.DEVNULL)
         for i, output in enumerate(outputs, 1)
     ]
-    if any([member.wait() for member in members]):  # each has said why
-        sys.exit(1)
+    try:
+        if any([member.wait(timeout=600) for member in members]):
+            sys.exit(1)  # they have said why
+    finally:
+        for member in members:
+            member.kill()
     return [pickle.loads(output.read_bytes()) for output in outputs]
 
 

@@ -100,7 +100,8 @@ def join(member: Member, *, patience: float = PATIENCE) -> Iterator["Group"]:
 
     Args:
         member: Which process this is. Alone, nothing is connected.
-        patience: Seconds to wait for the others at the start, and that one may be silent later.
+        patience: Seconds to wait for the others at the start, and that one may be silent later. Silent is also who
+            stays in one call that keeps Python's lock; JAX's compiling and computing do not.
 
     Raises:
         Fault: If the others are not there in time.
@@ -192,10 +193,11 @@ class Group:
         self._tell("left")
 
     def fail(self, reason: str) -> None:
-        """Tell the others that this process cannot go on; it ends when Python does."""
+        """Tell the others that this process cannot go on; its exit code will be 1."""
         self._over.set()
         self._tell("failed", f"{self.member} failed: {reason.removesuffix('.')}.")
-        atexit.register(_exit)  # before JAX's own, which waits for collectives that wait for the others
+        if self._lines:
+            atexit.register(_exit)  # before JAX's own, which waits for collectives that wait for the others
 
     def _tell(self, kind: str, content: Any = None, but: int | None = None) -> None:
         for process, line in self._lines.items():
