@@ -9,6 +9,7 @@ import pytest
 from tests.toys import TOY
 
 jax.config.update("jax_num_cpu_devices", 8)  # unlike XLA_FLAGS, not inherited by the processes that studies start
+jax.devices()  # from here on nothing changes their number, a study that asks for fewer neither
 
 
 @pytest.fixture

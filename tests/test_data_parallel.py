@@ -1,5 +1,6 @@
 """One model on several devices: the same training, the scope of its statistics in every record, and what it moves."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -138,3 +139,14 @@ def test_the_comparison_divides_its_batch_as_its_rows_say() -> None:
     }
     assert {found[norm, 1] for norm in settings.norms if norm != "group"} == {"16 examples"}
     assert plan.devices == 8
+
+
+def test_a_number_of_devices_is_set_by_the_curve_or_by_the_option() -> None:
+    settings = Request(distributed.comparison, {}).settings("distributed")
+    with pytest.raises(ValueError, match="no `devices`, which the curve `devices` sets, got 4"):
+        Plan(distributed.comparison, dataclasses.replace(settings, devices=4))
+
+
+def test_processes_are_joined_by_the_command_line_only() -> None:
+    with pytest.raises(BadInput, match="`coordinator` on the command line"):
+        study.run(distributed.comparison, coordinator="localhost:1", progress=False)

@@ -449,6 +449,46 @@ def test_chunks_that_cut_devices_of_an_explicit_axis_are_an_error(ghost: int) ->
         jax.jit(lambda x: F.batch_norm(x, ghost_batch_size=ghost))(x)
 
 
+@pytest.mark.parametrize("where", ["everywhere", "one for all"])
+def test_chunks_on_an_explicit_axis_take_a_mask_that_lies_elsewhere(where: str) -> None:
+    x = normal(16, 3, 6)
+    mask = jnp.ones((1, 1, 1), jnp.bool_) if where == "one for all" else mask_of().repeat(2, 0)
+    mask = jax.device_put(mask, NamedSharding(mesh(8, kind=AxisType.Explicit), P()))
+    f = functools.partial(F.batch_norm, ghost_batch_size=2)
+    found = jax.jit(lambda x, mask: f(x, where=mask))(sharded(AxisType.Explicit, 8)(x), mask)
+    chex.assert_trees_all_close(found, f(x, where=jnp.asarray(np.asarray(mask))), rtol=1e-5, atol=1e-5)
+
+
+def test_a_remainder_is_fine_where_another_axis_is_sharded() -> None:
+    x = normal(6, 8, 5)
+    placed = jax.device_put(x, NamedSharding(mesh(8, kind=AxisType.Explicit), P(None, "d")))
+    found = jax.jit(lambda x: F.batch_norm(x, ghost_batch_size=4))(placed)
+    chex.assert_trees_all_close(found, F.batch_norm(x, ghost_batch_size=4), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("names", ["lane", ("lane", "d")], ids=str)
+def test_a_named_lane_inside_shard_map_is_an_error_with_a_remedy(names: Any) -> None:
+    x = normal(2, 8, 6)
+
+    def of(check: bool) -> Function:
+        lanes = jax.vmap(lambda x: F.batch_norm(x, axis_name=names)[0], axis_name="lane")
+        spec = P(None, "d")
+        return jax.shard_map(lanes, mesh=mesh(DEVICES), in_specs=spec, out_specs=spec, check_vma=check)
+
+    with pytest.raises(ValueError, match=r"no axis of `jax\.vmap` inside `jax\.shard_map`.*Pass `check_vma=False`"):
+        of(True)(x)
+    if names == ("lane", "d"):
+        expected = F.batch_norm(x.reshape(16, 6))[0].reshape(x.shape)
+        chex.assert_trees_all_close(jax.jit(of(False))(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_groups_of_features_on_several_explicit_devices_are_an_error() -> None:
+    x = jax.device_put(normal(4, 16), NamedSharding(mesh(8, kind=AxisType.Explicit), P(None, "d")))
+    chex.assert_trees_all_close(F.group_norm(x, num_groups=8), F.group_norm(normal(4, 16), num_groups=8), atol=1e-5)
+    with pytest.raises(ValueError, match=r"groups of 8 features to lie within devices.*AxisType\.Auto"):
+        F.group_norm(x, num_groups=2)
+
+
 class Net(nn.Module):
     """Two norms with a dense layer between, in the order of use."""
 

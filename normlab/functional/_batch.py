@@ -18,7 +18,7 @@ from normlab.functional._checks import (
     check_real,
     check_where,
 )
-from normlab.functional._devices import Devices, join_first, split_first
+from normlab.functional._devices import Devices, beside, join_first, split_first
 from normlab.functional._example import expand, expand_where
 from normlab.functional._standardize import affine, reciprocal_std, standardize
 from normlab.functional._statistics import (
@@ -413,7 +413,7 @@ class _Batch(NamedTuple):
         size, where = _required(self.ghost), self.where
         full = x.shape[0] // size * size
         if where is not None:
-            where = jnp.broadcast_to(where, x.shape[:1] + where.shape[1:])
+            where = beside(jnp.broadcast_to(where, x.shape[:1] + where.shape[1:]), x)
 
         def chunk(x: Array, where: Array | None) -> tuple[Array, Moments]:
             y, m = self._chunk(x, scale, bias, correct, where)

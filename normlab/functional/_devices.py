@@ -105,6 +105,15 @@ class Devices(NamedTuple):
                 f"JAX cannot reduce over the groups {self.groups} along {_quoted(self.axis_name)} here. Split the mesh "
                 "axis in two and name the inner one, such as a mesh of (outer, inner) with axis_name='inner'."
             ) from error
+        except (AssertionError, ValueError) as error:
+            manual = jax.sharding.get_abstract_mesh().manual_axes
+            if not manual or all(name in manual for name in self.axis_name):
+                raise
+            raise ValueError(
+                f"Expected `axis_name` to name no axis of `jax.vmap` inside `jax.shard_map`, got "
+                f"{_quoted(self.axis_name)}: JAX cannot reduce over it while it tracks what varies. Pass "
+                "`check_vma=False` to `jax.shard_map`, or make the lanes examples of one batch."
+            ) from error
 
     def gather(self, x: Array) -> Array:
         """Stack `x` of all devices, as an all-reduce: its result is known to be the same everywhere."""
@@ -131,7 +140,7 @@ def split_first(x: Array, size: int) -> Array:
     chunks = x.shape[0] // size
     shape, whole = (chunks, size, *x.shape[1:]), chunks * size == x.shape[0]
     sharding = _explicit(x)
-    if sharding is None:
+    if sharding is None or not sharding.spec[0]:
         return x[: chunks * size].reshape(shape)
     names, mesh = _names(sharding.spec[0]), sharding.mesh
     for cut in range(len(names), -1, -1):
@@ -146,6 +155,28 @@ def split_first(x: Array, size: int) -> Array:
         "of it that divides it; for groups of devices split the mesh axis in two, or make it of type "
         "`jax.sharding.AxisType.Auto`."
     )
+
+
+def check_whole_groups(x: Array, size: int) -> None:
+    """Raise a `ValueError` where groups of neighbours on the last axis lie on several devices of an explicit axis."""
+    sharding = jax.typeof(x).sharding
+    explicit = any(kind == AxisType.Explicit for kind in sharding.mesh.axis_types)
+    names = _names(sharding.spec[-1]) if explicit and x.ndim else ()
+    if x.shape[-1] // size % math.prod(sharding.mesh.shape[name] for name in names):
+        raise ValueError(
+            f"Expected groups of {size} features to lie within devices, since the features of `x` are sharded as "
+            f"{sharding.spec} over the explicit mesh axes {dict(sharding.mesh.shape)}. Make the axis of type "
+            "`jax.sharding.AxisType.Auto`, or use `jax.shard_map` and `axis_name`."
+        )
+
+
+def beside(x: Array, like: Array) -> Array:
+    """Put the first axis of `x` where that of `like` is, on a mesh with explicit axes."""
+    sharding = _explicit(like)
+    if sharding is None:
+        return x
+    rest = (None,) * (x.ndim - 1)
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0], *rest)))
 
 
 def join_first(x: Array) -> Array:

@@ -16,6 +16,7 @@ from normlab.functional._checks import (
     check_where,
     resolve_groups,
 )
+from normlab.functional._devices import check_whole_groups
 from normlab.functional._standardize import reciprocal_std, standardize
 from normlab.functional._statistics import Over, float32_or_wider, moments, output_dtype
 from normlab.functional._statistics import over as over_axes
@@ -182,6 +183,7 @@ def group_norm(
     check_where(where, x.shape)
 
     size = features // groups
+    check_whole_groups(x, size)
     positions = tuple(a for a in axis if a != last)
     mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
     if positions:  # statistics per feature first, then pooled: no array of the size of `x` has groups for an axis

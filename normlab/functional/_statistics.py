@@ -209,9 +209,9 @@ def _merged(devices: Devices, count: Array | float, mean: Array, rest: Array, sq
     means_, rests, squares, *counts = jnp.moveaxis(devices.gather(jnp.stack(parts)), 1, 0)
     n = counts[0] if counts else jnp.full_like(means_, count)
     total = jnp.maximum(n.sum(0), 1)
-    near = (n / total * means_).sum(0)
+    near = (n / total[None] * means_).sum(0)
     apart = means_ - near[None]
-    shift = ((rests + n * apart) / total).sum(0)
+    shift = ((rests + n * apart) / total[None]).sum(0)
     var = (squares + apart * (2 * rests + n * apart)).sum(0) / total - lax.square(shift)
     merged = near + shift
     count = n.sum(0) if counts else count * devices.size

@@ -265,7 +265,7 @@ class Cost:
         run: All updates of a run.
         compile: The program that the runs share.
         memory: What the training program holds on the device.
-        moved: What a device hands to collectives in an update, where several train one model.
+        moved: What collectives give to a device in an update, where several train one model.
     """
 
     problem: str

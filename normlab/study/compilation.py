@@ -44,7 +44,7 @@ class Compiled:
         seconds: To initialize a first state, to trace, and to compile or to load what was compiled before.
         memory: Bytes that training needs on the device: data, state and what lives within a step. For stacked runs, a
             lane's share. `None` where the backend does not say.
-        moved: Bytes that a device hands to collectives in an update; 0 on one device.
+        moved: Bytes that collectives give to a device in an update; 0 on one device.
     """
 
     train: Callable[[Sequence[float], Sequence[int]], Iterator[Outcome]]
@@ -100,14 +100,20 @@ def on_devices(program: Program, tree: Any) -> Any:
 
 
 def collective_bytes(text: str) -> int:
-    """Bytes of what the collectives of a compiled program give, each counted once.
+    """Bytes of what the collectives of a compiled program give to a device, each counted once.
 
     >>> collective_bytes("%a = (f32[8,2]{1,0}, bf16[3]{0}) all-reduce(%b, %c), to_apply=%add")
     70
+    >>> collective_bytes("%a = (f32[4]{0}, f32[32]{0}) all-gather-start(%b), dimensions={0}")
+    128
     """
-    results = re.findall(rf"= (.+?) (?:{_COLLECTIVES})(?:-start)?\(", text)
-    shapes = [shape for result in results for shape in re.findall(r"\b(pred|[a-z]+\d+)\w*\[([\d,]*)\]", result)]
-    return sum(_width(kind) * math.prod(int(size) for size in sizes.split(",") if size) for kind, sizes in shapes)
+    total = 0
+    for result, kind, start in re.findall(rf"= (.+?) ({_COLLECTIVES})(-start)?\(", text):
+        shapes = re.findall(r"\b(pred|[a-z]+\d+)\w*\[([\d,]*)\]", result)
+        if start and kind != "all-reduce":  # what was handed over comes before what is given
+            shapes = shapes[len(shapes) // 2 :]
+        total += sum(_width(kind) * math.prod(int(n) for n in sizes.split(",") if n) for kind, sizes in shapes)
+    return total
 
 
 def use_cache() -> Path | None:

@@ -243,8 +243,8 @@ class Record:
         reason: One line, empty when `ok`.
         metrics: `validation` (always), `test` (evaluation runs only), `train_loss`, `chance`; non-finite is None.
         cost: `compile`: seconds until the cell's program was ready; `run` and `step`: seconds of training, all of it
-            and per update; `memory`: bytes that the training program holds on the device; `moved`: bytes that a device
-            hands to collectives in an update, where there are several. Never part of a comparison.
+            and per update; `memory`: bytes that the training program holds on the device; `moved`: bytes that
+            collectives give to a device in an update, where there are several. Never part of a comparison.
     """
 
     key: str

@@ -96,7 +96,8 @@ def join(member: Member, *, patience: float = PATIENCE) -> Iterator["Group"]:
     """Connect this process to the others of its group, and JAX's devices to theirs, until all leave.
 
     Inside, `jax.devices()` are those of all processes. Should another process raise, die or fall silent, this one ends
-    with exit code 1 and a sentence on stderr, since a collective that waits for it cannot be interrupted.
+    with its exit code (1 if it died) and a sentence on stderr, since a collective that waits for it cannot be
+    interrupted.
 
     Args:
         member: Which process this is. Alone, nothing is connected.
@@ -120,7 +121,7 @@ def join(member: Member, *, patience: float = PATIENCE) -> Iterator["Group"]:
             group.leave()
             raise
         except BaseException as error:
-            group.fail(one_line(error))
+            group.fail(error)
             raise
 
 
@@ -192,12 +193,14 @@ class Group:
         self._over.set()
         self._tell("left")
 
-    def fail(self, reason: str) -> None:
-        """Tell the others that this process cannot go on; its exit code will be 1."""
+    def fail(self, error: BaseException) -> None:
+        """Tell the others that this process cannot go on; their exit codes will be its own."""
         self._over.set()
-        self._tell("failed", f"{self.member} failed: {reason.removesuffix('.')}.")
+        reason = "was interrupted" if isinstance(error, KeyboardInterrupt) else f"failed: {one_line(error)}"
+        code = 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, BadInput) else 1
+        self._tell("failed", [f"{self.member} {reason.removesuffix('.')}.", code])
         if self._lines:
-            atexit.register(_exit)  # before JAX's own, which waits for collectives that wait for the others
+            atexit.register(_exit, code)  # before JAX's own, which waits for collectives that wait for the others
 
     def _tell(self, kind: str, content: Any = None, but: int | None = None) -> None:
         for process, line in self._lines.items():
@@ -218,34 +221,35 @@ class Group:
                 if message[0] != "alive":
                     self._received[process].put(message[1])
             if message[0] == "failed":
-                self._end(process, message[1], _LAST_WORDS)
+                self._end(process, *message[1], delay=_LAST_WORDS)
         except TimeoutError:
             self._end(process, f"{name} has been silent for {self._patience:g} s: it hangs, or is out of reach.")
         except OSError:
             self._end(process, f"{name} ended without a word: it was killed, or its machine is gone.")
 
-    def _end(self, process: int, reason: str, delay: float = 0.0) -> None:
+    def _end(self, process: int, reason: str, code: int = 1, delay: float = 0.0) -> None:
         """End this process because of another, wherever its main thread is, unless it is ending already."""
         if self._over.is_set():
             return
         stderr = os.dup(2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where JAX's threads go on to report what follows from it
         os.write(stderr, f"normlab: {reason} {self.member} ends too. Start all of them again.\n".encode())
-        self._tell("failed", reason, but=process)
+        self._tell("failed", [reason, code], but=process)
         if self.member.process == 1:
             time.sleep(delay)  # JAX aborts the others when process 1 is gone: let them say what happened first
-        flushing = threading.Thread(target=_exit, daemon=True)  # may wait for the main thread, which may hold its lock
+        # It may wait for the main thread, which may hold the lock.
+        flushing = threading.Thread(target=_exit, args=(code,), daemon=True)
         flushing.start()
         flushing.join(1)
-        os._exit(1)
+        os._exit(code)
 
 
-def _exit() -> NoReturn:
+def _exit(code: int) -> NoReturn:
     """End this process without cleaning up."""
     try:
         sys.stdout.flush()
     finally:
-        os._exit(1)
+        os._exit(code)
 
 
 class _Line:
@@ -307,7 +311,7 @@ def _wait_for_all(member: Member, server: socket.socket, deadline: float, opened
         except TimeoutError:
             missing = sorted({*range(2, member.processes + 1)} - lines.keys())
             _refuse(lines.values(), f"{member.name(missing[0])} did not come in time to `{member.coordinator}`.")
-        with suppress(OSError):  # whoever does not speak as a member does is none
+        with suppress(OSError, TypeError, ValueError):  # whoever does not speak as a member does is none
             line.wait_at_most(1)
             _, (process, processes) = line.receive()
             if processes != member.processes or process == 1 or process in lines:

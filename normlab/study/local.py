@@ -34,6 +34,10 @@ class Local:
             import jax
 
             check_devices(self.jobs, jax.default_backend(), jax.local_device_count())
+        if strategy.alone and strategy.devices > 1 and (self.jobs or 1) > 1:
+            raise BadInput(
+                f"Expected one job where {strategy.devices} devices of this machine train each model, got {self.jobs}."
+            )
 
     def hire(self, task: Task, output: Path | None = None) -> "LocalCrew | None":
         """Processes that start as they are needed."""

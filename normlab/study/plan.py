@@ -104,7 +104,12 @@ class Plan:
 
         problem, curve, norm = self.problem(place.problem), self.curve(place.curve), norms.get(place.norm)
         devices = {"devices": self.settings.devices} if self.settings.devices > 1 else {}
-        config = {"epochs": self.settings.epochs, **devices, **curve.config(place.value)}
+        of_curve = curve.config(place.value)
+        if both := devices.keys() & of_curve.keys():
+            raise ValueError(
+                f"Expected no `{both.pop()}`, which the curve `{curve.name}` sets, got {devices['devices']}."
+            )
+        config = {"epochs": self.settings.epochs, **devices, **of_curve}
         defaults = problem.norm_options(norm.name, config)
         options = {**defaults, **curve.norm_options(norm.name, place.value), **norm.options}
         if "group_size" in norm.options and "num_groups" not in norm.options:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from normlab.study import catalogue
 from normlab.study.arguments import Request, from_python
 from normlab.study.config import Comparison, Record, Settings
-from normlab.study.errors import Fault
+from normlab.study.errors import BadInput, Fault
 from normlab.study.invocation import Invocation, Ways, new_console
 from normlab.study.store import Header
 
@@ -131,6 +131,10 @@ def run(
     options |= {"tier": tier, "norms": norms, "problems": problems, "curves": curves, "seeds": seeds, "jobs": jobs}
     given = {name: value for name, value in options.items() if value is not None}
     request = Request(found, from_python(given, found))
+    for name in {"coordinator", "process"} & request.given.keys():
+        raise BadInput(
+            f"Expected `{name}` on the command line of `normlab run` only: a process of a group ends with it."
+        )
     settings = request.settings(source)
     folder = None if output is None else Path(output)
     call = ", ".join(

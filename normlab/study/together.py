@@ -5,6 +5,7 @@ the others which runs come next. They make the same runs at the same time, and k
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def run(invocation: Invocation, ways: Ways, member: Member, *, show: bool = Fals
         BadInput: Before anything is written: also if the processes were not given the same.
         Fault: If something outside broke, the other processes included; finished runs are kept.
     """
+    _check_equal(invocation)
     _pretend(invocation.settings.devices, member.processes)
     with join(member) as group:
         _check_devices(invocation.settings.devices)
@@ -83,7 +85,9 @@ class _Crew:
         yield Begun(cell)
         run = runs.pop(0)
         self._group.broadcast(["run", _told(self._runner.plan, run)])
-        yield _made(self._runner, run)
+        (record,) = self._runner(cell, [run])
+        yield record
+        _check(record)
         if not runs:
             del self._given[cell]
             yield Done(cell)
@@ -107,7 +111,8 @@ def _follow(group: Group, invocation: Invocation, ways: Ways) -> int:
         if what == "agree":
             _agree(group, task)
         else:
-            _made(runner, _heard(runner.plan, content))
+            run = _heard(runner.plan, content)
+            _check(*runner(run.cell, [run]))
 
 
 def _runner(task: Task) -> CellRunner:
@@ -122,16 +127,17 @@ def _agree(group: Group, task: Task) -> None:
     group.agree(settings=asdict(task.settings), identity=dict(task.identity))
 
 
-def _made(runner: CellRunner, run: Run) -> Record:
-    """The record of a run.
+def _check(record: Record) -> None:
+    """End the group where a run failed in this process, since others may wait in a collective for it.
+
+    Process 1 has kept the record by then, and the same command goes on behind it.
 
     Raises:
-        Fault: If it failed here: others may wait in a collective for this process.
+        Fault: With the reason.
     """
-    (record,) = runner(run.cell, [run])
+    run = record.run
     if record.status in RETRIED:
         raise Fault(f"`{run.cell.norm}`, seed {run.seed}, learning rate {run.learning_rate:g}: {record.reason}")
-    return record
 
 
 def _told(plan: Plan, run: Run) -> list[Any]:
@@ -144,6 +150,15 @@ def _heard(plan: Plan, told: Sequence[Any]) -> Run:
     return Run(cell=plan.cells[cell], stage=stage, learning_rate=learning_rate, seed=seed)
 
 
+def _check_equal(invocation: Invocation) -> None:
+    """Refuse a comparison whose models are not all trained by the same devices."""
+    if any(dict(cell.config).get("devices", 1) != invocation.settings.devices for cell in invocation.plan.cells):
+        raise BadInput(
+            f"Expected every model to be trained by the {invocation.settings.devices} devices of `--devices`, got a "
+            "comparison that sets their number itself. Run it in one process."
+        )
+
+
 def _pretend(devices: int, processes: int) -> None:
     """Let a CPU be this process's share of the devices, before JAX looks at it."""
     if devices % processes:
@@ -153,7 +168,8 @@ def _pretend(devices: int, processes: int) -> None:
         )
     import jax
 
-    jax.config.update("jax_num_cpu_devices", devices // processes)
+    with suppress(RuntimeError):  # its backend is at work already: what is there is compared below
+        jax.config.update("jax_num_cpu_devices", devices // processes)
 
 
 def _check_devices(devices: int) -> None:
