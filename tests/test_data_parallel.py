@@ -10,15 +10,15 @@ import jax
 import pytest
 from test_supervised import LinenNet, NNXNet, three_classes
 
-from benchmarks import distributed
 from normlab import norms, study
-from normlab.study import cli
+from normlab.study import catalogue, cli
 from normlab.study.arguments import Request
 from normlab.study.compilation import compile_program
 from normlab.study.errors import BadInput
 from normlab.study.plan import Plan, scope
 from normlab.study.train import Program, mesh_of
 
+DISTRIBUTED = catalogue.load("distributed")
 MODEL = '''
 """A small problem."""
 import numpy as np
@@ -126,8 +126,8 @@ def test_a_problem_that_ignores_the_number_of_devices_is_an_error() -> None:
 
 
 def test_the_comparison_divides_its_batch_as_its_rows_say() -> None:
-    settings = Request(distributed.comparison, {}).settings("distributed")
-    plan = Plan(distributed.comparison, settings)
+    settings = Request(DISTRIBUTED, {}).settings("distributed")
+    plan = Plan(DISTRIBUTED, settings)
     found = {(place.norm, place.value): dict(cell.config)["statistics"] for place, cell in plan.places.items()}
     assert {norm: found[norm, 8] for norm in settings.norms} == {
         "batch_device": "2 examples",
@@ -142,11 +142,11 @@ def test_the_comparison_divides_its_batch_as_its_rows_say() -> None:
 
 
 def test_a_number_of_devices_is_set_by_the_curve_or_by_the_option() -> None:
-    settings = Request(distributed.comparison, {}).settings("distributed")
+    settings = Request(DISTRIBUTED, {}).settings("distributed")
     with pytest.raises(ValueError, match="no `devices`, which the curve `devices` sets, got 4"):
-        Plan(distributed.comparison, dataclasses.replace(settings, devices=4))
+        Plan(DISTRIBUTED, dataclasses.replace(settings, devices=4))
 
 
 def test_processes_are_joined_by_the_command_line_only() -> None:
     with pytest.raises(BadInput, match="`coordinator` on the command line"):
-        study.run(distributed.comparison, coordinator="localhost:1", progress=False)
+        study.run(DISTRIBUTED, coordinator="localhost:1", progress=False)

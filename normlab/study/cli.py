@@ -182,11 +182,12 @@ def _list(given: list[str]) -> int:
         return OK
     if given:
         raise BadInput(f"Expected no arguments after `list`, got `{given[0]}`.")
+    known = norms.names()  # comparisons may add their own
     print("Comparisons:")
     for name in catalogue.known():
         print(f"  {name:<16}{catalogue.load(name).question}")
     print("Norms:")
-    for name in norms.names():
+    for name in known:
         print(f"  {name:<16}{norms.get(name).title}")
     return OK
 
