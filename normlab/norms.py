@@ -40,6 +40,8 @@ class Entry:
         needs_batch: Whether an example's output in training depends on the other examples.
         stateful: Whether it keeps running statistics.
         needs_spatial: Whether it needs axes between batch and features.
+        cell: `options -> normlab.functional.CellNorm`, how it acts inside a recurrent cell; `None` where it cannot.
+        cell_only: Whether it is a norm inside recurrent cells and no layer.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Entry:
     needs_batch: bool = False
     stateful: bool = False
     needs_spatial: bool = False
+    cell: Callable[[Mapping[str, Any]], Any] | None = None
+    cell_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,20 @@ class Norm:
     def nnx(self, num_features: int | tuple[int, ...], *, rngs: Any, **overrides: Any) -> Any:
         """Return the NNX module for `num_features` features."""
         return self.entry.nnx(num_features, rngs, {**self.options, **overrides})
+
+    def cell(self, **overrides: Any) -> Any:
+        """Return the `normlab.functional.CellNorm` of this norm inside a recurrent cell.
+
+        Raises:
+            ValueError: If the norm has no place in a recurrent cell.
+        """
+        if self.entry.cell is None:
+            raise ValueError(
+                f"Expected a norm for a recurrent cell, {', '.join(cell_names())}, got {self.name!r}. For batch norm, choose whether "
+                "statistics are of each time step (batch_step), of the input path alone (batch_input), or shared by "
+                "all time steps (batch_shared)."
+            )
+        return self.entry.cell({**self.options, **overrides})
 
     def __str__(self) -> str:
         """Return the string that `get` takes back."""
@@ -157,8 +175,13 @@ def unregister(name: str) -> None:
 
 
 def names() -> tuple[str, ...]:
-    """Return the names in the registry, in order of registration."""
-    return tuple(_ENTRIES)
+    """Return the names of norms that are layers, in order of registration."""
+    return tuple(name for name, entry in _ENTRIES.items() if not entry.cell_only)
+
+
+def cell_names() -> tuple[str, ...]:
+    """Return the names of norms that act inside recurrent cells, in order of registration."""
+    return tuple(name for name, entry in _ENTRIES.items() if entry.cell)
 
 
 def get(norm: "str | Norm", **options: Any) -> Norm:
@@ -252,7 +275,7 @@ def _find(name: str) -> Entry:
     return _ENTRIES[name]
 
 
-def _ours(name: str, title: str, module: str, **needs: bool) -> None:
+def _ours(name: str, title: str, module: str, *, in_cells: bool = False, **needs: bool) -> None:
     """Register a norm of this package; Flax is imported when a module is made."""
 
     def check(kind: type, options: Mapping[str, Any], known: Iterable[str]) -> None:
@@ -272,7 +295,25 @@ def _ours(name: str, title: str, module: str, **needs: bool) -> None:
         check(kind, options, _arguments(kind))
         return kind(num_features, rngs=rngs, **options)
 
-    register(Entry(name=name, title=title, linen=linen, nnx=nnx, **needs))
+    register(Entry(name=name, title=title, linen=linen, nnx=nnx, cell=_in_cells(name) if in_cells else None, **needs))
+
+
+def _only_in_cells(name: str, title: str, **needs: bool) -> None:
+    """Register a norm of this package that is no layer."""
+
+    def no_layer(*_: Any) -> Any:
+        raise ValueError(
+            f"Expected a norm that is a layer, got {name!r}, which acts inside recurrent cells. Give it to one, as in "
+            f"`normlab.linen.LSTMCell(64, norm={name!r})`."
+        )
+
+    register(
+        Entry(name=name, title=title, linen=no_layer, nnx=no_layer, cell=_in_cells(name), cell_only=True, **needs)
+    )
+
+
+def _in_cells(name: str) -> Callable[[Mapping[str, Any]], Any]:
+    return lambda options: importlib.import_module("normlab.functional").cell_norm(name, **options)
 
 
 def _arguments(kind: type) -> list[str]:
@@ -282,10 +323,14 @@ def _arguments(kind: type) -> list[str]:
     return names + (_arguments(kind.__base__) if len(names) < len(parameters) and kind.__base__ else [])
 
 
-_ours("none", "no norm", "Identity")
+_ours("none", "no norm", "Identity", in_cells=True)
 _ours("batch", "batch norm", "BatchNorm", needs_batch=True, stateful=True)
 _ours("batch_renorm", "batch renorm", "BatchRenorm", needs_batch=True, stateful=True)
-_ours("layer", "layer norm", "LayerNorm")
-_ours("rms", "RMS norm", "RMSNorm")
-_ours("group", "group norm", "GroupNorm")
+_ours("layer", "layer norm", "LayerNorm", in_cells=True)
+_ours("rms", "RMS norm", "RMSNorm", in_cells=True)
+_ours("group", "group norm", "GroupNorm", in_cells=True)
 _ours("instance", "instance norm", "InstanceNorm", needs_spatial=True)
+_only_in_cells("layer_per_gate", "layer norm, each gate")
+_only_in_cells("batch_step", "batch norm, each time step", needs_batch=True, stateful=True)
+_only_in_cells("batch_shared", "batch norm, shared over time", needs_batch=True, stateful=True)
+_only_in_cells("batch_input", "batch norm, input path", needs_batch=True, stateful=True)

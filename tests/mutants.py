@@ -44,6 +44,9 @@ DEVICES = "devices.py::test_equals_one_device_on_the_whole_batch"
 OFFSET = "devices.py::test_an_offset_costs_at_most_a_thousandth"
 STATISTICS, STANDARDIZE = "functional/_statistics.py", "functional/_standardize.py"
 BATCH, LAYER = "functional/_batch.py", "functional/_layer.py"
+RECURRENT, CELL_NORM = "functional/_recurrent.py", "functional/_cell_norm.py"
+CELLS = "recurrent.py::test_values_and_gradients_in_float64_are_those_of_the_reference"
+STEP = "batch_step:max_steps=4,momentum=0.9"
 RSTD = "    rstd = lax.rsqrt(m.var + epsilon)\n"
 RENORM = "        y, batch = batch_renorm(x, running, scale, bias, **limits, **options)\n"
 AVERAGE = "    return _update(running, batch, jnp.sqrt(var + epsilon), momentum)\n"
@@ -264,6 +267,111 @@ MUTANTS = (
         "functional/_example.py",
         ("center=False)", "center=True)"),
         (f"{ROUNDS}[rms-float32-300]",),
+    ),
+    Mutant(
+        "batch norm inside the update of the cell state",
+        RECURRENT,
+        (
+            "    return c, activations.gate(o) * activations.state(memory(c))\n",
+            "    c = memory(c)\n    return c, activations.gate(o) * activations.state(c)\n",
+        ),
+        (f"{CELLS}[lstm-{STEP}]",),
+    ),
+    Mutant(
+        "sequences that have finished enter the statistics",
+        CELL_NORM,
+        ('"where": where,', '"where": None,'),
+        (f"{CELLS}[lstm-{STEP}]",),
+    ),
+    Mutant(
+        "rows of running statistics off by one",
+        CELL_NORM,
+        ("jnp.minimum(first + jnp.arange", "jnp.minimum(1 + first + jnp.arange"),
+        (f"{CELLS}[simple-{STEP}]",),
+    ),
+    Mutant(
+        "rows off by one at evaluation",
+        RECURRENT,
+        ("jnp.minimum(start + t, norm.max_steps - 1)", "jnp.minimum(start + t + 1, norm.max_steps - 1)"),
+        (f"recurrent.py::test_at_evaluation_each_sequence_takes_the_row_of_its_own_step[{STEP}]",),
+    ),
+    Mutant(
+        "steps beyond the last row dropped",
+        CELL_NORM,
+        ("dtype=jnp.int32), norm.max_steps - 1)", "dtype=jnp.int32), norm.max_steps)"),
+        (f"{CELLS}[simple-{STEP}]",),
+    ),
+    Mutant(
+        "an update for each step",
+        CELL_NORM,
+        (
+            "update_batch_norm, momentum=norm.momentum,",
+            "update_batch_norm, momentum=norm.momentum ** len(moments.mean),",
+        ),
+        (f"{CELLS}[simple-{STEP}]",),
+    ),
+    Mutant(
+        "a step that one sequence has reached moves the running statistics",
+        CELL_NORM,
+        ("jnp.where(jnp.asarray(moments.count) > 1, moments.count, 0)", "jnp.asarray(moments.count)"),
+        (f"{CELLS}[simple-{STEP}]",),
+    ),
+    Mutant(
+        "batch statistics at evaluation",
+        RECURRENT,
+        ("        if self.train:\n", "        if True:\n"),
+        (f"recurrent.py::test_at_evaluation_each_sequence_takes_the_row_of_its_own_step[{STEP}]",),
+    ),
+    Mutant(
+        "layer norm of each gate where it is of all",
+        RECURRENT,
+        ('LSTM = Cell(("i", "f", "g", "o"), (4,)', 'LSTM = Cell(("i", "f", "g", "o"), (1, 1, 1, 1)'),
+        (f"{CELLS}[lstm-layer]",),
+    ),
+    Mutant(
+        "update gate inverted",
+        RECURRENT,
+        ("    return (1 - z) * n + z * carry\n", "    return z * n + (1 - z) * carry\n"),
+        (f"{CELLS}[gru-none]",),
+    ),
+    Mutant(
+        "no reset gate",
+        RECURRENT,
+        (
+            "activations.state(x[2] + r * h[2])",
+            "activations.state(x[2] + h[2])",
+        ),
+        (f"{CELLS}[gru-layer]",),
+    ),
+    Mutant(
+        "the state of a finished sequence goes on",
+        RECURRENT,
+        ("    return new if where is None else jnp.where(where, new, old)\n", "    return new\n"),
+        (f"{CELLS}[gru-none]",),
+    ),
+    Mutant(
+        "what lies past the end is read",
+        RECURRENT,
+        ("        inputs = jnp.where(where, inputs, 0)\n", "        pass\n"),
+        (f"{CELLS}[lstm-layer]",),
+    ),
+    Mutant(
+        "scales start at 1",
+        "linen/_recurrent.py",
+        ("nn.initializers.constant(self.norm.initial_scale)", "nn.initializers.ones"),
+        (f"recurrent.py::test_fresh_parameters[gru-{STEP}]",),
+    ),
+    Mutant(
+        "sequences reversed with their padding",
+        RECURRENT,
+        ("    if seq_lengths is None:\n        return jnp.flip(x, 0)\n", "    return jnp.flip(x, 0)\n"),
+        (f"recurrent.py::test_both_directions_at_once[{STEP}]",),
+    ),
+    Mutant(
+        "gradient of a hidden state without what comes after",
+        RECURRENT,
+        ("_with_hidden(new, hidden), carry)", "new, carry)"),
+        ("recurrent.py::test_perturbations_have_the_gradient_of_each_hidden_state[gru-layer]",),
     ),
 )
 

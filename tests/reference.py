@@ -225,6 +225,201 @@ NORMS: dict[str, Callable[..., Result]] = {
 }
 
 
+KERNELS = {
+    "simple": (("i",), ("h",)),
+    "lstm": (("ii", "if", "ig", "io"), ("hi", "hf", "hg", "ho")),
+    "gru": (("ir", "iz", "in"), ("hr", "hz", "hn")),
+}
+"""Input and recurrent kernels of Flax's Linen cells, in the order of the gates."""
+CELL_NORMS: dict[str, dict[str, Any]] = {
+    "none": {"epsilon": 0.0},
+    "layer": {"initial_scale": 1.0},
+    "layer_per_gate": {"initial_scale": 1.0},
+    "rms": {"initial_scale": 1.0},
+    "group": {"initial_scale": 1.0, "num_groups": 4},
+    "batch_step": {"initial_scale": 0.1},
+    "batch_shared": {"initial_scale": 0.1},
+    "batch_input": {"epsilon": 1e-5, "over": "sequence"},
+}
+"""Norms in a cell, and the options that change their output, with defaults."""
+ZERO_GAIN = {"simple": 1.0, "lstm": 0.5, "gru": 0.25}
+"""Default `epsilon` where `initial_scale` is 1: gradients do not grow from a zero state with zero inputs."""
+
+
+def recurrent(
+    cell: str,
+    norm: str,
+    variables: Variables,
+    inputs: Array,
+    carry: Sequence[Array],
+    lengths: Array | None = None,
+    *,
+    train: bool = True,
+    start: Array | int = 0,
+    residual: bool = False,
+    momentum: float = 0.99,
+    unbiased_running_var: bool = False,
+    **options: Any,
+) -> tuple[tuple[Array, ...], Variables]:
+    """A recurrent network with a norm in its cell, one time step after the other.
+
+    Args:
+        cell: `simple`, `lstm` (Ba et al., 2016; Cooijmans et al., 2016) or `gru`.
+        norm: Name of the norm.
+        variables: Those of the Linen cell by path, such as `ii/kernel`, `norm_x/scale` and `norm_x/mean`.
+        inputs: [batch, time, features].
+        carry: `(h,)`, or `(c, h)` of the LSTM, each [batch, width].
+        lengths: Steps of each sequence; `None` for all.
+        train: Whether statistics are those of the batch.
+        start: Steps that each sequence has behind it, for evaluation.
+        residual: Whether the simple cell adds its state inside the activation.
+        momentum: Weight of the old running statistics.
+        unbiased_running_var: Whether the running variance counts n / (n - 1).
+        **options: Of the norm.
+
+    Returns:
+        Outputs [batch, time, width] followed by the last carry; and the running statistics.
+    """
+    times = np.arange(inputs.shape[1])
+    live = times < np.reshape(len(times) if lengths is None else lengths, (-1, 1))
+    live = np.broadcast_to(live, inputs.shape[:2])
+    steps = None if train else np.broadcast_to(np.reshape(start, (-1, 1)) + times, live.shape)
+    own = {**CELL_NORMS[norm], **options}
+    own.setdefault("epsilon", max(1e-5, ZERO_GAIN[cell] * own.get("initial_scale", 1.0) ** 2))
+    normalize = CellNorm(cell, norm, variables, live, steps, own)
+    of_inputs, of_hidden = (
+        np.concatenate([variables[f"{name}/kernel"] for name in names], -1) for names in KERNELS[cell]
+    )
+    x = normalize(product(np.where(live[..., None], inputs, 0), of_inputs), "norm_x")
+    outputs, state = [], tuple(carry)
+    for t in times:
+        h = normalize(product(state[-1], of_hidden)[:, None], "norm_h", t)[:, 0]
+        new = STEPS[cell](
+            x[:, t], h, state, variables, lambda c, t=t: normalize(c[:, None], "norm_c", t)[:, 0], residual
+        )
+        state = tuple(np.where(live[:, t, None], a, b) for a, b in zip(new, state, strict=True))
+        outputs.append(np.where(live[:, t, None], new[-1], 0))
+    return (np.stack(outputs, 1), *state), normalize.state(momentum, unbiased_running_var) if train else {}
+
+
+def simple_step(
+    x: Array, h: Array, state: tuple[Array, ...], variables: Variables, norm_c: Any, residual: bool
+) -> tuple[Array, ...]:
+    """`tanh(x + h + b)`, of projections that are normalized; residual: `+ h` of the step before, too."""
+    return (tanh(x + h + variables["i/bias"] + (state[0] if residual else 0)),)
+
+
+def lstm_step(
+    x: Array, h: Array, state: tuple[Array, ...], variables: Variables, norm_c: Any, residual: bool
+) -> tuple[Array, ...]:
+    """Ba et al. and Cooijmans et al., 2016: the cell state is normalized on its way to the output alone."""
+    i, f, g, o = np.split(x + h + np.concatenate([variables[f"h{gate}/bias"] for gate in "ifgo"]), 4, -1)
+    c = sigmoid(f) * state[0] + sigmoid(i) * tanh(g)
+    return c, sigmoid(o) * tanh(norm_c(c))
+
+
+def gru_step(
+    x: Array, h: Array, state: tuple[Array, ...], variables: Variables, norm_c: Any, residual: bool
+) -> tuple[Array, ...]:
+    """Cho et al., 2014, in the form where the reset gate comes after the recurrent product."""
+    x = x + np.concatenate([variables[f"i{gate}/bias"] for gate in "rzn"])
+    (xr, xz, xn), (hr, hz, hn) = (np.split(part, 3, -1) for part in (x, h))
+    r, z = sigmoid(xr + hr), sigmoid(xz + hz)
+    n = tanh(xn + r * (hn + variables["hn/bias"]))
+    return ((1 - z) * n + z * state[0],)
+
+
+STEPS = {"simple": simple_step, "lstm": lstm_step, "gru": gru_step}
+
+
+class CellNorm:
+    """The norm of a cell, called step after step; it notes what training leaves in the running statistics.
+
+    Args:
+        cell: Kind of cell.
+        norm: Name of the norm.
+        variables: Those of the cell.
+        live: What counts, [batch, time].
+        steps: Which step of its sequence each example is at, [batch, time]; `None` trains.
+        options: Of the norm.
+    """
+
+    def __init__(
+        self, cell: str, norm: str, variables: Variables, live: Array, steps: Array | None, options: dict[str, Any]
+    ) -> None:
+        self.gates, self.norm, self.variables = len(KERNELS[cell][0]), norm, variables
+        self.live, self.steps, self.options = live, steps, options
+        self.noted: dict[str, list[tuple[Array, Array, Array]]] = {}
+
+    def __call__(self, z: Array, path: str, time: int | None = None) -> Array:
+        """Normalize `z` [batch, time, features]: of one time step, or of all."""
+        if self.norm == "none" or (self.norm == "batch_input" and path != "norm_x"):
+            return z
+        now = slice(time, None if time is None else time + 1)
+        y = self._batch(z, path, now) if self.norm.startswith("batch") else self._example(z, path)
+        own = {key.removeprefix(f"{path}/"): value for key, value in self.variables.items() if key.startswith(path)}
+        return affine(y, own, -1)
+
+    def _example(self, z: Array, path: str) -> Array:
+        gates = 1 if path == "norm_c" else self.gates
+        width, groups = z.shape[-1] // gates, self.options.get("num_groups", 1)
+        together = self.norm in ("layer", "rms")
+        pools = ([2, 1] if gates == 3 else [gates]) if together else [1 / groups] * gates * groups
+        ends = np.cumsum([int(width * pool) for pool in pools])
+        normalize = rms if self.norm == "rms" else layer
+        parts = [normalize(part, {}, epsilon=self.options["epsilon"])[0] for part in np.split(z, ends[:-1], -1)]
+        return np.concatenate(parts, -1)
+
+    def _batch(self, z: Array, path: str, now: slice) -> Array:
+        epsilon = self.options["epsilon"]
+        if self.steps is not None:
+            old = [self.variables[f"{path}/{name}"] for name in ("mean", "var")]
+            mean, var = (rows[np.minimum(self.steps[:, now], len(rows) - 1)] for rows in old)
+            return (z - mean) / np.sqrt(var + epsilon)
+        axis = (0, 1) if self.options.get("over") == "sequence" else (0,)
+        mean, var, count = moments(z, axis, self.live[:, now, None])
+        self.noted.setdefault(path, []).extend(zip(mean[0], var[0], count[0], strict=True))
+        return (z - mean) * rstd_of(var, count, epsilon)
+
+    def state(self, momentum: float, unbiased: bool) -> Variables:
+        """Running statistics after the call: every row moves once, the last by all steps from there on.
+
+        A step that fewer than two sequences have reached moves none.
+        """
+        after = {}
+        for path, noted in self.noted.items():
+            old = {name: self.variables[f"{path}/{name}"] for name in ("mean", "var")}
+            last = len(old["mean"]) - 1
+            mean, var, count = (np.zeros(old["mean"].shape) for _ in range(3))
+            for t, (its_mean, its_var, its_count) in enumerate(noted):
+                row, bessel = min(t, last), its_count / np.maximum(its_count - 1, 1) if unbiased else 1
+                its_count = np.where(its_count > 1, its_count, 0)
+                share = its_count / np.maximum(count[row] + its_count, 1)
+                mean[row] += share * (its_mean - mean[row])
+                var[row] += share * (its_var * bessel - var[row])
+                count[row] += its_count
+            new = moved(old, {"mean": mean, "var": var}, count, momentum)
+            after.update({f"{path}/{name}": value for name, value in new.items()})
+        return after
+
+
+def product(x: Array, w: Array) -> Array:
+    """`x @ w`, rounded where `rounded_statistics` asks for it."""
+    y = x @ w
+    return y + np.sqrt(len(w)) * _noise(y.shape) * (np.abs(x) @ np.abs(w))
+
+
+def tanh(x: Array) -> Array:
+    """Hyperbolic tangent, which float32 knows up to a few roundoffs."""
+    y = np.tanh(x)
+    return y * (1 + 4 * _noise(y.shape))
+
+
+def sigmoid(x: Array) -> Array:
+    """`1 / (1 + exp(-x))`."""
+    return (1 + tanh(x / 2)) / 2
+
+
 def standardize_vjp(
     x: Array, dy: Array, axis: tuple[int, ...], epsilon: float, where: Array | None = None, center: bool = True
 ) -> Array:

@@ -248,8 +248,8 @@ def test_a_metric_that_is_no_percentage_needs_a_margin() -> None:
     comparison = dataclasses.replace(plan.comparison, problems=(problem,), margin=None)
     with pytest.raises(ValueError, match="Expected `margin` in the unit of `squared error`"):
         Plan(comparison, plan.settings)
-    assert Plan(dataclasses.replace(comparison, margin=2.0), plan.settings).margin == 2.0
-    assert Plan(dataclasses.replace(plan.comparison, margin=None), plan.settings).margin == 0.005
+    assert Plan(dataclasses.replace(comparison, margin=2.0), plan.settings).margin(problem.name) == 2.0
+    assert Plan(dataclasses.replace(plan.comparison, margin=None), plan.settings).margin(problem.name) == 0.005
 
 
 def test_a_model_that_ignores_its_norm_is_seen() -> None:

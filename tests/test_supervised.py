@@ -98,7 +98,7 @@ class TestData:
         assert (parts["train"] != split(1797, 4)["train"]).any()
 
     def test_a_given_test_set_is_the_same_for_every_seed(self) -> None:
-        parts = [split(10, seed, 5, 2, fixed_test=True) for seed in (0, 1)]
+        parts = [split(10, seed, 5, 2, fixed=3) for seed in (0, 1)]
         for part in parts:
             assert part["test"].tolist() == [7, 8, 9]
             assert sorted([*part["train"], *part["validation"]]) == list(range(7))

@@ -126,9 +126,26 @@ class Devices(NamedTuple):
 
     def vary(self, x: Array) -> Array:
         """Mark `x` as varying where `jax.shard_map` tracks that: its gradient is then one collective."""
-        tracked = getattr(jax.typeof(lax.axis_index(self.axis_name)), "vma", frozenset())
-        missing = tuple(n for n in self.axis_name if n in tracked and n not in jax.typeof(x).vma)
-        return lax.pcast(x, missing, to="varying") if missing else x
+        return _varying_along(x, varying_axes(lax.axis_index(self.axis_name)) & frozenset(self.axis_name))
+
+
+def varying_like(tree: Any, *others: Any) -> Any:
+    """Mark arrays as varying along the mapped axes of `jax.shard_map` along which any of `others` varies.
+
+    What a loop hands on must be of one type, and a state that starts as zeros varies along none.
+    """
+    names = frozenset().union(*map(varying_axes, jax.tree.leaves(others)))
+    return jax.tree.map(lambda x: _varying_along(x, names), tree)
+
+
+def varying_axes(x: Any) -> frozenset[str]:
+    """The mapped axes along which JAX knows `x` to vary; none where it does not track that."""
+    return jax.typeof(x).manual_axis_type.varying
+
+
+def _varying_along(x: Array, names: frozenset[str]) -> Array:
+    missing = tuple(sorted(names - varying_axes(x)))
+    return lax.pcast(x, missing, to="varying") if missing else x
 
 
 def split_first(x: Array, size: int) -> Array:

@@ -7,3 +7,7 @@ from normlab.linen._example import Identity as Identity
 from normlab.linen._example import InstanceNorm as InstanceNorm
 from normlab.linen._example import LayerNorm as LayerNorm
 from normlab.linen._example import RMSNorm as RMSNorm
+from normlab.linen._recurrent import RNN as RNN
+from normlab.linen._recurrent import GRUCell as GRUCell
+from normlab.linen._recurrent import LSTMCell as LSTMCell
+from normlab.linen._recurrent import SimpleCell as SimpleCell

@@ -7,3 +7,7 @@ from normlab.nnx._example import Identity as Identity
 from normlab.nnx._example import InstanceNorm as InstanceNorm
 from normlab.nnx._example import LayerNorm as LayerNorm
 from normlab.nnx._example import RMSNorm as RMSNorm
+from normlab.nnx._recurrent import RNN as RNN
+from normlab.nnx._recurrent import GRUCell as GRUCell
+from normlab.nnx._recurrent import LSTMCell as LSTMCell
+from normlab.nnx._recurrent import SimpleCell as SimpleCell

@@ -6,9 +6,10 @@ Importing this package imports neither JAX nor matplotlib; the modules that need
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from normlab.study.config import Cell, Comparison, Curve, Factor, Metric, Problem, Record, Run, Settings, Tier
+from normlab.study.config import Cell, Comparison, Curve, Factor, Metric, Problem, Record, Run, Series, Settings, Tier
 
 if TYPE_CHECKING:
+    from normlab.study.arguments import FILE, Kind, Option
     from normlab.study.data import Data
     from normlab.study.defaults import TIERS, batch_size_curves, tiers
     from normlab.study.problems import MEAN_SQUARED_ERROR, MISCLASSIFICATION, Error, supervised
@@ -20,7 +21,11 @@ __all__ = [
     "Factor",
     "Metric",
     "Problem",
+    "Series",
     "Tier",
+    "Option",
+    "Kind",
+    "FILE",
     "supervised",
     "Data",
     "Error",
@@ -45,6 +50,9 @@ _LATER = {
     "MISCLASSIFICATION": "problems",
     "MEAN_SQUARED_ERROR": "problems",
     "Data": "data",
+    "Option": "arguments",
+    "Kind": "arguments",
+    "FILE": "arguments",
     "batch_size_curves": "defaults",
     "tiers": "defaults",
     "TIERS": "defaults",

@@ -132,7 +132,7 @@ class _Part:
         steps = self.steps[standing.value]
         norm = _cheapest(standing.candidates, steps)
         cell = next(cell for cell in column if cell.norm == norm)
-        gaps = gaps_to(column, norm, self.analysis.margin, self.analysis.claims)
+        gaps = gaps_to(column, norm, self.problem.margin, self.analysis.claims)
         undecided = tuple(c.norm for c in column if c.norm != norm and self._may_replace(c, norm, gaps, standing))
         return Choice(
             **place,
@@ -164,7 +164,7 @@ class _Part:
         if self._unreliable(cell):
             return False
         gap = gaps.get(cell.norm)
-        if gap is None or gap.difference.interval is None or gap.difference.interval[0] <= -self.analysis.margin:
+        if gap is None or gap.difference.interval is None or gap.difference.interval[0] <= -self.problem.margin:
             return True
         steps, to_best = self.steps[standing.value], standing.gaps.get(cell.norm)
         cheaper = EQUAL_TIMES * steps.get(cell.norm, math.inf) < steps.get(norm, math.inf)
@@ -175,7 +175,7 @@ class _Part:
         assert standing.best
         if norm == standing.best:
             return "lowest mean error"
-        margin = words.points(self.problem.metric, self.analysis.margin)
+        margin = words.points(self.problem.metric, self.problem.margin)
         faster = _ratio(self.steps[standing.value], standing.best, self.steps[standing.value][norm])
         return f"within {margin} of {self._name(standing.best)}, which takes {words.ratio(faster)} as long"
 
@@ -196,7 +196,7 @@ class _Part:
         if not open_ones:
             level = words.percent(self.analysis.level, 0)
             other = "reliable norm" if any(map(self._unreliable, self.curve.cells)) else "norm"
-            margin = words.points(self.problem.metric, self.analysis.margin)
+            margin = words.points(self.problem.metric, self.problem.margin)
             return f"; {level} % intervals rule out that another {other} is better by more than {margin}"
         among = {norm for choice in open_ones for norm in choice.undecided}
         names = words.listed([self._name(norm) for norm in self.analysis.norms if norm in among], "or")

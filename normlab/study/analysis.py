@@ -10,7 +10,8 @@ import dataclasses
 import json
 import math
 import statistics as quantiles
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from normlab.study.config import (
     Problem,
     Record,
     Run,
+    Series,
     Settings,
     Value,
 )
@@ -63,12 +65,17 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class TuningPoint:
-    """One learning rate: median validation error over seeds, `None` where the median run failed, and its failures."""
+    """One learning rate: median validation error over seeds, `None` where the median run failed, and its failures.
+
+    Attributes:
+        statuses: How many runs failed in which way.
+    """
 
     learning_rate: float
     error: float | None
     failures: int
     runs: int
+    statuses: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +164,7 @@ class CellResult:
         error_counting_failures: Over all runs that ended, a failed one counted at the metric's chance level; no mean
             where that is unknown.
         train_loss: Over runs that ended well.
+        side: The problem's side metrics by name, over runs that ended well.
         untuned: `None` without such runs.
         gap: Against the baseline; `None` for the baseline itself and without data.
         change: Against the same norm at the factor's reference value; `None` there and without data.
@@ -179,6 +187,7 @@ class CellResult:
     error_counting_failures: Estimate
     failures: Failures
     train_loss: Estimate
+    side: Mapping[str, Estimate]
     untuned: Untuned | None
     gap: Gap | None = None
     change: Difference | None = None
@@ -234,6 +243,8 @@ class ProblemResult:
     """All curves of one problem.
 
     Attributes:
+        margin: In the metric's unit.
+        side: What is reported beside the metric.
         minimal_difference: Differences of about this size are found with a chance of 80 % at this number of seeds, at
             the median spread of the problem's paired differences.
         same_for_all_norms: Whether all norms gave identical runs, which means that the model does not use its norm.
@@ -242,6 +253,8 @@ class ProblemResult:
     name: str
     title: str
     metric: Metric
+    margin: float
+    side: tuple[Metric, ...]
     curves: tuple[CurveResult, ...]
     minimal_difference: float | None
     same_for_all_norms: bool
@@ -279,6 +292,43 @@ class Cost:
     moved: float | None
 
 
+Numbers = tuple[float | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A series of one norm at one time of its training, over the evaluation runs that have it.
+
+    Attributes:
+        middle: Means over seeds, medians of a logarithmic series; `None` where no run gave a number.
+        low: The lowest numbers.
+        high: The highest.
+        seeds: How many runs there are.
+    """
+
+    middle: Numbers
+    low: Numbers
+    high: Numbers
+    seeds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesResult:
+    """A series of one problem, at one value of one curve.
+
+    Attributes:
+        lines: For every norm that has the series, a line for each time when it was measured.
+        without: The norms that were evaluated and do not have it.
+    """
+
+    problem: str
+    curve: str
+    value: Value
+    series: Series
+    lines: Mapping[str, tuple[Line, ...]]
+    without: tuple[str, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
     """One planned run: `status` is `missing` where there is no record yet."""
@@ -308,6 +358,8 @@ class Analysis:
         counts: Runs `planned` (tuning included), `done` and `missing`.
         runs: Every planned run. Left out of `to_json`.
         costs: In order of the cells. Left out of `to_json`: they alone differ when the same runs are repeated.
+        series: What was measured before, during and after training, at the reference value of the first curve. Left
+            out of `to_json`, where it would be most of the text.
     """
 
     comparison: str
@@ -316,7 +368,6 @@ class Analysis:
     exploratory: bool
     seeds: int
     level: float
-    margin: float
     failure_limit: float
     baseline: str
     baseline_note: str
@@ -327,6 +378,7 @@ class Analysis:
     counts: Mapping[str, int]
     runs: tuple[RunStatus, ...]
     costs: tuple[Cost, ...]
+    series: tuple[SeriesResult, ...]
 
     @property
     def cells(self) -> tuple[CellResult, ...]:
@@ -365,7 +417,6 @@ def analyse(comparison: Comparison, settings: Settings, records: Iterable[Record
         exploratory=settings.seeds < SEEDS_FOR_CLAIMS,
         seeds=settings.seeds,
         level=LEVEL,
-        margin=the_plan.margin,
         failure_limit=comparison.failure_limit,
         baseline=baseline,
         baseline_note=note,
@@ -376,13 +427,14 @@ def analyse(comparison: Comparison, settings: Settings, records: Iterable[Record
         counts={"planned": len(runs) + to_come, "done": len(runs) - missing, "missing": missing + to_come},
         runs=tuple(runs),
         costs=tuple(_cost(place, results.records(cell)) for place, cell in the_plan.places.items()),
+        series=tuple(found for name in settings.problems for found in _series(results, name) if found.lines),
     )
 
 
 def to_json(analysis: Analysis) -> str:
     """Give the analysis as JSON text, the same for runs that are repeated: without costs."""
-    plain = dataclasses.asdict(dataclasses.replace(analysis, runs=(), costs=()))
-    del plain["runs"], plain["costs"]
+    plain = dataclasses.asdict(dataclasses.replace(analysis, runs=(), costs=(), series=()))
+    del plain["runs"], plain["costs"], plain["series"]
     return json.dumps(plain, separators=(",", ":"), sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
 
 
@@ -417,6 +469,10 @@ class _Results:
     def records(self, cell: Cell) -> list[Record]:
         return [self.known[run] for run in self.planned[cell].runs if run in self.known]
 
+    def evaluated(self, cell: Cell) -> list[Record]:
+        """The records of the evaluation at the tuned learning rate."""
+        return [self.known[run] for run in self.planned[cell].evaluation if run in self.known]
+
     def at(self, place: Place) -> CellResult:
         """The result of the cell at a place, without comparisons to others."""
         cell = self.plan.places[place]
@@ -431,7 +487,7 @@ class _Results:
     def _result(self, cell: Cell, place: Place) -> CellResult:
         records, planned, settings = self.records(cell), self.planned[cell], self.plan.settings
         tuned = [record for record in records if record.run.stage == TUNE]
-        points = tuple(_point(self.known[run]) for run in planned.evaluation if run in self.known)
+        points = tuple(_point(record) for record in self.evaluated(cell))
         invalid = next((r.reason or "cannot be run" for r in records if r.status == "invalid"), "")
         chance = next((c for r in records if (c := _finite(r.metrics.get("chance"))) is not None), None)
         curve = _tuning(tuned)
@@ -447,12 +503,13 @@ class _Results:
             edge=planned.choice.edge if planned.choice else False,
             added=tuple(sorted({run.learning_rate for run in planned.tuning} - set(settings.learning_rates))),
             tuning=curve,
-            basin=_basin(curve, self.plan.margin) if planned.choice else None,
+            basin=_basin(curve, self.plan.margin(cell.problem)) if planned.choice else None,
             points=points,
             error=mean_interval([point.error for point in points], LEVEL),
             error_counting_failures=_counting_failures(points, chance),
             failures=_failures(points),
             train_loss=mean_interval([point.train_loss for point in points], LEVEL),
+            side=_side(self.plan.problem(cell.problem).side, self.evaluated(cell)),
             untuned=self._untuned(planned, points, chance),
         )
 
@@ -478,6 +535,8 @@ def _problem(results: _Results, name: str, baseline: str, claims: bool) -> Probl
         name=problem.name,
         title=problem.title,
         metric=problem.metric,
+        margin=results.plan.margin(name),
+        side=problem.side,
         curves=curves,
         minimal_difference=_minimal_difference(cells, settings.seeds),
         same_for_all_norms=_same_for_all_norms(curves),
@@ -485,7 +544,7 @@ def _problem(results: _Results, name: str, baseline: str, claims: bool) -> Probl
 
 
 def _curve(results: _Results, problem: Problem, curve: Curve, baseline: str, claims: bool) -> CurveResult:
-    settings, margin = results.plan.settings, results.plan.margin
+    settings, margin = results.plan.settings, results.plan.margin(problem.name)
     cells: list[CellResult] = []
     standings: list[Standing] = []
     for value in settings.values[curve.name]:
@@ -493,7 +552,7 @@ def _curve(results: _Results, problem: Problem, curve: Curve, baseline: str, cla
         column = [results.at(place) for place in places]
         gaps = gaps_to(column, baseline, margin, claims)
         cells += [dataclasses.replace(cell, gap=gaps.get(cell.norm)) for cell in column]
-        standings.append(_standing(value, column, results.plan, claims))
+        standings.append(_standing(value, column, margin, results.plan.comparison.failure_limit, claims))
     reference = curve.factor.reference if curve.factor.reference in settings.values[curve.name] else None
     return CurveResult(
         name=curve.name,
@@ -511,6 +570,47 @@ def _curve(results: _Results, problem: Problem, curve: Curve, baseline: str, cla
         cells=tuple(_with_change(cell, cells, reference) for cell in cells),
         standings=tuple(standings),
     )
+
+
+def _series(results: _Results, name: str) -> Iterator[SeriesResult]:
+    """The series of a problem at the reference value of the first curve, or at its first value."""
+    problem, settings = results.plan.problem(name), results.plan.settings
+    curve = results.plan.curve(settings.curves[0])
+    values = settings.values[curve.name]
+    value = curve.factor.reference if curve.factor.reference in values else values[0]
+    assert value is not None
+    places = {norm: Place(problem=name, curve=curve.name, value=value, norm=norm) for norm in settings.norms}
+    records = {norm: results.evaluated(results.plan.places[place]) for norm, place in places.items()}
+    for series in problem.series:
+        taken = {norm: [r.series[series.name] for r in of if series.name in r.series] for norm, of in records.items()}
+        drawn = {
+            norm: tuple(_line(rows, series.log) for rows in zip(*runs, strict=True)) for norm, runs in taken.items()
+        }
+        lines = {
+            norm: found for norm, found in drawn.items() if any(x is not None for one in found for x in one.middle)
+        }
+        without = tuple(norm for norm, runs in taken.items() if runs and norm not in lines)
+        yield SeriesResult(problem=name, curve=curve.name, value=value, series=series, lines=lines, without=without)
+
+
+def _line(rows: Sequence[Sequence[float | None]], log: bool) -> Line:
+    """One time of training, a row for every run."""
+    columns = [sorted(x for x in column if x is not None) for column in zip(*rows, strict=True)]
+    middle = quantiles.median if log else quantiles.fmean
+    return Line(
+        middle=tuple(middle(column) if column else None for column in columns),
+        low=tuple(min(column, default=None) for column in columns),
+        high=tuple(max(column, default=None) for column in columns),
+        seeds=len(rows),
+    )
+
+
+def _side(metrics: Sequence[Metric], records: Sequence[Record]) -> dict[str, Estimate]:
+    good = [record for record in records if record.status == "ok"]
+    return {
+        metric.name: mean_interval([_finite(record.metrics.get(metric.name)) for record in good], LEVEL)
+        for metric in metrics
+    }
 
 
 def _same_for_all_norms(curves: Sequence[CurveResult]) -> bool:
@@ -601,6 +701,7 @@ def _tuning(records: Sequence[Record]) -> tuple[TuningPoint, ...]:
             error=_finite(quantiles.median(sorted(plan.validation_error(record) for record in found))),
             failures=sum(record.status in FAILURES for record in found),
             runs=len(found),
+            statuses=dict(sorted(Counter(record.status for record in found if record.status in FAILURES).items())),
         )
         for rate, found in sorted(by_rate.items())
     )
@@ -651,17 +752,19 @@ def _gap(reference: str, difference: Difference, p_holm: float | None, margin: f
     )
 
 
-def _standing(value: Value, column: Sequence[CellResult], the_plan: Plan, claims: bool) -> Standing:
+def _standing(
+    value: Value, column: Sequence[CellResult], margin: float, failure_limit: float, claims: bool
+) -> Standing:
     reliable = sorted(
         (cell.error.mean, index, cell.norm)
         for index, cell in enumerate(column)
-        if cell.error.mean is not None and cell.failures.interval[1] < the_plan.comparison.failure_limit
+        if cell.error.mean is not None and cell.failures.interval[1] < failure_limit
     )
     if not reliable:
         return Standing(value=value, best=None, gaps={}, candidates=())
     best = reliable[0][2]
-    gaps = gaps_to(column, best, the_plan.margin, claims)
-    close = {norm for norm, gap in gaps.items() if _below(gap.difference.interval, the_plan.margin)}
+    gaps = gaps_to(column, best, margin, claims)
+    close = {norm for norm, gap in gaps.items() if _below(gap.difference.interval, margin)}
     candidates = tuple(norm for _, _, norm in reliable if norm == best or norm in close)
     return Standing(value=value, best=best, gaps=gaps, candidates=candidates)
 

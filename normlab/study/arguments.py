@@ -121,7 +121,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_parser(comparison: Comparison | None, *, add_help: bool = True) -> Parser:
-    """The options of `normlab run`; those of the curves need the comparison."""
+    """The options of `normlab run`; those of curves and problems need the comparison."""
     parser = Parser(
         "normlab run", "Run a comparison, or go on with it, and write its report.", add_help=add_help, epilog=_EPILOG
     )
@@ -139,9 +139,13 @@ def options(comparison: Comparison | None) -> dict[str, Option]:
     """All options by name.
 
     Raises:
-        BadInput: If the flag of a curve is not `--` and a name of its own.
+        BadInput: If a curve or a problem brings a flag that is not `--` and a name of its own.
     """
     known = {option.name: option for option in _OPTIONS}
+    for problem in comparison.problems if comparison else ():
+        for option in problem.options:
+            if known.setdefault(option.name, option) is not option or option.name in _NO_OPTIONS:
+                raise BadInput(f"Expected the option of problem `{problem.name}` to be its own, got `{option.flag}`.")
     for curve in comparison.curves if comparison else ():
         option = _of_curve(curve)
         if not curve.factor.flag.startswith("--") or option.name in {*known, *_NO_OPTIONS}:
@@ -243,12 +247,14 @@ class Request:
         self._known("tier", [name], comparison.tiers)
         tier, curves = comparison.tiers[name], self._some("curves", [curve.name for curve in comparison.curves])
         untuned = comparison.default_learning_rate if tier.untuned else None
+        names = [problem.name for problem in comparison.problems]
+        problems = self._known("problems", self.get("problems", tier.problems or names), names)
         return Settings(
             comparison=comparison.name,
             source=_stable(source),
             tier=name,
-            problems=self._some("problems", [problem.name for problem in comparison.problems]),
-            norms=_norms(self.get("norms", comparison.norms)),
+            problems=problems,
+            norms=_norms(self.get("norms", tier.norms or comparison.norms)),
             curves=curves,
             values=self._curve_values(curves, tier.values),
             learning_rates=tuple(sorted(self.get("learning_rates", tier.learning_rates))),
@@ -258,6 +264,7 @@ class Request:
             extend=self.get("extend", tier.extend),
             default_learning_rate=self.get("default_learning_rate", untuned),
             devices=self.get("devices", 1),
+            options=self._of_problems(problems),
         )
 
     def output(self, settings: Settings) -> Path:
@@ -288,6 +295,20 @@ class Request:
                 raise BadInput(f"Expected {where} only with its curve `{curve.name}`, which `curves` leaves out.")
         return {name: values[name] for name in curves}
 
+    def _of_problems(self, problems: Sequence[str]) -> dict[str, Any]:
+        """What was given for options of the problems."""
+        given: dict[str, Any] = {}
+        for problem in self.comparison.problems:
+            named = {option.name: self.get(option.name) for option in problem.options if option.name in self.given}
+            if problem.name in problems:
+                given |= named
+        for option in {option.name for problem in self.comparison.problems for option in problem.options}:
+            if option in self.given and option not in given:
+                raise BadInput(
+                    f"Expected {self.given[option].where} only with its problem, which is not among `problems`."
+                )
+        return given
+
     def _seeds(self, default: int) -> int:
         seeds = self.get("seeds", default)
         if seeds > TUNING_SEEDS_FROM:
@@ -311,6 +332,7 @@ def to_toml(settings: Settings, comparison: Comparison) -> str:
         "extend": settings.extend,
         "default_learning_rate": "none" if settings.default_learning_rate is None else settings.default_learning_rate,
         "devices": settings.devices,
+        **settings.options,
     }
     lines = [f"{name} = {_toml(value)}" for name, value in values.items()]
     return "\n".join([f"# normlab run {_comment(settings.source)} --config THIS_FILE", *lines, ""])
@@ -378,6 +400,15 @@ def _path(value: Any) -> Path:
     return value if isinstance(value, Path) else Path(_text(value))
 
 
+def _file(value: Any) -> str:
+    path = _path(value).expanduser().resolve()  # the same for workers elsewhere
+    if not path.is_file():
+        raise BadInput(
+            f"Expected the path of a file, got `{value}`, which {'is none' if path.exists() else 'does not exist'}."
+        )
+    return str(path)
+
+
 def _executor(value: Any) -> str:
     if _text(value) not in EXECUTORS:
         raise BadInput(f"Unknown executor `{value}`. {nearest(value, EXECUTORS)}")
@@ -410,6 +441,8 @@ def _norm(value: Any) -> str:
 
 _WHOLE, _NUMBER = Kind("a positive whole number", _whole), Kind("a positive number", _number)
 _TEXT, _YES_NO = Kind("text", _text), Kind("true or false", _flag)
+FILE = Kind("the path of a file", _file)
+"""For options of a problem."""
 
 _OPTIONS = (
     Option(name="tier", kind=_TEXT, metavar="NAME", help="smoke, quick, standard or paper (default: quick)"),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from normlab.study import execute
 from normlab.study.config import Cell
@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from normlab.study.train import Program
 
 
-def data_of(plan: Plan) -> dict[str, str]:
-    """Trace the program of every cell that can be run.
+class Checked(NamedTuple):
+    """What a comparison's data are: for each problem their hash, and words where there are any."""
 
-    Returns:
-        For each problem the hash of its data.
+    hashes: dict[str, str]
+    about: dict[str, str]
+
+
+def data_of(plan: Plan) -> Checked:
+    """Trace the program of every cell that can be run.
 
     Raises:
         BadInput: If a cell cannot be traced, none can be run, or a model does not use its norm.
@@ -28,12 +32,13 @@ def data_of(plan: Plan) -> dict[str, str]:
     from normlab.study.data import data_hash
 
     programs = {cell: traced(plan, cell) for cell, reason in reasons.items() if not reason}
-    hashes: dict[str, str] = {}
-    for cell, program in programs.items():
-        if cell.problem not in hashes:
-            hashes[cell.problem] = data_hash(program.data)
-            _check_norm_is_used(plan, cell, programs)
-    return hashes
+    first = {cell.problem: cell for cell in reversed(programs)}
+    for cell in first.values():
+        _check_norm_is_used(plan, cell, programs)
+    return Checked(
+        hashes={problem: data_hash(programs[cell].data) for problem, cell in first.items()},
+        about={problem: about for problem, cell in first.items() if (about := programs[cell].about)},
+    )
 
 
 def traced(plan: Plan, cell: Cell) -> "Program":

@@ -28,10 +28,13 @@ class Outcome(NamedTuple):
 
     Attributes:
         metrics: Those of `training` and of the program's `evaluate`, as Python numbers.
-        seconds: Of all its updates; evaluation is not in it. For stacked runs, a stack's time divided by its lanes.
+        series: Those of `training`: a row for each time they were taken.
+        seconds: Of all its updates and series; evaluation is not in it. For stacked runs, a stack's time divided by its
+            lanes.
     """
 
     metrics: dict[str, float]
+    series: dict[str, np.ndarray]
     seconds: float
 
 
@@ -81,11 +84,15 @@ def compile_program(
             stack = slice(first, first + size)
             rates, states = jax.block_until_ready(_inputs(program, lanes, learning_rates[stack], seeds[stack]))
             start = perf_counter()
-            states, metrics = jax.block_until_ready(fitting(rates, states, data))
+            states, metrics, series = jax.block_until_ready(fitting(rates, states, data))
             seconds = (perf_counter() - start) / size
-            metrics = jax.device_get({**evaluation(states, data), **metrics})
+            metrics, series = jax.device_get(({**evaluation(states, data), **metrics}, series))
             for lane in range(len(seeds[stack])):
-                yield Outcome({name: float(np.ravel(value)[lane]) for name, value in metrics.items()}, seconds)
+                yield Outcome(
+                    metrics={name: float(np.ravel(value)[lane]) for name, value in metrics.items()},
+                    series={name: value[lane] if lanes else value for name, value in series.items()},
+                    seconds=seconds,
+                )
 
     seconds = perf_counter() - start
     moved = collective_bytes(fitting.as_text() or "") if program.mesh else 0

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from normlab.norms import Norm
+    from normlab.study.arguments import Option
     from normlab.study.train import Program
 
 Value = int | float | str
@@ -23,6 +24,9 @@ FAILURES = ("diverged", "collapsed", "oom", "error")
 """Statuses counted as failures. The others are `ok`, and `invalid` for what cannot be run at all."""
 RETRIED = ("error", "oom")
 """Failures that another try may mend. Divergence and collapse are results."""
+
+MEASURED_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""At which shares of training series are measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +83,37 @@ class Metric:
     Attributes:
         name: For axes and headings, e.g. `test error`.
         percent: Whether it is a fraction, shown in percent; any other number is shown as it is.
+        margin: Differences below this are of no practical interest; see `Comparison.margin`, which holds unless given.
     """
 
     name: str = "test error"
     percent: bool = True
+    margin: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """Numbers that are measured of a model before training, at each quarter of it and at its end.
+
+    Attributes:
+        name: Short, for records and files, e.g. `gradient`.
+        title: A heading.
+        x_label: What the numbers lie along, with its unit, e.g. `time step`.
+        y_label: What they are, with the unit.
+        x: Where each of them lies; for a single number the share of training takes its place.
+        log: Whether the numbers are drawn on a logarithmic axis; then medians over seeds are drawn, else means.
+        during: Whether the middle of training is drawn, too.
+        shows: Sentences for the report: what can be read off it, and how it is measured.
+    """
+
+    name: str
+    title: str
+    x_label: str
+    y_label: str
+    x: tuple[float, ...]
+    log: bool = False
+    during: bool = False
+    shows: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +129,13 @@ class Problem:
         norm_options: `(norm name, config) -> options` that a norm gets here unless its string names them, e.g. the
             number of groups that fits the width.
         spatial: Whether activations have spatial axes; norms that need them are recorded as `invalid` elsewhere.
+        recurrent: Whether the norm goes into a recurrent cell; norms of cells are recorded as `invalid` elsewhere, and
+            norms that no cell takes are here.
         metric: What is reported.
+        side: What else is reported of evaluated models; names are those that `Program.evaluate` gives.
+        series: What is measured before, during and after training; names are those that `Program.series` gives.
+        options: What can be asked for on the command line besides; `build` and `norm_options` find what was given in
+            `config`. None of it is in a run's key, which has the hash of the data.
     """
 
     name: str
@@ -106,7 +143,11 @@ class Problem:
     build: "Callable[[Norm, Mapping[str, Any]], Program]"
     norm_options: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] = lambda norm, config: {}
     spatial: bool = False
+    recurrent: bool = False
     metric: Metric = field(default_factory=Metric)
+    side: tuple[Metric, ...] = ()
+    series: tuple[Series, ...] = ()
+    options: "tuple[Option, ...]" = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +159,8 @@ class Tier:
         learning_rates: The grid, the same for every norm and factor value.
         tuning_seeds: Seeds per learning rate, never used again for evaluation.
         seeds: Evaluation seeds.
+        problems: Those of this tier; all of the comparison's unless given.
+        norms: Likewise.
         values: For each curve the factor values of this tier; curves that are not named have all of theirs.
         extend: Whether a grid grows by two points where an optimum is at its end (see `plan`).
         untuned: Whether every norm is evaluated at `Comparison.default_learning_rate`, too.
@@ -128,6 +171,8 @@ class Tier:
     learning_rates: tuple[float, ...]
     tuning_seeds: int
     seeds: int
+    problems: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ()
     values: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
     extend: bool = True
     untuned: bool = True
@@ -150,7 +195,8 @@ class Comparison:
         fixed: Sentences that say what is the same in all runs; printed in the report.
         baseline: The norm others are compared with, in the same cell.
         margin: Differences of the metric below this are of no practical interest: in the metric's unit, a fraction
-            where it is shown in percent. Unless given: half a percentage point; other metrics need their own.
+            where it is shown in percent. Unless given, here or by the metric: half a percentage point; other metrics
+            need their own.
         default_learning_rate: What people take who do not tune; a row of its own. `None` for no such row.
         failure_limit: A norm is recommended where its failure rate is shown to stay below this (upper end of Wilson's
             interval). The default is just above what 5 seeds without a failure can show.
@@ -180,6 +226,7 @@ class Settings:
             process.
         values: For each curve, its factor values.
         devices: How many of them train one model together, each with its share of every batch.
+        options: What was given for options of the problems.
     """
 
     comparison: str
@@ -196,6 +243,7 @@ class Settings:
     extend: bool = True
     default_learning_rate: float | None = None
     devices: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +289,9 @@ class Record:
         identity: Code hash, versions, platform, data hash, strategy.
         status: `ok`, one of `FAILURES`, or `invalid`.
         reason: One line, empty when `ok`.
-        metrics: `validation` (always), `test` (evaluation runs only), `train_loss`, `chance`; non-finite is None.
+        metrics: `validation` (always), `test` and what else the program's `evaluate` gives (evaluation runs only),
+            `train_loss`, `chance`; non-finite is None.
+        series: Of evaluation runs, by name: a row of numbers for each time they were taken; non-finite is None.
         cost: `compile`: seconds until the cell's program was ready; `run` and `step`: seconds of training, all of it
             and per update; `memory`: bytes that the training program holds on the device; `moved`: bytes that
             collectives give to a device in an update, where there are several. Never part of a comparison.
@@ -253,6 +303,7 @@ class Record:
     status: str
     reason: str = ""
     metrics: Mapping[str, float | None] = field(default_factory=dict)
+    series: Mapping[str, list[list[float | None]]] = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
 
 

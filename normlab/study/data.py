@@ -24,9 +24,11 @@ class Data:
     Attributes:
         inputs: Shape (examples, ...), channels last. Floats become float32, uint8 (images) is scaled to [0, 1], other
             integers (tokens) become int32.
-        labels: Integers are classes counted from 0, int32, shape (examples,); floats are targets, float32, shape
-            (examples,) or (examples, ...).
+        labels: Integers are classes counted from 0, int32, shape (examples,), or (examples, ...) for a loss that takes
+            several; floats are targets, float32, shape (examples,) or (examples, ...).
         test: How many of the last examples are the test set; 0 where every seed draws its own.
+        validation: How many of those before them are the validation set, likewise.
+        about: What the data are, in words, for the report.
 
     Raises:
         ValueError: For what cannot be learned from: NaN, examples of different shapes, a label missing.
@@ -35,6 +37,8 @@ class Data:
     inputs: np.ndarray
     labels: np.ndarray
     test: int = 0
+    validation: int = 0
+    about: str = ""
 
     def __post_init__(self) -> None:
         inputs, labels = _numbers("inputs", self.inputs), _numbers("labels", self.labels)
@@ -44,6 +48,8 @@ class Data:
             inputs = inputs / np.float32(255)
         if labels.shape[1:] == (1,):
             labels = labels[:, 0]
+        if self.validation and not self.test:
+            raise ValueError(f"Expected `test` where `validation` is given, got {self.validation} and no test set.")
         object.__setattr__(self, "inputs", _as_jax_has_it("inputs", inputs))
         object.__setattr__(self, "labels", _as_jax_has_it("labels", labels))
 
@@ -53,23 +59,24 @@ class Data:
         return self.labels.dtype == np.int32
 
 
-Source = Data | str | os.PathLike[str] | Callable[[], Data]
+Source = Data | str | os.PathLike[str] | Callable[..., Data]
 """Where data come from: see `load`."""
 
 
-def load(source: Source) -> Data:
+def load(source: Source, **options: Any) -> Data:
     """Load data.
 
     Args:
         source: The data; a function that returns them; or an `.npz` file with `inputs` and `labels`, or with `x_train`,
             `y_train`, `x_test` and `y_test`, in which case the test set is the same for every seed.
+        **options: For the function.
 
     Raises:
         ValueError: If there is no such file, or not the right thing in it.
     """
     if isinstance(source, str | os.PathLike):
         return _from_npz(os.fspath(source))
-    data = source() if callable(source) else source
+    data = source(**options) if callable(source) else source
     if not isinstance(data, Data):
         raise ValueError(f"Expected `data` to be a `Data`, a function that returns one or an .npz file, got {data!r}.")
     return data
@@ -90,25 +97,29 @@ def sizes(data: Data, validation: float, test: float) -> tuple[int, int]:
 
     Args:
         data: All examples.
-        validation: A number of examples, or below 1 a share of those that are not in a test set given with the data.
-        test: Likewise, where no test set is given.
+        validation: A number of examples, or below 1 a share of those that are not in a set given with the data; without
+            effect where the data say what is for validation.
+        test: Likewise.
 
     Raises:
         ValueError: If one of the parts would be empty.
     """
-    free = len(data.labels) - data.test
-    counts = [round(part * free) if part < 1 else int(part) for part in (validation, 0 if data.test else test)]
-    train = free - sum(counts)
-    if min(train, counts[0], counts[1] or data.test) < 1:
+    free = len(data.labels) - data.test - data.validation
+    validating, testing = (
+        given or (round(part * free) if part < 1 else int(part))
+        for given, part in ((data.validation, validation), (data.test, test))
+    )
+    train = len(data.labels) - validating - testing
+    if min(train, validating, testing) < 1:
         raise ValueError(
-            f"Expected examples to train on, for validation and for the test, got {train}, {counts[0]} and "
-            f"{counts[1] or data.test} of {len(data.labels)}. Change `validation` or `test`."
+            f"Expected examples to train on, for validation and for the test, got {train}, {validating} and "
+            f"{testing} of {len(data.labels)}. Change `validation` or `test`."
         )
-    return train, counts[0]
+    return train, validating
 
 
 def split(
-    n: int, seed: int, train: int = TRAIN, validation: int = VALIDATION, *, fixed_test: bool = False
+    n: int, seed: int, train: int = TRAIN, validation: int = VALIDATION, *, fixed: int = 0
 ) -> dict[str, np.ndarray]:
     """Divide `n` examples at random; the seed alone decides, so every norm gets the same split.
 
@@ -117,7 +128,8 @@ def split(
         seed: Of the run.
         train: Size of the training set.
         validation: Size of the validation set.
-        fixed_test: Whether what comes last is the test set, whatever the seed.
+        fixed: How many of the last examples stay where they are, whatever the seed: for validation and, behind them,
+            for the test, as far as these go.
 
     Returns:
         Disjoint int32 indices `train`, `validation` and `test`, the rest.
@@ -127,12 +139,13 @@ def split(
     """
     if train + validation >= n:
         raise ValueError(f"Expected `train + validation` below {n} examples, got {train} + {validation}.")
-    drawn = train + validation if fixed_test else n
+    drawn = n - fixed
     order = np.random.default_rng(seed).permutation(drawn).astype(np.int32)
+    order = np.concatenate([order, np.arange(drawn, n, dtype=np.int32)])
     return {
         "train": order[:train],
         "validation": order[train : train + validation],
-        "test": np.concatenate([order[train + validation :], np.arange(drawn, n, dtype=np.int32)]),
+        "test": order[train + validation :],
     }
 
 

@@ -6,15 +6,18 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from markupsafe import Markup
 
-from normlab.study.analysis import Analysis, CurveResult, ProblemResult, to_json
+from normlab.study.analysis import Analysis, CurveResult, ProblemResult, SeriesResult, to_json
 from normlab.study.arguments import to_toml
 from normlab.study.config import Comparison, Settings, canonical_json
-from normlab.study.tables import rows, run_rows, slug, to_csv, to_latex
+from normlab.study.tables import rows, run_rows, series_rows, slug, to_csv, to_latex
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
 
 _SAFE = "".join(chr(code) for code in range(33, 127) if chr(code) not in "%#&<>'")
 
@@ -63,9 +66,12 @@ def describe(analysis: Analysis, comparison: Comparison, settings: Settings, ide
         "comparison": {
             **{name: getattr(comparison, name) for name in fields},
             "problems": [
-                {"name": p.name, "title": p.title, "spatial": p.spatial, "metric": dataclasses.asdict(p.metric)}
-                for p in comparison.problems
-                if p.name in settings.problems
+                {
+                    **{name: getattr(problem, name) for name in ("name", "title", "spatial", "recurrent")},
+                    "metric": dataclasses.asdict(problem.metric),
+                }
+                for problem in comparison.problems
+                if problem.name in settings.problems
             ],
             "curves": [
                 {
@@ -92,15 +98,8 @@ def figure_files(analysis: Analysis) -> dict[tuple[str, str, str], Figure]:
     found = {}
     for stem, problem, curve in _stems(analysis):
         for kind, draw in kinds.items():
-            drawing, name = draw(analysis, problem, curve), f"{kind}-{stem}"
-            svg = figures.to_svg(drawing)
-            found[problem.name, curve.name, kind] = Figure(
-                svg=Markup(figures.inline(svg, name, f"{_ABOUT[kind]}: {problem.title}, {curve.title}")),
-                files=(
-                    Download(f"figures/{name}.svg", "image/svg+xml", svg.encode()),
-                    Download(f"figures/{name}.pdf", "application/pdf", figures.to_pdf(drawing)),
-                ),
-            )
+            label = f"{_ABOUT[kind]}: {problem.title}, {curve.title}"
+            found[problem.name, curve.name, kind] = _figure(draw(analysis, problem, curve), f"{kind}-{stem}", label)
     return found
 
 
@@ -109,6 +108,35 @@ _ABOUT = {
     "loss": "Training loss against the factor",
     "tuning": "Validation error against the learning rate",
 }
+
+
+def series_files(analysis: Analysis) -> list[tuple[SeriesResult, Figure, Download]]:
+    """Every series with its figure and its numbers."""
+    from normlab.study import figures  # loads matplotlib
+
+    found = []
+    for number, one in enumerate(analysis.series):
+        name = f"series-{slug(f'{one.problem}-{one.series.name}')}"
+        if any(table.name == f"{name}.csv" for _, _, table in found):
+            name = f"{name}.{number}"
+        drawn = _figure(figures.series_figure(analysis, one), name, f"{one.series.title}: {one.problem}")
+        csv = to_csv(series_rows(one)).encode()
+        found.append((one, drawn, Download(f"tables/{name}.csv", "text/csv;charset=utf-8", csv)))
+    return found
+
+
+def _figure(drawing: "Drawing", name: str, label: str) -> Figure:
+    """A drawing for the page, and as files of that name."""
+    from normlab.study import figures
+
+    svg = figures.to_svg(drawing)
+    return Figure(
+        svg=Markup(figures.inline(svg, name, label)),
+        files=(
+            Download(f"figures/{name}.svg", "image/svg+xml", svg.encode()),
+            Download(f"figures/{name}.pdf", "application/pdf", figures.to_pdf(drawing)),
+        ),
+    )
 
 
 def norm_keys(analysis: Analysis) -> list[str]:

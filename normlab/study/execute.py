@@ -12,7 +12,7 @@ import platform
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from normlab.study.errors import BadInput, Fault, one_line
 from normlab.study.plan import Plan
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from normlab.study.compilation import Compiled, Outcome
     from normlab.study.pool import Crew
     from normlab.study.train import Program
@@ -105,12 +107,21 @@ def _visible_device(given: Mapping[str, str], index: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What workers need to know; a comparison holds functions, so they load it from its source again."""
+    """What workers need to know; a comparison holds functions, so they load it from its source again.
+
+    Attributes:
+        source: Of the comparison.
+        settings: What was asked for.
+        identity: What their runs are to be recorded as.
+        strategy: How runs are executed.
+        about: What the data of problems are, in words.
+    """
 
     source: str
     settings: Settings
     identity: Mapping[str, Any]
     strategy: Strategy
+    about: Mapping[str, str] = field(default_factory=dict)
 
 
 def choose_strategy(*, alone: bool = False, share: bool = False, devices: int = 1) -> Strategy:
@@ -259,11 +270,18 @@ class CellRunner:
         return [self._finished(run, outcome, ready) for run, outcome in zip(runs, outcomes, strict=True)]
 
     def _finished(self, run: Run, outcome: "Outcome", ready: "_Ready") -> Record:
-        """The record of a finished run; the test error of a tuning run is dropped unseen."""
-        seen = {name: value for name, value in outcome.metrics.items() if run.stage == EVALUATE or name != "test"}
+        """The record of a finished run; of a tuning run, what is measured of test examples is dropped unseen."""
+        evaluated = run.stage == EVALUATE
+        seen = {name: value for name, value in outcome.metrics.items() if evaluated or name in _TUNING_SEES}
         status = status_of(seen, ready.program.chance)
-        metrics = {**seen, "chance": ready.program.chance}
-        return make_record(self.task, run, *status, metrics=metrics, cost=_cost(ready, outcome.seconds))
+        return make_record(
+            self.task,
+            run,
+            *status,
+            metrics={**seen, "chance": ready.program.chance},
+            series={name: _rows(rows) for name, rows in outcome.series.items()} if evaluated else {},
+            cost=_cost(ready, outcome.seconds),
+        )
 
     def _ready(self, cell: Cell) -> "_Ready":
         """The compiled program of a cell; what failed to compile once fails again at once."""
@@ -319,6 +337,7 @@ def make_record(
     status: str,
     reason: str,
     metrics: Mapping[str, float | None] | None = None,
+    series: Mapping[str, list[list[float | None]]] | None = None,
     cost: Mapping[str, float] | None = None,
 ) -> Record:
     """Make the record of a run; errors of diverged runs are `None`."""
@@ -330,6 +349,7 @@ def make_record(
         status=status,
         reason=reason,
         metrics=_kept(metrics, status) if metrics else {"validation": None},
+        series=dict(series or {}),
         cost=dict(cost or {}),
     )
 
@@ -351,9 +371,22 @@ def build(plan: Plan, cell: Cell) -> "Program":
     return program
 
 
+_TUNING_SEES = ("validation", "train_loss", "finite", "first_nonfinite")
+
+
 def _kept(metrics: Mapping[str, float | None], status: str) -> dict[str, float | None]:
-    kept = {name: _finite(metrics[name]) for name in ("validation", "test", "train_loss", "chance") if name in metrics}
-    return kept | {name: None for name in kept.keys() & {"validation", "test"}} if status == "diverged" else kept
+    named = dict.fromkeys(("validation", "test", "train_loss", "chance", *metrics))
+    kept = {name: _finite(metrics[name]) for name in named if name in metrics and name not in _JUDGED}
+    return {name: None if status == "diverged" and name not in _ALWAYS else value for name, value in kept.items()}
+
+
+_JUDGED, _ALWAYS = ("finite", "first_nonfinite"), ("train_loss", "chance")
+"""Metrics that only make a status, and those that a diverged run keeps."""
+
+
+def _rows(values: "np.ndarray") -> list[list[float | None]]:
+    """Rows of numbers with six digits, which is more than a drawing shows."""
+    return [[_finite(float(f"{value:.6g}")) for value in row] for row in values]
 
 
 def _finite(value: float | None) -> float | None:

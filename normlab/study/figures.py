@@ -21,8 +21,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from normlab.study import words
-from normlab.study.analysis import Analysis, CellResult, CurveResult, ProblemResult
-from normlab.study.config import Metric, Value
+from normlab.study.analysis import Analysis, CellResult, CurveResult, Line, Numbers, ProblemResult, SeriesResult
+from normlab.study.config import MEASURED_AT, Metric, Value
 from normlab.study.statistics import Interval
 
 INK, FAINT = "#1c2024", "#c8c8ca"
@@ -95,7 +95,7 @@ def loss_figure(analysis: Analysis, problem: ProblemResult, curve: CurveResult) 
     """Draw the final training loss against the factor, means with intervals."""
     with _figure(4.8, 3.0) as figure:
         axes = figure.add_subplot()
-        for index, cells, places in _series(analysis, curve):
+        for index, cells, places in _rows(analysis, curve):
             means = [_number(cell.train_loss.mean) for cell in cells]
             _draw_means(axes, places, means, [cell.train_loss.interval for cell in cells], index, flat=cells[0].flat)
         _label_factor(axes, curve)
@@ -124,6 +124,27 @@ def tuning_figure(analysis: Analysis, problem: ProblemResult, curve: CurveResult
         _scale_rates(panels[0], [t.learning_rate for cell in curve.cells for t in cell.tuning])
         figure.supylabel(_with_unit("median validation error", problem.metric), fontsize=7.5)
         _legend(figure, analysis, curve.cells)
+    return figure
+
+
+def series_figure(analysis: Analysis, found: SeriesResult) -> Figure:
+    """Draw a series, a line for every norm with a band from the lowest to the highest seed, a panel for every time."""
+    series, panels = found.series, _panels(found)
+    with _figure(4.8, 3.0, **{"font.size": 7.5}) as figure:
+        row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (title, x, lines) in zip(row, panels, strict=True):
+            for norm, line in lines.items():
+                _draw_line(axes, x, line, analysis.norms.index(norm), series.log)
+            axes.set_title(title, fontsize=7.5)
+            axes.set_xlabel(series.x_label if len(series.x) > 1 else "share of training (%)")
+        row[0].set_ylabel(series.y_label)
+        if series.log:
+            _scale_decades(row[0])
+        elif all(x is None or x >= 0 for _, _, lines in panels for line in lines.values() for x in line.low):
+            row[0].set_ylim(bottom=0)
+        problem = next(problem for problem in analysis.problems if problem.name == found.problem)
+        cells = [cell for cell in problem.curve(found.curve).cells if cell.norm in found.lines]
+        _legend(figure, analysis, cells)
     return figure
 
 
@@ -216,7 +237,7 @@ def _places(values: Sequence[Value], log: bool) -> list[float]:
     return [float(number) for number in numbers]
 
 
-def _series(analysis: Analysis, curve: CurveResult) -> Iterator[tuple[int, list[CellResult], list[float]]]:
+def _rows(analysis: Analysis, curve: CurveResult) -> Iterator[tuple[int, list[CellResult], list[float]]]:
     """Every norm that has results: its number, cells and places, norms side by side around each factor value."""
     shown = [norm for norm in analysis.norms if any(curve.cell(norm, value).points for value in curve.values)]
     places = _places(curve.values, curve.factor["log"])
@@ -229,7 +250,7 @@ def _series(analysis: Analysis, curve: CurveResult) -> Iterator[tuple[int, list[
 
 def _draw_errors(axes: Axes, analysis: Analysis, problem: ProblemResult, curve: CurveResult) -> None:
     metric = problem.metric
-    for index, cells, places in _series(analysis, curve):
+    for index, cells, places in _rows(analysis, curve):
         if not cells[0].flat:
             _draw_points(axes, metric, places, cells, index)
         means = [_number(_shown(metric, cell.error.mean)) for cell in cells]
@@ -307,6 +328,30 @@ def _draw_tuning(axes: Axes, metric: Metric, cell: CellResult, index: int) -> No
         axes.plot(*zip(*chosen, strict=True), "o", ms=6.5, mfc="none", mec=look["color"], mew=0.9, gid=gid)
 
 
+def _panels(found: SeriesResult) -> list[tuple[str, Sequence[float], dict[str, Line]]]:
+    """Heading, x-axis and lines of every panel; a series of single numbers has one, along the training."""
+    if len(found.series.x) == 1:
+        shares = [100 * share for share in MEASURED_AT]
+        return [("", shares, {norm: _along(lines) for norm, lines in found.lines.items()})]
+    titles = {0: "before training", **({2: "halfway"} if found.series.during else {}), 4: "after training"}
+    return [(title, found.series.x, {n: lines[i] for n, lines in found.lines.items()}) for i, title in titles.items()]
+
+
+def _along(lines: Sequence[Line]) -> Line:
+    """Lines of one point each as one line."""
+    low, middle, high = (tuple(getattr(line, name)[0] for line in lines) for name in ("low", "middle", "high"))
+    return Line(middle=middle, low=low, high=high, seeds=lines[0].seeds)
+
+
+def _draw_line(axes: Axes, x: Sequence[float], line: Line, index: int, log: bool) -> None:
+    def there(numbers: Numbers) -> list[float]:
+        return [math.nan if y is None or (log and y <= 0) else y for y in numbers]
+
+    look, gid, few = _look(index), f"norm-{index}", max(1, len(x) // 6)
+    axes.fill_between(x, there(line.low), there(line.high), color=look["color"], alpha=0.1, linewidth=0, gid=gid)
+    axes.plot(x, there(line.middle), **look, markevery=(index % few, few), linewidth=1.1, ms=3.6, mew=0, gid=gid)
+
+
 def _label_factor(axes: Axes, curve: CurveResult) -> None:
     places = _places(curve.values, curve.factor["log"])
     axes.set_xticks(places, [str(value) for value in curve.values])
@@ -325,6 +370,14 @@ def _scale(axes: Axes, numbers: Sequence[float | None]) -> None:
     axes.set_yscale("log")
     axes.set_ylim(0.85 * min(there), 1.15 * max(there))
     axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _scale_decades(axes: Axes) -> None:
+    """A logarithmic axis for whatever is drawn, labelled at powers of ten."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(base=10, numticks=7))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 

@@ -16,7 +16,18 @@ if TYPE_CHECKING:
     from normlab.study.execute import Strategy
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_DECIDING = ("compilation", "data", "execute", "learning", "models", "networks", "problems", "train")
+_DECIDING = (
+    "compilation",
+    "data",
+    "execute",
+    "learning",
+    "models",
+    "networks",
+    "problems",
+    "recurrent",
+    "sequences",
+    "train",
+)
 _SOURCES = ("*.py", "functional/*.py", "linen/*.py", "nnx/*.py", *(f"study/{name}.py" for name in _DECIDING))
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
 

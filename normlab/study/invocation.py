@@ -164,6 +164,7 @@ class Invocation:
                 command=self.command,
                 wall_seconds=spent,
                 shard=str(self.shard or ""),
+                about=task.about,
             )
             self.store.write_header(header)
             known = current(self.plan, task.identity, self.store.records())
@@ -213,6 +214,7 @@ class Invocation:
                 identity=header.identity,
                 command=header.command,
                 wall_seconds=header.wall_seconds,
+                about=header.about,
             )
         self._print(f"Report: {path}")
         if show and _has_display():
@@ -236,10 +238,13 @@ class Invocation:
         strategy = ways.strategy or execute.choose_strategy(alone=not source, share=share, devices=self.plan.devices)
         ways.executor.check(strategy, self.output)
         files = catalogue.files(source) if source else []
-        described = identity.describe(files, checks.data_of(self.plan), strategy)
+        checked = checks.data_of(self.plan)
+        described = identity.describe(files, checked.hashes, strategy)
         if not source:
             described["code"] = content_key(described["code"], _token(self.comparison))
-        return execute.Task(source=source, settings=self.settings, identity=described, strategy=strategy)
+        return execute.Task(
+            source=source, settings=self.settings, identity=described, strategy=strategy, about=checked.about
+        )
 
     def _execute(
         self, task: execute.Task, cells: frozenset[Cell], known: dict[Run, Record], ways: Ways, deadline: float

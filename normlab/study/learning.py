@@ -1,6 +1,6 @@
 """The program of supervised learning: a loss, mini-batches, a learning rate that decays to zero."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from normlab.study.config import Metric, Series
 from normlab.study.data import Data, permutations, sizes, split
 from normlab.study.networks import Network
 from normlab.study.problems import MEAN_SQUARED_ERROR, MISCLASSIFICATION, Error, Loss, Optimizer
@@ -35,6 +36,28 @@ class Learner(NamedTuple):
     held_out: Any
 
 
+class Fitted(NamedTuple):
+    """A model at some time of its training, as series and side metrics see it.
+
+    Attributes:
+        network: Its functions.
+        params: What the optimizer trains.
+        rest: What else training changes in the model; see `Network`.
+        batch: Inputs and labels of the first batch of training.
+        test: Inputs and labels of the test examples.
+        loss: `(outputs, labels) -> number`.
+        error: `(outputs, labels) -> one number for each example`: the metric.
+    """
+
+    network: Network
+    params: Any
+    rest: Any
+    batch: tuple[jax.Array, jax.Array]
+    test: tuple[jax.Array, jax.Array]
+    loss: Callable[[Any, jax.Array], jax.Array]
+    error: Callable[[Any, jax.Array], jax.Array]
+
+
 def learn(
     data: Data,
     network: Network,
@@ -48,6 +71,10 @@ def learn(
     chance: float | None = None,
     validation: float,
     test: float,
+    series: Sequence[Series] = (),
+    measure: Callable[[Fitted], Mapping[str, Any]] = lambda model: {},
+    side: Sequence[Metric] = (),
+    assess: Callable[[Fitted, Any], Mapping[str, Any]] = lambda model, outputs: {},
 ) -> Program:
     """Make the program.
 
@@ -67,6 +94,10 @@ def learn(
         chance: Error of a model that has learned nothing; computed for the errors of this package unless given.
         validation: See `data.sizes`.
         test: See `data.sizes`.
+        series: What is measured before, during and after training.
+        measure: Gives it by name; what it leaves out is NaN.
+        side: What is reported beside the error.
+        assess: Gives it by name, likewise; it also takes the outputs of the test examples.
 
     Raises:
         ValueError: If a batch is larger than the training set or cannot be divided among the devices, or a part of the
@@ -87,7 +118,7 @@ def learn(
         return make_optimizer(lambda t: learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * t / steps)))
 
     def init(seed: int) -> Learner:
-        parts = split(n, seed, training, validating, fixed_test=data.test > 0)
+        parts = split(n, seed, training, validating, fixed=data.validation + data.test)
         order = permutations(parts["train"], epochs, seed)[:, : per_epoch * batch_size].reshape(steps, batch_size)
         params, rest = network.init(seed)
         held_out = np.concatenate([parts["validation"], parts["test"]])
@@ -113,18 +144,47 @@ def learn(
         )
         errors = error.function(outputs, arrays["labels"][state.held_out])
         errors = _numbers("metric", errors, [state.held_out.shape])
+        aside = assess(fitted(state, arrays), jax.tree.map(lambda x: x[validating:], outputs)) if side else {}
         return {
+            **{metric.name: _numbers(metric.name, aside.get(metric.name, jnp.nan), [()]) for metric in side},
             "validation": errors[:validating].mean(),
             "test": errors[validating:].mean(),
             "finite": jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(outputs)]).all(),
         }
 
+    def fitted(state: Learner, arrays: Arrays) -> Fitted:
+        batch, tested = (
+            (arrays["inputs"][i], arrays["labels"][i]) for i in (state.order[0], state.held_out[validating:])
+        )
+        return Fitted(
+            network=network,
+            params=state.params,
+            rest=state.rest,
+            batch=batch,
+            test=tested,
+            loss=lambda outputs, labels: objective(outputs, labels).mean(),
+            error=lambda outputs, labels: jnp.asarray(error.function(outputs, labels), jnp.float32),
+        )
+
+    def measured(state: Learner, arrays: Arrays) -> dict[str, jax.Array]:
+        found = measure(fitted(state, arrays))
+        missing = {one.name: jnp.full(len(one.x), jnp.nan) for one in series}
+        return {one.name: _numbers(one.name, {**missing, **found}[one.name], [(len(one.x),)]) for one in series}
+
     arrays = {"inputs": data.inputs, "labels": data.labels}
-    if data.test:
-        arrays["test"] = np.asarray(data.test)  # not read by any step; here it is part of the data's hash
-    chance = _chance(data, error) if chance is None else chance
+    # Not read by any step; here they are part of the data's hash.
+    arrays |= {name: np.asarray(n) for name, n in (("test", data.test), ("validation", data.validation)) if n}
     return Program(
-        data=arrays, init=init, step=step, evaluate=evaluate, steps=steps, last=per_epoch, chance=chance, mesh=mesh
+        data=arrays,
+        init=init,
+        step=step,
+        evaluate=evaluate,
+        steps=steps,
+        last=per_epoch,
+        chance=_chance(data, error) if chance is None else chance,
+        mesh=mesh,
+        series=measured if series else None,
+        about=data.about,
     )
 
 

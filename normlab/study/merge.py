@@ -66,8 +66,9 @@ def _check_same(first: Path, header: Header, folder: Path, other: Header) -> Non
 
 
 def _comparable(header: Header) -> dict[str, Any]:
-    """What must be equal: where the file of the comparison lies need not, its content is in the identity."""
-    settings = {name: value for name, value in dataclasses.asdict(header.settings).items() if name != "source"}
+    """What must be equal: where the comparison and other files lie need not, their content is in the identity."""
+    files = ("source", "options")
+    settings = {name: value for name, value in dataclasses.asdict(header.settings).items() if name not in files}
     return {**settings, **header.identity}
 
 
@@ -86,7 +87,7 @@ def _union(folders: Mapping[Path, Header], header: Header) -> dict[str, tuple[Pa
             before, held = found.setdefault(record.key, (folder, record))
             if held.status in RETRIED or record.status in RETRIED:  # what another try mended is mended
                 found[record.key] = (before, held) if record.status in RETRIED else (folder, record)
-            elif (held.status, held.metrics) != (record.status, record.metrics):
+            elif (held.status, held.metrics, held.series) != (record.status, record.metrics, record.series):
                 raise BadInput(_contradiction(before, held, folder, record))
     return found
 

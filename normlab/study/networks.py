@@ -28,14 +28,16 @@ class Network:
         init: `seed -> (parameters, rest)`.
         train: `(parameters, rest, inputs, t) -> (outputs, rest)`, step t of training.
         evaluate: `(parameters, rest, inputs) -> outputs`.
+        module: The Linen module; `None` for NNX.
     """
 
     init: Callable[[int], tuple[Any, Any]]
     train: Callable[[Any, Any, jax.Array, jax.Array], tuple[Any, Any]]
     evaluate: Callable[[Any, Any, jax.Array], Any]
+    module: nn.Module | None = None
 
 
-def network(model: Callable[..., Any], norm: Norm, inputs: np.ndarray) -> Network:
+def network(model: Callable[..., Any], norm: Norm, inputs: np.ndarray, **fields: Any) -> Network:
     """Make a network from a model; one that takes `rngs` is NNX.
 
     Under one seed all parameters that are not the norm's start the same for every norm: Linen draws them by the path of
@@ -46,10 +48,13 @@ def network(model: Callable[..., Any], norm: Norm, inputs: np.ndarray) -> Networ
             an NNX module, called as `module(inputs)`.
         norm: For the model.
         inputs: A few examples.
+        **fields: For the model, too.
 
     Raises:
         ValueError: If the model is neither.
     """
+    if fields:
+        model = functools.partial(model, **fields)
     if _is_nnx(model):
         return _nnx(model, norm)
     module = model(norm)
@@ -79,7 +84,7 @@ def ignores_norm(programs: Mapping[Norm, Program]) -> bool:
     first = next(texts)
     if any(text != first for text in texts):
         return False
-    modules = [norm.linen(train=True) for norm in programs]
+    modules = [norm.cell() if norm.entry.cell_only else norm.linen(train=True) for norm in programs]
     return any(module != modules[0] for module in modules)
 
 
@@ -105,7 +110,7 @@ def _linen(module: nn.Module, inputs: np.ndarray) -> Network:
     def evaluate(params: Any, rest: Any, inputs: jax.Array) -> Any:
         return module.apply({"params": params, **rest[0]}, inputs, train=False)
 
-    return Network(init=init, train=train, evaluate=evaluate)
+    return Network(init=init, train=train, evaluate=evaluate, module=module)
 
 
 def _nnx(model: Callable[..., Any], norm: Norm) -> Network:

@@ -69,7 +69,6 @@ class Plan:
         places: Every place of every table with the cell that stands there, column by column.
         cells: The cells, each once, in the order of their first place.
         groups: The cells again, those together that share a grid.
-        margin: The comparison's, or half a percentage point.
     """
 
     def __init__(self, comparison: Comparison, settings: Settings) -> None:
@@ -78,7 +77,8 @@ class Plan:
         Raises:
             ValueError: If a norm has options that contradict each other, or the comparison needs a margin.
         """
-        self.comparison, self.settings, self.margin = comparison, settings, _margin(comparison)
+        self.comparison, self.settings = comparison, settings
+        self._margins = {problem.name: _margin(comparison, problem) for problem in comparison.problems}
         self.places = {place: self._cell(place) for place in self._all_places()}
         self.cells = tuple(dict.fromkeys(self.places.values()))
         self.groups = tuple(self._grouped())
@@ -91,12 +91,16 @@ class Plan:
         """The comparison's problem of that name."""
         return next(problem for problem in self.comparison.problems if problem.name == name)
 
+    def margin(self, problem: str) -> float:
+        """The margin of a problem: its metric's, else the comparison's, else half a percentage point."""
+        return self._margins[problem]
+
     def curve(self, name: str) -> Curve:
         """The comparison's curve of that name."""
         return next(curve for curve in self.comparison.curves if curve.name == name)
 
     def resolve(self, place: Place) -> "tuple[Norm, dict[str, Any]]":
-        """The norm at a place with all its options, and the fields its training sees.
+        """The norm at a place with all its options, and the fields its training sees, the problem's options included.
 
         What the norm's own string says wins over what the factor sets, and that over the problem's defaults.
         """
@@ -109,7 +113,7 @@ class Plan:
             raise ValueError(
                 f"Expected no `{both.pop()}`, which the curve `{curve.name}` sets, got {devices['devices']}."
             )
-        config = {"epochs": self.settings.epochs, **devices, **of_curve}
+        config = {"epochs": self.settings.epochs, **devices, **of_curve, **self._options(problem)}
         defaults = problem.norm_options(norm.name, config)
         options = {**defaults, **curve.norm_options(norm.name, place.value), **norm.options}
         if "group_size" in norm.options and "num_groups" not in norm.options:
@@ -120,7 +124,12 @@ class Plan:
         """Why a cell cannot be run at all, empty where it can."""
         from normlab import norms
 
-        if norms.get(cell.norm).needs_spatial and not self.problem(cell.problem).spatial:
+        norm, problem = norms.get(cell.norm), self.problem(cell.problem)
+        if norm.entry.cell_only and not problem.recurrent:
+            return f"`{cell.norm}` is a norm of recurrent cells, and `{cell.problem}` has none."
+        if problem.recurrent and norm.entry.cell is None:
+            return f"`{cell.norm}` has no place in the recurrent cell of `{cell.problem}`."
+        if norm.needs_spatial and not problem.spatial:
             return f"`{cell.norm}` needs spatial axes, and activations of `{cell.problem}` have none."
         return ""
 
@@ -169,8 +178,14 @@ class Plan:
                     for norm in self.settings.norms:
                         yield Place(problem=problem, curve=curve, value=value, norm=norm)
 
+    def _options(self, problem: Problem) -> dict[str, Any]:
+        given = self.settings.options
+        return {option.name: given[option.name] for option in problem.options if option.name in given}
+
     def _cell(self, place: Place) -> Cell:
         norm, config = self.resolve(place)
+        given = self._options(self.problem(place.problem))
+        config = {name: value for name, value in config.items() if name not in given}  # in a key, data have a hash
         plain = json.loads(canonical_json({**config, "norm": str(norm), "statistics": scope(norm, config)}))
         return Cell(problem=place.problem, norm=place.norm, config=frozen(plain))
 
@@ -315,15 +330,15 @@ def scope(norm: "Norm", config: Mapping[str, Any]) -> str:
     return f"{examples} example{'s' * (examples > 1)}{f' on {devices} devices' * (devices > 1)}"
 
 
-def _margin(comparison: Comparison) -> float:
-    if comparison.margin is not None:
-        return comparison.margin
-    for problem in comparison.problems:
-        if not problem.metric.percent:
-            raise ValueError(
-                f"Expected `margin` in the unit of `{problem.metric.name}`, the metric of `{problem.name}`, got none. "
-                "Say in the comparison what difference would not matter to you."
-            )
+def _margin(comparison: Comparison, problem: Problem) -> float:
+    for margin in (problem.metric.margin, comparison.margin):
+        if margin is not None:
+            return margin
+    if not problem.metric.percent:
+        raise ValueError(
+            f"Expected `margin` in the unit of `{problem.metric.name}`, the metric of `{problem.name}`, got none. "
+            "Say in the comparison what difference would not matter to you."
+        )
     return HALF_A_POINT
 
 

@@ -1,18 +1,21 @@
 """Problems from a user's own model and data. Importing this imports neither JAX nor Flax."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from normlab import norms
 from normlab.norms import Norm, Ramp
-from normlab.study.config import Metric, Problem
+from normlab.study.config import Metric, Problem, Series
 from normlab.study.data import Data, Source, load, sizes
 
 if TYPE_CHECKING:
+    from normlab.study.arguments import Option
+    from normlab.study.learning import Fitted
     from normlab.study.train import Program
 
+Measure = Callable[["Fitted"], Mapping[str, Any]]
+Assess = Callable[["Fitted", Any], Mapping[str, Any]]
 Loss = Callable[[Any, Any], Any]
 Optimizer = Callable[[Callable[[Any], Any]], Any]
 
@@ -25,11 +28,13 @@ class Error:
         name: For axes and headings, e.g. `top-5 error`.
         function: `(outputs, labels) -> one number for each example`, lower is better; the mean is reported.
         percent: Whether it is a fraction, shown in percent.
+        margin: See `Metric`.
     """
 
     name: str
     function: Loss
     percent: bool = False
+    margin: float | None = None
 
 
 def _misclassified(outputs: Any, labels: Any) -> Any:
@@ -52,12 +57,18 @@ def supervised(
     title: str = "",
     loss: Loss | None = None,
     metric: Error | Loss | None = None,
-    chance: float | None = None,
+    chance: float | Callable[[Data], float] | None = None,
     optimizer: Optimizer | None = None,
     norm_options: Mapping[str, Mapping[str, Any]] | None = None,
     spatial: bool = False,
+    recurrent: bool = False,
     validation: float = 0.2,
     test: float = 0.2,
+    series: Sequence[Series] = (),
+    measure: Measure = lambda model: {},
+    side: Sequence[Metric] = (),
+    assess: Assess = lambda model, outputs: {},
+    options: "Sequence[Option]" = (),
 ) -> Problem:
     """Make a problem from a Flax model and labelled data.
 
@@ -68,21 +79,31 @@ def supervised(
         name: Short, for records and flags.
         model: Linen: `model(norm)` gives a module that is called as `module(inputs, train=...)`. NNX: `model(norm,
             rngs=...)` gives a module that is called as `module(inputs)` after `train()` or `eval()`. The norm goes
-            into it as `norm.linen(train=train)` or `norm.nnx(features, rngs=rngs)`.
+            into it as `norm.linen(train=train)` or `norm.nnx(features, rngs=rngs)`. What a curve sets besides the batch
+            size, epochs and devices is handed on: `model(norm, depth=2)`.
         data: A `Data`, a function that returns one, or the path of an `.npz` file; see `normlab.study.data.load`.
         title: For people; the name unless given.
         loss: `(outputs, labels) -> number, or one for each example`. Unless given: softmax cross entropy for integer
             labels, squared error for others.
         metric: An `Error`, or its function. Unless given: the share of wrong classes or the mean squared error, for
             which labels are looked at now.
-        chance: The metric of a model that has learned nothing. Unless given: that of the best constant answer where the
-            metric is one of these two, else unknown, and then no run is found to have collapsed.
+        chance: The metric of a model that has learned nothing, or a function of the data that gives it. Unless given:
+            that of the best constant answer where the metric is one of these two, else unknown, and then no run is
+            found to have collapsed.
         optimizer: `learning-rate schedule -> optax.GradientTransformation`, e.g. `optax.adamw`. Unless given: SGD with
             momentum 0.9.
         norm_options: For norms by name, e.g. `{"group": {"num_groups": 4}}`.
         spatial: Whether activations have axes between batch and features, which instance norm needs.
-        validation: How much of the data chooses learning rates: a number of examples, or below 1 a share.
-        test: How much is reported on, likewise; without effect where the data bring a test set.
+        recurrent: Whether the norm goes into a recurrent cell.
+        validation: How much of the data chooses learning rates: a number of examples, or below 1 a share; without
+            effect where the data bring their own.
+        test: How much is reported on, likewise.
+        series: What is measured of a model before, during and after training.
+        measure: `Fitted -> vectors by name`; a norm that has no such thing gives NaN, or leaves it out.
+        side: What is reported of evaluated models beside the metric.
+        assess: `(Fitted, outputs of the test examples) -> numbers by name`, likewise.
+        options: What can be asked for on the command line besides; what is given is handed to the function `data` by
+            name.
     """
     error = metric if metric is None or isinstance(metric, Error) else _named(metric)
     task = Task(
@@ -95,14 +116,21 @@ def supervised(
         given_options=norm_options or {},
         validation=validation,
         test=test,
+        observed={"series": series, "measure": measure, "side": side, "assess": assess},
+        asked=[option.name for option in options],
     )
+    judged = task.error({})
     return Problem(
         name=name,
         title=title or name,
         build=task.build,
         norm_options=task.norm_options,
         spatial=spatial,
-        metric=Metric(name=task.error.name, percent=task.error.percent),
+        recurrent=recurrent,
+        metric=Metric(name=judged.name, percent=judged.percent, margin=judged.margin),
+        side=tuple(side),
+        series=tuple(series),
+        options=tuple(options),
     )
 
 
@@ -114,21 +142,26 @@ class Task:
     data: Source
     loss: Loss | None
     given_error: Error | None
-    chance: float | None
+    chance: float | Callable[[Data], float] | None
     optimizer: Optimizer | None
     given_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     validation: float
     test: float
+    observed: Mapping[str, Any] = field(default_factory=dict)
+    asked: Sequence[str] = ()
+    _loaded: dict[tuple[Any, ...], Data] = field(default_factory=dict, init=False)
 
-    @cached_property
-    def loaded(self) -> Data:
-        """The data."""
-        return load(self.data)
+    def loaded(self, config: Mapping[str, Any]) -> Data:
+        """The data, as far as options decide what they are."""
+        options = {name: config[name] for name in self.asked if name in config}
+        key = tuple(options.items())
+        if key not in self._loaded:
+            self._loaded[key] = load(self.data, **options)
+        return self._loaded[key]
 
-    @property
-    def error(self) -> Error:
+    def error(self, config: Mapping[str, Any]) -> Error:
         """What is measured."""
-        return self.given_error or (MISCLASSIFICATION if self.loaded.classes else MEAN_SQUARED_ERROR)
+        return self.given_error or (MISCLASSIFICATION if self.loaded(config).classes else MEAN_SQUARED_ERROR)
 
     def build(self, norm: Norm, config: Mapping[str, Any]) -> "Program":
         """The program of a cell; see `Problem.build`.
@@ -142,16 +175,20 @@ class Task:
         ghost = norm.options.get("ghost_batch_size")
         if isinstance(ghost, int) and ghost > config["batch_size"]:
             raise ValueError(f"Expected `ghost_batch_size` up to the batch of {config['batch_size']}, got {ghost}.")
+        data = self.loaded(config)
+        training = {name: config[name] for name in ("batch_size", "epochs", "devices") if name in config}
+        fields = {name: value for name, value in config.items() if name not in (*training, *self.asked)}
         return learn(
-            self.loaded,
-            network(self.model, norm, self.loaded.inputs[:2]),
-            error=self.error,
+            data,
+            network(self.model, norm, data.inputs[:2], **fields),
+            error=self.error(config),
             loss=self.loss,
             optimizer=self.optimizer,
-            chance=self.chance,
+            chance=self.chance(data) if callable(self.chance) else self.chance,
             validation=self.validation,
             test=self.test,
-            **config,
+            **self.observed,
+            **training,
         )
 
     def norm_options(self, norm: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -159,7 +196,7 @@ class Task:
         options = self.given_options.get(norm, {})
         if not norms.get(norm).stateful:
             return options
-        train, _ = sizes(self.loaded, self.validation, self.test)
+        train, _ = sizes(self.loaded(config), self.validation, self.test)
         averages = {"momentum": max(0.0, 1 - config["batch_size"] / train)}
         ramps = _ramps(config["epochs"] * max(1, train // config["batch_size"])) if norm == "batch_renorm" else {}
         return {**averages, **ramps, **options}

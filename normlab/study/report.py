@@ -12,10 +12,10 @@ from typing import Any
 
 from normlab.study import advice, words
 from normlab.study.advice import Choice
-from normlab.study.analysis import Analysis, Basin, CurveResult, Point
+from normlab.study.analysis import Analysis, Basin, CellResult, CurveResult, Point, TuningPoint
 from normlab.study.arguments import to_toml
 from normlab.study.config import FAILURES, Comparison, Settings, Value
-from normlab.study.downloads import cells, data_files, figure_files, latex_files, norm_keys
+from normlab.study.downloads import cells, data_files, figure_files, latex_files, norm_keys, series_files
 from normlab.study.statistics import wilson
 from normlab.study.store import write_whole
 from normlab.study.tables import rows
@@ -33,6 +33,7 @@ def write_html(
     identity: Mapping[str, Any],
     command: str,
     wall_seconds: float,
+    about: Mapping[str, str] | None = None,
 ) -> Path:
     """Write `report.html`, which opens offline, `analysis.json`, and the folders `tables` and `figures` beside it.
 
@@ -46,12 +47,13 @@ def write_html(
         identity: Code, versions and hardware, as in the records.
         command: What reproduces it.
         wall_seconds: Time from start to end.
+        about: What the data of problems are, in words.
 
     Returns:
         The path of the HTML file.
     """
     data = list(data_files(analysis, comparison, settings, identity))
-    latex, figures = latex_files(analysis), figure_files(analysis)
+    latex, figures, series = latex_files(analysis), figure_files(analysis), series_files(analysis)
     page = _template().render(
         analysis=analysis,
         comparison=comparison,
@@ -61,6 +63,8 @@ def write_html(
         data=data,
         latex=latex,
         figures=figures,
+        series=series,
+        about=about or {},
         keys=norm_keys(analysis),
         moves=any(cost.moved is not None for cost in analysis.costs),
         costs={(cost.problem, cost.curve, cost.norm, cost.value): cost for cost in analysis.costs},
@@ -73,7 +77,8 @@ def write_html(
         toml=to_toml(settings, comparison),
         wall_seconds=wall_seconds,
     )
-    files = [*data, *latex.values(), *(file for figure in figures.values() for file in figure.files)]
+    drawn = [*figures.values(), *(figure for _, figure, _ in series)]
+    files = [*data, *latex.values(), *(table for _, _, table in series), *(f for figure in drawn for f in figure.files)]
     folder = Path(directory)
     for file in files:
         (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +91,7 @@ def _template() -> Any:
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    own = (_reasons, _basin_width, _basin_ends, _factor, _grown, _sure, _pair)
+    own = (_reasons, _basin_width, _basin_ends, _factor, _grown, _sure, _pair, _rates, _at_rate)
     environment.filters.update({function.__name__.removeprefix("_"): function for function in own})
     style, script = Markup(_asset("report.css")), Markup(_asset("report.js"))
     environment.globals.update(words=words, style=style, script=script, step_times=advice.STEP_TIMES)
@@ -116,6 +121,16 @@ def _basin_width(basin: Basin) -> str:
 def _basin_ends(basin: Basin) -> str:
     """`0.01 to 0.3`."""
     return f"{words.rate(basin.low)} to {words.rate(basin.high)}" if basin.width > 1 else words.rate(basin.low)
+
+
+def _rates(curve: CurveResult) -> list[float]:
+    """The learning rates that any of its cells was tuned over."""
+    return sorted({point.learning_rate for cell in curve.cells for point in cell.tuning})
+
+
+def _at_rate(cell: CellResult, rate: float) -> TuningPoint | None:
+    """What became of a cell's tuning runs at a learning rate; `None` where there were none."""
+    return next((point for point in cell.tuning if point.learning_rate == rate), None)
 
 
 def _pair(names: Iterable[str]) -> list[tuple[str, str]]:

@@ -85,6 +85,7 @@ class Result:
             identity=self.header.identity,
             command=self.header.command,
             wall_seconds=self.header.wall_seconds,
+            about=self.header.about,
         )
 
 

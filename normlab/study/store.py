@@ -7,7 +7,7 @@ import platform
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
@@ -32,6 +32,7 @@ class Header:
         command: Of the last invocation.
         wall_seconds: Spent so far, all invocations together.
         shard: The part of the last invocation, `i/n`; empty for all of it.
+        about: What the data of problems are, in words.
     """
 
     settings: Settings
@@ -39,6 +40,7 @@ class Header:
     command: str
     wall_seconds: float = 0.0
     shard: str = ""
+    about: Mapping[str, str] = field(default_factory=dict)
 
 
 class Store:

@@ -8,8 +8,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from normlab.study import words
-from normlab.study.analysis import Analysis, CellResult, Cost, CurveResult, ProblemResult, RunStatus
-from normlab.study.config import Metric
+from normlab.study.analysis import (
+    Analysis,
+    CellResult,
+    Cost,
+    CurveResult,
+    Line,
+    ProblemResult,
+    RunStatus,
+    SeriesResult,
+)
+from normlab.study.config import MEASURED_AT, Metric
 from normlab.study.statistics import BETTER, EQUIVALENT, INCONCLUSIVE, WORSE, Interval
 
 MARKS = {BETTER: "+", WORSE: "-", EQUIVALENT: "=", INCONCLUSIVE: "?"}
@@ -40,6 +49,15 @@ def rows(analysis: Analysis) -> list[dict[str, Any]]:
 def run_rows(analysis: Analysis) -> list[dict[str, Any]]:
     """A dictionary for every planned run; numbers have the nine digits that float32 has."""
     return [_run_row(run) for run in analysis.runs]
+
+
+def series_rows(found: SeriesResult) -> list[dict[str, Any]]:
+    """A dictionary for every norm and place of a series, with the numbers of all times when it was measured."""
+    return [
+        {"norm": norm, "x": x, "seeds": lines[0].seeds, **_at_all_times(lines, place)}
+        for norm, lines in found.lines.items()
+        for place, x in enumerate(found.series.x)
+    ]
 
 
 def to_csv(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -95,6 +113,7 @@ def _row(cell: CellResult, cost: Cost) -> dict[str, Any]:
         **_estimate("change", *(cell.change.mean, cell.change.interval) if cell.change else (None, None)),
         **_tuning(cell),
         **_untuned(cell),
+        **{name: value for side, e in cell.side.items() for name, value in _estimate(side, e.mean, e.interval).items()},
         "step_seconds": cost.step,
         "run_seconds": cost.run,
         "compile_seconds": cost.compile,
@@ -163,6 +182,15 @@ def _run_row(run: RunStatus) -> dict[str, Any]:
     }
 
 
+def _at_all_times(lines: Sequence[Line], place: int) -> dict[str, Any]:
+    """`at_25_middle` and its like, in percent of the training."""
+    return {
+        f"at_{100 * share:g}_{name}": None if (number := getattr(line, name)[place]) is None else f"{number:.5g}"
+        for share, line in zip(MEASURED_AT, lines, strict=True)
+        for name in ("middle", "low", "high")
+    }
+
+
 def _harmless(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(_FORMULA) and not _is_number(value):
         return f"'{value}"
@@ -179,7 +207,7 @@ def _is_number(text: str) -> bool:
 def _latex_comments(analysis: Analysis, problem: ProblemResult, curve: CurveResult) -> Iterator[str]:
     """What the numbers are; a line break in a name would end its line."""
     metric, level, seeds = problem.metric, words.percent(analysis.level, 0), words.count(analysis.seeds, "seed")
-    baseline, margin = analysis.names[analysis.baseline], words.points(metric, analysis.margin)
+    baseline, margin = analysis.names[analysis.baseline], words.points(metric, problem.margin)
     texts = (
         f"{problem.title}; {curve.title}: {metric.name} {words.unit(metric)}",
         f"mean and half of the {level} % interval over {seeds}; in brackets failed of all runs",

@@ -107,7 +107,7 @@ class _Printer:
         yield f"{self.plus_minus} half of the {level} % interval over {words.count(analysis.seeds, 'seed')}"
         if analysis.claims:
             marks = ", ".join(f"{mark} {verdict}" for verdict, mark in MARKS.items())
-            margins = dict.fromkeys(words.points(problem.metric, analysis.margin) for problem in analysis.problems)
+            margins = dict.fromkeys(words.points(problem.metric, problem.margin) for problem in analysis.problems)
             yield f"against {analysis.baseline}, margin {' or '.join(margins)}: {marks}"
         if any(cell.edge for cell in analysis.cells):
             yield f"{EDGE} chosen learning rate is at the edge of the grid"

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from normlab.study.config import MEASURED_AT
+
 Arrays = Mapping[str, Any]
 
 
@@ -25,11 +27,13 @@ class Program:
         init: `seed -> state`, a pytree of arrays that holds all that the seed decides: split, parameters, order.
         step: `(state, t, learning_rate, data) -> (state, loss)` for t = 0, 1, ..., `steps - 1`.
         evaluate: `(state, data) -> metrics`: scalars `validation`, `test` and `finite` (whether all outputs are finite:
-            the argmax of NaN is class 0, so an error alone does not show it).
+            the argmax of NaN is class 0, so an error alone does not show it); others are kept beside them.
         steps: Number of updates.
         last: Over how many of the last steps `train_loss` is averaged.
         chance: The metric of a model that has learned nothing; `None` where there is no such number.
         mesh: The devices that train one model together, each with its share of every batch; `None` is one device.
+        series: `(state, data) -> vectors by name`, measured at all of `config.MEASURED_AT`; `None` for nothing.
+        about: What the data are, in words, for the report.
     """
 
     data: Mapping[str, np.ndarray]
@@ -40,6 +44,11 @@ class Program:
     last: int
     chance: float | None = None
     mesh: Mesh | None = None
+    series: Callable[[Any, Arrays], Mapping[str, jax.Array]] | None = None
+    about: str = ""
+
+
+Trained = tuple[Any, dict[str, jax.Array], Mapping[str, jax.Array]]
 
 
 def mesh_of(devices: int) -> Mesh | None:
@@ -69,20 +78,50 @@ def shared_out(tree: Any, mesh: Mesh | None) -> Any:
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec("data")))
 
 
-def training(program: Program) -> Callable[[jax.Array, Any, Arrays], tuple[Any, dict[str, jax.Array]]]:
-    """The function that trains one model, `(learning_rate, state, data) -> (state, metrics)`, to be compiled.
+def training(program: Program) -> Callable[[jax.Array, Any, Arrays], Trained]:
+    """The function that trains one model, `(learning_rate, state, data) -> (state, metrics, series)`, to be compiled.
 
     Metrics are `train_loss` and `first_nonfinite`: the step of the first loss that is not finite, -1 if there is none.
+    Series have a row for each of `MEASURED_AT`.
     """
 
-    def train(learning_rate: jax.Array, state: Any, data: Arrays) -> tuple[Any, dict[str, jax.Array]]:
-        steps = jnp.arange(program.steps)
-        state, losses = jax.lax.scan(lambda s, t: program.step(s, t, learning_rate, data), state, steps)
+    def train(learning_rate: jax.Array, state: Any, data: Arrays) -> Trained:
+        def step(state: Any, t: jax.Array) -> tuple[Any, jax.Array]:
+            return program.step(state, t, learning_rate, data)
+
+        if measure := program.series:
+            state, losses, series = _measured(step, program.steps, state, lambda state: measure(state, data))
+        else:
+            (state, losses), series = jax.lax.scan(step, state, jnp.arange(program.steps)), {}
         bad = ~jnp.isfinite(losses)
         first = jnp.where(bad.any(), jnp.argmax(bad), -1)
-        return state, {"train_loss": losses[-program.last :].mean(), "first_nonfinite": first}
+        return state, {"train_loss": losses[-program.last :].mean(), "first_nonfinite": first}, series
 
     return train
+
+
+def _measured(
+    step: Callable[[Any, jax.Array], tuple[Any, jax.Array]],
+    steps: int,
+    state: Any,
+    measure: Callable[[Any], Mapping[str, jax.Array]],
+) -> tuple[Any, jax.Array, Mapping[str, jax.Array]]:
+    """Train with a measurement at each of `MEASURED_AT`; step and measurement are in the program once.
+
+    The loops within are as long as their bounds say, so any number of steps can be divided.
+    """
+
+    def one(t: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+        state, loss = step(carry[0], t)
+        return state, carry[1].at[t].set(loss)
+
+    def part(carry: Any, bounds: jax.Array) -> tuple[Any, Mapping[str, jax.Array]]:
+        carry = jax.lax.fori_loop(bounds[0], bounds[1], one, carry)
+        return carry, measure(carry[0])
+
+    ends = [round(share * steps) for share in MEASURED_AT]
+    (state, losses), series = jax.lax.scan(part, (state, jnp.zeros(steps)), jnp.asarray([[0, *ends[:-1]], ends]).T)
+    return state, losses, series
 
 
 def check(program: Program) -> None:
@@ -92,5 +131,5 @@ def check(program: Program) -> None:
         Exception: Whatever the model raises for shapes it cannot take.
     """
     state, data = jax.eval_shape(lambda: program.init(0)), dict(program.data)
-    state, _ = jax.eval_shape(training(program), jax.ShapeDtypeStruct((), jnp.float32), state, data)
+    state, _, _ = jax.eval_shape(training(program), jax.ShapeDtypeStruct((), jnp.float32), state, data)
     jax.eval_shape(program.evaluate, state, data)

@@ -1,0 +1,587 @@
+"""Why does batch norm fail in recurrence, and where does it work?
+
+An LSTM reads the pixels of handwritten digits one by one, in a fixed random order; sequences longer than 64 steps begin
+again. Norms differ in what their statistics are of:
+
+- `vertical`: the input path alone, batch and time steps together (`batch_input`).
+- `per step`: all paths, the batch at each time step by itself (`batch_step`).
+- `shared`: all paths, one statistic for all time steps, as the running ones of a batch norm layer ("horizontal"). In
+  training it is the same net as `per step`, so it is that net with its statistics swapped: weights are paired.
+- `plain` (no norm) and `layer` (layer norm), for reference.
+
+Measured at every time step, with noise on the initial state as in training: the norm of the gradient of the loss with
+respect to the hidden state, the root mean square of the hidden state, and the standard deviation over the batch of what
+enters the recurrent norm. At initialization over sequence lengths and initial scales; after a short training
+(Adam, gradients clipped at norm 1) over initial scales, with the error on test examples. Where scales vary, nothing else
+does: the epsilon of layer norm stays that of its default scale. Last, the trap of layer norm:
+zero inputs from a zero state have no variance, so that the gradient grows by up to 1 / sqrt(epsilon) a step.
+
+    python experiments/recurrent_gradients.py                        # five seeds
+    python experiments/recurrent_gradients.py --output FOLDER        # writes figures (SVG, PNG) and what was seen
+    python experiments/recurrent_gradients.py --quick                # two seeds, shorter; to see that it runs
+"""
+
+import argparse
+import itertools
+import math
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from normlab.linen import RNN, LSTMCell
+from normlab.norms import get
+from normlab.study.data import digits, permutations, split
+from normlab.study.figures import MARKERS, PALETTE, STYLES, to_svg
+from normlab.study.statistics import mean_interval
+
+HIDDEN, BATCH, CLASSES, PIXELS = 32, 64, 10, 64
+NOISE, LEARNING_RATE = 0.1, 0.01
+"""Standard deviation of the initial state in training; Adam's rate."""
+
+SMALL, LARGE = 0.1, 1.0
+"""Initial scales that are compared."""
+
+ARMS: tuple[str, ...] = ("plain", "layer", "vertical", "per step", "shared")
+PLAIN, LAYER, VERTICAL, PER_STEP, SHARED = ARMS
+NORMS: dict[str, str] = {
+    PLAIN: "none",
+    LAYER: "layer",
+    VERTICAL: "batch_input:momentum={m}",
+    PER_STEP: "batch_step:max_steps={t},momentum={m}",
+    SHARED: "batch_shared:momentum={m}",
+}
+TRAP = ("layer", "layer:initial_scale=1.0,epsilon=1e-5")
+"""Layer norm by its defaults in a cell, and as in a feed-forward net."""
+
+QUANTITIES = {
+    "gradient": "gradient norm of the state",
+    "activation": "RMS of the state",
+    "spread": "sd over the batch, recurrent path",
+}
+"""Of a `Profile`, with labels."""
+
+Tree = Any
+Numbers = Array | np.ndarray
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured."""
+
+    seeds: int = 5
+    scales: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
+    lengths: tuple[int, ...] = (16, 64, 128)
+    trained_length: int = 64
+    epochs: int = 10
+
+
+QUICK = Plan(seeds=2, scales=(0.1, 1.0), lengths=(16,), trained_length=16, epochs=1)
+
+
+class Profile(NamedTuple):
+    """A net over time; arrays of [scales, seeds, time], or less by their leading axes.
+
+    Attributes:
+        gradient: Norm of the gradient of the mean loss with respect to the hidden state, over batch and features.
+        activation: Root mean square of the hidden state.
+        spread: Standard deviation over the batch of what enters the recurrent norm, root mean square over features.
+        parameters: Norm of the gradient of all parameters; no time axis.
+    """
+
+    gradient: Numbers
+    activation: Numbers
+    spread: Numbers
+    parameters: Numbers
+
+
+class Trained(NamedTuple):
+    """Nets after training, arrays of [scales, seeds, ...]."""
+
+    profile: Profile
+    error: Numbers
+
+
+class Shift(NamedTuple):
+    """How far running statistics of the recurrent path at a time step are from shared ones, [scales, seeds, time].
+
+    Attributes:
+        mean: Distance of the means in shared standard deviations, root mean square over features.
+        spread: Ratio of the standard deviations, geometric mean over features.
+    """
+
+    mean: Numbers
+    spread: Numbers
+
+
+class Found(NamedTuple):
+    """All that is measured: by arm, and by length where there are several; the trap by norm."""
+
+    initial: dict[tuple[str, int], Profile]
+    trained: dict[str, Trained]
+    shift: Shift
+    trap: dict[str, Numbers]
+
+
+class Draw(NamedTuple):
+    """What a seed decides: the key of its net, and the examples it trains on and is tested on."""
+
+    key: Array
+    train: Array
+    test: Array
+
+
+def draws(plan: Plan) -> Draw:
+    """Return the draws of all seeds, stacked; batches are [seeds, updates, batch] indices."""
+    splits = [split(len(digits().labels), seed) for seed in range(plan.seeds)]
+    orders = [permutations(part["train"], plan.epochs, seed) for seed, part in enumerate(splits)]
+    return Draw(
+        key=jax.random.split(jax.random.key(0), plan.seeds),
+        train=jnp.asarray(orders).reshape(plan.seeds, -1, BATCH),
+        test=jnp.asarray([part["test"] for part in splits]),
+    )
+
+
+class Net(nn.Module):
+    """An LSTM that reads sequences, and a linear layer on its last state."""
+
+    norm: str
+    train: bool = True
+    noise: float = NOISE
+
+    @nn.compact
+    def __call__(self, x: Array, key: Array) -> tuple[Array, Array]:
+        """Return logits, and hidden states [batch, time, features]."""
+        carry_init = nn.initializers.normal(self.noise)
+        cell = LSTMCell(
+            HIDDEN, norm=self.norm, use_running_average=not self.train, carry_init=carry_init, name="lstm", parent=self
+        )
+        hidden = RNN(cell, name="rnn")(x, init_key=key)
+        return nn.Dense(CLASSES, name="head")(hidden[:, -1]), hidden
+
+
+def norm_of(arm: str, steps: int, momentum: float = 0.0) -> str:
+    """Name the norm of an arm for sequences of `steps`; without momentum, running statistics are those of a batch."""
+    return NORMS[arm].format(t=steps, m=momentum)
+
+
+def sequences(steps: int) -> np.ndarray:
+    """Return all digits as sequences [examples, steps, 1], in a fixed permutation of their pixels."""
+    order = np.resize(np.random.default_rng(0).permutation(PIXELS), steps)
+    return digits().inputs.reshape(-1, PIXELS, 1)[:, order]
+
+
+def new_nets(plan: Plan) -> Tree:
+    """Return the parameters of new nets with all norms, by seed; kernels depend on nothing else."""
+    keys = draws(plan).key
+    return jax.jit(jax.vmap(lambda key: Net("layer").init(key, jnp.zeros((2, 1, 1)), key)["params"]))(keys)
+
+
+def with_norm(params: Tree, norm: str, scales: Sequence[float]) -> Tree:
+    """Return the parameters of nets [scales * seeds] without those that a norm does not have, scales set."""
+    kept = {f"norm_{path}" for path in get(norm).cell().paths}
+    lstm = {name: leaf for name, leaf in params["lstm"].items() if not name.startswith("norm_") or name in kept}
+    params = repeated({**params, "lstm": lstm}, len(scales))
+    for name in kept:
+        old = params["lstm"][name]["scale"]
+        factor = jnp.repeat(jnp.asarray(scales), len(old) // len(scales))
+        params["lstm"][name]["scale"] = jnp.full_like(old, 1) * factor[:, None]
+    return params
+
+
+def losses(logits: Array, labels: Array) -> Array:
+    """Return the mean cross-entropy."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def recurrent_kernel(params: Tree) -> Array:
+    """Return the recurrent kernels of all gates side by side."""
+    return jnp.concatenate([params["lstm"][gate]["kernel"] for gate in ("hi", "hf", "hg", "ho")], -1)
+
+
+@partial(jax.jit, static_argnames=("norm", "noise", "swapped"))
+def profile(norm: str, params: Tree, draw: Draw, x: Array, noise: float = NOISE, swapped: bool = False) -> Profile:
+    """Measure nets, each on its first batch; `swapped` statistics are the running ones of this batch, as constants."""
+    labels = jnp.asarray(digits().labels)
+
+    def one(net: tuple[Tree, Draw]) -> Profile:
+        params, draw = net
+        batch = draw.train[0]
+        return profile_one(norm, params, x[batch], labels[batch], draw.key, noise, swapped)
+
+    return jax.lax.map(one, (params, draw))
+
+
+def profile_one(norm: str, params: Tree, x: Array, labels: Array, key: Array, noise: float, swapped: bool) -> Profile:
+    """Measure a net on one batch."""
+    state, net = {}, Net(norm, noise=noise)
+    if swapped:
+        _, state = net.apply({"params": params}, x, key, mutable=["batch_stats"])
+        net = Net(norm, train=False, noise=noise)
+
+    def loss(params: Tree, nudges: Array) -> tuple[Array, Array]:
+        given = {"params": params, **state, "perturbations": {"rnn": {"hidden": nudges}}}
+        (logits, hidden), _ = net.apply(given, x, key, mutable=["batch_stats"])
+        return losses(logits, labels), jnp.swapaxes(hidden, 0, 1)
+
+    nudges = jnp.zeros((x.shape[1], len(x), HIDDEN))
+    (by_params, by_hidden), hidden = jax.grad(loss, (0, 1), has_aux=True)(params, nudges)
+    spread = (hidden @ recurrent_kernel(params)).std(1)
+    return Profile(
+        gradient=jnp.sqrt(jnp.square(by_hidden).sum((1, 2))),
+        activation=jnp.sqrt(jnp.square(hidden).mean((1, 2))),
+        spread=jnp.sqrt(jnp.square(spread).mean(1)),
+        parameters=optax.tree.norm(by_params),
+    )
+
+
+@partial(jax.jit, static_argnames="norm")
+def train(norm: str, params: Tree, draw: Draw, x: Array) -> Tree:
+    """Train nets; return their variables."""
+    labels = jnp.asarray(digits().labels)
+    return jax.lax.map(lambda net: train_one(norm, net[0], net[1], x, labels), (params, draw))
+
+
+def train_one(norm: str, params: Tree, draw: Draw, x: Array, labels: Array) -> Tree:
+    """Train a net; return its variables."""
+    net = Net(norm)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE))
+    state = {k: v for k, v in net.init(draw.key, x[:2], draw.key).items() if k != "params"}
+
+    def update(carry: tuple[Tree, Tree], at: tuple[Array, Array]) -> tuple[tuple[Tree, Tree], None]:
+        variables, optimizing = carry
+        batch, key = at
+
+        def loss(params: Tree) -> tuple[Array, Tree]:
+            (logits, _), state = net.apply({**variables, "params": params}, x[batch], key, mutable=["batch_stats"])
+            return losses(logits, labels[batch]), state
+
+        gradients, state = jax.grad(loss, has_aux=True)(variables["params"])
+        updates, optimizing = optimizer.update(gradients, optimizing, variables["params"])
+        return ({"params": optax.apply_updates(variables["params"], updates), **state}, optimizing), None
+
+    start = ({"params": params, **state}, optimizer.init(params))
+    return jax.lax.scan(update, start, (draw.train, jax.random.split(draw.key, len(draw.train))))[0][0]
+
+
+def shared(statistics: Tree) -> Tree:
+    """Return what norms with shared statistics would have kept: the average over time steps, [nets, 1, features]."""
+    return jax.tree.map(lambda rows: rows.mean(1, keepdims=True), statistics)
+
+
+@partial(jax.jit, static_argnames="norm")
+def error(norm: str, variables: Tree, draw: Draw, x: Array) -> Array:
+    """Return the share of test examples that nets get wrong with running statistics, from a zero state."""
+    labels, net = jnp.asarray(digits().labels), Net(norm, train=False, noise=0.0)
+
+    def one(at: tuple[Tree, Array]) -> Array:
+        variables, test = at
+        return (net.apply(variables, x[test], jax.random.key(0))[0].argmax(-1) != labels[test]).mean()
+
+    return jax.lax.map(one, (variables, draw.test))
+
+
+def shift(statistics: Tree) -> Shift:
+    """Compare the running statistics of time steps with shared ones."""
+    steps, pooled = statistics["lstm"]["norm_h"], shared(statistics)["lstm"]["norm_h"]
+    distance = (steps["mean"] - pooled["mean"]) / jnp.sqrt(pooled["var"])
+    return Shift(
+        mean=jnp.sqrt(jnp.square(distance).mean(-1)),
+        spread=jnp.exp(0.5 * jnp.log(steps["var"] / pooled["var"]).mean(-1)),
+    )
+
+
+def measure(plan: Plan) -> Found:
+    """Measure everything."""
+    params, scales, steps = new_nets(plan), plan.scales, plan.trained_length
+    inputs = {length: jnp.asarray(sequences(length)) for length in {*plan.lengths, steps}}
+
+    def nets(arm: str, norm: str) -> tuple[Tree, Draw]:
+        several = scales if arm != PLAIN else scales[:1]  # all scales are one to a plain net
+        return with_norm(params, norm, several), repeated(draws(plan), len(several))
+
+    def initial(case: tuple[str, int]) -> Profile:
+        arm, length = case
+        norm = norm_of(arm, length)
+        return by_scale(plan, profile(norm, *nets(arm, norm), inputs[length], swapped=arm == SHARED))
+
+    def variables(arm: str) -> tuple[Tree, Draw]:
+        norm = norm_of(arm, steps, 0.9)
+        new, draw = nets(arm, norm)
+        return train(norm, new, draw, inputs[steps]), draw
+
+    def trained(arm: str) -> Trained:
+        return by_scale(plan, after(arm, steps, *found[arm], inputs[steps]))
+
+    own = (PLAIN, LAYER, VERTICAL, PER_STEP)
+    cases = list(itertools.product(ARMS, plan.lengths))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each program keeps about one core busy
+        found: dict[str, tuple[Tree, Draw]] = dict(zip(own, pool.map(variables, own), strict=True))
+        per_step, draw = found[PER_STEP]
+        statistics = per_step["batch_stats"]
+        found[SHARED] = {**per_step, "batch_stats": shared(statistics)}, draw
+        return Found(
+            initial=dict(zip(cases, pool.map(initial, cases), strict=True)),
+            trained=dict(zip(ARMS, pool.map(trained, ARMS), strict=True)),
+            shift=by_scale(plan, shift(statistics)),
+            trap=dict(zip(TRAP, pool.map(partial(trapped, plan, params), TRAP), strict=True)),
+        )
+
+
+def after(arm: str, steps: int, variables: Tree, draw: Draw, x: Array) -> Trained:
+    """Measure trained nets."""
+    norm = norm_of(arm, steps)
+    return Trained(profile(norm, variables["params"], draw, x, swapped=arm == SHARED), error(norm, variables, draw, x))
+
+
+def repeated(tree: Tree, times: int) -> Tree:
+    """Repeat arrays along their first axis, as a whole."""
+    return jax.tree.map(lambda a: jnp.concatenate([a] * times), tree)
+
+
+def by_scale(plan: Plan, tree: Tree) -> Tree:
+    """Divide the first axis, nets, into scales and seeds; what was found at one scale is so at all."""
+
+    def divided(a: Array) -> np.ndarray:
+        several = np.asarray(a).reshape(-1, plan.seeds, *a.shape[1:])
+        return np.repeat(several, len(plan.scales) // len(several), 0)
+
+    return jax.tree.map(divided, tree)
+
+
+def trapped(plan: Plan, params: Tree, norm: str) -> np.ndarray:
+    """Return the gradient norm of new nets at every step of zeros, from a zero state: [seeds, time]."""
+    nets = with_norm(params, norm, [get(norm).cell().initial_scale])
+    x = jnp.zeros((len(digits().labels), max(plan.lengths), 1))
+    return np.asarray(profile(norm, nets, draws(plan), x, noise=0.0).gradient)
+
+
+class Interval(NamedTuple):
+    """A mean over seeds with its 95 % interval, which is NaN where seeds do not allow one."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def tells_from(self, value: float) -> bool:
+        """Whether the interval leaves out a value."""
+        return self.low > value or self.high < value
+
+    def text(self, form: str) -> str:
+        """Write it, each number by a format."""
+        known = not math.isnan(self.low)
+        within = f"{form.format(self.low)} to {form.format(self.high)}" if known else "no interval"
+        return f"{form.format(self.mean)} ({within}, n = {self.n})"
+
+
+def average(values: Numbers) -> Interval:
+    """Average over seeds."""
+    found = mean_interval([float(v) for v in values])
+    low, high = found.interval or (math.nan, math.nan)
+    return Interval(math.nan if found.mean is None else found.mean, low, high, found.n)
+
+
+def ratio(a: Numbers, b: Numbers) -> Interval:
+    """Average a ratio within seeds, geometrically."""
+    with np.errstate(all="ignore"):
+        logs = average(np.log(np.asarray(a, np.float64)) - np.log(np.asarray(b, np.float64)))
+    mean, low, high = (math.exp(value) for value in logs[:3])
+    return Interval(mean, low, high, logs.n)
+
+
+def sentences(plan: Plan, found: Found) -> list[str]:
+    """Say what was seen, every number measured."""
+    steps, small, large = plan.trained_length, plan.scales.index(SMALL), plan.scales.index(LARGE)
+    lines = [
+        f"LSTM of {HIDDEN} units, permuted digits, batch {BATCH}, {plan.seeds} seeds, {plan.epochs} epochs where "
+        "trained; in brackets 95 % intervals over seeds."
+    ]
+    for arm in (VERTICAL, PER_STEP, SHARED, LAYER):
+        gradient = found.initial[arm, steps].parameters
+        lines.append(
+            f"At initialization, {steps} steps, {arm}: the gradient of the parameters at scale {LARGE:g} is "
+            f"{ratio(gradient[large], gradient[small]).text('{:.3g}')} times that at scale {SMALL:g}."
+        )
+    for arm in ARMS:
+        parts = []
+        for length in plan.lengths:
+            gradient = found.initial[arm, length].gradient[usual(plan, arm)]
+            parts.append(f"over {length} steps {ratio(gradient[:, 0], gradient[:, -1]).text('{:.2g}')}")
+        lines.append(
+            f"At initialization, {at_scale(plan, arm)}: the gradient at the first step, as a share of that at the last, "
+            f"is {', '.join(parts)}."
+        )
+    for arm in (PER_STEP, SHARED):
+        spread = found.trained[arm].profile.spread[usual(plan, arm)]
+        lines.append(
+            f"After training, {arm}: the standard deviation over the batch of what enters the recurrent norm is at the "
+            f"last step {ratio(spread[:, -1], spread[:, 0]).text('{:.3g}')} times that at the first."
+        )
+    lines += [swap(found, at, scale) for at, scale in enumerate(plan.scales)]
+    lines += [against(plan, found, arm) for arm in (PLAIN, LAYER, VERTICAL)]
+    per_step = found.trained[PER_STEP].error
+    lines.append(
+        f"Trained per step, scale {LARGE:g} instead of {SMALL:g}: error "
+        f"{points(per_step[large] - per_step[small], 'higher', 'lower')}."
+    )
+    return [*lines, *(trap_line(norm, found.trap[norm]) for norm in TRAP)]
+
+
+def usual(plan: Plan, arm: str) -> int:
+    """Return which of the scales is the default of an arm's norm."""
+    return plan.scales.index(get(norm_of(arm, 1)).cell().initial_scale)
+
+
+def at_scale(plan: Plan, arm: str) -> str:
+    """Name an arm with its default scale, at which it is compared with others."""
+    return arm if arm == PLAIN else f"{arm} (scale {plan.scales[usual(plan, arm)]:g})"
+
+
+def points(difference: Numbers, higher: str, lower: str) -> str:
+    """Write a difference of errors in percentage points, and which way it goes."""
+    seen = average(100 * difference)
+    way = (higher if seen.mean > 0 else lower) if seen.tells_from(0) else "not told apart"
+    return f"{way}, difference {seen.text('{:+.1f}')} points"
+
+
+def swap(found: Found, at: int, scale: float) -> str:
+    """Say what swapping the statistics of a trained net does, and how far apart they are."""
+    own, swapped = found.trained[PER_STEP].error[at], found.trained[SHARED].error[at]
+    mean, spread = found.shift.mean[at], found.shift.spread[at]
+    return (
+        f"The same trained nets, scale {scale:g}, evaluated with shared statistics instead of those of each step: "
+        f"error {points(swapped - own, 'higher', 'lower')}, from {average(100 * own).text('{:.1f}')} %. Means of "
+        f"single steps are up to {average(mean.max(1)).text('{:.2f}')} shared standard deviations away, and their "
+        f"standard deviations between {average(spread.min(1)).text('{:.2f}')} and "
+        f"{average(spread.max(1)).text('{:.2f}')} times the shared one."
+    )
+
+
+def against(plan: Plan, found: Found, arm: str) -> str:
+    """Compare the error of an arm with that of statistics per step."""
+    own, other = (found.trained[a].error[usual(plan, a)] for a in (PER_STEP, arm))
+    return (
+        f"Trained {at_scale(plan, arm)}: error {average(100 * other).text('{:.1f}')} %; beside "
+        f"{at_scale(plan, PER_STEP)} it is {points(other - own, 'higher', 'lower')}."
+    )
+
+
+def trap_line(norm: str, gradient: Numbers) -> str:
+    """Say how the gradient grows over steps of zeros."""
+    gradient = np.asarray(gradient)[:, ::-1]  # by distance from the last step
+    finite = int(np.isfinite(gradient).all(0).argmin()) or gradient.shape[1]
+    growth = ratio(gradient[:, 1], gradient[:, 0])
+    end = f"over {gradient.shape[1] - 1} steps it is finite" if finite == gradient.shape[1] else (
+        f"{finite} steps back it is no longer finite"
+    )  # fmt: skip
+    word = "grows" if growth.low > 1 else "shrinks" if growth.high < 1 else "neither clearly grows nor shrinks"
+    return (
+        f"Zeros from a zero state, `{norm}`: backwards the gradient {word}, by {growth.text('{:.3g}')} in a step; "
+        f"{end}."
+    )
+
+
+def draw(plan: Plan, found: Found) -> dict[str, Figure]:
+    """Draw the figures, by name."""
+    steps = plan.trained_length
+    moments = ("at initialization", "after training")
+    profiles = ({arm: found.initial[arm, steps] for arm in ARMS}, {arm: found.trained[arm].profile for arm in ARMS})
+    with rc_context(STYLES):
+        time = Figure(figsize=(9.6, 7.2), layout="constrained")
+        for row, (quantity, label) in zip(time.subplots(3, 2, sharex=True), QUANTITIES.items(), strict=True):
+            for axes, moment, by_arm in zip(row, moments, profiles, strict=True):
+                lines(
+                    axes,
+                    range(1, steps + 1),
+                    {at_scale(plan, arm): getattr(by_arm[arm], quantity)[usual(plan, arm)] for arm in ARMS},
+                )
+                axes.set(title=moment, xlabel="time step", ylabel=label)
+                logarithmic(axes)
+        time.legend(*time.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(ARMS))
+
+        scales = Figure(figsize=(9.6, 3.6), layout="constrained")
+        panels = scales.subplots(1, len(plan.lengths) + 1, squeeze=False)[0]
+        for axes, length in zip(panels, plan.lengths, strict=False):
+            lines(axes, plan.scales, {arm: found.initial[arm, length].parameters.T for arm in ARMS}, marked=True)
+            axes.set(title=f"{length} steps, at initialization", ylabel="gradient norm of the parameters")
+            logarithmic(axes)
+        lines(panels[-1], plan.scales, {arm: 100 * found.trained[arm].error.T for arm in ARMS}, marked=True)
+        panels[-1].set(title=f"{steps} steps, after training", ylabel="test error, %")
+        for axes in panels:
+            axes.set(xlabel="initial scale")
+            logarithmic(axes, x=True)
+        scales.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(ARMS))
+
+        trap = Figure(figsize=(4.8, 3.6), layout="constrained")
+        axes = trap.subplots()
+        lines(axes, range(max(plan.lengths)), {norm: found.trap[norm][:, ::-1] for norm in TRAP})
+        axes.set(title="zeros from a zero state", xlabel="steps back", ylabel=QUANTITIES["gradient"])
+        logarithmic(axes)
+        axes.legend()
+    return {"time": time, "scales": scales, "trap": trap}
+
+
+def logarithmic(axes: Axes, *, x: bool = False) -> None:
+    """Make an axis logarithmic, its ticks plain numbers."""
+    axis = axes.xaxis if x else axes.yaxis
+    (axes.set_xscale if x else axes.set_yscale)("log")
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def lines(axes: Axes, places: Sequence[float], values: Mapping[str, Numbers], marked: bool = False) -> None:
+    """Draw the mean over seeds, [seeds, places], and the range of seeds; a logarithmic axis leaves out zeros."""
+    for (name, seeds), colour, marker in zip(values.items(), PALETTE, MARKERS, strict=False):
+        there = np.where(np.isfinite(seeds), seeds, np.nan)
+        known = np.isfinite(there).all(0)
+        at, there = np.asarray(places)[known], there[:, known]
+        axes.plot(at, there.mean(0), color=colour, marker=marker if marked else None, label=name)
+        axes.fill_between(at, there.min(0), there.max(0), color=colour, alpha=0.15, linewidth=0)
+
+
+def main() -> None:
+    """Measure, print, and write where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="folder for the figures and `seen.txt`")
+    parser.add_argument("--seeds", type=int, help=f"default {Plan().seeds}, or {QUICK.seeds} with --quick")
+    parser.add_argument("--quick", action="store_true", help="shorter sequences, fewer seeds and scales")
+    args = parser.parse_args()
+    plan = QUICK if args.quick else Plan()
+    seeds = plan.seeds if args.seeds is None else args.seeds
+    if seeds < 2:
+        parser.error(f"Expected `--seeds` to be at least 2, so that there are intervals, got {seeds}.")
+    plan = replace(plan, seeds=seeds)
+    found = measure(plan)
+    text = "\n".join(sentences(plan, found))
+    print(text)
+    if args.output:
+        write(args.output, text, draw(plan, found))
+
+
+def write(folder: Path, text: str, figures: Mapping[str, Figure]) -> None:
+    """Write what was seen, and the figures as SVG and PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "seen.txt").write_text(text + "\n")
+    for name, figure in figures.items():
+        (folder / f"{name}.svg").write_text(to_svg(figure))
+        figure.savefig(folder / f"{name}.png", dpi=150)
+    print(f"wrote {', '.join(figures)} (.svg, .png) and seen.txt in {folder}")
+
+
+if __name__ == "__main__":
+    main()

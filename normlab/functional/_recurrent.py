@@ -1,0 +1,427 @@
+"""Recurrent cells with a norm inside, as pure functions: simple RNN, LSTM and GRU, for a step or for sequences."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
+
+from normlab.functional._batch import BatchMoments, RunningStatistics
+from normlab.functional._cell_norm import (
+    CellNorm,
+    Gates,
+    Path,
+    normalize_batch,
+    normalize_examples,
+    normalize_running,
+    update_rows,
+    with_epsilon,
+)
+from normlab.functional._devices import varying_like
+
+PRODUCT = "normlab_recurrent_product"
+"""Name of what the backward pass keeps of a step, beside the state: it computes everything but matrix products again."""
+
+Carry = Any
+"""State of a cell: `(c, h)` of an LSTM, `h` of the others, each of shape [*batch, features]; or a `TimedCarry`."""
+
+Running = Mapping[Path, RunningStatistics]
+"""Running statistics of what is normalized, each of shape [max_steps, features]."""
+
+
+class TimedCarry(NamedTuple):
+    """State of a cell whose norm has batch statistics: they depend on how far a sequence has come.
+
+    Attributes:
+        carry: The cell's own.
+        step: Time steps each sequence has taken, int32, shape [*batch].
+        length: After how many it ends, likewise; `None` where none does.
+    """
+
+    carry: Carry
+    step: Array
+    length: Array | None = None
+
+
+class CellParameters(NamedTuple):
+    """Parameters of a cell.
+
+    Attributes:
+        kernel: Shape [inputs, gates * features].
+        recurrent_kernel: Shape [features, gates * features].
+        bias: Shape [gates * features].
+        recurrent_bias: Shape [gates * features], added to the recurrent path by itself; `None` where the sum of both
+            paths is all that counts.
+        scales: Of each norm, shape [gates * features]; of the cell state [features].
+        biases: Of each norm that has one: that of the cell state.
+    """
+
+    kernel: Array
+    recurrent_kernel: Array
+    bias: Array
+    recurrent_bias: Array | None = None
+    scales: Mapping[Path, Array] = {}
+    biases: Mapping[Path, Array] = {}
+
+
+class Activations(NamedTuple):
+    """Nonlinearities of a cell.
+
+    Attributes:
+        gate: Of gates.
+        state: Of new content, and of what leaves an LSTM's cell state.
+        residual: Whether a simple RNN adds its old state inside the nonlinearity.
+    """
+
+    gate: Callable[[Array], Array] = jax.nn.sigmoid
+    state: Callable[[Array], Array] = jnp.tanh
+    residual: bool = False
+
+
+Memory = Callable[[Array], Array]
+"""Normalizes an LSTM's cell state on its way to the output."""
+
+
+class Cell(NamedTuple):
+    """The equations of a cell between its norms.
+
+    Attributes:
+        gates: Names of the gates, in the order of the parameters.
+        blocks: How many neighbouring gates layer norm takes together.
+        paths: What can be normalized.
+        zero_gain: A norm without variance multiplies by `scale / sqrt(epsilon)`. The largest square of that (of the
+            product of both norms on the way, in an LSTM) by which gradients at a state of zero do not grow from step to
+            step, inverted; with an orthogonal recurrent kernel, gates half open, and no input.
+        advance: `(carry, input path, recurrent path, memory, activations) -> carry`; both paths are given for each gate.
+    """
+
+    gates: tuple[str, ...]
+    blocks: tuple[int, ...]
+    paths: tuple[Path, ...]
+    zero_gain: float
+    advance: Callable[[Carry, Gates, Gates, Memory, Activations], Carry]
+
+
+def _simple(carry: Array, x: Gates, h: Gates, memory: Memory, activations: Activations) -> Array:
+    z = x[0] + h[0]
+    return activations.state(z + carry if activations.residual else z)
+
+
+def _lstm(
+    carry: tuple[Array, Array], x: Gates, h: Gates, memory: Memory, activations: Activations
+) -> tuple[Array, Array]:
+    i, f, g, o = map(jnp.add, x, h)
+    c = activations.gate(f) * carry[0] + activations.gate(i) * activations.state(g)
+    return c, activations.gate(o) * activations.state(memory(c))
+
+
+def _gru(carry: Array, x: Gates, h: Gates, memory: Memory, activations: Activations) -> Array:
+    r, z = (activations.gate(x[k] + h[k]) for k in (0, 1))
+    n = activations.state(x[2] + r * h[2])
+    return (1 - z) * n + z * carry
+
+
+SIMPLE = Cell(("",), (1,), ("x", "h"), 1.0, _simple)
+"""`h' = tanh(N(x W) + N(h U) + b)`"""
+
+LSTM = Cell(("i", "f", "g", "o"), (4,), ("x", "h", "c"), 0.5, _lstm)
+"""`i, f, g, o = N(x W) + N(h U) + b`, `c' = sigmoid(f) c + sigmoid(i) tanh(g)`, `h' = sigmoid(o) tanh(N(c'))`"""
+
+GRU = Cell(("r", "z", "n"), (2, 1), ("x", "h"), 0.25, _gru)
+"""`r, z = sigmoid(N(x W) + N(h U) + b)`, `n = tanh(N(x W) + b + r (N(h U) + b'))`, `h' = (1 - z) n + z h`"""
+
+
+def unroll(
+    cell: Cell,
+    norm: CellNorm,
+    parameters: CellParameters,
+    inputs: Array,
+    carry: Carry,
+    *,
+    train: bool = False,
+    seq_lengths: Array | None = None,
+    running: Running | None = None,
+    activations: Activations = Activations(),
+    nudges: Array | None = None,
+    unroll: int = 1,
+) -> tuple[Carry, Array, Running]:
+    """Run a cell over sequences.
+
+    Every gate is a sum of the input path, `N(x W)`, and the recurrent path, `N(h U)`, with a norm of its own for each
+    (Ba et al., 2016; Cooijmans et al., 2017). The input path of all time steps is one matrix product.
+
+    Statistics: those of `norm`. With batch statistics, a sequence that has finished enters no statistic, and the
+    running statistics are moved once, whatever the number of steps.
+
+    Args:
+        cell: `SIMPLE`, `LSTM` or `GRU`.
+        norm: From `cell_norm`.
+        parameters: Of the cell and its norms.
+        inputs: Shape [time, *batch, inputs]. What lies past the end of a sequence is never read.
+        carry: State before the first step; a `TimedCarry` where `norm` has batch statistics. In training all sequences
+            of a batch should be at the same step.
+        train: Whether batch statistics are those of the batch, rather than `running`.
+        seq_lengths: Steps of each sequence, whole numbers from 0 to `time`, shape [*batch]; `None` means `time`.
+        running: Running statistics of what is normalized, where `norm` has them.
+        activations: Nonlinearities.
+        nudges: Added to the hidden state that each step hands on, shape [time, *batch, features]; the gradient with
+            respect to zeros is the gradient at each step.
+        unroll: Steps in an iteration of the compiled loop.
+
+    Returns:
+        The state after the last step of each sequence; outputs [time, *batch, features], zero past the end of a
+        sequence; and the running statistics.
+
+    Raises:
+        StatisticsError: If batch statistics would be over one sequence.
+        ValueError: If a shape, a length or the number of steps does not fit.
+
+    Example:
+        >>> zeros, ones = jnp.zeros((1, 2)), jnp.ones((1, 2))
+        >>> parameters = CellParameters(ones, jnp.ones((2, 2)), jnp.zeros(2))
+        >>> carry, outputs, _ = unroll(SIMPLE, CellNorm(kind="none", paths=()), parameters, jnp.ones((3, 1, 1)), zeros)
+        >>> outputs.shape, bool((carry == outputs[-1]).all())
+        ((3, 1, 2), True)
+
+    References:
+        Ba, Kiros, Hinton. Layer Normalization. 2016. https://arxiv.org/abs/1607.06450
+        Laurent et al. Batch Normalized Recurrent Neural Networks. ICASSP 2016. https://arxiv.org/abs/1510.01378
+        Cooijmans et al. Recurrent Batch Normalization. ICLR 2017. https://arxiv.org/abs/1603.09025
+    """
+    norm = with_epsilon(norm, cell.zero_gain)
+    timed = _timed(norm, inputs, carry)
+    check_lengths(seq_lengths, inputs.shape[1:-1], len(inputs))
+    where = _unfinished(inputs, timed, seq_lengths)
+    if where is not None:
+        inputs = jnp.where(where, inputs, 0)
+    call = _Call(cell, norm, parameters, train, running or {}, activations, timed.step)
+    x, moments = call.input_path(inputs, where)
+
+    def body(carry: Carry, at: tuple[Any, ...]) -> tuple[Carry, tuple[Array, Mapping[Path, BatchMoments]]]:
+        t, x, where, nudge = at
+        new, moments = call.step(carry, t, x, where)
+        hidden = _hidden(new) if nudge is None else _hidden(new) + nudge
+        output = hidden if where is None else jnp.where(where, hidden, 0)
+        return jax.tree.map(lambda a, b: _kept(a, b, where), _with_hidden(new, hidden), carry), (output, moments)
+
+    body = jax.checkpoint(body, prevent_cse=False, policy=jax.checkpoint_policies.save_only_these_names(PRODUCT))
+    start = varying_like(timed.carry, x, parameters, where, nudges, call.running)
+    at = (_steps(inputs), x, where, nudges)
+    state, (outputs, seen) = lax.scan(body, start, at, unroll=len(inputs) == 1 or unroll)
+    if train and norm.stateful:
+        first = jnp.max(timed.step, initial=jnp.int32(0))
+        running = {path: update_rows(norm, call.running[path], m, first) for path, m in {**moments, **seen}.items()}
+    return _advanced(norm, timed, state, len(inputs), seq_lengths), outputs, running or {}
+
+
+class _Call(NamedTuple):
+    """What is the same at all steps of a call; see `unroll`. `start` is the step each sequence is at."""
+
+    cell: Cell
+    norm: CellNorm
+    parameters: CellParameters
+    train: bool
+    running: Running
+    activations: Activations
+    start: Array
+
+    def input_path(self, inputs: Array, where: Array | None) -> tuple[Gates, dict[Path, BatchMoments]]:
+        """The normalized input path of all steps, with the bias of the gates, and what to keep of its statistics."""
+        rows = inputs.reshape(-1, inputs.shape[-1])  # XLA:CPU transposes a product of three axes badly
+        z = tuple((rows @ kernel).reshape(*inputs.shape[:-1], -1) for kernel in self.gates(self.parameters.kernel))
+        steps = _steps(inputs, inputs.ndim - 1)
+        pooled = self.norm.over == "sequence"
+        x, moments = self.normalize("x", z, steps, where, tuple(range(0 if pooled else 1, inputs.ndim - 1)))
+        if pooled:
+            moments = jax.tree.map(lambda a: a[None], moments)
+        x = tuple(a + _row(bias, a) for a, bias in zip(x, self.gates(self.parameters.bias), strict=True))
+        if self.norm.clamp:
+            return x, moments
+        late = self.start[None] + steps >= self.norm.max_steps  # only where steps are traced can there be any
+        return tuple(jnp.where(late[..., None], jnp.nan, a) for a in x), moments
+
+    def step(self, carry: Carry, t: Array, x: Gates, where: Array | None) -> tuple[Carry, dict[Path, BatchMoments]]:
+        """One step: the new state, and what to keep of its statistics."""
+        hidden, batch = _hidden(carry).astype(x[0].dtype), tuple(range(x[0].ndim - 1))
+        kernels, biases = self.gates(self.parameters.recurrent_kernel), self.parameters.recurrent_bias
+        z = tuple(checkpoint_name(hidden @ kernel, PRODUCT) for kernel in kernels)
+        h, moments = self.normalize("h", z, t, where, batch)
+        if biases is not None:
+            h = tuple(a + _row(bias, a) for a, bias in zip(h, self.gates(biases), strict=True))
+
+        def memory(c: Array) -> Array:
+            (y,), more = self.normalize("c", (c,), t, where, batch)
+            moments.update(more)
+            return y
+
+        return self.cell.advance(carry, x, h, memory, self.activations), moments
+
+    def gates(self, joined: Array) -> Gates:
+        """What belongs to each gate."""
+        return tuple(jnp.split(joined, len(self.cell.gates), -1))
+
+    def normalize(
+        self, path: Path, z: Gates, t: Array, where: Array | None, axis: tuple[int, ...]
+    ) -> tuple[Gates, dict[Path, BatchMoments]]:
+        """Normalize a path, over `axis` where statistics are of the batch."""
+        norm = self.norm
+        if path not in norm.paths:
+            return z, {}
+        scale, bias = self.parameters.scales[path], self.parameters.biases.get(path)
+        scale, bias = (a if a is None else tuple(jnp.split(a, len(z), -1)) for a in (scale, bias))
+        if not norm.stateful:
+            return normalize_examples(norm, z, scale, bias, (1,) if path == "c" else self.cell.blocks), {}
+        if self.train:
+            y, m = normalize_batch(norm, z, scale, bias, axis, where)
+            return y, {path: m}
+        start = self.start.reshape((1,) * (z[0].ndim - 1 - self.start.ndim) + self.start.shape)
+        row = jnp.minimum(start + t, norm.max_steps - 1) if norm.max_steps > 1 else jnp.zeros_like(start)
+        return normalize_running(norm, z, scale, bias, self.running[path], row), {}
+
+
+def initial_rows(norm: CellNorm, features: int) -> RunningStatistics:
+    """Running statistics before the first batch: mean 0 and variance 1, for each row."""
+    shape = (norm.max_steps, features)
+    counted = norm.momentum is None or callable(norm.momentum)
+    step = jnp.zeros(norm.max_steps, jnp.int32) if counted else None
+    return RunningStatistics(jnp.zeros(shape, jnp.float32), jnp.ones(shape, jnp.float32), step)
+
+
+def initial_carry(norm: CellNorm, carry: Carry, seq_lengths: Array | None = None) -> Carry:
+    """The state a cell starts in, from its own; `seq_lengths`, shape [*batch], matter to batch statistics alone."""
+    if not norm.stateful:
+        return carry
+    lengths = seq_lengths if seq_lengths is None else jnp.asarray(seq_lengths, jnp.int32)
+    return TimedCarry(carry, jnp.zeros(_hidden(carry).shape[:-1], jnp.int32), lengths)
+
+
+def check_lengths(seq_lengths: Any, batch: tuple[int, ...], steps: int) -> None:
+    """Raise a `ValueError` unless lengths are whole numbers from 0 to `steps`, one a sequence, and not all 0.
+
+    Values are checked where they are known: not under `jax.jit`.
+    """
+    if seq_lengths is None:
+        return
+    shape, dtype = jnp.shape(seq_lengths), jnp.result_type(seq_lengths)
+    if shape != batch or not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(
+            f"Expected `seq_lengths` to be whole numbers of shape {batch}, one for each sequence, got {dtype} of shape "
+            f"{shape}."
+        )
+    if isinstance(seq_lengths, jax.core.Tracer) or 0 in shape:
+        return
+    lengths = np.asarray(seq_lengths)
+    low, high = int(lengths.min()), int(lengths.max())
+    if low < 0 or high > steps:
+        raise ValueError(
+            f"Expected `seq_lengths` from 0 to {steps}, the time steps of the input, got {low} to {high}. Pad the "
+            "input, or shorten the lengths."
+        )
+    if high == 0 < steps:
+        raise ValueError("Expected at least one sequence with a step, got `seq_lengths` that are all 0. Leave it out.")
+
+
+def check_sequences(inputs: Any, seq_lengths: Array | None, time_major: bool) -> Array:
+    """Return sequences as [time, *batch, inputs], checked together with their lengths."""
+    inputs = jnp.asarray(inputs)
+    if inputs.ndim < 2:
+        raise ValueError(f"Expected inputs of shape [*batch, time, features], got {inputs.shape}.")
+    inputs = inputs if time_major else jnp.moveaxis(inputs, -2, 0)
+    check_lengths(seq_lengths, inputs.shape[1:-1], len(inputs))
+    return inputs
+
+
+def check_steps(norm: CellNorm) -> None:
+    """Raise a `ValueError` where statistics over sequences would be asked of a single step in training."""
+    if norm.over == "sequence":
+        raise ValueError(
+            "Expected whole sequences for statistics over the sequence, got one step in training. Run the cell by "
+            "`RNN` of normlab, or use `batch_input:over='step'`."
+        )
+
+
+def flip(x: Array, seq_lengths: Array | None) -> Array:
+    """Reverse sequences [time, *batch, ...] in time, each within its length."""
+    if seq_lengths is None:
+        return jnp.flip(x, 0)
+    lengths = jnp.asarray(seq_lengths, jnp.int32)[None]
+    t = _steps(x, lengths.ndim)
+    back = jnp.where(t < lengths, lengths - 1 - t, t)
+    return jnp.take_along_axis(x, back.reshape(back.shape + (1,) * (x.ndim - back.ndim)), 0)
+
+
+def _timed(norm: CellNorm, inputs: Array, carry: Carry) -> TimedCarry:
+    """The state with the step each sequence is at, checked."""
+    if inputs.ndim < 2:
+        raise ValueError(f"Expected inputs with at least time and features, got shape {inputs.shape}.")
+    if isinstance(carry, TimedCarry) != norm.stateful:
+        wanted = "a `TimedCarry`, since its norm has batch statistics" if norm.stateful else "that of Flax's cell"
+        raise ValueError(
+            f"Expected the carry of this cell to be {wanted}, got {type(carry).__name__}. Use the cell's "
+            "`initialize_carry`."
+        )
+    if not norm.stateful:
+        return TimedCarry(carry, jnp.int32(0))
+    if jnp.shape(carry.step) != inputs.shape[1:-1]:
+        raise ValueError(
+            f"Expected the carry of {inputs.shape[1:-1]} sequences, got steps of shape {jnp.shape(carry.step)}. Use the "
+            "cell's `initialize_carry`."
+        )
+    start = 0 if isinstance(carry.step, jax.core.Tracer) else int(np.asarray(carry.step).max(initial=0))
+    if not norm.clamp and start + len(inputs) > norm.max_steps:
+        raise ValueError(
+            f"Expected sequences of up to {norm.max_steps} steps (`max_steps`, with `clamp=False`), got "
+            f"{start + len(inputs)}. Raise `max_steps`, or let later steps use the statistics of the last by "
+            "`clamp=True`."
+        )
+    return carry
+
+
+def _unfinished(inputs: Array, timed: TimedCarry, seq_lengths: Array | None) -> Array | None:
+    """True where a sequence has not finished, shape [time, *batch, 1]; `None` where none does."""
+    left = _left(timed, seq_lengths)
+    if left is None:
+        return None
+    return (_steps(inputs, inputs.ndim - 1) < left[None])[..., None]
+
+
+def _left(timed: TimedCarry, seq_lengths: Array | None) -> Array | None:
+    """How many more steps each sequence has."""
+    limits = [] if seq_lengths is None else [jnp.asarray(seq_lengths, jnp.int32)]
+    limits += [] if timed.length is None else [timed.length - timed.step]
+    return jax.tree.reduce(jnp.minimum, limits) if limits else None
+
+
+def _advanced(norm: CellNorm, timed: TimedCarry, carry: Carry, steps: int, seq_lengths: Array | None) -> Carry:
+    if not norm.stateful:
+        return carry
+    left = _left(timed, seq_lengths)
+    taken = jnp.int32(steps) if left is None else jnp.clip(left, 0, steps)
+    return TimedCarry(carry, timed.step + taken, timed.length)
+
+
+def _steps(inputs: Array, ndim: int = 1) -> Array:
+    """Steps of a call, counted from 0, along the first of `ndim` axes."""
+    return jnp.arange(len(inputs), dtype=jnp.int32).reshape(-1, *[1] * (ndim - 1))
+
+
+def _row(bias: Array, like: Array) -> Array:
+    """A bias with the rank of what it is added to."""
+    return bias.reshape((1,) * (like.ndim - 1) + bias.shape)
+
+
+def _hidden(carry: Carry) -> Array:
+    return carry[1] if isinstance(carry, tuple) else carry
+
+
+def _with_hidden(carry: Carry, hidden: Array) -> Carry:
+    return (carry[0], hidden) if isinstance(carry, tuple) else hidden
+
+
+def _kept(new: Array, old: Array, where: Array | None) -> Array:
+    """The new state where the sequence goes on, in the type of the old one."""
+    new = new.astype(old.dtype)
+    return new if where is None else jnp.where(where, new, old)

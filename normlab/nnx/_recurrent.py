@@ -1,0 +1,508 @@
+"""Recurrent cells with a norm inside, for NNX, and the layer that runs them over sequences."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
+
+from normlab import functional as F
+from normlab import norms
+from normlab.functional._checks import check_flag
+from normlab.functional._recurrent import Carry, Cell, check_sequences, check_steps, flip
+from normlab.nnx._example import NO_METADATA, Initializer, Metadata, zeros
+
+Rngs = nnx.Rngs | nnx.RngStream
+
+
+class PathNorm(nnx.Module):
+    """Parameters and state of what one norm inside a cell normalizes.
+
+    Attributes:
+        scale: Parameter of shape [features].
+        bias: Likewise, or `None`.
+        mean: Running mean, an `nnx.BatchStat` of shape [max_steps, features], or `None`.
+        var: Running variance, likewise.
+        step: Updates of each row so far, where `momentum` is a function or `None`.
+    """
+
+    def __init__(self, norm: F.CellNorm, features: int, *, use_bias: bool, param_dtype: Any) -> None:
+        self.scale = nnx.Param(jnp.full(features, norm.initial_scale, param_dtype))
+        self.bias = nnx.data(nnx.Param(jnp.zeros(features, param_dtype)) if use_bias else None)
+        start = F.initial_rows(norm, features) if norm.stateful else (None, None, None)
+        for name, value in zip(("mean", "var", "step"), start, strict=True):
+            setattr(self, name, nnx.data(None if value is None else nnx.BatchStat(value)))
+
+    @property
+    def state(self) -> list[nnx.BatchStat]:
+        """The variables of the running statistics there are."""
+        return [v for v in (self.mean, self.var, self.step) if v is not None]
+
+
+class NormalizedCell(nnx.RNNCellBase):
+    """What the cells share: an input path, a recurrent path and their norms."""
+
+    _cell: ClassVar[Cell]
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        activations: F.Activations,
+        dtype: Any,
+        param_dtype: Any,
+        carry_init: Initializer | None,
+        norm: str | norms.Norm,
+        use_running_average: bool | None,
+    ) -> None:
+        self.in_features, self.hidden_features = in_features, hidden_features
+        self.dtype, self.param_dtype = dtype, param_dtype
+        self.carry_init = carry_init
+        self.activations = activations
+        self.norm: F.CellNorm = norms.get(norm).cell()
+        check_flag("use_running_average", use_running_average)
+        self.use_running_average = use_running_average
+        for path in self._paths:
+            features = hidden_features * (1 if path == "c" else len(self._cell.gates))
+            setattr(
+                self, f"norm_{path}", PathNorm(self.norm, features, use_bias=path == "c", param_dtype=param_dtype)
+            )
+
+    def __call__(self, carry: Carry, inputs: jax.Array) -> tuple[Carry, jax.Array]:
+        """Take one step.
+
+        Args:
+            carry: State, from `initialize_carry` or the step before.
+            inputs: Shape [*batch, inputs].
+
+        Returns:
+            The new state, and the output [*batch, features].
+        """
+        if self._trains:
+            check_steps(self.norm)
+        carry, outputs = self.unroll(carry, jnp.asarray(inputs)[None])
+        return carry, outputs[0]
+
+    def unroll(
+        self, carry: Carry, inputs: jax.Array, *, seq_lengths: jax.Array | None = None, unroll: int = 1
+    ) -> tuple[Carry, jax.Array]:
+        """Take all steps of sequences [time, *batch, inputs]; see `normlab.functional.unroll`."""
+        made: dict[Any, PathNorm] = {path: getattr(self, f"norm_{path}") for path in self._paths}
+        with jax.numpy_dtype_promotion("standard"):
+            inputs, *dense = promote_dtype((inputs, *self._dense()), dtype=self.dtype)
+        train = self._trains
+        carry, outputs, running = F.unroll(
+            self._cell,
+            self.norm,
+            F.CellParameters(
+                *dense,
+                scales={path: norm.scale[...] for path, norm in made.items()},
+                biases={path: norm.bias[...] for path, norm in made.items() if norm.bias is not None},
+            ),
+            inputs,
+            carry,
+            train=train,
+            seq_lengths=seq_lengths,
+            running={p: F.RunningStatistics(*(v[...] for v in norm.state)) for p, norm in made.items() if norm.state},
+            activations=self.activations,
+            unroll=unroll,
+        )
+        if train:
+            for path, norm in made.items():
+                for variable, value in zip(norm.state, running[path], strict=False):
+                    variable[...] = value
+        return carry, outputs
+
+    def initialize_carry(
+        self,
+        input_shape: tuple[int, ...],
+        rngs: Rngs | None = None,
+        carry_init: Initializer | None = None,
+        seq_lengths: jax.Array | None = None,
+    ) -> Carry:
+        """Return the state before the first step.
+
+        Args:
+            input_shape: Of the inputs of one step, [*batch, inputs].
+            rngs: Random streams for the initializer; `carry` is used. Not needed for zeros.
+            carry_init: Initializer of the state; that of the constructor, or zeros, unless given.
+            seq_lengths: After how many steps each sequence ends, shape [*batch]: only for norms with batch statistics
+                under Flax's own `nnx.RNN`, which does not tell its cell.
+        """
+        make = carry_init or self.carry_init or zeros
+        stream = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs or nnx.RngStream(0, tag="carry")
+        shape = (*input_shape[:-1], self.hidden_features)
+        return F.initial_carry(
+            self.norm, self._initial(lambda: make(stream(), shape, self.param_dtype)), seq_lengths
+        )
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Set the mode; called by `nnx.view`, and read by `nnx.view_info`, which expects this indentation.
+
+        Args:
+          use_running_average: True at evaluation, False in training; None leaves it.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+    @property
+    def num_feature_axes(self) -> int:
+        """Axes of an input that are no batch: the last."""
+        return 1
+
+    @property
+    def _paths(self) -> list[F.Path]:
+        """What is normalized."""
+        return [path for path in self.norm.paths if path in self._cell.paths]
+
+    @property
+    def _trains(self) -> bool:
+        """Whether batch statistics are those of the batch, and the running ones move."""
+        if self.norm.stateful and self.use_running_average is None:
+            raise ValueError("Expected `use_running_average`, got None. Call `train()` or `eval()`.")
+        return self.norm.stateful and not self.use_running_average
+
+    def _dense(self) -> tuple[jax.Array, ...]:
+        """Kernels of both paths, and the bias of their sum."""
+        raise TypeError(f"Expected a cell of normlab, got {type(self).__name__}.")
+
+    def _initial(self, make: Callable[[], jax.Array]) -> Carry:
+        return make()
+
+
+class SimpleCell(NormalizedCell):
+    """Simple RNN with a norm inside; see `normlab.functional.SIMPLE`.
+
+    Flax's arguments, then our own; Flax's `dense_i` and `dense_h`, and the norms `norm_x` and `norm_h`.
+    """
+
+    _cell = F.SIMPLE
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        carry_init: Initializer | None = None,
+        residual: bool = False,
+        activation_fn: Callable[..., Any] = jnp.tanh,
+        kernel_init: Initializer = nnx.initializers.lecun_normal(),
+        recurrent_kernel_init: Initializer = nnx.initializers.orthogonal(),
+        bias_init: Initializer = zeros,
+        norm: str | norms.Norm = "none",
+        use_running_average: bool | None = False,
+        rngs: nnx.Rngs,
+        kernel_metadata: Metadata = NO_METADATA,
+        recurrent_kernel_metadata: Metadata = NO_METADATA,
+        bias_metadata: Metadata = NO_METADATA,
+    ) -> None:
+        """Make parameters and state.
+
+        Args:
+            in_features: Width of the inputs.
+            hidden_features: Width of the state.
+            dtype: Of the computation. Statistics are in float32 or wider.
+            param_dtype: Of the parameters and the initial state.
+            carry_init: Initializer of the state; zeros unless given.
+            residual: Whether the old state is added inside the nonlinearity.
+            activation_fn: Nonlinearity.
+            kernel_init: Initializer of the input kernel.
+            recurrent_kernel_init: Initializer of the recurrent kernel.
+            bias_init: Initializer of the bias.
+            norm: A norm with a place in cells; see `normlab.functional.CELL_NORMS`.
+            use_running_average: True at evaluation, False in training; `train()` and `eval()` set it.
+            rngs: Random streams; `params` is used.
+            kernel_metadata: Metadata of the input kernel, such as sharding.
+            recurrent_kernel_metadata: Metadata of the recurrent kernel.
+            bias_metadata: Metadata of the bias.
+        """
+        super().__init__(
+            in_features,
+            hidden_features,
+            activations=F.Activations(state=activation_fn, residual=residual),
+            dtype=dtype,
+            param_dtype=param_dtype,
+            carry_init=carry_init,
+            norm=norm,
+            use_running_average=use_running_average,
+        )
+        self.dense_h = nnx.Linear(
+            hidden_features,
+            hidden_features,
+            use_bias=False,
+            kernel_init=recurrent_kernel_init,
+            param_dtype=param_dtype,
+            kernel_metadata=recurrent_kernel_metadata,
+            rngs=rngs,
+        )
+        self.dense_i = nnx.Linear(
+            in_features,
+            hidden_features,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            param_dtype=param_dtype,
+            kernel_metadata=kernel_metadata,
+            bias_metadata=bias_metadata,
+            rngs=rngs,
+        )
+
+    def _dense(self) -> tuple[jax.Array, ...]:
+        return _joined([self.dense_i], [self.dense_h], [self.dense_i])
+
+
+class LSTMCell(NormalizedCell):
+    """LSTM with a norm inside; see `normlab.functional.LSTM`.
+
+    Flax's arguments, then our own; Flax's `ii`, `if_`, `ig`, `io`, `hi`, `hf`, `hg` and `ho`, and the norms `norm_x`,
+    `norm_h` and `norm_c`. The norm of the cell state stands where it feeds the output, never in its update.
+    """
+
+    _cell = F.LSTM
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        gate_fn: Callable[..., Any] = jax.nn.sigmoid,
+        activation_fn: Callable[..., Any] = jnp.tanh,
+        kernel_init: Initializer = nnx.initializers.lecun_normal(),
+        recurrent_kernel_init: Initializer = nnx.initializers.orthogonal(),
+        bias_init: Initializer = zeros,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        carry_init: Initializer | None = None,
+        norm: str | norms.Norm = "none",
+        use_running_average: bool | None = False,
+        rngs: nnx.Rngs,
+        kernel_metadata: Metadata = NO_METADATA,
+        recurrent_kernel_metadata: Metadata = NO_METADATA,
+        bias_metadata: Metadata = NO_METADATA,
+    ) -> None:
+        """Make parameters and state.
+
+        Args:
+            in_features: Width of the inputs.
+            hidden_features: Width of the state.
+            gate_fn: Nonlinearity of the gates.
+            activation_fn: Nonlinearity of new content and of the output.
+            kernel_init: Initializer of the input kernels, gate by gate.
+            recurrent_kernel_init: Initializer of the recurrent kernels, gate by gate.
+            bias_init: Initializer of the biases.
+            dtype: Of the computation; `None` is what inputs and parameters promote to. Statistics are in float32 or
+                wider.
+            param_dtype: Of the parameters and the initial state.
+            carry_init: Initializer of the state; zeros unless given.
+            norm: A norm with a place in cells; see `normlab.functional.CELL_NORMS`.
+            use_running_average: True at evaluation, False in training; `train()` and `eval()` set it.
+            rngs: Random streams; `params` is used.
+            kernel_metadata: Metadata of the input kernels, such as sharding.
+            recurrent_kernel_metadata: Metadata of the recurrent kernels.
+            bias_metadata: Metadata of the biases.
+        """
+        super().__init__(
+            in_features,
+            hidden_features,
+            activations=F.Activations(gate_fn, activation_fn),
+            dtype=dtype,
+            param_dtype=param_dtype,
+            carry_init=carry_init,
+            norm=norm,
+            use_running_average=use_running_average,
+        )
+        for gate in ("ii", "if_", "ig", "io"):
+            dense = nnx.Linear(
+                in_features,
+                hidden_features,
+                use_bias=False,
+                kernel_init=kernel_init,
+                param_dtype=param_dtype,
+                kernel_metadata=kernel_metadata,
+                rngs=rngs,
+            )
+            setattr(self, gate, dense)
+        for gate in ("hi", "hf", "hg", "ho"):
+            dense = nnx.Linear(
+                hidden_features,
+                hidden_features,
+                kernel_init=recurrent_kernel_init,
+                bias_init=bias_init,
+                param_dtype=param_dtype,
+                kernel_metadata=recurrent_kernel_metadata,
+                bias_metadata=bias_metadata,
+                rngs=rngs,
+            )
+            setattr(self, gate, dense)
+
+    def _dense(self) -> tuple[jax.Array, ...]:
+        recurrent = [self.hi, self.hf, self.hg, self.ho]
+        return _joined([self.ii, self.if_, self.ig, self.io], recurrent, recurrent)
+
+    def _initial(self, make: Callable[[], jax.Array]) -> Carry:
+        return make(), make()
+
+
+class GRUCell(NormalizedCell):
+    """GRU with a norm inside; see `normlab.functional.GRU`.
+
+    Flax's arguments, then our own; Flax's `dense_i` and `dense_h` (which has no bias in NNX), and the norms `norm_x` and
+    `norm_h`. Layer norm takes the two gates together, and the candidate by itself (Ba et al., 2016, whose z is 1 - z
+    here, as in Flax).
+    """
+
+    _cell = F.GRU
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        gate_fn: Callable[..., Any] = jax.nn.sigmoid,
+        activation_fn: Callable[..., Any] = jnp.tanh,
+        kernel_init: Initializer = nnx.initializers.lecun_normal(),
+        recurrent_kernel_init: Initializer = nnx.initializers.orthogonal(),
+        bias_init: Initializer = zeros,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        carry_init: Initializer | None = None,
+        norm: str | norms.Norm = "none",
+        use_running_average: bool | None = False,
+        rngs: nnx.Rngs,
+        kernel_metadata: Metadata = NO_METADATA,
+        recurrent_kernel_metadata: Metadata = NO_METADATA,
+        bias_metadata: Metadata = NO_METADATA,
+    ) -> None:
+        """Make parameters and state.
+
+        Args:
+            in_features: Width of the inputs.
+            hidden_features: Width of the state.
+            gate_fn: Nonlinearity of the gates.
+            activation_fn: Nonlinearity of the candidate.
+            kernel_init: Initializer of the input kernel, for all gates.
+            recurrent_kernel_init: Initializer of the recurrent kernel, for all gates.
+            bias_init: Initializer of the bias.
+            dtype: Of the computation; `None` is what inputs and parameters promote to. Statistics are in float32 or
+                wider.
+            param_dtype: Of the parameters and the initial state.
+            carry_init: Initializer of the state; zeros unless given.
+            norm: A norm with a place in cells; see `normlab.functional.CELL_NORMS`.
+            use_running_average: True at evaluation, False in training; `train()` and `eval()` set it.
+            rngs: Random streams; `params` is used.
+            kernel_metadata: Metadata of the input kernel, such as sharding.
+            recurrent_kernel_metadata: Metadata of the recurrent kernel.
+            bias_metadata: Metadata of the bias.
+        """
+        super().__init__(
+            in_features,
+            hidden_features,
+            activations=F.Activations(gate_fn, activation_fn),
+            dtype=dtype,
+            param_dtype=param_dtype,
+            carry_init=carry_init,
+            norm=norm,
+            use_running_average=use_running_average,
+        )
+        self.dense_i = nnx.Linear(
+            in_features,
+            3 * hidden_features,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            param_dtype=param_dtype,
+            kernel_metadata=kernel_metadata,
+            bias_metadata=bias_metadata,
+            rngs=rngs,
+        )
+        self.dense_h = nnx.Linear(
+            hidden_features,
+            3 * hidden_features,
+            use_bias=False,
+            kernel_init=recurrent_kernel_init,
+            param_dtype=param_dtype,
+            kernel_metadata=recurrent_kernel_metadata,
+            rngs=rngs,
+        )
+
+    def _dense(self) -> tuple[jax.Array, ...]:
+        return _joined([self.dense_i], [self.dense_h], [self.dense_i])
+
+
+class RNN(nnx.RNN):
+    """Run a cell over sequences; an `nnx.RNN` with Flax's arguments, that knows the cells here.
+
+    With them it takes the input path of all time steps in one matrix product; sequences that have finished enter no
+    statistic, keep their state, and have outputs of zero; and running statistics are moved once a call. `state_axes` and
+    `broadcast_rngs` are not needed, and without effect. Other cells run as in Flax.
+    """
+
+    def __call__(
+        self,
+        inputs: jax.Array,
+        *,
+        initial_carry: Carry | None = None,
+        seq_lengths: jax.Array | None = None,
+        return_carry: bool | None = None,
+        time_major: bool | None = None,
+        reverse: bool | None = None,
+        keep_order: bool | None = None,
+        rngs: Rngs | None = None,
+    ) -> Any:
+        """Run the cell; arguments that are given win over the attributes.
+
+        Args:
+            inputs: Shape [*batch, time, inputs], or [time, *batch, inputs] with `time_major`.
+            initial_carry: State before the first step; the cell's `initialize_carry` unless given.
+            seq_lengths: Steps of each sequence, whole numbers, shape [*batch]; what lies behind is never read.
+            return_carry: Whether the state after the last step of each sequence is returned, too.
+            time_major: Whether time is the first axis, of inputs and outputs.
+            reverse: Whether sequences run from their end to their beginning.
+            keep_order: Whether outputs are then put back into the order of the inputs.
+            rngs: Random streams for `initialize_carry`.
+
+        Returns:
+            Outputs, of the shape of the inputs with `hidden_features` last; or the state and the outputs.
+        """
+        if not isinstance(self.cell, NormalizedCell):
+            return super().__call__(
+                inputs,
+                initial_carry=initial_carry,
+                seq_lengths=seq_lengths,
+                return_carry=return_carry,
+                time_major=time_major,
+                reverse=reverse,
+                keep_order=keep_order,
+                rngs=rngs,
+            )
+        return_carry, time_major, reverse, keep_order = (
+            attribute if given is None else given
+            for attribute, given in (
+                (self.return_carry, return_carry),
+                (self.time_major, time_major),
+                (self.reverse, reverse),
+                (self.keep_order, keep_order),
+            )
+        )
+        x = check_sequences(inputs, seq_lengths, time_major)
+        if reverse:
+            x = flip(x, seq_lengths)
+        if initial_carry is None:
+            initial_carry = self.cell.initialize_carry(x.shape[1:], self.rngs if rngs is None else rngs)
+        carry, y = self.cell.unroll(initial_carry, x, seq_lengths=seq_lengths, unroll=self.unroll)
+        if reverse and keep_order:
+            y = flip(y, seq_lengths)
+        y = y if time_major else jnp.moveaxis(y, 0, -2)
+        return (carry, y) if return_carry else y
+
+
+def _joined(
+    inputs: Sequence[nnx.Linear], recurrent: Sequence[nnx.Linear], biased: Sequence[nnx.Linear]
+) -> tuple[jax.Array, ...]:
+    """The gates' kernels side by side, for both paths, and their biases."""
+    kernels = (jnp.concatenate([dense.kernel[...] for dense in path], -1) for path in (inputs, recurrent))
+    biases = [dense.bias[...] for dense in biased if dense.bias is not None]
+    return *kernels, jnp.concatenate(biases)
