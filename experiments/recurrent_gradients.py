@@ -10,11 +10,11 @@ again. Norms differ in what their statistics are of:
 - `plain` (no norm) and `layer` (layer norm), for reference.
 
 Measured at every time step, with noise on the initial state as in training: the norm of the gradient of the loss with
-respect to the hidden state, the root mean square of the hidden state, and the standard deviation over the batch of what
-enters the recurrent norm. At initialization over sequence lengths and initial scales; after a short training
-(Adam, gradients clipped at norm 1) over initial scales, with the error on test examples. Where scales vary, nothing else
-does: the epsilon of layer norm stays that of its default scale. Last, the trap of layer norm:
-zero inputs from a zero state have no variance, so that the gradient grows by up to 1 / sqrt(epsilon) a step.
+respect to the hidden state, the root mean square of the hidden state, and the standard deviation over the batch of
+what enters the recurrent norm. At initialization over sequence lengths and initial scales; after a short training
+(Adam, gradients clipped at norm 1) over initial scales, with the error on test examples. Where scales vary, nothing
+else does: the epsilon of layer norm stays that of its default scale. Last, the trap of layer norm: zero inputs from a
+zero state have no variance, so that the gradient grows by up to 1 / sqrt(epsilon) a step.
 
     python experiments/recurrent_gradients.py                        # five seeds
     python experiments/recurrent_gradients.py --output FOLDER        # writes figures (SVG, PNG) and what was seen
@@ -423,8 +423,8 @@ def sentences(plan: Plan, found: Found) -> list[str]:
             gradient = found.initial[arm, length].gradient[usual(plan, arm)]
             parts.append(f"over {length} steps {ratio(gradient[:, 0], gradient[:, -1]).text('{:.2g}')}")
         lines.append(
-            f"At initialization, {at_scale(plan, arm)}: the gradient at the first step, as a share of that at the last, "
-            f"is {', '.join(parts)}."
+            f"At initialization, {at_scale(plan, arm)}: the gradient at the first step, as a share of that at the "
+            f"last, is {', '.join(parts)}."
         )
     for arm in (PER_STEP, SHARED):
         spread = found.trained[arm].profile.spread[usual(plan, arm)]

@@ -307,9 +307,7 @@ def _only_in_cells(name: str, title: str, **needs: bool) -> None:
             f"`normlab.linen.LSTMCell(64, norm={name!r})`."
         )
 
-    register(
-        Entry(name=name, title=title, linen=no_layer, nnx=no_layer, cell=_in_cells(name), cell_only=True, **needs)
-    )
+    register(Entry(name=name, title=title, linen=no_layer, nnx=no_layer, cell=_in_cells(name), cell_only=True, **needs))
 
 
 def _in_cells(name: str) -> Callable[[Mapping[str, Any]], Any]:

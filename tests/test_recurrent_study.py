@@ -321,13 +321,22 @@ class TestInvalid:
         assert set(reasons["recurrent"].values()) == set(reasons["batch_size"].values()) == {""}
 
 
-def small(norm: str, data: Data, depth: int = 1, **fields: Any) -> Program:
+class Leaky(recurrent.LSTMNet):
+    """A network whose examples see each other."""
+
+    def __call__(self, x: jax.Array, **options: Any) -> Any:
+        found = super().__call__(x, **options)
+        seen = x.mean()
+        return found._replace(outputs=found.outputs + seen) if options.get("trace") else found + seen
+
+
+def small(norm: str, data: Data, depth: int = 1, net: Any = recurrent.LSTMNet, **fields: Any) -> Program:
     """A network of one or two small cells."""
     gap = study.Metric(name="gap", percent=False)
     measured = [study.Series(name=name, title="", x_label="", y_label="", x=(0,)) for name in ("from_zero",)]
     problem = study.supervised(
         name="small",
-        model=lambda norm, depth: recurrent.LSTMNet(norm, depth=depth, features=8, **fields),
+        model=lambda norm, depth: net(norm, depth=depth, features=8, **fields),
         data=data,
         recurrent=True,
         norm_options={"group": {"num_groups": 2}},
@@ -351,11 +360,16 @@ def blank_at_first() -> Data:
 class TestMeasures:
     @pytest.mark.parametrize("norm", ["layer", "batch_step:max_steps=20"])
     def test_one_by_one_is_what_a_batch_gives(self, norm: str) -> None:
-        program = small(norm, sequences.adding(120, 12), depth=2, outputs=1, padded=True)
+        program = small(norm, sequences.adding(120, 12), depth=1 + (norm == "layer"), outputs=1, padded=True)
         found = jax.jit(program.evaluate)(program.init(0), dict(program.data))
         assert found["blank"] == 0.0
         assert found["alone"] < 1e-5 and abs(found["error"]) < 1e-5
         assert (abs(found["gap"]) < 1e-6) == (norm == "layer")
+
+    def test_examples_that_see_each_other_are_found(self, blank_at_first: Data) -> None:
+        program = small("none", blank_at_first, net=Leaky)
+        found = jax.jit(program.evaluate)(program.init(0), dict(program.data))
+        assert found["blank"] > 1e-3 and found["alone"] > 1e-3
 
     def test_layer_norm_as_elsewhere_explodes_from_a_zero_state(self, blank_at_first: Data) -> None:
         program = small("layer:epsilon=1e-05,initial_scale=1.0", blank_at_first)

@@ -22,8 +22,12 @@ from normlab.functional._cell_norm import (
 )
 from normlab.functional._devices import varying_like
 
-PRODUCT = "normlab_recurrent_product"
-"""Name of what the backward pass keeps of a step, beside the state: it computes everything but matrix products again."""
+PRODUCT, SUM = "normlab_recurrent_product", "normlab_gate_sum"
+"""Names of what the backward pass may keep of a step, beside the state; it computes all but matrix products again.
+
+Of a normalized recurrent path it needs the product before the norm, of another the sum that enters the gate. On CPU
+the memory that is saved is the time that is saved.
+"""
 
 Carry = Any
 """State of a cell: `(c, h)` of an LSTM, `h` of the others, each of shape [*batch, features]; or a `TimedCarry`."""
@@ -106,21 +110,21 @@ class Cell(NamedTuple):
 
 
 def _simple(carry: Array, x: Gates, h: Gates, memory: Memory, activations: Activations) -> Array:
-    z = x[0] + h[0]
+    z = checkpoint_name(x[0] + h[0], SUM)
     return activations.state(z + carry if activations.residual else z)
 
 
 def _lstm(
     carry: tuple[Array, Array], x: Gates, h: Gates, memory: Memory, activations: Activations
 ) -> tuple[Array, Array]:
-    i, f, g, o = map(jnp.add, x, h)
+    i, f, g, o = (checkpoint_name(a + b, SUM) for a, b in zip(x, h, strict=True))
     c = activations.gate(f) * carry[0] + activations.gate(i) * activations.state(g)
     return c, activations.gate(o) * activations.state(memory(c))
 
 
 def _gru(carry: Array, x: Gates, h: Gates, memory: Memory, activations: Activations) -> Array:
-    r, z = (activations.gate(x[k] + h[k]) for k in (0, 1))
-    n = activations.state(x[2] + r * h[2])
+    r, z = (activations.gate(checkpoint_name(x[k] + h[k], SUM)) for k in (0, 1))
+    n = activations.state(x[2] + r * checkpoint_name(h[2], SUM))
     return (1 - z) * n + z * carry
 
 
@@ -207,7 +211,8 @@ def unroll(
         output = hidden if where is None else jnp.where(where, hidden, 0)
         return jax.tree.map(lambda a, b: _kept(a, b, where), _with_hidden(new, hidden), carry), (output, moments)
 
-    body = jax.checkpoint(body, prevent_cse=False, policy=jax.checkpoint_policies.save_only_these_names(PRODUCT))
+    kept = jax.checkpoint_policies.save_only_these_names(PRODUCT if "h" in norm.paths else SUM)
+    body = jax.checkpoint(body, prevent_cse=False, policy=kept)
     start = varying_like(timed.carry, x, parameters, where, nudges, call.running)
     at = (_steps(inputs), x, where, nudges)
     state, (outputs, seen) = lax.scan(body, start, at, unroll=len(inputs) == 1 or unroll)
@@ -257,7 +262,8 @@ class _Call(NamedTuple):
             moments.update(more)
             return y
 
-        return self.cell.advance(carry, x, h, memory, self.activations), moments
+        with jax.numpy_dtype_promotion("standard"):  # the state may be wider than the gates, as in Flax
+            return self.cell.advance(carry, x, h, memory, self.activations), moments
 
     def gates(self, joined: Array) -> Gates:
         """What belongs to each gate."""

@@ -215,8 +215,8 @@ class NormalizedCell(nn.RNNCellBase):
         kernels = jnp.concatenate([kernel for kernel, _ in made], -1)
         if not self._biased & set(gates):
             return kernels, None
-        zeros = jnp.zeros(self.features, self.param_dtype)
-        return kernels, jnp.concatenate([zeros if bias is None else bias for _, bias in made])
+        given = [bias for _, bias in made if bias is not None]
+        return kernels, jnp.concatenate([jnp.zeros_like(given[0]) if bias is None else bias for _, bias in made])
 
 
 class SimpleCell(NormalizedCell):
@@ -301,7 +301,6 @@ class LSTMCell(NormalizedCell):
     _recurrent_gates: ClassVar[tuple[str, ...]] = ("hi", "hf", "hg", "ho")
     _biased: ClassVar[frozenset[str]] = frozenset(_recurrent_gates)
 
-
     def _initial(self, rng: jax.Array, shape: tuple[int, ...]) -> Carry:
         c, h = (self.carry_init(key, shape, self.param_dtype) for key in jax.random.split(rng))
         return c, h
@@ -345,7 +344,6 @@ class GRUCell(NormalizedCell):
     _input_gates: ClassVar[tuple[str, ...]] = ("ir", "iz", "in")
     _recurrent_gates: ClassVar[tuple[str, ...]] = ("hr", "hz", "hn")
     _biased: ClassVar[frozenset[str]] = frozenset({"ir", "iz", "in", "hn"})
-
 
 
 class RNN(nn.RNN):

@@ -67,9 +67,7 @@ class NormalizedCell(nnx.RNNCellBase):
         self.use_running_average = use_running_average
         for path in self._paths:
             features = hidden_features * (1 if path == "c" else len(self._cell.gates))
-            setattr(
-                self, f"norm_{path}", PathNorm(self.norm, features, use_bias=path == "c", param_dtype=param_dtype)
-            )
+            setattr(self, f"norm_{path}", PathNorm(self.norm, features, use_bias=path == "c", param_dtype=param_dtype))
 
     def __call__(self, carry: Carry, inputs: jax.Array) -> tuple[Carry, jax.Array]:
         """Take one step.
@@ -135,9 +133,7 @@ class NormalizedCell(nnx.RNNCellBase):
         make = carry_init or self.carry_init or zeros
         stream = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs or nnx.RngStream(0, tag="carry")
         shape = (*input_shape[:-1], self.hidden_features)
-        return F.initial_carry(
-            self.norm, self._initial(lambda: make(stream(), shape, self.param_dtype)), seq_lengths
-        )
+        return F.initial_carry(self.norm, self._initial(lambda: make(stream(), shape, self.param_dtype)), seq_lengths)
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """Set the mode; called by `nnx.view`, and read by `nnx.view_info`, which expects this indentation.
