@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TIER ?= quick
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup compare test check mutants speed speed-devices scaling throughput clean
+.PHONY: help setup compare test check mutants speed speed-devices speed-recurrent scaling throughput clean
 
 help:
 	@echo "make compare     which norm at which batch size: runs the comparison on handwritten digits, opens the report"
@@ -13,6 +13,7 @@ help:
 	@echo "make check       formatting, lint, types, direction of imports"
 	@echo "make mutants     break the norms on purpose; some test must notice each"
 	@echo "make speed       each norm beside Flax's; make speed-devices: across 8 devices"
+	@echo "make speed-recurrent  cells with a norm beside Flax's and PyTorch's LSTM"
 	@echo "make scaling     a comparison with two worker processes beside one"
 	@echo "make throughput  trained models per minute beside a Flax loop and PyTorch"
 	@echo "make clean       remove the environment"
@@ -53,6 +54,9 @@ speed: $(VENV)/study.stamp
 
 speed-devices: $(VENV)/study.stamp
 	$(BIN)/python benchmarks/speed.py --devices 8
+
+speed-recurrent: $(VENV)/peers.stamp
+	$(BIN)/python benchmarks/recurrent_speed.py
 
 scaling: $(VENV)/study.stamp
 	$(BIN)/python benchmarks/scaling.py

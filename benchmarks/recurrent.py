@@ -284,7 +284,7 @@ comparison = study.Comparison(
     tiers={
         **_TIERS,
         "smoke": replace(
-            _TIERS["smoke"], problems=("rows", "text"), norms=("none", "layer", "batch_step"), values={"depth": (1,)}
+            _TIERS["smoke"], problems=("rows", "text"), norms=("none", "batch_step"), values={"depth": (1,)}
         ),
         "quick": replace(
             _TIERS["quick"],

@@ -115,9 +115,9 @@ class Norm:
         """
         if self.entry.cell is None:
             raise ValueError(
-                f"Expected a norm for a recurrent cell, {', '.join(cell_names())}, got {self.name!r}. For batch norm, choose whether "
-                "statistics are of each time step (batch_step), of the input path alone (batch_input), or shared by "
-                "all time steps (batch_shared)."
+                f"Expected a norm for a recurrent cell, {', '.join(cell_names())}, got {self.name!r}. For batch norm, "
+                "choose whether statistics are of each time step (batch_step), of the input path alone (batch_input), "
+                "or shared by all time steps (batch_shared)."
             )
         return self.entry.cell({**self.options, **overrides})
 

@@ -64,3 +64,10 @@ def test_the_page_on_devices_does_what_it_says(tmp_path: Path) -> None:
     code = [text for language, text in BLOCK.findall((ROOT / "docs/devices.md").read_text()) if language == "python"]
     assert len(code) == 5 and all("assert" in text for text in code[:4])
     run(["-c", "\n".join(code)], tmp_path)
+
+
+def test_the_page_on_recurrent_cells_does_what_it_says(tmp_path: Path) -> None:
+    """Its blocks are one script, with asserts."""
+    code = [text for language, text in BLOCK.findall((ROOT / "docs/recurrent.md").read_text()) if language == "python"]
+    assert len(code) == 2 and all("assert" in text for text in code)
+    run(["-c", "\n".join(code)], tmp_path)

@@ -34,9 +34,9 @@ class CellNorm:
         kind: The norm.
         paths: What is normalized.
         initial_scale: Of every scale.
-        epsilon: Added to the variance, inside the root. `None`: as small as keeps gradients from growing where the state
-            is zero, see `Cell.zero_gain`; at the usual 1e-5 those of an LSTM with layer norm grow from there 25,000-fold
-            at each step.
+        epsilon: Added to the variance, inside the root. `None`: as small as keeps gradients from growing where the
+            state is zero, see `Cell.zero_gain`; at the usual 1e-5 those of an LSTM with layer norm grow from there
+            25,000-fold at each step.
         num_groups: Groups within each gate, for `group`; this or `group_size`.
         group_size: Features per group.
         max_steps: Time steps that have running statistics of their own; later steps share the last one's.

@@ -124,10 +124,6 @@ class Devices(NamedTuple):
         slots = jnp.arange(self.size).reshape((-1,) + (1,) * x.ndim)
         return self.sum(jnp.where(slots == index, x[None], 0))
 
-    def vary(self, x: Array) -> Array:
-        """Mark `x` as varying where `jax.shard_map` tracks that: its gradient is then one collective."""
-        return _varying_along(x, varying_axes(lax.axis_index(self.axis_name)) & frozenset(self.axis_name))
-
 
 def varying_like(tree: Any, *others: Any) -> Any:
     """Mark arrays as varying along the mapped axes of `jax.shard_map` along which any of `others` varies.

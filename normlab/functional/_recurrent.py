@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import ArrayLike
 
 from normlab.functional._batch import BatchMoments, RunningStatistics
 from normlab.functional._cell_norm import (
@@ -99,7 +100,7 @@ class Cell(NamedTuple):
         zero_gain: A norm without variance multiplies by `scale / sqrt(epsilon)`. The largest square of that (of the
             product of both norms on the way, in an LSTM) by which gradients at a state of zero do not grow from step to
             step, inverted; with an orthogonal recurrent kernel, gates half open, and no input.
-        advance: `(carry, input path, recurrent path, memory, activations) -> carry`; both paths are given for each gate.
+        advance: `(carry, input path, recurrent path, memory, activations) -> carry`; both paths come gate by gate.
     """
 
     gates: tuple[str, ...]
@@ -146,7 +147,7 @@ def unroll(
     carry: Carry,
     *,
     train: bool = False,
-    seq_lengths: Array | None = None,
+    seq_lengths: ArrayLike | None = None,
     running: Running | None = None,
     activations: Activations = Activations(),
     nudges: Array | None = None,
@@ -296,7 +297,7 @@ def initial_rows(norm: CellNorm, features: int) -> RunningStatistics:
     return RunningStatistics(jnp.zeros(shape, jnp.float32), jnp.ones(shape, jnp.float32), step)
 
 
-def initial_carry(norm: CellNorm, carry: Carry, seq_lengths: Array | None = None) -> Carry:
+def initial_carry(norm: CellNorm, carry: Carry, seq_lengths: ArrayLike | None = None) -> Carry:
     """The state a cell starts in, from its own; `seq_lengths`, shape [*batch], matter to batch statistics alone."""
     if not norm.stateful:
         return carry
@@ -330,7 +331,7 @@ def check_lengths(seq_lengths: Any, batch: tuple[int, ...], steps: int) -> None:
         raise ValueError("Expected at least one sequence with a step, got `seq_lengths` that are all 0. Leave it out.")
 
 
-def check_sequences(inputs: Any, seq_lengths: Array | None, time_major: bool) -> Array:
+def check_sequences(inputs: Any, seq_lengths: ArrayLike | None, time_major: bool) -> Array:
     """Return sequences as [time, *batch, inputs], checked together with their lengths."""
     inputs = jnp.asarray(inputs)
     if inputs.ndim < 2:
@@ -349,7 +350,7 @@ def check_steps(norm: CellNorm) -> None:
         )
 
 
-def flip(x: Array, seq_lengths: Array | None) -> Array:
+def flip(x: Array, seq_lengths: ArrayLike | None) -> Array:
     """Reverse sequences [time, *batch, ...] in time, each within its length."""
     if seq_lengths is None:
         return jnp.flip(x, 0)
@@ -373,8 +374,8 @@ def _timed(norm: CellNorm, inputs: Array, carry: Carry) -> TimedCarry:
         return TimedCarry(carry, jnp.int32(0))
     if jnp.shape(carry.step) != inputs.shape[1:-1]:
         raise ValueError(
-            f"Expected the carry of {inputs.shape[1:-1]} sequences, got steps of shape {jnp.shape(carry.step)}. Use the "
-            "cell's `initialize_carry`."
+            f"Expected the carry of {inputs.shape[1:-1]} sequences, got steps of shape {jnp.shape(carry.step)}. Use "
+            "the cell's `initialize_carry`."
         )
     start = 0 if isinstance(carry.step, jax.core.Tracer) else int(np.asarray(carry.step).max(initial=0))
     if not norm.clamp and start + len(inputs) > norm.max_steps:
@@ -386,7 +387,7 @@ def _timed(norm: CellNorm, inputs: Array, carry: Carry) -> TimedCarry:
     return carry
 
 
-def _unfinished(inputs: Array, timed: TimedCarry, seq_lengths: Array | None) -> Array | None:
+def _unfinished(inputs: Array, timed: TimedCarry, seq_lengths: ArrayLike | None) -> Array | None:
     """True where a sequence has not finished, shape [time, *batch, 1]; `None` where none does."""
     left = _left(timed, seq_lengths)
     if left is None:
@@ -394,14 +395,14 @@ def _unfinished(inputs: Array, timed: TimedCarry, seq_lengths: Array | None) -> 
     return (_steps(inputs, inputs.ndim - 1) < left[None])[..., None]
 
 
-def _left(timed: TimedCarry, seq_lengths: Array | None) -> Array | None:
+def _left(timed: TimedCarry, seq_lengths: ArrayLike | None) -> Array | None:
     """How many more steps each sequence has."""
     limits = [] if seq_lengths is None else [jnp.asarray(seq_lengths, jnp.int32)]
     limits += [] if timed.length is None else [timed.length - timed.step]
     return jax.tree.reduce(jnp.minimum, limits) if limits else None
 
 
-def _advanced(norm: CellNorm, timed: TimedCarry, carry: Carry, steps: int, seq_lengths: Array | None) -> Carry:
+def _advanced(norm: CellNorm, timed: TimedCarry, carry: Carry, steps: int, seq_lengths: ArrayLike | None) -> Carry:
     if not norm.stateful:
         return carry
     left = _left(timed, seq_lengths)

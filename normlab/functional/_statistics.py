@@ -106,7 +106,7 @@ def means(values: Sequence[Array], over: Over, where: Array | None, count: Array
     """Means of several arrays over `over`, with one collective for all."""
     sums = [_sum(v, over, where) for v in values]
     if over.devices is not None:
-        sums = list(over.devices.vary(over.devices.sum(jnp.stack(sums))))
+        sums = list(over.devices.sum(jnp.stack(sums)))
     return [s / _at_least_one(count) for s in sums]
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
+from jax.typing import ArrayLike
 
 from normlab import functional as F
 from normlab import norms
@@ -112,7 +113,7 @@ class NormalizedCell(nn.RNNCellBase):
         carry: Carry,
         inputs: jax.Array,
         *,
-        seq_lengths: jax.Array | None = None,
+        seq_lengths: ArrayLike | None = None,
         nudges: jax.Array | None = None,
         unroll: int = 1,
     ) -> tuple[Carry, jax.Array]:
@@ -150,7 +151,7 @@ class NormalizedCell(nn.RNNCellBase):
         return carry, outputs
 
     def initialize_carry(
-        self, rng: jax.Array, input_shape: tuple[int, ...], seq_lengths: jax.Array | None = None
+        self, rng: jax.Array, input_shape: tuple[int, ...], seq_lengths: ArrayLike | None = None
     ) -> Carry:
         """Return the state before the first step.
 
@@ -186,8 +187,8 @@ class NormalizedCell(nn.RNNCellBase):
             return False
         if self.use_running_average is None:
             raise ValueError(
-                f"Expected `use_running_average` for a cell with norm {str(self.norm)!r}, got None. Pass False to train, "
-                "True to evaluate."
+                f"Expected `use_running_average` for a cell with norm {str(self.norm)!r}, got None. Pass False to "
+                "train, True to evaluate."
             )
         return not self.use_running_average and not self.is_initializing()
 
@@ -363,7 +364,7 @@ class RNN(nn.RNN):
         *,
         initial_carry: Carry | None = None,
         init_key: jax.Array | None = None,
-        seq_lengths: jax.Array | None = None,
+        seq_lengths: ArrayLike | None = None,
         return_carry: bool | None = None,
         time_major: bool | None = None,
         reverse: bool | None = None,

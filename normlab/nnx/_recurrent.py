@@ -1,12 +1,13 @@
 """Recurrent cells with a norm inside, for NNX, and the layer that runs them over sequences."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
+from jax.typing import ArrayLike
 
 from normlab import functional as F
 from normlab import norms
@@ -32,8 +33,7 @@ class PathNorm(nnx.Module):
         self.scale = nnx.Param(jnp.full(features, norm.initial_scale, param_dtype))
         self.bias = nnx.data(nnx.Param(jnp.zeros(features, param_dtype)) if use_bias else None)
         start = F.initial_rows(norm, features) if norm.stateful else (None, None, None)
-        for name, value in zip(("mean", "var", "step"), start, strict=True):
-            setattr(self, name, nnx.data(None if value is None else nnx.BatchStat(value)))
+        self.mean, self.var, self.step = (nnx.data(a if a is None else nnx.BatchStat(a)) for a in start)
 
     @property
     def state(self) -> list[nnx.BatchStat]:
@@ -45,6 +45,9 @@ class NormalizedCell(nnx.RNNCellBase):
     """What the cells share: an input path, a recurrent path and their norms."""
 
     _cell: ClassVar[Cell]
+    _inputs: ClassVar[tuple[str, ...]] = ("dense_i",)
+    _recurrent: ClassVar[tuple[str, ...]] = ("dense_h",)
+    _biased: ClassVar[tuple[str, ...]] = _inputs
 
     def __init__(
         self,
@@ -85,7 +88,7 @@ class NormalizedCell(nnx.RNNCellBase):
         return carry, outputs[0]
 
     def unroll(
-        self, carry: Carry, inputs: jax.Array, *, seq_lengths: jax.Array | None = None, unroll: int = 1
+        self, carry: Carry, inputs: jax.Array, *, seq_lengths: ArrayLike | None = None, unroll: int = 1
     ) -> tuple[Carry, jax.Array]:
         """Take all steps of sequences [time, *batch, inputs]; see `normlab.functional.unroll`."""
         made: dict[Any, PathNorm] = {path: getattr(self, f"norm_{path}") for path in self._paths}
@@ -119,7 +122,7 @@ class NormalizedCell(nnx.RNNCellBase):
         input_shape: tuple[int, ...],
         rngs: Rngs | None = None,
         carry_init: Initializer | None = None,
-        seq_lengths: jax.Array | None = None,
+        seq_lengths: ArrayLike | None = None,
     ) -> Carry:
         """Return the state before the first step.
 
@@ -162,8 +165,12 @@ class NormalizedCell(nnx.RNNCellBase):
         return self.norm.stateful and not self.use_running_average
 
     def _dense(self) -> tuple[jax.Array, ...]:
-        """Kernels of both paths, and the bias of their sum."""
-        raise TypeError(f"Expected a cell of normlab, got {type(self).__name__}.")
+        """Kernels of both paths, the gates' side by side, and the bias of their sum."""
+        inputs, recurrent, biased = (
+            [getattr(self, gate) for gate in gates] for gates in (self._inputs, self._recurrent, self._biased)
+        )
+        kernels = (jnp.concatenate([dense.kernel[...] for dense in path], -1) for path in (inputs, recurrent))
+        return *kernels, jnp.concatenate([dense.bias[...] for dense in biased])
 
     def _initial(self, make: Callable[[], jax.Array]) -> Carry:
         return make()
@@ -247,9 +254,6 @@ class SimpleCell(NormalizedCell):
             rngs=rngs,
         )
 
-    def _dense(self) -> tuple[jax.Array, ...]:
-        return _joined([self.dense_i], [self.dense_h], [self.dense_i])
-
 
 class LSTMCell(NormalizedCell):
     """LSTM with a norm inside; see `normlab.functional.LSTM`.
@@ -259,6 +263,9 @@ class LSTMCell(NormalizedCell):
     """
 
     _cell = F.LSTM
+    _inputs = ("ii", "if_", "ig", "io")
+    _recurrent = ("hi", "hf", "hg", "ho")
+    _biased = _recurrent
 
     def __init__(
         self,
@@ -311,7 +318,7 @@ class LSTMCell(NormalizedCell):
             norm=norm,
             use_running_average=use_running_average,
         )
-        for gate in ("ii", "if_", "ig", "io"):
+        for gate in self._inputs:
             dense = nnx.Linear(
                 in_features,
                 hidden_features,
@@ -322,7 +329,7 @@ class LSTMCell(NormalizedCell):
                 rngs=rngs,
             )
             setattr(self, gate, dense)
-        for gate in ("hi", "hf", "hg", "ho"):
+        for gate in self._recurrent:
             dense = nnx.Linear(
                 hidden_features,
                 hidden_features,
@@ -335,10 +342,6 @@ class LSTMCell(NormalizedCell):
             )
             setattr(self, gate, dense)
 
-    def _dense(self) -> tuple[jax.Array, ...]:
-        recurrent = [self.hi, self.hf, self.hg, self.ho]
-        return _joined([self.ii, self.if_, self.ig, self.io], recurrent, recurrent)
-
     def _initial(self, make: Callable[[], jax.Array]) -> Carry:
         return make(), make()
 
@@ -346,8 +349,8 @@ class LSTMCell(NormalizedCell):
 class GRUCell(NormalizedCell):
     """GRU with a norm inside; see `normlab.functional.GRU`.
 
-    Flax's arguments, then our own; Flax's `dense_i` and `dense_h` (which has no bias in NNX), and the norms `norm_x` and
-    `norm_h`. Layer norm takes the two gates together, and the candidate by itself (Ba et al., 2016, whose z is 1 - z
+    Flax's arguments, then our own; Flax's `dense_i` and `dense_h` (which has no bias in NNX), and the norms `norm_x`
+    and `norm_h`. Layer norm takes the two gates together, and the candidate by itself (Ba et al., 2016, whose z is 1 - z
     here, as in Flax).
     """
 
@@ -424,16 +427,13 @@ class GRUCell(NormalizedCell):
             rngs=rngs,
         )
 
-    def _dense(self) -> tuple[jax.Array, ...]:
-        return _joined([self.dense_i], [self.dense_h], [self.dense_i])
-
 
 class RNN(nnx.RNN):
     """Run a cell over sequences; an `nnx.RNN` with Flax's arguments, that knows the cells here.
 
     With them it takes the input path of all time steps in one matrix product; sequences that have finished enter no
-    statistic, keep their state, and have outputs of zero; and running statistics are moved once a call. `state_axes` and
-    `broadcast_rngs` are not needed, and without effect. Other cells run as in Flax.
+    statistic, keep their state, and have outputs of zero; and running statistics are moved once a call. `state_axes`
+    and `broadcast_rngs` are not needed, and without effect. Other cells run as in Flax.
     """
 
     def __call__(
@@ -441,7 +441,7 @@ class RNN(nnx.RNN):
         inputs: jax.Array,
         *,
         initial_carry: Carry | None = None,
-        seq_lengths: jax.Array | None = None,
+        seq_lengths: ArrayLike | None = None,
         return_carry: bool | None = None,
         time_major: bool | None = None,
         reverse: bool | None = None,
@@ -493,12 +493,3 @@ class RNN(nnx.RNN):
             y = flip(y, seq_lengths)
         y = y if time_major else jnp.moveaxis(y, 0, -2)
         return (carry, y) if return_carry else y
-
-
-def _joined(
-    inputs: Sequence[nnx.Linear], recurrent: Sequence[nnx.Linear], biased: Sequence[nnx.Linear]
-) -> tuple[jax.Array, ...]:
-    """The gates' kernels side by side, for both paths, and their biases."""
-    kernels = (jnp.concatenate([dense.kernel[...] for dense in path], -1) for path in (inputs, recurrent))
-    biases = [dense.bias[...] for dense in biased if dense.bias is not None]
-    return *kernels, jnp.concatenate(biases)
