@@ -234,37 +234,45 @@ class _Call(NamedTuple):
     activations: Activations
     start: Array
 
+    @property
+    def by_step(self) -> bool:
+        """Whether the input path is normalized at each step: in the loop, where it takes no memory of its own."""
+        return "x" in self.norm.paths and self.norm.over == "step"
+
     def input_path(self, inputs: Array, where: Array | None) -> tuple[Gates, dict[Path, BatchMoments]]:
-        """The normalized input path of all steps, with the bias of the gates, and what to keep of its statistics."""
+        """The input path of all steps, normalized if it is not `by_step`, and what to keep of its statistics."""
         rows = inputs.reshape(-1, inputs.shape[-1])  # XLA:CPU transposes a product of three axes badly
-        z = tuple((rows @ kernel).reshape(*inputs.shape[:-1], -1) for kernel in self.gates(self.parameters.kernel))
+        x = tuple((rows @ kernel).reshape(*inputs.shape[:-1], -1) for kernel in self.gates(self.parameters.kernel))
+        if self.by_step:
+            return x, {}
         steps = _steps(inputs, inputs.ndim - 1)
-        pooled = self.norm.over == "sequence"
-        x, moments = self.normalize("x", z, steps, where, tuple(range(0 if pooled else 1, inputs.ndim - 1)))
-        if pooled:
-            moments = jax.tree.map(lambda a: a[None], moments)
-        x = tuple(a + _row(bias, a) for a, bias in zip(x, self.gates(self.parameters.bias), strict=True))
-        if self.norm.clamp:
-            return x, moments
-        late = self.start[None] + steps >= self.norm.max_steps  # only where steps are traced can there be any
-        return tuple(jnp.where(late[..., None], jnp.nan, a) for a in x), moments
+        x, moments = self.normalize("x", x, steps, where, tuple(range(inputs.ndim - 1)))
+        return self.biased(x, self.parameters.bias), jax.tree.map(lambda a: a[None], moments)
 
     def step(self, carry: Carry, t: Array, x: Gates, where: Array | None) -> tuple[Carry, dict[Path, BatchMoments]]:
         """One step: the new state, and what to keep of its statistics."""
-        hidden, batch = _hidden(carry).astype(x[0].dtype), tuple(range(x[0].ndim - 1))
-        kernels, biases = self.gates(self.parameters.recurrent_kernel), self.parameters.recurrent_bias
-        z = tuple(checkpoint_name(hidden @ kernel, PRODUCT) for kernel in kernels)
-        h, moments = self.normalize("h", z, t, where, batch)
-        if biases is not None:
-            h = tuple(a + _row(bias, a) for a, bias in zip(h, self.gates(biases), strict=True))
+        batch, moments = tuple(range(x[0].ndim - 1)), {}
 
-        def memory(c: Array) -> Array:
-            (y,), more = self.normalize("c", (c,), t, where, batch)
-            moments.update(more)
+        def normalize(path: Path, z: Gates) -> Gates:
+            y, seen = self.normalize(path, z, t, where, batch)
+            moments.update(seen)
             return y
 
+        if self.by_step:
+            x = self.biased(normalize("x", x), self.parameters.bias)
+        if not self.norm.clamp:  # only where steps are traced can any be late
+            late = (self.start + t >= self.norm.max_steps)[..., None]
+            x = tuple(jnp.where(late, jnp.nan, a) for a in x)
+        hidden, kernels = _hidden(carry).astype(x[0].dtype), self.gates(self.parameters.recurrent_kernel)
+        h = normalize("h", tuple(checkpoint_name(hidden @ kernel, PRODUCT) for kernel in kernels))
+        if self.parameters.recurrent_bias is not None:
+            h = self.biased(h, self.parameters.recurrent_bias)
         with jax.numpy_dtype_promotion("standard"):  # the state may be wider than the gates, as in Flax
-            return self.cell.advance(carry, x, h, memory, self.activations), moments
+            return self.cell.advance(carry, x, h, lambda c: normalize("c", (c,))[0], self.activations), moments
+
+    def biased(self, path: Gates, bias: Array) -> Gates:
+        """A path with the bias of each gate."""
+        return tuple(a + _row(b, a) for a, b in zip(path, self.gates(bias), strict=True))
 
     def gates(self, joined: Array) -> Gates:
         """What belongs to each gate."""
