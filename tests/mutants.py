@@ -338,10 +338,16 @@ MUTANTS = (
         "no reset gate",
         RECURRENT,
         (
-            "activations.state(x[2] + r * h[2])",
-            "activations.state(x[2] + h[2])",
+            "activations.state(x[2] + r * checkpoint_name(h[2], SUM))",
+            "activations.state(x[2] + checkpoint_name(h[2], SUM))",
         ),
         (f"{CELLS}[gru-layer]",),
+    ),
+    Mutant(
+        "the bias added twice",
+        RECURRENT,
+        ("        if self.by_step:\n            x = self.biased", "        if True:\n            x = self.biased"),
+        (f"{CELLS}[lstm-none]",),
     ),
     Mutant(
         "the state of a finished sequence goes on",

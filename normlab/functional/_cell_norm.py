@@ -1,11 +1,11 @@
 """A norm inside a recurrent cell, as a value: what it normalizes, over what, and what it keeps between calls."""
 
+import functools
 import itertools
 import math
 import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -17,8 +17,8 @@ from normlab.functional._checks import AxisName, check_epsilon, check_flag, reso
 from normlab.functional._example import group_norm
 from normlab.functional._statistics import Momentum, float32_or_wider
 
-Path = Literal["x", "h", "c"]
-"""What can be normalized: `x W_x`, `h W_h`, and the LSTM's cell state on its way to the output."""
+Path = str
+"""What can be normalized: `x`, the input path; `h`, the recurrent path; `c`, an LSTM's state on its way out."""
 
 ALL: tuple[Path, ...] = ("x", "h", "c")
 
@@ -182,7 +182,7 @@ def _jointly(norm: CellNorm, z: Gates, scale: Gates, bias: Sequence[Array | None
     features = sum(gate.shape[-1] for gate in z)
 
     def mean(parts: Iterable[Array]) -> Array:
-        return sum(part.sum(-1, keepdims=True) for part in parts) / features
+        return functools.reduce(jnp.add, (part.sum(-1, keepdims=True) for part in parts)) / features
 
     if norm.kind == "layer":
         center = mean(wide)
@@ -283,5 +283,7 @@ def update_rows(
     mean, var, unbiased_var = (
         added(count * part) / jnp.maximum(total, 1) for part in (moments.mean, moments.var, moments.unbiased_var)
     )
-    update = partial(update_batch_norm, momentum=norm.momentum, unbiased_running_var=norm.unbiased_running_var)
+    update = functools.partial(
+        update_batch_norm, momentum=norm.momentum, unbiased_running_var=norm.unbiased_running_var
+    )
     return jax.vmap(update)(running, BatchMoments(mean, var, unbiased_var, total))

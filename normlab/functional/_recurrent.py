@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from normlab.functional._batch import BatchMoments, RunningStatistics
@@ -86,6 +87,9 @@ class Activations(NamedTuple):
     residual: bool = False
 
 
+SIGMOID_AND_TANH = Activations()
+"""Those of the usual cells."""
+
 Memory = Callable[[Array], Array]
 """Normalizes an LSTM's cell state on its way to the output."""
 
@@ -149,7 +153,7 @@ def unroll(
     train: bool = False,
     seq_lengths: ArrayLike | None = None,
     running: Running | None = None,
-    activations: Activations = Activations(),
+    activations: Activations = SIGMOID_AND_TANH,
     nudges: Array | None = None,
     unroll: int = 1,
 ) -> tuple[Carry, Array, Running]:
@@ -285,8 +289,9 @@ class _Call(NamedTuple):
         norm = self.norm
         if path not in norm.paths:
             return z, {}
-        scale, bias = self.parameters.scales[path], self.parameters.biases.get(path)
-        scale, bias = (a if a is None else tuple(jnp.split(a, len(z), -1)) for a in (scale, bias))
+        scale, bias = tuple(jnp.split(self.parameters.scales[path], len(z), -1)), None
+        if path in self.parameters.biases:
+            bias = tuple(jnp.split(self.parameters.biases[path], len(z), -1))
         if not norm.stateful:
             return normalize_examples(norm, z, scale, bias, (1,) if path == "c" else self.cell.blocks), {}
         if self.train:
@@ -326,7 +331,7 @@ def check_lengths(seq_lengths: Any, batch: tuple[int, ...], steps: int) -> None:
             f"Expected `seq_lengths` to be whole numbers of shape {batch}, one for each sequence, got {dtype} of shape "
             f"{shape}."
         )
-    if isinstance(seq_lengths, jax.core.Tracer) or 0 in shape:
+    if isinstance(seq_lengths, Tracer) or 0 in shape:
         return
     lengths = np.asarray(seq_lengths)
     low, high = int(lengths.min()), int(lengths.max())
@@ -385,7 +390,7 @@ def _timed(norm: CellNorm, inputs: Array, carry: Carry) -> TimedCarry:
             f"Expected the carry of {inputs.shape[1:-1]} sequences, got steps of shape {jnp.shape(carry.step)}. Use "
             "the cell's `initialize_carry`."
         )
-    start = 0 if isinstance(carry.step, jax.core.Tracer) else int(np.asarray(carry.step).max(initial=0))
+    start = 0 if isinstance(carry.step, Tracer) else int(np.asarray(carry.step).max(initial=0))
     if not norm.clamp and start + len(inputs) > norm.max_steps:
         raise ValueError(
             f"Expected sequences of up to {norm.max_steps} steps (`max_steps`, with `clamp=False`), got "

@@ -390,7 +390,7 @@ class RNN(nn.RNN):
                 inputs,
                 initial_carry=initial_carry,
                 init_key=init_key,
-                seq_lengths=seq_lengths,
+                seq_lengths=seq_lengths if seq_lengths is None else jnp.asarray(seq_lengths),
                 return_carry=return_carry,
                 time_major=time_major,
                 reverse=reverse,

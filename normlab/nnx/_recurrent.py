@@ -16,6 +16,7 @@ from normlab.functional._recurrent import Carry, Cell, check_sequences, check_st
 from normlab.nnx._example import NO_METADATA, Initializer, Metadata, zeros
 
 Rngs = nnx.Rngs | nnx.RngStream
+LECUN_NORMAL, ORTHOGONAL = nnx.initializers.lecun_normal(), nnx.initializers.orthogonal()
 
 
 class PathNorm(nnx.Module):
@@ -194,8 +195,8 @@ class SimpleCell(NormalizedCell):
         carry_init: Initializer | None = None,
         residual: bool = False,
         activation_fn: Callable[..., Any] = jnp.tanh,
-        kernel_init: Initializer = nnx.initializers.lecun_normal(),
-        recurrent_kernel_init: Initializer = nnx.initializers.orthogonal(),
+        kernel_init: Initializer = LECUN_NORMAL,
+        recurrent_kernel_init: Initializer = ORTHOGONAL,
         bias_init: Initializer = zeros,
         norm: str | norms.Norm = "none",
         use_running_average: bool | None = False,
@@ -274,8 +275,8 @@ class LSTMCell(NormalizedCell):
         *,
         gate_fn: Callable[..., Any] = jax.nn.sigmoid,
         activation_fn: Callable[..., Any] = jnp.tanh,
-        kernel_init: Initializer = nnx.initializers.lecun_normal(),
-        recurrent_kernel_init: Initializer = nnx.initializers.orthogonal(),
+        kernel_init: Initializer = LECUN_NORMAL,
+        recurrent_kernel_init: Initializer = ORTHOGONAL,
         bias_init: Initializer = zeros,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
@@ -350,8 +351,8 @@ class GRUCell(NormalizedCell):
     """GRU with a norm inside; see `normlab.functional.GRU`.
 
     Flax's arguments, then our own; Flax's `dense_i` and `dense_h` (which has no bias in NNX), and the norms `norm_x`
-    and `norm_h`. Layer norm takes the two gates together, and the candidate by itself (Ba et al., 2016, whose z is 1 - z
-    here, as in Flax).
+    and `norm_h`. Layer norm takes the two gates together, and the candidate by itself (Ba et al., 2016, whose z is
+    1 - z here, as in Flax).
     """
 
     _cell = F.GRU
@@ -363,8 +364,8 @@ class GRUCell(NormalizedCell):
         *,
         gate_fn: Callable[..., Any] = jax.nn.sigmoid,
         activation_fn: Callable[..., Any] = jnp.tanh,
-        kernel_init: Initializer = nnx.initializers.lecun_normal(),
-        recurrent_kernel_init: Initializer = nnx.initializers.orthogonal(),
+        kernel_init: Initializer = LECUN_NORMAL,
+        recurrent_kernel_init: Initializer = ORTHOGONAL,
         bias_init: Initializer = zeros,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
@@ -467,7 +468,7 @@ class RNN(nnx.RNN):
             return super().__call__(
                 inputs,
                 initial_carry=initial_carry,
-                seq_lengths=seq_lengths,
+                seq_lengths=seq_lengths if seq_lengths is None else jnp.asarray(seq_lengths),
                 return_carry=return_carry,
                 time_major=time_major,
                 reverse=reverse,
