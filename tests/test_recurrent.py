@@ -227,8 +227,7 @@ def flatten_gradients(tree: Tree) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf, np.float64) for path, leaf in leaves}
 
 
-@each_norm
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("norm", "dtype"), [*zip(NORMS, itertools.cycle(["bfloat16", "float16"]), strict=False)])
 def test_half_precision_follows_flax_and_statistics_stay_float32(norm: str, dtype: str) -> None:
     x = jnp.asarray(normal(BATCH, TIME, INPUTS), dtype)
     for cell in ("lstm", "gru"):
@@ -321,8 +320,9 @@ def flax_driven(cell: str, norm: str, train: bool) -> nn.RNN:
     return nn.RNN(CELLS[cell](WIDTH, norm=norm, use_running_average=not train), return_carry=True, **state)
 
 
-@pytest.mark.parametrize("norm", [*WITHIN, "batch_step:max_steps=6,momentum=0.9", *ACROSS])
-@each_cell
+@pytest.mark.parametrize(
+    ("cell", "norm"), [*IN_TURNS, *((cell, "batch_step:max_steps=6,momentum=0.9") for cell in CELLS)]
+)
 def test_flax_drives_our_cells(cell: str, norm: str) -> None:
     x = jnp.asarray(normal(BATCH, TIME, INPUTS), jnp.float32)
     variables, modes = cast(variables_of(cell, norm)), (True, False) if norm in ACROSS else (True,)
@@ -491,6 +491,42 @@ def test_a_sequence_goes_on_in_the_next_call() -> None:
     (middle, first), one = module.apply(variables, x[:, :2], mutable=["batch_stats"])
     (end, rest), two = module.apply({**variables, **one}, x[:, 2:], initial_carry=middle, mutable=["batch_stats"])
     chex.assert_trees_all_close((end, jnp.concatenate([first, rest], 1), two), (carry, y, whole), **CLOSE)
+
+
+def test_steps_that_training_has_not_reached_use_the_last_statistics() -> None:
+    """Rows to spare cost nothing: as if there were as many as training had steps."""
+    x, found = jnp.asarray(normal(BATCH, TIME, INPUTS), jnp.float32), []
+    for rows in (4, 50):
+        norm = f"batch_step:max_steps={rows},momentum=0.5"
+        variables = network("lstm", norm).init(KEY, x)
+        _, after = network("lstm", norm).apply(variables, x[:, :4], mutable=["batch_stats"])
+        found.append(network("lstm", norm, train=False).apply(variables | after, x))
+        assert after["batch_stats"]["cell"]["norm_h"]["mean"].shape[0] == rows
+    (carry, y), (other, same) = found
+    chex.assert_trees_all_close((carry.carry, y), (other.carry, same), rtol=0, atol=0)
+
+
+def test_a_sequence_goes_on_across_devices() -> None:
+    """Pieces of sequences that have ended on one of two devices and go on on the other."""
+    x, lengths = jnp.asarray(normal(8, TIME, INPUTS), jnp.float32), np.array([2, 2, 1, 2, 6, 5, 6, 4])
+    pieces = [(x[:, :3], np.minimum(lengths, 3)), (x[:, 3:], np.maximum(lengths - 3, 0))]
+    mesh, given = Mesh(np.array(jax.devices()[:2]), ("d",)), "batch_step:max_steps=6,momentum=0.9"
+
+    def results(norm: str, spread: Callable[..., Any]) -> Tree:
+        module, variables = network("lstm", norm), cast(variables_of("lstm", given))
+        carry = module.cell.initialize_carry(KEY, (8, INPUTS))
+        for inputs, left in pieces:
+
+            def run(variables: Tree, x: jax.Array, left: jax.Array, carry: Any) -> Any:
+                return module.apply(variables, x, seq_lengths=left, initial_carry=carry, mutable=["batch_stats"])
+
+            (carry, _), after = jax.jit(spread(run))(variables, inputs, jnp.asarray(left), carry)
+            variables = {**variables, **after}
+        return carry, variables["batch_stats"]
+
+    specs = {"in_specs": (P(), P("d"), P("d"), P("d")), "out_specs": (P("d"), P())}
+    found = results(f"{given},axis_name=d", functools.partial(jax.shard_map, mesh=mesh, **specs))
+    chex.assert_trees_all_close(found, results(given, lambda run: run), rtol=1e-4, atol=1e-4)
 
 
 TRANSFORMED = ("none", "layer", "batch_step:max_steps=4,momentum=0.9", "batch_input:momentum=0.9")
@@ -927,6 +963,18 @@ ERRORS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ),
     ("real", lambda: applied("none", seq_lengths=np.ones(5, np.float32)), ValueError, r"whole numbers.*got float32"),
     ("none left", lambda: applied(STEP, seq_lengths=np.zeros(5, int)), ValueError, r"at least one.*all 0"),
+    (
+        "list of reals",
+        lambda: applied("none", seq_lengths=[1.5, 2, 3, 4, 5]),
+        ValueError,
+        r"whole numbers.*got float64",
+    ),
+    (
+        "lengths of a carry",
+        lambda: linen.GRUCell(4, norm=STEP).initialize_carry(KEY, (BATCH, INPUTS), [-2, 1, 1, 1, 1]),
+        ValueError,
+        r"from 0 up, got -2 to 1",
+    ),
     ("carry", lambda: applied(STEP, initial_carry=PLAIN), ValueError, r"`TimedCarry`.*got tuple.*`initialize_carry`"),
     (
         "timed carry",

@@ -156,8 +156,8 @@ class TestText:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            (b"", "Expected a text of at least 705 characters, got 0"),
-            (b"short", "Expected a text of at least 705 characters, got 5"),
+            (b"", "Expected a text of at least 5633 characters, got 0"),
+            (b"short", "Expected a text of at least 5633 characters, got 5"),
             (b"caf\xe9" * 400, "Expected a text in UTF-8, got `.*`, where byte 3 is none"),
             (None, "Expected the path of a file, got `.*`, which does not exist"),
         ],

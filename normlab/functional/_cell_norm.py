@@ -39,7 +39,8 @@ class CellNorm:
             25,000-fold at each step.
         num_groups: Groups within each gate, for `group`; this or `group_size`.
         group_size: Features per group.
-        max_steps: Time steps that have running statistics of their own; later steps share the last one's.
+        max_steps: Time steps that can have running statistics of their own: the length of the longest training
+            sequence, or more. Later steps, and those that training has never reached, use the last ones.
         clamp: Whether there may be later steps.
         over: Whether a batch statistic of the input path is of one time step or of the sequence.
         momentum: Weight of the OLD running value, a function of the step, or `None` for the average of all batches.
@@ -140,9 +141,11 @@ def cell_norm(name: str, **options: Any) -> CellNorm:
 def with_epsilon(norm: CellNorm, zero_gain: float) -> CellNorm:
     """Choose `epsilon` where it is `None`: such that `zero_gain * initial_scale**2 / epsilon` is 1.
 
-    Where the variance is zero a norm is `z * scale / sqrt(epsilon)`. Small ones are at least 1e-5.
+    Where the variance is zero a norm is `z * scale / sqrt(epsilon)`. It is at least 1e-5 and below 1.
     """
-    return replace(norm, epsilon=max(1e-5, zero_gain * norm.initial_scale**2)) if norm.epsilon is None else norm
+    if norm.epsilon is not None:
+        return norm
+    return replace(norm, epsilon=min(max(1e-5, zero_gain * norm.initial_scale**2), 0.999999))
 
 
 def normalize_examples(norm: CellNorm, z: Gates, scale: Gates, bias: Gates | None, blocks: Sequence[int]) -> Gates:
@@ -259,6 +262,12 @@ def _expanded(per_feature: Array, ndim: int, shape: Sequence[int] | None = None)
     return expanded if shape is None else jnp.broadcast_to(expanded, shape)
 
 
+def last_row(running: RunningStatistics) -> Array:
+    """The last row that training has moved from its start, mean 0 and variance 1; the first where there is none."""
+    moved = ((running.mean != 0) | (running.spread != 1)).any(-1)
+    return jnp.max(jnp.where(moved, jnp.arange(len(moved), dtype=jnp.int32), 0))
+
+
 def update_rows(
     norm: CellNorm, running: RunningStatistics, moments: BatchMoments, first: Array | int
 ) -> RunningStatistics:
@@ -274,6 +283,8 @@ def update_rows(
     """
     rows = jnp.minimum(first + jnp.arange(len(moments.mean), dtype=jnp.int32), norm.max_steps - 1)
     count = jnp.where(jnp.asarray(moments.count) > 1, moments.count, 0)
+    if not norm.clamp:  # later steps are NaN
+        count = jnp.where((first + jnp.arange(len(count), dtype=jnp.int32) < norm.max_steps)[:, None], count, 0)
     empty = jnp.zeros(running.mean.shape, count.dtype)
 
     def added(value: Array) -> Array:
@@ -281,7 +292,8 @@ def update_rows(
 
     total = added(count)
     mean, var, unbiased_var = (
-        added(count * part) / jnp.maximum(total, 1) for part in (moments.mean, moments.var, moments.unbiased_var)
+        added(jnp.where(count > 0, count * part, 0)) / jnp.maximum(total, 1)
+        for part in (moments.mean, moments.var, moments.unbiased_var)
     )
     update = functools.partial(
         update_batch_norm, momentum=norm.momentum, unbiased_running_var=norm.unbiased_running_var

@@ -73,14 +73,14 @@ def check_where(where: Array | None, shape: tuple[int, ...], name: str = "where"
 
 
 def check_epsilon(epsilon: float) -> None:
-    """Raise unless `epsilon` is a number in [0, 1]: a width passed in its place must not go unseen."""
+    """Raise unless `epsilon` is a number in [0, 1): a width passed in its place must not go unseen."""
     if isinstance(epsilon, jax.Array):  # traced: a study may vary it
         return
     if isinstance(epsilon, bool) or not isinstance(epsilon, numbers.Real):
         raise TypeError(f"Expected `epsilon` to be a number, got {epsilon!r}.")
-    if not 0 <= epsilon <= 1:
+    if not 0 <= epsilon < 1:
         raise ValueError(
-            f"Expected `epsilon` to lie in [0, 1], got {epsilon!r}. If this is the number of features: Linen norms "
+            f"Expected `epsilon` to lie in [0, 1), got {epsilon!r}. If this is the number of features: Linen norms "
             "read it off their input."
         )
 

@@ -16,13 +16,14 @@ from normlab.functional._cell_norm import (
     CellNorm,
     Gates,
     Path,
+    last_row,
     normalize_batch,
     normalize_examples,
     normalize_running,
     update_rows,
     with_epsilon,
 )
-from normlab.functional._devices import varying_like
+from normlab.functional._devices import Devices, varying_like
 
 PRODUCT, SUM = "normlab_recurrent_product", "normlab_gate_sum"
 """Names of what the backward pass may keep of a step, beside the state; it computes all but matrix products again.
@@ -201,12 +202,13 @@ def unroll(
         Cooijmans et al. Recurrent Batch Normalization. ICLR 2017. https://arxiv.org/abs/1603.09025
     """
     norm = with_epsilon(norm, cell.zero_gain)
-    timed = _timed(norm, inputs, carry)
     check_lengths(seq_lengths, inputs.shape[1:-1], len(inputs))
+    timed = _timed(norm, inputs, carry, seq_lengths)
     where = _unfinished(inputs, timed, seq_lengths)
     if where is not None:
         inputs = jnp.where(where, inputs, 0)
-    call = _Call(cell, norm, parameters, train, running or {}, activations, timed.step)
+    last = last_row(running["x"]) if running and not train else None
+    call = _Call(cell, norm, parameters, train, running or {}, activations, timed.step, last)
     x, moments = call.input_path(inputs, where)
 
     def body(carry: Carry, at: tuple[Any, ...]) -> tuple[Carry, tuple[Array, Mapping[Path, BatchMoments]]]:
@@ -223,12 +225,19 @@ def unroll(
     state, (outputs, seen) = lax.scan(body, start, at, unroll=len(inputs) == 1 or unroll)
     if train and norm.stateful:
         first = jnp.max(timed.step, initial=jnp.int32(0))
+        if devices := Devices.of(norm.axis_name, None):
+            first = lax.pmax(first, devices.axis_name)
         running = {path: update_rows(norm, call.running[path], m, first) for path, m in {**moments, **seen}.items()}
     return _advanced(norm, timed, state, len(inputs), seq_lengths), outputs, running or {}
 
 
 class _Call(NamedTuple):
-    """What is the same at all steps of a call; see `unroll`. `start` is the step each sequence is at."""
+    """What is the same at all steps of a call; see `unroll`.
+
+    Attributes:
+        start: The step each sequence is at.
+        last: The last row of running statistics that training has reached, at evaluation.
+    """
 
     cell: Cell
     norm: CellNorm
@@ -237,11 +246,15 @@ class _Call(NamedTuple):
     running: Running
     activations: Activations
     start: Array
+    last: Array | None = None
 
     @property
     def by_step(self) -> bool:
-        """Whether the input path is normalized at each step: in the loop, where it takes no memory of its own."""
-        return "x" in self.norm.paths and self.norm.over == "step"
+        """Whether the input path is normalized in the loop, where it takes no memory of its own.
+
+        Across devices it is not: there one collective for all steps is better than one for each.
+        """
+        return "x" in self.norm.paths and self.norm.over == "step" and self.norm.axis_name is None
 
     def input_path(self, inputs: Array, where: Array | None) -> tuple[Gates, dict[Path, BatchMoments]]:
         """The input path of all steps, normalized if it is not `by_step`, and what to keep of its statistics."""
@@ -249,9 +262,12 @@ class _Call(NamedTuple):
         x = tuple((rows @ kernel).reshape(*inputs.shape[:-1], -1) for kernel in self.gates(self.parameters.kernel))
         if self.by_step:
             return x, {}
-        steps = _steps(inputs, inputs.ndim - 1)
-        x, moments = self.normalize("x", x, steps, where, tuple(range(inputs.ndim - 1)))
-        return self.biased(x, self.parameters.bias), jax.tree.map(lambda a: a[None], moments)
+        pooled = self.norm.over == "sequence"
+        steps, axis = _steps(inputs, inputs.ndim - 1), tuple(range(0 if pooled else 1, inputs.ndim - 1))
+        x, moments = self.normalize("x", x, steps, where, axis)
+        if pooled:
+            moments = jax.tree.map(lambda a: a[None], moments)
+        return self.biased(x, self.parameters.bias), moments
 
     def step(self, carry: Carry, t: Array, x: Gates, where: Array | None) -> tuple[Carry, dict[Path, BatchMoments]]:
         """One step: the new state, and what to keep of its statistics."""
@@ -298,7 +314,7 @@ class _Call(NamedTuple):
             y, m = normalize_batch(norm, z, scale, bias, axis, where)
             return y, {path: m}
         start = self.start.reshape((1,) * (z[0].ndim - 1 - self.start.ndim) + self.start.shape)
-        row = jnp.minimum(start + t, norm.max_steps - 1) if norm.max_steps > 1 else jnp.zeros_like(start)
+        row = jnp.zeros_like(start) if self.last is None else jnp.minimum(start + t, self.last)
         return normalize_running(norm, z, scale, bias, self.running[path], row), {}
 
 
@@ -314,33 +330,34 @@ def initial_carry(norm: CellNorm, carry: Carry, seq_lengths: ArrayLike | None = 
     """The state a cell starts in, from its own; `seq_lengths`, shape [*batch], matter to batch statistics alone."""
     if not norm.stateful:
         return carry
+    batch = _hidden(carry).shape[:-1]
+    check_lengths(seq_lengths, batch)
     lengths = seq_lengths if seq_lengths is None else jnp.asarray(seq_lengths, jnp.int32)
-    return TimedCarry(carry, jnp.zeros(_hidden(carry).shape[:-1], jnp.int32), lengths)
+    return TimedCarry(carry, jnp.zeros(batch, jnp.int32), lengths)
 
 
-def check_lengths(seq_lengths: Any, batch: tuple[int, ...], steps: int) -> None:
+def check_lengths(seq_lengths: ArrayLike | None, batch: tuple[int, ...], steps: int | None = None) -> None:
     """Raise a `ValueError` unless lengths are whole numbers from 0 to `steps`, one a sequence, and not all 0.
 
     Values are checked where they are known: not under `jax.jit`.
     """
     if seq_lengths is None:
         return
-    shape, dtype = jnp.shape(seq_lengths), jnp.result_type(seq_lengths)
-    if shape != batch or not jnp.issubdtype(dtype, jnp.integer):
+    lengths = seq_lengths if isinstance(seq_lengths, Tracer) else np.asarray(seq_lengths)
+    if lengths.shape != batch or not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise ValueError(
-            f"Expected `seq_lengths` to be whole numbers of shape {batch}, one for each sequence, got {dtype} of shape "
-            f"{shape}."
+            f"Expected `seq_lengths` to be whole numbers of shape {batch}, one for each sequence, got {lengths.dtype} "
+            f"of shape {lengths.shape}."
         )
-    if isinstance(seq_lengths, Tracer) or 0 in shape:
+    if isinstance(lengths, Tracer) or 0 in batch:
         return
-    lengths = np.asarray(seq_lengths)
     low, high = int(lengths.min()), int(lengths.max())
-    if low < 0 or high > steps:
+    if low < 0 or (steps is not None and high > steps):
+        most = "up" if steps is None else f"to {steps}, the time steps of the input"
         raise ValueError(
-            f"Expected `seq_lengths` from 0 to {steps}, the time steps of the input, got {low} to {high}. Pad the "
-            "input, or shorten the lengths."
+            f"Expected `seq_lengths` from 0 {most}, got {low} to {high}. Pad the input, or shorten the lengths."
         )
-    if high == 0 < steps:
+    if high == 0 != steps:
         raise ValueError("Expected at least one sequence with a step, got `seq_lengths` that are all 0. Leave it out.")
 
 
@@ -373,7 +390,7 @@ def flip(x: Array, seq_lengths: ArrayLike | None) -> Array:
     return jnp.take_along_axis(x, back.reshape(back.shape + (1,) * (x.ndim - back.ndim)), 0)
 
 
-def _timed(norm: CellNorm, inputs: Array, carry: Carry) -> TimedCarry:
+def _timed(norm: CellNorm, inputs: Array, carry: Carry, seq_lengths: ArrayLike | None) -> TimedCarry:
     """The state with the step each sequence is at, checked."""
     if inputs.ndim < 2:
         raise ValueError(f"Expected inputs with at least time and features, got shape {inputs.shape}.")
@@ -390,14 +407,20 @@ def _timed(norm: CellNorm, inputs: Array, carry: Carry) -> TimedCarry:
             f"Expected the carry of {inputs.shape[1:-1]} sequences, got steps of shape {jnp.shape(carry.step)}. Use "
             "the cell's `initialize_carry`."
         )
-    start = 0 if isinstance(carry.step, Tracer) else int(np.asarray(carry.step).max(initial=0))
-    if not norm.clamp and start + len(inputs) > norm.max_steps:
-        raise ValueError(
-            f"Expected sequences of up to {norm.max_steps} steps (`max_steps`, with `clamp=False`), got "
-            f"{start + len(inputs)}. Raise `max_steps`, or let later steps use the statistics of the last by "
-            "`clamp=True`."
-        )
+    if not norm.clamp:
+        _check_clamp(norm.max_steps, len(inputs), carry.step, seq_lengths)
     return carry
+
+
+def _check_clamp(most: int, steps: int, start: Array, seq_lengths: ArrayLike | None) -> None:
+    """Raise a `ValueError` where sequences are known to have more steps than there are statistics for."""
+    lengths = steps if seq_lengths is None or isinstance(seq_lengths, Tracer) else np.asarray(seq_lengths)
+    reached = int(np.max(lengths if isinstance(start, Tracer) else np.asarray(start) + lengths, initial=0))
+    if reached > most:
+        raise ValueError(
+            f"Expected sequences of up to {most} steps (`max_steps`, with `clamp=False`), got {reached}. Raise "
+            "`max_steps`, or let later steps use the statistics of the last by `clamp=True`."
+        )
 
 
 def _unfinished(inputs: Array, timed: TimedCarry, seq_lengths: ArrayLike | None) -> Array | None:

@@ -43,7 +43,10 @@ class PathNorm(nnx.Module):
 
 
 class NormalizedCell(nnx.RNNCellBase):
-    """What the cells share: an input path, a recurrent path and their norms."""
+    """What the cells share: an input path, a recurrent path and their norms.
+
+    Flax's `promote_dtype` and the deprecated `keep_rngs` are not taken.
+    """
 
     _cell: ClassVar[Cell]
     _inputs: ClassVar[tuple[str, ...]] = ("dense_i",)
