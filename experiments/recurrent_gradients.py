@@ -13,8 +13,9 @@ Measured at every time step, with noise on the initial state as in training: the
 respect to the hidden state, the root mean square of the hidden state, and the standard deviation over the batch of
 what enters the recurrent norm. At initialization over sequence lengths and initial scales; after a short training
 (Adam, gradients clipped at norm 1) over initial scales, with the error on test examples. Where scales vary, nothing
-else does: the epsilon of layer norm stays that of its default scale. Last, the trap of layer norm: zero inputs from a
-zero state have no variance, so that the gradient grows by up to 1 / sqrt(epsilon) a step.
+else does: batch norms on the recurrent path have the published epsilon, 1e-5, and layer norm that of its default
+scale. Last, the trap of layer norm: zero inputs from a zero state have no variance, so that the gradient grows by up
+to 1 / sqrt(epsilon) a step.
 
     python experiments/recurrent_gradients.py                        # five seeds
     python experiments/recurrent_gradients.py --output FOLDER        # writes figures (SVG, PNG) and what was seen
@@ -62,8 +63,8 @@ NORMS: dict[str, str] = {
     PLAIN: "none",
     LAYER: "layer",
     VERTICAL: "batch_input:momentum={m}",
-    PER_STEP: "batch_step:max_steps={t},momentum={m}",
-    SHARED: "batch_shared:momentum={m}",
+    PER_STEP: "batch_step:max_steps={t},momentum={m},epsilon=1e-5",
+    SHARED: "batch_shared:momentum={m},epsilon=1e-5",
 }
 TRAP = ("layer", "layer:initial_scale=1.0,epsilon=1e-5")
 """Layer norm by its defaults in a cell, and as in a feed-forward net."""

@@ -285,7 +285,7 @@ def recurrent(
     live = np.broadcast_to(live, inputs.shape[:2])
     steps = None if train else np.broadcast_to(np.reshape(start, (-1, 1)) + times, live.shape)
     own = {**CELL_NORMS[norm], **options}
-    own.setdefault("epsilon", max(1e-5, ZERO_GAIN[cell] * own.get("initial_scale", 1.0) ** 2))
+    own.setdefault("epsilon", min(max(1e-5, ZERO_GAIN[cell] * own.get("initial_scale", 1.0) ** 2), 0.999999))
     normalize = CellNorm(cell, norm, variables, live, steps, own)
     of_inputs, of_hidden = (
         np.concatenate([variables[f"{name}/kernel"] for name in names], -1) for names in KERNELS[cell]
