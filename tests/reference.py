@@ -62,8 +62,8 @@ def rounded_statistics(seed: int) -> Iterator[None]:
 
 
 def rstd_of(var: Array, count: Array, epsilon: float) -> Array:
-    """`1 / sqrt(var + epsilon)`, 0 where nothing counted."""
-    return np.where(count > 0, 1 / np.sqrt(var + epsilon), 0)
+    """`1 / sqrt(var + epsilon)`, 0 where nothing counted; noise makes no variance negative."""
+    return np.where(count > 0, 1 / np.sqrt(np.maximum(var, 0) + epsilon), 0)
 
 
 def affine(y: Array, variables: Variables, features: Axes) -> Array:
