@@ -11,21 +11,18 @@ GroupNorm(
 A norm of your own joins with `register`.
 """
 
-import ast
 import dataclasses
 import difflib
 import importlib
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from normlab.notation import UnknownNorm as UnknownNorm
+from normlab.notation import parse, unknown
+from normlab.notation import parse_list as parse_list
 from normlab.schedules import Ramp as Ramp
-
-
-class UnknownNorm(ValueError):
-    """Raised for a name that is not in the registry."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +111,7 @@ class Norm:
             ValueError: If the norm has no place in a recurrent cell.
         """
         if self.entry.cell is None:
-            raise ValueError(
-                f"Expected a norm for a recurrent cell, {', '.join(cell_names())}, got {self.name!r}. For batch norm, "
-                "choose whether statistics are of each time step (batch_step), of the input path alone (batch_input), "
-                "or shared by all time steps (batch_shared)."
-            )
+            return _in_cells(self.name)({})  # which says what it takes
         return self.entry.cell({**self.options, **overrides})
 
     def __str__(self) -> str:
@@ -132,7 +125,6 @@ class Norm:
 
 _ENTRIES: dict[str, Entry] = {}
 _SET_BY_CALLS = {"self", "name", "parent", "rngs", "num_features", "use_running_average"}
-_WORDS = {"true": True, "false": False, "none": None, "inf": math.inf, "-inf": -math.inf}
 
 
 def register(entry: Entry) -> Entry:
@@ -198,64 +190,12 @@ def get(norm: "str | Norm", **options: Any) -> Norm:
     if isinstance(norm, Norm):
         entry, given = norm.entry, norm.options
     else:
-        name, _, text = norm.partition(":")
-        entry, given = _find(name.strip()), _parse_options(norm, text)
+        name, given = parse(norm)
+        entry = _find(name)
     given |= options
     for name in sorted(_SET_BY_CALLS & given.keys()):
         raise ValueError(f"Expected an option of a norm, got {name!r} for {norm!s}: `linen` and `nnx` set it.")
     return Norm(entry, tuple(sorted((name, _plain(value)) for name, value in given.items())))
-
-
-def parse_list(text: str) -> list[str]:
-    """Split `batch,group:num_groups=8,epsilon=1e-3,layer` at the commas between norms.
-
-    >>> parse_list("batch,group:num_groups=8,epsilon=1e-3,layer")
-    ['batch', 'group:num_groups=8,epsilon=1e-3', 'layer']
-    """
-    norms: list[str] = []
-    for part in _split(text):
-        if norms and ":" in norms[-1] and "=" in part and ":" not in part.partition("=")[0]:
-            norms[-1] += "," + part
-        else:
-            norms.append(part)
-    return norms
-
-
-def _split(text: str) -> list[str]:
-    """Split at commas outside brackets and quotes."""
-    parts, depth = [""], 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts if part.strip()]
-
-
-def _parse_options(norm: str, text: str) -> dict[str, Any]:
-    options = {}
-    for part in _split(text):
-        name, equals, value = part.partition("=")
-        if not equals or not name.strip().isidentifier():
-            raise ValueError(f"Expected options as in 'group:num_groups=8,epsilon=1e-3', got {part!r} in {norm!r}.")
-        if name.strip() in options:
-            raise ValueError(f"Expected each option once, got {name.strip()!r} twice in {norm!r}.")
-        options[name.strip()] = _parse_value(value.strip())
-    return options
-
-
-def _parse_value(text: str) -> Any:
-    if text.lower() in _WORDS:
-        return _WORDS[text.lower()]
-    try:
-        tree = ast.parse(text, mode="eval").body
-        if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == "Ramp":
-            arguments = [ast.literal_eval(a) for a in tree.args]
-            return Ramp(*arguments, **{k.arg: ast.literal_eval(k.value) for k in tree.keywords if k.arg})
-        return ast.literal_eval(tree)
-    except (SyntaxError, ValueError):
-        return text  # a bare word, such as statistics=batch
 
 
 def _plain(value: Any) -> Any:
@@ -269,9 +209,7 @@ def _plain(value: Any) -> Any:
 
 def _find(name: str) -> Entry:
     if name not in _ENTRIES:
-        nearest = difflib.get_close_matches(name, _ENTRIES, n=1, cutoff=0.5)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise UnknownNorm(f"Expected a norm among {', '.join(_ENTRIES)}, got {name!r}.{hint}")
+        raise unknown(name, "a norm", _ENTRIES)
     return _ENTRIES[name]
 
 

@@ -6,7 +6,7 @@ import math
 import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from normlab.functional._batch import BatchMoments, RunningStatistics, batch_nor
 from normlab.functional._checks import AxisName, check_epsilon, check_flag, resolve_groups
 from normlab.functional._example import group_norm
 from normlab.functional._statistics import Momentum, float32_or_wider
+from normlab.notation import UnknownNorm, parse, unknown
 
 Path = str
 """What can be normalized: `x`, the input path; `h`, the recurrent path; `c`, an LSTM's state on its way out."""
@@ -118,24 +119,59 @@ CELL_NORMS: Mapping[str, tuple[CellNorm, tuple[str, ...]]] = {
 """
 
 
-def cell_norm(name: str, **options: Any) -> CellNorm:
-    """Return a norm of a recurrent cell by name; see `CELL_NORMS`.
+class HasCell(Protocol):
+    """A norm as a value that knows how it acts in a cell; see `normlab.norms.Norm`."""
+
+    def cell(self) -> CellNorm:
+        """Return how."""
+        ...
+
+
+AnyCellNorm = str | CellNorm | HasCell
+"""A name, perhaps with options; what `cell_norm` returned; or a norm of the registry."""
+
+
+def resolve(norm: AnyCellNorm) -> CellNorm:
+    """Return the norm of a cell."""
+    if isinstance(norm, str):
+        return cell_norm(norm)
+    return norm if isinstance(norm, CellNorm) else norm.cell()
+
+
+def cell_norm(norm: str, **options: Any) -> CellNorm:
+    """Return a norm of a recurrent cell.
+
+    >>> cell_norm("batch_step:max_steps=64").initial_scale
+    0.1
+
+    Args:
+        norm: One of `CELL_NORMS`, perhaps with options.
+        **options: Over those of the text.
 
     Raises:
-        ValueError: If there is no such norm or option, or an option is out of range.
+        UnknownNorm: If there is no such norm.
+        ValueError: If there is no such option, or it is out of range.
         TypeError: If an option is of the wrong type.
     """
+    name, given = parse(norm)
+    options = {**given, **options}
     if name not in CELL_NORMS:
-        raise ValueError(f"Expected a norm of recurrent cells, {', '.join(CELL_NORMS)}, got {name!r}.")
-    norm, allowed = CELL_NORMS[name]
+        error = unknown(name, "a norm of recurrent cells", CELL_NORMS)
+        if not name.startswith("batch"):
+            raise error
+        raise UnknownNorm(
+            f"{str(error).partition(' Did you mean')[0]} Choose whether batch statistics are of each time step "
+            "(batch_step), of the input path alone (batch_input), or shared by all time steps (batch_shared)."
+        )
+    made, allowed = CELL_NORMS[name]
     for option in options:
         if option not in allowed:
             takes = f"which takes {', '.join(allowed)}" if allowed else "which takes none"
             raise ValueError(f"Expected an option of `{name}` in a cell, {takes}, got {option!r}.")
     if "group_size" in options:
-        norm = replace(norm, num_groups=options.get("num_groups"))
-    norm = replace(norm, **options)
-    return replace(norm, max_steps=1, clamp=True) if norm.over == "sequence" else norm
+        made = replace(made, num_groups=options.get("num_groups"))
+    made = replace(made, **options)
+    return replace(made, max_steps=1, clamp=True) if made.over == "sequence" else made
 
 
 def with_epsilon(norm: CellNorm, zero_gain: float) -> CellNorm:

@@ -10,7 +10,7 @@ from flax.linen.dtypes import promote_dtype
 from jax.typing import ArrayLike
 
 from normlab import functional as F
-from normlab import norms
+from normlab.functional._cell_norm import AnyCellNorm, resolve
 from normlab.functional._checks import check_flags
 from normlab.functional._recurrent import Carry, Cell, check_sequences, check_steps, flip
 
@@ -77,7 +77,7 @@ class NormalizedCell(nn.RNNCellBase):
         dtype: Any
         param_dtype: Any
         carry_init: Initializer
-        norm: str | norms.Norm
+        norm: AnyCellNorm
         use_running_average: bool | None
 
     def setup(self) -> None:
@@ -91,7 +91,7 @@ class NormalizedCell(nn.RNNCellBase):
     @property
     def resolved(self) -> F.CellNorm:
         """The norm."""
-        return norms.get(self.norm).cell()
+        return resolve(self.norm)
 
     def __call__(self, carry: Carry, inputs: jax.Array) -> tuple[Carry, jax.Array]:
         """Take one step.
@@ -250,7 +250,7 @@ class SimpleCell(NormalizedCell):
     param_dtype: Any = jnp.float32
     carry_init: Initializer = nn.initializers.zeros_init()
     residual: bool = False
-    norm: str | norms.Norm = "none"
+    norm: AnyCellNorm = "none"
     use_running_average: bool | None = None
 
     _cell: ClassVar[Cell] = F.SIMPLE
@@ -294,7 +294,7 @@ class LSTMCell(NormalizedCell):
     dtype: Any = None
     param_dtype: Any = jnp.float32
     carry_init: Initializer = nn.initializers.zeros_init()
-    norm: str | norms.Norm = "none"
+    norm: AnyCellNorm = "none"
     use_running_average: bool | None = None
 
     _cell: ClassVar[Cell] = F.LSTM
@@ -338,7 +338,7 @@ class GRUCell(NormalizedCell):
     dtype: Any = None
     param_dtype: Any = jnp.float32
     carry_init: Initializer = nn.initializers.zeros_init()
-    norm: str | norms.Norm = "none"
+    norm: AnyCellNorm = "none"
     use_running_average: bool | None = None
 
     _cell: ClassVar[Cell] = F.GRU

@@ -10,7 +10,7 @@ from flax.nnx.nn.dtypes import promote_dtype
 from jax.typing import ArrayLike
 
 from normlab import functional as F
-from normlab import norms
+from normlab.functional._cell_norm import AnyCellNorm, resolve
 from normlab.functional._checks import check_flag
 from normlab.functional._recurrent import Carry, Cell, check_sequences, check_steps, flip
 from normlab.nnx._example import NO_METADATA, Initializer, Metadata, zeros
@@ -62,14 +62,14 @@ class NormalizedCell(nnx.RNNCellBase):
         dtype: Any,
         param_dtype: Any,
         carry_init: Initializer | None,
-        norm: str | norms.Norm,
+        norm: AnyCellNorm,
         use_running_average: bool | None,
     ) -> None:
         self.in_features, self.hidden_features = in_features, hidden_features
         self.dtype, self.param_dtype = dtype, param_dtype
         self.carry_init = carry_init
         self.activations = activations
-        self.norm: F.CellNorm = norms.get(norm).cell()
+        self.norm: F.CellNorm = resolve(norm)
         check_flag("use_running_average", use_running_average)
         self.use_running_average = use_running_average
         for path in self._paths:
@@ -201,7 +201,7 @@ class SimpleCell(NormalizedCell):
         kernel_init: Initializer = LECUN_NORMAL,
         recurrent_kernel_init: Initializer = ORTHOGONAL,
         bias_init: Initializer = zeros,
-        norm: str | norms.Norm = "none",
+        norm: AnyCellNorm = "none",
         use_running_average: bool | None = False,
         rngs: nnx.Rngs,
         kernel_metadata: Metadata = NO_METADATA,
@@ -284,7 +284,7 @@ class LSTMCell(NormalizedCell):
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         carry_init: Initializer | None = None,
-        norm: str | norms.Norm = "none",
+        norm: AnyCellNorm = "none",
         use_running_average: bool | None = False,
         rngs: nnx.Rngs,
         kernel_metadata: Metadata = NO_METADATA,
@@ -373,7 +373,7 @@ class GRUCell(NormalizedCell):
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         carry_init: Initializer | None = None,
-        norm: str | norms.Norm = "none",
+        norm: AnyCellNorm = "none",
         use_running_average: bool | None = False,
         rngs: nnx.Rngs,
         kernel_metadata: Metadata = NO_METADATA,

@@ -1,0 +1,88 @@
+"""How norms are written: `batch`, `group:num_groups=8,epsilon=1e-3`, and lists of such."""
+
+import ast
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from normlab.schedules import Ramp
+
+_WORDS = {"true": True, "false": False, "none": None, "inf": math.inf, "-inf": -math.inf}
+
+
+class UnknownNorm(ValueError):
+    """Raised for a name that is not known."""
+
+
+def unknown(name: str, what: str, known: Iterable[str]) -> UnknownNorm:
+    """Make the error for a name that is not known, with the nearest that is."""
+    known = list(known)
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return UnknownNorm(f"Expected {what} among {', '.join(known)}, got {name!r}.{hint}")
+
+
+def parse(norm: str) -> tuple[str, dict[str, Any]]:
+    """Return the name and the options of a norm.
+
+    >>> parse("group:num_groups=8,epsilon=1e-3")
+    ('group', {'num_groups': 8, 'epsilon': 0.001})
+
+    Raises:
+        ValueError: If the text is malformed.
+    """
+    name, _, text = norm.partition(":")
+    return name.strip(), _parse_options(norm, text)
+
+
+def parse_list(text: str) -> list[str]:
+    """Split `batch,group:num_groups=8,epsilon=1e-3,layer` at the commas between norms.
+
+    >>> parse_list("batch,group:num_groups=8,epsilon=1e-3,layer")
+    ['batch', 'group:num_groups=8,epsilon=1e-3', 'layer']
+    """
+    norms: list[str] = []
+    for part in _split(text):
+        if norms and ":" in norms[-1] and "=" in part and ":" not in part.partition("=")[0]:
+            norms[-1] += "," + part
+        else:
+            norms.append(part)
+    return norms
+
+
+def _split(text: str) -> list[str]:
+    """Split at commas outside brackets and quotes."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _parse_options(norm: str, text: str) -> dict[str, Any]:
+    options = {}
+    for part in _split(text):
+        name, equals, value = part.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise ValueError(f"Expected options as in 'group:num_groups=8,epsilon=1e-3', got {part!r} in {norm!r}.")
+        if name.strip() in options:
+            raise ValueError(f"Expected each option once, got {name.strip()!r} twice in {norm!r}.")
+        options[name.strip()] = _parse_value(value.strip())
+    return options
+
+
+def _parse_value(text: str) -> Any:
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    try:
+        tree = ast.parse(text, mode="eval").body
+        if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == "Ramp":
+            arguments = [ast.literal_eval(a) for a in tree.args]
+            return Ramp(*arguments, **{k.arg: ast.literal_eval(k.value) for k in tree.keywords if k.arg})
+        return ast.literal_eval(tree)
+    except (SyntaxError, ValueError):
+        return text  # a bare word, such as statistics=batch
