@@ -123,17 +123,17 @@ class TestSequences:
         np.testing.assert_array_equal(data.inputs, sequences.adding.__wrapped__(500, 20).inputs)
 
     def test_text_is_divided_where_it_stands(self, tmp_path: Path) -> None:
-        text = "".join("abcé"[i * i % 7 % 4] for i in range(30 * sequences.WINDOW))
+        text = "".join("abcé"[i * i % 7 % 4] for i in range(101 * sequences.WINDOW))
         (tmp_path / "text").write_text(text, "utf-8")
         data = sequences.characters(str(tmp_path / "text"))
         train, validation = sizes(data, 0.5, 0.5)
-        assert (train, validation, data.test) == (29 - 2 - 5, 2, 5)
-        parts = split(29, 3, train, validation, fixed=validation + data.test)
+        assert (train, validation, data.test) == (100 - 9 - 18, 9, 18)
+        parts = split(100, 3, train, validation, fixed=validation + data.test)
         assert sorted(parts["train"]) == list(range(train))
-        assert [*parts["validation"], *parts["test"]] == list(range(train, 29))
+        assert [*parts["validation"], *parts["test"]] == list(range(train, 100))
         names = {code: character for code, character in zip(data.inputs.ravel(), text, strict=False)}
-        assert "".join(names[code] for code in data.labels.ravel()) == text[1 : 29 * sequences.WINDOW + 1]
-        assert hashlib.sha256(text.encode()).hexdigest() in data.about and "1,920 characters" in data.about
+        assert "".join(names[code] for code in data.labels.ravel()) == text[1 : 100 * sequences.WINDOW + 1]
+        assert hashlib.sha256(text.encode()).hexdigest() in data.about and "6,464 characters" in data.about
 
     def test_without_a_path_there_is_the_text_of_help(self) -> None:
         data = sequences.characters()
@@ -141,7 +141,7 @@ class TestSequences:
         assert 3 < sequences.unigram_bits(data) < 6
 
     def test_rare_characters_are_one(self, tmp_path: Path) -> None:
-        text = "".join(chr(0x4E00 + i // 2 % 900) for i in range(40 * sequences.WINDOW))
+        text = "".join(chr(0x4E00 + i // 2 % 900) for i in range(100 * sequences.WINDOW))
         (tmp_path / "text").write_text(text, "utf-8")
         assert sequences.characters(str(tmp_path / "text")).inputs.max() == sequences.SYMBOLS - 1
 
