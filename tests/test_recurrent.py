@@ -899,16 +899,17 @@ def test_nnx_both_directions_train_and_eval(norm: str) -> None:
 def test_nnx_models_under_vmap_and_gradients(norm: str) -> None:
     xs, weights = (jnp.asarray(normal(2, BATCH, TIME, n, seed=n), jnp.float32) for n in (INPUTS, WIDTH))
 
-    def make(seed: Any) -> Any:
-        return nnx.RNN(nnx.LSTMCell(INPUTS, WIDTH, norm=norm, rngs=flax_nnx.Rngs(seed)))
+    def make(key: jax.Array) -> Any:
+        return nnx.RNN(nnx.LSTMCell(INPUTS, WIDTH, norm=norm, rngs=flax_nnx.Rngs(key)))
 
     def step(model: Any, x: jax.Array, w: jax.Array) -> Any:
         return flax_nnx.value_and_grad(lambda model: jnp.vdot(w, model(x)))(model)
 
-    models = flax_nnx.vmap(make)(jnp.arange(2))
+    keys = jax.random.split(KEY, 2)
+    models = flax_nnx.vmap(make)(keys)
     found = flax_nnx.vmap(step)(models, xs, weights)
     for i in range(2):
-        model = make(i)
+        model = make(keys[i])
         want = step(model, xs[i], weights[i])
         got = jax.tree.map(lambda a, i=i: a[i], (found, nnx_values(models)))
         chex.assert_trees_all_close(
