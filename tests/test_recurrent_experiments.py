@@ -159,7 +159,7 @@ def test_bars_are_those_of_an_lstm(ours: str, other: str, ratio: float, kept: bo
         (["--shapes", "64x64"], "Expected a shape as in 64x64x128 .batch x time x features., got '64x64'"),
         (["--shapes", "1x8x8"], "Expected a batch of at least 2, .* got '1x8x8'"),
         (["--rounds", "0"], "Expected `--rounds` to be at least 1, got 0"),
-        (["--norms", "batch"], "Expected a norm for a recurrent cell, .*got 'batch'"),
+        (["--norms", "batch"], "Expected a norm of recurrent cells among .*got 'batch'"),
         (["--norms", "none"], "Expected norms, got 'none'. The plain cell is always measured"),
     ],
 )
