@@ -292,7 +292,7 @@ MUTANTS = (
     Mutant(
         "rows off by one at evaluation",
         RECURRENT,
-        ("jnp.minimum(start + t, norm.max_steps - 1)", "jnp.minimum(start + t + 1, norm.max_steps - 1)"),
+        ("jnp.minimum(start + t, self.last)", "jnp.minimum(start + t + 1, self.last)"),
         (f"recurrent.py::test_at_evaluation_each_sequence_takes_the_row_of_its_own_step[{STEP}]",),
     ),
     Mutant(
