@@ -284,9 +284,7 @@ comparison = study.Comparison(
     ),
     tiers={
         **_TIERS,
-        "smoke": replace(
-            _TIERS["smoke"], problems=("rows", "text"), norms=("none", "batch_step"), values={"depth": (1,)}
-        ),
+        "smoke": replace(_TIERS["smoke"], problems=("rows",), norms=("none", "batch_step"), values={"depth": (1,)}),
         "quick": replace(
             _TIERS["quick"],
             problems=("rows", "permuted", "text"),

@@ -17,7 +17,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from normlab.notation import UnknownNorm as UnknownNorm
 from normlab.notation import parse, unknown
@@ -34,8 +34,12 @@ class Entry:
         title: For people, e.g. `batch renorm`.
         linen: `(train, options) -> module`.
         nnx: `(num_features, rngs, options) -> module`.
-        needs_batch: Whether an example's output in training depends on the other examples.
+        needs_batch: Whether an example's output in training depends on which others are in its batch. That of online
+            norm depends on the examples before it, however they were cut into batches.
+        ghost_batches: Whether it can take the statistics of parts of a batch, by the option `ghost_batch_size`.
         stateful: Whether it keeps running statistics.
+        averages: What one update of them sees, where the option `momentum` is the weight of the old value: `batch` or
+            `example`; empty where there is no such option.
         needs_spatial: Whether it needs axes between batch and features.
         cell: `options -> normlab.functional.CellNorm`, how it acts inside a recurrent cell; `None` where it cannot.
         cell_only: Whether it is a norm inside recurrent cells and no layer.
@@ -46,7 +50,9 @@ class Entry:
     linen: Callable[[bool, Mapping[str, Any]], Any]
     nnx: Callable[[Any, Any, Mapping[str, Any]], Any]
     needs_batch: bool = False
+    ghost_batches: bool = False
     stateful: bool = False
+    averages: Literal["batch", "example", ""] = ""
     needs_spatial: bool = False
     cell: Callable[[Mapping[str, Any]], Any] | None = None
     cell_only: bool = False
@@ -83,7 +89,7 @@ class Norm:
 
     @property
     def needs_batch(self) -> bool:
-        """Whether an example's output in training depends on the other examples."""
+        """Whether an example's output in training depends on which others are in its batch."""
         return self.entry.needs_batch
 
     @property
@@ -213,7 +219,7 @@ def _find(name: str) -> Entry:
     return _ENTRIES[name]
 
 
-def _ours(name: str, title: str, module: str, *, in_cells: bool = False, **needs: bool) -> None:
+def _ours(name: str, title: str, module: str, *, in_cells: bool = False, **needs: Any) -> None:
     """Register a norm of this package; Flax is imported when a module is made."""
 
     def check(kind: type, options: Mapping[str, Any], known: Iterable[str]) -> None:
@@ -236,7 +242,7 @@ def _ours(name: str, title: str, module: str, *, in_cells: bool = False, **needs
     register(Entry(name=name, title=title, linen=linen, nnx=nnx, cell=_in_cells(name) if in_cells else None, **needs))
 
 
-def _only_in_cells(name: str, title: str, **needs: bool) -> None:
+def _only_in_cells(name: str, title: str, **needs: Any) -> None:
     """Register a norm of this package that is no layer."""
 
     def no_layer(*_: Any) -> Any:
@@ -259,14 +265,19 @@ def _arguments(kind: type) -> list[str]:
     return names + (_arguments(kind.__base__) if len(names) < len(parameters) and kind.__base__ else [])
 
 
+_BATCH: Mapping[str, Any] = {"needs_batch": True, "stateful": True, "averages": "batch"}
+
 _ours("none", "no norm", "Identity", in_cells=True)
-_ours("batch", "batch norm", "BatchNorm", needs_batch=True, stateful=True)
-_ours("batch_renorm", "batch renorm", "BatchRenorm", needs_batch=True, stateful=True)
+_ours("batch", "batch norm", "BatchNorm", ghost_batches=True, **_BATCH)
+_ours("batch_renorm", "batch renorm", "BatchRenorm", ghost_batches=True, **_BATCH)
 _ours("layer", "layer norm", "LayerNorm", in_cells=True)
 _ours("rms", "RMS norm", "RMSNorm", in_cells=True)
 _ours("group", "group norm", "GroupNorm", in_cells=True)
 _ours("instance", "instance norm", "InstanceNorm", needs_spatial=True)
+_ours("online", "online norm", "OnlineNorm", stateful=True, averages="example")
+_ours("streaming", "streaming norm", "StreamingNorm", **_BATCH)
+_ours("continual", "continual norm", "ContinualNorm", ghost_batches=True, **_BATCH)
 _only_in_cells("layer_per_gate", "layer norm, each gate")
-_only_in_cells("batch_step", "batch norm, each time step", needs_batch=True, stateful=True)
-_only_in_cells("batch_shared", "batch norm, shared over time", needs_batch=True, stateful=True)
-_only_in_cells("batch_input", "batch norm, input path", needs_batch=True, stateful=True)
+_only_in_cells("batch_step", "batch norm, each time step", **_BATCH)
+_only_in_cells("batch_shared", "batch norm, shared over time", **_BATCH)
+_only_in_cells("batch_input", "batch norm, input path", **_BATCH)

@@ -49,6 +49,11 @@ CELLS = "recurrent.py::test_values_and_gradients_in_float64_are_those_of_the_ref
 STEP = "batch_step:max_steps=4,momentum=0.9"
 RSTD = "    rstd = lax.rsqrt(m.var + epsilon)\n"
 RENORM = "        y, batch = batch_renorm(x, running, scale, bias, **limits, **options)\n"
+ONLINE, STREAMING = "functional/_online.py", "functional/_streaming.py"
+STREAM = "online_norms.py::test_both_passes_are_those_of_the_reference_call_after_call"
+ONE_BY_ONE = f"{STREAM}[online:guard=None,momentum=0.8,backward_momentum=0.7-shape0-all]"
+SHARES = "mix=(0.2,0.5,0.3),backward_mix=(0.2,0.5,0.3)"
+MEMORIES = f"{STREAM}[streaming:{SHARES},calls_per_update=3,backward_momentum=0.4-shape5-all]"
 AVERAGE = "    return _update(running, batch, jnp.sqrt(var + epsilon), momentum)\n"
 
 MUTANTS = (
@@ -378,6 +383,84 @@ MUTANTS = (
         RECURRENT,
         ("_with_hidden(new, hidden), carry)", "new, carry)"),
         ("recurrent.py::test_perturbations_have_the_gradient_of_each_hidden_state[gru-layer]",),
+    ),
+    Mutant(
+        "online norm: statistics after the example instead of before",
+        ONLINE,
+        (
+            "        return by[0] * state + by[1], state\n",
+            "        return by[0] * state + by[1], by[0] * state + by[1]\n",
+        ),
+        (ONE_BY_ONE,),
+    ),
+    Mutant(
+        "online norm: no spread between examples",
+        ONLINE,
+        ("new * (m.var + old * lax.square(mean - shift))", "new * m.var"),
+        (ONE_BY_ONE,),
+    ),
+    Mutant(
+        "online norm: the mean gradient is carried before it is corrected",
+        ONLINE,
+        ("_where_counted(count, old, jnp.ones_like(old))", "jnp.ones_like(old)"),
+        (ONE_BY_ONE,),
+    ),
+    Mutant(
+        "online norm: errors are not paid back",
+        ONLINE,
+        ("    dx = dx - new * before\n", ""),
+        (ONE_BY_ONE,),
+    ),
+    Mutant(
+        "online norm: masked examples move statistics",
+        ONLINE,
+        (
+            "    return jnp.where(count > 0, value, otherwise) if isinstance(count, Array) else value\n",
+            "    return value\n",
+        ),
+        (f"{MASKED}[online-(B,1,1,1)]",),
+    ),
+    Mutant(
+        "online norm: masked elements in layer scaling",
+        ONLINE,
+        ("epsilon=epsilon, where=where)\n    return jnp.clip", "epsilon=epsilon)\n    return jnp.clip"),
+        (f"{MASKED}[online-(B,T,W,C)]",),
+    ),
+    Mutant(
+        "streaming norm: short memory not cleared",
+        STREAMING,
+        ("    rest = [jnp.where(updates, 0, a) for a in", "    rest = [1 * a for a in"),
+        (MEMORIES, "online_norms.py::test_the_short_memory_is_of_all_calls_since_the_update"),
+    ),
+    Mutant(
+        "streaming norm: no gradient through the variance",
+        STREAMING,
+        ("(by_mean + 2 * std * y * by_var)", "by_mean"),
+        (MEMORIES, "online_norms.py::test_streaming_norm_of_the_present_is_batch_norm[None]"),
+    ),
+    Mutant(
+        "streaming norm: no spread between memories",
+        STREAMING,
+        ("share * (part.var + lax.square(part.mean - mean))", "share * part.var"),
+        (MEMORIES,),
+    ),
+    Mutant(
+        "running statistics that normalize leave out the spread between batches",
+        STATISTICS,
+        ("(new_var + decay * lax.square(apart))", "new_var"),
+        ("online_norms.py::test_running_statistics_of_single_examples_are_mean_and_variance_of_all[batch]",),
+    ),
+    Mutant(
+        "what a norm carries is lost in a study",
+        "study/networks.py",
+        ("self.carried(after)[1](new)", "after"),
+        ("online_norms.py::test_nnx_optimizer_and_the_helper_do_the_same[online:guard=None]",),
+    ),
+    Mutant(
+        "ghost batches for norms that know none",
+        "study/defaults.py",
+        ("norms.get(norm).entry.ghost_batches", "norms.get(norm).needs_batch"),
+        ("online_norms.py::test_norms_that_know_no_ghost_batches_are_handed_none",),
     ),
 )
 

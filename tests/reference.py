@@ -146,8 +146,14 @@ def batch(
     ghost_batch_size: int | None = None,
     momentum: Any = 0.99,
     unbiased_running_var: bool = False,
+    statistics: str = "auto",
 ) -> Result:
-    """Ioffe & Szegedy, 2015; ghost batches of Hoffer et al., 2017."""
+    """Ioffe & Szegedy, 2015; ghost batches of Hoffer et al., 2017; or running statistics, which then are of all."""
+    if statistics == "running":
+        shape = [x.shape[a] if a in axes_of(axis, x.ndim) else 1 for a in range(x.ndim)]
+        mean, var = (variables[name].reshape(shape) for name in ("mean", "var"))
+        after = merged(x, where, axis, variables["mean"], variables["var"], 0.0, variables.get("step"), momentum)
+        return affine((x - mean) / np.sqrt(var + epsilon), variables, axis), after
 
     def standardize(x: Array, mean: Array, var: Array, count: Array) -> Array:
         return (x - mean) * rstd_of(var, count, epsilon)
@@ -168,10 +174,16 @@ def batch_renorm(
     unbiased_running_var: bool = False,
     r_max: float = 3.0,
     d_max: float = 5.0,
+    statistics: str = "auto",
 ) -> Result:
     """Ioffe, 2017: r and d from the statistics before the update, and the average is that of the deviation."""
     shape = [x.shape[a] if a in axes_of(axis, x.ndim) else 1 for a in range(x.ndim)]
     running_mean, running_std = (variables[name].reshape(shape) for name in ("mean", "std"))
+    if statistics == "running":
+        y, square = (x - running_mean) / running_std, variables["std"] ** 2
+        after = merged(x, where, axis, variables["mean"], square, epsilon, variables["step"], momentum)
+        after["std"] = np.sqrt(after.pop("var"))
+        return affine(y, variables, axis), after
 
     def standardize(x: Array, mean: Array, var: Array, count: Array) -> Array:
         r = np.clip(np.sqrt(var + epsilon) / running_std, 1 / r_max, r_max)
@@ -209,9 +221,213 @@ def chunks(
 def moved(variables: Variables, new: Variables, count: Array, momentum: Any) -> Variables:
     """Running averages after a batch: `momentum` weighs the old value; fewer than two elements change nothing."""
     step = variables.get("step")
-    decay = momentum(step) if callable(momentum) else step / (step + 1) if momentum is None else momentum
+    decay = weight_of_old(momentum, step)
     after = {k: np.where(count > 1, decay * variables[k] + (1 - decay) * v, variables[k]) for k, v in new.items()}
     return after if step is None else {**after, "step": step + np.any(count > 1)}
+
+
+def weight_of_old(momentum: Any, step: Any) -> Any:
+    """Momentum as a number."""
+    return momentum(step) if callable(momentum) else step / (step + 1) if momentum is None else momentum
+
+
+def merged(
+    x: Array, where: Array | None, axis: Axes, mean: Array, var: Array, epsilon: float, step: Any, momentum: Any
+) -> Variables:
+    """Running mean and variance of a mix of everything so far and a batch, by their mean squares."""
+    new_mean, new_var, count = (a.reshape(mean.shape) for a in moments(x, others(axis, x.ndim), where))
+    decay = weight_of_old(momentum, step)
+    mixed = decay * mean + (1 - decay) * new_mean
+    square = decay * (var + mean**2) + (1 - decay) * (new_var + epsilon + new_mean**2)
+    after = {"mean": np.where(count > 0, mixed, mean), "var": np.where(count > 0, square - mixed**2, var)}
+    return after if step is None else {**after, "step": step + np.any(count > 0)}
+
+
+def continual(
+    x: Array,
+    variables: Variables,
+    where: Array | None = None,
+    *,
+    num_groups: int | None = 32,
+    group_size: int | None = None,
+    epsilon: float = 1e-5,
+    **options: Any,
+) -> Result:
+    """Pham et al., 2022: batch norm of group norm."""
+    z, _ = group(x, {}, where, num_groups=num_groups, group_size=group_size, epsilon=epsilon)
+    return batch(z, variables, where, epsilon=epsilon, **options)
+
+
+def online(
+    x: Array,
+    variables: Variables,
+    where: Array | None = None,
+    *,
+    axis: Axes = -1,
+    momentum: float = 0.999,
+    backward_momentum: float = 0.99,
+    epsilon: float = 1e-5,
+    guard: str | None = "layer_scaling",
+) -> Result:
+    """Chiley et al., 2019: one example after the other."""
+    y, _, after = one_by_one(x, variables, where, axis, momentum, epsilon)
+    y = affine(y, variables, axis)
+    if guard == "layer_scaling":
+        mean_square, _, count = moments(y**2, tuple(range(1, x.ndim)), where)
+        y = y * rstd_of(mean_square, count, epsilon)
+    return np.clip(y, -5, 5) if guard == "clamp" else y, after
+
+
+def one_by_one(
+    x: Array, variables: Variables, where: Array | None, axis: Axes, momentum: float, epsilon: float
+) -> tuple[Array, Array, Variables]:
+    """Normalized examples, the deviations that each was divided by, and mean and variance after the last."""
+    shape = [x.shape[a] if a in axes_of(axis, x.ndim) else 1 for a in range(x.ndim)]
+    mean, var = (variables[name].reshape(shape) for name in ("mean", "var"))
+    positions = others((0, *axes_of(axis, x.ndim)), x.ndim)
+    y, std = np.zeros(x.shape), np.zeros((len(x), *shape[1:]))
+    for i in range(len(x)):
+        std[i] = np.sqrt(var + epsilon)[0]
+        y[i] = ((x[i] - mean) / std[i])[0]
+        its_mean, its_var, count = moments(x[i : i + 1], positions, mask_at(where, x.shape, i))
+        apart = its_mean - mean
+        new_var = momentum * var + (1 - momentum) * its_var + momentum * (1 - momentum) * apart**2
+        var = np.where(count > 0, new_var, var)
+        mean = np.where(count > 0, mean + (1 - momentum) * apart, mean)
+    flat = variables["mean"].shape
+    return y, std, {"mean": mean.reshape(flat), "var": var.reshape(flat)}
+
+
+def online_vjp(
+    x: Array,
+    variables: Variables,
+    dy: Array,
+    where: Array | None = None,
+    *,
+    axis: Axes = -1,
+    momentum: float = 0.999,
+    backward_momentum: float = 0.99,
+    epsilon: float = 1e-5,
+) -> Result:
+    """The backward pass of online norm without a guard: the gradient, and what is carried to the next pass."""
+    shape = [x.shape[a] if a in axes_of(axis, x.ndim) else 1 for a in range(x.ndim)]
+    along_y, along_one = (variables[name].reshape(shape) for name in ("along_y", "along_one"))
+    y, std, _ = one_by_one(x, variables, where, axis, momentum, epsilon)
+    positions = others((0, *axes_of(axis, x.ndim)), x.ndim)
+    dy, dx = affine(dy, {k: v for k, v in variables.items() if k == "scale"}, axis), []
+    for i in range(len(x)):
+        counted = mask_at(where, x.shape, i)
+        here = np.where(counted, y[i : i + 1], 0)
+        first = np.where(counted, dy[i : i + 1], 0) - (1 - backward_momentum) * along_y * here
+        second = first / std[i : i + 1] - (1 - backward_momentum) * along_one
+        count = counted.sum(positions, keepdims=True)
+        along_y = along_y + (first * here).sum(positions, keepdims=True) / np.maximum(count, 1)
+        second = np.where(counted, second, 0)
+        along_one = along_one + second.sum(positions, keepdims=True) / np.maximum(count, 1)
+        dx.append(second)
+    flat = variables["mean"].shape
+    return np.concatenate(dx), {"along_y": along_y.reshape(flat), "along_one": along_one.reshape(flat)}
+
+
+def mask_at(where: Array | None, shape: tuple[int, ...], i: int) -> Array:
+    """The mask of one example."""
+    return np.broadcast_to(True if where is None else where, shape)[i : i + 1]
+
+
+def streaming(
+    x: Array,
+    variables: Variables,
+    where: Array | None = None,
+    *,
+    axis: Axes = -1,
+    momentum: float = 0.7,
+    backward_momentum: float = 0.7,
+    mix: Sequence[float] = (0.5, 0.5),
+    backward_mix: Sequence[float] = (0.5, 0.5, 0.0),
+    calls_per_update: int = 1,
+    epsilon: float = 1e-5,
+) -> Result:
+    """Liao et al., 2016: mean and mean square, of a long, a short and the current memory."""
+    mean, std, _, after = remembered(x, variables, where, axis, momentum, mix, calls_per_update, epsilon)
+    return affine((x - mean) / std, variables, axis), after
+
+
+def remembered(
+    x: Array,
+    variables: Variables,
+    where: Array | None,
+    axis: Axes,
+    momentum: float,
+    mix: Sequence[float],
+    calls_per_update: int,
+    epsilon: float,
+) -> tuple[Array, Array, Array, Variables]:
+    """Mean and deviation in use, elements behind the current memory, and the memories after the call."""
+    flat = variables["mean"].shape
+    now_mean, now_var, count = (a.reshape(flat) for a in moments(x, others(axis, x.ndim), where))
+    old = variables["short_count"]
+    seen = old + count
+
+    def squared(mean: Array, var: Array) -> Array:
+        return np.stack([mean, var + mean**2])
+
+    long, now = squared(variables["mean"], variables["var"]), squared(now_mean, now_var)
+    short = old * squared(variables["short_mean"], variables["short_var"]) + count * now
+    short = np.where(seen > 0, short / np.where(seen > 0, seen, 1), long)
+    parts = np.stack([long, short, np.where(count > 0, now, long)])
+    used = np.tensordot((*mix, 0.0)[:3], parts, 1)
+    step = variables["step"] + np.any(count > 0)
+    if np.any(count > 0) and step % calls_per_update == 0:
+        long, short, seen = momentum * long + (1 - momentum) * short, np.zeros(short.shape), np.zeros(flat)
+    short = np.where(seen > 0, short, 0)
+    after = {
+        "mean": long[0],
+        "var": long[1] - long[0] ** 2,
+        "short_mean": short[0],
+        "short_var": short[1] - short[0] ** 2,
+        "short_count": seen,
+        "step": step,
+    }
+    shape = [x.shape[a] if a in axes_of(axis, x.ndim) else 1 for a in range(x.ndim)]
+    mean, var = used[0].reshape(shape), np.maximum(used[1] - used[0] ** 2, 0).reshape(shape)
+    var = var * (1 + 2 * _noise(var.shape))  # float32 rounds when it mixes, too
+    return mean, np.sqrt(var + epsilon), count.reshape(shape), after
+
+
+def streaming_vjp(
+    x: Array,
+    variables: Variables,
+    dy: Array,
+    where: Array | None = None,
+    *,
+    axis: Axes = -1,
+    momentum: float = 0.7,
+    backward_momentum: float = 0.7,
+    mix: Sequence[float] = (0.5, 0.5),
+    backward_mix: Sequence[float] = (0.5, 0.5, 0.0),
+    calls_per_update: int = 1,
+    epsilon: float = 1e-5,
+) -> Result:
+    """The backward pass of streaming norm: the gradient, and what is carried to the next pass."""
+    mean, std, count, after = remembered(x, variables, where, axis, momentum, mix, calls_per_update, epsilon)
+    counted, reduced = np.broadcast_to(True if where is None else where, x.shape), others(axis, x.ndim)
+    dy = affine(dy, {k: v for k, v in variables.items() if k == "scale"}, axis)
+    dy, x, flat = np.where(counted, dy, 0), np.where(counted, x, 0), variables["mean"].shape
+    now = np.stack([-(dy / std).sum(reduced), -(dy * (x - mean) / (2 * std**3)).sum(reduced)])
+    long = np.stack([variables["slope_mean"], variables["slope_var"]])
+    short = np.stack([variables["short_slope_mean"], variables["short_slope_var"]])
+    here, old = count.reshape(flat) > 0, variables["short_calls"]
+    calls = old + here
+    short = np.where(here, (old * short + now) / np.maximum(calls, 1), short)
+    by_mean, by_var = (
+        mixed.reshape(mean.shape) for mixed in np.tensordot(backward_mix, np.stack([long, short, now]), 1)
+    )
+    dx = dy / std + (by_mean + 2 * (x - mean) * by_var) / np.maximum(count, 1)
+    if after["step"] > variables["step"] and after["step"] % calls_per_update == 0:
+        long = np.where(calls > 0, backward_momentum * long + (1 - backward_momentum) * short, long)
+        short, calls = np.zeros(short.shape), np.zeros(flat)
+    names = ("slope_mean", "slope_var", "short_slope_mean", "short_slope_var", "short_calls")
+    return np.where(counted, dx, 0), dict(zip(names, (*long, *short, calls), strict=True))
 
 
 NORMS: dict[str, Callable[..., Result]] = {
@@ -222,6 +438,9 @@ NORMS: dict[str, Callable[..., Result]] = {
     "rms": rms,
     "group": group,
     "instance": instance,
+    "online": online,
+    "streaming": streaming,
+    "continual": continual,
 }
 
 

@@ -55,7 +55,7 @@ class TestModels:
     def test_shared_parameters_start_the_same_for_every_norm(self, model: Any) -> None:
         spatial = ["none", "batch_renorm", "instance"]  # the rest are the MLP's
         names = [n for n in norms.names() if not norms.get(n).needs_spatial] if model is MLP else spatial
-        options = {"group": {"num_groups": 4}}
+        options = {name: {"num_groups": 4} for name in ("group", "continual")}
         starts = {}
         for name in names:
             variables = model(norms.get(name, **options.get(name, {}))).init(

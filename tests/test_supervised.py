@@ -420,6 +420,8 @@ class TestNormOptions:
         made, config = problem(norm_options={"group": {"num_groups": 4}, "batch": {"epsilon": 1e-3}}), CONFIG
         assert made.norm_options("batch", config) == {"momentum": 1 - 16 / 180, "epsilon": 1e-3}
         assert made.norm_options("group", config) == {"num_groups": 4}
+        assert made.norm_options("online", config) == {"momentum": 1 - 1 / 180}  # of examples, not batches
+        assert made.norm_options("streaming", config) == {"momentum": 1 - 16 / 180}
         assert made.norm_options("layer", config) == {}
         renorm = made.norm_options("batch_renorm", config)
         assert renorm["momentum"] == 1 - 16 / 180

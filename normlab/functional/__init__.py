@@ -3,9 +3,12 @@
 from normlab.functional._batch import BatchMoments as BatchMoments
 from normlab.functional._batch import RunningStatistics as RunningStatistics
 from normlab.functional._batch import batch_elements as batch_elements
+from normlab.functional._batch import batch_moments as batch_moments
 from normlab.functional._batch import batch_norm as batch_norm
 from normlab.functional._batch import batch_renorm as batch_renorm
 from normlab.functional._batch import first_batch as first_batch
+from normlab.functional._batch import merge_batch_norm as merge_batch_norm
+from normlab.functional._batch import merge_batch_renorm as merge_batch_renorm
 from normlab.functional._batch import normalize as normalize
 from normlab.functional._batch import update_batch_norm as update_batch_norm
 from normlab.functional._batch import update_batch_renorm as update_batch_renorm
@@ -19,6 +22,11 @@ from normlab.functional._example import group_norm as group_norm
 from normlab.functional._example import instance_norm as instance_norm
 from normlab.functional._example import layer_norm as layer_norm
 from normlab.functional._example import rms_norm as rms_norm
+from normlab.functional._online import Guard as Guard
+from normlab.functional._online import OnlineErrors as OnlineErrors
+from normlab.functional._online import evaluate_online_norm as evaluate_online_norm
+from normlab.functional._online import guarded as guarded
+from normlab.functional._online import online_norm as online_norm
 from normlab.functional._recurrent import GRU as GRU
 from normlab.functional._recurrent import LSTM as LSTM
 from normlab.functional._recurrent import SIMPLE as SIMPLE
@@ -28,3 +36,7 @@ from normlab.functional._recurrent import TimedCarry as TimedCarry
 from normlab.functional._recurrent import initial_carry as initial_carry
 from normlab.functional._recurrent import initial_rows as initial_rows
 from normlab.functional._recurrent import unroll as unroll
+from normlab.functional._streaming import StreamingMemory as StreamingMemory
+from normlab.functional._streaming import StreamingSlopes as StreamingSlopes
+from normlab.functional._streaming import initial_streaming as initial_streaming
+from normlab.functional._streaming import streaming_norm as streaming_norm

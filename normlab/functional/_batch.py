@@ -28,6 +28,7 @@ from normlab.functional._statistics import (
     check_more_than_one,
     elements,
     float32_or_wider,
+    merged_average,
     moments,
     output_dtype,
     running_average,
@@ -212,6 +213,30 @@ def batch_renorm(
     return batch.normalize(x, scale, bias, correct)
 
 
+def batch_moments(
+    x: Array,
+    *,
+    axis: Axes | None = None,
+    where: Array | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
+    use_fast_variance: bool = False,
+) -> BatchMoments:
+    """Return the moments of a batch, which may be one element, with variance 0.
+
+    Args:
+        x: Activations, `[batch, ..., features]`.
+        axis: See `batch_norm`.
+        where: See `batch_norm`.
+        axis_name: See `batch_norm`.
+        axis_index_groups: See `batch_norm`.
+        use_fast_variance: See `batch_norm`.
+    """
+    x = jnp.asarray(x)
+    batch = _Batch.of(x, axis, 0.0, where, axis_name, axis_index_groups, None, use_fast_variance)
+    return batch.of_all(moments(float32_or_wider(x), batch.over, batch.where, use_fast_variance=batch.fast), x.shape)
+
+
 def normalize(
     x: Array,
     mean: Array,
@@ -300,6 +325,60 @@ def update_batch_renorm(
     return _update(running, batch, jnp.sqrt(var + epsilon), momentum)
 
 
+def merge_batch_norm(
+    running: RunningStatistics, batch: BatchMoments, *, momentum: Momentum, unbiased_running_var: bool = False
+) -> RunningStatistics:
+    """Move running mean and TOTAL variance towards those of a batch, for which one element is enough.
+
+    `momentum * var + (1 - momentum) * (batch var + momentum * (batch mean - mean)^2)`: `update_batch_norm` leaves out
+    the spread between batches, which normalize themselves; where running statistics normalize, it is needed.
+
+    Args:
+        running: Statistics before the batch.
+        batch: From `batch_moments`.
+        momentum: Weight of the old value, a function of the step, or `None`: with single examples the statistics are
+            then mean and (biased) variance of all examples so far.
+        unbiased_running_var: Whether the variance within a batch is counted times n / (n - 1).
+
+    Returns:
+        The statistics after the batch; the same where no element counts. No gradient flows into them.
+
+    Example:
+        >>> running = RunningStatistics(jnp.array([0.0]), jnp.array([1.0]), jnp.array(0))
+        >>> for x in (1.0, 3.0):
+        ...     running = merge_batch_norm(running, batch_moments(jnp.array([[x]])), momentum=None)
+        >>> running.mean, running.spread
+        (Array([2.], dtype=float32), Array([1.], dtype=float32))
+    """
+    return _merge(running, batch, batch.unbiased_var if unbiased_running_var else batch.var, running.spread, momentum)
+
+
+def merge_batch_renorm(
+    running: RunningStatistics,
+    batch: BatchMoments,
+    *,
+    momentum: Momentum,
+    epsilon: float = 1e-5,
+    unbiased_running_var: bool = False,
+) -> RunningStatistics:
+    """Move running mean and TOTAL standard deviation towards those of a batch: `merge_batch_norm` of its square.
+
+    Args:
+        running: Statistics before the batch.
+        batch: From `batch_moments`.
+        momentum: See `merge_batch_norm`.
+        epsilon: That of `batch_renorm`: the deviation is `sqrt(var + epsilon)`.
+        unbiased_running_var: See `merge_batch_norm`.
+
+    Returns:
+        The statistics after the batch; the same where no element counts. No gradient flows into them.
+    """
+    var = (batch.unbiased_var if unbiased_running_var else batch.var) + epsilon
+    after = _merge(running, batch, var, lax.square(running.spread), momentum)
+    counted = jnp.asarray(batch.count) > 0  # a root of a square need not be what it was
+    return after._replace(spread=jnp.where(counted, jnp.sqrt(after.spread), running.spread))
+
+
 def first_batch(running: RunningStatistics, batch: BatchMoments, *, epsilon: float = 1e-5) -> RunningStatistics:
     """Return the statistics of the batch in place of initial ones at step 0, and `running` from then on.
 
@@ -376,14 +455,20 @@ class _Batch(NamedTuple):
         wide = float32_or_wider(x)
         if self.ghost is None:
             y, m = self._chunk(wide, scale, bias, correct, self.where)
-            parts, count = [_required(m.mean), m.var, unbiased(m)], m.count
+            batch = self.of_all(m, x.shape)
         else:
             y, m = self._ghosts(wide, scale, bias, correct)
-            parts, count = self._averaged(m)
-        shape = [x.shape[a] for a in self.features]
-        mean, var, unbiased_var = (lax.stop_gradient(part.reshape(shape)) for part in parts)
-        count = count.reshape(shape) if isinstance(count, Array) else count
-        return y.astype(output_dtype(x)), BatchMoments(mean, var, unbiased_var, count)
+            batch = self._constants(*self._averaged(m), x.shape)
+        return y.astype(output_dtype(x)), batch
+
+    def of_all(self, m: Moments, shape: tuple[int, ...]) -> BatchMoments:
+        """The moments as constants of the shape of the feature axes."""
+        return self._constants([_required(m.mean), m.var, unbiased(m)], m.count, shape)
+
+    def _constants(self, parts: list[Array], count: Array | float, shape: tuple[int, ...]) -> BatchMoments:
+        of_features = [shape[a] for a in self.features]
+        mean, var, unbiased_var = (lax.stop_gradient(part.reshape(of_features)) for part in parts)
+        return BatchMoments(mean, var, unbiased_var, count.reshape(of_features) if isinstance(count, Array) else count)
 
     def _averaged(self, m: Moments) -> tuple[list[Array], Array]:
         """The moments of chunks, averaged by their counts over chunks and devices, and all that were counted."""
@@ -432,8 +517,21 @@ def _update(running: RunningStatistics, batch: BatchMoments, spread: Array, mome
     return RunningStatistics(
         mean=running_average(running.mean, batch.mean, momentum, step, count),
         spread=running_average(running.spread, spread, momentum, step, count),
-        step=None if step is None else step + jnp.any(jnp.asarray(count) > 1).astype(step.dtype),
+        step=None if step is None else step + _any(count, 1).astype(step.dtype),
     )
+
+
+def _merge(
+    running: RunningStatistics, batch: BatchMoments, var: Array, old_var: Array, momentum: Momentum
+) -> RunningStatistics:
+    step, count = running.step, batch.count
+    mean, spread = merged_average((running.mean, old_var), (batch.mean, var), momentum, step, count)
+    return RunningStatistics(mean, spread, None if step is None else step + _any(count, 0).astype(step.dtype))
+
+
+def _any(count: Array | float, least: int) -> Array:
+    """Whether any statistic has more than `least` elements."""
+    return jnp.any(jnp.asarray(count) > least)
 
 
 def _features(x: Array, axis: Axes | None) -> tuple[int, ...]:

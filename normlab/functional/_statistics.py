@@ -146,22 +146,49 @@ def running_average(old: Array, new: Array, momentum: Momentum, step: Array | No
     Returns:
         The new running average, in the dtype of `old`.
     """
-    if momentum is None:
-        assert step is not None
-        decay = step / (step + 1)
-    else:
-        decay = momentum(_needed(step)) if callable(momentum) else momentum
-    if not isinstance(decay, int | float):  # a number is subtracted from 1 before it is rounded
-        decay = jnp.asarray(decay, old.dtype)
+    decay = _decay(momentum, step, old.dtype)
     moved = decay * old + (1 - decay) * new.astype(old.dtype)
     if isinstance(count, Array) or count < 2:
         moved = jnp.where(jnp.asarray(count) > 1, moved, old)
     return lax.stop_gradient(moved)
 
 
-def _needed(step: Array | None) -> Array:
-    assert step is not None
-    return step
+def merged_average(
+    old: tuple[Array, Array], new: tuple[Array, Array], momentum: Momentum, step: Array | None, count: Array | float
+) -> tuple[Array, Array]:
+    """Move running mean and TOTAL variance towards those of a batch; no gradient, no change with nothing counted.
+
+    `momentum * var + (1 - momentum) * (new_var + momentum * (new_mean - mean)^2)`: the spread between batches counts,
+    too, so that one element is enough. With `momentum=None` these are mean and variance of all that came, every batch
+    weighing the same (Chan et al., 1979).
+
+    Args:
+        old: Running mean and variance.
+        new: Those of this batch.
+        momentum: See `running_average`.
+        step: See `running_average`.
+        count: Elements behind `new`, broadcastable to it.
+
+    Returns:
+        The new running mean and variance, in the dtype of the old ones.
+    """
+    (mean, var), (new_mean, new_var) = old, (a.astype(b.dtype) for a, b in zip(new, old, strict=True))
+    decay = _decay(momentum, step, mean.dtype)
+    apart = new_mean - mean
+    moved = mean + (1 - decay) * apart, decay * var + (1 - decay) * (new_var + decay * lax.square(apart))
+    if isinstance(count, Array) or count < 1:
+        moved = (jnp.where(jnp.asarray(count) > 0, a, b) for a, b in zip(moved, old, strict=True))
+    mean, var = map(lax.stop_gradient, moved)
+    return mean, var
+
+
+def _decay(momentum: Momentum, step: Array | None, dtype: Any) -> Any:
+    """The weight of the old value, as a number where it is one, to be subtracted from 1 before it is rounded."""
+    decay: Any = momentum
+    if momentum is None or callable(momentum):
+        assert step is not None
+        decay = step / (step + 1) if momentum is None else momentum(step)
+    return decay if isinstance(decay, int | float) else jnp.asarray(decay, dtype)
 
 
 def _one_pass(x: Array, over: Over, where: Array | None, count: Array | float) -> Moments:

@@ -7,6 +7,9 @@ from normlab.linen._example import Identity as Identity
 from normlab.linen._example import InstanceNorm as InstanceNorm
 from normlab.linen._example import LayerNorm as LayerNorm
 from normlab.linen._example import RMSNorm as RMSNorm
+from normlab.linen._online import ContinualNorm as ContinualNorm
+from normlab.linen._online import OnlineNorm as OnlineNorm
+from normlab.linen._online import StreamingNorm as StreamingNorm
 from normlab.linen._recurrent import RNN as RNN
 from normlab.linen._recurrent import GRUCell as GRUCell
 from normlab.linen._recurrent import LSTMCell as LSTMCell

@@ -50,7 +50,8 @@ class BatchNorm(nn.Module):
         unbiased_running_var: Whether the running variance counts n / (n - 1); matters below ten elements.
         ghost_batch_size: Examples that share statistics in training; see `batch_norm` for remainder and running values.
         statistics: `auto`: the batch in training, running statistics at evaluation. `batch`: the batch in both.
-            `running`: running statistics in both, as constants, still updated in training.
+            `running`: running statistics in both, as constants, still updated in training: mean and total variance,
+            for which one example is enough; see `normlab.functional.merge_batch_norm`.
         frozen: Running statistics always, no update, no gradient into scale and bias.
     """
 
@@ -77,6 +78,9 @@ class BatchNorm(nn.Module):
 
     def _renorm(self) -> Renorm | None:
         return None
+
+    def _prepared(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        return x
 
     @nn.compact
     def __call__(
@@ -113,6 +117,7 @@ class BatchNorm(nn.Module):
             self.bias_init if self.use_bias else None,
         )
         x, dtype = promote(x, affine, self.dtype)
+        x = self._prepared(x, mask)
         making = self.is_initializing()
         reduced = tuple(a for a in range(x.ndim) if a not in features)
         if making and F.batch_elements(x, reduced) == 1:

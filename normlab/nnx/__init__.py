@@ -7,6 +7,11 @@ from normlab.nnx._example import Identity as Identity
 from normlab.nnx._example import InstanceNorm as InstanceNorm
 from normlab.nnx._example import LayerNorm as LayerNorm
 from normlab.nnx._example import RMSNorm as RMSNorm
+from normlab.nnx._online import ContinualNorm as ContinualNorm
+from normlab.nnx._online import OnlineNorm as OnlineNorm
+from normlab.nnx._online import OverwriteWithGradient as OverwriteWithGradient
+from normlab.nnx._online import StreamingNorm as StreamingNorm
+from normlab.nnx._online import overwrite_with_gradient as overwrite_with_gradient
 from normlab.nnx._recurrent import RNN as RNN
 from normlab.nnx._recurrent import GRUCell as GRUCell
 from normlab.nnx._recurrent import LSTMCell as LSTMCell

@@ -81,7 +81,8 @@ class BatchNorm(Affine):
             unbiased_running_var: Whether the running variance counts n / (n - 1); matters below ten elements.
             ghost_batch_size: Examples that share statistics in training; see `batch_norm`.
             statistics: `auto`: the batch in training, running statistics at evaluation. `batch`: the batch in both.
-                `running`: running statistics in both, as constants, still updated in training.
+                `running`: running statistics in both, as constants, still updated in training: mean and total variance,
+                for which one example is enough; see `normlab.functional.merge_batch_norm`.
             frozen: Running statistics always, no update, no gradient into scale and bias.
             rngs: Random streams; `params` is used.
             bias_metadata: Metadata of the bias variable, such as sharding.
@@ -124,6 +125,7 @@ class BatchNorm(Affine):
         evaluating = choose_mode(attribute, use_running_average)
         x, affine, dtype = self._promoted(x, self.axis)
         mask = mask if mask is None else jnp.asarray(mask)
+        x = self._prepared(x, mask)
         variables = [v for v in (getattr(self, name) for name in self._state_names()) if v is not None]
         y, running = batch_layer(
             x,
@@ -163,6 +165,9 @@ class BatchNorm(Affine):
 
     def _renorm(self) -> Renorm | None:
         return None
+
+    def _prepared(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        return x
 
     def _initial(self) -> F.RunningStatistics:
         return initial_statistics(self.feature_shape, step=needs_step(self.momentum, renorm=False))

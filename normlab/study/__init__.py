@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from normlab.study.config import Cell, Comparison, Curve, Factor, Metric, Problem, Record, Run, Series, Settings, Tier
 
 if TYPE_CHECKING:
-    from normlab.study.arguments import FILE, Kind, Option
+    from normlab.study.arguments import FILE, TEXT, WHOLE, YES_NO, Kind, Option
     from normlab.study.data import Data
     from normlab.study.defaults import TIERS, batch_size_curves, tiers
     from normlab.study.problems import MEAN_SQUARED_ERROR, MISCLASSIFICATION, Error, supervised
     from normlab.study.result import Result, run
+    from normlab.study.stream_problems import streaming
 
 __all__ = [
     "Comparison",
@@ -26,7 +27,11 @@ __all__ = [
     "Option",
     "Kind",
     "FILE",
+    "TEXT",
+    "WHOLE",
+    "YES_NO",
     "supervised",
+    "streaming",
     "Data",
     "Error",
     "MISCLASSIFICATION",
@@ -46,6 +51,7 @@ _LATER = {
     "run": "result",
     "Result": "result",
     "supervised": "problems",
+    "streaming": "stream_problems",
     "Error": "problems",
     "MISCLASSIFICATION": "problems",
     "MEAN_SQUARED_ERROR": "problems",
@@ -53,6 +59,9 @@ _LATER = {
     "Option": "arguments",
     "Kind": "arguments",
     "FILE": "arguments",
+    "TEXT": "arguments",
+    "WHOLE": "arguments",
+    "YES_NO": "arguments",
     "batch_size_curves": "defaults",
     "tiers": "defaults",
     "TIERS": "defaults",

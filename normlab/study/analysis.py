@@ -237,6 +237,11 @@ class CurveResult:
         """The cell of a norm and a factor value."""
         return next(cell for cell in self.cells if (cell.norm, cell.value) == (norm, value))
 
+    def shared(self, metric: Metric, value: Value) -> Estimate:
+        """A side metric that is the same for all norms, from the cell where most runs ended well."""
+        column = [cell.side[metric.name] for cell in self.cells if cell.value == value]
+        return max(column, key=lambda found: found.n)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemResult:

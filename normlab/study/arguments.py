@@ -358,10 +358,10 @@ def seconds_of(duration: Any) -> float:
 def _of_curve(curve: Curve) -> Option:
     """The option of a curve's values, of the kind that the declared ones have."""
     factor = curve.factor
-    kind = _WHOLE if all(isinstance(value, int) for value in factor.values) else _NUMBER
+    kind = WHOLE if all(isinstance(value, int) for value in factor.values) else _NUMBER
     return Option(
         name=factor.flag.removeprefix("--").replace("-", "_"),
-        kind=_TEXT if any(isinstance(value, str) for value in factor.values) else kind,
+        kind=TEXT if any(isinstance(value, str) for value in factor.values) else kind,
         help=f"values of the curve `{curve.name}`, {factor.label}: {' '.join(map(str, factor.values))}",
         many=True,
         metavar="VALUE",
@@ -439,13 +439,13 @@ def _norm(value: Any) -> str:
         raise BadInput(one_line(error)) from error
 
 
-_WHOLE, _NUMBER = Kind("a positive whole number", _whole), Kind("a positive number", _number)
-_TEXT, _YES_NO = Kind("text", _text), Kind("true or false", _flag)
+WHOLE, _NUMBER = Kind("a positive whole number", _whole), Kind("a positive number", _number)
+TEXT, YES_NO = Kind("text", _text), Kind("true or false", _flag)
 FILE = Kind("the path of a file", _file)
 """For options of a problem."""
 
 _OPTIONS = (
-    Option(name="tier", kind=_TEXT, metavar="NAME", help="smoke, quick, standard or paper (default: quick)"),
+    Option(name="tier", kind=TEXT, metavar="NAME", help="smoke, quick, standard or paper (default: quick)"),
     Option(
         name="norms",
         kind=Kind("a norm", _norm),
@@ -453,12 +453,12 @@ _OPTIONS = (
         metavar="NORM",
         help="e.g. `batch group:num_groups=8` (see `normlab list`)",
     ),
-    Option(name="problems", kind=_TEXT, many=True, metavar="NAME", help="some of the comparison's problems"),
-    Option(name="curves", kind=_TEXT, many=True, metavar="NAME", help="some of the comparison's curves"),
-    Option(name="seeds", kind=_WHOLE, metavar="N", help="evaluation seeds; more keep the runs that are there"),
-    Option(name="tuning_seeds", kind=_WHOLE, metavar="N", help="seeds for every learning rate of the grid"),
+    Option(name="problems", kind=TEXT, many=True, metavar="NAME", help="some of the comparison's problems"),
+    Option(name="curves", kind=TEXT, many=True, metavar="NAME", help="some of the comparison's curves"),
+    Option(name="seeds", kind=WHOLE, metavar="N", help="evaluation seeds; more keep the runs that are there"),
+    Option(name="tuning_seeds", kind=WHOLE, metavar="N", help="seeds for every learning rate of the grid"),
     Option(name="learning_rates", kind=_NUMBER, many=True, metavar="RATE", help="the grid of every norm"),
-    Option(name="extend", kind=_YES_NO, help="let the grid of a column grow where an optimum lies at its end"),
+    Option(name="extend", kind=YES_NO, help="let the grid of a column grow where an optimum lies at its end"),
     Option(
         name="default_learning_rate",
         kind=Kind("a positive number or `none`", _rate),
@@ -467,14 +467,14 @@ _OPTIONS = (
     ),
     Option(
         name="devices",
-        kind=_WHOLE,
+        kind=WHOLE,
         metavar="N",
         help="train every model on N devices, each with its share of the batch; CPUs pretend to have as many",
     ),
-    Option(name="epochs", kind=_WHOLE, metavar="N", help="passes over the training set"),
+    Option(name="epochs", kind=WHOLE, metavar="N", help="passes over the training set"),
     Option(
         name="jobs",
-        kind=_WHOLE,
+        kind=WHOLE,
         metavar="N",
         help="cells at a time, each in a worker of its own; on GPUs one worker each (default: one a core on CPU, 1 on "
         "GPU, 16 on SLURM, one for every CPU of a Ray cluster)",
@@ -495,7 +495,7 @@ _OPTIONS = (
     ),
     Option(
         name="ray_address",
-        kind=_TEXT,
+        kind=TEXT,
         metavar="ADDRESS",
         help="join a running Ray cluster, as HOST:PORT or `auto` (default: $RAY_ADDRESS, else one of its own)",
     ),
@@ -507,11 +507,11 @@ _OPTIONS = (
     ),
     Option(
         name="coordinator",
-        kind=_TEXT,
+        kind=TEXT,
         metavar="HOST:PORT",
         help="train every model on the `--devices` of several processes; where process 1 listens",
     ),
-    Option(name="process", kind=_TEXT, metavar="I/N", help="which of those processes this is, from 1/N to N/N"),
+    Option(name="process", kind=TEXT, metavar="I/N", help="which of those processes this is, from 1/N to N/N"),
     Option(
         name="shard",
         kind=Kind("i/n with 1 <= i <= n, as in 1/2", lambda value: Shard.parse(_text(value))),
@@ -526,10 +526,10 @@ _OPTIONS = (
     ),
     Option(
         name="retry_failed",
-        kind=_YES_NO,
+        kind=YES_NO,
         help="run again what ended in `error` or `oom`; divergence and collapse are results and stay",
     ),
-    Option(name="open", kind=_YES_NO, help="show the report in the browser"),
+    Option(name="open", kind=YES_NO, help="show the report in the browser"),
 )
 
 _NO_OPTIONS = ("help", "source", "config", "dry_run")

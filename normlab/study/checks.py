@@ -20,18 +20,28 @@ class Checked(NamedTuple):
     about: dict[str, str]
 
 
+class Untrainable(BadInput):
+    """A cell that is recorded as `invalid` when its turn comes."""
+
+
 def data_of(plan: Plan) -> Checked:
     """Trace the program of every cell that can be run.
 
     Raises:
         BadInput: If a cell cannot be traced, none can be run, or a model does not use its norm.
     """
-    reasons = {cell: plan.incompatible(cell) for cell in plan.cells}
-    if all(reasons.values()):
-        raise BadInput(f"Expected at least one norm that can be run. {next(iter(reasons.values()))}")
     from normlab.study.data import data_hash
 
-    programs = {cell: traced(plan, cell) for cell, reason in reasons.items() if not reason}
+    reasons = {cell: plan.incompatible(cell) for cell in plan.cells}
+    programs: dict[Cell, Program] = {}
+    for cell, reason in reasons.items():
+        if not reason:
+            try:
+                programs[cell] = traced(plan, cell)
+            except Untrainable as error:
+                reasons[cell] = str(error)
+    if all(reasons.values()):
+        raise BadInput(f"Expected at least one norm that can be run. {next(iter(reasons.values()))}")
     first = {cell.problem: cell for cell in reversed(programs)}
     for cell in first.values():
         _check_norm_is_used(plan, cell, programs)
@@ -45,8 +55,10 @@ def traced(plan: Plan, cell: Cell) -> "Program":
     """Build the program of a cell and trace it.
 
     Raises:
-        BadInput: If it cannot be built or traced.
+        Untrainable: If a statistic would be over one element: a norm where it cannot be, which is a result.
+        BadInput: If it cannot be built or traced for another reason.
     """
+    from normlab.functional import StatisticsError
     from normlab.study import train
 
     try:
@@ -56,7 +68,8 @@ def traced(plan: Plan, cell: Cell) -> "Program":
         place = plan.place(cell)
         factor = plan.curve(place.curve).factor.name
         where = f"`{place.norm}` on `{place.problem}` with {factor} {place.value}"
-        raise BadInput(f"{where}: {one_line(error)}") from error
+        kind = Untrainable if isinstance(error, StatisticsError) else BadInput
+        raise kind(f"{where}: {one_line(error)}") from error
     return program
 
 

@@ -84,11 +84,14 @@ class Metric:
         name: For axes and headings, e.g. `test error`.
         percent: Whether it is a fraction, shown in percent; any other number is shown as it is.
         margin: Differences below this are of no practical interest; see `Comparison.margin`, which holds unless given.
+        shared: Whether it is that of something beside the norms, such as a baseline, and therefore the same for all of
+            them at a factor value; shown once, and drawn across the figure of errors.
     """
 
     name: str = "test error"
     percent: bool = True
     margin: float | None = None
+    shared: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +106,7 @@ class Series:
         x: Where each of them lies; for a single number the share of training takes its place.
         log: Whether the numbers are drawn on a logarithmic axis; then medians over seeds are drawn, else means.
         during: Whether the middle of training is drawn, too.
+        at_end: Whether it is a record of the whole training, of which only what is there at the end is drawn.
         shows: Sentences for the report: what can be read off it, and how it is measured.
     """
 
@@ -113,6 +117,7 @@ class Series:
     x: tuple[float, ...]
     log: bool = False
     during: bool = False
+    at_end: bool = False
     shows: str = ""
 
 

@@ -93,7 +93,7 @@ def _deployed(values: tuple[int, ...], reference: int) -> Curve:
 
 def _isolated(values: tuple[int, ...], batch_size: int) -> Curve:
     def options(norm: str, value: Value) -> Mapping[str, Any]:
-        chunked = norms.get(norm).needs_batch and value != batch_size  # equal: the cell of the other curve
+        chunked = norms.get(norm).entry.ghost_batches and value != batch_size  # equal: the cell of the other curve
         return {"ghost_batch_size": value} if chunked else {}
 
     return Curve(

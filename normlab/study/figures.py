@@ -28,6 +28,9 @@ from normlab.study.statistics import Interval
 INK, FAINT = "#1c2024", "#c8c8ca"
 """Text and rules; on a page they are what its CSS says."""
 
+BESIDE = "#767676"
+"""What no norm is behind: legible on white and on black."""
+
 PALETTE = (INK, "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "osD^vPX*"
 _DASHED: Any = (0, (5, 2))
@@ -257,11 +260,22 @@ def _draw_errors(axes: Axes, analysis: Analysis, problem: ProblemResult, curve: 
         intervals = [_shown_interval(metric, cell.error.interval) for cell in cells]
         _draw_means(axes, places, means, intervals, index, flat=cells[0].flat)
         _draw_failures(axes, places, cells, index)
+    _draw_shared(axes, problem, curve)
     _label_factor(axes, curve)
     axes.set_ylabel(_with_unit(metric.name, metric))
     tops = [cell.error.interval[1] for cell in curve.cells if cell.error.interval]
     errors = [point.error for cell in curve.cells for point in cell.points]
     _scale(axes, [_shown(metric, error) for error in (*errors, *tops)])
+
+
+def _draw_shared(axes: Axes, problem: ProblemResult, curve: CurveResult) -> None:
+    """Grey lines, each with its name, at what does not depend on the norm."""
+    places = _places(curve.values, curve.factor["log"])
+    for metric in (metric for metric in problem.side if metric.shared):
+        found = [_number(_shown(metric, curve.shared(metric, value).mean)) for value in curve.values]
+        wide = [places[0] - 0.5, *places[1:-1], places[-1] + 0.5]
+        axes.plot(wide, found if len(places) > 1 else found * 2, color=BESIDE, linewidth=0.8, linestyle=":", zorder=1)
+        axes.annotate(metric.name, (wide[0], found[0]), (0, 2), textcoords="offset points", fontsize=6, color=BESIDE)
 
 
 def _draw_points(axes: Axes, metric: Metric, places: Sequence[float], cells: Sequence[CellResult], index: int) -> None:
@@ -333,6 +347,8 @@ def _panels(found: SeriesResult) -> list[tuple[str, Sequence[float], dict[str, L
     if len(found.series.x) == 1:
         shares = [100 * share for share in MEASURED_AT]
         return [("", shares, {norm: _along(lines) for norm, lines in found.lines.items()})]
+    if found.series.at_end:
+        return [("", found.series.x, {norm: lines[-1] for norm, lines in found.lines.items()})]
     titles = {0: "before training", **({2: "halfway"} if found.series.during else {}), 4: "after training"}
     return [(title, found.series.x, {n: lines[i] for n, lines in found.lines.items()}) for i, title in titles.items()]
 

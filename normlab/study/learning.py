@@ -128,12 +128,11 @@ def learn(
         batch = state.order[t]
         inputs, labels = shared_out((arrays["inputs"][batch], arrays["labels"][batch]), mesh)
 
-        def mean_loss(params: Any) -> tuple[jax.Array, Any]:
-            outputs, rest = network.train(params, state.rest, inputs, t)
+        def mean_loss(outputs: Any) -> tuple[jax.Array, None]:
             check(outputs)
-            return _numbers("loss", objective(outputs, labels), [(), (batch_size,)]).mean(), rest
+            return _numbers("loss", objective(outputs, labels), [(), (batch_size,)]).mean(), None
 
-        (value, rest), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        (value, _), gradients, rest = network.gradients(mean_loss, state.params, state.rest, inputs, t)
         updates, moments = optimizer_at(learning_rate).update(gradients, state.moments, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         return state._replace(params=params, rest=rest, moments=moments), value

@@ -27,12 +27,13 @@ class MLP(nn.Module):
     classes: int = 10
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Map inputs (batch, ...) to logits (batch, classes)."""
+    def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
+        """Map inputs (batch, ...) to logits (batch, classes); `mask` (batch,) is True for examples that count."""
         x = x.reshape(x.shape[0], -1)
+        counted = {} if mask is None else {"mask": mask[:, None]}
         for i, width in enumerate(self.hidden):
             x = nn.Dense(width, name=f"dense_{i}")(x)
-            x = nn.relu(self.norm.linen(train=train, name=f"norm_{i}")(x))
+            x = nn.relu(self.norm.linen(train=train, name=f"norm_{i}")(x, **counted))
         return nn.Dense(self.classes, name="head")(x)
 
 

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import nnx
+from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 
+from normlab.nnx import OverwriteWithGradient
 from normlab.norms import Norm
 from normlab.study.train import Program
 
@@ -21,20 +23,56 @@ from normlab.study.train import Program
 class Network:
     """A model as functions of its state, which has two parts: what is trained, and the rest.
 
-    The rest is what training changes by other means than gradients: running statistics, and where random numbers
-    come from.
+    The rest is what training changes by other means than an optimizer: running statistics, what norms carry from one
+    backward pass to the next, and where random numbers come from.
 
     Attributes:
         init: `seed -> (parameters, rest)`.
-        train: `(parameters, rest, inputs, t) -> (outputs, rest)`, step t of training.
+        train: `(parameters, rest, inputs, t, mask=None) -> (outputs, rest)`, step t of training; the mask, (batch,),
+            is True for examples that count, and the module is given it, as `mask=`, only where there is one.
         evaluate: `(parameters, rest, inputs) -> outputs`.
+        carried: `rest -> (carried, put)`: the part whose gradient is its new value, and the rest with another one.
         module: The Linen module; `None` for NNX.
     """
 
     init: Callable[[int], tuple[Any, Any]]
-    train: Callable[[Any, Any, jax.Array, jax.Array], tuple[Any, Any]]
+    train: Callable[..., tuple[Any, Any]]
     evaluate: Callable[[Any, Any, jax.Array], Any]
+    carried: Callable[[Any], tuple[Any, Callable[[Any], Any]]]
     module: nn.Module | None = None
+
+    def gradients(
+        self,
+        objective: Callable[[Any], tuple[jax.Array, Any]],
+        params: Any,
+        rest: Any,
+        inputs: jax.Array,
+        t: jax.Array,
+        mask: jax.Array | None = None,
+    ) -> tuple[tuple[jax.Array, Any], Any, Any]:
+        """Differentiate one step of training.
+
+        Args:
+            objective: `outputs -> (loss, anything else)`.
+            params: Parameters.
+            rest: What else training changes.
+            inputs: Examples.
+            t: Number of the step.
+            mask: Examples that count, (batch,); `None` is all of them.
+
+        Returns:
+            `(loss, anything else)`, the gradients of the parameters, and the rest after the step: running statistics
+            after the forward pass, and what norms carry after the backward pass.
+        """
+        carried, put = self.carried(rest)
+
+        def loss(params: Any, carried: Any) -> tuple[jax.Array, Any]:
+            outputs, after = self.train(params, put(carried), inputs, t, mask)
+            value, aux = objective(outputs)
+            return value, (aux, after)
+
+        (value, (aux, after)), (gradients, new) = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, carried)
+        return (value, aux), gradients, self.carried(after)[1](new)
 
 
 def network(model: Callable[..., Any], norm: Norm, inputs: np.ndarray, **fields: Any) -> Network:
@@ -100,17 +138,26 @@ def _linen(module: nn.Module, inputs: np.ndarray) -> Network:
         variables = dict(module.init(jax.random.key(seed), inputs, train=False))
         return variables.pop("params", {}), (variables, np.uint32(seed))
 
-    def train(params: Any, rest: Any, inputs: jax.Array, t: jax.Array) -> tuple[Any, Any]:
+    def train(
+        params: Any, rest: Any, inputs: jax.Array, t: jax.Array, mask: jax.Array | None = None
+    ) -> tuple[Any, Any]:
         averages, seed = rest
         rngs = {"params": jax.random.fold_in(jax.random.key(seed), t)}  # what dropout and others fall back to
         variables = {"params": params, **averages}
-        outputs, averages = module.apply(variables, inputs, train=True, mutable=list(averages), rngs=rngs)
+        options = {"train": True, "mutable": list(averages), "rngs": rngs, **_masked(mask)}
+        outputs, averages = module.apply(variables, inputs, **options)
         return outputs, (averages, seed)
 
     def evaluate(params: Any, rest: Any, inputs: jax.Array) -> Any:
         return module.apply({"params": params, **rest[0]}, inputs, train=False)
 
-    return Network(init=init, train=train, evaluate=evaluate, module=module)
+    def carried(rest: Any) -> tuple[Any, Callable[[Any], Any]]:
+        variables, seed = rest
+        if OVERWRITE_WITH_GRADIENT not in variables:
+            return {}, lambda new: rest
+        return variables[OVERWRITE_WITH_GRADIENT], lambda new: ({**variables, OVERWRITE_WITH_GRADIENT: new}, seed)
+
+    return Network(init=init, train=train, evaluate=evaluate, carried=carried, module=module)
 
 
 def _nnx(model: Callable[..., Any], norm: Norm) -> Network:
@@ -134,16 +181,27 @@ def _nnx(model: Callable[..., Any], norm: Norm) -> Network:
         rest = jax.tree.map(lambda of, leaf: jax.random.wrap_key_data(leaf) if _is_key(of) else leaf, abstract, rest)
         return nnx.merge(graph, params, rest)
 
-    def train(params: Any, rest: Any, inputs: jax.Array, t: jax.Array) -> tuple[Any, Any]:
+    def train(
+        params: Any, rest: Any, inputs: jax.Array, t: jax.Array, mask: jax.Array | None = None
+    ) -> tuple[Any, Any]:
         module = merged(training, params, rest)
-        outputs = module(inputs)
+        outputs = module(inputs, **_masked(mask))
         _, _, rest = nnx.split(module, nnx.Param, ...)
         return outputs, _without_keys(rest)
 
     def evaluate(params: Any, rest: Any, inputs: jax.Array) -> Any:
         return merged(evaluating, params, rest)(inputs)
 
-    return Network(init=init, train=train, evaluate=evaluate)
+    def carried(rest: Any) -> tuple[Any, Callable[[Any], Any]]:
+        part, others = nnx.split_state(rest, OverwriteWithGradient, ...)
+        return part, lambda new: nnx.merge_state(new, others)
+
+    return Network(init=init, train=train, evaluate=evaluate, carried=carried)
+
+
+def _masked(mask: jax.Array | None) -> dict[str, jax.Array]:
+    """The mask as an argument where there is one: models that never meet one need not take it."""
+    return {} if mask is None else {"mask": mask}
 
 
 def _is_nnx(model: Callable[..., Any]) -> bool:

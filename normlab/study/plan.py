@@ -5,8 +5,8 @@ that tuning never saw. Cells whose training differs in the norm alone share one 
 lies at an end, the grid of all grows there by two points, once. Those are the norms of a column (a problem, a curve, a
 factor value), and all columns of a curve whose factor is an option of the norm.
 
-A cell that cannot be run at all (a norm over spatial axes where there are none) has the records of its tuning runs,
-with status `invalid`, and is never evaluated: there is no learning rate to evaluate it at.
+A cell that cannot be run at all (a norm over spatial axes where there are none, a statistic over one element) has the
+records of its tuning runs, with status `invalid`, and is never evaluated: there is no learning rate to evaluate it at.
 """
 
 import json
@@ -225,13 +225,14 @@ class Plan:
             return CellPlan(tuning=self.tuning_runs(cell, self.settings.learning_rates))
         tuning, default = self.tuning_runs(cell, grid.rates), self.settings.default_learning_rate
         tuned = [known[run] for run in tuning if run in known]
-        choice = choose_learning_rate(tuned) if grid.final and len(tuned) == len(tuning) else None
+        complete = grid.final and len(tuned) == len(tuning)
+        choice = choose_learning_rate(tuned) if complete else None
         return CellPlan(
             tuning=tuning,
             untuned=() if default is None else self.evaluation_runs(cell, default),
             choice=choice,
             evaluation=self.evaluation_runs(cell, choice.learning_rate) if choice else (),
-            to_come=0 if choice else self.settings.seeds,
+            to_come=0 if complete else self.settings.seeds,
         )
 
 

@@ -194,12 +194,23 @@ class Task:
     def norm_options(self, norm: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """Options of a norm; see `Problem.norm_options`."""
         options = self.given_options.get(norm, {})
-        if not norms.get(norm).stateful:
+        if not norms.get(norm).entry.averages:
             return options
         train, _ = sizes(self.loaded(config), self.validation, self.test)
-        averages = {"momentum": max(0.0, 1 - config["batch_size"] / train)}
         ramps = _ramps(config["epochs"] * max(1, train // config["batch_size"])) if norm == "batch_renorm" else {}
-        return {**averages, **ramps, **options}
+        return {**averages(norm, train, config["batch_size"]), **ramps, **options}
+
+
+def averages(norm: str, memory: int, batch_size: int) -> dict[str, float]:
+    """Options by which the running statistics of a norm remember so many examples; none where it has no such option.
+
+    Args:
+        norm: Its name.
+        memory: In examples: what is older weighs less than 1 / e.
+        batch_size: Examples an update.
+    """
+    seen = {"batch": batch_size, "example": 1, "": 0}[norms.get(norm).entry.averages]
+    return {"momentum": max(0.0, 1 - seen / memory)} if seen else {}
 
 
 def _ramps(steps: int) -> dict[str, Any]:

@@ -1,0 +1,202 @@
+"""Which norm on a stream that drifts, where examples arrive one at a time?
+
+    normlab run online
+    normlab run online --problems file --stream PATH
+
+Each example is predicted, then learned from, once. Beside the error: what a drift does to it and for how long, what is
+forgotten of earlier tasks, how far running statistics are from the true ones; and what needs no network at all: the
+majority class, the class before, river's logistic regression and its Hoeffding adaptive tree.
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from normlab import study
+from normlab.norms import Norm
+from normlab.study import streams
+from normlab.study.stream_problems import MEMORY, PARTS, PREFIX, RECOVERED_WITHIN, SETTLED, averages
+
+HIDDEN = (64, 64)
+LENGTH = 10_000
+LATE = 200
+"""Examples by which labels come late."""
+
+
+def _mlp(norm: Norm, outputs: int) -> Any:
+    from normlab.study.models import MLP
+
+    return MLP(norm, hidden=HIDDEN, classes=outputs)
+
+
+def _problem(name: str, title: str, source: Any, **fields: Any) -> study.Problem:
+    shares = {"mix": (0.7, 0.3), "backward_mix": (0.7, 0.0, 0.3)}  # the paper's for online learning
+    options = {"group": {"num_groups": 8}, "continual": {"num_groups": 8}, "streaming": shares}
+    return study.streaming(name=name, title=title, model=_mlp, source=source, norm_options=options, **fields)
+
+
+def _synthetic(name: str, title: str, kind: str, *, drift: str) -> study.Problem:
+    source = streams.synthetic(kind, n=LENGTH, drift=drift)
+    return _problem(name, title, source, drifting=drift in ("abrupt", "recurring"))
+
+
+def _file(stream: str = "", **options: Any) -> streams.Source:
+    if not stream:
+        raise ValueError("Expected the problem `file` with `--stream PATH`, got none. Name a .csv or .npz file.")
+    return streams.from_file(stream, **options)
+
+
+_OPTIONS = (
+    study.Option(
+        name="stream",
+        kind=study.FILE,
+        metavar="PATH",
+        help="stream for the problem `file`: .csv with names of columns, or .npz with `inputs` and `labels`",
+    ),
+    study.Option(name="label", kind=study.TEXT, metavar="COLUMN", help="of the labels in it (default: the last one)"),
+    study.Option(
+        name="classes",
+        kind=study.TEXT,
+        metavar="NAME",
+        many=True,
+        help="all labels that there can be in it (default: those that there are)",
+    ),
+    study.Option(
+        name="drifts", kind=study.WHOLE, metavar="N", many=True, help="how many examples come before each drift in it"
+    ),
+    study.Option(
+        name="skip_nonfinite", kind=study.YES_NO, help="leave out examples with NaN, infinity or nothing in them"
+    ),
+)
+
+
+def _arrival(value: Any) -> dict[str, Any]:
+    return {"batch_size": 8, "varying": True} if value == "varying" else {"batch_size": 1, "delay": LATE}
+
+
+_TIERS = study.tiers(epochs=1)
+_MADE = ("sea", "agrawal", "agrawal-recurring", "hyperplane", "rbf", "led", "split-digits", "permuted-digits")
+
+comparison = study.Comparison(
+    name="online",
+    title="Error on streams against how examples arrive",
+    question="Which norm on a stream that drifts, where examples arrive one at a time?",
+    problems=(
+        _synthetic("sea", "MLP on SEA, one abrupt drift", "sea", drift="abrupt"),
+        _synthetic("agrawal", "MLP on Agrawal's loans, one abrupt drift", "agrawal", drift="abrupt"),
+        _synthetic(
+            "agrawal-recurring", "MLP on Agrawal's loans, a concept that comes back", "agrawal", drift="recurring"
+        ),
+        _synthetic("hyperplane", "MLP on a rotating hyperplane", "hyperplane", drift="incremental"),
+        _synthetic("rbf", "MLP on radial basis functions, a gradual drift", "rbf", drift="gradual"),
+        _synthetic("led", "MLP on LED digits, one abrupt drift", "led", drift="abrupt"),
+        _problem("split-digits", "MLP on digits, two at a time", streams.split_digits(), tasks=True),
+        _problem(
+            "permuted-digits",
+            "MLP on digits, five orders of pixels",
+            streams.permuted_digits(),
+            drifting=True,
+            tasks=True,
+        ),
+        _problem("phishing", "MLP on phishing sites (1,250)", streams.bundled("phishing")),
+        _problem("weather", "MLP on weather (18,159 days)", partial(streams.recorded, "weather")),
+        _problem("outdoor", "MLP on outdoor objects (4,000)", partial(streams.recorded, "outdoor")),
+        _problem(
+            "file",
+            "MLP on a stream of your own",
+            _file,
+            drifting=True,
+            options=_OPTIONS,
+        ),
+    ),
+    norms=(
+        "none",
+        "batch",
+        "batch:statistics='running'",
+        "continual:statistics='running'",
+        "streaming",
+        "streaming:momentum=0.7",
+        "online",
+        "layer",
+        "rms",
+        "group",
+    ),
+    baseline="none",
+    curves=(
+        study.Curve(
+            name="burst",
+            title="Examples that arrive together",
+            factor=study.Factor(
+                name="batch_size",
+                label="examples that arrive together",
+                flag="--bursts",
+                values=(1, 8, 32),
+                reference=1,
+            ),
+            config=lambda size: {"batch_size": size},
+            shows="What learning from one example at a time costs, and which norms can, learning rates tuned.",
+            hides="Why: with larger bursts there are also fewer updates, and each prediction is older.",
+        ),
+        study.Curve(
+            name="memory",
+            title="How long running statistics remember, one example at a time",
+            factor=study.Factor(
+                name="memory", label="memory (examples)", flag="--memories", values=(20, MEMORY, 2000), reference=MEMORY
+            ),
+            config=lambda memory: {"batch_size": 1},
+            norm_options=lambda norm, memory: averages(norm, int(memory), 1),
+            shows="Noise against lag: short memories are noisy, long ones are behind where the stream drifts.",
+            hides="What other time constants of the norm do, such as that of online norm's backward pass.",
+            advises=False,
+        ),
+        study.Curve(
+            name="arrival",
+            title="Bursts of varying size, and labels that come late",
+            factor=study.Factor(
+                name="arrival", label="arrival", flag="--arrivals", values=("varying", "late"), log=False
+            ),
+            config=_arrival,
+            shows="Varying: bursts of 1 to 15 examples, 8 on average. Late: one example at a time, labels known "
+            f"{LATE} examples later.",
+            hides="Labels that never come.",
+            advises=False,
+        ),
+    ),
+    tiers={
+        **{name: replace(tier, problems=_MADE) for name, tier in _TIERS.items()},
+        "smoke": replace(
+            _TIERS["smoke"],
+            problems=("sea", "split-digits"),
+            norms=("none", "batch", "batch:statistics='running'", "online"),
+            values={"burst": (1,), "memory": (MEMORY,), "arrival": ("varying",)},
+        ),
+        "quick": replace(
+            _TIERS["quick"],
+            problems=("agrawal", "led", "permuted-digits"),
+            values={"burst": (1, 32), "memory": (MEMORY, 2000), "arrival": ("varying",)},
+            leaves_out=f"{_TIERS['quick'].leaves_out} Quick also leaves out five streams, bursts of 8, the shortest "
+            "memory and labels that come late.",
+        ),
+    },
+    fixed=(
+        f"Streams: river's generators, {LENGTH:,} examples each, or scikit-learn's digits as sequences of tasks. A "
+        "seed is a stream: what is reported is of other streams than those on which learning rates were chosen.",
+        "For a single real stream (phishing, weather, outdoor, file) seeds are initial weights, learning rates are "
+        f"chosen on its first {PREFIX:.0%}, which is not reported on, and intervals say nothing of other streams.",
+        "Inputs: each feature is standardized by the mean and standard deviation of what has been seen, for networks "
+        "and river's models alike; pixels are divided by 16.",
+        f"Model: dense layers of {' and '.join(map(str, HIDDEN))} units, each with norm and ReLU, and a dense layer to "
+        "the classes; one update a burst by plain SGD at a constant learning rate; no weight decay.",
+        f"Running statistics, and the long memory of streaming norm, remember {MEMORY} examples; `momentum=0.7`, about "
+        "3, is what was published for it. Predictions use them as they are before the burst. Batch renorm by running "
+        "statistics is not here: it is batch norm by running statistics, but for the last digits.",
+        f"Levels before a drift are errors over {100 * SETTLED // PARTS} % of the stream. Recovered: with the first "
+        f"{100 // PARTS} % whose error, and the error from there to the next drift, are within {RECOVERED_WITHIN:.0%} "
+        "of that level; where there are none, all examples until the next drift are counted. Additional errors: those "
+        "until then beyond the level before. Of abrupt drifts only.",
+        "Baselines have river's own defaults, which nobody tuned, and learn from one example at a time at every size "
+        "of burst.",
+        "Digits: all seeds divide and order the same 1,797, those of tuning, too.",
+        "Times of a step have their share of the measurements along the stream.",
+    ),
+)

@@ -1,0 +1,329 @@
+"""Online norm: one example after the other, with a backward pass of its own and state on both passes."""
+
+import functools
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from normlab.functional._batch import RunningStatistics, normalize
+from normlab.functional._checks import Axes, canonical_axes, check_epsilon, check_real, check_where
+from normlab.functional._example import expand, expand_where, rms_norm
+from normlab.functional._standardize import affine
+from normlab.functional._statistics import Over, float32_or_wider, means, moments, output_dtype
+from normlab.functional._statistics import over as over_axes
+
+Guard = Literal["layer_scaling", "clamp"] | None
+"""What keeps outputs from running away between updates of the statistics; `None` is nothing."""
+
+CLAMPED_AT = 5.0
+"""Outputs of the guard `clamp` lie between minus this and this."""
+
+
+class OnlineErrors(NamedTuple):
+    """What online norm carries from one backward pass to the next, of the shape of the feature axes.
+
+    Attributes:
+        along_y: Accumulated component of the gradient along the normalized values.
+        along_one: Accumulated mean of the gradient that was passed on.
+    """
+
+    along_y: Array
+    along_one: Array
+
+
+def online_norm(
+    x: Array,
+    running: RunningStatistics,
+    errors: OnlineErrors,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    *,
+    momentum: Array | float = 0.999,
+    backward_momentum: Array | float = 0.99,
+    axis: Axes | None = None,
+    epsilon: float = 1e-5,
+    where: Array | None = None,
+    guard: Guard = "layer_scaling",
+) -> tuple[Array, RunningStatistics]:
+    """Standardize each example by the statistics of those before it (Chiley et al., 2019).
+
+    `y = (x - mean) / sqrt(var + epsilon)`, example by example, where after each of them
+    `var <- momentum * var + (1 - momentum) * (var(x) + momentum * (mean(x) - mean)^2)` and
+    `mean <- momentum * mean + (1 - momentum) * mean(x)`. Then `y * scale + bias`, and the guard.
+
+    Statistics: over the positions of one example, per feature, averaged over the examples so far; in float32 or wider.
+    Where there are no positions `var(x)` is 0, and the variance is the spread between examples.
+
+    A batch is a piece of the stream: its examples are taken in order, with exactly the outputs and states that they
+    would have had one by one. Under `jax.jit` with a batch sharded over devices, that is still the order of the whole
+    batch, for which devices exchange their examples' statistics. There is no `axis_name`: under `jax.shard_map`,
+    `jax.pmap` and `jax.vmap` each device or model has a stream, and states, of its own.
+
+    The backward pass is not the derivative of the forward pass, through which no gradient of `mean` and `var` flows.
+    From the gradient of the normalized values, `dy`, in the same order of examples,
+    `d = dy - (1 - backward_momentum) * along_y * y`, `along_y <- along_y + mean(d * y)`;
+    `dx = d / sqrt(var + epsilon) - (1 - backward_momentum) * along_one`, `along_one <- along_one + mean(dx)`.
+    A backward pass can write no state, so **the gradient with respect to `errors` is their new value**: replace them
+    by it, and hand it to no optimizer. There must be one call for each gradient, since JAX adds up what several calls
+    give, and the sum of states is no state. The errors grow with the loss: the mean over a batch of n makes them n
+    times as small as its examples one by one, their sum makes them the same.
+
+    Reverse mode works once, under `jax.jit`, `jax.vmap`, `jax.checkpoint` and in `jax.lax.scan`. There is no forward
+    mode (`jax.jvp`, `jax.hessian`) and no second derivative.
+
+    Args:
+        x: Activations, `[examples, ..., features]`, the oldest example first.
+        running: Mean and variance before the first example.
+        errors: From the backward pass before this one; zeros at the start.
+        scale: Gain, of the shape of the axes not reduced; `None` is 1.
+        bias: Shift, of the same shape; `None` is 0.
+        momentum: Weight of the OLD statistics when an example comes.
+        backward_momentum: 1 minus the rate at which accumulated errors are paid back.
+        axis: Axes reduced, the first, that of the examples, among them; `None` means all but the last.
+        epsilon: Added to the variance, inside the root, and to the mean square of layer scaling.
+        where: True where an element counts, broadcastable to `x`; the others are neither read nor given a gradient,
+            and come out as `bias`.
+        guard: `layer_scaling` divides each example by its root mean square over all features and positions; `clamp`
+            limits outputs to 5 in size.
+
+    Returns:
+        `y`, with the shape and dtype of `x` (float32 for whole numbers), and mean and variance after the last example.
+
+    Raises:
+        ValueError: If a shape, an axis, a momentum, `epsilon` or `guard` does not fit.
+
+    Example:
+        >>> running = RunningStatistics(jnp.zeros(1), jnp.full(1, 2.0))
+        >>> errors = OnlineErrors(jnp.zeros(1), jnp.zeros(1))
+        >>> x = jnp.array([[0.0], [3.0]])
+        >>> y, after = online_norm(x, running, errors, momentum=0.5, epsilon=0.0, guard=None)
+        >>> y.ravel(), after.mean, after.spread
+        (Array([0., 3.], dtype=float32), Array([1.5], dtype=float32), Array([2.75], dtype=float32))
+
+    References:
+        Chiley et al. Online Normalization for Training Neural Networks. NeurIPS 2019. https://arxiv.org/abs/1905.05894
+    """
+    x = jnp.asarray(x)
+    features = stream_features(x, axis)
+    check_online_options(momentum, backward_momentum, epsilon, guard)
+    check_where(where, x.shape)
+    scale, bias = (expand(name, a, x.shape, features) for name, a in (("scale", scale), ("bias", bias)))
+    where = expand_where(where, x.ndim)
+    wide = float32_or_wider(x)
+    states = {"running": (running.mean, running.spread), "errors": tuple(errors)}
+    before, carried = (
+        [wide_state(name, a, x.shape, features, wide.dtype) for a in arrays] for name, arrays in states.items()
+    )
+    over = over_axes(tuple(a for a in range(1, x.ndim) if a not in features))
+    weights = [as_weights(m, wide.dtype) for m in (momentum, backward_momentum)]
+    result: Any = _online(over, wide, before, carried, where, *weights, jnp.asarray(epsilon, wide.dtype))
+    y, after = result
+    mean, var = (a.reshape(old.shape).astype(old.dtype) for a, old in zip(after, states["running"], strict=True))
+    y = guarded(scaled(y, scale, bias), guard, epsilon=epsilon, where=where)
+    return y.astype(output_dtype(x)), running._replace(mean=mean, spread=var)
+
+
+def evaluate_online_norm(
+    x: Array,
+    running: RunningStatistics,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: Axes | None = None,
+    epsilon: float = 1e-5,
+    where: Array | None = None,
+    guard: Guard = "layer_scaling",
+) -> Array:
+    """Standardize by the statistics of a stream that has ended: online norm at inference.
+
+    Args:
+        x: Activations, `[examples, ..., features]`.
+        running: Mean and variance.
+        scale: See `online_norm`.
+        bias: See `online_norm`.
+        axis: See `online_norm`.
+        epsilon: See `online_norm`.
+        where: True where an element counts, which matters to layer scaling.
+        guard: See `online_norm`.
+
+    Returns:
+        `y`, with the shape and dtype of `x` (float32 for whole numbers).
+
+    Raises:
+        ValueError: If a shape, an axis, `epsilon` or `guard` does not fit.
+    """
+    x = jnp.asarray(x)
+    stream_features(x, axis)
+    check_guard(guard)
+    check_where(where, x.shape)
+    wide = float32_or_wider(x)
+    y = normalize(wide, running.mean, running.spread, scale, bias, axis=axis, epsilon=epsilon)
+    return guarded(y, guard, epsilon=epsilon, where=where).astype(output_dtype(x))
+
+
+def guarded(x: Array, guard: Guard, *, epsilon: float = 1e-5, where: Array | None = None) -> Array:
+    """Keep the size of activations in bounds (Chiley et al., 2019, section 3.4).
+
+    Args:
+        x: Activations, `[examples, ..., features]`.
+        guard: `layer_scaling` is RMS norm over all axes but the first; `clamp` limits to 5 in size, with no gradient
+            beyond; `None` is `x`.
+        epsilon: Added to the mean square, inside the root.
+        where: True where an element counts.
+
+    Returns:
+        Activations of the same shape.
+
+    Example:
+        >>> guarded(jnp.array([[6.0, -8.0]]), "clamp")
+        Array([[ 5., -5.]], dtype=float32)
+    """
+    if guard == "layer_scaling":
+        return rms_norm(x, axis=tuple(range(1, x.ndim)), epsilon=epsilon, where=where)
+    return jnp.clip(x, -CLAMPED_AT, CLAMPED_AT) if guard == "clamp" else x
+
+
+def check_guard(guard: object) -> None:
+    """Raise a `ValueError` unless `guard` is a `Guard`."""
+    names = get_args(get_args(Guard)[0])
+    if guard is not None and guard not in names:
+        raise ValueError(f"Expected `guard` to be one of {names} or None, got {guard!r}.")
+
+
+def check_online_options(momentum: Any, backward_momentum: Any, epsilon: float, guard: object) -> None:
+    """Raise unless the options of online norm are of the right kind."""
+    check_weight("momentum", momentum)
+    check_weight("backward_momentum", backward_momentum)
+    check_epsilon(epsilon)
+    check_guard(guard)
+
+
+def check_weight(name: str, weight: Any) -> None:
+    """Raise a `ValueError` unless a weight of an old value is a number in [0, 1]."""
+    if isinstance(weight, jax.Array):  # traced: a study may vary it
+        return
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
+        raise ValueError(f"Expected `{name}`, the weight of the old value, to lie in [0, 1], got {weight!r}.")
+
+
+def stream_features(x: Array, axis: Axes | None) -> tuple[int, ...]:
+    """Check a stream of examples, and return the feature axes: those that are not in `axis`."""
+    check_real(x)
+    reduced = tuple(range(x.ndim - 1)) if axis is None else canonical_axes(axis, x.ndim)
+    if 0 not in reduced:
+        raise ValueError(f"Expected `x` of shape [examples, ..., features] and its first axis in `axis`, got {axis}.")
+    return tuple(a for a in range(x.ndim) if a not in reduced)
+
+
+def wide_state(name: str, state: Array, shape: tuple[int, ...], features: tuple[int, ...], dtype: Any) -> Array:
+    """Give a state the rank and the dtype of activations; the gradient goes back through both."""
+    expanded = expand(name, state, shape, features)
+    assert expanded is not None
+    return expanded.astype(dtype)
+
+
+def as_weights(momentum: Array | float, dtype: Any) -> tuple[Array, Array]:
+    """Return the weights of the old and the new value; a number is subtracted from 1 before it is rounded."""
+    return jnp.asarray(momentum, dtype), jnp.asarray(1 - momentum, dtype)
+
+
+def scaled(y: Array, scale: Array | None, bias: Array | None) -> Array:
+    """Return `y * scale + bias` in the dtype of `y`."""
+    scale, bias = (a if a is None else a.astype(y.dtype) for a in (scale, bias))
+    return affine(y, jnp.ones((1,) * y.ndim, y.dtype), scale, bias)
+
+
+def recurrence(decay: Array, drive: Array, start: Array) -> tuple[Array, Array]:
+    """Solve `state[i + 1] = decay[i] * state[i] + drive[i]` along the first axis.
+
+    Args:
+        decay: `[n, ...]`.
+        drive: `[n, ...]`.
+        start: The first state, `[1, ...]`.
+
+    Returns:
+        The states that each step starts from, `[n, ...]`, and the last state, `[1, ...]`.
+    """
+    if len(drive) == 1:
+        return start, decay * start + drive
+
+    def step(state: Array, by: tuple[Array, Array]) -> tuple[Array, Array]:
+        return by[0] * state + by[1], state
+
+    last, states = lax.scan(step, start[0], (decay, drive))  # a parallel scan takes as long, and longer to compile
+    return states, last[None]
+
+
+class _Saved(NamedTuple):
+    """What the backward pass needs of the forward pass.
+
+    Attributes:
+        y: Normalized values, 0 where nothing counts.
+        rstd: Reciprocal standard deviations, `[examples, 1, ..., features]`.
+        elements: How many are behind each example's statistics.
+        where: Mask.
+        errors: Those before this pass.
+        weights: Of accumulated errors and of new ones.
+    """
+
+    y: Array
+    rstd: Array
+    elements: Array | float
+    where: Array | None
+    errors: list[Array]
+    weights: tuple[Array, Array]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _online(over, x, running, errors, where, weights, backward_weights, epsilon):
+    return _forward(over, x, running, errors, where, weights, backward_weights, epsilon)[0]
+
+
+def _forward(
+    over: Over,
+    x: Array,
+    running: list[Array],
+    errors: list[Array],
+    where: Array | None,
+    weights: tuple[Array, Array],
+    backward_weights: tuple[Array, Array],
+    epsilon: Array,
+) -> tuple[tuple[Array, list[Array]], _Saved]:
+    """Normalize examples in order; means are counted from the first one's, so that an offset costs no digits."""
+    start, var = running
+    centered = x - start if where is None else jnp.where(where, x - start, 0)
+    m = moments(centered, over, where)
+    mean = m.mean
+    assert mean is not None
+    old, new = (_where_counted(m.count, w, jnp.full_like(w, i)) for w, i in zip(weights, (1, 0), strict=True))
+    old, new = (jnp.broadcast_to(w, mean.shape) for w in (old, new))
+    shift, shifted = recurrence(old, new * mean, jnp.zeros_like(start))
+    var, var_after = recurrence(old, new * (m.var + old * lax.square(mean - shift)), var)
+    rstd = lax.rsqrt(var + epsilon)
+    y = (centered - shift) * rstd
+    y = y if where is None else jnp.where(where, y, 0)
+    return (y, [start + shifted, var_after]), _Saved(y, rstd, m.count, where, errors, backward_weights)
+
+
+def _backward(over: Over, saved: _Saved, cotangents: tuple[Array, list[Array]]) -> tuple[Any, ...]:
+    y, rstd, count, where, (along_y, along_one), (old, new) = saved
+    dy = cotangents[0] if where is None else jnp.where(where, cotangents[0], 0)
+    size, along = means([lax.square(y), dy * y], over, where, count)
+    before, along_y = recurrence(1 - new * size, along, along_y)
+    dx = (dy - new * before * y) * rstd
+    (mean,) = means([dx], over, where, count)
+    decay = jnp.broadcast_to(_where_counted(count, old, jnp.ones_like(old)), mean.shape)
+    before, along_one = recurrence(decay, mean, along_one)
+    dx = dx - new * before
+    dx = dx if where is None else jnp.where(where, dx, 0)
+    return dx, None, [along_y, along_one], None, None, None, None
+
+
+_online.defvjp(_forward, _backward)
+
+
+def _where_counted(count: Array | float, value: Array, otherwise: Array) -> Array:
+    """Return `value`, and something else for examples of which a mask leaves nothing."""
+    return jnp.where(count > 0, value, otherwise) if isinstance(count, Array) else value

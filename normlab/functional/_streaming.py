@@ -1,0 +1,302 @@
+"""Streaming norm: statistics, and the gradients of statistics, from a long, a short and the current memory."""
+
+import functools
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from normlab.functional._checks import Axes, check_epsilon, check_where
+from normlab.functional._example import expand, expand_where
+from normlab.functional._online import as_weights, check_weight, scaled, stream_features, wide_state
+from normlab.functional._statistics import Over, float32_or_wider, means, moments, output_dtype
+from normlab.functional._statistics import over as over_axes
+
+Mix = Sequence[float]
+"""Weights of the long, the short and the current memory; without the last, it is 0."""
+
+
+class StreamingMemory(NamedTuple):
+    """Statistics that streaming norm remembers; of the shape of the feature axes but for the last.
+
+    Attributes:
+        mean: Long memory of the mean.
+        var: Long memory of the variance.
+        short_mean: Mean of what came since the last update of the weights.
+        short_var: Variance of it.
+        short_count: Elements behind these two.
+        step: Calls so far in which anything counted, an int32 scalar.
+    """
+
+    mean: Array
+    var: Array
+    short_mean: Array
+    short_var: Array
+    short_count: Array
+    step: Array
+
+
+class StreamingSlopes(NamedTuple):
+    """Gradients of the loss by the statistics that streaming norm remembers, of the shape of the feature axes.
+
+    Attributes:
+        slope_mean: Long memory of the gradient by the mean.
+        slope_var: Long memory of the gradient by the variance.
+        short_slope_mean: Average over the backward passes since the last update of the weights.
+        short_slope_var: Likewise.
+        short_calls: How many these are.
+    """
+
+    slope_mean: Array
+    slope_var: Array
+    short_slope_mean: Array
+    short_slope_var: Array
+    short_calls: Array
+
+
+def streaming_norm(
+    x: Array,
+    memory: StreamingMemory,
+    slopes: StreamingSlopes,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    *,
+    mix: Mix = (0.5, 0.5),
+    backward_mix: Mix = (0.5, 0.5, 0.0),
+    momentum: Array | float = 0.7,
+    backward_momentum: Array | float = 0.7,
+    calls_per_update: int = 1,
+    axis: Axes | None = None,
+    epsilon: float = 1e-5,
+    where: Array | None = None,
+) -> tuple[Array, StreamingMemory]:
+    """Standardize by a mix of what came long ago, since the last update of the weights, and now (Liao et al., 2016).
+
+    `y = (x - mean) / sqrt(var + epsilon) * scale + bias` with `mean` and `var` those of a mix of three memories, of
+    which `mix` gives the shares: the long one, the short one, which is all elements since the last update of the
+    weights, these included, and the current batch. At an update of the weights
+    `long <- momentum * long + (1 - momentum) * short`, and the short memory is cleared.
+
+    Statistics: over `axis`, per feature, in float32 or wider: mean and mean square, which mix and average, kept as mean
+    and variance for the sake of digits. So `var` includes the spread between the means of the memories, and one element
+    a call is enough. (The first author's PyTorch code averages mean and standard deviation, and is NaN there.)
+
+    Before there is anything to average the long memory is mean 0 and variance 1, and its gradients are 0.
+
+    The backward pass is not the derivative of the forward pass. With `s` for the gradients of the loss by `mean` and
+    `var`, `dx = dy * scale / sqrt(var + epsilon) + (s_mean + 2 (x - mean) s_var) / n`, n elements behind a statistic of
+    this call, where `s` is again a mix of three, by `backward_mix`: a long memory; the average over backward passes
+    since the last update of the weights, this one included; and that of this pass. A backward pass can write no state,
+    so **the gradient with respect to `slopes` is their new value**: replace them by it, and hand it to no optimizer.
+    There must be one call for each gradient, since JAX adds up what several calls give.
+
+    Reverse mode works once, under `jax.jit`, `jax.vmap`, `jax.checkpoint` and in `jax.lax.scan`. There is no forward
+    mode (`jax.jvp`, `jax.hessian`) and no second derivative.
+
+    Shares (0.5, 0.5) and (0.5, 0.5, 0) are the paper's for feed-forward nets, (0.7, 0.3) and (0.7, 0, 0.3) for
+    recurrent nets and for online learning; (0, 1) and (0, 0, 1) are batch norm. Under `jax.jit` with a batch sharded
+    over devices, statistics are those of the whole batch; under `jax.shard_map` each device has memories of its own.
+
+    Args:
+        x: Activations, `[batch, ..., features]`.
+        memory: Statistics before this call.
+        slopes: From the backward pass before this one; zeros at the start.
+        scale: Gain, of the shape of the axes not reduced; `None` is 1.
+        bias: Shift, of the same shape; `None` is 0.
+        mix: Shares of the long, the short and the current memory in the statistics; they add up to 1.
+        backward_mix: Likewise in the gradients of the statistics.
+        momentum: Weight of the OLD long memory at an update of the weights.
+        backward_momentum: Likewise for the gradients.
+        calls_per_update: Calls, each with its backward pass, between two updates of the weights: 1 but where gradients
+            are accumulated.
+        axis: Axes reduced, the first among them; `None` means all but the last.
+        epsilon: Added to the variance, inside the root.
+        where: True where an element counts, broadcastable to `x`; the others are neither read nor given a gradient,
+            and come out as `bias`.
+
+    Returns:
+        `y`, with the shape and dtype of `x` (float32 for whole numbers), and the statistics after this call.
+
+    Raises:
+        ValueError: If a shape, an axis, a weight, a share, `epsilon` or `calls_per_update` does not fit.
+
+    Example:
+        >>> memory, slopes = initial_streaming((1,))
+        >>> y, after = streaming_norm(jnp.array([[1.0], [3.0]]), memory, slopes, mix=(0, 1), epsilon=0.0)
+        >>> y.ravel(), after.mean
+        (Array([-1.,  1.], dtype=float32), Array([0.6], dtype=float32))
+
+    References:
+        Liao, Kawaguchi, Poggio. Streaming Normalization. 2016. https://arxiv.org/abs/1610.06160
+    """
+    x = jnp.asarray(x)
+    features = stream_features(x, axis)
+    check_streaming_options(mix, backward_mix, momentum, backward_momentum, calls_per_update, epsilon)
+    check_where(where, x.shape)
+    scale, bias = (expand(name, a, x.shape, features) for name, a in (("scale", scale), ("bias", bias)))
+    where = expand_where(where, x.ndim)
+    wide = float32_or_wider(x)
+    before, carried = (
+        state._replace(
+            **{
+                name: wide_state(name, a, x.shape, features, wide.dtype)
+                for name, a in state._asdict().items()
+                if name != "step"
+            }
+        )
+        for state in (memory, slopes)
+    )
+    over = over_axes(tuple(a for a in range(x.ndim) if a not in features))
+    static = _Static(over, _three(mix), _three(backward_mix), calls_per_update)
+    weights = [as_weights(m, wide.dtype) for m in (momentum, backward_momentum)]
+    result: Any = _streaming(static, wide, before, carried, where, *weights, jnp.asarray(epsilon, wide.dtype))
+    y, after = result
+    after = jax.tree.map(lambda a, old: a.reshape(old.shape).astype(old.dtype), after, memory)
+    return scaled(y, scale, bias).astype(output_dtype(x)), after
+
+
+def initial_streaming(shape: Sequence[int]) -> tuple[StreamingMemory, StreamingSlopes]:
+    """Return the memories at the start, float32: mean 0, variance 1, and nothing else."""
+    zeros, ones = jnp.zeros(tuple(shape), jnp.float32), jnp.ones(tuple(shape), jnp.float32)
+    memory = StreamingMemory(zeros, ones, zeros, zeros, zeros, jnp.zeros((), jnp.int32))
+    return memory, StreamingSlopes(zeros, zeros, zeros, zeros, zeros)
+
+
+def check_streaming_options(
+    mix: Mix, backward_mix: Mix, momentum: Any, backward_momentum: Any, calls_per_update: Any, epsilon: float
+) -> None:
+    """Raise unless the options of streaming norm are of the right kind."""
+    for name, given in (("mix", mix), ("backward_mix", backward_mix)):
+        shares: tuple[float, ...] = tuple(given)
+        if len(shares) not in (2, 3) or min(shares) < 0 or not math.isclose(sum(shares), 1):
+            raise ValueError(
+                f"Expected `{name}` to be 2 or 3 shares (long, short, current) that add up to 1, got {shares}."
+            )
+    check_weight("momentum", momentum)
+    check_weight("backward_momentum", backward_momentum)
+    whole = isinstance(calls_per_update, numbers.Integral) and not isinstance(calls_per_update, bool)
+    if not (whole and int(calls_per_update) >= 1):
+        raise ValueError(f"Expected `calls_per_update` to be a positive whole number, got {calls_per_update!r}.")
+    check_epsilon(epsilon)
+
+
+def _three(mix: Mix) -> tuple[float, ...]:
+    return (*map(float, mix), 0.0)[:3]
+
+
+class _Static(NamedTuple):
+    """Options that are no arrays."""
+
+    over: Over
+    mix: tuple[float, ...]
+    backward_mix: tuple[float, ...]
+    calls_per_update: int
+
+
+class _Saved(NamedTuple):
+    """What the backward pass needs of the forward pass.
+
+    Attributes:
+        y: Normalized values, 0 where nothing counts.
+        std: Standard deviations that they were divided by.
+        elements: How many are behind the current memory.
+        where: Mask.
+        slopes: Those before this pass.
+        updates: Whether the weights are updated after this call.
+        weights: Of the old and the new long memory.
+    """
+
+    y: Array
+    std: Array
+    elements: Array
+    where: Array | None
+    slopes: StreamingSlopes
+    updates: Array
+    weights: tuple[Array, Array]
+
+
+class _Part(NamedTuple):
+    """A set of numbers by its mean and its variance."""
+
+    mean: Array
+    var: Array
+
+    def unless(self, missing: Array, other: "_Part") -> "_Part":
+        """Return `other` where this one is missing."""
+        return _Part(*(jnp.where(missing, b, a) for a, b in zip(self, other, strict=True)))
+
+
+def _mixed(*parts: tuple[Array | float, _Part]) -> _Part:
+    """Mix sets by their shares."""
+    mean = functools.reduce(jnp.add, [share * part.mean for share, part in parts])
+    squares = [share * (part.var + lax.square(part.mean - mean)) for share, part in parts]
+    return _Part(mean, functools.reduce(jnp.add, squares))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _streaming(static, x, memory, slopes, where, weights, backward_weights, epsilon):
+    return _forward(static, x, memory, slopes, where, weights, backward_weights, epsilon)[0]
+
+
+def _forward(
+    static: _Static,
+    x: Array,
+    memory: StreamingMemory,
+    slopes: StreamingSlopes,
+    where: Array | None,
+    weights: tuple[Array, Array],
+    backward_weights: tuple[Array, Array],
+    epsilon: Array,
+) -> tuple[tuple[Array, StreamingMemory], _Saved]:
+    """Mix the memories; means are counted from the long one, so that an offset costs no digits."""
+    x = x - memory.mean
+    found = moments(x, static.over, where)
+    assert found.mean is not None
+    count = jnp.broadcast_to(jnp.asarray(found.count, x.dtype), found.mean.shape)
+    seen = memory.short_count + count
+    share = count / jnp.maximum(seen, 1)
+    long, now = _Part(jnp.zeros_like(memory.mean), memory.var), _Part(found.mean, found.var)
+    short = _mixed((1 - share, _Part(memory.short_mean - memory.mean, memory.short_var)), (share, now))
+
+    parts = (long, short.unless(seen == 0, long), now.unless(count == 0, long))
+    mean, var = _mixed(*zip(static.mix, parts, strict=True))
+    std = jnp.sqrt(var + epsilon)
+    y = (x - mean) / std
+    y = y if where is None else jnp.where(where, y, 0)
+
+    counted = jnp.any(count > 0)
+    step = memory.step + counted.astype(memory.step.dtype)
+    updates = counted & (step % static.calls_per_update == 0)
+    moved = _mixed((weights[0], long), (weights[1], short)).unless(~updates | (seen == 0), long)
+    rest = [jnp.where(updates, 0, a) for a in (memory.mean + short.mean, short.var, seen)]
+    after = StreamingMemory(memory.mean + moved.mean, moved.var, rest[0], rest[1], rest[2], step)
+    return (y, after), _Saved(y, std, count, where, slopes, updates, backward_weights)
+
+
+def _backward(static: _Static, saved: _Saved, cotangents: tuple[Array, Any]) -> tuple[Any, ...]:
+    y, std, count, where, slopes, updates, (old, new) = saved
+    dy = (cotangents[0] if where is None else jnp.where(where, cotangents[0], 0)) / std
+    n = jnp.maximum(count, 1)
+    sums = (n * mean for mean in means([dy, dy * y], static.over, where, n))
+    now = [sum * factor for sum, factor in zip(sums, (-1, -0.5 / std), strict=True)]
+    counted = (count > 0).astype(count.dtype)
+    calls = slopes.short_calls + counted
+    weight = counted / jnp.maximum(calls, 1)
+    long = (slopes.slope_mean, slopes.slope_var)
+    short = [a + weight * (b - a) for a, b in zip((slopes.short_slope_mean, slopes.short_slope_var), now, strict=True)]
+    by_mean, by_var = (
+        functools.reduce(jnp.add, [share * part for share, part in zip(static.backward_mix, parts, strict=True)])
+        for parts in zip(long, short, now, strict=True)
+    )
+    dx = dy + (by_mean + 2 * std * y * by_var) / n
+    dx = dx if where is None else jnp.where(where, dx, 0)
+    moved = (jnp.where(updates & (calls > 0), old * a + new * b, a) for a, b in zip(long, short, strict=True))
+    rest = (jnp.where(updates, 0, a) for a in (*short, calls))
+    return dx, None, StreamingSlopes(*moved, *rest), None, None, None, None
+
+
+_streaming.defvjp(_forward, _backward)
