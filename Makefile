@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TIER ?= quick
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup compare test check mutants speed speed-devices speed-recurrent scaling throughput clean
+.PHONY: help setup compare test check mutants speed speed-devices speed-recurrent speed-online scaling throughput clean
 
 help:
 	@echo "make compare     which norm at which batch size: runs the comparison on handwritten digits, opens the report"
@@ -14,6 +14,7 @@ help:
 	@echo "make mutants     break the norms on purpose; some test must notice each"
 	@echo "make speed       each norm beside Flax's; make speed-devices: across 8 devices"
 	@echo "make speed-recurrent  cells with a norm beside Flax's and PyTorch's LSTM"
+	@echo "make speed-online  learning from a stream beside a Python loop, river and deep-river"
 	@echo "make scaling     a comparison with two worker processes beside one"
 	@echo "make throughput  trained models per minute beside a Flax loop and PyTorch"
 	@echo "make clean       remove the environment"
@@ -58,6 +59,9 @@ speed-devices: $(VENV)/study.stamp
 speed-recurrent: $(VENV)/peers.stamp
 	$(BIN)/python benchmarks/recurrent_speed.py
 
+speed-online: $(VENV)-peers/online.stamp
+	$(VENV)-peers/bin/python benchmarks/online_speed.py
+
 scaling: $(VENV)/study.stamp
 	$(BIN)/python benchmarks/scaling.py
 
@@ -68,5 +72,13 @@ $(VENV)/peers.stamp: $(VENV)/study.stamp
 	$(PIP) --editable '.[study,peers]'
 	@touch $@
 
+# deep-river wants an older river than the constraints, and an older torch than it needs: an environment of its own.
+$(VENV)-peers/online.stamp: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-peers
+	$(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[online,peers]' \
+		'river==0.25.*' 'pandas<3' sortedcontainers torchviz tqdm
+	$(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps deep-river==0.3.4
+	@touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-peers

@@ -276,7 +276,7 @@ def test_what_is_not_finite_can_be_skipped_and_is_counted() -> None:
     [
         ({"norm": "onlin"}, "Did you mean 'online'"),
         ({"nonfinite": "ignore"}, "Expected `nonfinite` to be 'refuse' or 'skip', got 'ignore'"),
-        ({"learning_rate": 0.0}, "Expected `learning_rate` to be positive, got 0.0"),
+        ({"learning_rate": 0.0}, "Expected `learning_rate` to be a positive number, got 0.0"),
         ({"classes": ("x", "x")}, "Expected `classes` to be at least one, each named once, got"),
         ({"classes": ()}, "Expected `classes` to be at least one"),
     ],

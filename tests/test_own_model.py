@@ -71,3 +71,11 @@ def test_the_page_on_recurrent_cells_does_what_it_says(tmp_path: Path) -> None:
     code = [text for language, text in BLOCK.findall((ROOT / "docs/recurrent.md").read_text()) if language == "python"]
     assert len(code) == 2 and all("assert" in text for text in code)
     run(["-c", "\n".join(code)], tmp_path)
+
+
+def test_the_page_on_streams_does_what_it_says(tmp_path: Path) -> None:
+    """Its first blocks are one script; those of the live models run in their tests."""
+    parts = (blocks("docs/online.md", section) for section in ("Norms for streams", "Compare them"))
+    code = [text for part in parts for language, text in part if language == "python"]
+    assert len(code) == 3 and all("assert" in text for text in code[:2])
+    run(["-c", "\n".join(code)], tmp_path)

@@ -56,8 +56,8 @@ class _Live:
         norms.get(norm)
         if nonfinite not in (REFUSE, SKIP):
             raise ValueError(f"Expected `nonfinite` to be {REFUSE!r} or {SKIP!r}, got {nonfinite!r}.")
-        if not learning_rate > 0:
-            raise ValueError(f"Expected `learning_rate` to be positive, got {learning_rate!r}.")
+        if callable(learning_rate) or not learning_rate > 0:
+            raise ValueError(f"Expected `learning_rate` to be a positive number, got {learning_rate!r}.")
         self.model = model
         self.norm = norm
         self.optimizer = optimizer
@@ -144,7 +144,7 @@ class _Live:
             "normlab": __version__,
             "norm": str(norms.get(self.norm)),
             **{name: _name(getattr(self, name)) for name in ("model", "optimizer", "loss")},
-            **{name: getattr(self, name) for name in ("learning_rate", "nonfinite", "seed", "skipped")},
+            **{n: _file.to_json(getattr(self, n)) for n in ("learning_rate", "nonfinite", "seed", "skipped")},
             "features": [*map(_file.to_json, learned.features)],
             "targets": [*map(_file.to_json, learned.targets)],
             "room": [learned.inputs, learned.outputs],
