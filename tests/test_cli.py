@@ -57,7 +57,7 @@ BAD = {
         "got 2000",
     ),
     "statistics over one element": (
-        ["batch_size", "--norms", "batch", "--problems", "digits-mlp", "--batch-sizes", "1"],
+        ["batch_size", "--norms", "batch", "--problems", "digits-mlp", "--curves", "deployed", "--batch-sizes", "1"],
         "batch_size 1",
     ),
     "no norm that can be run": (["batch_size", "--norms", "instance", "--problems", "digits-mlp"], "spatial"),
