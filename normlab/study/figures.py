@@ -269,10 +269,13 @@ def _draw_errors(axes: Axes, analysis: Analysis, problem: ProblemResult, curve: 
 
 
 def _draw_shared(axes: Axes, problem: ProblemResult, curve: CurveResult) -> None:
-    """Grey lines, each with its name, at what does not depend on the norm."""
+    """Grey lines, each with its name, at what does not depend on the norm and is not far above the norms' errors."""
+    top = max((_number(_shown(problem.metric, cell.error.mean)) for cell in curve.cells if cell.points), default=0)
     places = _places(curve.values, curve.factor["log"])
     for metric in (metric for metric in problem.side if metric.shared):
         found = [_number(_shown(metric, curve.shared(metric, value).mean)) for value in curve.values]
+        if not all(value <= 1.1 * top for value in found):
+            continue
         wide = [places[0] - 0.5, *places[1:-1], places[-1] + 0.5]
         axes.plot(wide, found if len(places) > 1 else found * 2, color=BESIDE, linewidth=0.8, linestyle=":", zorder=1)
         axes.annotate(metric.name, (wide[0], found[0]), (0, 2), textcoords="offset points", fontsize=6, color=BESIDE)
@@ -423,6 +426,8 @@ def _legend(
         return
     longest = max((len(str(mark.get_label())) for mark in marks), default=0)
     columns = max(1, min(columns, int(figure.get_figwidth() / (0.55 + longest / 17))))  # inches; 17 letters in each
+    lines = -(-len(handles) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.17 * max(0, lines - 3))  # what is drawn keeps its height
     where: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "columnspacing": 1.4, "handlelength": 1.8}
     legend = figure.legend(handles=handles, **where)
     for index, mark, text in zip(norms, legend.legend_handles, legend.get_texts(), strict=False):
