@@ -231,7 +231,7 @@ def test_bad_input_is_one_clear_error_and_changes_nothing(x: Any, y: Any, kind: 
     with pytest.raises(kind, match=message):
         model.learn_one(x, y)
     with pytest.raises(kind, match=message):
-        model.learn_many(pd.DataFrame([x, x]), pd.Series(["x", y], dtype=object))
+        model.learn_many(pd.DataFrame([x, x], dtype=object), pd.Series(["x", y], dtype=object))
     assert_same(model.state, before)
     assert model.features == ("a", "b", "c") and model.skipped == 0
     model.learn_one(*stream(1)[0])

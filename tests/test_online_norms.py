@@ -422,7 +422,8 @@ def test_an_offset_costs_no_digits_once_statistics_have_found_it(norm: str) -> N
 
 def test_norms_that_know_no_ghost_batches_are_handed_none() -> None:
     isolated = batch_size_curves()[1]
-    given = {name: set(isolated.norm_options(name, 2)) for name in norms.names()}
+    ours = ("none", "batch", "batch_renorm", "layer", "rms", "group", "instance", "online", "streaming", "continual")
+    given = {name: set(isolated.norm_options(name, 2)) for name in ours}
     assert {name for name, options in given.items() if options} == {"batch", "batch_renorm", "continual"}
 
 

@@ -223,7 +223,7 @@ class TestOptions:
     def test_a_tier_may_choose_problems_and_norms(self) -> None:
         comparison = catalogue.load("recurrent")
         settings = Request(comparison, from_python({"tier": "smoke"}, comparison)).settings("recurrent")
-        assert settings.problems == ("rows", "text") and settings.norms == ("none", "batch_step")
+        assert settings.problems == ("rows",) and settings.norms == ("none", "batch_step")
 
 
 class TestSeries:

@@ -125,7 +125,7 @@ def prequential(
         error: What is measured of predictions.
         loss: `(outputs, labels) -> one number for each example`; softmax cross entropy or squared error unless given.
         optimizer: Made from a learning rate; plain SGD unless given.
-        side: What is reported beside the error, of what `_of_drifts`, `_of_tasks` and `_of_baselines` find.
+        side: What is reported beside the error, of what `_of_drifts`, `_of_tasks` and the baselines give.
 
     Raises:
         ValueError: If the stream is shorter than a burst or than its parts, its labels are no classes where the error
