@@ -48,7 +48,7 @@ RECURRENT, CELL_NORM = "functional/_recurrent.py", "functional/_cell_norm.py"
 CELLS = "recurrent.py::test_values_and_gradients_in_float64_are_those_of_the_reference"
 STEP = "batch_step:max_steps=4,momentum=0.9"
 RSTD = "    rstd = lax.rsqrt(m.var + epsilon)\n"
-RENORM = "        y, batch = batch_renorm(x, running, scale, bias, **limits, **options)\n"
+RENORM = "    y, batch = batch_renorm(x, running, scale, bias, **limits, **options)\n"
 ONLINE, STREAMING = "functional/_online.py", "functional/_streaming.py"
 STREAM = "online_norms.py::test_both_passes_are_those_of_the_reference_call_after_call"
 ONE_BY_ONE = f"{STREAM}[online:guard=None,momentum=0.8,backward_momentum=0.7-shape0-all]"
@@ -169,7 +169,7 @@ MUTANTS = (
         (
             RENORM,
             RENORM
-            + "        then = update_batch_renorm(running, batch, epsilon=epsilon, **update)\n"
+            + "    then = update_batch_renorm(running, batch, epsilon=epsilon, **update)\n"
             + RENORM.replace("running", "then"),
         ),
         (f"{ROUNDS}[batch_renorm-float32-1]",),
@@ -292,7 +292,7 @@ MUTANTS = (
         "rows of running statistics off by one",
         CELL_NORM,
         ("jnp.minimum(first + jnp.arange", "jnp.minimum(1 + first + jnp.arange"),
-        (f"{CELLS}[simple-{STEP}]",),
+        (f"{CELLS}[lstm-{STEP}]",),
     ),
     Mutant(
         "rows off by one at evaluation",
@@ -304,7 +304,7 @@ MUTANTS = (
         "steps beyond the last row dropped",
         CELL_NORM,
         ("dtype=jnp.int32), norm.max_steps - 1)", "dtype=jnp.int32), norm.max_steps)"),
-        (f"{CELLS}[simple-{STEP}]",),
+        (f"{CELLS}[lstm-{STEP}]",),
     ),
     Mutant(
         "an update for each step",
@@ -313,13 +313,13 @@ MUTANTS = (
             "update_batch_norm, momentum=norm.momentum,",
             "update_batch_norm, momentum=norm.momentum ** len(moments.mean),",
         ),
-        (f"{CELLS}[simple-{STEP}]",),
+        (f"{CELLS}[lstm-{STEP}]",),
     ),
     Mutant(
         "a step that one sequence has reached moves the running statistics",
         CELL_NORM,
         ("jnp.where(jnp.asarray(moments.count) > 1, moments.count, 0)", "jnp.asarray(moments.count)"),
-        (f"{CELLS}[simple-{STEP}]",),
+        (f"{CELLS}[lstm-{STEP}]",),
     ),
     Mutant(
         "batch statistics at evaluation",
@@ -337,7 +337,7 @@ MUTANTS = (
         "update gate inverted",
         RECURRENT,
         ("    return (1 - z) * n + z * carry\n", "    return z * n + (1 - z) * carry\n"),
-        (f"{CELLS}[gru-none]",),
+        (f"{CELLS}[gru-layer]",),
     ),
     Mutant(
         "no reset gate",
@@ -358,7 +358,7 @@ MUTANTS = (
         "the state of a finished sequence goes on",
         RECURRENT,
         ("    return new if where is None else jnp.where(where, new, old)\n", "    return new\n"),
-        (f"{CELLS}[gru-none]",),
+        (f"{CELLS}[gru-layer]",),
     ),
     Mutant(
         "what lies past the end is read",

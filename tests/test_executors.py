@@ -76,7 +76,8 @@ def cluster() -> Iterator[str]:
         "print(context.address_info['gcs_address'], flush=True); sys.stdin.read()"
     )
     streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([sys.executable, "-c", code], env=ENVIRONMENT, text=True, **streams) as process:
+    environment = {**ENVIRONMENT, "RAY_AUTH_MODE": "disabled"}  # whether or not a token lies in the home folder
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, **streams) as process:
         assert process.stdout
         yield process.stdout.readline().strip()
         process.communicate()
@@ -86,6 +87,7 @@ def cluster() -> Iterator[str]:
 def address(cluster: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Of a cluster that may take its time."""
     monkeypatch.setattr("normlab.study.ray_core.JOINED_WITHIN", 120.0)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     return cluster
 
 
