@@ -26,6 +26,7 @@ from normlab.study.pool import DEATHS, Begun, Died, Done, News, work
 from normlab.study.store import JOBS, Store
 from tests.toys import TOY, settings_for
 
+os.environ["RAY_AUTH_MODE"] = "disabled"  # or a token in the home folder decides what can join what
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 HERE = ["--executor", "slurm", "--slurm", "cluster=local"]
 
@@ -76,8 +77,7 @@ def cluster() -> Iterator[str]:
         "print(context.address_info['gcs_address'], flush=True); sys.stdin.read()"
     )
     streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    environment = {**ENVIRONMENT, "RAY_AUTH_MODE": "disabled"}  # whether or not a token lies in the home folder
-    with subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, **streams) as process:
+    with subprocess.Popen([sys.executable, "-c", code], env=ENVIRONMENT, text=True, **streams) as process:
         assert process.stdout
         yield process.stdout.readline().strip()
         process.communicate()
@@ -87,7 +87,6 @@ def cluster() -> Iterator[str]:
 def address(cluster: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Of a cluster that may take its time."""
     monkeypatch.setattr("normlab.study.ray_core.JOINED_WITHIN", 120.0)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     return cluster
 
 
