@@ -149,7 +149,8 @@ def weights_of(cell: str) -> tuple[np.ndarray, ...]:
     return (normal(BATCH, TIME, WIDTH, seed=3), *state_of(cell, seed=4))
 
 
-@pytest.mark.parametrize(("cell", "norm"), tuple(dict.fromkeys((*(("lstm", norm) for norm in NORMS), *IN_TURNS))))
+@each_norm
+@each_cell
 def test_values_and_gradients_in_float64_are_those_of_the_reference(x64: None, cell: str, norm: str) -> None:
     variables, x, state, weights = (
         variables_of(cell, norm),
@@ -348,7 +349,7 @@ def flipped(x: np.ndarray, lengths: Any) -> np.ndarray:
     return x
 
 
-@pytest.mark.parametrize("norm", ["layer", ACROSS[0], ACROSS[2]])
+@pytest.mark.parametrize("norm", NORMS)
 def test_both_directions_at_once(norm: str) -> None:
     x = jnp.asarray(normal(BATCH, TIME, INPUTS), jnp.float32)
     cell = functools.partial(CELLS["gru"], WIDTH, norm=norm, use_running_average=False)
@@ -660,7 +661,8 @@ def on_devices(way: str, run: Callable[..., Any]) -> Callable[..., Any]:
     return split
 
 
-@pytest.mark.parametrize(("norm", "way"), tuple(zip(ACROSS, itertools.cycle(["shard_map", "vmap"]), strict=False)))
+@pytest.mark.parametrize("way", ["shard_map", "vmap"])
+@each_batch_norm
 def test_eight_devices_equal_one_with_the_whole_batch(norm: str, way: str) -> None:
     variables, x = cast(variables_of("lstm", norm)), jnp.asarray(normal(MANY, TIME, INPUTS), jnp.float32)
     weights = jnp.asarray(normal(MANY, TIME, WIDTH, seed=3), jnp.float32)
@@ -855,7 +857,7 @@ def test_without_a_norm_nnx_is_flax(cell: str) -> None:
             chex.assert_trees_all_close(got, want, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("norm", ["layer", "batch_step:max_steps=6,momentum=0.9", ACROSS[0], ACROSS[2]])
+@pytest.mark.parametrize("norm", [*WITHIN, "batch_step:max_steps=6,momentum=0.9", *ACROSS])
 def test_flax_nnx_drives_our_cells(norm: str) -> None:
     x, variables = jnp.asarray(normal(BATCH, TIME, INPUTS), jnp.float32), linen_like("lstm", norm)
     for train in (False, True) if norms.get(norm).name != "batch_input" else (False,):
