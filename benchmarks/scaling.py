@@ -30,7 +30,7 @@ except ImportError:  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     from timing import environment, turns, write
 
-WORK = "batch_size --tier smoke --problems digits-conv --curves deployed --epochs 60".split()
+WORK = "batch_size --tier smoke --problems conv --curves deployed --epochs 60".split()
 """A minute of training with one worker."""
 
 BAR = 0.85

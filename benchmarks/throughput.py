@@ -6,6 +6,7 @@ needed before the second update (building, compiling, warming up) is measured ap
 
     python benchmarks/throughput.py                                             # MLP and conv net, batches of 4 and 32
     python benchmarks/throughput.py --models conv --norms batch --batch-sizes 4 --rounds 3
+    python benchmarks/throughput.py --data tfds:mnist tfds:cifar10 --data-dir DIR --norms batch --rounds 3
     python benchmarks/throughput.py --output benchmarks/results/throughput-cpu  # writes .csv and .md
 
 Contenders:
@@ -31,6 +32,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -38,9 +40,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from normlab.study.data import TEST, TRAIN, VALIDATION, digits, permutations, split
+from normlab.study.data import Data, permutations, sizes, split
+from normlab.study.sources import chosen
 
-EPOCHS = 20
 LEARNING_RATE = 0.03
 WIDTHS, STRIDES, HIDDEN, CLASSES = (16, 16, 32), (2, 1, 2), (100, 100), 10
 """Of the models of `normlab.study.models`."""
@@ -54,6 +56,9 @@ ONE_THREAD = {
 BARS = {(4, "torch"): 8.0, (4, "flax"): 2.5, (32, "torch"): 3.5, (32, "flax"): 2.2}
 """How many times as long as ours an update of the conv net should take a contender with its default threads."""
 
+LOADING_BAR, MEMORY_BAR = 0.05, 2.0
+"""Share of the time of training that may go into making batches, and bytes of memory for each byte of data."""
+
 COMPILE_BAR = 1 / 3
 """How much of the first invocation's time to compile the second should need at most."""
 
@@ -62,21 +67,44 @@ Train = Callable[[int], float]
 
 
 class Case(NamedTuple):
-    """What is trained."""
+    """What is trained, on what."""
 
+    data: str
+    data_dir: str | None
     model: str
     norm: str
     batch_size: int
 
     @property
+    def epochs(self) -> int:
+        """Passes over the training set: a turn should take seconds."""
+        return 20 if self.data == "digits" else 1
+
+    @property
+    def train(self) -> int:
+        """Number of training examples."""
+        return sizes(load(self))[0]
+
+    @property
     def steps(self) -> int:
         """Number of updates."""
-        return EPOCHS * (TRAIN // self.batch_size)
+        return self.epochs * (self.train // self.batch_size)
 
     @property
     def averaging(self) -> float:
         """Weight of the old value in running averages: a time constant of one epoch."""
-        return 1 - self.batch_size / TRAIN
+        return 1 - self.batch_size / self.train
+
+
+@lru_cache(maxsize=1)
+def load_from(data: str, data_dir: str | None) -> Data:
+    """The data, once a process."""
+    return chosen(data, data_dir)
+
+
+def load(case: Case) -> Data:
+    """The data of a case."""
+    return load_from(case.data, case.data_dir)
 
 
 class Contender(NamedTuple):
@@ -94,6 +122,7 @@ class Contender(NamedTuple):
 class Row:
     """One contender at one case; times are medians over rounds, with their ranges."""
 
+    data: str
     model: str
     norm: str
     batch_size: int
@@ -103,6 +132,7 @@ class Row:
     step_us_low: float
     step_us_high: float
     models_per_minute: float
+    epochs_per_hour: float
     ratio: float
     ratio_low: float
     ratio_high: float
@@ -115,6 +145,8 @@ class Row:
 def main() -> None:
     """Measure, print, and write where asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", default=["digits"], help="as in `normlab run`")
+    parser.add_argument("--data-dir", help="as in `normlab run`")
     parser.add_argument("--models", nargs="+", choices=("mlp", "conv"), default=["mlp", "conv"])
     parser.add_argument("--norms", nargs="+", choices=("batch", "none"), default=["batch", "none"])
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[4, 32])
@@ -125,11 +157,13 @@ def main() -> None:
 
     rows: list[Row] = []
     print(header())
-    for case in itertools.starmap(Case, itertools.product(args.models, args.norms, args.batch_sizes)):
+    product = itertools.product(args.data, [args.data_dir], args.models, args.norms, args.batch_sizes)
+    for case in itertools.starmap(Case, product):
         measured = measure(case, args.rounds, args.turn)
         print(*map(line, measured), sep="\n", flush=True)
         rows += measured
-    costs = [growth(Case(model, "batch", 32)) for model in args.models]
+    cases = [Case(data, args.data_dir, model, "batch", 32) for data in args.data for model in args.models]
+    costs = [growth(case) if case.data == "digits" else loading(case) for case in cases]
     print(summary(rows), *costs, sep="\n")
     if args.output:
         write(args.output, rows, costs)
@@ -163,13 +197,17 @@ def row(case: Case, contender: Contender, team: "Team", seconds: Sequence[float]
     ratios = [a / b for a, b in zip(seconds, ours, strict=True)]
     to_us = 1e6 / case.steps
     return Row(
-        **case._asdict(),
+        data=case.data,
+        model=case.model,
+        norm=case.norm,
+        batch_size=case.batch_size,
         contender=str(contender),
         processes=contender.processes,
         step_us=to_us * statistics.median(seconds),
         step_us_low=to_us * min(seconds),
         step_us_high=to_us * max(seconds),
         models_per_minute=60 / statistics.median(seconds),
+        epochs_per_hour=3600 * case.epochs / statistics.median(seconds),
         ratio=statistics.median(ratios),
         ratio_low=min(ratios),
         ratio_high=max(ratios),
@@ -263,15 +301,15 @@ def compile_ours(case: Case) -> Any:
     return compile_program(program(case))
 
 
-def program(case: Case) -> Any:
+def program(case: Case, data: Data | None = None) -> Any:
     """The program of a cell."""
     from normlab import norms, study
     from normlab.study import models
 
     model = {"mlp": models.MLP, "conv": models.ConvNet}[case.model]
-    problem = study.supervised(name=case.model, model=model, data=digits, validation=VALIDATION, test=TEST)
+    problem = study.supervised(name=case.model, model=model, data=data or load(case))
     norm = norms.get(f"batch:momentum={case.averaging}" if case.norm == "batch" else case.norm)
-    return problem.build(norm, {"batch_size": case.batch_size, "epochs": EPOCHS})
+    return problem.build(norm, {"batch_size": case.batch_size, "epochs": case.epochs})
 
 
 def flax_loop(case: Case) -> tuple[Train, float]:
@@ -302,11 +340,11 @@ def flax_loop(case: Case) -> tuple[Train, float]:
                 x = activate(nn.Conv(width, (3, 3), strides=stride, padding=1)(x))
             return nn.Dense(CLASSES)(x.mean(axis=(1, 2)))
 
-    model, data = Model(), digits()
+    model, (images, classes) = Model(), floats(case)
     optimizer = optax.sgd(optax.cosine_decay_schedule(LEARNING_RATE, case.steps), momentum=0.9)
 
     def create(seed: int) -> TrainState:
-        variables = model.init(jax.random.key(seed), data.inputs[:1], train=False)
+        variables = model.init(jax.random.key(seed), images[:1], train=False)
         averages = variables.get("batch_stats", {})
         return TrainState.create(apply_fn=model.apply, params=variables["params"], tx=optimizer, batch_stats=averages)
 
@@ -329,8 +367,8 @@ def flax_loop(case: Case) -> tuple[Train, float]:
         state = create(seed)
         batches, test = batches_of(case, seed)
         for batch in batches[:steps]:
-            state, _ = update(state, data.inputs[batch], data.labels[batch])
-        return float(error(state, data.inputs[test], data.labels[test]))
+            state, _ = update(state, images[batch], classes[batch])
+        return float(error(state, images[test], classes[test]))
 
     return train, timed(lambda: train(0, 1))
 
@@ -340,9 +378,9 @@ def torch_eager(case: Case) -> tuple[Train, float]:
     import torch
     from torch import nn
 
-    data = digits()
-    inputs = torch.tensor(data.inputs).permute(0, 3, 1, 2).contiguous()
-    labels = torch.tensor(data.labels, dtype=torch.long)
+    images, classes = floats(case)
+    inputs = torch.tensor(images).permute(0, 3, 1, 2).contiguous()
+    labels = torch.tensor(classes, dtype=torch.long)
 
     def activation(norm: type[nn.BatchNorm1d | nn.BatchNorm2d], width: int) -> list[nn.Module]:
         return [*[norm(width, momentum=1 - case.averaging)] * (case.norm == "batch"), nn.ReLU()]
@@ -351,10 +389,10 @@ def torch_eager(case: Case) -> tuple[Train, float]:
         layers: list[nn.Module] = []
         if case.model == "mlp":
             layers.append(nn.Flatten())
-            for wide, width in zip((64, *HIDDEN), HIDDEN, strict=False):
+            for wide, width in zip((inputs[0].numel(), *HIDDEN), HIDDEN, strict=False):
                 layers += [nn.Linear(wide, width), *activation(nn.BatchNorm1d, width)]
             return nn.Sequential(*layers, nn.Linear(HIDDEN[-1], CLASSES))
-        for wide, width, stride in zip((1, *WIDTHS), WIDTHS, STRIDES, strict=False):
+        for wide, width, stride in zip((inputs.shape[1], *WIDTHS), WIDTHS, STRIDES, strict=False):
             layers += [nn.Conv2d(wide, width, 3, stride, padding=1), *activation(nn.BatchNorm2d, width)]
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTHS[-1], CLASSES))
 
@@ -378,10 +416,17 @@ def torch_eager(case: Case) -> tuple[Train, float]:
 
 def batches_of(case: Case, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Examples of all batches, shape (steps, batch), and those of the test; what ours takes for a seed."""
-    parts = split(len(digits().labels), seed)
-    per_epoch = TRAIN // case.batch_size
-    order = permutations(parts["train"], EPOCHS, seed)[:, : per_epoch * case.batch_size]
+    data = load(case)
+    train, validation = sizes(data)
+    parts = split(len(data.labels), seed, train, validation, fixed=data.test + data.validation)
+    order = permutations(parts["train"], case.epochs, seed)[:, : train // case.batch_size * case.batch_size]
     return order.reshape(case.steps, case.batch_size), parts["test"]
+
+
+def floats(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and labels as a plain script has them: made ready for the model once."""
+    data = load(case)
+    return data.prepared(data.inputs), data.labels
 
 
 def timed(call: Callable[[], Any]) -> float:
@@ -409,9 +454,57 @@ def growth(case: Case) -> str:
     )
 
 
-def in_process(case: Case) -> Any:
-    """Give what `costs` tells in a new process."""
-    process, connection = spawn(costs, case)
+def loading(case: Case) -> str:
+    """Say what data cost: until they are there, in every update, and in memory."""
+    with environment(JAX_PLATFORMS="cpu", JAX_ENABLE_COMPILATION_CACHE="false", **ONE_THREAD):
+        seconds, share, peak, size = in_process(case, of_data, None)
+        _, _, of_few, few = in_process(case, of_data, load(case).test)
+    return (
+        f"{case.data}, {case.model}, one process: {size / 2**20:.0f} MiB of data are there in {seconds:.2f} s; making "
+        f"batches of {case.batch_size} takes {share:.1%} of the time of training (the bar is {LOADING_BAR:.0%}). "
+        f"Beside a process with {few / 2**20:.0f} MiB it has {(peak - of_few) / (size - few):.2f} bytes for each byte "
+        f"more (the bar is {MEMORY_BAR:g}) at its peak of {peak / 2**20:.0f} MiB."
+    )
+
+
+def of_data(connection: Connection, case: Case, train_examples: int | None) -> None:
+    """Tell the seconds to load, the share of batches in the time of training, the peak of memory, and the data's size.
+
+    Args:
+        connection: Where to.
+        case: What is trained.
+        train_examples: How many are used; `None` is all.
+    """
+    import resource
+
+    import jax
+
+    from normlab.study.compilation import compile_program
+
+    start = time.perf_counter()
+    data = chosen(case.data, case.data_dir, train_examples)
+    seconds = time.perf_counter() - start
+    made = program(case, data)
+    compiled = compile_program(made)
+    training = min(next(compiled.train([LEARNING_RATE], [0])).seconds for _ in range(3))
+
+    @jax.jit
+    def batches(order: jax.Array, arrays: Any) -> jax.Array:
+        def one(total: jax.Array, batch: jax.Array) -> tuple[jax.Array, None]:
+            return total + data.prepared(arrays["inputs"][batch]).sum() + arrays["labels"][batch].sum(), None
+
+        return jax.lax.scan(one, jax.numpy.float32(0), order)[0]
+
+    arguments = jax.device_put((made.init(0).order, dict(made.data)))
+    jax.block_until_ready(batches(*arguments))
+    making = min(timed(lambda: jax.block_until_ready(batches(*arguments))) for _ in range(3))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    connection.send((seconds, making / training, peak, sum(array.nbytes for array in made.data.values())))
+
+
+def in_process(case: Case, target: Callable[..., None] | None = None, *arguments: Any) -> Any:
+    """Give what `costs`, or another, tells in a new process."""
+    process, connection = spawn(target or costs, case, *arguments)
     told = connection.recv()
     process.join()
     return told
@@ -438,7 +531,8 @@ def header() -> str:
     load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
     return (
         f"{packages}, Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores, {load}\n"
-        f"{'model':6}{'norm':7}{'batch':>5}  {'contender':11}{'us/step':>8}{'range':>16}{'models/min':>12}"
+        f"{'data':14}{'model':6}{'norm':7}{'batch':>5}  {'contender':11}{'us/step':>8}{'range':>16}{'models/min':>12}"
+        f"{'epochs/h':>10}"
         f"{'times ours':>12}{'range':>14}{'setup s':>9}{'error':>8}{'trained':>9}"
     )
 
@@ -448,9 +542,9 @@ def line(row: Row) -> str:
     us, ratios = f"{row.step_us_low:.0f} to {row.step_us_high:.0f}", f"{row.ratio_low:.1f} to {row.ratio_high:.1f}"
     mark = "!" if row.ratio < bar(row) else " "
     return (
-        f"{row.model:6}{row.norm:7}{row.batch_size:5}  {row.contender:11}{row.step_us:8.0f}{us:>16}"
-        f"{row.models_per_minute:12.1f}{row.ratio:11.2f}{mark}{ratios:>14}{row.setup_seconds:9.1f}"
-        f"{row.test_error:8.3f}{row.trained:9}"
+        f"{row.data:14}{row.model:6}{row.norm:7}{row.batch_size:5}  {row.contender:11}{row.step_us:8.0f}{us:>16}"
+        f"{row.models_per_minute:12.1f}{row.epochs_per_hour:10.0f}{row.ratio:11.2f}{mark}{ratios:>14}"
+        f"{row.setup_seconds:9.1f}{row.test_error:8.3f}{row.trained:9}"
     )
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from benchmarks import throughput
 from normlab import norms, study
-from normlab.study import compilation
+from normlab.study import cache, compilation
 from normlab.study.compilation import compile_program, use_cache
 from normlab.study.data import digits
 from normlab.study.models import MLP
@@ -160,7 +160,7 @@ class TestCache:
             os.utime(tmp_path / str(age), (1e9 - age, 1e9))
         (tmp_path / "killed").touch()
         (tmp_path / "folder").mkdir()
-        compilation._prune(tmp_path)
+        cache.prune(tmp_path, compilation.CACHE_BYTES)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "folder"]
 
 

@@ -316,7 +316,7 @@ class TestInvalid:
         for norm in ("batch", "batch_renorm", "instance"):
             assert reasons["recurrent"].pop(norm) == f"`{norm}` has no place in the recurrent cell of `rows`."
         for norm in ("layer_per_gate", "batch_step", "batch_shared", "batch_input"):
-            expected = f"`{norm}` is a norm of recurrent cells, and `digits-mlp` has none."
+            expected = f"`{norm}` is a norm of recurrent cells, and `mlp` has none."
             assert reasons["batch_size"].pop(norm) == expected
         assert set(reasons["recurrent"].values()) == set(reasons["batch_size"].values()) == {""}
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,7 +18,7 @@ from normlab.study import plan as plan_module
 from normlab.study.config import EVALUATE, TUNE, Cell, Record, Run
 from normlab.study.data import data_hash, digits
 from normlab.study.local import Local
-from normlab.study.models import MLP, Conv3x3, ConvNet
+from normlab.study.models import MLP, ConvNet
 from normlab.study.plan import Plan
 from tests.toys import TOY, settings_for
 
@@ -66,29 +65,6 @@ class TestModels:
             assert len(shared) == (3 if model is MLP else 4)
         for name in names:
             chex.assert_trees_all_equal(starts[name], starts["none"])
-
-    @pytest.mark.parametrize(("size", "stride"), [(8, 1), (8, 2), (7, 2)])
-    def test_convolution_is_xlas(self, stride: int, size: int) -> None:
-        x = jax.random.normal(jax.random.key(0), (2, size, size, 3))
-        module = Conv3x3(5, stride)
-        variables = module.init(jax.random.key(1), x)
-        side = -(-size // stride)
-        cotangent = jax.random.normal(jax.random.key(2), (2, side, side, 5))
-
-        def ours(kernel: jax.Array, x: jax.Array) -> jax.Array:
-            y: Any = module.apply({"params": {**variables["params"], "kernel": kernel}}, x)
-            return jnp.vdot(y, cotangent)
-
-        def theirs(kernel: jax.Array, x: jax.Array) -> jax.Array:
-            y = jax.lax.conv_general_dilated(
-                x, kernel, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
-            return jnp.vdot(y, cotangent)
-
-        mine, reference = (
-            jax.jit(jax.value_and_grad(f, (0, 1)))(variables["params"]["kernel"], x) for f in (ours, theirs)
-        )
-        chex.assert_trees_all_close(mine, reference, rtol=1e-4, atol=1e-4)
 
 
 def record_of(run: Run, validation: float | None = 0.1, status: str = "ok") -> Record:
@@ -195,7 +171,7 @@ class TestPlan:
         comparison = catalogue.load("batch_size")
         curves = {curve.name: curve.factor.values for curve in comparison.curves}
         settings = settings_for(
-            "batch_size", problems=("digits-mlp",), norms=("layer", "batch"), curves=tuple(curves), values=curves
+            "batch_size", problems=("mlp",), norms=("layer", "batch"), curves=tuple(curves), values=curves
         )
         plan = Plan(comparison, settings)
         cells: dict[tuple[str, str], set[Cell]] = {}
@@ -231,7 +207,7 @@ class TestPlan:
     def test_a_written_group_size_replaces_the_number_of_groups(self) -> None:
         comparison = catalogue.load("batch_size")
         written = {"group": {"num_groups": 10}, "group:group_size=5": {"group_size": 5}}
-        settings = settings_for("batch_size", problems=("digits-mlp",), norms=tuple(written))
+        settings = settings_for("batch_size", problems=("mlp",), norms=tuple(written))
         plan = Plan(comparison, settings)
         assert [plan.resolve(place)[0].options for place in plan.places] == list(written.values())
 

@@ -138,8 +138,9 @@ class TestData:
 
     def test_types(self) -> None:
         images = Data(np.full((2, 8, 8, 3), 51, np.uint8), np.array([[0], [1]], np.uint8))
-        assert images.inputs.dtype == np.float32
-        np.testing.assert_allclose(images.inputs, 0.2)
+        assert images.inputs.dtype == np.uint8  # a quarter of the memory
+        assert images.prepared(images.inputs).dtype == np.float32
+        np.testing.assert_allclose(images.prepared(images.inputs), 0.2)
         assert (images.labels.dtype, images.labels.tolist()) == (np.int32, [0, 1])
         tokens = Data(np.arange(6).reshape(2, 3), np.array([0.5, 1.5]))
         assert (tokens.inputs.dtype, tokens.labels.dtype) == (np.int32, np.float32)

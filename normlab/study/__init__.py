@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from normlab.study.defaults import TIERS, batch_size_curves, tiers
     from normlab.study.problems import MEAN_SQUARED_ERROR, MISCLASSIFICATION, Error, supervised
     from normlab.study.result import Result, run
+    from normlab.study.sources import DATA_OPTIONS, chosen
     from normlab.study.stream_problems import streaming
 
 __all__ = [
@@ -33,6 +34,8 @@ __all__ = [
     "supervised",
     "streaming",
     "Data",
+    "chosen",
+    "DATA_OPTIONS",
     "Error",
     "MISCLASSIFICATION",
     "MEAN_SQUARED_ERROR",
@@ -56,6 +59,8 @@ _LATER = {
     "MISCLASSIFICATION": "problems",
     "MEAN_SQUARED_ERROR": "problems",
     "Data": "data",
+    "chosen": "sources",
+    "DATA_OPTIONS": "sources",
     "Option": "arguments",
     "Kind": "arguments",
     "FILE": "arguments",

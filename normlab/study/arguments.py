@@ -50,6 +50,7 @@ class Option:
         help: For the command line.
         many: Whether it takes several values, each once.
         metavar: Stands for a value in the help; none for what is on or off.
+        folder: What of its value is in the name of the default folder; nothing unless given.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Option:
     help: str
     many: bool = False
     metavar: str | None = None
+    folder: Callable[[Any], str] | None = None
 
     @property
     def flag(self) -> str:
@@ -269,9 +271,13 @@ class Request:
 
     def output(self, settings: Settings) -> Path:
         """The folder for runs and report."""
+        parts = [settings.comparison, settings.tier]
+        parts += [named(settings.options[name]) for name, named in self._folders() if name in settings.options]
         shard = self.get("shard")
-        default = Path("results") / f"{settings.comparison}-{settings.tier}{shard.suffix if shard else ''}"
-        return self.get("output", default)
+        return self.get("output", Path("results") / f"{'-'.join(parts)}{shard.suffix if shard else ''}")
+
+    def _folders(self) -> list[tuple[str, Callable[[Any], str]]]:
+        return [(name, option.folder) for name, option in self._options.items() if option.folder]
 
     def _some(self, option: str, known: Sequence[str]) -> tuple[str, ...]:
         return self._known(option, self.get(option, known), known)

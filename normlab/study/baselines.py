@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from normlab.study.cache import kept
 from normlab.study.config import content_key
 from normlab.study.data import data_hash
 from normlab.study.errors import BadInput
-from normlab.study.streams import Stream, kept, river_version
+from normlab.study.streams import Stream, river_version
 
 FORMAT = 1
 """To be raised when the same stream is to give other errors than before."""
@@ -48,7 +49,7 @@ def errors(stream: Stream, *, delay: int = 0) -> dict[str, np.ndarray]:
         raise BadInput(f"Expected `delay` from 0 examples on, got {delay}.")
     data = data_hash({"inputs": stream.inputs, "labels": stream.labels})
     key = content_key("baselines", FORMAT, river_version(), TREE_SEED, stream.classes, delay, data)
-    return {**_simple(stream, max(1, delay)), **kept(key, lambda: _of_river(stream, delay))}
+    return {**_simple(stream, max(1, delay)), **kept("streams", key, lambda: _of_river(stream, delay))}
 
 
 def names(*, classes: bool) -> tuple[str, ...]:

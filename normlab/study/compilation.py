@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from normlab.study import identity
+from normlab.study import cache, identity
 from normlab.study.train import Program, replicated, training
 
 CACHE_BYTES = 512 * 2**20
@@ -38,6 +38,9 @@ class Outcome(NamedTuple):
     seconds: float
 
 
+Train = Callable[[Sequence[float], Sequence[int]], Iterator[Outcome]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
     """A program that is ready to run.
@@ -50,7 +53,7 @@ class Compiled:
         moved: Bytes that collectives give to a device in an update; 0 on one device.
     """
 
-    train: Callable[[Sequence[float], Sequence[int]], Iterator[Outcome]]
+    train: Train
     seconds: float
     memory: int | None
     moved: int
@@ -69,7 +72,21 @@ def compile_program(
         data: The program's data on the device, where other programs use them too; put there unless given.
     """
     start = perf_counter()
-    data = on_devices(program, dict(program.data)) if data is None else data
+    here: Mapping[str, jax.Array] = on_devices(program, dict(program.data)) if data is None else data
+    if program.feed:
+        from normlab.study.fed import Fed  # which is made of what is here
+
+        fed = Fed(program, program.feed, here)
+        train, fitting, lanes = fed.train, fed.fitting, None
+    else:
+        train, fitting = _with_all_data(program, lanes, here)
+    seconds = perf_counter() - start
+    moved = collective_bytes(fitting.as_text() or "") if program.mesh else 0
+    return Compiled(train=train, seconds=seconds, memory=_memory(fitting, lanes or 1), moved=moved)
+
+
+def _with_all_data(program: Program, lanes: int | None, data: Mapping[str, jax.Array]) -> tuple[Train, Any]:
+    """Compile a program whose data are on the device: what makes its runs, and the executable that trains."""
     fit, evaluate = training(program), program.evaluate
     if lanes:
         fit, evaluate = jax.vmap(fit, in_axes=(0, 0, None)), jax.vmap(evaluate, in_axes=(0, None))
@@ -94,9 +111,7 @@ def compile_program(
                     seconds=seconds,
                 )
 
-    seconds = perf_counter() - start
-    moved = collective_bytes(fitting.as_text() or "") if program.mesh else 0
-    return Compiled(train=train, seconds=seconds, memory=_memory(fitting, size), moved=moved)
+    return train, fitting
 
 
 def on_devices(program: Program, tree: Any) -> Any:
@@ -145,7 +160,7 @@ def use_cache() -> Path | None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # who can write here can run code
         if os.access(folder, os.W_OK):
             jax.config.update("jax_compilation_cache_dir", str(folder))
-            _prune(folder)
+            cache.prune(folder, CACHE_BYTES)
             return folder
     return None
 
@@ -180,9 +195,7 @@ def _memory(compiled: Any, lanes: int) -> int | None:
 
 def _cache_folder() -> Path:
     """A folder of this machine's own: compiled code is for one kind of processor, and homes are shared by machines."""
-    own = os.environ.get("NORMLAB_CACHE")
-    of_user = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
-    return (Path(own) if own else Path(of_user) / "normlab") / hashlib.sha256(_machine().encode()).hexdigest()[:16]
+    return cache.folder(hashlib.sha256(_machine().encode()).hexdigest()[:16])
 
 
 def _machine() -> str:
@@ -194,14 +207,3 @@ def _machine() -> str:
     return "\n".join(
         [platform.machine(), str(identity.usable_cpus()), threads, *sorted(features or {platform.processor()})]
     )
-
-
-def _prune(folder: Path) -> None:
-    """Delete what was not used for longest beyond `CACHE_BYTES`, and entries whose writer was killed."""
-    total = 0
-    with suppress(FileNotFoundError):  # another process deletes too
-        entries = [(entry.stat(), entry) for entry in folder.iterdir() if entry.is_file()]
-        for status, entry in sorted(entries, key=lambda pair: pair[0].st_atime, reverse=True):
-            total += status.st_size
-            if total > CACHE_BYTES or not status.st_size:
-                entry.unlink(missing_ok=True)

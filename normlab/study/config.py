@@ -105,8 +105,10 @@ class Series:
         y_label: What they are, with the unit.
         x: Where each of them lies; for a single number the share of training takes its place.
         log: Whether the numbers are drawn on a logarithmic axis; then medians over seeds are drawn, else means.
+        log_x: Whether where they lie is.
         during: Whether the middle of training is drawn, too.
-        at_end: Whether it is a record of the whole training, of which only what is there at the end is drawn.
+        at_end: Whether only what is there at the end is drawn, such as a record of the whole training. Where that is so
+            of all series of a problem, nothing is measured before.
         shows: Sentences for the report: what can be read off it, and how it is measured.
     """
 
@@ -116,6 +118,7 @@ class Series:
     y_label: str
     x: tuple[float, ...]
     log: bool = False
+    log_x: bool = False
     during: bool = False
     at_end: bool = False
     shows: str = ""

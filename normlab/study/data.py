@@ -13,6 +13,9 @@ import numpy as np
 TRAIN, VALIDATION, TEST = 1024, 256, 517
 """How the 1,797 digits are divided."""
 
+AUGMENTATIONS = ("crop", "flip")
+"""See `normlab.study.augment`."""
+
 _WHOLE = ("inputs", "labels")
 _PARTS = ("x_train", "y_train", "x_test", "y_test")
 
@@ -22,13 +25,18 @@ class Data:
     """A labelled data set. Whatever NumPy takes as an array is taken, converted and checked.
 
     Attributes:
-        inputs: Shape (examples, ...), channels last. Floats become float32, uint8 (images) is scaled to [0, 1], other
-            integers (tokens) become int32.
+        inputs: Shape (examples, ...), channels last. Floats become float32, uint8 (images) stays and is scaled to
+            [0, 1] where a model takes it (see `prepared`), other integers (tokens) become int32.
         labels: Integers are classes counted from 0, int32, shape (examples,), or (examples, ...) for a loss that takes
             several; floats are targets, float32, shape (examples,) or (examples, ...).
         test: How many of the last examples are the test set; 0 where every seed draws its own.
         validation: How many of those before them are the validation set, likewise.
         about: What the data are, in words, for the report.
+        mean: Subtracted from what a model takes, a number for each channel; nothing unless given.
+        std: What that is divided by, likewise.
+        augment: How examples are changed in training, by the names of `normlab.study.augment.WAYS`.
+        drawn: How much a seed draws for validation and for the test where there is no such set and the problem does not
+            say it: numbers of examples, or below 1 shares.
 
     Raises:
         ValueError: For what cannot be learned from: NaN, examples of different shapes, a label missing.
@@ -39,24 +47,58 @@ class Data:
     test: int = 0
     validation: int = 0
     about: str = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    augment: tuple[str, ...] = ()
+    drawn: tuple[float, float] = (0.2, 0.2)
 
     def __post_init__(self) -> None:
         inputs, labels = _numbers("inputs", self.inputs), _numbers("labels", self.labels)
         if inputs.shape[:1] != labels.shape[:1]:
             raise ValueError(f"Expected a label for each example, got {len(inputs)} inputs and {len(labels)} labels.")
-        if inputs.dtype == np.uint8:
-            inputs = inputs / np.float32(255)
         if labels.shape[1:] == (1,):
             labels = labels[:, 0]
         if self.validation and not self.test:
             raise ValueError(f"Expected `test` where `validation` is given, got {self.validation} and no test set.")
-        object.__setattr__(self, "inputs", _as_jax_has_it("inputs", inputs))
+        for name, numbers in (("mean", self.mean), ("std", self.std)):
+            if len(numbers) not in (0, 1, *inputs.shape[-1:]):
+                raise ValueError(
+                    f"Expected `{name}` to have a number for each channel, got {len(numbers)} for inputs "
+                    f"of shape {inputs.shape[1:]}."
+                )
+        unknown = set(self.augment) - set(AUGMENTATIONS)
+        if unknown or (self.augment and inputs.ndim != 4):
+            raise ValueError(
+                f"Expected `augment` to name some of {', '.join(AUGMENTATIONS)}, for images (examples, height, width, "
+                f"channels), got {', '.join(self.augment)} for inputs of shape {inputs.shape}."
+            )
+        object.__setattr__(self, "inputs", inputs if inputs.dtype == np.uint8 else _as_jax_has_it("inputs", inputs))
         object.__setattr__(self, "labels", _as_jax_has_it("labels", labels))
 
     @property
     def classes(self) -> bool:
         """Whether labels are classes."""
         return self.labels.dtype == np.int32
+
+    def prepared(self, inputs: Any) -> Any:
+        """Make inputs what a model takes: images of uint8 as float32 in [0, 1], all of them standardized.
+
+        Args:
+            inputs: Some of this data set's, of NumPy or JAX.
+        """
+        if inputs.dtype == np.uint8:
+            inputs = inputs.astype(np.float32) / np.float32(255)
+        if self.mean:
+            inputs = inputs - np.asarray(self.mean, np.float32)
+        return inputs / np.asarray(self.std, np.float32) if self.std else inputs
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that decides what is learned from, by name; what no program reads is there for the data's hash."""
+        marks = {name: np.asarray(n) for name, n in (("test", self.test), ("validation", self.validation)) if n}
+        marks |= {name: np.asarray(numbers) for name, numbers in (("mean", self.mean), ("std", self.std)) if numbers}
+        marks |= {name: np.asarray(1) for name in self.augment}
+        return {"inputs": self.inputs, "labels": self.labels, **marks}
 
 
 Source = Data | str | os.PathLike[str] | Callable[..., Data]
@@ -89,25 +131,32 @@ def digits() -> Data:
 
     bunch = load_digits()
     inputs = (bunch.images / 16).astype(np.float32)[..., None]  # pyright: ignore[reportAttributeAccessIssue]
-    return Data(inputs, bunch.target.astype(np.int32))  # pyright: ignore[reportAttributeAccessIssue]
+    return Data(
+        inputs,
+        bunch.target.astype(np.int32),  # pyright: ignore[reportAttributeAccessIssue]
+        about=f"Scikit-learn's 1,797 digits of 8 x 8 pixels; each seed has its own split into {TRAIN:,} for training, "
+        f"{VALIDATION} for validation and {TEST} for the test.",
+        drawn=(VALIDATION, TEST),
+    )
 
 
-def sizes(data: Data, validation: float, test: float) -> tuple[int, int]:
+def sizes(data: Data, validation: float | None = None, test: float | None = None) -> tuple[int, int]:
     """Count the examples for training and for validation.
 
     Args:
         data: All examples.
         validation: A number of examples, or below 1 a share of those that are not in a set given with the data; without
-            effect where the data say what is for validation.
+            effect where the data say what is for validation. `Data.drawn` unless given.
         test: Likewise.
 
     Raises:
         ValueError: If one of the parts would be empty.
     """
     free = len(data.labels) - data.test - data.validation
+    parts = (drawn if part is None else part for part, drawn in zip((validation, test), data.drawn, strict=True))
     validating, testing = (
         given or (round(part * free) if part < 1 else int(part))
-        for given, part in ((data.validation, validation), (data.test, test))
+        for given, part in zip((data.validation, data.test), parts, strict=True)
     )
     train = len(data.labels) - validating - testing
     if min(train, validating, testing) < 1:
@@ -155,13 +204,34 @@ def permutations(indices: np.ndarray, epochs: int, seed: int) -> np.ndarray:
     return generator.permuted(np.tile(indices, (epochs, 1)), axis=1)
 
 
+def composed(labels: np.ndarray, batches: int, batch_size: int, classes: int, seed: int) -> np.ndarray:
+    """Draw batches of a number of classes each, chosen anew for every batch, with equal shares as far as they go.
+
+    Args:
+        labels: A class for each example, shape (examples,).
+        batches: How many.
+        batch_size: Examples in each, drawn from their class independently: one may be there twice.
+        classes: How many a batch has.
+        seed: Decides all.
+
+    Returns:
+        Indices into `labels`, shape (batches, batch_size).
+    """
+    random = np.random.default_rng((seed, 2))  # not the streams of `split` and `permutations`
+    by_class = np.argsort(labels, kind="stable")
+    _, first, count = np.unique(labels[by_class], return_index=True, return_counts=True)
+    chosen = random.permuted(np.tile(np.arange(len(count)), (batches, 1)), axis=1)[:, :classes]
+    kind = chosen[:, np.arange(batch_size) % classes]
+    return by_class[first[kind] + (random.random(kind.shape) * count[kind]).astype(int)].astype(np.int32)
+
+
 def data_hash(arrays: Mapping[str, np.ndarray]) -> str:
     """The sha256 of names, types, shapes and bytes, for run keys."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name} {array.dtype} {array.shape} ".encode())
-        digest.update(array.tobytes())
+        digest.update(array.reshape(-1).view(np.uint8).data)  # without a copy
     return digest.hexdigest()
 
 

@@ -255,9 +255,16 @@ class CellRunner:
 
     def __call__(self, cell: Cell, runs: Sequence[Run]) -> Iterator[Record]:
         """Make the records of some runs of a cell, in order; an exception becomes a record."""
-        lanes = self.task.strategy.lanes or 1
+        lanes = self._lanes(cell)
         for start in range(0, len(runs), lanes):
             yield from self._stack(cell, runs[start : start + lanes])
+
+    def _lanes(self, cell: Cell) -> int:
+        """How many runs are made together: one where data are read meanwhile, so that none is lost with another."""
+        with suppress(Exception):  # which becomes a record where runs are made
+            if self._ready(cell).program.feed:
+                return 1
+        return self.task.strategy.lanes or 1
 
     def _stack(self, cell: Cell, runs: Sequence[Run]) -> list[Record]:
         start = perf_counter()

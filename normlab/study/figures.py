@@ -140,6 +140,10 @@ def series_figure(analysis: Analysis, found: SeriesResult) -> Figure:
                 _draw_line(axes, x, line, analysis.norms.index(norm), series.log)
             axes.set_title(title, fontsize=7.5)
             axes.set_xlabel(series.x_label if len(series.x) > 1 else "share of training (%)")
+            if series.log_x:
+                axes.set_xscale("log")
+                axes.set_xticks(x, [f"{place:g}" for place in x])
+                axes.xaxis.set_minor_locator(NullLocator())
         row[0].set_ylabel(series.y_label)
         if series.log:
             _scale_decades(row[0])

@@ -17,16 +17,27 @@ if TYPE_CHECKING:
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _DECIDING = (
+    "augment",
     "compilation",
+    "convolution",
     "data",
     "execute",
+    "fed",
+    "inference",
     "learning",
     "models",
+    "models_nnx",
     "networks",
     "problems",
     "recurrent",
+    "resnet",
     "sequences",
+    "streamed",
+    "tfds_sets",
     "train",
+    "vgg",
+    "vit",
+    "zoo",
 )
 _SOURCES = ("*.py", "functional/*.py", "linen/*.py", "nnx/*.py", *(f"study/{name}.py" for name in _DECIDING))
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")

@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from normlab.norms import Norm
+from normlab.study.augment import augment
 from normlab.study.config import Metric, Series
-from normlab.study.data import Data, permutations, sizes, split
+from normlab.study.data import Data, composed, permutations, sizes, split
 from normlab.study.networks import Network
 from normlab.study.problems import MEAN_SQUARED_ERROR, MISCLASSIFICATION, Error, Loss, Optimizer
-from normlab.study.train import Arrays, Program, mesh_of, shared_out
+from normlab.study.streamed import WINDOW_BYTES, Streamed
+from normlab.study.train import Arrays, Feed, Program, mesh_of, shared_out
 
 EVALUATED_AT_ONCE = 1024
 """Held-out examples that go through the model together."""
@@ -26,14 +29,21 @@ class Learner(NamedTuple):
         rest: What else training changes in the model; see `Network`.
         moments: State of the optimizer.
         order: Examples of all batches, shape (steps, batch).
+        train: Examples for training, in a random order.
         held_out: Examples for validation and, behind them, for the test.
+        alike: Where batches have a number of classes: batches of examples for training, and of those of the test,
+            composed likewise, each of shape (batches, batch).
+        seed: Of the run, for what is drawn in training.
     """
 
     params: Any
     rest: Any
     moments: Any
     order: Any
+    train: Any
     held_out: Any
+    alike: tuple[Any, ...]
+    seed: Any
 
 
 class Fitted(NamedTuple):
@@ -41,36 +51,50 @@ class Fitted(NamedTuple):
 
     Attributes:
         network: Its functions.
+        variant: `norm -> the functions of this model with another norm`.
+        norm: The norm that is in it.
         params: What the optimizer trains.
         rest: What else training changes in the model; see `Network`.
         batch: Inputs and labels of the first batch of training.
+        train: Which examples it is trained on, in a random order.
         test: Inputs and labels of the test examples.
+        take: `examples -> their inputs and labels`, as the model takes them.
+        evaluate: `rest -> outputs of the test examples`, with that rest in place of the model's own.
+        alike: See `Learner`.
         loss: `(outputs, labels) -> number`.
         error: `(outputs, labels) -> one number for each example`: the metric.
     """
 
     network: Network
+    variant: Callable[[Norm], Network]
+    norm: Norm
     params: Any
     rest: Any
     batch: tuple[jax.Array, jax.Array]
+    train: jax.Array
     test: tuple[jax.Array, jax.Array]
+    take: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+    evaluate: Callable[[Any], Any]
+    alike: tuple[jax.Array, ...]
     loss: Callable[[Any, jax.Array], jax.Array]
     error: Callable[[Any, jax.Array], jax.Array]
 
 
 def learn(
     data: Data,
-    network: Network,
+    made: Callable[[Norm], Network],
+    norm: Norm,
     *,
     batch_size: int,
     epochs: int,
+    classes_per_batch: int | None = None,
     devices: int = 1,
     error: Error,
     loss: Loss | None = None,
     optimizer: Optimizer | None = None,
     chance: float | None = None,
-    validation: float,
-    test: float,
+    validation: float | None = None,
+    test: float | None = None,
     series: Sequence[Series] = (),
     measure: Callable[[Fitted], Mapping[str, Any]] = lambda model: {},
     side: Sequence[Metric] = (),
@@ -82,10 +106,13 @@ def learn(
     that would be smaller than the others is left out. The learning rate decays to zero along a cosine.
 
     Args:
-        data: Inputs and labels.
-        network: The model.
+        data: Inputs and labels; of `Streamed` the program has a feed.
+        made: `norm -> the model`.
+        norm: For the model.
         batch_size: Examples an update.
         epochs: Passes over the training set.
+        classes_per_batch: How many classes a batch has, drawn anew for each, as its examples are from theirs, so that
+            an epoch is as many examples but not each once; unless given a batch is as it comes.
         devices: Among which every batch is divided; statistics of batch norms are still those of the whole batch.
         error: What is measured on held-out examples.
         loss: `(outputs, labels) -> number, or one for each example`; softmax cross entropy or squared error unless
@@ -108,7 +135,9 @@ def learn(
         raise ValueError(f"Expected a batch of 1 to {training} examples (the training set), got {batch_size}.")
     if batch_size % devices:
         raise ValueError(f"Expected a batch that {devices} devices can share equally, got {batch_size} examples.")
-    mesh = mesh_of(devices)
+    if classes_per_batch is not None:
+        _check_composition(data, classes_per_batch, batch_size)
+    mesh, network = mesh_of(devices), made(norm)
     per_epoch = training // batch_size
     steps = epochs * per_epoch
     make_optimizer, objective = optimizer or _sgd, loss or (_cross_entropy if data.classes else _squared_error)
@@ -117,16 +146,48 @@ def learn(
     def optimizer_at(learning_rate: Any) -> optax.GradientTransformation:
         return make_optimizer(lambda t: learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * t / steps)))
 
-    def init(seed: int) -> Learner:
+    def examples(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         parts = split(n, seed, training, validating, fixed=data.validation + data.test)
-        order = permutations(parts["train"], epochs, seed)[:, : per_epoch * batch_size].reshape(steps, batch_size)
+        train, held_out = parts["train"], np.concatenate([parts["validation"], parts["test"]])
+        if classes_per_batch is None:
+            order = permutations(train, epochs, seed)[:, : per_epoch * batch_size].reshape(steps, batch_size)
+        else:
+            order = batches_of(train, steps, seed)
+        return order, train, held_out
+
+    def batches_of(some: np.ndarray, batches: int, seed: int) -> np.ndarray:
+        return some[composed(data.labels[some], batches, batch_size, classes_per_batch or 1, seed)]
+
+    feed = _feed(data, examples, steps, batch_size, training, validating) if isinstance(data, Streamed) else None
+    if feed and (series or side):
+        raise ValueError(
+            "Expected data that are all on the device, of which series and side metrics are taken, got data that are "
+            "read while a model is trained. Pass `--no-stream`, or take a comparison without them."
+        )
+
+    def init(seed: int) -> Learner:
+        order, train, held_out = _places(feed, batch_size) if feed else examples(seed)
+        alike = (train, held_out[validating:]) if classes_per_batch and not feed else ()
+        alike = tuple(batches_of(some, max(1, len(some) // batch_size), seed) for some in alike)
         params, rest = network.init(seed)
-        held_out = np.concatenate([parts["validation"], parts["test"]])
-        return Learner(params, rest, optimizer_at(0.0).init(params), order, held_out)
+        return Learner(
+            params=params,
+            rest=rest,
+            moments=optimizer_at(0.0).init(params),
+            order=order,
+            train=train,
+            held_out=held_out,
+            alike=alike,
+            seed=np.uint32(seed),
+        )
 
     def step(state: Learner, t: jax.Array, learning_rate: jax.Array, arrays: Arrays) -> tuple[Learner, jax.Array]:
-        batch = state.order[t]
+        batch = state.order[t % feed.steps if feed else t]
         inputs, labels = shared_out((arrays["inputs"][batch], arrays["labels"][batch]), mesh)
+        if data.augment:
+            draws = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), 1), t)  # the model has its own
+            inputs = augment(data.augment, draws, inputs)
+        inputs = data.prepared(inputs)
 
         def mean_loss(outputs: Any) -> tuple[jax.Array, None]:
             check(outputs)
@@ -138,29 +199,41 @@ def learn(
         return state._replace(params=params, rest=rest, moments=moments), value
 
     def evaluate(state: Learner, arrays: Arrays) -> dict[str, jax.Array]:
-        outputs = _in_chunks(
-            lambda chunk: network.evaluate(state.params, state.rest, arrays["inputs"][chunk]), state.held_out
-        )
+        outputs = outputs_of(state.held_out, state, arrays)
         errors = error.function(outputs, arrays["labels"][state.held_out])
         errors = _numbers("metric", errors, [state.held_out.shape])
+        finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(outputs)]).all()
+        if feed:
+            return {"errors": errors, "finite": finite}
         aside = assess(fitted(state, arrays), jax.tree.map(lambda x: x[validating:], outputs)) if side else {}
         return {
             **{metric.name: _numbers(metric.name, aside.get(metric.name, jnp.nan), [()]) for metric in side},
             "validation": errors[:validating].mean(),
             "test": errors[validating:].mean(),
-            "finite": jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(outputs)]).all(),
+            "finite": finite,
         }
 
-    def fitted(state: Learner, arrays: Arrays) -> Fitted:
-        batch, tested = (
-            (arrays["inputs"][i], arrays["labels"][i]) for i in (state.order[0], state.held_out[validating:])
+    def outputs_of(examples: jax.Array, state: Learner, arrays: Arrays) -> Any:
+        return _in_chunks(
+            lambda chunk: network.evaluate(state.params, state.rest, data.prepared(arrays["inputs"][chunk])), examples
         )
+
+    def fitted(state: Learner, arrays: Arrays) -> Fitted:
+        def take(examples: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return data.prepared(arrays["inputs"][examples]), arrays["labels"][examples]
+
         return Fitted(
             network=network,
+            variant=made,
+            norm=norm,
             params=state.params,
             rest=state.rest,
-            batch=batch,
-            test=tested,
+            batch=take(state.order[0]),
+            train=state.train,
+            test=take(state.held_out[validating:]),
+            take=take,
+            evaluate=lambda rest: outputs_of(state.held_out[validating:], state._replace(rest=rest), arrays),
+            alike=state.alike,
             loss=lambda outputs, labels: objective(outputs, labels).mean(),
             error=lambda outputs, labels: jnp.asarray(error.function(outputs, labels), jnp.float32),
         )
@@ -170,11 +243,8 @@ def learn(
         missing = {one.name: jnp.full(len(one.x), jnp.nan) for one in series}
         return {one.name: _numbers(one.name, {**missing, **found}[one.name], [(len(one.x),)]) for one in series}
 
-    arrays = {"inputs": data.inputs, "labels": data.labels}
-    # Not read by any step; here they are part of the data's hash.
-    arrays |= {name: np.asarray(n) for name, n in (("test", data.test), ("validation", data.validation)) if n}
     return Program(
-        data=arrays,
+        data=data.arrays,
         init=init,
         step=step,
         evaluate=evaluate,
@@ -183,8 +253,56 @@ def learn(
         chance=_chance(data, error) if chance is None else chance,
         mesh=mesh,
         series=measured if series else None,
+        at_end=all(one.at_end for one in series),
         about=data.about,
+        feed=feed,
     )
+
+
+def _feed(
+    data: Streamed,
+    examples: Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]],
+    steps: int,
+    batch_size: int,
+    training: int,
+    validating: int,
+) -> Feed:
+    """Windows of the batches that a seed has, in their order, and of its held-out examples."""
+    held_out = len(data.labels) - training
+    per_window = max(1, min(steps, WINDOW_BYTES // (batch_size * data.inputs[0].nbytes)))
+    sizes = per_window * batch_size, min(EVALUATED_AT_ONCE, held_out)
+
+    def rows(wanted: np.ndarray, size: int) -> np.ndarray:
+        return np.resize(wanted, (-(-wanted.size // size), size))  # filled up from its beginning
+
+    def shapes(size: int) -> Arrays:
+        named = {"inputs": data.inputs, "labels": data.labels}
+        return {name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype) for name, array in named.items()}
+
+    return Feed(
+        steps=per_window,
+        windows=lambda seed, n: data.windows(rows(examples(seed)[0], sizes[0])[n:]),
+        held_out=lambda seed: data.windows(rows(examples(seed)[2], sizes[1])),
+        shapes=(shapes(sizes[0]), shapes(sizes[1])),
+        metrics=lambda errors: {
+            "validation": errors[:validating].mean(),
+            "test": errors[validating:held_out].mean(),
+        },
+    )
+
+
+def _places(feed: Feed, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where the examples of batches, and those that are held out, are within a window."""
+    places, held_out = (np.arange(len(shapes["labels"]), dtype=np.int32) for shapes in feed.shapes)
+    return places.reshape(feed.steps, batch_size), places[:0], held_out
+
+
+def _check_composition(data: Data, classes_per_batch: int, batch_size: int) -> None:
+    if not data.classes or data.labels.ndim != 1:
+        raise ValueError("Expected `labels` to be a class for each example where batches have a number of classes.")
+    most = min(len(np.unique(data.labels)), batch_size)
+    if not 1 <= classes_per_batch <= most:
+        raise ValueError(f"Expected 1 to {most} classes in a batch of {batch_size} examples, got {classes_per_batch}.")
 
 
 def _sgd(schedule: optax.Schedule) -> optax.GradientTransformation:

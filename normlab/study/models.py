@@ -4,36 +4,42 @@ Layers have explicit names, so that under one seed every parameter that is not t
 every norm; for the same reason dense and convolutional layers keep their bias even where a norm makes it redundant.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from normlab.norms import Norm
+from normlab.study.convolution import Conv
+
+_ACTIVATIONS = {"relu": nn.relu, "sigmoid": nn.sigmoid}
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron: dense, norm, ReLU for each hidden layer, then a dense layer to the classes.
+    """A multilayer perceptron: dense, norm, activation for each hidden layer, then a dense layer to the classes.
 
     Attributes:
-        norm: What stands before each ReLU.
+        norm: What stands before each activation.
         hidden: Widths of the hidden layers.
         classes: Number of outputs.
+        activation: `relu`, or `sigmoid` as in the first experiment of Ioffe & Szegedy (2015).
     """
 
     norm: Norm
     hidden: Sequence[int] = (100, 100)
     classes: int = 10
+    activation: Literal["relu", "sigmoid"] = "relu"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """Map inputs (batch, ...) to logits (batch, classes); `mask` (batch,) is True for examples that count."""
+        activate = activation(self.activation)
         x = x.reshape(x.shape[0], -1)
         counted = {} if mask is None else {"mask": mask[:, None]}
         for i, width in enumerate(self.hidden):
             x = nn.Dense(width, name=f"dense_{i}")(x)
-            x = nn.relu(self.norm.linen(train=train, name=f"norm_{i}")(x, **counted))
+            x = activate(self.norm.linen(train=train, name=f"norm_{i}")(x, **counted))
         return nn.Dense(self.classes, name="head")(x)
 
 
@@ -56,41 +62,17 @@ class ConvNet(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map images (batch, height, width, channels) to logits (batch, classes)."""
         for i, (width, stride) in enumerate(zip(self.widths, self.strides, strict=True)):
-            x = Conv3x3(width, stride, name=f"conv_{i}")(x)
+            x = Conv(width, stride=stride, name=f"conv_{i}")(x)
             x = nn.relu(self.norm.linen(train=train, name=f"norm_{i}")(x))
         return nn.Dense(self.classes, name="head")(x.mean(axis=(1, 2)))
 
 
-class Conv3x3(nn.Module):
-    """A 3 x 3 convolution with a border of one zero, as nine shifted slices and one matrix product.
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """Return an activation of `MLP`.
 
-    XLA runs convolutions inside `lax.scan` several times slower than this on CPU. Parameters are those of `nn.Conv`;
-    the output is that of `nn.Conv(features, (3, 3), strides=stride, padding=1)`.
+    Raises:
+        ValueError: If there is none of this name.
     """
-
-    features: int
-    stride: int = 1
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Map (batch, height, width, channels) to (batch, height / stride, width / stride, features)."""
-        shape = (3, 3, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        return patches3x3(x, self.stride) @ kernel.reshape(-1, self.features) + bias
-
-
-def patches3x3(x: jax.Array, stride: int) -> jax.Array:
-    """Gather the 3 x 3 neighbourhood of every `stride`-th position: first columns, then rows, in three slices each.
-
-    Args:
-        x: Shape (batch, height, width, channels).
-        stride: Step between positions, in both directions.
-
-    Returns:
-        Shape (batch, ceil(height / stride), ceil(width / stride), 9 * channels), rows of the neighbourhood first.
-    """
-    height, width = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    columns = jnp.concatenate([padded[:, :, j : j + width : stride] for j in range(3)], axis=-1)
-    return jnp.concatenate([columns[:, i : i + height : stride] for i in range(3)], axis=-1)
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"Expected `activation` to be 'relu' or 'sigmoid', got {name!r}.")
+    return _ACTIVATIONS[name]

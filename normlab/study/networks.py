@@ -128,7 +128,7 @@ def ignores_norm(programs: Mapping[Norm, Program]) -> bool:
 
 def _text(program: Program) -> str:
     """A step as XLA is given it, constants included."""
-    state, data = jax.eval_shape(lambda: (program.init(0), dict(program.data)))
+    state, data = jax.eval_shape(lambda: program.init(0)), program.sees()
     t, learning_rate = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)
     return jax.jit(program.step).lower(state, t, learning_rate, data).as_text()
 

@@ -1,5 +1,6 @@
 """Problems from a user's own model and data. Importing this imports neither JAX nor Flax."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,9 @@ def _squared_error(outputs: Any, labels: Any) -> Any:
     return ((outputs.reshape(labels.shape) - labels) ** 2).reshape(len(labels), -1).mean(-1)
 
 
+_TRAINING = ("batch_size", "epochs", "devices", "classes_per_batch")
+"""What of a cell's config training takes; the model takes the rest."""
+
 MISCLASSIFICATION = Error(name="test error", function=_misclassified, percent=True)
 MEAN_SQUARED_ERROR = Error(name="mean squared error", function=_squared_error)
 
@@ -62,8 +66,8 @@ def supervised(
     norm_options: Mapping[str, Mapping[str, Any]] | None = None,
     spatial: bool = False,
     recurrent: bool = False,
-    validation: float = 0.2,
-    test: float = 0.2,
+    validation: float | None = None,
+    test: float | None = None,
     series: Sequence[Series] = (),
     measure: Measure = lambda model: {},
     side: Sequence[Metric] = (),
@@ -79,8 +83,9 @@ def supervised(
         name: Short, for records and flags.
         model: Linen: `model(norm)` gives a module that is called as `module(inputs, train=...)`. NNX: `model(norm,
             rngs=...)` gives a module that is called as `module(inputs)` after `train()` or `eval()`. The norm goes
-            into it as `norm.linen(train=train)` or `norm.nnx(features, rngs=rngs)`. What a curve sets besides the batch
-            size, epochs and devices is handed on: `model(norm, depth=2)`.
+            into it as `norm.linen(train=train)` or `norm.nnx(features, rngs=rngs)`. A model that has an argument
+            `classes` is told how many there are. What a curve sets besides the batch size, classes in a batch, epochs
+            and devices is handed on: `model(norm, depth=2)`.
         data: A `Data`, a function that returns one, or the path of an `.npz` file; see `normlab.study.data.load`.
         title: For people; the name unless given.
         loss: `(outputs, labels) -> number, or one for each example`. Unless given: softmax cross entropy for integer
@@ -96,7 +101,7 @@ def supervised(
         spatial: Whether activations have axes between batch and features, which instance norm needs.
         recurrent: Whether the norm goes into a recurrent cell.
         validation: How much of the data chooses learning rates: a number of examples, or below 1 a share; without
-            effect where the data bring their own.
+            effect where the data bring their own. Unless given, what the data say, which is 0.2 unless they are told.
         test: How much is reported on, likewise.
         series: What is measured of a model before, during and after training.
         measure: `Fitted -> vectors by name`; a norm that has no such thing gives NaN, or leaves it out.
@@ -145,8 +150,8 @@ class Task:
     chance: float | Callable[[Data], float] | None
     optimizer: Optimizer | None
     given_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    validation: float
-    test: float
+    validation: float | None
+    test: float | None
     observed: Mapping[str, Any] = field(default_factory=dict)
     asked: Sequence[str] = ()
     _loaded: dict[tuple[Any, ...], Data] = field(default_factory=dict, init=False)
@@ -176,11 +181,15 @@ class Task:
         if isinstance(ghost, int) and ghost > config["batch_size"]:
             raise ValueError(f"Expected `ghost_batch_size` up to the batch of {config['batch_size']}, got {ghost}.")
         data = self.loaded(config)
-        training = {name: config[name] for name in ("batch_size", "epochs", "devices") if name in config}
+        training = {name: config[name] for name in _TRAINING if name in config}
         fields = {name: value for name, value in config.items() if name not in (*training, *self.asked)}
+        if data.classes and "classes" in inspect.signature(self.model).parameters:
+            fields["classes"] = int(data.labels.max()) + 1
+        first = data.prepared(data.inputs[:2])
         return learn(
             data,
-            network(self.model, norm, data.inputs[:2], **fields),
+            lambda norm: network(self.model, norm, first, **fields),
+            norm,
             error=self.error(config),
             loss=self.loss,
             optimizer=self.optimizer,

@@ -64,7 +64,7 @@ def write_html(
         latex=latex,
         figures=figures,
         series=series,
-        about=about or {},
+        about=_of_problems(about or {}),
         keys=norm_keys(analysis),
         moves=any(cost.moved is not None for cost in analysis.costs),
         costs={(cost.problem, cost.curve, cost.norm, cost.value): cost for cost in analysis.costs},
@@ -96,6 +96,11 @@ def _template() -> Any:
     style, script = Markup(_asset("report.css")), Markup(_asset("report.js"))
     environment.globals.update(words=words, style=style, script=script, step_times=advice.STEP_TIMES)
     return environment.from_string(_asset("report.html.jinja"))
+
+
+def _of_problems(about: Mapping[str, str]) -> dict[str, str]:
+    """Words about data, and the names of all problems that have them."""
+    return {text: ", ".join(name for name, same in about.items() if same == text) for text in about.values()}
 
 
 def _asset(name: str) -> str:

@@ -4,11 +4,8 @@ Importing this module imports neither JAX nor river nor scikit-learn.
 """
 
 import hashlib
-import io
 import os
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -18,12 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from normlab.study.cache import kept
 from normlab.study.config import content_key
-from normlab.study.data import data_hash, digits
+from normlab.study.data import digits
 from normlab.study.errors import BadInput, nearest
 from normlab.study.generators import KINDS, changing_options, drifting
 from normlab.study.rows import Rows, numbered, read_csv, read_npz
-from normlab.study.store import write_whole
 
 FORMAT = 1
 """To be raised when the same source and seed are to give other arrays than before."""
@@ -111,7 +108,7 @@ class Source:
         if self.content is None:
             return replace(self.make(seed), name=self.name)
         key = content_key("stream", FORMAT, self.content(), seed)
-        return replace(_from_arrays(kept(key, lambda: _to_arrays(self.make(seed)))), name=self.name)
+        return replace(_from_arrays(kept("streams", key, lambda: _to_arrays(self.make(seed)))), name=self.name)
 
 
 def synthetic(
@@ -354,31 +351,6 @@ def check_positions(positions: Sequence[int], n: int) -> tuple[int, ...]:
     if any(first >= second for first, second in pairwise(positions)):
         raise BadInput(f"Expected positions of drifts that increase, got {positions}.")
     return positions
-
-
-def kept(key: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Give arrays that are kept on disk, and make them where they are not, or no longer whole.
-
-    They are in `streams` of the folder in `NORMLAB_CACHE`, else in `normlab` of the user's folder for caches. Several
-    processes may do so at a time. Where nothing can be written, they are made every time.
-
-    Args:
-        key: Tells apart what is different.
-        make: Gives the arrays by name.
-    """
-    try:
-        path = _cache() / f"{key}.npz"
-    except RuntimeError:  # a user without a home
-        return make()
-    found = _whole(path)
-    if found is None:
-        found = make()
-        buffer = io.BytesIO()
-        np.savez(buffer, **found, sha256=np.array(data_hash(found)))  # pyright: ignore[reportArgumentType]
-        with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, buffer.getvalue())
-    return found
 
 
 def river_version() -> str:
@@ -663,20 +635,3 @@ def _from_arrays(arrays: Mapping[str, np.ndarray]) -> Stream:
     values |= {name: tuple(values[name].tolist()) for name in ("drifts", "tasks")}
     held_out: Any = tuple(arrays[name] for name in _HELD_OUT if name in arrays)
     return Stream(**values, held_out=held_out or None)
-
-
-def _cache() -> Path:
-    own = os.environ.get("NORMLAB_CACHE")
-    of_user = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
-    return (Path(own) if own else Path(of_user) / "normlab") / "streams"
-
-
-def _whole(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays in a file; `None` where they are not what was written."""
-    try:
-        with open(path, "rb") as content, np.load(content, allow_pickle=False) as file:
-            arrays = dict(file)
-        told = arrays.pop("sha256").item()
-    except (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile):
-        return None
-    return arrays if told == data_hash(arrays) else None

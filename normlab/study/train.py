@@ -1,6 +1,6 @@
 """A run as one compiled program: the whole training in one scan, everything that differs between runs an argument."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,28 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from normlab.study.config import MEASURED_AT
 
 Arrays = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """How a program whose data do not fit gets them: in windows of arrays, which it finds among its data by name.
+
+    `Program.step` then sees the window that its step is in, and `Program.evaluate` one window of held-out examples
+    after the other, of which it gives `errors`, one for each example, and `finite`.
+
+    Attributes:
+        steps: How many updates a window is for.
+        windows: `(seed, n) -> windows`, those behind the first n; the last one is filled up.
+        held_out: `seed -> windows` of the examples for validation and the test; the last one is filled up.
+        shapes: Of the arrays of these two kinds of windows.
+        metrics: `errors of all held-out examples -> metrics`.
+    """
+
+    steps: int
+    windows: Callable[[int, int], Iterator[Arrays]]
+    held_out: Callable[[int], Iterator[Arrays]]
+    shapes: tuple[Arrays, Arrays]
+    metrics: Callable[[np.ndarray], Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +55,9 @@ class Program:
         chance: The metric of a model that has learned nothing; `None` where there is no such number.
         mesh: The devices that train one model together, each with its share of every batch; `None` is one device.
         series: `(state, data) -> vectors by name`, measured at all of `config.MEASURED_AT`; `None` for nothing.
+        at_end: Whether series are measured at the end alone, and are NaN before.
         about: What the data are, in words, for the report.
+        feed: Where the rest of the data comes from while the program runs; `None` if all of them are in `data`.
     """
 
     data: Mapping[str, np.ndarray]
@@ -45,7 +69,13 @@ class Program:
     chance: float | None = None
     mesh: Mesh | None = None
     series: Callable[[Any, Arrays], Mapping[str, jax.Array]] | None = None
+    at_end: bool = False
     about: str = ""
+    feed: Feed | None = None
+
+    def sees(self, *, held_out: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
+        """Tell the shapes of all data that a step sees, or an evaluation."""
+        return {**jax.eval_shape(lambda: dict(self.data)), **(self.feed.shapes[held_out] if self.feed else {})}
 
 
 Trained = tuple[Any, dict[str, jax.Array], Mapping[str, jax.Array]]
@@ -90,7 +120,8 @@ def training(program: Program) -> Callable[[jax.Array, Any, Arrays], Trained]:
             return program.step(state, t, learning_rate, data)
 
         if measure := program.series:
-            state, losses, series = _measured(step, program.steps, state, lambda state: measure(state, data))
+            measured = _measured(step, program.steps, state, lambda state: measure(state, data), program.at_end)
+            state, losses, series = measured
         else:
             (state, losses), series = jax.lax.scan(step, state, jnp.arange(program.steps)), {}
         bad = ~jnp.isfinite(losses)
@@ -100,11 +131,28 @@ def training(program: Program) -> Callable[[jax.Array, Any, Arrays], Trained]:
     return train
 
 
+def window_training(program: Program, steps: int) -> Callable[..., tuple[Any, jax.Array]]:
+    """The function that trains on a window, `(learning_rate, state, data, first, n) -> (state, losses)`.
+
+    It makes the n updates from `first` on; there are as many losses as a window has steps, those behind the n zero.
+    """
+
+    def train(learning_rate: jax.Array, state: Any, data: Arrays, first: jax.Array, n: jax.Array) -> Any:
+        def one(i: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+            state, loss = program.step(carry[0], first + i, learning_rate, data)
+            return state, carry[1].at[i].set(loss)
+
+        return jax.lax.fori_loop(0, n, one, (state, jnp.zeros(steps)))
+
+    return train
+
+
 def _measured(
     step: Callable[[Any, jax.Array], tuple[Any, jax.Array]],
     steps: int,
     state: Any,
     measure: Callable[[Any], Mapping[str, jax.Array]],
+    at_end: bool,
 ) -> tuple[Any, jax.Array, Mapping[str, jax.Array]]:
     """Train with a measurement at each of `MEASURED_AT`; step and measurement are in the program once.
 
@@ -117,7 +165,10 @@ def _measured(
 
     def part(carry: Any, bounds: jax.Array) -> tuple[Any, Mapping[str, jax.Array]]:
         carry = jax.lax.fori_loop(bounds[0], bounds[1], one, carry)
-        return carry, measure(carry[0])
+        if not at_end:
+            return carry, measure(carry[0])
+        nothing = jax.tree.map(lambda shape: jnp.full(shape.shape, jnp.nan), jax.eval_shape(measure, carry[0]))
+        return carry, jax.lax.cond(bounds[1] == steps, measure, lambda _: nothing, carry[0])
 
     ends = [round(share * steps) for share in MEASURED_AT]
     (state, losses), series = jax.lax.scan(part, (state, jnp.zeros(steps)), jnp.asarray([[0, *ends[:-1]], ends]).T)
@@ -130,6 +181,6 @@ def check(program: Program) -> None:
     Raises:
         Exception: Whatever the model raises for shapes it cannot take.
     """
-    state, data = jax.eval_shape(lambda: program.init(0)), dict(program.data)
-    state, _, _ = jax.eval_shape(training(program), jax.ShapeDtypeStruct((), jnp.float32), state, data)
-    jax.eval_shape(program.evaluate, state, data)
+    state, learning_rate = jax.eval_shape(lambda: program.init(0)), jax.ShapeDtypeStruct((), jnp.float32)
+    state, _, _ = jax.eval_shape(training(program), learning_rate, state, program.sees())
+    jax.eval_shape(program.evaluate, state, program.sees(held_out=True))

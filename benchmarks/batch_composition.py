@@ -1,0 +1,85 @@
+"""What happens where the examples of a batch resemble each other?
+
+    normlab run batch_composition
+
+Batch norm takes it for granted that a batch looks like the data. Here a batch of 32 examples is of 10 classes, or of 8,
+4, 2 or 1, drawn anew for each. Batches in training that are of few classes are what sorted files, streams, and sampling
+by class or by user give. The test is as it always is.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from normlab import study
+from normlab.study import zoo
+
+BATCH = 32
+REESTIMATED, ALIKE, LEAK = (
+    "test error by statistics re-estimated from a random order",
+    "test error in batches composed as in training, by their own statistics",
+    "leak: training error as deployed minus that in batches as in training",
+)
+
+
+def _assess(model: Any, outputs: Any) -> dict[str, Any]:
+    from normlab.study import inference
+
+    of_training, of_test = model.alike
+    random_order = model.evaluate(inference.reestimated(model))
+    own, deployed = inference.in_batches(model, of_training)
+    return {
+        REESTIMATED: model.error(random_order, model.test[1]).mean(),
+        ALIKE: inference.in_batches(model, of_test)[0],
+        LEAK: deployed - own,
+    }
+
+
+_QUICK = study.TIERS["quick"]
+
+comparison = study.Comparison(
+    name="batch_composition",
+    title=f"Test error against the classes in a batch of {BATCH}",
+    question="Which norm, where the examples of a batch resemble each other?",
+    problems=zoo.problems(
+        "mlp",
+        "conv",
+        "resnet20",
+        side=tuple(study.Metric(name=name) for name in (REESTIMATED, ALIKE, LEAK)),
+        assess=_assess,
+    ),
+    norms=("none", "batch", "batch_renorm", "layer", "group", "instance"),
+    curves=(
+        study.Curve(
+            name="classes",
+            title=f"Classes in a batch of {BATCH}",
+            factor=study.Factor(
+                name="classes_per_batch",
+                label="classes in a batch",
+                flag="--classes-per-batch",
+                values=(1, 2, 4, 8, 10),
+                reference=10,
+            ),
+            config=lambda classes: {"batch_size": BATCH, "classes_per_batch": classes},
+            shows="What it costs that statistics, and gradients, are those of batches unlike the test: norms within an "
+            "example pay for the gradients alone.",
+            hides="What sorted data cost where every class still comes once an epoch, in one run of batches.",
+        ),
+    ),
+    tiers={
+        **{name: replace(tier, problems=("mlp", "conv")) for name, tier in study.TIERS.items()},
+        "smoke": replace(study.TIERS["smoke"], problems=("mlp",), values={"classes": (1, 10)}),
+        "quick": replace(
+            _QUICK,
+            problems=("mlp",),
+            values={"classes": (1, 2, 4, 10)},
+            leaves_out=f"{_QUICK.leaves_out} Quick also leaves out the conv net and 8 classes.",
+        ),
+    },
+    fixed=(
+        f"Batches: {BATCH} examples of so many classes, drawn anew for each batch, in equal shares as far as they go; "
+        "examples are drawn from their class independently, so an epoch is as many examples as the training set has, "
+        "but not each of them once. With all ten classes a batch is more even than by chance.",
+        "Validation and test are not composed: they are evaluated by running statistics, as deployed.",
+        *zoo.FIXED,
+    ),
+)

@@ -1,0 +1,106 @@
+"""What does a batch norm lose between training and inference?
+
+    normlab run inference_gap
+
+In training batch norm averages over the batch, at inference over running statistics that training has left behind. Each
+trained net is evaluated with these; with statistics that are estimated again from training examples, weights as they
+are; and with those of the test batch, of 1 to 128 examples. Running statistics are moved as fast as is reasonable here,
+much too fast, too slowly, as a plain average, and with an unbiased variance.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from normlab import study
+from normlab.study import zoo
+
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+TOO_FAST, TOO_SLOW = 0.5, 0.998
+"""Momentum: weights of the old value."""
+
+REESTIMATED, GAP, LOGIT, FLIPPED = (
+    "test error by re-estimated statistics",
+    "test error as deployed minus that",
+    "mean change of an output by re-estimating",
+    "predictions changed by re-estimating",
+)
+OWN = "test error by statistics of test batches as large as in training, minus as deployed"
+
+
+def _measure(model: Any) -> dict[str, Any]:
+    from normlab.study import inference
+
+    outputs = model.network.evaluate(model.params, model.rest, model.test[0][: inference.EVALUATED])
+    return {"by_batch": 100 * inference.changes_by_size(model, outputs, SIZES)}
+
+
+def _assess(model: Any, outputs: Any) -> dict[str, Any]:
+    from normlab.study import inference
+
+    found = inference.compared(model, outputs, model.evaluate(inference.reestimated(model)))
+    size = len(model.batch[1])
+    return {
+        REESTIMATED: found["error"],
+        GAP: found["gap"],
+        LOGIT: found["logit"],
+        FLIPPED: found["flipped"],
+        OWN: inference.changes_by_size(model, outputs, (size,))[0],
+    }
+
+
+_BY_BATCH = study.Series(
+    name="by_batch",
+    title="Error by the statistics of the test batch",
+    x_label="examples in the test batch",
+    y_label="change of the test error (points)",
+    x=SIZES,
+    log_x=True,
+    at_end=True,
+    shows="Error by the statistics of test batches of so many examples, in random order, minus that of the same "
+    "examples by running statistics; exactly zero for norms that do not look across examples. A batch of one has "
+    "nothing to average over in a dense layer.",
+)
+_QUICK = study.TIERS["quick"]
+
+comparison = study.Comparison(
+    name="inference_gap",
+    title="Test error as deployed, and what of it is due to running statistics",
+    question="What does a norm lose between training and inference?",
+    problems=zoo.problems(
+        "mlp",
+        "conv",
+        "resnet20",
+        series=(_BY_BATCH,),
+        measure=_measure,
+        side=tuple(study.Metric(name=name, percent=name != LOGIT) for name in (REESTIMATED, GAP, LOGIT, FLIPPED, OWN)),
+        assess=_assess,
+    ),
+    norms=(
+        "batch",
+        "batch:unbiased_running_var=True",
+        "batch:momentum=None",
+        f"batch:momentum={TOO_FAST}",
+        f"batch:momentum={TOO_SLOW}",
+        "batch_renorm",
+        "layer",
+        "group",
+    ),
+    curves=(study.batch_size_curves(reference=32)[0],),
+    tiers={
+        **{name: replace(tier, problems=("mlp", "conv")) for name, tier in study.TIERS.items()},
+        "smoke": replace(study.TIERS["smoke"], problems=("mlp",), values={"deployed": (8, 32)}),
+        "quick": replace(
+            _QUICK,
+            values={"deployed": (2, 4, 32, 128)},
+            leaves_out=f"{_QUICK.leaves_out} Quick also leaves out batch size 8.",
+        ),
+    },
+    fixed=(
+        "As deployed: running statistics with a time constant of one epoch of examples; `momentum` names others, the "
+        f"weight of the old value: {TOO_FAST} remembers two updates and {TOO_SLOW} five hundred, `None` is the plain "
+        "average of all batches. Training does not see them; learning rates are tuned for each.",
+        "Re-estimated statistics: from up to 4,096 training examples in batches as large as in training, weights as "
+        "they are (PreciseBN). Of test examples up to 2,048 are evaluated batch by batch.",
+        *zoo.FIXED,
+    ),
+)

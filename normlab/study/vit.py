@@ -1,0 +1,84 @@
+"""A vision transformer that takes a norm as a value.
+
+References:
+    Dosovitskiy et al. An Image is Worth 16x16 Words. ICLR 2021. https://arxiv.org/abs/2010.11929
+    Touvron et al. Training data-efficient image transformers. ICML 2021 (DeiT-Ti). https://arxiv.org/abs/2012.12877
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from normlab.norms import Norm
+
+_WIDTH, _HEADS, _HIDDEN = 192, 3, 768
+_INITIAL = nn.initializers.normal(0.02)
+_dense = partial(nn.Dense, kernel_init=_INITIAL)
+
+
+class ViTTiny(nn.Module):
+    """DeiT-Ti: patches as tokens of width 192, a class token, learned positions, and 12 layers with 3 heads.
+
+    The norm is applied to (batch, tokens, 192), before attention, before each MLP, and before the last dense layer.
+    Weights start from a normal distribution of standard deviation 0.02, biases at 0. No dropout, no stochastic depth.
+
+    Attributes:
+        norm: What stands where layer norm was.
+        classes: Number of outputs.
+        patch: Height and width of a patch: 16 for 224 x 224 pixels, 4 for 32 x 32.
+        depth: Number of layers.
+    """
+
+    norm: Norm
+    classes: int = 1000
+    patch: int = 16
+    depth: int = 12
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Map images (batch, height, width, channels) to logits (batch, classes)."""
+        x = _dense(_WIDTH, name="embedding")(patches(x, self.patch))
+        token = self.param("class_token", _INITIAL, (1, 1, _WIDTH))
+        x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, _WIDTH)), x], axis=1)
+        x = x + self.param("positions", _INITIAL, (1, *x.shape[1:]))
+        for i in range(self.depth):
+            x = _Layer(self.norm, name=f"layer_{i}")(x, train=train)
+        x = self.norm.linen(train=train, name="norm_last")(x)
+        return _dense(self.classes, name="head")(x[:, 0])
+
+
+class _Layer(nn.Module):
+    """Attention and MLP, each after a norm and around a shortcut."""
+
+    norm: Norm
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Map (batch, tokens, width) to the same shape."""
+        y = self.norm.linen(train=train, name="norm_0")(x)
+        x = x + nn.MultiHeadDotProductAttention(_HEADS, kernel_init=_INITIAL, name="attention")(y)
+        y = self.norm.linen(train=train, name="norm_1")(x)
+        y = nn.gelu(_dense(_HIDDEN, name="dense_0")(y), approximate=False)
+        return x + _dense(_WIDTH, name="dense_1")(y)
+
+
+def patches(x: jax.Array, size: int) -> jax.Array:
+    """Cut images into squares, row by row.
+
+    Args:
+        x: Shape (batch, height, width, channels).
+        size: Height and width of a square.
+
+    Returns:
+        Shape (batch, squares, size^2 * channels).
+
+    Raises:
+        ValueError: If squares do not fill the images.
+    """
+    batch, height, width, channels = x.shape
+    if height % size or width % size:
+        raise ValueError(f"Expected images that `patch` = {size} divides, got {height} x {width} pixels.")
+    x = x.reshape(batch, height // size, size, width // size, size, channels)
+    return x.swapaxes(2, 3).reshape(batch, -1, size * size * channels)

@@ -1,0 +1,184 @@
+"""Statistics at inference: re-estimated, of test batches, of batches like in training; against NumPy in float64."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from normlab import norms, study
+from normlab.functional import StatisticsError
+from normlab.study import inference
+from normlab.study.data import Data, composed
+from normlab.study.learning import Fitted
+from normlab.study.models import MLP, ConvNet
+from normlab.study.train import Program
+
+HIDDEN, CLASSES, BATCH, EPSILON = 5, 3, 8, 1e-5
+
+
+def data(examples: int = 200) -> Data:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, CLASSES, examples)
+    return Data(random.normal(3, 2, (examples, 4)) + labels[:, None], labels)
+
+
+def mlp(norm: norms.Norm, classes: int) -> MLP:
+    return MLP(norm, hidden=(HIDDEN,), classes=classes)
+
+
+def fitted(
+    norm: str, model: Callable[..., Any] = mlp, batch_size: int = BATCH, steps: int = 3, **config: int
+) -> tuple[Fitted, Any]:
+    """A model after a few steps, and its outputs for the test examples."""
+    seen: list[tuple[Fitted, Any]] = []
+
+    def assess(model: Fitted, outputs: Any) -> dict[str, Any]:
+        seen.append((model, outputs))
+        return {}
+
+    images = config.pop("images", 0)
+    given = Data(data().inputs.reshape(-1, 2, 2, 1), data().labels) if images else data()
+    problem = study.supervised(name="toy", model=model, data=given, side=(study.Metric(),), assess=assess)
+    program: Program = problem.build(norms.get(norm), {"batch_size": batch_size, "epochs": 1, **config})
+    state = jax.tree.map(jax.numpy.asarray, program.init(0))
+    for t in range(steps):
+        state, _ = jax.jit(program.step)(state, t, 0.1, program.data)
+    program.evaluate(state, {name: jax.numpy.asarray(array) for name, array in program.data.items()})
+    return seen[0]
+
+
+def hidden(model: Fitted, inputs: Any) -> np.ndarray:
+    """What the norm is given, in float64."""
+    dense = {name: np.asarray(value, np.float64) for name, value in model.params["dense_0"].items()}
+    return np.asarray(inputs, np.float64) @ dense["kernel"] + dense["bias"]
+
+
+def head(model: Fitted, normalized: np.ndarray) -> np.ndarray:
+    affine, dense = model.params["norm_0"], model.params["head"]
+    x = np.maximum(normalized * np.asarray(affine["scale"], np.float64) + np.asarray(affine["bias"], np.float64), 0)
+    return x @ np.asarray(dense["kernel"], np.float64) + np.asarray(dense["bias"], np.float64)
+
+
+@pytest.mark.parametrize("norm", ["batch", "batch:unbiased_running_var=True", "batch:momentum=None", "batch_renorm"])
+def test_reestimated(norm: str) -> None:
+    model, _ = fitted(norm)
+    x = hidden(model, model.take(model.train[: len(model.train) // BATCH * BATCH])[0])
+    found = inference.reestimated(model)[0]["batch_stats"]["norm_0"]
+    np.testing.assert_allclose(found["mean"], x.mean(0), rtol=1e-5)
+    power = 2 if norm == "batch_renorm" else 1
+    np.testing.assert_allclose(
+        found["std" if power == 2 else "var"] ** power, x.var(0) + EPSILON * (power - 1), rtol=1e-4
+    )
+    outputs = model.evaluate(inference.reestimated(model))
+    spread = np.sqrt(x.var(0) + EPSILON)
+    expected = head(model, (hidden(model, model.test[0]) - x.mean(0)) / spread)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_own_statistics() -> None:
+    model, outputs = fitted("batch")
+    inputs, labels = model.test
+    batches = hidden(model, inputs).reshape(10, 4, HIDDEN)
+    normalized = (batches - batches.mean(1, keepdims=True)) / np.sqrt(batches.var(1, keepdims=True) + EPSILON)
+    own = head(model, normalized).reshape(40, -1)
+    np.testing.assert_allclose(inference.by_batches(model, inputs, 4), own, rtol=1e-3, atol=1e-4)
+
+    changed = (own.argmax(-1) != labels).mean() - (np.asarray(outputs).argmax(-1) != labels).mean()
+    found = inference.changes_by_size(model, outputs, (1, 4, 64))
+    np.testing.assert_allclose(found, [np.nan, changed, np.nan], atol=1e-6)
+
+
+def test_one_element_is_an_error_in_dense_layers_only() -> None:
+    model, _ = fitted("batch")
+    with pytest.raises(StatisticsError, match="one"):
+        inference.by_batches(model, model.test[0], 1)
+    images, outputs = fitted("batch", lambda norm, classes: ConvNet(norm, (4,), (1,), classes), images=1)
+    assert np.isfinite(inference.changes_by_size(images, outputs, (1,))).all()
+
+
+@pytest.mark.parametrize("norm", ["layer", "group:num_groups=1", "none"])
+def test_norms_within_an_example_have_no_gap(norm: str) -> None:
+    model, outputs = fitted(norm, classes_per_batch=1)
+    found = inference.compared(model, outputs, model.evaluate(inference.reestimated(model)))
+    assert {name: float(value) for name, value in found.items() if name != "error"} == {
+        "gap": 0,
+        "logit": 0,
+        "flipped": 0,
+    }
+    assert inference.changes_by_size(model, outputs, (1, 4, 40)).tolist() == [0, 0, 0]
+    own, deployed = inference.in_batches(model, model.alike[0])
+    assert own == deployed
+
+
+def test_compared() -> None:
+    model, outputs = fitted("batch")
+    others = -outputs
+    found = inference.compared(model, outputs, others)
+    labels = np.asarray(model.test[1])
+    error, other = ((np.asarray(x).argmax(-1) != labels).mean() for x in (outputs, others))
+    assert found["error"] == pytest.approx(other)
+    assert found["gap"] == pytest.approx(error - other)
+    assert found["logit"] == pytest.approx(2 * np.abs(outputs).mean(), rel=1e-5)
+    assert found["flipped"] == 1
+
+
+def test_batches_like_in_training() -> None:
+    model, _ = fitted("batch", classes_per_batch=1)
+    of_training, of_test = (np.asarray(batches) for batches in model.alike)
+    assert (of_training.shape, of_test.shape) == ((len(model.train) // BATCH, BATCH), (5, BATCH))
+    assert set(of_training.ravel()) <= set(np.asarray(model.train).tolist())
+    assert not set(of_training.ravel()) & set(of_test.ravel())
+
+    inputs, labels = (np.asarray(x) for x in model.take(model.alike[1]))
+    assert (labels == labels[:, :1]).all()
+    x = hidden(model, inputs)
+    own = head(model, (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + EPSILON))
+    kept = model.rest[0]["batch_stats"]["norm_0"]
+    deployed = head(model, (x - kept["mean"]) / np.sqrt(kept["var"] + EPSILON))
+    expected = [(outputs.argmax(-1) != labels).mean() for outputs in (own, deployed)]
+    assert expected[0] != expected[1]
+    np.testing.assert_allclose(inference.in_batches(model, model.alike[1]), expected, atol=1e-6)
+
+
+class TestComposed:
+    labels = np.random.default_rng(1).integers(0, 10, 500)
+
+    @pytest.mark.parametrize("classes", [1, 3, 10])
+    def test_shares(self, classes: int) -> None:
+        drawn = composed(self.labels, 300, 32, classes, 0)
+        assert drawn.dtype == np.int32
+        of_batch = np.stack([(self.labels[drawn] == c).sum(1) for c in range(10)])
+        assert ((of_batch > 0).sum(0) == classes).all()
+        assert set(of_batch[of_batch > 0]) <= {32 // classes, -(-32 // classes)}
+        everywhere = of_batch.sum(1) / of_batch.sum()
+        np.testing.assert_allclose(everywhere, 0.1, atol=0.04)  # each class as often as the others
+        assert len(np.unique(drawn)) > 450  # all examples of a class are drawn
+
+    def test_seed_alone_decides(self) -> None:
+        draw = partial(composed, self.labels, 20, 32, 2)
+        np.testing.assert_array_equal(draw(3), draw(3))
+        assert (draw(3) != draw(4)).any()
+
+    def test_training_takes_them(self) -> None:
+        problem = study.supervised(name="toy", model=mlp, data=data())
+        program = problem.build(norms.get("batch"), {"batch_size": 16, "epochs": 2, "classes_per_batch": 1})
+        state = program.init(0)
+        labels = data().labels[state.order]
+        assert (labels == labels[:, :1]).all()
+        assert not set(state.order.ravel()) & set(state.held_out)
+
+    @pytest.mark.parametrize(("given", "message"), [(4, "1 to 3 classes"), (0, "1 to 3 classes")])
+    def test_impossible(self, given: int, message: str) -> None:
+        problem = study.supervised(name="toy", model=mlp, data=data())
+        with pytest.raises(ValueError, match=message):
+            problem.build(norms.get("batch"), {"batch_size": 16, "epochs": 2, "classes_per_batch": given})
+
+    def test_targets_have_no_classes(self) -> None:
+        problem = study.supervised(
+            name="toy", model=lambda norm: MLP(norm, classes=1), data=Data(np.eye(20), np.ones(20))
+        )
+        with pytest.raises(ValueError, match="a class for each example"):
+            problem.build(norms.get("none"), {"batch_size": 4, "epochs": 1, "classes_per_batch": 1})
