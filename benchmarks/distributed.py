@@ -93,9 +93,7 @@ comparison = study.Comparison(
     },
     default_learning_rate=0.1,
     fixed=(
-        f"Data: scikit-learn's 1,797 digits of 8 x 8 pixels; each seed has its own split into {TRAIN:,} for training, "
-        f"{VALIDATION} for validation and {TEST} for the test. Split, initial weights and order are the same for every "
-        "norm and number of devices.",
+        "Split, initial weights and order are the same for every norm and number of devices.",
         "Model: an MLP 64-100-100-10; the norm stands before each ReLU.",
         f"Training: batches of {BATCH} examples over all devices together, softmax cross entropy, SGD with momentum "
         "0.9, cosine decay from the tuned learning rate to zero; no weight decay, no augmentation.",

@@ -462,6 +462,48 @@ MUTANTS = (
         ("norms.get(norm).entry.ghost_batches", "norms.get(norm).needs_batch"),
         ("online_norms.py::test_norms_that_know_no_ghost_batches_are_handed_none",),
     ),
+    Mutant(
+        "re-estimated statistics of batch renorm depend on the old ones",
+        "study/inference.py",
+        ('model.norm.name == "batch_renorm" else {}', "False else {}"),
+        ("inference.py::test_reestimated_is_blind_to_the_running_statistics[batch_renorm]",),
+    ),
+    Mutant(
+        "re-estimated variance without that of the means",
+        "study/inference.py",
+        (' + stacked[(*path, "mean")].var(0)', ""),
+        ("inference.py::test_reestimated[batch]",),
+    ),
+    Mutant(
+        "augmentations in another order have the same hash",
+        "study/data.py",
+        ("np.asarray(place) for place, name", "np.asarray(1) for _, name"),
+        ("augment.py::test_all_that_decides_is_in_the_hash",),
+    ),
+    Mutant(
+        "a class too many in a batch",
+        "study/data.py",
+        ("[:, :classes]", "[:, : classes + 1]"),
+        ("inference.py::TestComposed::test_shares[3]",),
+    ),
+    Mutant(
+        "images are flipped upside down",
+        "study/augment.py",
+        ("images[:, :, ::-1]", "images[:, ::-1]"),
+        ("augment.py::test_flip_mirrors_about_half",),
+    ),
+    Mutant(
+        "a run goes on from where one with another order of examples was",
+        "study/fed.py",
+        ("self._feed.mark(seed), ", ""),
+        ("streamed.py::TestCheckpoints::test_other_runs_do_not_find_it",),
+    ),
+    Mutant(
+        "a given test set is evaluated in the order of its file",
+        "study/learning.py",
+        ("        if data.test:  #", "        if False:  #"),
+        ("inference.py::test_given_test_examples_come_in_random_order",),
+    ),
 )
 
 

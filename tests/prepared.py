@@ -8,6 +8,8 @@ from typing import Any
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from tensorflow_datasets.proto import tf_example_pb2
 
 Row = Mapping[str, Any]
 
@@ -53,6 +55,20 @@ def write(
     builder = Builder(root, version, rows, features, keys)
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=shards))
     return root / "tiny" / version
+
+
+def leave_out(path: Path, index: int, key: str) -> None:
+    """Write a file anew, without one feature of one example."""
+    reader = array_record_module.ArrayRecordReader(str(path))
+    records = reader.read_all()
+    reader.close()
+    example = tf_example_pb2.Example.FromString(records[index])
+    del example.features.feature[key]
+    records[index] = example.SerializeToString()
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    for record in records:
+        writer.write(record)
+    writer.close()
 
 
 def png(pixels: np.ndarray) -> io.BytesIO:

@@ -1,12 +1,14 @@
 """Augmentation: what it makes of an image, and that the run's seed alone decides."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
 
 from normlab import norms, study
 from normlab.study.augment import PADDING, augment, crop, flip
-from normlab.study.data import Data
+from normlab.study.data import Data, data_hash
 from normlab.study.models import ConvNet
 
 IMAGES = np.random.default_rng(0).integers(1, 256, (64, 6, 5, 3), np.uint8)
@@ -74,6 +76,13 @@ def losses_of(images: np.ndarray, **fields: object) -> list[float]:
     state, _ = jax.jit(program.step)(program.init(0), 0, 0.1, program.data)
     _, loss = jax.jit(program.step)(state, 1, 0.1, program.data)
     return [float(loss)]
+
+
+def test_all_that_decides_is_in_the_hash() -> None:
+    ways: list[dict[str, Any]] = [{"augment": ("crop",)}, {"augment": ("crop", "flip")}, {"augment": ("flip", "crop")}]
+    others: list[dict[str, Any]] = [{}, {"drawn": (0.1, 0.2)}, {"mean": (0.5,)}, {"std": (0.5,)}, {"test": 5}]
+    hashes = {data_hash(Data(IMAGES, np.arange(64), **fields).arrays) for fields in ways + others}
+    assert len(hashes) == len(ways) + len(others)
 
 
 @pytest.mark.parametrize(

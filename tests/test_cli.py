@@ -361,6 +361,18 @@ class TestShards:
         request = Request(comparison, from_python({"shard": "1/2"}, comparison))
         assert request.output(request.settings(str(toy))) == Path("results/toy-quick.1of2")
 
+    def test_the_default_folder_names_the_data(self) -> None:
+        comparison = catalogue.load("batch_size")
+        given = {
+            "data": "tfds:mnist:3.0.1",
+            "train_examples": 500,
+            "augment": ["crop", "flip"],
+            "data_dir": "/elsewhere",
+        }
+        request = Request(comparison, from_python(given, comparison))
+        expected = Path("results/batch_size-quick-mnist-3.0.1-500-crop-flip")
+        assert request.output(request.settings("batch_size")) == expected
+
 
 class TestMerge:
     @pytest.fixture

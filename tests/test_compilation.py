@@ -158,10 +158,12 @@ class TestCache:
             with (tmp_path / str(age)).open("wb") as file:
                 file.truncate(compilation.CACHE_BYTES // 2 - 1)
             os.utime(tmp_path / str(age), (1e9 - age, 1e9))
-        (tmp_path / "killed").touch()
+        for name in ("killed", "alive"):
+            (tmp_path / name).touch()
+        os.utime(tmp_path / "killed", (1e9, 1e9))
         (tmp_path / "folder").mkdir()
         cache.prune(tmp_path, compilation.CACHE_BYTES)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "folder"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "alive", "folder"]
 
 
 class TestThroughput:

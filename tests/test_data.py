@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("tensorflow_datasets", reason="the extra `data` is not installed")
 pytest.importorskip("array_record", reason="there is no array_record for this platform")
 
+import cv2
 import tensorflow_datasets as tfds
 
 from normlab import study
@@ -23,7 +24,7 @@ from normlab.study.data import Data, digits, sizes
 from normlab.study.errors import BadInput
 from normlab.study.sources import chosen
 from normlab.study.streamed import Streamed
-from tests.prepared import Row, images, of_images, png, write
+from tests.prepared import Row, images, leave_out, of_images, png, write
 
 PREPARED = Path(os.environ.get("NORMLAB_DATA") or "/nowhere") / "tfds"
 real = pytest.mark.skipif(not PREPARED.is_dir(), reason="`NORMLAB_DATA` names no folder of prepared data sets")
@@ -86,6 +87,12 @@ class TestPreparedSets:
         data = chosen("tfds:tiny", str(tmp_path))
         assert (data.validation, data.test) == counts
         assert rule in data.about
+        over = (
+            "over those for training."
+            if counts[1]
+            else "over all examples, those that seeds draw for the test included."
+        )
+        assert data.about.endswith(f"Each channel is standardized by its mean and standard deviation {over}")
         np.testing.assert_array_equal(data.inputs, PIXELS[: len(data.labels)])
         free = len(data.labels) - sum(counts)
         drawn = counts[0] or round(0.1 * free)
@@ -105,6 +112,9 @@ class TestPreparedSets:
         np.testing.assert_allclose(data.mean, PIXELS[:7].mean((0, 1, 2), dtype=np.float64) / 255, rtol=1e-12)
         assert "7 examples for training (the first of 20)" in data.about
         message(lambda: chosen("tfds:tiny", str(tmp_path), 21), "`--train-examples` up to 20", "got 21")
+        message(
+            lambda: chosen("tfds:tiny", str(tmp_path), 4), "`--train-examples` to leave examples to train on", "got 4"
+        )
 
     def test_versions(self, tmp_path: Path) -> None:
         for version in ("1.9.0", "1.10.0"):
@@ -112,6 +122,9 @@ class TestPreparedSets:
         newest, older = (chosen(f"tfds:tiny{version}", str(tmp_path)) for version in ("", ":1.9.0"))
         assert (len(newest.labels), len(older.labels)) == (10, 9)
         assert "`tiny` 1.10.0 of TensorFlow Datasets, the newest of 1.9.0, 1.10.0:" in newest.about
+        message(
+            lambda: chosen("tfds:tiny/1.9.0", str(tmp_path)), "a version behind a slash. Pass `--data tfds:tiny:1.9.0`."
+        )
         message(lambda: chosen("tfds:tiny:2.0.0", str(tmp_path)), "Expected version 2.0.0 of `tiny`", "1.9.0, 1.10.0")
 
     def test_configurations(self, tmp_path: Path) -> None:
@@ -174,9 +187,36 @@ class TestStreamedSets:
         for found, array in zip(data.read([29, 0, 7]), (PIXELS, LABELS), strict=True):
             np.testing.assert_array_equal(found, array[[29, 0, 7]])
         assert "are read while a model is trained" in data.about
-        monkeypatch.setattr(tfds_sets, "STORED_BYTES", 1000)
+        monkeypatch.setattr(tfds_sets, "RESIDENT_BYTES", 1000)
         assert isinstance(chosen("tfds:tiny", str(tmp_path), augment=["flip"]), Streamed)
         assert not isinstance(chosen("tfds:tiny", str(tmp_path), stream=False), Streamed)
+
+    @pytest.mark.parametrize(
+        ("options", "taken"),
+        [({}, 30 * 90), ({"train_examples": 6}, 16 * 90), ({"image_size": 3}, 30 * 27)],
+    )
+    def test_what_must_fit_decides(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Any, taken: int
+    ) -> None:
+        folder = tiny(tmp_path)
+        (folder / "tiny-train.tfrecord-00000-of-00001").write_bytes(bytes(10**6))
+        for limit, streamed in ((taken - 1, True), (taken, False)):
+            monkeypatch.setattr(tfds_sets, "RESIDENT_BYTES", limit)
+            data = chosen("tfds:tiny", str(tmp_path), **options)
+            assert isinstance(data, Streamed) == streamed
+            assert ("in memory of 0 MiB" in data.about) == streamed
+
+    def test_where_shapes_are_not_told_files_decide(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        features = {**FEATURES, "image": tfds.features.Image(shape=(None, None, 3))}
+        stored = (tiny(tmp_path, features) / "tiny-train.array_record-00000-of-00001").stat().st_size
+        for limit, streamed in ((stored, True), (3 * stored, False)):
+            monkeypatch.setattr(tfds_sets, "RESIDENT_BYTES", limit)
+            assert isinstance(chosen("tfds:tiny", str(tmp_path)), Streamed) == streamed
+
+    def test_numbers_take_four_bytes(self, tmp_path: Path) -> None:
+        features = {"x": tfds.features.Tensor(shape=(2,), dtype=np.float64), "label": tfds.features.Scalar(np.float32)}
+        folder = write(tmp_path, {"train": [{"x": np.ones(2), "label": 1.0}] * 3}, features, keys=("x", "label"))
+        assert tfds_sets._taken(folder, None, None) == (3 * 2 * 4, "in memory")
 
     def test_the_second_time_nothing_is_opened(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         tiny(tmp_path)
@@ -184,18 +224,25 @@ class TestStreamedSets:
         monkeypatch.setattr(tfds_sets, "_builder", lambda *_: pytest.fail("opened"))
         chosen("tfds:tiny", str(tmp_path), stream=True)
 
-    def test_fingerprints(self, tmp_path: Path) -> None:
+    def test_fingerprints(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def mark(**options: Any) -> str:
             data = chosen("tfds:tiny", str(tmp_path), stream=True, **options)
             assert isinstance(data, Streamed)
             return data.fingerprint
 
         path = tiny(tmp_path) / "dataset_info.json"
-        marks = [mark(), mark(), mark(train_examples=5), mark(image_size=4)]
+        marks = [mark(), mark(), mark(train_examples=6), mark(image_size=4)]
         path.write_text(path.read_text() + "\n")
         marks.append(mark())
+        (path.parent / "tiny-train.tfrecord-00000-of-00001").touch()
+        marks.append(mark())
+        monkeypatch.setattr(cv2, "__version__", "1.0")
+        marks.append(mark())
+        monkeypatch.setattr(tfds_sets, "version_of", lambda name: "1.0")
+        marks.append(mark())
         assert marks[0] == marks[1]
-        assert len(set(marks)) == 4
+        assert marks[4] == marks[5]
+        assert len(set(marks)) == 6
 
     def test_damage_is_found_before_anything_is_trained(self, tmp_path: Path) -> None:
         path = tiny(tmp_path, shards=2) / "tiny-train.array_record-00001-of-00002"
@@ -215,7 +262,7 @@ class TestWhatIsKept:
         for name, value in vars(first).items():
             np.testing.assert_array_equal(value, getattr(second, name))
         assert not second.inputs.flags.writeable  # mapped
-        chosen("tfds:tiny", str(tmp_path), train_examples=5)
+        chosen("tfds:tiny", str(tmp_path), train_examples=6)
         chosen("tfds:tiny", str(tmp_path), image_size=4)
         assert len(list(kept.iterdir())) == 3
 
@@ -309,6 +356,32 @@ class TestFaults:
         message(lambda: chosen("tfds:tiny", str(tmp_path)), f"got `{path}`, which {what}")
         assert not kept.exists()
 
+    def test_fewer_examples_than_are_told(self, tmp_path: Path) -> None:
+        folder = tiny(tmp_path)
+        change(folder / "dataset_info.json", '"20"', '"25"')
+        message(
+            lambda: chosen("tfds:tiny", str(tmp_path)),
+            f"as many examples in `{folder / 'tiny-train.array_record-00000-of-00001'}` as `dataset_info.json`",
+            "got fewer: RuntimeError: index 20 out of bound 20. Copy or build both again.",
+        )
+
+    def test_more_files_than_may_be_open(self, tmp_path: Path) -> None:
+        resource = pytest.importorskip("resource", reason="a limit of open files that Python can set")
+        folder = tiny(tmp_path, shards=10)
+        chosen("tfds:tiny", str(tmp_path), train_examples=10)  # imports, too, open files
+        limits, unused = resource.getrlimit(resource.RLIMIT_NOFILE), os.dup(0)
+        os.close(unused)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (unused + 6, limits[1]))
+        try:
+            message(
+                lambda: chosen("tfds:tiny", str(tmp_path)),
+                f"Expected to have all ArrayRecord files in `{folder}` open together, got ",
+                "Too many open files",
+                "Allow more with `ulimit -n`.",
+            )
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
     def test_files_of_tensorflow(self, tmp_path: Path) -> None:
         change(tiny(tmp_path) / "dataset_info.json", '"array_record"', '"tfrecord"')
         message(
@@ -362,7 +435,21 @@ class TestFaults:
     def test_what_is_no_image(self, tmp_path: Path) -> None:
         cut = io.BytesIO(png(PIXELS[0]).read(20))
         write(tmp_path, {"train": [{"image": cut, "label": 0}]}, FEATURES)
-        message(lambda: chosen("tfds:tiny", str(tmp_path)), "Expected images that OpenCV can decode")
+        message(
+            lambda: chosen("tfds:tiny", str(tmp_path)),
+            f"can be decoded in `{tmp_path / 'tiny' / '1.0.0'}`, got example 0: an image of 20 bytes that OpenCV",
+        )
+
+    @pytest.mark.parametrize("features", [FEATURES, {**FEATURES, "label": tfds.features.Scalar(np.float32)}])
+    @pytest.mark.parametrize("key", ["image", "label"])
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_something_is_missing(self, tmp_path: Path, features: Mapping[str, Any], key: str, stream: bool) -> None:
+        folder = tiny(tmp_path, features)
+        leave_out(folder / "tiny-train.array_record-00000-of-00001", 7, key)
+        message(
+            lambda: chosen("tfds:tiny", str(tmp_path), stream=stream),
+            f"Expected `{key}` in each example of `{folder}`, got none in example 7.",
+        )
 
     @pytest.mark.parametrize("package", ["tensorflow_datasets", "array_record.python", "cv2"])
     def test_without_packages(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
@@ -388,10 +475,23 @@ def change(path: Path, old: str, new: str) -> None:
 class TestChosen:
     def test_digits_unless_given(self) -> None:
         assert chosen() is digits()
-        augmented = chosen(augment=["flip"], train_examples=1000)
-        assert (augmented.augment, augmented.inputs.shape) == (("flip",), (1000, 8, 8, 1))
-        assert augmented.about.endswith("the first 1,000 are used.")
-        np.testing.assert_array_equal(augmented.inputs, digits().inputs[:1000])
+        assert chosen(augment=["flip"]).augment == ("flip",)
+
+    @pytest.mark.parametrize(
+        ("n", "parts"), [(1797, (1024, 256, 517)), (1000, (570, 142, 288)), (700, (399, 100, 201)), (4, (2, 1, 1))]
+    )
+    def test_a_budget_for_digits_is_divided_as_all_of_them(self, n: int, parts: tuple[int, int, int]) -> None:
+        data = chosen(train_examples=n)
+        np.testing.assert_array_equal(data.inputs, digits().inputs[:n])
+        assert sizes(data) == parts[:2]
+        assert data.about == (
+            f"Scikit-learn's 1,797 digits of 8 x 8 pixels, of which the first {n:,} are used; each seed has its own "
+            f"split into {parts[0]:,} for training, {parts[1]} for validation and {parts[2]} for the test."
+        )
+
+    @pytest.mark.parametrize("n", [1, 2, 3])
+    def test_a_budget_that_cannot_be_divided(self, n: int) -> None:
+        message(lambda: chosen(train_examples=n), "Expected `--train-examples` to leave examples", f"got {n}.")
 
     def test_arrays_of_ones_own(self, tmp_path: Path) -> None:
         path, x, y = tmp_path / "mine.npz", PIXELS, LABELS
@@ -400,6 +500,11 @@ class TestChosen:
         np.testing.assert_array_equal(data.inputs, x[[*range(8), *range(20, 30)]])
         np.testing.assert_array_equal(data.labels, y[[*range(8), *range(20, 30)]])
         assert data.test == 10
+        assert data.about == "Of the 20 examples that are not given for validation or test, the first 8 are used."
+        np.savez(path.with_stem("whole"), inputs=x, labels=y)
+        whole = chosen(f"npz:{path.with_stem('whole')}", train_examples=20)
+        np.testing.assert_array_equal(whole.inputs, x[:20])
+        assert (sizes(whole), whole.about) == ((12, 4), "Of the 30 examples, the first 20 are used.")
         message(lambda: chosen(f"npz:{path}", train_examples=21), "`--train-examples` up to 20", "got 21")
 
     @pytest.mark.parametrize("data", ["mnist", "tfds:", "npz:", "digits:1", "", "cifar10:3.0.2"])

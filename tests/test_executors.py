@@ -201,7 +201,8 @@ class TestPool:
         task, made = self.task(toy, **strategy), list[Record]()
         plan = Plan(catalogue.load(str(toy)), task.settings)
         self.runs = plan.pending([])[:3]
-        for record in work(task, crew, lambda: [r for r in self.runs if r not in {m.run for m in made}], stop):
+        lanes = execute.CellRunner(task, plan.comparison).lanes
+        for record in work(task, crew, lambda: [r for r in self.runs if r not in {m.run for m in made}], stop, lanes):
             made.append(record)
         return made
 

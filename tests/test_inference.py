@@ -11,10 +11,11 @@ import pytest
 from normlab import norms, study
 from normlab.functional import StatisticsError
 from normlab.study import inference
+from normlab.study.config import MEASURED_AT
 from normlab.study.data import Data, composed
 from normlab.study.learning import Fitted
 from normlab.study.models import MLP, ConvNet
-from normlab.study.train import Program
+from normlab.study.train import Program, training
 
 HIDDEN, CLASSES, BATCH, EPSILON = 5, 3, 8, 1e-5
 
@@ -76,6 +77,32 @@ def test_reestimated(norm: str) -> None:
     spread = np.sqrt(x.var(0) + EPSILON)
     expected = head(model, (hidden(model, model.test[0]) - x.mean(0)) / spread)
     np.testing.assert_allclose(outputs, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["batch", "batch_renorm"])
+def test_reestimated_is_blind_to_the_running_statistics(norm: str) -> None:
+    model, _ = fitted(norm, lambda norm, classes: MLP(norm, (HIDDEN, HIDDEN), classes))
+    averages, seed = model.rest
+    shifted = jax.tree.map(lambda x: x + 1, averages["batch_stats"])
+    other = model._replace(rest=({**averages, "batch_stats": shifted}, seed))
+    for one, same in zip(
+        *(jax.tree.leaves(_statistics(inference.reestimated(m))) for m in (model, other)), strict=True
+    ):
+        np.testing.assert_array_equal(one, same)
+
+
+def _statistics(rest: Any) -> Any:
+    return [[kept["mean"], kept.get("var", kept.get("std"))] for kept in rest[0]["batch_stats"].values()]
+
+
+def test_given_test_examples_come_in_random_order() -> None:
+    given = Data(data().inputs, np.sort(data().labels), test=60)
+    program = study.supervised(name="toy", model=mlp, data=given).build(
+        norms.get("none"), {"batch_size": 8, "epochs": 1}
+    )
+    first, same, other = (program.init(seed).held_out[-60:] for seed in (0, 0, 1))
+    assert sorted(first) == list(range(140, 200))
+    assert (first == same).all() and (first != other).any() and (np.diff(first) < 0).any()
 
 
 def test_own_statistics() -> None:
@@ -143,6 +170,32 @@ def test_batches_like_in_training() -> None:
     np.testing.assert_allclose(inference.in_batches(model, model.alike[1]), expected, atol=1e-6)
 
 
+def test_series_at_the_end_alone() -> None:
+    def built(*ends: bool) -> Program:
+        series = [
+            study.Series(name=f"s{i}", title="", x_label="", y_label="", x=(0, 1), at_end=end)
+            for i, end in enumerate(ends)
+        ]
+        weights = {one.name: lambda model: model.params["head"]["bias"][:2] for one in series}
+        problem = study.supervised(
+            name="toy",
+            model=mlp,
+            data=data(),
+            series=series,
+            measure=lambda model: {name: of(model) for name, of in weights.items()},
+        )
+        return problem.build(norms.get("layer"), {"batch_size": BATCH, "epochs": 1})
+
+    def found(program: Program) -> Any:
+        state = jax.tree.map(jax.numpy.asarray, program.init(0))
+        return jax.jit(training(program))(0.1, state, program.data)[2]
+
+    always, late = found(built(True, False)), found(built(True))
+    assert np.isfinite(always["s0"]).all() and len(always["s0"]) == len(MEASURED_AT)
+    np.testing.assert_array_equal(late["s0"][-1], always["s0"][-1])
+    assert np.isnan(late["s0"][:-1]).all()
+
+
 class TestComposed:
     labels = np.random.default_rng(1).integers(0, 10, 500)
 
@@ -169,6 +222,10 @@ class TestComposed:
         labels = data().labels[state.order]
         assert (labels == labels[:, :1]).all()
         assert not set(state.order.ravel()) & set(state.held_out)
+
+    def test_too_few_classes(self) -> None:
+        with pytest.raises(ValueError, match=r"Expected 3 classes among the examples .* got 2 among 10"):
+            composed(np.arange(10) % 2, 5, 6, 3, 0)
 
     @pytest.mark.parametrize(("given", "message"), [(4, "1 to 3 classes"), (0, "1 to 3 classes")])
     def test_impossible(self, given: int, message: str) -> None:

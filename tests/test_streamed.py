@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ import pytest
 pytest.importorskip("grain", reason="the extra `data` is not installed")
 
 from normlab import norms, study
-from normlab.study import fed, learning
+from normlab.study import catalogue, execute, fed, learning, pool
 from normlab.study.checkpoints import Checkpoint, Progress
 from normlab.study.compilation import Compiled, compile_program
+from normlab.study.config import Cell, Record, Run
 from normlab.study.data import Data, data_hash, digits
 from normlab.study.errors import BadInput
 from normlab.study.models import MLP
@@ -192,16 +194,19 @@ class TestCheckpoints:
         named: list[Any] = []
         monkeypatch.setattr(fed, "Checkpoint", lambda *decides: named.append(decides) or Checkpoint(*decides))
         other = compile_program(build(on_disk(fingerprint="cd" * 32)))
+        composed = [compile_program(build(on_disk(), config={"classes_per_batch": n})) for n in (1, 2)]
+        less = compile_program(build(on_disk(), validation=0.19))
         for compiled, rate, seed in (
             (fitted, 0.1, 3),
             (fitted, 0.1, 3),
             (fitted, 0.2, 3),
             (fitted, 0.1, 4),
             (other, 0.1, 3),
+            *((some, 0.1, 3) for some in (*composed, less)),
         ):
             run(compiled, rate, seed)
         assert named[0] == named[1]
-        assert len(set(named)) == 4
+        assert len(set(named)) == 7
 
     def test_damage_starts_anew(self, small_windows: Path) -> None:
         state = {"a": np.arange(3, dtype=np.float32), "b": np.ones((2, 2), np.int32)}
@@ -220,6 +225,44 @@ class TestCheckpoints:
         assert checkpoint.load(start) is start
         checkpoint.remove()
         assert not path.exists()
+
+
+class TestLanes:
+    """Where runs are stacked, those whose data are read meanwhile are not, whoever asks."""
+
+    @pytest.fixture
+    def runner(self, toy: Path, monkeypatch: pytest.MonkeyPatch) -> execute.CellRunner:
+        """Makes records without a run; of norms, `batch` stands for data that are read meanwhile."""
+        task = execute.Task(
+            source=str(toy),
+            settings=settings_for(toy, norms=("none", "batch")),
+            identity={"data": {}},
+            strategy=execute.Strategy(lanes=16),
+        )
+
+        def stack(self: execute.CellRunner, cell: Cell, runs: Sequence[Run]) -> list[Record]:
+            return [execute.make_record(task, run, "ok", "") for run in runs]
+
+        monkeypatch.setattr(execute, "build", lambda plan, cell: SimpleNamespace(feed=cell.norm == "batch"))
+        monkeypatch.setattr(execute.CellRunner, "_stack", stack)
+        return execute.CellRunner(task, catalogue.load(str(toy)))
+
+    @pytest.mark.parametrize(("norm", "lanes"), [("batch", 1), ("none", 6)])
+    def test_what_is_made_after_a_reason_to_stop(self, runner: execute.CellRunner, norm: str, lanes: int) -> None:
+        runs = [run for run in runner.plan.pending([]) if run.cell.norm == norm]
+        made: list[Record] = []
+        for record in execute.records(runner.task, runner.plan.comparison, lambda: runs, lambda _: None, lambda: bool(made)):
+            made.append(record)
+        assert (len(runs), len(made)) == (6, lanes)
+
+    @pytest.mark.parametrize(("norm", "lanes"), [("batch", 1), ("none", 6)])
+    def test_what_a_death_and_a_reason_to_stop_cost(self, runner: execute.CellRunner, norm: str, lanes: int) -> None:
+        runs = [run for run in runner.plan.pending([]) if run.cell.norm == norm]
+        (cell,) = {run.cell for run in runs}
+        books = pool._Books(runner.task, runner.lanes, {cell: pool._Assignment(list(runs), begun=True)})
+        assert books.at_hand() == {cell: runs[:lanes]}
+        assert not list(books.enter(pool.Died(cell, "it fell")))
+        assert list(books.deaths) == runs[:lanes]
 
 
 def test_windows_are_in_order() -> None:

@@ -509,7 +509,7 @@ _OPTIONS = (
         name="output",
         kind=Kind("a folder", _path),
         metavar="FOLDER",
-        help="where runs and report go (default: results/NAME-TIER)",
+        help="where runs and report go (default: results/NAME-TIER, and the data that were chosen)",
     ),
     Option(
         name="coordinator",

@@ -40,7 +40,7 @@ def crop(key: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def flip(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Mirror every second image, left to right.
+    """Mirror images left to right, each with a chance of one half.
 
     Args:
         key: Decides which.

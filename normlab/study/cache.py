@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
+from time import time
 from uuid import uuid4
 
 import numpy as np
@@ -14,6 +15,9 @@ from normlab.study.data import data_hash
 
 ARRAY_BYTES = 16 * 2**30
 """How large a folder of arrays may be."""
+
+_WRITTEN_WITHIN = 3600
+"""Seconds after which nobody is about to write into an empty file."""
 
 _ALIGNED = 64
 """JAX uses arrays that begin at a multiple of this many bytes where they are, without a copy."""
@@ -59,13 +63,14 @@ def kept(kind: str, key: str, make: Callable[[], dict[str, np.ndarray]]) -> dict
 
 
 def prune(folder: Path, limit: int) -> None:
-    """Delete the files that were not used for longest beyond so many bytes, and empty ones: their writer was killed."""
+    """Delete the files that were not used for longest beyond so many bytes, and empty ones whose writer was killed."""
     total = 0
     with suppress(FileNotFoundError):  # another process deletes too
         entries = [(entry.stat(), entry) for entry in folder.iterdir() if entry.is_file()]
         for status, entry in sorted(entries, key=lambda pair: pair[0].st_atime, reverse=True):
             total += status.st_size
-            if total > limit or not status.st_size:
+            abandoned = not status.st_size and status.st_mtime < time() - _WRITTEN_WITHIN
+            if total > limit or abandoned:
                 entry.unlink(missing_ok=True)
 
 

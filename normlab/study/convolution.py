@@ -58,9 +58,9 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """
     if jax.default_backend() == "cpu":
         return _by_patches(x, kernel, stride)
-    border = (kernel.shape[0] // 2,) * 2
+    border = kernel.shape[0] // 2
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), (border, border), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x, kernel, (stride, stride), [(border, border)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
@@ -73,9 +73,15 @@ def _by_patches(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
     each = jax.eval_shape(lambda x: patches(x, size, stride), x[0])
     bytes_each = each.size * each.dtype.itemsize
-    if size == 1 or bytes_each * len(x) <= _AT_ONCE:
+    n = len(x)
+    if size == 1 or bytes_each * n <= _AT_ONCE:
         return product(x)
-    return lax.map(jax.checkpoint(product, prevent_cse=False), x, batch_size=max(1, _BLOCK // bytes_each))
+    most = max(1, _BLOCK // bytes_each)
+    blocks = next(count for count in range(-(-n // most), n + 1) if n % count == 0)
+    # A block is every so many-th example, so that examples stay where they are if devices share the batch.
+    apart = x.reshape(n // blocks, blocks, *x.shape[1:]).swapaxes(0, 1)
+    y = lax.map(jax.checkpoint(product, prevent_cse=False), apart).swapaxes(0, 1)
+    return y.reshape(n, *y.shape[2:])
 
 
 def patches(x: jax.Array, size: int, stride: int) -> jax.Array:

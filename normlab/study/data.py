@@ -97,7 +97,8 @@ class Data:
         """All that decides what is learned from, by name; what no program reads is there for the data's hash."""
         marks = {name: np.asarray(n) for name, n in (("test", self.test), ("validation", self.validation)) if n}
         marks |= {name: np.asarray(numbers) for name, numbers in (("mean", self.mean), ("std", self.std)) if numbers}
-        marks |= {name: np.asarray(1) for name in self.augment}
+        marks |= {name: np.asarray(place) for place, name in enumerate(self.augment)}
+        marks["drawn"] = np.asarray(self.drawn)
         return {"inputs": self.inputs, "labels": self.labels, **marks}
 
 
@@ -216,10 +217,18 @@ def composed(labels: np.ndarray, batches: int, batch_size: int, classes: int, se
 
     Returns:
         Indices into `labels`, shape (batches, batch_size).
+
+    Raises:
+        ValueError: If there are fewer classes.
     """
     random = np.random.default_rng((seed, 2))  # not the streams of `split` and `permutations`
     by_class = np.argsort(labels, kind="stable")
     _, first, count = np.unique(labels[by_class], return_index=True, return_counts=True)
+    if classes > len(count):
+        raise ValueError(
+            f"Expected {classes} classes among the examples that batches are drawn from, got {len(count)} among "
+            f"{len(labels)}."
+        )
     chosen = random.permuted(np.tile(np.arange(len(count)), (batches, 1)), axis=1)[:, :classes]
     kind = chosen[:, np.arange(batch_size) % classes]
     return by_class[first[kind] + (random.random(kind.shape) * count[kind]).astype(int)].astype(np.int32)

@@ -176,7 +176,7 @@ def records(
     if stop() or not pending():
         return
     if crew := hire(task):
-        yield from pool.work(task, crew, pending, stop)
+        yield from pool.work(task, crew, pending, stop, CellRunner(task, comparison).lanes)
         return
     if task.strategy.lanes:
         from normlab.study.compilation import use_cache
@@ -252,19 +252,22 @@ class CellRunner:
         self.task, self.plan = task, Plan(comparison, task.settings)
         self._programs: OrderedDict[Cell, _Ready | Exception] = OrderedDict()
         self._data: dict[tuple[str, Any], Any] = {}
+        self._lanes: dict[Cell, int] = {}
 
     def __call__(self, cell: Cell, runs: Sequence[Run]) -> Iterator[Record]:
         """Make the records of some runs of a cell, in order; an exception becomes a record."""
-        lanes = self._lanes(cell)
+        lanes = self.lanes(cell)
         for start in range(0, len(runs), lanes):
             yield from self._stack(cell, runs[start : start + lanes])
 
-    def _lanes(self, cell: Cell) -> int:
+    def lanes(self, cell: Cell) -> int:
         """How many runs are made together: one where data are read meanwhile, so that none is lost with another."""
-        with suppress(Exception):  # which becomes a record where runs are made
-            if self._ready(cell).program.feed:
-                return 1
-        return self.task.strategy.lanes or 1
+        if cell not in self._lanes:
+            self._lanes[cell] = self.task.strategy.lanes or 1
+            with suppress(Exception):  # which becomes a record where runs are made
+                if self._lanes[cell] > 1 and build(self.plan, cell).feed:
+                    self._lanes[cell] = 1
+        return self._lanes[cell]
 
     def _stack(self, cell: Cell, runs: Sequence[Run]) -> list[Record]:
         start = perf_counter()
@@ -427,9 +430,9 @@ def _invalid(task: Task, plan: Plan, pending: Pending) -> Iterator[Record]:
 
 
 def _in_this_process(runner: CellRunner, pending: Pending, stop: Stop) -> Iterator[Record]:
-    lanes = runner.task.strategy.lanes or 1
     while not stop() and (jobs := by_cell(pending())):
         cell, runs = next(iter(jobs.items()))
+        lanes = runner.lanes(cell)
         for start in range(0, len(runs), lanes):
             if stop():
                 return

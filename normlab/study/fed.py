@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from normlab.study import identity
 from normlab.study.checkpoints import Checkpoint, Progress
 from normlab.study.compilation import Outcome, on_devices
 from normlab.study.data import data_hash
@@ -42,7 +43,8 @@ class Fed:
         training = lowered(window_training(program, feed.steps), (rate, state), program.sees(), (n, n))
         self.fitting = training.compile()
         self._evaluation = lowered(program.evaluate, (state,), program.sees(held_out=True)).compile()
-        self._decides = training.as_text(), jax.__version__, jax.default_backend(), data_hash(program.data)
+        code = identity.code_hash(identity.sources())
+        self._decides = training.as_text(), code, jax.__version__, jax.default_backend(), data_hash(program.data)
 
     def train(self, learning_rates: Sequence[float], seeds: Sequence[int]) -> Iterator[Outcome]:
         """Make runs as they are asked for; see `Compiled.train`."""
@@ -54,10 +56,10 @@ class Fed:
             yield Outcome({name: float(value) for name, value in metrics.items()}, {}, done.seconds)
 
     def _start(self, learning_rate: float, seed: int) -> tuple[Checkpoint, Progress]:
-        """Where the run begins, and where it is saved: by its program, data, initial state and learning rate."""
+        """Where the run begins, and where it is saved: by its program, data, their order, first state and rate."""
         state = jax.device_get(self._program.init(seed))
         start = data_hash({str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))})
-        checkpoint = Checkpoint(*self._decides, start, float(np.float32(learning_rate)), seed)
+        checkpoint = Checkpoint(*self._decides, start, self._feed.mark(seed), float(np.float32(learning_rate)), seed)
         return checkpoint, checkpoint.load(Progress(state, np.zeros(0, np.float32), 0, 0.0))
 
     def _trained(self, rate: np.float32, seed: int, checkpoint: Checkpoint, at: Progress) -> Progress:

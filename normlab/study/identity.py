@@ -53,7 +53,7 @@ def describe(files: Iterable[Path], data: Mapping[str, str], strategy: "Strategy
     """
     python = f"{sys.version_info[0]}.{sys.version_info[1]}"
     described = {
-        "code": code_hash([*_sources(), *files]),
+        "code": code_hash([*sources(), *files]),
         "versions": {"python": python, **{name: version(name) for name in _LIBRARIES}},
         "platform": _platform(strategy),
         "data": dict(data),
@@ -87,7 +87,8 @@ def code_hash(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _sources() -> list[Path]:
+def sources() -> list[Path]:
+    """The files of this package that decide the numbers of a run."""
     return [file for pattern in _SOURCES for file in sorted(_PACKAGE.glob(pattern))]
 
 

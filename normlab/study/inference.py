@@ -39,7 +39,8 @@ def reestimated(model: Fitted) -> Any:
     """
     if not model.norm.entry.ghost_batches:
         return model.rest
-    latest = norms.get(model.norm, momentum=0.0, unbiased_running_var=False)  # running values are a batch's own
+    plain = {"r_max": 1.0, "d_max": 0.0} if model.norm.name == "batch_renorm" else {}  # blind to the old ones
+    latest = norms.get(model.norm, momentum=0.0, unbiased_running_var=False, **plain)  # running values: a batch's own
     of_batch, size = model.variant(latest), len(model.batch[1])
     examples = model.train[: min(len(model.train), REESTIMATED_FROM) // size * size].reshape(-1, size)
 

@@ -11,7 +11,7 @@ import optax
 from normlab.norms import Norm
 from normlab.study.augment import augment
 from normlab.study.config import Metric, Series
-from normlab.study.data import Data, composed, permutations, sizes, split
+from normlab.study.data import Data, composed, data_hash, permutations, sizes, split
 from normlab.study.networks import Network
 from normlab.study.problems import MEAN_SQUARED_ERROR, MISCLASSIFICATION, Error, Loss, Optimizer
 from normlab.study.streamed import WINDOW_BYTES, Streamed
@@ -148,7 +148,10 @@ def learn(
 
     def examples(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         parts = split(n, seed, training, validating, fixed=data.validation + data.test)
-        train, held_out = parts["train"], np.concatenate([parts["validation"], parts["test"]])
+        train, test = parts["train"], parts["test"]
+        if data.test:  # as it comes in a file, which may be sorted
+            test = np.random.default_rng((seed, 3)).permutation(test)
+        held_out = np.concatenate([parts["validation"], test])
         if classes_per_batch is None:
             order = permutations(train, epochs, seed)[:, : per_epoch * batch_size].reshape(steps, batch_size)
         else:
@@ -281,6 +284,7 @@ def _feed(
 
     return Feed(
         steps=per_window,
+        mark=lambda seed: data_hash(dict(zip(("order", "train", "held_out"), examples(seed), strict=True))),
         windows=lambda seed, n: data.windows(rows(examples(seed)[0], sizes[0])[n:]),
         held_out=lambda seed: data.windows(rows(examples(seed)[2], sizes[1])),
         shapes=(shapes(sizes[0]), shapes(sizes[1])),

@@ -6,7 +6,7 @@ kept, and what it left of its cell is pending again. A run that was under way at
 error; workers that die as often before their first run, one after another, cannot start.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,7 +116,7 @@ def cluster_extra() -> Iterator[None]:
         raise BadInput(f"`{error.name}` is missing: `--executor` needs `pip install 'normlab[cluster]'`.") from error
 
 
-def work(task: Task, crew: Crew, pending: Pending, stop: Stop) -> Iterator[Record]:
+def work(task: Task, crew: Crew, pending: Pending, stop: Stop, lanes: Callable[[Cell], int]) -> Iterator[Record]:
     """Keep a crew at work until nothing is pending.
 
     Args:
@@ -124,6 +124,7 @@ def work(task: Task, crew: Crew, pending: Pending, stop: Stop) -> Iterator[Recor
         crew: It is let go at the end, however that comes.
         pending: See `execute.records`.
         stop: Once it says yes, the run that each worker is at is waited for, and no other.
+        lanes: How many runs of a cell a worker makes together.
 
     Yields:
         The records, in the order in which they come.
@@ -132,7 +133,7 @@ def work(task: Task, crew: Crew, pending: Pending, stop: Stop) -> Iterator[Recor
         RuntimeError: If workers cannot start.
         Fault: If a worker is not what its runs would be recorded as.
     """
-    books = _Books(task)
+    books = _Books(task, lanes)
     try:
         while not stop():
             _hand_out(crew, pending, books)
@@ -185,6 +186,7 @@ class _Books:
     """
 
     task: Task
+    lanes: Callable[[Cell], int]
     under_way: dict[Cell, _Assignment] = field(default_factory=dict)
     deaths: dict[Run, list[str]] = field(default_factory=dict)
     false_starts: list[str] = field(default_factory=list)
@@ -201,27 +203,27 @@ class _Books:
             case Done():
                 del self.under_way[news.cell]
             case Died():
-                yield from self._bury(self.under_way.pop(news.cell), news.how)
+                yield from self._bury(news.cell, self.under_way.pop(news.cell), news.how)
 
     def at_hand(self) -> dict[Cell, list[Run]]:
         """For each cell the runs that its worker is at: those of a stack together, none before it begins."""
-        return {cell: self._first(given) if given.begun else [] for cell, given in self.under_way.items()}
+        return {cell: self._first(cell, given) if given.begun else [] for cell, given in self.under_way.items()}
 
     def owes(self, run: Run) -> bool:
         """Whether a worker that was given a run has neither made it nor died."""
         return run.cell in self.under_way and run in self.under_way[run.cell].owed
 
-    def _first(self, given: _Assignment) -> list[Run]:
-        return given.owed[: self.task.strategy.lanes or 1]
+    def _first(self, cell: Cell, given: _Assignment) -> list[Run]:
+        return given.owed[: self.lanes(cell)]
 
-    def _bury(self, lost: _Assignment, how: str) -> Iterator[Record]:
+    def _bury(self, cell: Cell, lost: _Assignment, how: str) -> Iterator[Record]:
         if not lost.begun:
             self.false_starts.append(how)
             if len(self.false_starts) == DEATHS:
                 how = _clauses(self.false_starts)
                 raise RuntimeError(f"Worker processes cannot start: {DEATHS} died before their first run: {how}.")
             return
-        for run in self._first(lost):
+        for run in self._first(cell, lost):
             hows = self.deaths.setdefault(run, [])
             hows.append(how)
             if len(hows) == DEATHS:

@@ -183,8 +183,7 @@ class Task:
         data = self.loaded(config)
         training = {name: config[name] for name in _TRAINING if name in config}
         fields = {name: value for name, value in config.items() if name not in (*training, *self.asked)}
-        if data.classes and "classes" in inspect.signature(self.model).parameters:
-            fields["classes"] = int(data.labels.max()) + 1
+        fields |= self._classes(data)
         first = data.prepared(data.inputs[:2])
         return learn(
             data,
@@ -199,6 +198,18 @@ class Task:
             **self.observed,
             **training,
         )
+
+    def _classes(self, data: Data) -> dict[str, int]:
+        """How many there are, for a model that wants to know."""
+        parameter = inspect.signature(self.model).parameters.get("classes")
+        if parameter is None or not (data.classes or parameter.default is parameter.empty):
+            return {}
+        if not data.classes:
+            raise ValueError(
+                f"Expected `labels` to be classes, integers from 0 on, which the model's `classes` counts, got "
+                f"{data.labels.dtype}. Convert them, or take another model."
+            )
+        return {"classes": int(data.labels.max()) + 1}
 
     def norm_options(self, norm: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """Options of a norm; see `Problem.norm_options`."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from normlab.study.arguments import FILE, WHOLE, YES_NO, Kind, Option
-from normlab.study.data import AUGMENTATIONS, Data, digits, load
+from normlab.study.data import AUGMENTATIONS, Data, digits, load, sizes
 from normlab.study.errors import BadInput
 
 
@@ -26,7 +26,7 @@ def chosen(
         data: `digits`; `npz:PATH`, a user's own arrays, see `normlab.study.data.load`; or `tfds:NAME[:VERSION]`, see
             `normlab.study.tfds_sets.read`.
         data_dir: Where the data sets of TensorFlow Datasets are.
-        train_examples: A budget: only the first of the examples for training are used.
+        train_examples: A budget: only the first of the examples outside of given validation and test sets are used.
         augment: See `Data`.
         image_size: To what images of TensorFlow Datasets are resized.
         stream: Whether inputs of TensorFlow Datasets are read while a model is trained; so are large ones unless given.
@@ -39,6 +39,8 @@ def chosen(
         from normlab.study import tfds_sets
 
         found = tfds_sets.read(name, data_dir, train_examples, image_size, stream)
+        if train_examples:
+            _check_enough(found, train_examples)
     else:
         for option, value in (("--data-dir", data_dir), ("--image-size", image_size), ("--stream", stream)):
             if value:
@@ -54,10 +56,34 @@ def _first(data: Data, n: int) -> Data:
     if n > free:
         raise BadInput(f"Expected `--train-examples` up to {free:,}, which is all that there are, got {n:,}.")
     stay = np.r_[:n, free : len(data.labels)]
-    about = (
-        f"{data.about} Of the {free:,} examples that are not given for validation or test, the first {n:,} are used."
+    validation, test = (part / free if part >= 1 else part for part in data.drawn)
+    first = replace(data, inputs=data.inputs[stay], labels=data.labels[stay], drawn=(validation, test))
+    _check_enough(first, n)
+    return replace(first, about=_about(data, first))
+
+
+def _about(data: Data, first: Data) -> str:
+    """What data are of which only the first are left, and how the digits are divided then."""
+    before, n = (len(one.labels) - one.validation - one.test for one in (data, first))
+    what, divided, _ = data.about.partition("; each seed has its own split into")
+    if not divided:
+        outside = " that are not given for validation or test" if data.test else ""
+        return f"{what} Of the {before:,} examples{outside}, the first {n:,} are used.".strip()
+    train, validating = sizes(first)
+    return (
+        f"{what}, of which the first {n:,} are used{divided} {train:,} for training, {validating:,} for validation and "
+        f"{n - train - validating:,} for the test."
     )
-    return replace(data, inputs=data.inputs[stay], labels=data.labels[stay], about=about.strip())
+
+
+def _check_enough(data: Data, n: int) -> None:
+    """Refuse a budget out of which seeds cannot draw what they have to."""
+    try:
+        sizes(data)
+    except ValueError:
+        raise BadInput(
+            f"Expected `--train-examples` to leave examples to train on and for each part that seeds draw, got {n:,}."
+        ) from None
 
 
 def _parts(data: Any) -> tuple[str, str]:
@@ -105,7 +131,8 @@ DATA_OPTIONS = (
         name="train_examples",
         kind=WHOLE,
         metavar="N",
-        help="a budget: only the first N examples for training are used; validation is drawn out of them, too",
+        help="a budget: only the first N examples for training are used; validation is drawn out of them, and the test "
+        "where the data bring none",
         folder=lambda n: f"{n}",
     ),
     Option(
@@ -126,7 +153,7 @@ DATA_OPTIONS = (
     Option(
         name="stream",
         kind=YES_NO,
-        help="read inputs from disk while a model is trained (default: for data sets in files of over 2 GiB)",
+        help="read inputs from disk while a model is trained (default: where they take over 2 GiB)",
     ),
 )
 """For `normlab.study.supervised`, whose `data` is `chosen`."""

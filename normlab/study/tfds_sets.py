@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +26,8 @@ FORMAT = 1
 BLOCK = 1024
 """Examples that are read together."""
 
-STORED_BYTES = 2 * 2**30
-"""Larger files are read while a model is trained: the same on every machine, whatever its memory, since all machines
+RESIDENT_BYTES = 2 * 2**30
+"""Larger inputs are read while a model is trained: the same on every machine, whatever its memory, since all machines
 are to make the same runs."""
 
 SAMPLE = 10_000
@@ -53,15 +56,16 @@ def read(
         train_examples: How many of the split `train` there are to be, from the first on; all of them unless given.
         size: Of square images: the shorter side is resized to it, and what the longer one has more is cut off at both
             ends. Images stay as they are unless given.
-        stream: Whether inputs are read while a model is trained. Unless given, where files have over `STORED_BYTES`.
+        stream: Whether inputs are read while a model is trained. Unless given, where they take over `RESIDENT_BYTES`;
+            where that cannot be told before they are read, where their files do.
 
     Raises:
         BadInput: If there is no such data set, or something else in its files.
     """
     place = located(name, data_dir)
-    stored = sum(path.stat().st_size for path in _files(place.folder))
-    if stored > STORED_BYTES if stream is None else stream:
-        return _streamed(place, train_examples, size, f"of {stored / 2**30:.2g} GiB")
+    taken, where = _taken(place.folder, train_examples, size)
+    if taken > RESIDENT_BYTES if stream is None else stream:
+        return _streamed(place, train_examples, size, f"{where} of {taken / 2**20:,.0f} MiB")
     key = content_key("tfds", FORMAT, contents(place.folder), train_examples, size)
     arrays = kept("data", key, lambda: _to_arrays(Examples(place, train_examples, size)))
     return Data(arrays["inputs"], arrays["labels"], **_of_data(place, arrays))
@@ -98,7 +102,7 @@ def located(name: str, data_dir: str | None = None) -> Place:
 
 
 def contents(folder: Path) -> str:
-    """The sha256 of the names and contents of all files in a folder."""
+    """The sha256 of the names and contents of what is read of a folder."""
     digest = hashlib.sha256()
     for path in _files(folder):
         with path.open("rb") as file:
@@ -107,7 +111,7 @@ def contents(folder: Path) -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """The sha256 of the names, sizes and ends of all files in a folder; all of a small file is its end."""
+    """The sha256 of the names, sizes and ends of what is read of a folder; all of a small file is its end."""
     digest = hashlib.sha256()
     for path in _files(folder):
         size = path.stat().st_size
@@ -201,28 +205,47 @@ class _Rows:
     """The records of some splits, one behind the other."""
 
     def __init__(self, builder: Any, split: str, keys: tuple[str, str]) -> None:
-        parts = builder.info.splits[split].file_instructions
+        self._keys, parts = keys, builder.info.splits[split].file_instructions
         self._files, self._ends = [Path(part.filename) for part in parts], np.cumsum([part.take for part in parts])
-        self._parsing = _parsing(builder.info.features, keys)
-        self._source = builder.as_data_source(split, deserialize_method=self._parsing.method)
+        self._parsing, raw = _parsing(builder.info.features, keys), _package().decode.DeserializeMethod.RAW_BYTES
+        self._source = builder.as_data_source(split, deserialize_method=raw)
 
     def __call__(self, indices: Sequence[int]) -> tuple[list[np.ndarray], np.ndarray]:
         """Read inputs and labels of some.
 
         Raises:
-            BadInput: If a file is damaged.
+            BadInput: If a file is damaged, or an example lacks something.
         """
-        rows = self._opened(indices)
-        return [self._parsing.input(row) for row in rows], np.asarray([self._parsing.label(row) for row in rows])
+        inputs, labels = zip(*self._each(self._parsing.example, indices), strict=True)
+        return list(inputs), np.asarray(labels)
 
     def labels(self, indices: Sequence[int]) -> np.ndarray:
         """Read labels alone, likewise."""
-        return np.asarray([self._parsing.label(row) for row in self._opened(indices)])
+        return np.asarray(self._each(self._parsing.label, indices))
 
-    def _opened(self, indices: Sequence[int]) -> list[Any]:
+    def _each(self, parse: Callable[[bytes], Any], indices: Sequence[int]) -> list[Any]:
+        found = []
+        for index, record in zip(indices, self._records(indices), strict=True):
+            try:
+                found.append(parse(record))
+            except Exception as error:  # of what parses, or decodes
+                raise self._unusable(index, record, error) from error
+        return found
+
+    def _unusable(self, index: int, record: bytes, error: Exception) -> BadInput:
+        """What is wrong with a record."""
+        folder, missing = self._files[0].parent, _missing(self._keys, record)
+        if missing:
+            return BadInput(
+                f"Expected `{missing}` in each example of `{folder}`, got none in example {index}. Leave out what has "
+                "none."
+            )
+        return BadInput(f"Expected examples that can be decoded in `{folder}`, got example {index}: {one_line(error)}.")
+
+    def _records(self, indices: Sequence[int]) -> Sequence[bytes]:
         try:
-            return list(map(self._parsing.open, self._source.__getitems__(indices)))
-        except Exception as error:  # of the library that reads, or of what parses records
+            return self._source.__getitems__(indices)
+        except Exception as error:  # of the library that reads
             file, error = self._culprit(indices) or (self._files[0].parent, error)
             raise _damaged(file, error) from error
 
@@ -262,26 +285,29 @@ def _to_arrays(examples: Examples) -> dict[str, np.ndarray]:
     return {
         "inputs": data.inputs,
         "labels": data.labels,
-        **_described(examples, data, (data.inputs[block] for block in _blocks(examples.train)), "those for training"),
+        **_described(examples, data, (data.inputs[block] for block in _blocks(examples.train))),
     }
 
 
-def _streamed(place: Place, train_examples: int | None, size: int | None, stored: str) -> Streamed:
+def _streamed(place: Place, train_examples: int | None, size: int | None, where: str) -> Streamed:
     """A data set that is read while a model is trained; what is kept of it are labels, and what there is to say."""
     opened = cache(lambda: Examples(place, train_examples, size))
-    mark = content_key("tfds", FORMAT, fingerprint(place.folder), train_examples, size)
+    mark = content_key("tfds", FORMAT, fingerprint(place.folder), _libraries(), train_examples, size)
     arrays = kept("data", content_key("streamed", mark), lambda: _without_inputs(opened()))
     return Streamed(
         arrays["inputs"],
         arrays["labels"],
         read=lambda indices: opened().read(indices),
         fingerprint=mark,
-        **_of_data(place, arrays, f" Its files, {stored}, are read while a model is trained."),
+        **_of_data(place, arrays, f" Its inputs, {where}, are read while a model is trained."),
     )
 
 
 def _without_inputs(examples: Examples) -> dict[str, np.ndarray]:
-    """All labels, two inputs, and what there is to say about all of them. Every record is read, so damage is found."""
+    """All labels, two inputs, and what there is to say about all of them.
+
+    Every record is read, so that a damaged file is found; of images, only a sample is decoded.
+    """
     sample = np.linspace(0, examples.train - 1, min(SAMPLE, examples.train)).astype(int)
     labels = np.concatenate([examples.labels(block) for block in _blocks(len(examples))])
     data = Data(examples.read([0, 1])[0], labels[:2])
@@ -289,15 +315,18 @@ def _without_inputs(examples: Examples) -> dict[str, np.ndarray]:
     return {
         "inputs": data.inputs,
         "labels": labels.astype(data.labels.dtype),
-        **_described(examples, data, images, f"{len(sample):,} of those for training"),
+        **_described(examples, data, images, f"{len(sample):,} of "),
     }
 
 
-def _described(examples: Examples, data: Data, images: Iterable[np.ndarray], over: str) -> dict[str, np.ndarray]:
+def _described(examples: Examples, data: Data, images: Iterable[np.ndarray], some: str = "") -> dict[str, np.ndarray]:
     """What there is to say about examples."""
+    over = "those for training" if examples.test else "all examples, those that seeds draw for the test included"
     standardized = data.inputs.dtype == np.uint8 and data.inputs.ndim == 4
     mean, std = standardization(images) if standardized else (np.empty(0), np.empty(0))
-    words = f" Each channel is standardized by its mean and standard deviation over {over}." if standardized else ""
+    words = (
+        f" Each channel is standardized by its mean and standard deviation over {some}{over}." if standardized else ""
+    )
     numbers = {"test": examples.test, "validation": examples.validation, "about": f"{examples.about}{words}"}
     return {"mean": mean, "std": std, **{name: np.array(value) for name, value in numbers.items()}}
 
@@ -318,21 +347,36 @@ def _blocks(n: int) -> list[range]:
     return [range(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
 
 
-def _package() -> Any:
-    """TensorFlow Datasets, with all that it needs to read.
+@contextmanager
+def _installed() -> Iterator[None]:
+    """Import what the extra `data` brings.
 
     Raises:
         BadInput: If something is missing.
     """
     try:
-        import cv2  # noqa: F401
-        import tensorflow_datasets as tfds
-        from array_record.python import array_record_data_source  # noqa: F401
+        yield
     except ImportError as error:
         raise BadInput(
             f"Expected what reads data sets to be installed, got {one_line(error)}. Run `pip install 'normlab[data]'`."
         ) from error
+
+
+def _package() -> Any:
+    """TensorFlow Datasets, with all that it needs to read."""
+    with _installed():
+        import cv2  # noqa: F401
+        import tensorflow_datasets as tfds
+        from array_record.python import array_record_data_source  # noqa: F401
     return tfds
+
+
+def _libraries() -> list[str]:
+    """Versions of what reads and decodes; to import all of it would take seconds."""
+    with _installed():
+        import cv2
+
+        return [cv2.__version__, version_of("tensorflow-datasets"), version_of("array_record")]
 
 
 def _builder(folder: Path) -> Any:
@@ -426,39 +470,59 @@ def _about(train: int, held: Sequence[str], there: Mapping[str, int]) -> str:
 
 
 class _Parsing(NamedTuple):
-    """How a record becomes an input and a label.
+    """What a record holds.
 
     Attributes:
-        method: What TensorFlow Datasets does first.
-        open: Makes a row of what it gives.
-        input: Of a row.
-        label: Of a row.
+        example: Its input and label.
+        label: That alone.
     """
 
-    method: Any
-    open: Callable[[Any], Any]
-    input: Callable[[Any], np.ndarray]
-    label: Callable[[Any], Any]
+    example: Callable[[bytes], tuple[np.ndarray, Any]]
+    label: Callable[[bytes], Any]
 
 
 def _parsing(features: Any, keys: tuple[str, str]) -> _Parsing:
     """Leave all to TensorFlow Datasets but plain images with classes, which are read here in a third of the time."""
     tfds, (key, label) = _package(), keys
-    methods, image, kind = tfds.decode.DeserializeMethod, features[key], features[label].get_tensor_info()
+    image, kind = features[key], features[label].get_tensor_info()
     encoded = isinstance(image, tfds.features.Image) and image.np_dtype == np.uint8 and image.shape[-1] in (1, 3)
     if not encoded or kind.shape != () or np.dtype(kind.np_dtype).kind != "i":
+
+        def parsed(record: bytes) -> Mapping[str, Any]:
+            row = features.deserialize_example_np(record)
+            if any(row[name] is None for name in keys):
+                raise ValueError("something is missing")
+            return row
+
         return _Parsing(
-            methods.DESERIALIZE_AND_DECODE, lambda row: row, lambda row: np.asarray(row[key]), lambda row: row[label]
+            lambda record: (np.asarray((row := parsed(record))[key]), row[label]), lambda record: parsed(record)[label]
         )
+    decode = _decoder(image.shape[-1])
+
+    def label_of(row: Any) -> int:
+        return row[label].int64_list.value[0]
+
+    return _Parsing(
+        lambda record: (decode((row := _row(record))[key].bytes_list.value[0]), label_of(row)),
+        lambda record: label_of(_row(record)),
+    )
+
+
+def _row(record: bytes) -> Any:
+    """The features of a record by name, as they are stored."""
     from tensorflow_datasets.proto import tf_example_pb2
 
-    example, decode = tf_example_pb2.Example, _decoder(image.shape[-1])  # pyright: ignore[reportAttributeAccessIssue]
-    return _Parsing(
-        methods.RAW_BYTES,
-        lambda record: example.FromString(record).features.feature,
-        lambda row: decode(row[key].bytes_list.value[0]),
-        lambda row: row[label].int64_list.value[0],
-    )
+    return tf_example_pb2.Example.FromString(record).features.feature  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _missing(keys: Iterable[str], record: bytes) -> str | None:
+    """The first key that a record has nothing for."""
+    with suppress(Exception):  # it may be no record at all
+        row = _row(record)
+        for key in keys:
+            if not any(values.value for _, values in row[key].ListFields()):
+                return key
+    return None
 
 
 def _decoder(channels: int) -> Callable[[bytes], np.ndarray]:
@@ -468,9 +532,11 @@ def _decoder(channels: int) -> Callable[[bytes], np.ndarray]:
     colours = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
 
     def decode(content: bytes) -> np.ndarray:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), colours | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = None
+        with suppress(cv2.error):  # for no bytes at all, say
+            image = cv2.imdecode(np.frombuffer(content, np.uint8), colours | cv2.IMREAD_IGNORE_ORIENTATION)
         if image is None:
-            raise BadInput(f"Expected images that OpenCV can decode, got one of {len(content)} bytes that it cannot.")
+            raise ValueError(f"an image of {len(content)} bytes that OpenCV cannot decode")
         return image.reshape(*image.shape[:2], channels)
 
     return decode
@@ -490,6 +556,16 @@ def _square(image: np.ndarray, size: int) -> np.ndarray:
 def _damaged(path: Path, error: Exception) -> BadInput:
     """What is wrong with a file."""
     text = str(error)
+    if "Too many open files" in text:
+        return BadInput(
+            f"Expected to have all ArrayRecord files in `{path.parent}` open together, got {one_line(error)}. Allow "
+            "more with `ulimit -n`."
+        )
+    if "out of bound" in text:
+        return BadInput(
+            f"Expected as many examples in `{path}` as `dataset_info.json` beside it says, got fewer: "
+            f"{one_line(error)}. Copy or build both again."
+        )
     if not path.exists():
         what = "is missing"
     elif "Postscript" in text or "64KB" in text:  # riegeli's words for a file that does not end as it should
@@ -499,14 +575,36 @@ def _damaged(path: Path, error: Exception) -> BadInput:
     return BadInput(f"Expected whole ArrayRecord files, got `{path}`, which {what}: {one_line(error)}. Copy it again.")
 
 
+def _taken(folder: Path, train_examples: int | None, size: int | None) -> tuple[int, str]:
+    """How many bytes inputs take, and where: in memory if what describes them tells their shape, else in files."""
+    told, features = _json(folder / "dataset_info.json"), _json(folder / "features.json")
+    with suppress(AttributeError, LookupError, TypeError, ValueError):  # described in another way
+        key = told["supervisedKeys"]["tuple"]["items"][0]["featureKey"] if "supervisedKeys" in told else "image"
+        feature = features["featuresDict"]["features"][key]
+        array = feature.get("image") or feature["tensor"]
+        shape = [int(side) for side in array["shape"]["dimensions"]]
+        shape = [size, size, *shape[2:]] if size else shape
+        there = {split["name"]: sum(map(int, split["shardLengths"])) for split in told["splits"]}
+        examples = min(there["train"], train_examples or there["train"])
+        examples += sum(there.get(name, 0) for name in ("validation", "test"))
+        if min(shape, default=1) > 0:
+            return examples * math.prod(shape) * (1 if array["dtype"] == "uint8" else 4), "in memory"
+    return sum(path.stat().st_size for path in _files(folder)), "in files"
+
+
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file())
+    """What is read of a folder; there may be files of other formats, too."""
+    described = ("dataset_info.json", "features.json")
+    return sorted(path for path in folder.iterdir() if path.name in described or ".array_record" in path.name)
+
+
+_VERSION = r"\d+\.\d+\.\d+"
 
 
 def _versions(folder: Path) -> list[str]:
     """The versions in a folder, the newest last."""
     names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    versions = [name for name in names if re.fullmatch(r"\d+\.\d+\.\d+", name)]
+    versions = [name for name in names if re.fullmatch(_VERSION, name)]
     return sorted(versions, key=lambda version: tuple(map(int, version.split("."))))
 
 
@@ -516,6 +614,8 @@ def _instead(root: Path, name: str) -> str:
         there = f"no folder `{root}`. Pass `--data-dir`, or build the data set"
     elif configs := _sets(root / name):
         return f"its configurations {', '.join(configs)}. Pass `--data tfds:{name}/{configs[0]}`, for instance."
+    elif "/" in name and re.fullmatch(_VERSION, Path(name).name):
+        return f"a version behind a slash. Pass `--data tfds:{Path(name).parent.as_posix()}:{Path(name).name}`."
     else:
         there = f"none there. {nearest(name, _sets(root))} Pass another `--data-dir`, or build the data set"
     return f"{there}: {_command(name, root)}."

@@ -23,6 +23,7 @@ class Feed:
 
     Attributes:
         steps: How many updates a window is for.
+        mark: `seed -> a hash` of which examples are in which of its windows.
         windows: `(seed, n) -> windows`, those behind the first n; the last one is filled up.
         held_out: `seed -> windows` of the examples for validation and the test; the last one is filled up.
         shapes: Of the arrays of these two kinds of windows.
@@ -30,6 +31,7 @@ class Feed:
     """
 
     steps: int
+    mark: Callable[[int], str]
     windows: Callable[[int, int], Iterator[Arrays]]
     held_out: Callable[[int], Iterator[Arrays]]
     shapes: tuple[Arrays, Arrays]

@@ -39,7 +39,7 @@ class ViTTiny(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map images (batch, height, width, channels) to logits (batch, classes)."""
-        x = _dense(_WIDTH, name="embedding")(patches(x, self.patch))
+        x = _dense(_WIDTH, name="embedding")(squares(x, self.patch))
         token = self.param("class_token", _INITIAL, (1, 1, _WIDTH))
         x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, _WIDTH)), x], axis=1)
         x = x + self.param("positions", _INITIAL, (1, *x.shape[1:]))
@@ -64,7 +64,7 @@ class _Layer(nn.Module):
         return x + _dense(_WIDTH, name="dense_1")(y)
 
 
-def patches(x: jax.Array, size: int) -> jax.Array:
+def squares(x: jax.Array, size: int) -> jax.Array:
     """Cut images into squares, row by row.
 
     Args:

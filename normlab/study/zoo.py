@@ -7,13 +7,16 @@ from typing import Any, NamedTuple
 
 from normlab.norms import Norm
 from normlab.study.config import Problem
+from normlab.study.data import Data
+from normlab.study.errors import BadInput
 from normlab.study.problems import MISCLASSIFICATION, Optimizer, supervised
 from normlab.study.sources import DATA_OPTIONS, chosen
 
 WEIGHT_DECAY = 1e-4
 """Of all parameters, those of norms included, as He et al. (2016) and Wu & He (2018) have it."""
 
-VIT_WEIGHT_DECAY = 0.05
+VIT_WEIGHT_DECAY, VIT_RATE = 0.05, 0.01
+"""Of AdamW, which wants about a hundredth of the rates of SGD; grids are the same for all networks."""
 
 
 FIXED = (
@@ -21,7 +24,7 @@ FIXED = (
     "and order are the same for every norm.",
     "Training: softmax cross entropy, SGD with momentum 0.9, cosine decay from the tuned learning rate to zero. No "
     f"weight decay for MLP and conv net; {WEIGHT_DECAY:g} for VGG and ResNet; the ViT has AdamW with "
-    f"{VIT_WEIGHT_DECAY:g}. No augmentation unless the data say so.",
+    f"{VIT_WEIGHT_DECAY:g} at {VIT_RATE:g} of the learning rate. No augmentation unless the data say so.",
     "Batch renorm: r_max from 1 to 3 and d_max from 0 to 5 between 10 % and 35 % of the updates; running statistics "
     "start from the first batch.",
     "Group norm: 10 groups in the MLPs, 4 in the conv net and in ResNet-20 and 56, 16 in VGG, 32 in ResNet-50, 12 in "
@@ -70,11 +73,28 @@ def _problem(name: str, member: Member, fields: Mapping[str, Any]) -> Problem:
         norm_options={norm: {"num_groups": member.groups} for norm in ("group", "continual")},
         spatial=member.spatial,
         optimizer=member.optimizer,
-        data=chosen,
+        data=partial(_suitable, name, member),
         metric=MISCLASSIFICATION,
         options=DATA_OPTIONS,
         **fields,
     )
+
+
+def _suitable(name: str, member: Member, **options: Any) -> Data:
+    """The data that were chosen.
+
+    Raises:
+        BadInput: If the network cannot take them.
+    """
+    data = chosen(**options)
+    if member.spatial and data.inputs.ndim != 4:
+        raise BadInput(
+            f"Expected images of shape (examples, height, width, channels) for `{name}`, got inputs of shape "
+            f"{data.inputs.shape}. Add the axis that is missing, or take the problem `mlp`."
+        )
+    if data.labels.ndim != 1:
+        raise BadInput(f"Expected one label for each example, got labels of shape {data.labels.shape}.")
+    return data
 
 
 def _made(member: Member, norm: Norm, *, classes: int) -> Any:
@@ -91,7 +111,7 @@ def _sgd_with_decay(schedule: Any) -> Any:
 def _adamw(schedule: Any) -> Any:
     import optax
 
-    return optax.adamw(schedule, weight_decay=VIT_WEIGHT_DECAY)
+    return optax.adamw(lambda t: VIT_RATE * schedule(t), weight_decay=VIT_WEIGHT_DECAY)
 
 
 def _resnet(title: str, groups: int = 4, kind: str = "ResNet", **fields: Any) -> Member:
