@@ -204,7 +204,7 @@ class TestStreamedSets:
             monkeypatch.setattr(tfds_sets, "RESIDENT_BYTES", limit)
             data = chosen("tfds:tiny", str(tmp_path), **options)
             assert isinstance(data, Streamed) == streamed
-            assert ("in memory of 0 MiB" in data.about) == streamed
+            assert ("Its inputs, 0 MiB in memory, are" in data.about) == streamed
 
     def test_where_shapes_are_not_told_files_decide(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         features = {**FEATURES, "image": tfds.features.Image(shape=(None, None, 3))}

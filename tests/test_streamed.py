@@ -27,6 +27,7 @@ from normlab.study.models import MLP
 from normlab.study.networks import ignores_norm
 from normlab.study.streamed import Streamed
 from normlab.study.train import Program, check
+from tests.toys import settings_for
 
 IMAGES = (digits().inputs[:300] * 255).astype(np.uint8)
 LABELS = digits().labels[:300]
@@ -251,7 +252,7 @@ class TestLanes:
     def test_what_is_made_after_a_reason_to_stop(self, runner: execute.CellRunner, norm: str, lanes: int) -> None:
         runs = [run for run in runner.plan.pending([]) if run.cell.norm == norm]
         made: list[Record] = []
-        for record in execute.records(runner.task, runner.plan.comparison, lambda: runs, lambda _: None, lambda: bool(made)):
+        for record in execute._in_this_process(runner, lambda: runs, lambda: bool(made)):
             made.append(record)
         assert (len(runs), len(made)) == (6, lanes)
 

@@ -65,7 +65,7 @@ def read(
     place = located(name, data_dir)
     taken, where = _taken(place.folder, train_examples, size)
     if taken > RESIDENT_BYTES if stream is None else stream:
-        return _streamed(place, train_examples, size, f"{where} of {taken / 2**20:,.0f} MiB")
+        return _streamed(place, train_examples, size, f"{taken / 2**20:,.0f} MiB {where}")
     key = content_key("tfds", FORMAT, contents(place.folder), train_examples, size)
     arrays = kept("data", key, lambda: _to_arrays(Examples(place, train_examples, size)))
     return Data(arrays["inputs"], arrays["labels"], **_of_data(place, arrays))
