@@ -69,11 +69,11 @@ Train = Callable[[int], float]
 class Case(NamedTuple):
     """What is trained, on what."""
 
-    data: str
-    data_dir: str | None
     model: str
     norm: str
     batch_size: int
+    data: str = "digits"
+    data_dir: str | None = None
 
     @property
     def epochs(self) -> int:
@@ -157,12 +157,12 @@ def main() -> None:
 
     rows: list[Row] = []
     print(header())
-    product = itertools.product(args.data, [args.data_dir], args.models, args.norms, args.batch_sizes)
-    for case in itertools.starmap(Case, product):
+    product = itertools.product(args.data, args.models, args.norms, args.batch_sizes)
+    for case in (Case(*rest, data, args.data_dir) for data, *rest in product):
         measured = measure(case, args.rounds, args.turn)
         print(*map(line, measured), sep="\n", flush=True)
         rows += measured
-    cases = [Case(data, args.data_dir, model, "batch", 32) for data in args.data for model in args.models]
+    cases = [Case(model, "batch", 32, data, args.data_dir) for data in args.data for model in args.models]
     costs = [growth(case) if case.data == "digits" else loading(case) for case in cases]
     print(summary(rows), *costs, sep="\n")
     if args.output:

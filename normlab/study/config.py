@@ -129,7 +129,7 @@ class Problem:
     """A data set, a model family, a loss and a metric. `normlab.study.supervised` makes one from a Flax model.
 
     Attributes:
-        name: Short, for records and flags, e.g. `digits-mlp`.
+        name: Short, for records and flags, e.g. `mlp`.
         title: For people, e.g. `MLP 64-100-100-10 on digits`.
         build: `(norm, config) -> Program`: the pure `init`, `step` and `evaluate` of one cell; `config` holds the
             training fields of that cell (`epochs`, and what `Curve.config` gives for the factor's value). It imports
