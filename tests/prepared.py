@@ -36,10 +36,10 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, _: Any) -> Mapping[str, Iterator[tuple[int, Row]]]:
-        return {split: iter(enumerate(rows)) for split, rows in self._given[0].items()}
+        return {split: self._generate_examples(rows) for split, rows in self._given[0].items()}
 
-    def _generate_examples(self) -> Any:
-        raise NotImplementedError
+    def _generate_examples(self, rows: Sequence[Row]) -> Iterator[tuple[int, Row]]:
+        return iter(enumerate(rows))
 
 
 def write(

@@ -21,7 +21,7 @@ from normlab.study import catalogue, execute, fed, learning, pool
 from normlab.study.checkpoints import Checkpoint, Progress
 from normlab.study.compilation import Compiled, compile_program
 from normlab.study.config import Cell, Record, Run
-from normlab.study.data import Data, data_hash, digits
+from normlab.study.data import Data, digits
 from normlab.study.errors import BadInput
 from normlab.study.models import MLP
 from normlab.study.networks import ignores_norm
@@ -131,7 +131,7 @@ class TestPrograms:
     def test_hash_tells_data_apart(self) -> None:
         data = on_disk()
         others = [data, replace(data, fingerprint="cd" * 32), replace(data, test=50), replace(data, mean=(0.2,))]
-        assert len({data_hash(build(other).data) for other in others}) == 4
+        assert len({build(other).data_hash for other in others}) == 4
         assert "inputs" not in build(data).data
 
     def test_what_needs_all_data_is_refused(self) -> None:

@@ -30,8 +30,6 @@ def data_of(plan: Plan) -> Checked:
     Raises:
         BadInput: If a cell cannot be traced, none can be run, or a model does not use its norm.
     """
-    from normlab.study.data import data_hash
-
     reasons = {cell: plan.incompatible(cell) for cell in plan.cells}
     programs: dict[Cell, Program] = {}
     for cell, reason in reasons.items():
@@ -46,7 +44,7 @@ def data_of(plan: Plan) -> Checked:
     for cell in first.values():
         _check_norm_is_used(plan, cell, programs)
     return Checked(
-        hashes={problem: data_hash(programs[cell].data) for problem, cell in first.items()},
+        hashes={problem: programs[cell].data_hash for problem, cell in first.items()},
         about={problem: about for problem, cell in first.items() if (about := programs[cell].about)},
     )
 

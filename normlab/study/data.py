@@ -94,12 +94,16 @@ class Data:
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """All that decides what is learned from, by name; what no program reads is there for the data's hash."""
+        """What programs read, by name."""
+        return {"inputs": self.inputs, "labels": self.labels}
+
+    @property
+    def marks(self) -> dict[str, np.ndarray]:
+        """What else decides what is learned, by name; for the hash of the data alone."""
         marks = {name: np.asarray(n) for name, n in (("test", self.test), ("validation", self.validation)) if n}
         marks |= {name: np.asarray(numbers) for name, numbers in (("mean", self.mean), ("std", self.std)) if numbers}
         marks |= {name: np.asarray(place) for place, name in enumerate(self.augment)}
-        marks["drawn"] = np.asarray(self.drawn)
-        return {"inputs": self.inputs, "labels": self.labels, **marks}
+        return {**marks, "drawn": np.asarray(self.drawn)}
 
 
 Source = Data | str | os.PathLike[str] | Callable[..., Data]

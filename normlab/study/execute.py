@@ -315,12 +315,11 @@ class CellRunner:
             ValueError: If they are not those that the comparison began with.
         """
         from normlab.study.compilation import compile_program, on_devices
-        from normlab.study.data import data_hash
 
         program = build(self.plan, cell)
         there = cell.problem, program.mesh
         if there not in self._data:
-            found = data_hash(program.data)
+            found = program.data_hash
             if self.task.identity["data"].get(cell.problem, found) != found:  # none where no cell could be traced
                 raise ValueError("Expected the same data whenever they are loaded, got others. Seed what draws them.")
             self._data[there] = on_devices(program, dict(program.data))

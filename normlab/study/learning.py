@@ -248,6 +248,7 @@ def learn(
 
     return Program(
         data=data.arrays,
+        marks=data.marks,
         init=init,
         step=step,
         evaluate=evaluate,

@@ -34,9 +34,13 @@ class Streamed(Data):
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """What decides what is learned from, in place of the data themselves."""
-        marks = {name: array for name, array in super().arrays.items() if name not in ("inputs", "labels")}
-        return {"fingerprint": np.frombuffer(bytes.fromhex(self.fingerprint), np.uint8), **marks}
+        """Nothing: programs are fed."""
+        return {}
+
+    @property
+    def marks(self) -> dict[str, np.ndarray]:
+        """See `Data`; the fingerprint stands for what is read."""
+        return {"fingerprint": np.frombuffer(bytes.fromhex(self.fingerprint), np.uint8), **super().marks}
 
     def windows(self, examples: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """Read on ahead: `inputs` and `labels` of a row of examples after the other.

@@ -1,7 +1,7 @@
 """A run as one compiled program: the whole training in one scan, everything that differs between runs an argument."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from normlab.study.config import MEASURED_AT
+from normlab.study.data import data_hash
 
 Arrays = Mapping[str, Any]
 
@@ -48,6 +49,7 @@ class Program:
 
     Attributes:
         data: Arrays that all runs share, by name.
+        marks: What else is to tell these data from others, by name; no device sees it.
         init: `seed -> state`, a pytree of arrays that holds all that the seed decides: split, parameters, order.
         step: `(state, t, learning_rate, data) -> (state, loss)` for t = 0, 1, ..., `steps - 1`.
         evaluate: `(state, data) -> metrics`: scalars `validation`, `test` and `finite` (whether all outputs are finite:
@@ -74,6 +76,12 @@ class Program:
     at_end: bool = False
     about: str = ""
     feed: Feed | None = None
+    marks: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def data_hash(self) -> str:
+        """The sha256 of data and marks, for run keys."""
+        return data_hash({**self.data, **self.marks})
 
     def sees(self, *, held_out: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
         """Tell the shapes of all data that a step sees, or an evaluation."""

@@ -92,10 +92,9 @@ def verify(comparison: Comparison, settings: Settings, record: Record) -> Verifi
         raise BadInput(
             f"Expected run {record.key[:12]} to be part of `{settings.comparison}`, which has changed since."
         )
-    from normlab.study.data import data_hash
 
     strategy = execute.choose_strategy(devices=plan.devices)
-    data = {cell.problem: data_hash(checks.traced(plan, cell).data)}
+    data = {cell.problem: checks.traced(plan, cell).data_hash}
     now = identity.describe(catalogue.files(settings.source), data, strategy)
     task = execute.Task(source=settings.source, settings=settings, identity=now, strategy=strategy)
     made: list[Record] = []
