@@ -34,7 +34,7 @@ def _assess(model: Any, outputs: Any) -> dict[str, Any]:
     }
 
 
-_QUICK = study.TIERS["quick"]
+_TIERS = study.tiers(problems=("mlp", "conv"))
 
 comparison = study.Comparison(
     name="batch_composition",
@@ -66,13 +66,13 @@ comparison = study.Comparison(
         ),
     ),
     tiers={
-        **{name: replace(tier, problems=("mlp", "conv")) for name, tier in study.TIERS.items()},
-        "smoke": replace(study.TIERS["smoke"], problems=("mlp",), values={"classes": (1, 10)}),
+        **_TIERS,
+        "smoke": replace(_TIERS["smoke"], problems=("mlp",), values={"classes": (1, 10)}),
         "quick": replace(
-            _QUICK,
+            _TIERS["quick"],
             problems=("mlp",),
             values={"classes": (1, 2, 4, 10)},
-            leaves_out=f"{_QUICK.leaves_out} Quick also leaves out the conv net and 8 classes.",
+            leaves_out=f"{_TIERS['quick'].leaves_out} Quick also leaves out the conv net and 8 classes.",
         ),
     },
     fixed=(

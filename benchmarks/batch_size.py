@@ -14,8 +14,7 @@ from dataclasses import replace
 from normlab import study
 from normlab.study import zoo
 
-_TIERS = {name: replace(tier, problems=("mlp", "conv")) for name, tier in study.TIERS.items()}
-_QUICK = _TIERS["quick"]
+_TIERS = study.tiers(problems=("mlp", "conv"))
 
 comparison = study.Comparison(
     name="batch_size",
@@ -27,9 +26,10 @@ comparison = study.Comparison(
         **_TIERS,
         "smoke": replace(_TIERS["smoke"], values={"deployed": (8, 32), "isolated": (8, 128)}),
         "quick": replace(
-            _QUICK,
+            _TIERS["quick"],
             values={"deployed": (2, 4, 32, 128), "isolated": (2, 8, 32, 128)},
-            leaves_out=f"{_QUICK.leaves_out} Quick also leaves out batch size 8, and 4 examples in the statistics.",
+            leaves_out=f"{_TIERS['quick'].leaves_out} Quick also leaves out batch size 8, and 4 examples in the "
+            "statistics.",
         ),
     },
     default_learning_rate=0.1,

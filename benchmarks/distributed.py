@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from normlab import norms, study
-from normlab.study.data import TEST, TRAIN, VALIDATION, digits
+from normlab.study import zoo
 
 BATCH = 16
 GROUPS = {"batch_device": 1, "batch_2_devices": 2, "batch_4_devices": 4, "batch_renorm": 1}
@@ -32,12 +32,6 @@ _batch_norm("batch_4_devices", "batch norm, groups of 4 devices")
 _batch_norm("batch_all_devices", "batch norm, all devices")
 
 
-def _mlp(norm: norms.Norm) -> Any:
-    from normlab.study.models import MLP
-
-    return MLP(norm)
-
-
 def _statistics(norm: str, devices: Any) -> dict[str, Any]:
     share = BATCH // devices * GROUPS.get(norm, devices)
     return {"ghost_batch_size": share} if norm in GROUPS and share < BATCH else {}
@@ -49,18 +43,7 @@ comparison = study.Comparison(
     name="distributed",
     title=f"Test error of a batch of {BATCH} that devices share",
     question="What do statistics across devices buy?",
-    problems=(
-        study.supervised(
-            name="digits-mlp",
-            title="MLP on digits",
-            model=_mlp,
-            data=digits,
-            metric=study.MISCLASSIFICATION,
-            validation=VALIDATION,
-            test=TEST,
-            norm_options={"group": {"num_groups": 10}},
-        ),
-    ),
+    problems=zoo.problems("mlp"),
     norms=("batch_device", "batch_2_devices", "batch_4_devices", "batch_all_devices", "batch_renorm", "group"),
     baseline="batch_device",
     curves=(
@@ -93,14 +76,9 @@ comparison = study.Comparison(
     },
     default_learning_rate=0.1,
     fixed=(
-        "Split, initial weights and order are the same for every norm and number of devices.",
-        "Model: an MLP 64-100-100-10; the norm stands before each ReLU.",
-        f"Training: batches of {BATCH} examples over all devices together, softmax cross entropy, SGD with momentum "
-        "0.9, cosine decay from the tuned learning rate to zero; no weight decay, no augmentation.",
-        f"Running statistics with a time constant of one epoch of examples (momentum = 1 - {BATCH} / {TRAIN:,}), "
-        "averaged over devices, used at evaluation.",
-        "Batch renorm: statistics of each device; r_max from 1 to 3 and d_max from 0 to 5 between 10 % and 35 % of the "
-        "updates; running statistics start from the first batch.",
-        "Group norm: 10 groups of 10 features.",
+        f"A batch is {BATCH} examples over all devices together; all but statistics is the same on any number of them.",
+        f"Running statistics with a time constant of one epoch of examples (momentum = 1 - {BATCH} / training "
+        "examples), averaged over devices, used at evaluation. Those of batch renorm are of each device.",
+        *zoo.FIXED,
     ),
 )

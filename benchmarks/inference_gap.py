@@ -60,7 +60,7 @@ _BY_BATCH = study.Series(
     "examples by running statistics; exactly zero for norms that do not look across examples. A batch of one has "
     "nothing to average over in a dense layer.",
 )
-_QUICK = study.TIERS["quick"]
+_TIERS = study.tiers(problems=("mlp", "conv"))
 
 comparison = study.Comparison(
     name="inference_gap",
@@ -87,12 +87,12 @@ comparison = study.Comparison(
     ),
     curves=(study.batch_size_curves(reference=32)[0],),
     tiers={
-        **{name: replace(tier, problems=("mlp", "conv")) for name, tier in study.TIERS.items()},
-        "smoke": replace(study.TIERS["smoke"], problems=("mlp",), values={"deployed": (8, 32)}),
+        **_TIERS,
+        "smoke": replace(_TIERS["smoke"], problems=("mlp",), values={"deployed": (8, 32)}),
         "quick": replace(
-            _QUICK,
+            _TIERS["quick"],
             values={"deployed": (2, 4, 32, 128)},
-            leaves_out=f"{_QUICK.leaves_out} Quick also leaves out batch size 8.",
+            leaves_out=f"{_TIERS['quick'].leaves_out} Quick also leaves out batch size 8.",
         ),
     },
     fixed=(

@@ -74,8 +74,10 @@ def _arrival(value: Any) -> dict[str, Any]:
     return {"batch_size": 8, "varying": True} if value == "varying" else {"batch_size": 1, "delay": LATE}
 
 
-_TIERS = study.tiers(epochs=1)
-_MADE = ("sea", "agrawal", "agrawal-recurring", "hyperplane", "rbf", "led", "split-digits", "permuted-digits")
+_TIERS = study.tiers(
+    epochs=1,
+    problems=("sea", "agrawal", "agrawal-recurring", "hyperplane", "rbf", "led", "split-digits", "permuted-digits"),
+)
 
 comparison = study.Comparison(
     name="online",
@@ -163,7 +165,7 @@ comparison = study.Comparison(
         ),
     ),
     tiers={
-        **{name: replace(tier, problems=_MADE) for name, tier in _TIERS.items()},
+        **_TIERS,
         "smoke": replace(
             _TIERS["smoke"],
             problems=("sea", "split-digits"),

@@ -40,7 +40,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from normlab.study.data import Data, permutations, sizes, split
+from normlab.study.data import Data, divided, shuffled, sizes
 from normlab.study.sources import chosen
 
 LEARNING_RATE = 0.03
@@ -417,10 +417,8 @@ def torch_eager(case: Case) -> tuple[Train, float]:
 def batches_of(case: Case, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Examples of all batches, shape (steps, batch), and those of the test; what ours takes for a seed."""
     data = load(case)
-    train, validation = sizes(data)
-    parts = split(len(data.labels), seed, train, validation, fixed=data.test + data.validation)
-    order = permutations(parts["train"], case.epochs, seed)[:, : train // case.batch_size * case.batch_size]
-    return order.reshape(case.steps, case.batch_size), parts["test"]
+    parts = divided(data, seed)
+    return shuffled(parts["train"], case.batch_size, case.epochs, seed), parts["test"]
 
 
 def floats(case: Case) -> tuple[np.ndarray, np.ndarray]:

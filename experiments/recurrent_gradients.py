@@ -46,7 +46,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from normlab.linen import RNN, LSTMCell
 from normlab.norms import get
-from normlab.study.data import digits, permutations, split
+from normlab.study.data import digits, shuffled, split
 from normlab.study.figures import MARKERS, PALETTE, STYLES, to_svg
 from normlab.study.statistics import mean_interval
 
@@ -149,10 +149,10 @@ class Draw(NamedTuple):
 def draws(plan: Plan) -> Draw:
     """Return the draws of all seeds, stacked; batches are [seeds, updates, batch] indices."""
     splits = [split(len(digits().labels), seed) for seed in range(plan.seeds)]
-    orders = [permutations(part["train"], plan.epochs, seed) for seed, part in enumerate(splits)]
+    orders = [shuffled(part["train"], BATCH, plan.epochs, seed) for seed, part in enumerate(splits)]
     return Draw(
         key=jax.random.split(jax.random.key(0), plan.seeds),
-        train=jnp.asarray(orders).reshape(plan.seeds, -1, BATCH),
+        train=jnp.asarray(orders),
         test=jnp.asarray([part["test"] for part in splits]),
     )
 

@@ -500,8 +500,8 @@ MUTANTS = (
     ),
     Mutant(
         "a given test set is evaluated in the order of its file",
-        "study/learning.py",
-        ("        if data.test:  #", "        if False:  #"),
+        "study/data.py",
+        ("    if data.test:  #", "    if False:  #"),
         ("inference.py::test_given_test_examples_come_in_random_order",),
     ),
 )

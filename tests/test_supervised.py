@@ -20,7 +20,7 @@ from normlab.study import execute
 from normlab.study.checks import data_of
 from normlab.study.compilation import compile_program
 from normlab.study.config import Problem, Settings
-from normlab.study.data import Data, data_hash, digits, load, permutations, sizes, split
+from normlab.study.data import Data, data_hash, digits, divided, load, shuffled, sizes, split
 from normlab.study.errors import BadInput
 from normlab.study.models import MLP
 from normlab.study.networks import ignores_norm
@@ -126,10 +126,21 @@ class TestData:
 
     def test_every_epoch_has_its_own_order(self) -> None:
         indices = np.arange(100, 120, dtype=np.int32)
-        orders = permutations(indices, 3, seed=0)
+        orders = shuffled(indices, 5, 3, seed=0).reshape(3, 20)
         assert (np.sort(orders, axis=1) == indices).all()
         assert len({tuple(order) for order in orders}) == 3
-        assert (orders != permutations(indices, 3, seed=1)).any()
+        assert (orders != shuffled(indices, 5, 3, seed=1).reshape(3, 20)).any()
+
+    def test_a_last_batch_that_would_be_smaller_is_left_out(self) -> None:
+        batches = shuffled(np.arange(20, dtype=np.int32), 6, 2, seed=0)
+        assert batches.shape == (6, 6)
+        assert all(len(set(epoch.ravel())) == 18 for epoch in np.split(batches, 2))
+
+    def test_a_given_test_set_is_taken_in_an_order_of_the_seed(self) -> None:
+        data = Data(np.zeros((200, 1)), np.zeros(200, int), test=50)
+        first, second = (divided(data, seed)["test"] for seed in (0, 1))
+        assert sorted(first) == sorted(second) == list(range(150, 200))
+        assert (np.sort(first) != first).any() and (first != second).any()
 
     def test_hash_sees_values_types_and_names(self) -> None:
         a = np.arange(4, dtype=np.int32)

@@ -203,10 +203,32 @@ def split(
     }
 
 
-def permutations(indices: np.ndarray, epochs: int, seed: int) -> np.ndarray:
-    """Shuffle `indices` anew for every epoch, shape (epochs, len(indices)); the seed alone decides."""
+def divided(data: Data, seed: int, validation: float | None = None, test: float | None = None) -> dict[str, np.ndarray]:
+    """Divide data for a run: `split`, with the sets that are given, these too in random order.
+
+    Args:
+        data: All examples.
+        seed: Of the run.
+        validation: See `sizes`.
+        test: Likewise.
+    """
+    fixed = data.test + data.validation
+    parts = split(len(data.labels), seed, *sizes(data, validation, test), fixed=fixed)
+    if data.test:  # as it comes in a file, which may be sorted
+        parts["test"] = np.random.default_rng((seed, 3)).permutation(parts["test"])
+    return parts
+
+
+def shuffled(examples: np.ndarray, batch_size: int, epochs: int, seed: int) -> np.ndarray:
+    """Shuffle examples anew for every epoch; the seed alone decides.
+
+    Returns:
+        Shape (steps, batch_size): what is left of an epoch, less than a batch, is left out.
+    """
+    per_epoch = len(examples) // batch_size
     generator = np.random.default_rng((seed, 1))  # not the stream of `split`
-    return generator.permuted(np.tile(indices, (epochs, 1)), axis=1)
+    order = generator.permuted(np.tile(examples, (epochs, 1)), axis=1)
+    return order[:, : per_epoch * batch_size].reshape(epochs * per_epoch, batch_size)
 
 
 def composed(labels: np.ndarray, batches: int, batch_size: int, classes: int, seed: int) -> np.ndarray:
@@ -225,7 +247,7 @@ def composed(labels: np.ndarray, batches: int, batch_size: int, classes: int, se
     Raises:
         ValueError: If there are fewer classes.
     """
-    random = np.random.default_rng((seed, 2))  # not the streams of `split` and `permutations`
+    random = np.random.default_rng((seed, 2))  # not the streams of `split`, `shuffled` and `divided`
     by_class = np.argsort(labels, kind="stable")
     _, first, count = np.unique(labels[by_class], return_index=True, return_counts=True)
     if classes > len(count):

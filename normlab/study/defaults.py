@@ -31,12 +31,15 @@ def batch_size_curves(
     return (*curves, _isolated(tuple(isolated), batch_size or max(isolated))) if isolated else tuple(curves)
 
 
-def tiers(*, epochs: int = 20, learning_rates: Sequence[float] = HALF_DECADES) -> dict[str, Tier]:
+def tiers(
+    *, epochs: int = 20, learning_rates: Sequence[float] = HALF_DECADES, problems: Sequence[str] = ()
+) -> dict[str, Tier]:
     """Make the budgets `smoke`, `quick`, `standard` and `paper`.
 
     Args:
         epochs: Passes over the training set.
         learning_rates: The grid, ascending; `quick` leaves out both ends.
+        problems: Those that are compared unless others are asked for; all of the comparison's unless given.
     """
     grid = tuple(learning_rates)
     inner, middle = grid[1:-1] if len(grid) > 4 else grid, len(grid) // 2
@@ -46,6 +49,7 @@ def tiers(*, epochs: int = 20, learning_rates: Sequence[float] = HALF_DECADES) -
             learning_rates=grid[middle : middle + 2],
             tuning_seeds=1,
             seeds=2,
+            problems=tuple(problems),
             extend=False,
             untuned=False,
             claims=False,
@@ -56,6 +60,7 @@ def tiers(*, epochs: int = 20, learning_rates: Sequence[float] = HALF_DECADES) -
             learning_rates=inner,
             tuning_seeds=1,
             seeds=5,
+            problems=tuple(problems),
             leaves_out=f"Quick tunes over {len(inner)} learning rates with 1 seed each and evaluates with 5 seeds; "
             f"standard takes {len(grid)} learning rates with 2 seeds each, and 10 seeds.",
         ),
@@ -64,9 +69,10 @@ def tiers(*, epochs: int = 20, learning_rates: Sequence[float] = HALF_DECADES) -
             learning_rates=grid,
             tuning_seeds=2,
             seeds=10,
+            problems=tuple(problems),
             leaves_out="Standard evaluates with 10 seeds; paper takes 20.",
         ),
-        "paper": Tier(epochs=epochs, learning_rates=grid, tuning_seeds=2, seeds=20),
+        "paper": Tier(epochs=epochs, learning_rates=grid, tuning_seeds=2, seeds=20, problems=tuple(problems)),
     }
 
 

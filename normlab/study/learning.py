@@ -11,7 +11,7 @@ import optax
 from normlab.norms import Norm
 from normlab.study.augment import augment
 from normlab.study.config import Metric, Series
-from normlab.study.data import Data, composed, data_hash, permutations, sizes, split
+from normlab.study.data import Data, composed, data_hash, divided, shuffled, sizes
 from normlab.study.networks import Network
 from normlab.study.problems import MEAN_SQUARED_ERROR, MISCLASSIFICATION, Error, Loss, Optimizer
 from normlab.study.streamed import WINDOW_BYTES, Streamed
@@ -130,7 +130,7 @@ def learn(
         ValueError: If a batch is larger than the training set or cannot be divided among the devices, or a part of the
             data would be empty; when traced, if outputs do not fit the labels, the loss or the error.
     """
-    n, (training, validating) = len(data.labels), sizes(data, validation, test)
+    training, validating = sizes(data, validation, test)
     if not 1 <= batch_size <= training:
         raise ValueError(f"Expected a batch of 1 to {training} examples (the training set), got {batch_size}.")
     if batch_size % devices:
@@ -147,19 +147,14 @@ def learn(
         return make_optimizer(lambda t: learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * t / steps)))
 
     def examples(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        parts = split(n, seed, training, validating, fixed=data.validation + data.test)
-        train, test = parts["train"], parts["test"]
-        if data.test:  # as it comes in a file, which may be sorted
-            test = np.random.default_rng((seed, 3)).permutation(test)
-        held_out = np.concatenate([parts["validation"], test])
-        if classes_per_batch is None:
-            order = permutations(train, epochs, seed)[:, : per_epoch * batch_size].reshape(steps, batch_size)
-        else:
-            order = batches_of(train, steps, seed)
+        parts = divided(data, seed, validation, test)
+        train, held_out = parts["train"], np.concatenate([parts["validation"], parts["test"]])
+        of_classes = classes_per_batch is not None
+        order = alike_of(train, steps, seed) if of_classes else shuffled(train, batch_size, epochs, seed)
         return order, train, held_out
 
-    def batches_of(some: np.ndarray, batches: int, seed: int) -> np.ndarray:
-        return some[composed(data.labels[some], batches, batch_size, classes_per_batch or 1, seed)]
+    def alike_of(some: np.ndarray, count: int, seed: int) -> np.ndarray:
+        return some[composed(data.labels[some], count, batch_size, classes_per_batch or 1, seed)]
 
     feed = _feed(data, examples, steps, batch_size, training, validating) if isinstance(data, Streamed) else None
     if feed and (series or side):
@@ -171,7 +166,7 @@ def learn(
     def init(seed: int) -> Learner:
         order, train, held_out = _places(feed, batch_size) if feed else examples(seed)
         alike = (train, held_out[validating:]) if classes_per_batch and not feed else ()
-        alike = tuple(batches_of(some, max(1, len(some) // batch_size), seed) for some in alike)
+        alike = tuple(alike_of(some, max(1, len(some) // batch_size), seed) for some in alike)
         params, rest = network.init(seed)
         return Learner(
             params=params,
