@@ -92,8 +92,8 @@ class Case(NamedTuple):
 
     @property
     def averaging(self) -> float:
-        """Weight of the old value in running averages: a time constant of one epoch."""
-        return 1 - self.batch_size / self.train
+        """Weight of the old value in running averages: a time constant of a twentieth of the training."""
+        return 1 - 20 * self.batch_size / (self.epochs * self.train)
 
 
 @lru_cache(maxsize=1)
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=("mlp", "conv"), default=["mlp", "conv"])
     parser.add_argument("--norms", nargs="+", choices=("batch", "none"), default=["batch", "none"])
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[4, 32])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="0 leaves out the table and measures the rest")
     parser.add_argument("--turn", type=float, default=2.0, help="seconds; at least one model is trained")
     parser.add_argument("--output", type=Path, help="write OUTPUT.csv and OUTPUT.md")
     args = parser.parse_args()
@@ -158,15 +158,16 @@ def main() -> None:
     rows: list[Row] = []
     print(header())
     product = itertools.product(args.data, args.models, args.norms, args.batch_sizes)
-    for case in (Case(*rest, data, args.data_dir) for data, *rest in product):
-        measured = measure(case, args.rounds, args.turn)
+    for data, model, norm, batch_size in product if args.rounds else ():
+        measured = measure(Case(model, norm, batch_size, data, args.data_dir), args.rounds, args.turn)
         print(*map(line, measured), sep="\n", flush=True)
         rows += measured
     cases = [Case(model, "batch", 32, data, args.data_dir) for data in args.data for model in args.models]
     costs = [growth(case) if case.data == "digits" else loading(case) for case in cases]
-    print(summary(rows), *costs, sep="\n")
+    told = [summary(rows), *costs] if rows else costs
+    print(*told, sep="\n")
     if args.output:
-        write(args.output, rows, costs)
+        write(args.output, rows, told)
 
 
 def contenders() -> list[Contender]:
@@ -487,11 +488,12 @@ def of_data(connection: Connection, case: Case, train_examples: int | None) -> N
     training = min(next(compiled.train([LEARNING_RATE], [0])).seconds for _ in range(3))
 
     @jax.jit
-    def batches(order: jax.Array, arrays: Any) -> jax.Array:
-        def one(total: jax.Array, batch: jax.Array) -> tuple[jax.Array, None]:
-            return total + data.prepared(arrays["inputs"][batch]).sum() + arrays["labels"][batch].sum(), None
+    def batches(order: jax.Array, arrays: Any) -> Any:
+        def made_of(batch: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return data.prepared(arrays["inputs"][batch]), arrays["labels"][batch]
 
-        return jax.lax.scan(one, jax.numpy.float32(0), order)[0]
+        # A loop's state is written each time, as a batch is that a matrix product takes.
+        return jax.lax.scan(lambda _, batch: (made_of(batch), None), made_of(order[0]), order)[0]
 
     arguments = jax.device_put((made.init(0).order, dict(made.data)))
     jax.block_until_ready(batches(*arguments))
@@ -559,7 +561,7 @@ def summary(rows: Sequence[Row]) -> str:
     return f"{kept} of {len(asked)} rows of the conv net keep the bars (times ours, default threads: {bars})."
 
 
-def write(output: Path, rows: Sequence[Row], costs: Sequence[str]) -> None:
+def write(output: Path, rows: Sequence[Row], told: Sequence[str]) -> None:
     """Write the rows as CSV, and all as a page."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.with_suffix(".csv").open("w", newline="") as file:
@@ -568,7 +570,7 @@ def write(output: Path, rows: Sequence[Row], costs: Sequence[str]) -> None:
         writer.writerows(dataclasses.asdict(row) for row in rows)
     table = "\n".join([header(), *map(line, rows)])
     command = "python " + " ".join(sys.argv)
-    page = ["# Models a minute, beside Flax and PyTorch", f"`{command}`", f"```\n{table}\n```", summary(rows), *costs]
+    page = ["# Models a minute, beside Flax and PyTorch", f"`{command}`", f"```\n{table}\n```", *told]
     output.with_suffix(".md").write_text("\n\n".join(page) + "\n")
     print(f"wrote {output.with_suffix('.csv')} and {output.with_suffix('.md')}")
 
