@@ -291,7 +291,8 @@ class TestTraining:
         spoilt = Data(data.inputs, np.where(np.arange(300) < 250, data.labels, (data.labels + 1) % 3), test=50)
         metrics = train(build("none", data=spoilt))
         assert metrics["validation"] < 0.3 < 0.6 < metrics["test"]
-        assert "test" in build("none", data=spoilt).data
+        whole = Data(spoilt.inputs, spoilt.labels)
+        assert build("none", data=spoilt).data_hash != build("none", data=whole).data_hash
 
     def test_many_held_out_examples_are_evaluated_in_chunks(self, monkeypatch: pytest.MonkeyPatch) -> None:
         whole = train(build())
