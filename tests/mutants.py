@@ -483,7 +483,7 @@ MUTANTS = (
     Mutant(
         "a class too many in a batch",
         "study/data.py",
-        ("[:, :classes]", "[:, : classes + 1]"),
+        ("% classes]", "% (classes + 1)]"),
         ("inference.py::TestComposed::test_shares[3]",),
     ),
     Mutant(

@@ -255,7 +255,7 @@ def composed(labels: np.ndarray, batches: int, batch_size: int, classes: int, se
             f"Expected {classes} classes among the examples that batches are drawn from, got {len(count)} among "
             f"{len(labels)}."
         )
-    chosen = random.permuted(np.tile(np.arange(len(count)), (batches, 1)), axis=1)[:, :classes]
+    chosen = random.permuted(np.tile(np.arange(len(count)), (batches, 1)), axis=1)
     kind = chosen[:, np.arange(batch_size) % classes]
     return by_class[first[kind] + (random.random(kind.shape) * count[kind]).astype(int)].astype(np.int32)
 
