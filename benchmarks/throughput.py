@@ -162,6 +162,8 @@ def main() -> None:
         measured = measure(Case(model, norm, batch_size, data, args.data_dir), args.rounds, args.turn)
         print(*map(line, measured), sep="\n", flush=True)
         rows += measured
+        if args.output:
+            write(args.output, rows, [])  # what has been measured stays, whatever comes
     cases = [Case(model, "batch", 32, data, args.data_dir) for data in args.data for model in args.models]
     costs = [growth(case) if case.data == "digits" else loading(case) for case in cases]
     told = [summary(rows), *costs] if rows else costs
