@@ -93,7 +93,7 @@ class Case(NamedTuple):
     @property
     def averaging(self) -> float:
         """Weight of the old value in running averages: a time constant of a twentieth of the training."""
-        return 1 - 20 * self.batch_size / (self.epochs * self.train)
+        return max(0.0, 1 - 20 * self.batch_size / (self.epochs * self.train))
 
 
 @lru_cache(maxsize=1)
@@ -170,6 +170,7 @@ def main() -> None:
     print(*told, sep="\n")
     if args.output:
         write(args.output, rows, told)
+        print(f"wrote {args.output.with_suffix('.csv')} and {args.output.with_suffix('.md')}")
 
 
 def contenders() -> list[Contender]:
@@ -574,7 +575,6 @@ def write(output: Path, rows: Sequence[Row], told: Sequence[str]) -> None:
     command = "python " + " ".join(sys.argv)
     page = ["# Models a minute, beside Flax and PyTorch", f"`{command}`", f"```\n{table}\n```", *told]
     output.with_suffix(".md").write_text("\n\n".join(page) + "\n")
-    print(f"wrote {output.with_suffix('.csv')} and {output.with_suffix('.md')}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a comparison over the batch size need not say: its curves and its budgets."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from normlab import norms
@@ -43,36 +44,34 @@ def tiers(
     """
     grid = tuple(learning_rates)
     inner, middle = grid[1:-1] if len(grid) > 4 else grid, len(grid) // 2
+    tier = partial(Tier, problems=tuple(problems))
     return {
-        "smoke": Tier(
+        "smoke": tier(
             epochs=min(2, epochs),
             learning_rates=grid[middle : middle + 2],
             tuning_seeds=1,
             seeds=2,
-            problems=tuple(problems),
             extend=False,
             untuned=False,
             claims=False,
             leaves_out="Smoke only shows that everything runs; its errors mean nothing.",
         ),
-        "quick": Tier(
+        "quick": tier(
             epochs=epochs,
             learning_rates=inner,
             tuning_seeds=1,
             seeds=5,
-            problems=tuple(problems),
             leaves_out=f"Quick tunes over {len(inner)} learning rates with 1 seed each and evaluates with 5 seeds; "
             f"standard takes {len(grid)} learning rates with 2 seeds each, and 10 seeds.",
         ),
-        "standard": Tier(
+        "standard": tier(
             epochs=epochs,
             learning_rates=grid,
             tuning_seeds=2,
             seeds=10,
-            problems=tuple(problems),
             leaves_out="Standard evaluates with 10 seeds; paper takes 20.",
         ),
-        "paper": Tier(epochs=epochs, learning_rates=grid, tuning_seeds=2, seeds=20, problems=tuple(problems)),
+        "paper": tier(epochs=epochs, learning_rates=grid, tuning_seeds=2, seeds=20),
     }
 
 

@@ -149,8 +149,7 @@ def learn(
     def examples(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         parts = divided(data, seed, validation, test)
         train, held_out = parts["train"], np.concatenate([parts["validation"], parts["test"]])
-        of_classes = classes_per_batch is not None
-        order = alike_of(train, steps, seed) if of_classes else shuffled(train, batch_size, epochs, seed)
+        order = alike_of(train, steps, seed) if classes_per_batch else shuffled(train, batch_size, epochs, seed)
         return order, train, held_out
 
     def alike_of(some: np.ndarray, count: int, seed: int) -> np.ndarray:
