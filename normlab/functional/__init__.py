@@ -17,6 +17,7 @@ from normlab.functional._cell_norm import CellNorm as CellNorm
 from normlab.functional._cell_norm import Path as Path
 from normlab.functional._cell_norm import cell_norm as cell_norm
 from normlab.functional._checks import StatisticsError as StatisticsError
+from normlab.functional._checks import one_element as one_element
 from normlab.functional._devices import one_device as one_device
 from normlab.functional._example import group_norm as group_norm
 from normlab.functional._example import instance_norm as instance_norm

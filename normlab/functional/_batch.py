@@ -20,7 +20,7 @@ from normlab.functional._checks import (
 )
 from normlab.functional._devices import Devices, beside, join_first, split_first
 from normlab.functional._example import expand, expand_where
-from normlab.functional._standardize import affine, reciprocal_std, standardize
+from normlab.functional._standardize import affine, in_range, reciprocal_std, standardize
 from normlab.functional._statistics import (
     Moments,
     Momentum,
@@ -37,6 +37,11 @@ from normlab.functional._statistics import (
 from normlab.functional._statistics import over as over_axes
 
 T = TypeVar("T")
+
+_REMEDY = (
+    "Use a larger batch, `axis_name` for statistics across devices, running statistics, or a norm that needs no batch "
+    "(layer, RMS, group)"
+)
 
 Schedule = float | Callable[[Array], Array | float]
 """A number, or a function of the step."""
@@ -206,7 +211,7 @@ def batch_renorm(
     def correct(m: Moments, scale: Array | None, bias: Array | None) -> tuple[Array, Array]:
         std_batch = jnp.sqrt(m.var + epsilon)
         r = lax.stop_gradient(jnp.clip(std_batch / std, 1 / r_most, r_most))
-        d = lax.stop_gradient(jnp.clip((_required(m.mean) - mean) / std, -d_most, d_most))
+        d = lax.stop_gradient(jnp.clip(m.mean_minus(mean) / std, -d_most, d_most))
         scale = jnp.ones_like(std) if scale is None else scale.astype(dtype)
         return r * scale, d * scale if bias is None else d * scale + bias.astype(dtype)
 
@@ -280,7 +285,7 @@ def normalize(
     expanded = (expand(name, a, x.shape, features) for name, a in named.items())
     wide = float32_or_wider(x)
     mean_, var_, scale, bias = (a if a is None else a.astype(wide.dtype) for a in expanded)
-    rstd = lax.rsqrt(_required(var_) + epsilon)
+    rstd = lax.rsqrt(in_range(_required(var_) + epsilon, epsilon))
     return affine(wide - _required(mean_), rstd, scale, bias).astype(output_dtype(x))
 
 
@@ -463,7 +468,7 @@ class _Batch(NamedTuple):
 
     def of_all(self, m: Moments, shape: tuple[int, ...]) -> BatchMoments:
         """The moments as constants of the shape of the feature axes."""
-        return self._constants([_required(m.mean), m.var, unbiased(m)], m.count, shape)
+        return self._constants([m.mean, m.var, unbiased(m)], m.count, shape)
 
     def _constants(self, parts: list[Array], count: Array | float, shape: tuple[int, ...]) -> BatchMoments:
         of_features = [shape[a] for a in self.features]
@@ -473,7 +478,7 @@ class _Batch(NamedTuple):
     def _averaged(self, m: Moments) -> tuple[list[Array], Array]:
         """The moments of chunks, averaged by their counts over chunks and devices, and all that were counted."""
         one = jnp.ones_like(m.var)
-        sums = jnp.stack([(m.count * part).sum(0) for part in (_required(m.mean), m.var, unbiased(m), one)])
+        sums = jnp.stack([(m.count * part).sum(0) for part in (m.mean, m.var, unbiased(m), one)])
         *parts, count = sums if self.devices is None else self.devices.sum(sums)
         return [part / jnp.maximum(count, 1) for part in parts], count
 
@@ -485,7 +490,7 @@ class _Batch(NamedTuple):
         correct: Callable[..., tuple[Array, Array]] | None,
         where: Array | None,
     ) -> tuple[Array, Moments]:
-        check_more_than_one(x.shape, self.over)
+        check_more_than_one(x.shape, self.over, _REMEDY)
         m = moments(x, self.over, where, use_fast_variance=self.fast)
         if correct is not None:
             scale, bias = correct(m, scale, bias)

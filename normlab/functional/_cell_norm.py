@@ -13,8 +13,16 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from normlab.functional._batch import BatchMoments, RunningStatistics, batch_norm, update_batch_norm
-from normlab.functional._checks import AxisName, check_epsilon, check_flag, resolve_groups
+from normlab.functional._checks import (
+    AxisName,
+    StatisticsError,
+    check_epsilon,
+    check_flag,
+    one_element_allowed,
+    resolve_groups,
+)
 from normlab.functional._example import group_norm
+from normlab.functional._standardize import in_range
 from normlab.functional._statistics import Momentum, float32_or_wider
 from normlab.notation import UnknownNorm, parse, unknown
 
@@ -219,14 +227,22 @@ def _jointly(norm: CellNorm, z: Gates, scale: Gates, bias: Sequence[Array | None
     """
     wide = [float32_or_wider(gate) for gate in z]
     features = sum(gate.shape[-1] for gate in z)
+    if features == 1 and not one_element_allowed():
+        raise StatisticsError(
+            f"Expected {norm.kind} norm in a cell to be over more than one feature, got one. Use a wider cell or no "
+            "norm; or say that it is meant: `with normlab.functional.one_element():`."
+        )
 
     def mean(parts: Iterable[Array]) -> Array:
         return functools.reduce(jnp.add, (part.sum(-1, keepdims=True) for part in parts)) / features
 
     if norm.kind == "layer":
+        member = lax.stop_gradient(wide[0][..., :1])  # far from 0 only differences have the digits of the spread
+        wide = [gate - member for gate in wide]
         center = mean(wide)
         wide = [gate - center for gate in wide]
-    rstd = lax.rsqrt(mean(map(lax.square, wide)) + _epsilon(norm))
+    epsilon = _epsilon(norm)
+    rstd = lax.rsqrt(in_range(mean(map(lax.square, wide)) + epsilon, epsilon))
     for gate, centered, s, b in zip(z, wide, scale, bias, strict=True):
         y = centered * (rstd * _expanded(s, gate.ndim).astype(rstd.dtype))
         yield (y if b is None else y + _expanded(b, gate.ndim).astype(rstd.dtype)).astype(gate.dtype)
@@ -278,7 +294,8 @@ def normalize_running(
     def normalize(z: Array, scale: Array, bias: Array | None, mean: Array, var: Array) -> Array:
         wide = float32_or_wider(z)
         mean, var, scale = (a.astype(wide.dtype) for a in (mean, var, scale))
-        factor = lax.rsqrt(var + _epsilon(norm)) * scale[None]
+        epsilon = _epsilon(norm)
+        factor = lax.rsqrt(in_range(var + epsilon, epsilon)) * scale[None]
         y = (wide - mean[row]) * factor[row]
         return (y if bias is None else y + _expanded(bias, y.ndim)).astype(z.dtype)
 

@@ -2,7 +2,9 @@
 
 import numbers
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,35 @@ AxisName = str | tuple[str, ...]
 
 class StatisticsError(ValueError):
     """Raised at trace time where there is nothing to take statistics over, so that the output would be constant."""
+
+
+_ONE_ELEMENT: ContextVar[bool] = ContextVar("one_element", default=False)
+
+
+@contextmanager
+def one_element() -> Iterator[None]:
+    """Let norms take statistics over a single element, where they raise a `StatisticsError` otherwise.
+
+    A mean over one element is that element, so that the output is the bias whatever the input (for RMS norm
+    `sign(x) * scale`), and no gradient flows. Within this context no norm raises. It is read while a function is traced:
+    enter it around the first call of what `jax.jit` compiles.
+
+    Example:
+        >>> from normlab.functional import layer_norm
+        >>> with one_element():
+        ...     layer_norm(jnp.array([[2.0], [5.0]])).ravel()
+        Array([0., 0.], dtype=float32)
+    """
+    token = _ONE_ELEMENT.set(True)
+    try:
+        yield
+    finally:
+        _ONE_ELEMENT.reset(token)
+
+
+def one_element_allowed() -> bool:
+    """Whether `one_element` is in force."""
+    return _ONE_ELEMENT.get()
 
 
 def canonical_axes(axes: Axes, ndim: int, name: str = "axis") -> tuple[int, ...]:

@@ -183,6 +183,13 @@ def check_whole_groups(x: Array, size: int) -> None:
         )
 
 
+def sharded_along(x: Array, axis: Sequence[int]) -> bool:
+    """Whether `x` is sharded along any of `axis` over explicit mesh axes, where it can be reduced but not sliced."""
+    sharding = jax.typeof(x).sharding
+    explicit = any(kind == AxisType.Explicit for kind in sharding.mesh.axis_types)
+    return explicit and any(sharding.spec[a] for a in axis)
+
+
 def beside(x: Array, like: Array) -> Array:
     """Put the first axis of `x` where that of `like` is, on a mesh with explicit axes."""
     sharding = _explicit(like)

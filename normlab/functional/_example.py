@@ -18,10 +18,12 @@ from normlab.functional._checks import (
 )
 from normlab.functional._devices import check_whole_groups
 from normlab.functional._standardize import reciprocal_std, standardize
-from normlab.functional._statistics import Over, float32_or_wider, moments, output_dtype
+from normlab.functional._statistics import Over, check_more_than_one, float32_or_wider, moments, output_dtype
 from normlab.functional._statistics import over as over_axes
 
 Groups = Sequence[Sequence[int]]
+
+_REMEDY = "Reduce over more axes or features, or leave the norm out"
 
 
 def layer_norm(
@@ -60,6 +62,7 @@ def layer_norm(
         `y`, with the shape and dtype of `x` (float32 for whole numbers).
 
     Raises:
+        StatisticsError: If a statistic would be over one element.
         ValueError: If a shape, an axis or `epsilon` does not fit.
 
     Example:
@@ -73,6 +76,7 @@ def layer_norm(
     axis = canonical_axes(axis, x.ndim)
     features = axis if feature_axes is None else canonical_axes(feature_axes, x.ndim, "feature_axes")
     over = over_axes(axis, affine=features, axis_name=axis_name, axis_index_groups=axis_index_groups)
+    check_more_than_one(x.shape, over, _REMEDY)
     return _normalize(x, scale, bias, over, features, epsilon, where, use_fast_variance)
 
 
@@ -107,6 +111,7 @@ def rms_norm(
         `y`, with the shape and dtype of `x` (float32 for whole numbers).
 
     Raises:
+        StatisticsError: If a statistic would be over one element.
         ValueError: If a shape, an axis or `epsilon` does not fit.
 
     Example:
@@ -120,6 +125,7 @@ def rms_norm(
     axis = canonical_axes(axis, x.ndim)
     features = axis if feature_axes is None else canonical_axes(feature_axes, x.ndim, "feature_axes")
     over = over_axes(axis, affine=features, axis_name=axis_name, axis_index_groups=axis_index_groups, center=False)
+    check_more_than_one(x.shape, over, _REMEDY)
     return _normalize(x, scale, None, over, features, epsilon, where)
 
 
@@ -162,6 +168,7 @@ def group_norm(
         `y`, with the shape and dtype of `x` (float32 for whole numbers).
 
     Raises:
+        StatisticsError: If a statistic would be over one element.
         ValueError: If the features cannot be split so, or a shape, an axis or `epsilon` does not fit.
 
     Example:
@@ -182,12 +189,16 @@ def group_norm(
         check_features(name, array, (features,))
     check_where(where, x.shape)
 
+    if features == 0:
+        return x.astype(output_dtype(x))
+
     size = features // groups
     check_whole_groups(x, size)
     positions = tuple(a for a in axis if a != last)
     mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
+    over = over_axes(positions, affine=(last,), pool=size, **mapped)
+    check_more_than_one(x.shape, over, "Use fewer groups or more positions")
     if positions:  # statistics per feature first, then pooled: no array of the size of `x` has groups for an axis
-        over = over_axes(positions, affine=(last,), pool=size, **mapped)
         return _normalize(x, scale, bias, over, (last,), epsilon, where, use_fast_variance)
     split = (*x.shape[:-1], groups, size)
     over = over_axes((last + 1,), affine=(last, last + 1), **mapped)
@@ -227,10 +238,10 @@ def instance_norm(
         use_fast_variance: Whether to use E[x^2] - E[x]^2.
 
     Returns:
-        `y`, with the shape and dtype of `x` (float32 for whole numbers). A single position gives the bias.
+        `y`, with the shape and dtype of `x` (float32 for whole numbers).
 
     Raises:
-        StatisticsError: If there are no positions.
+        StatisticsError: If there are no positions, or a single one.
         ValueError: If a shape, an axis or `epsilon` does not fit.
 
     Example:
@@ -253,6 +264,7 @@ def instance_norm(
         )
     affine = features if scale is not None or bias is not None else ()
     over = over_axes(axis, affine=affine, axis_name=axis_name, axis_index_groups=axis_index_groups)
+    check_more_than_one(x.shape, over, "Use layer, RMS or group norm")
     return _normalize(x, scale, bias, over, features, epsilon, where, use_fast_variance)
 
 

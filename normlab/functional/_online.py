@@ -10,7 +10,7 @@ from jax import Array, lax
 from normlab.functional._batch import RunningStatistics, normalize
 from normlab.functional._checks import Axes, canonical_axes, check_epsilon, check_real, check_where
 from normlab.functional._example import expand, expand_where, rms_norm
-from normlab.functional._standardize import affine
+from normlab.functional._standardize import affine, in_range
 from normlab.functional._statistics import Over, float32_or_wider, means, moments, output_dtype
 from normlab.functional._statistics import over as over_axes
 
@@ -246,7 +246,7 @@ def recurrence(decay: Array, drive: Array, start: Array) -> tuple[Array, Array]:
     Returns:
         The states that each step starts from, `[n, ...]`, and the last state, `[1, ...]`.
     """
-    if len(drive) == 1:
+    if drive.shape[0] == 1:
         return start, decay * start + drive
 
     def step(state: Array, by: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -291,17 +291,16 @@ def _forward(
     backward_weights: tuple[Array, Array],
     epsilon: Array,
 ) -> tuple[tuple[Array, list[Array]], _Saved]:
-    """Normalize examples in order; means are counted from the first one's, so that an offset costs no digits."""
+    """Normalize examples in order; means are counted from the running one, so that an offset costs no digits."""
     start, var = running
+    m = moments(x, over, where)
     centered = x - start if where is None else jnp.where(where, x - start, 0)
-    m = moments(centered, over, where)
-    mean = m.mean
-    assert mean is not None
+    mean = m.mean_minus(start)
     old, new = (_where_counted(m.count, w, jnp.full_like(w, i)) for w, i in zip(weights, (1, 0), strict=True))
     old, new = (jnp.broadcast_to(w, mean.shape) for w in (old, new))
     shift, shifted = recurrence(old, new * mean, jnp.zeros_like(start))
     var, var_after = recurrence(old, new * (m.var + old * lax.square(mean - shift)), var)
-    rstd = lax.rsqrt(var + epsilon)
+    rstd = lax.rsqrt(in_range(var + epsilon, epsilon))
     y = (centered - shift) * rstd
     y = y if where is None else jnp.where(where, y, 0)
     return (y, [start + shifted, var_after]), _Saved(y, rstd, m.count, where, errors, backward_weights)

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from normlab.functional._checks import AxisName, StatisticsError
-from normlab.functional._devices import Devices
+from normlab.functional._checks import AxisName, StatisticsError, one_element_allowed
+from normlab.functional._devices import Devices, sharded_along
 
 Momentum = float | Callable[[Array], Array | float] | None
 """Weight of the OLD value; a function of the step; or `None` for the plain average of all batches so far."""
@@ -22,16 +22,28 @@ class Moments:
     """Mean, biased variance, and the number of elements behind each.
 
     Attributes:
-        mean: Means, or `None` where a norm does not centre.
-        var: Biased variances (mean squares where `mean` is `None`).
-        count: Elements per statistic: a number, or an array where a mask makes them differ.
-        rest: What rounding left of the mean, where it is known: `mean + rest` is the mean to twice the digits.
+        near: A number near the mean, such as a member of the set; `None` where a norm does not centre.
+        rest: The mean minus that number. Far from 0 a rounded mean has lost the digits of the spread around it;
+            `near + rest` has them all, and `(x - near) - rest` is exact to the digits of `x`.
+        var: Biased variances (mean squares where `near` is `None`).
+        count: Elements per statistic: a number, or an array where a mask or a symbolic shape makes it one.
     """
 
-    mean: Array | None
+    near: Array | None
+    rest: Array | None
     var: Array
     count: Array | float
-    rest: Array | None = None
+
+    @property
+    def mean(self) -> Array:
+        """Means, rounded."""
+        return self.mean_minus(None)
+
+    def mean_minus(self, other: Array | None) -> Array:
+        """Return the mean minus `other`, to the digits of the difference; `None` is 0."""
+        assert self.near is not None
+        near = self.near if other is None else self.near - other
+        return near if self.rest is None else near + self.rest
 
 
 class Over(NamedTuple):
@@ -71,9 +83,11 @@ def output_dtype(x: Array) -> Any:
 def moments(x: Array, over: Over, where: Array | None = None, *, use_fast_variance: bool = False) -> Moments:
     """Mean and variance of `x` over `over`, reduced axes kept with size 1.
 
-    Two passes: the mean first, then the mean square of what is left, so that an offset of the data costs no digits.
-    `use_fast_variance` takes E[x^2] - E[x]^2 in one pass instead, as Flax does, and loses them. Across devices, counts,
-    means, and the sums and squares of what is left are gathered by one collective and merged (Chan et al., 1979).
+    Two passes: the mean first, then the mean square of what is left, both about one member of each set. Next to an
+    offset of 1e6 the sum of a set, and even its rounded mean, have lost the digits of its spread; differences of
+    members have them all, and those of a constant are exactly 0. `use_fast_variance` takes E[x^2] - E[x]^2 in one pass
+    instead, as Flax does, and loses them. Across devices counts, means, what rounding left of them, and sums of squares
+    are gathered by one collective and merged (Chan et al., 1979).
 
     Args:
         x: Values in float32 or wider.
@@ -89,17 +103,55 @@ def moments(x: Array, over: Over, where: Array | None = None, *, use_fast_varian
         x = jnp.where(where, x, 0)
     if not over.center or use_fast_variance:
         return _one_pass(x, over, where, count)
-    mean = _sum(x, over, where) / _at_least_one(count)
-    centered = x - mean
-    square = _sum(lax.square(centered), over, where)
+    near = _member(x, over, where, count)
+    rest = _sum(x - near, over, where) / _at_least_one(count)
+    columns = _columns(x.shape, over)
+    if columns:
+        near, rest = _from(near + rest, near, rest)
+    square = _sum(lax.square((x - near) - rest), over, where)
     if over.devices is not None:
-        return _merged(over.devices, count, mean, _sum(centered, over, where), square)
-    return Moments(mean, square / _at_least_one(count), count)
+        return _merged(over.devices, count, near, rest, square)
+    if columns:
+        near, rest = _from(_coarser(near), near, rest)
+    return Moments(near, rest, square / _at_least_one(count), count)
 
 
-def rest_of_mean(centered: Array, over: Over, where: Array | None, count: Array | float) -> Array:
-    """What rounding left of this device's mean; a constant to autodiff."""
-    return lax.stop_gradient(_sum(centered, over, where) / _at_least_one(count))
+def _columns(shape: Sequence[int], over: Over) -> bool:
+    """Whether statistics are of columns that lie side by side in memory, long or wide enough for `_from` to pay."""
+    wide = isinstance(shape[-1], int) and shape[-1] >= 128
+    return over.axis == tuple(range(len(over.axis))) or (wide and len(shape) - 1 not in over.axis)
+
+
+def _from(nearer: Array, near: Array, rest: Array) -> tuple[Array, Array]:
+    """Count a mean from another number: each pass over columns counts from one of its own.
+
+    Counted from the same number `x - near` would be one array, and XLA:CPU would write it to memory for all passes,
+    where each is computed faster from `x`. Along rows it is faster so.
+    """
+    nearer = lax.stop_gradient(nearer)
+    return nearer, (near - nearer) + rest
+
+
+def _coarser(x: Array) -> Array:
+    """Drop the last two bits."""
+    kind = jnp.finfo(x.dtype)
+    return lax.reduce_precision(x, kind.nexp, kind.nmant - 2)
+
+
+def _member(x: Array, over: Over, where: Array | None, count: Array | float) -> Array:
+    """One counted element of each set, 0 where there is none; a constant to autodiff.
+
+    The first, which costs nothing to find. Under a mask, and where devices share an explicit axis, the largest.
+    """
+    x = lax.stop_gradient(x)
+    kept = [1 if a in over.axis else n for a, n in enumerate(x.shape)]
+    if any(x.shape[a] == 0 for a in over.axis):
+        return jnp.zeros(kept, x.dtype)
+    if where is None and not sharded_along(x, over.axis):
+        return _pool(lax.slice(x, (0,) * x.ndim, kept), over, lambda groups: groups[..., :1])
+    largest = x.max(over.axis, keepdims=True, initial=-jnp.inf, where=where)
+    largest = _pool(largest, over, lambda groups: groups.max(-1, keepdims=True))
+    return jnp.where(jnp.asarray(count) > 0, largest, 0)
 
 
 def means(values: Sequence[Array], over: Over, where: Array | None, count: Array | float) -> list[Array]:
@@ -115,13 +167,19 @@ def elements(shape: Sequence[int], over: Over) -> int:
     return math.prod(shape[a] for a in over.axis) * over.pool * (over.devices.size if over.devices else 1)
 
 
-def check_more_than_one(shape: Sequence[int], over: Over) -> None:
-    """Raise a `StatisticsError` where batch statistics would be over a single element."""
-    if elements(shape, over) == 1:
+def check_more_than_one(shape: Sequence[int], over: Over, remedy: str) -> None:
+    """Raise a `StatisticsError` where statistics would be over a single element and `one_element` is not in force.
+
+    Args:
+        shape: Of `x`.
+        over: What statistics are taken over.
+        remedy: What else to do, a sentence without its end.
+    """
+    if elements(shape, over) == 1 and not one_element_allowed():
+        groups = f" in groups of {over.pool} features" if over.pool > 1 else ""
         raise StatisticsError(
-            f"Expected batch statistics over more than one element, got one: `x` of shape {tuple(shape)} is reduced "
-            f"over axes {over.axis}. Use a larger batch, `axis_name` for statistics across devices, running "
-            "statistics, or a norm that needs no batch (layer, RMS, group)."
+            f"Expected statistics over more than one element, got one: `x` of shape {tuple(shape)} is reduced over "
+            f"axes {over.axis}{groups}. {remedy}; or say that it is meant: `with normlab.functional.one_element():`."
         )
 
 
@@ -197,13 +255,14 @@ def _one_pass(x: Array, over: Over, where: Array | None, count: Array | float) -
         count = over.devices.sum(count) if isinstance(count, Array) else count * over.devices.size
     *first, second = means(values, over, where, count)
     if not over.center:
-        return Moments(None, second, count)
-    return Moments(first[0], jnp.maximum(second - lax.square(first[0]), 0), count)
+        return Moments(None, None, second, count)
+    return Moments(first[0], None, jnp.maximum(second - lax.square(first[0]), 0), count)
 
 
 def _count(x: Array, over: Over, where: Array | None) -> Array | float:
     if where is None:
-        return float(math.prod(x.shape[a] for a in over.axis) * over.pool)
+        n = math.prod(x.shape[a] for a in over.axis) * over.pool
+        return float(n) if isinstance(n, int) else jnp.asarray(n, x.dtype)
     return _pool(jnp.broadcast_to(where, x.shape).sum(over.axis, keepdims=True, dtype=x.dtype), over)
 
 
@@ -217,32 +276,26 @@ def _sum(x: Array, over: Over, where: Array | None) -> Array:
     return _pool(x.sum(over.axis, keepdims=True), over)
 
 
-def _pool(x: Array, over: Over) -> Array:
-    """Add up neighbours on the last axis, and give each of them the sum."""
+def _pool(x: Array, over: Over, reduce: Callable[[Array], Array] = lambda groups: groups.sum(-1, keepdims=True)) -> Array:
+    """Reduce neighbours on the last axis, and give each of them the result."""
     if over.pool == 1:
         return x
     groups = x.reshape(*x.shape[:-1], x.shape[-1] // over.pool, over.pool)
-    return jnp.broadcast_to(groups.sum(-1, keepdims=True), groups.shape).reshape(x.shape)
+    return jnp.broadcast_to(reduce(groups), groups.shape).reshape(x.shape)
 
 
-def _merged(devices: Devices, count: Array | float, mean: Array, rest: Array, square: Array) -> Moments:
-    """Merge counts, means, and sums of deviations and of their squares of all devices, without cancellation.
-
-    Deviations from a mean that was rounded do not add up to zero; at an offset of 1e4 that is worth 4e-4 of the
-    variance. Sums come last in `near` and `shift`: XLA computes `merged` wherever it is used, and after a product the
-    addition may be part of a multiply-add there, with a rounding that is not that of `rest`.
-    """
-    parts = [mean, rest, square, *([count] if isinstance(count, Array) else [])]
-    means_, rests, squares, *counts = jnp.moveaxis(devices.gather(jnp.stack(parts)), 1, 0)
-    n = counts[0] if counts else jnp.full_like(means_, count)
+def _merged(devices: Devices, count: Array | float, near: Array, rest: Array, square: Array) -> Moments:
+    """Merge counts, means and sums of squares of all devices, without cancellation: about a number of one of them."""
+    parts = [near, rest, square, *([count] if isinstance(count, Array) else [])]
+    nears, rests, squares, *counts = jnp.moveaxis(devices.gather(jnp.stack(parts)), 1, 0)
+    n = counts[0] if counts else jnp.full_like(nears, count)
     total = jnp.maximum(n.sum(0), 1)
-    near = (n / total[None] * means_).sum(0)
-    apart = means_ - near[None]
-    shift = ((rests + n * apart) / total[None]).sum(0)
-    var = (squares + apart * (2 * rests + n * apart)).sum(0) / total - lax.square(shift)
-    merged = near + shift
-    count = n.sum(0) if counts else count * devices.size
-    return Moments(merged, jnp.maximum(var, 0), count, lax.stop_gradient((near - merged) + shift))
+    near = lax.stop_gradient(jnp.where(n > 0, nears, -jnp.inf).max(0))
+    near = jnp.where(n.sum(0) > 0, near, 0)
+    apart = jnp.where(n > 0, (nears - near) + rests, 0)
+    rest = (n * apart).sum(0) / total
+    var = (squares + n * lax.square(apart - rest)).sum(0) / total
+    return Moments(near, rest, var, n.sum(0) if counts else count * devices.size)
 
 
 def over(

@@ -13,6 +13,7 @@ from jax import Array, lax
 from normlab.functional._checks import Axes, check_epsilon, check_where
 from normlab.functional._example import expand, expand_where
 from normlab.functional._online import as_weights, check_weight, scaled, stream_features, wide_state
+from normlab.functional._standardize import in_range
 from normlab.functional._statistics import Over, float32_or_wider, means, moments, output_dtype
 from normlab.functional._statistics import over as over_axes
 
@@ -252,28 +253,30 @@ def _forward(
     backward_weights: tuple[Array, Array],
     epsilon: Array,
 ) -> tuple[tuple[Array, StreamingMemory], _Saved]:
-    """Mix the memories; means are counted from the long one, so that an offset costs no digits."""
-    x = x - memory.mean
+    """Mix the memories; means are counted from a member of the batch, so that an offset costs no digits."""
     found = moments(x, static.over, where)
-    assert found.mean is not None
-    count = jnp.broadcast_to(jnp.asarray(found.count, x.dtype), found.mean.shape)
+    near, rest = found.near, found.rest
+    assert near is not None and rest is not None
+    x = x - near
+    count = jnp.broadcast_to(jnp.asarray(found.count, x.dtype), near.shape)
     seen = memory.short_count + count
     share = count / jnp.maximum(seen, 1)
-    long, now = _Part(jnp.zeros_like(memory.mean), memory.var), _Part(found.mean, found.var)
-    short = _mixed((1 - share, _Part(memory.short_mean - memory.mean, memory.short_var)), (share, now))
+    long, now = _Part(memory.mean - near, memory.var), _Part(rest, found.var)
+    short = _mixed((1 - share, _Part(memory.short_mean - near, memory.short_var)), (share, now))
 
     parts = (long, short.unless(seen == 0, long), now.unless(count == 0, long))
     mean, var = _mixed(*zip(static.mix, parts, strict=True))
-    std = jnp.sqrt(var + epsilon)
+    std = jnp.sqrt(in_range(var + epsilon, epsilon))
     y = (x - mean) / std
     y = y if where is None else jnp.where(where, y, 0)
 
     counted = jnp.any(count > 0)
     step = memory.step + counted.astype(memory.step.dtype)
     updates = counted & (step % static.calls_per_update == 0)
-    moved = _mixed((weights[0], long), (weights[1], short)).unless(~updates | (seen == 0), long)
-    rest = [jnp.where(updates, 0, a) for a in (memory.mean + short.mean, short.var, seen)]
-    after = StreamingMemory(memory.mean + moved.mean, moved.var, rest[0], rest[1], rest[2], step)
+    moved = _mixed((weights[0], long), (weights[1], short))
+    moved = _Part(near + moved.mean, moved.var).unless(~updates | (seen == 0), _Part(memory.mean, memory.var))
+    kept = (jnp.where(updates, 0, a) for a in (near + short.mean, short.var, seen))
+    after = StreamingMemory(*moved, *kept, step)
     return (y, after), _Saved(y, std, count, where, slopes, updates, backward_weights)
 
 
