@@ -17,6 +17,7 @@ from normlab.functional._checks import (
     check_epsilon,
     check_real,
     check_where,
+    one_element_allowed,
 )
 from normlab.functional._devices import Devices, beside, join_first, split_first
 from normlab.functional._example import expand, expand_where
@@ -210,8 +211,8 @@ def batch_renorm(
 
     def correct(m: Moments, scale: Array | None, bias: Array | None) -> tuple[Array, Array]:
         std_batch = jnp.sqrt(m.var + epsilon)
-        r = lax.stop_gradient(jnp.clip(std_batch / std, 1 / r_most, r_most))
-        d = lax.stop_gradient(jnp.clip(m.mean_minus(mean) / std, -d_most, d_most))
+        r = jnp.clip(lax.stop_gradient(std_batch / std), 1 / r_most, r_most)
+        d = jnp.clip(lax.stop_gradient(m.mean_minus(mean) / std), -d_most, d_most)
         scale = jnp.ones_like(std) if scale is None else scale.astype(dtype)
         return r * scale, d * scale if bias is None else d * scale + bias.astype(dtype)
 
@@ -553,6 +554,11 @@ def check_ghost(ghost: Any) -> None:
 
 def _check_ghost(ghost: int, x: Array, over: Over, devices: Devices | None) -> None:
     check_ghost(ghost)
+    if not isinstance(x.shape[0], int):
+        raise ValueError(
+            f"Expected a batch of known size with `ghost_batch_size`, got the symbolic size {x.shape[0]}. Export with a "
+            "fixed batch, or export evaluation."
+        )
     if devices is not None and ghost > x.shape[0]:
         raise ValueError(
             f"Expected `ghost_batch_size` with `axis_name` to be at most the {x.shape[0]} examples of a device, got "
@@ -562,7 +568,7 @@ def _check_ghost(ghost: int, x: Array, over: Over, devices: Devices | None) -> N
     if 0 not in over.axis:
         raise ValueError(f"Expected the first axis among the reduced ones with `ghost_batch_size`, got {over.axis}.")
     rest = x.shape[0] % ghost
-    if ghost < x.shape[0] and rest and rest * elements(x.shape, over) == x.shape[0]:
+    if ghost < x.shape[0] and rest and not one_element_allowed() and rest * elements(x.shape, over) == x.shape[0]:
         raise StatisticsError(
             f"Expected `ghost_batch_size` to leave a remainder of more than one element, got {ghost} for a batch of "
             f"{x.shape[0]}. Choose a size that divides the batch."

@@ -144,11 +144,14 @@ def _member(x: Array, over: Over, where: Array | None, count: Array | float) -> 
     The first, which costs nothing to find. Under a mask, and where devices share an explicit axis, the largest.
     """
     x = lax.stop_gradient(x)
-    kept = [1 if a in over.axis else n for a, n in enumerate(x.shape)]
+    kept = _kept(x.shape, over)
     if any(x.shape[a] == 0 for a in over.axis):
         return jnp.zeros(kept, x.dtype)
     if where is None and not sharded_along(x, over.axis):
-        return _pool(lax.slice(x, (0,) * x.ndim, kept), over, lambda groups: groups[..., :1])
+        first = lax.slice(x, (0,) * x.ndim, kept)
+        if 0 in over.axis:  # of a batch that `jit` may shard: else what follows is on one device, and sent time and again
+            first = lax.expand_dims(lax.optimization_barrier(lax.squeeze(first, over.axis)), over.axis)
+        return _pool(first, over, lambda groups: groups[..., :1])
     largest = x.max(over.axis, keepdims=True, initial=-jnp.inf, where=where)
     largest = _pool(largest, over, lambda groups: groups.max(-1, keepdims=True))
     return jnp.where(jnp.asarray(count) > 0, largest, 0)
@@ -262,8 +265,13 @@ def _one_pass(x: Array, over: Over, where: Array | None, count: Array | float) -
 def _count(x: Array, over: Over, where: Array | None) -> Array | float:
     if where is None:
         n = math.prod(x.shape[a] for a in over.axis) * over.pool
-        return float(n) if isinstance(n, int) else jnp.asarray(n, x.dtype)
+        return float(n) if isinstance(n, int) else jnp.broadcast_to(jnp.asarray(n, x.dtype), _kept(x.shape, over))
     return _pool(jnp.broadcast_to(where, x.shape).sum(over.axis, keepdims=True, dtype=x.dtype), over)
+
+
+def _kept(shape: Sequence[int], over: Over) -> tuple[int, ...]:
+    """The shape of statistics: reduced axes have size 1."""
+    return tuple(1 if a in over.axis else n for a, n in enumerate(shape))
 
 
 def _at_least_one(count: Array | float) -> Array | float:

@@ -20,7 +20,7 @@ from normlab.functional._layer import (
     needs_step,
 )
 from normlab.functional._statistics import Momentum
-from normlab.linen._example import affine_parameters, promote
+from normlab.linen._example import affine_parameters, promote, while_making
 
 Initializer = Callable[..., Any]
 
@@ -117,7 +117,8 @@ class BatchNorm(nn.Module):
             self.bias_init if self.use_bias else None,
         )
         x, dtype = promote(x, affine, self.dtype)
-        x = self._prepared(x, mask)
+        with while_making(self):
+            x = self._prepared(x, mask)
         making = self.is_initializing()
         reduced = tuple(a for a in range(x.ndim) if a not in features)
         if making and F.batch_elements(x, reduced) == 1:

@@ -1,6 +1,7 @@
 """Layer, RMS, group and instance norm for Linen."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -227,6 +228,11 @@ class InstanceNorm(nn.Module):
         )
 
 
+def while_making(module: nn.Module) -> AbstractContextManager[None]:
+    """Let one element be enough while a module makes its parameters: their shapes need no statistics."""
+    return F.one_element() if module.is_initializing() else nullcontext()
+
+
 def affine_parameters(
     module: Any, shape: tuple[int, ...], scale_init: Initializer | None, bias_init: Initializer | None
 ) -> dict[str, jax.Array]:
@@ -253,7 +259,7 @@ def _normalize(
     axis: Axes | None = None,
     **options: Any,
 ) -> jax.Array:
-    """Call `norm` with `module`'s parameters; while these are made, no mapped axis is needed."""
+    """Call `norm` with `module`'s parameters; while these are made, one element is enough, and no mapped axis needed."""
     check_epsilon(module.epsilon)
     check_float32_reductions(module.force_float32_reductions)
     check_flags(module, "use_scale", "use_fast_variance", *(["use_bias"] if hasattr(module, "use_bias") else []))
@@ -267,4 +273,5 @@ def _normalize(
     x, dtype = promote(x, affine, module.dtype)
     if not module.is_initializing():
         options |= {"axis_name": module.axis_name, "axis_index_groups": module.axis_index_groups}
-    return norm(x, **affine, epsilon=module.epsilon, where=where, **options).astype(dtype)
+    with while_making(module):
+        return norm(x, **affine, epsilon=module.epsilon, where=where, **options).astype(dtype)

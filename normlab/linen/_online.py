@@ -13,7 +13,7 @@ from normlab.functional._layer import OnlineLayer, StreamingLayer, StreamLayer, 
 from normlab.functional._online import Guard
 from normlab.functional._streaming import Mix
 from normlab.linen._batch import BatchNorm
-from normlab.linen._example import affine_parameters, promote
+from normlab.linen._example import affine_parameters, promote, while_making
 
 Initializer = Callable[..., Any]
 
@@ -69,7 +69,8 @@ class _StreamNorm(nn.Module):
             carried = [self._held(OVERWRITE_WITH_GRADIENT, *item) for item in backward._asdict().items()]
         before = type(start)(*(variable.value for variable in state))
         if evaluating:
-            return layer.evaluate(x, before, **options).astype(dtype)
+            with while_making(self):
+                return layer.evaluate(x, before, **options).astype(dtype)
         y, after = layer.train(x, before, type(backward)(*(v.value for v in carried)), **options)
         for variable, value in zip(state, after, strict=False):
             variable.value = value
