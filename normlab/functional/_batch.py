@@ -21,7 +21,7 @@ from normlab.functional._checks import (
 )
 from normlab.functional._devices import Devices, beside, join_first, split_first
 from normlab.functional._example import expand, expand_where
-from normlab.functional._standardize import affine, in_range, reciprocal_std, standardize
+from normlab.functional._standardize import affine, reciprocal_root, reciprocal_std, standardize
 from normlab.functional._statistics import (
     Moments,
     Momentum,
@@ -286,7 +286,7 @@ def normalize(
     expanded = (expand(name, a, x.shape, features) for name, a in named.items())
     wide = float32_or_wider(x)
     mean_, var_, scale, bias = (a if a is None else a.astype(wide.dtype) for a in expanded)
-    rstd = lax.rsqrt(in_range(_required(var_) + epsilon, epsilon))
+    rstd = reciprocal_root(_required(var_) + epsilon, epsilon)
     return affine(wide - _required(mean_), rstd, scale, bias).astype(output_dtype(x))
 
 

@@ -22,7 +22,7 @@ from normlab.functional._checks import (
     resolve_groups,
 )
 from normlab.functional._example import group_norm
-from normlab.functional._standardize import in_range
+from normlab.functional._standardize import reciprocal_root
 from normlab.functional._statistics import Momentum, float32_or_wider
 from normlab.notation import UnknownNorm, parse, unknown
 
@@ -242,7 +242,7 @@ def _jointly(norm: CellNorm, z: Gates, scale: Gates, bias: Sequence[Array | None
         center = mean(wide)
         wide = [gate - center for gate in wide]
     epsilon = _epsilon(norm)
-    rstd = lax.rsqrt(in_range(mean(map(lax.square, wide)) + epsilon, epsilon))
+    rstd = reciprocal_root(mean(map(lax.square, wide)) + epsilon, epsilon)
     for gate, centered, s, b in zip(z, wide, scale, bias, strict=True):
         y = centered * (rstd * _expanded(s, gate.ndim).astype(rstd.dtype))
         yield (y if b is None else y + _expanded(b, gate.ndim).astype(rstd.dtype)).astype(gate.dtype)
@@ -295,7 +295,7 @@ def normalize_running(
         wide = float32_or_wider(z)
         mean, var, scale = (a.astype(wide.dtype) for a in (mean, var, scale))
         epsilon = _epsilon(norm)
-        factor = lax.rsqrt(in_range(var + epsilon, epsilon)) * scale[None]
+        factor = reciprocal_root(var + epsilon, epsilon) * scale[None]
         y = (wide - mean[row]) * factor[row]
         return (y if bias is None else y + _expanded(bias, y.ndim)).astype(z.dtype)
 

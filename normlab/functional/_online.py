@@ -10,7 +10,7 @@ from jax import Array, lax
 from normlab.functional._batch import RunningStatistics, normalize
 from normlab.functional._checks import Axes, canonical_axes, check_epsilon, check_real, check_where
 from normlab.functional._example import expand, expand_where, rms_norm
-from normlab.functional._standardize import affine, in_range
+from normlab.functional._standardize import affine, reciprocal_root
 from normlab.functional._statistics import Over, float32_or_wider, means, moments, output_dtype
 from normlab.functional._statistics import over as over_axes
 
@@ -300,7 +300,7 @@ def _forward(
     old, new = (jnp.broadcast_to(w, mean.shape) for w in (old, new))
     shift, shifted = recurrence(old, new * mean, jnp.zeros_like(start))
     var, var_after = recurrence(old, new * (m.var + old * lax.square(mean - shift)), var)
-    rstd = lax.rsqrt(in_range(var + epsilon, epsilon))
+    rstd = reciprocal_root(var + epsilon, epsilon)
     y = (centered - shift) * rstd
     y = y if where is None else jnp.where(where, y, 0)
     return (y, [start + shifted, var_after]), _Saved(y, rstd, m.count, where, errors, backward_weights)

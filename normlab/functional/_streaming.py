@@ -13,7 +13,7 @@ from jax import Array, lax
 from normlab.functional._checks import Axes, check_epsilon, check_where
 from normlab.functional._example import expand, expand_where
 from normlab.functional._online import as_weights, check_weight, scaled, stream_features, wide_state
-from normlab.functional._standardize import in_range
+from normlab.functional._standardize import reciprocal_root
 from normlab.functional._statistics import Over, float32_or_wider, means, moments, output_dtype
 from normlab.functional._statistics import over as over_axes
 
@@ -203,7 +203,7 @@ class _Saved(NamedTuple):
 
     Attributes:
         y: Normalized values, 0 where nothing counts.
-        std: Standard deviations that they were divided by.
+        rstd: Reciprocal standard deviations that they were multiplied by.
         elements: How many are behind the current memory.
         where: Mask.
         slopes: Those before this pass.
@@ -212,7 +212,7 @@ class _Saved(NamedTuple):
     """
 
     y: Array
-    std: Array
+    rstd: Array
     elements: Array
     where: Array | None
     slopes: StreamingSlopes
@@ -266,8 +266,8 @@ def _forward(
 
     parts = (long, short.unless(seen == 0, long), now.unless(count == 0, long))
     mean, var = _mixed(*zip(static.mix, parts, strict=True))
-    std = jnp.sqrt(in_range(var + epsilon, epsilon))
-    y = (x - mean) / std
+    rstd = reciprocal_root(var + epsilon, epsilon)
+    y = (x - mean) * rstd
     y = y if where is None else jnp.where(where, y, 0)
 
     counted = jnp.any(count > 0)
@@ -277,15 +277,15 @@ def _forward(
     moved = _Part(near + moved.mean, moved.var).unless(~updates | (seen == 0), _Part(memory.mean, memory.var))
     kept = (jnp.where(updates, 0, a) for a in (near + short.mean, short.var, seen))
     after = StreamingMemory(*moved, *kept, step)
-    return (y, after), _Saved(y, std, count, where, slopes, updates, backward_weights)
+    return (y, after), _Saved(y, rstd, count, where, slopes, updates, backward_weights)
 
 
 def _backward(static: _Static, saved: _Saved, cotangents: tuple[Array, Any]) -> tuple[Any, ...]:
-    y, std, count, where, slopes, updates, (old, new) = saved
-    dy = (cotangents[0] if where is None else jnp.where(where, cotangents[0], 0)) / std
+    y, rstd, count, where, slopes, updates, (old, new) = saved
+    dy = (cotangents[0] if where is None else jnp.where(where, cotangents[0], 0)) * rstd
     n = jnp.maximum(count, 1)
     sums = (n * mean for mean in means([dy, dy * y], static.over, where, n))
-    now = [sum * factor for sum, factor in zip(sums, (-1, -0.5 / std), strict=True)]
+    now = [sum * factor for sum, factor in zip(sums, (-1, -0.5 * rstd), strict=True)]
     counted = (count > 0).astype(count.dtype)
     calls = slopes.short_calls + counted
     weight = counted / jnp.maximum(calls, 1)
@@ -295,7 +295,7 @@ def _backward(static: _Static, saved: _Saved, cotangents: tuple[Array, Any]) -> 
         functools.reduce(jnp.add, [share * part for share, part in zip(static.backward_mix, parts, strict=True)])
         for parts in zip(long, short, now, strict=True)
     )
-    dx = dy + (by_mean + 2 * std * y * by_var) / n
+    dx = dy + (by_mean + 2 * (y / rstd) * by_var) / n
     dx = dx if where is None else jnp.where(where, dx, 0)
     moved = (jnp.where(updates & (calls > 0), old * a + new * b, a) for a, b in zip(long, short, strict=True))
     rest = (jnp.where(updates, 0, a) for a in (*short, calls))
