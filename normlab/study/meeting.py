@@ -75,8 +75,8 @@ class Member:
             BadInput: If it is anything else.
         """
         host, _, port = coordinator.rpartition(":")
-        bare = host[1:-1] if host[:1] == "[" and host[-1:] == "]" else host
-        named = bare and (":" not in host or (bare != host and _is_ipv6(bare)))
+        bare = host.removeprefix("[").removesuffix("]")
+        named = host == f"[{bare}]" if _is_ipv6(bare) else host and not set("[]:") & set(host)
         if not (named and port.isdecimal() and port.isascii() and len(port) < 6 and 0 < int(port) < 2**16):
             raise BadInput(
                 f"Expected `--coordinator` to be HOST:PORT, where process 1 runs, got `{coordinator}`. Put brackets "
