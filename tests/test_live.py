@@ -27,6 +27,7 @@ from normlab.online._network import Learned, programs
 from tests.test_own_model import blocks, run
 
 Live = Classifier | Regressor
+NAN, INF = math.nan, math.inf
 
 
 TRACED: list[tuple[int, ...]] = []
@@ -142,6 +143,124 @@ def test_a_burst_is_one_step_along_the_mean_gradient() -> None:
         np.testing.assert_allclose(ours.predict_many(X), theirs.predict_many(X), rtol=1e-4, atol=1e-6)
 
 
+class TestWeights:
+    """Of examples, by river's convention."""
+
+    def test_they_multiply_the_loss_as_in_rivers_regression(self) -> None:
+        examples = numbered(stream(12))
+        ours = Regressor(Linear, norm="none", optimizer=optax.sgd, learning_rate=0.05)
+        theirs = linear_model.LinearRegression(optimizer=optim.SGD(0.05), intercept_lr=0.05)
+        for (x, y), w in zip(examples, (1, 0.5, 2.0, 0, np.float32(3), 1.0, 0.25, 4, 1, 0.1, 1.5, True), strict=True):
+            ours.learn_one(x, y, w=w)
+            theirs.learn_one(x, y, w=float(w))
+            assert ours.predict_one(x) == pytest.approx(theirs.predict_one(x), rel=1e-4, abs=1e-6)
+        X, y = pd.DataFrame([x for x, _ in examples]), pd.Series([y for _, y in examples])
+        for w in (2.0, pd.Series(np.arange(12.0)), pd.Series(np.ones(12)), 1):
+            ours.learn_many(X, y, w=w)
+            theirs.learn_many(X, y, w=w)
+            np.testing.assert_allclose(ours.predict_many(X), theirs.predict_many(X), rtol=1e-4, atol=1e-6)
+
+    def test_a_weighted_class_is_learned_as_at_another_rate(self) -> None:
+        x, y = stream(1)[0]
+        weighted, faster = (Classifier(Linear, norm="none", optimizer=optax.sgd, learning_rate=r) for r in (0.1, 0.3))
+        weighted.learn_one(x, y, w=3.0)
+        faster.learn_one(x, y)
+        assert weighted.predict_proba_one(x) == pytest.approx(faster.predict_proba_one(x), rel=1e-6)
+
+    @pytest.mark.parametrize("model", [Small, SmallNNX])
+    def test_a_weight_of_one_is_none_at_all(self, model: Callable[..., Any]) -> None:
+        plain, weighted = (Classifier(model, norm="online") for _ in range(2))
+        for x, y in stream(5):
+            plain.learn_one(x, y)
+            weighted.learn_one(x, y, w=1)
+        X, y = pd.DataFrame([x for x, _ in stream(6)]), pd.Series([y for _, y in stream(6)])
+        plain.learn_many(X, y)
+        for w in ([1.0] * 6, np.ones(6)):
+            copy = pickle.loads(pickle.dumps(weighted))
+            copy.learn_many(X, y, w=w)
+            assert_same(copy.state, plain.state)
+
+    def test_at_zero_norms_see_the_example_and_parameters_stay(self) -> None:
+        model = taught(Classifier(Small, norm="batch:statistics='running'", optimizer=optax.sgd), stream(3))
+        before = model.state
+        model.learn_one({"a": 5.0, "b": -3.0, "c": 9.0}, "x", w=0)
+        after = model.state
+        changed = {name for name in before if not np.array_equal(before[name], after[name])}
+        assert any("mean" in name for name in changed) and any("steps" in name for name in changed)
+        assert not any(name.startswith(".params") for name in changed)
+
+    def test_no_weight_compiles_anew(self) -> None:
+        model = taught(Classifier(Small, norm="layer"), stream(3))
+        model.learn_one(*stream(1)[0], w=2.0)
+        TRACED.clear()
+        for w in (3.0, 0.1, 0.0, 7, np.float64(0.5)):
+            model.learn_one(*stream(1)[0], w=w)
+        assert not TRACED
+
+    @pytest.mark.parametrize(
+        ("w", "kind", "message"),
+        [
+            (-1.0, ValueError, "Expected weights to be finite .* and not negative, got -1.0"),
+            (NAN, ValueError, "Expected weights to be finite .*, got nan"),
+            (INF, ValueError, "Expected weights to be finite .*, got inf"),
+            (1e39, ValueError, r"Expected weights to be finite \(in float32\) .*, got 1e\+39"),
+            ("2", TypeError, "Expected the weight to be a number in every example, got '2'"),
+            (None, TypeError, "Expected the weight to be a number in every example, got None"),
+        ],
+    )
+    def test_what_is_no_weight(self, w: Any, kind: type[Exception], message: str) -> None:
+        model = taught(Classifier(Small, norm="layer", nonfinite="skip"), stream(3))
+        before = model.state
+        X, y = pd.DataFrame([x for x, _ in stream(2)]), pd.Series([y for _, y in stream(2)])
+        for learn in (
+            lambda: model.learn_one(*stream(1)[0], w=w),
+            lambda: model.learn_many(X, y, w=w),
+            lambda: model.learn_many(X, y, w=[1.0, w]),  # pyright: ignore[reportArgumentType]
+        ):
+            with pytest.raises(kind, match=message):
+                learn()
+        assert_same(model.state, before)
+        assert model.skipped == 0
+
+    def test_one_for_each_example(self) -> None:
+        X, y = pd.DataFrame({"a": [1.0, 2.0]}), pd.Series([0.0, 1.0])
+        for w in ([1.0], [], [1.0] * 3, pd.Series([1.0])):
+            with pytest.raises(ValueError, match=f"one weight, or one for each of 2 examples, got {len(w)}"):
+                Regressor(Small, norm="none").learn_many(X, y, w=w)  # pyright: ignore[reportArgumentType]
+        with pytest.raises(TypeError, match=r"Expected the weight to be a number in every example, got \[1.0\]"):
+            Regressor(Small, norm="none").learn_one({"a": 1.0}, 1.0, w=[1.0])  # pyright: ignore[reportArgumentType]
+
+    def test_weights_stay_with_their_examples_where_others_are_skipped(self) -> None:
+        X, y = pd.DataFrame({"a": [1.0, NAN, 3.0]}), pd.Series([0.0, 1.0, 2.0])
+        a, b = (Regressor(Small, norm="none", nonfinite="skip") for _ in range(2))
+        a.learn_many(X, y, w=pd.Series([2.0, 3.0, 0.5]))
+        b.learn_many(X.dropna(), y[[0, 2]], w=pd.Series([2.0, 0.5]))
+        assert a.skipped == 1
+        assert_same(a.state, b.state)
+
+    def test_a_loss_of_all_examples_takes_no_weights(self) -> None:
+        def total(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+            return optax.squared_error(outputs[:, 0], targets).mean()
+
+        made = {"optimizer": optax.sgd, "learning_rate": 0.1}
+        model, each = Regressor(Linear, norm="none", loss=total, **made), Regressor(Linear, norm="none", **made)
+        for live in (model, each):
+            live.learn_one({"a": 1.0}, 1.0, w=2.0)
+        assert model.predict_one({"a": 1.0}) == pytest.approx(each.predict_one({"a": 1.0}))
+        with pytest.raises(
+            ValueError, match="Expected `loss` to give a number for each of 2 examples, which have weig"
+        ):
+            model.learn_many(pd.DataFrame({"a": [1.0, 2.0]}), pd.Series([0.0, 1.0]), w=pd.Series([1.0, 2.0]))
+
+    def test_they_pass_through_a_pipeline(self) -> None:
+        piped = preprocessing.StandardScaler() | Classifier(Linear, norm="none", optimizer=optax.sgd)
+        bare = Classifier(Linear, norm="none", optimizer=optax.sgd)
+        for x, y in stream(4):
+            piped.learn_one(x, y, w=4.0)
+            bare.learn_one(piped["StandardScaler"].transform_one(x), y, w=4.0)
+        assert_same(piped["Classifier"].state, bare.state)
+
+
 @pytest.mark.parametrize("model", [Small, SmallNNX])
 @pytest.mark.parametrize("norm", ["online", "batch:statistics='running'"])
 def test_what_was_learned_stays_in_place(model: Callable[..., Any], norm: str) -> None:
@@ -207,7 +326,6 @@ def test_before_it_has_learned_it_knows_nothing() -> None:
     assert regressor.predict_one({"a": 1.0}) == 0.0 and regressor.predict_many(X).tolist() == [0.0, 0.0]
 
 
-NAN, INF = math.nan, math.inf
 BAD: list[tuple[Any, Any, type[Exception], str]] = [
     ({"a": "red"}, "x", TypeError, "Expected feature 'a' to be a number in every example, got 'red'.*OneHotEncoder"),
     ({"d": "red"}, "x", TypeError, "Expected feature 'd' to be a number"),
