@@ -27,6 +27,7 @@ from normlab.online._examples import (
     rows,
 )
 from normlab.online._network import Learned, Recipe
+from normlab.study.errors import one_line
 from normlab.study.problems import MEAN_SQUARED_ERROR
 
 if TYPE_CHECKING:
@@ -130,10 +131,17 @@ class _Live:
                 raise ValueError(f"Expected `{name}` as when `{path}` was saved, which {had}.")
         if norm is not None and str(norms.get(norm)) != about["norm"]:
             raise ValueError(f"Expected `norm` as when `{path}` was saved, {about['norm']!r}, got {str(norm)!r}.")
+        if norm is None:
+            _check_norm(about["norm"], path)
         options = {name: about[name] for name in ("learning_rate", "nonfinite", "seed")}
         loaded = cls(norm=norm or about["norm"], **code, **options, **cls._own_options(about))
         features, targets = (map(_file.from_json, about[name]) for name in ("features", "targets"))
-        learned = Learned(loaded._recipe(), loaded.seed, [*features], [*targets], tuple(about["room"]))
+        try:
+            learned = Learned(loaded._recipe(), loaded.seed, [*features], [*targets], tuple(about["room"]))
+        except (ValueError, TypeError) as error:  # options of the norm are checked when it is used
+            raise ValueError(
+                f"Expected `{path}` to name a norm that `model` can be made with, {about['norm']!r}: {one_line(error)}"
+            ) from error
         learned.restore(arrays, str(path))
         loaded.skipped, loaded._learned = about["skipped"], learned
         return loaded
@@ -185,10 +193,10 @@ class _Live:
             self._step(*zip(*counted, strict=True))
         self.skipped += len(given) - len(counted)
 
-    def _learn_many(self, X: "pd.DataFrame", y: "pd.Series", w: "float | pd.Series") -> None:
+    def _learn_many(self, X: "pd.DataFrame", y: "pd.Series", w: "float | Iterable[float]") -> None:
         examples = read_frame(X)
-        each = isinstance(w, Iterable) and not isinstance(w, str)
-        self._learn(examples, list(y), list(w) if each else [w] * len(examples))
+        weights = list(w) if isinstance(w, Iterable) and not isinstance(w, str) else [w] * len(examples)
+        self._learn(examples, list(y), weights)
 
     def _counts(self, example: Example, target: Any) -> bool:
         """Tell whether all is finite, or raise."""
@@ -283,7 +291,7 @@ class Classifier(_Live, base.MiniBatchClassifier):
         """
         self._learn([read(x)], [y], [w])
 
-    def learn_many(self, X: "pd.DataFrame", y: "pd.Series", w: "float | pd.Series" = 1.0) -> None:
+    def learn_many(self, X: "pd.DataFrame", y: "pd.Series", w: "float | Iterable[float]" = 1.0) -> None:
         """Take one step along the mean gradient of a burst, over which norms may take statistics.
 
         Each size of a burst is compiled once.
@@ -406,7 +414,7 @@ class Regressor(_Live, base.MiniBatchRegressor):
         """
         self._learn([read(x)], [y], [w])
 
-    def learn_many(self, X: "pd.DataFrame", y: "pd.Series", w: "float | pd.Series" = 1.0) -> None:
+    def learn_many(self, X: "pd.DataFrame", y: "pd.Series", w: "float | Iterable[float]" = 1.0) -> None:
         """Take one step along the mean gradient of a burst, over which norms may take statistics.
 
         Each size of a burst is compiled once.
@@ -460,6 +468,18 @@ def _softmax(logits: Sequence[float]) -> list[float]:
     powers = [math.exp(logit - largest) for logit in logits]
     total = sum(powers)
     return [power / total for power in powers]
+
+
+def _check_norm(text: str, path: str | PathLike[str]) -> None:
+    """Refuse a file that names no norm.
+
+    Raises:
+        ValueError: With the reason.
+    """
+    try:
+        norms.get(text)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"Expected `{path}` to name a norm that there is: {one_line(error)}") from error
 
 
 def _name(function: Any) -> str | None:

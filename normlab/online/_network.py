@@ -253,6 +253,8 @@ class Learned:
                     f"Expected `model` to be that of `{origin}`, where {name} has shape {found.shape} ({found.dtype}), "
                     f"got {leaf.shape} ({leaf.dtype})."
                 )
+        if arrays[".steps"] < 0:
+            raise ValueError(f"Expected updates to be counted from 0 in `{origin}`, got {arrays['.steps']}.")
         self._pack(arrays)
 
     def _pack(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -311,8 +313,8 @@ def _weighted(losses: Any, weights: jax.Array) -> jax.Array:
     """
     if jnp.ndim(losses) == 0 and len(weights) > 1:
         raise ValueError(
-            f"Expected `loss` to give a number for each of {len(weights)} examples, which have weights, got one number. "
-            "Leave out its mean, or the weights."
+            f"Expected `loss` to give a number for each of {len(weights)} examples, which have weights, got one number "
+            "for all. Leave out its mean, or the weights."
         )
     return jnp.reshape(losses, (len(weights), -1)) * weights[:, None]
 

@@ -193,7 +193,7 @@ def _text(path: str) -> str:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        wrong = error.start if wrong < 0 else min(wrong, error.start)
+        text, wrong = "", error.start if wrong < 0 else min(wrong, error.start)
     if wrong >= 0:
         line = content.count(b"\n", 0, wrong) + 1
         raise BadInput(
