@@ -469,6 +469,12 @@ MUTANTS = (
         ("live.py::TestWeights::test_they_multiply_the_loss_as_in_rivers_regression",),
     ),
     Mutant(
+        "a stranger is taken for a process of the group",
+        "study/meeting.py",
+        ("if hello is None or not self._is_proved(guest, hello):", "if hello is None:"),
+        ("meeting.py::test_a_stranger_is_sent_away_and_the_members_meet[another secret]",),
+    ),
+    Mutant(
         "ghost batches for norms that know none",
         "study/defaults.py",
         ("norms.get(norm).entry.ghost_batches", "norms.get(norm).needs_batch"),

@@ -807,5 +807,5 @@ def test_models_of_one_recipe_share_their_programs() -> None:
 def test_the_page_does_what_it_says(tmp_path: Path) -> None:
     """Its blocks are one script, with asserts."""
     code = [text for language, text in blocks("docs/online.md", "Use it live") if language == "python"]
-    assert len(code) == 3 and all("assert" in text for text in code)
+    assert len(code) == 4 and all("assert" in text for text in code)
     run(["-W", "error", "-c", "\n".join(code)], tmp_path)
