@@ -146,7 +146,7 @@ def test_a_burst_is_one_step_along_the_mean_gradient() -> None:
 
 
 class TestWeights:
-    """Of examples, by river's convention."""
+    """Weights of examples, by river's convention."""
 
     def test_they_multiply_the_loss_as_in_rivers_regression(self) -> None:
         examples = numbered(stream(12))

@@ -94,7 +94,7 @@ def line_of(connection: socket.socket) -> Any:
 
 
 def is_cut(connection: socket.socket) -> bool:
-    """Whether process 1 has hung up, once what it said is read."""
+    """Read all that process 1 says until it hangs up."""
     with suppress(ConnectionResetError):
         while connection.recv(LONGEST):
             pass

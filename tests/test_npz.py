@@ -91,7 +91,7 @@ def test_what_unpacks_to_more_than_is_free_is_not_unpacked(tmp_path: Path, monke
     monkeypatch.setattr(npz, "free_memory", lambda: needed - 1)
     tracemalloc.start()
     try:
-        with pytest.raises(ValueError, match=r"`inputs` and `labels` take 100\.729 MB of memory, 100\.729 MB are free"):
+        with pytest.raises(ValueError, match=r"`inputs` and `labels` take 100\.7 MB of memory, 100\.7 MB are free"):
             load(path)
         with pytest.raises(BadInput, match="MB of memory, 100"):
             streams.from_file(path)(0)

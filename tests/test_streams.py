@@ -533,6 +533,8 @@ class TestFromFile:
                 {},
                 "names of columns in the first line of .* got numbers. Pass `header=False` .*--no-",
             ),
+            ("NA,2,-1\n3,4,0\n", {}, "Expected names of columns in the first line of .* got numbers"),
+            ("red,2.5,cat\n3,4,dog\n", {}, "Expected names of columns in the first line of .* got numbers"),
             ("1.5,,cat\n3,4,dog\n", {}, "Expected names of columns in the first line of .* got numbers"),
             ("0,1,kind\n3,4,dog\n", {}, "and `header=True` .`--header`. if these are the names"),
             (

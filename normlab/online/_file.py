@@ -75,7 +75,7 @@ class _WrongContent(Exception):
 
 
 class _Field(NamedTuple):
-    """What a part of a file must be."""
+    """A requirement on a part of a file, in words and as a check."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -86,7 +86,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_listed(value: Any) -> bool:
-    """Whether something declares an array."""
+    """Tell whether something declares an array."""
     return (
         isinstance(value, list)
         and len(value) == 3
@@ -98,7 +98,7 @@ def _is_listed(value: Any) -> bool:
 
 
 def _are_names(value: Any) -> bool:
-    """Whether something is a list of different names of features or classes."""
+    """Tell whether something is a list of different names of features or classes."""
     try:
         names = [*map(from_json, value)] if isinstance(value, list) else None
         return names is not None and len(set(names)) == len(names) and value == [*map(to_json, names)]
@@ -192,7 +192,7 @@ def _dtype(array: str, name: str) -> np.dtype:
 
 
 def _json(text: bytes) -> Any:
-    """What a line says; `None` where it is no JSON."""
+    """Parse a line; `None` where it is no JSON."""
     with suppress(ValueError, RecursionError):  # also of text that is no UTF-8, and lists in lists in lists
         return json.loads(text)
     return None

@@ -321,7 +321,7 @@ def _from_npz(path: str) -> Data:
 
 
 def _bytes_of_copy(dtype: np.dtype) -> int:
-    """What a number takes in the copy that `Data` makes of it."""
+    """Count the bytes that a number takes in the copy that `Data` makes of it."""
     return 0 if dtype in (np.uint8, np.float32, np.int32) else 4
 
 

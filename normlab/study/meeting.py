@@ -24,7 +24,7 @@ from typing import NamedTuple, NoReturn
 from normlab.study import cache
 from normlab.study.errors import BadInput, Fault
 
-SECRET = "NORMLAB_GROUP_SECRET"  # the name of a variable, not a secret
+SECRET = "NORMLAB_GROUP_SECRET"
 """The environment variable that holds what all processes of a group know and nobody else."""
 
 LONGEST = 2**16
@@ -34,7 +34,7 @@ GREETING = 5.0
 """Seconds in which whoever connects must have proved that it is a member."""
 
 GUESTS = 64
-"""How many may be about to prove it at a time; one more sends away who has taken longest."""
+"""How many more than the processes of a group may be about to prove it; one more sends away who came first."""
 
 SHORTEST = 16
 """Characters of a secret."""
@@ -49,8 +49,8 @@ class Member:
     """A process of a group.
 
     Attributes:
-        host: Where process 1 listens: a name or an address, of IPv6 without brackets.
-        port: Likewise.
+        host: The name or address at which process 1 listens, of IPv6 without brackets.
+        port: The port there.
         process: Which one this is, counted from 1.
         processes: How many there are.
 
@@ -97,7 +97,7 @@ class Member:
 
     @property
     def coordinator(self) -> str:
-        """Where process 1 listens, HOST:PORT."""
+        """The place where process 1 listens, HOST:PORT."""
         return address(self.host, self.port)
 
 
@@ -155,7 +155,7 @@ class Line:
             seconds: How long all of it may take; with 0, what is there already is taken.
 
         Raises:
-            TimeoutError: If it is not there by then. What there is of it stays for the next call.
+            TimeoutError: If it is not there by then. The part that has come stays for the next call.
             OSError: If the line was cut, or what comes is no pair or longer than `longest`.
         """
         deadline = time.monotonic() + seconds
@@ -180,7 +180,7 @@ def meet(member: Member, deadline: float, opened: ExitStack) -> "Met":
 
     Args:
         member: Which process this is.
-        deadline: Of the monotonic clock, by which all must be there.
+        deadline: The time of the monotonic clock by which all must be there.
         opened: Closes the lines.
 
     Raises:
@@ -194,7 +194,7 @@ def meet(member: Member, deadline: float, opened: ExitStack) -> "Met":
 
 @dataclass(frozen=True, kw_only=True)
 class Met:
-    """What the processes of a group have when they have met.
+    """The lines of a process to the others of its group, and an address for JAX.
 
     Attributes:
         lines: By the process at the other end.
@@ -259,7 +259,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _proof(secret: bytes, role: str, challenges: Sequence[str], numbers: Sequence[int]) -> str:
-    """What only who knows the secret can answer to a challenge; roles keep it from being sent back as one's own."""
+    """Answer challenges as only those can who know the secret; a role keeps others from sending the answer back."""
     text = json.dumps([role, *challenges, *numbers]).encode()
     return hmac.digest(secret, text, "sha256").hex()
 
@@ -285,7 +285,7 @@ class _Admitted(NamedTuple):
 
 
 class _Hello(NamedTuple):
-    """What a member says first: which process it is, a challenge of its own, and its answer to that of process 1."""
+    """The first words of a member: its number, a challenge of its own, and its answer to the one of process 1."""
 
     process: int
     processes: int
@@ -327,7 +327,7 @@ def _bound(member: Member) -> socket.socket:
     failure = OSError("it has no address")
     for family, host in _addresses(member.host):
         try:
-            return socket.create_server((host, member.port), family=family, backlog=GUESTS)
+            return socket.create_server((host, member.port), family=family, backlog=GUESTS + member.processes)
         except OSError as error:
             failure = error
     raise failure
@@ -358,7 +358,7 @@ def _is_ipv6(host: str) -> bool:
 
 
 class _Door:
-    """Where process 1 lets the others in: it waits for all who have connected at once, so that none delays another."""
+    """The reception of process 1. It waits for all who have connected at once, so that none delays another."""
 
     def __init__(self, member: Member, server: socket.socket, secret: bytes, opened: ExitStack) -> None:
         """Take the server at which the others knock, and who closes the lines to them."""
@@ -412,8 +412,8 @@ class _Door:
         with suppress(OSError):  # who is gone already
             connection, _ = self._server.accept()
             guest = _Guest(Line(connection, GREETING), time.monotonic() + GREETING, secrets.token_hex(32))
-            self._dismiss(self._guests[: len(self._guests) - GUESTS + 1] if len(self._guests) >= GUESTS else [])
             self._guests.append(guest)
+            self._dismiss(self._guests[: -(GUESTS + self._member.processes)])
             guest.line.send("challenge", guest.challenge)
 
     def _hear(self, guest: _Guest) -> None:
@@ -510,7 +510,7 @@ def printable(text: object, limit: int = 1000) -> str:
 
 
 def _pair(text: bytes) -> tuple[str, object]:
-    """What a line holds."""
+    """Parse a line."""
     try:
         pair = json.loads(text)
     except (ValueError, RecursionError):

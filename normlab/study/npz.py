@@ -142,5 +142,5 @@ def _words(size: int) -> str:
         return "over 1,000,000 TB"
     for power, unit in ((12, "TB"), (9, "GB"), (6, "MB")):
         if size >= 10**power:
-            return f"{size / 10**power:,.6g} {unit}"
+            return f"{size / 10**power:,.4g} {unit}"
     return f"{size:,} bytes"

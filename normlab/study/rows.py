@@ -51,7 +51,7 @@ class Rows:
         if not (skip or whole.all()):
             raise BadInput(
                 f"Expected finite numbers in `{self.path}`, got {self._wrong(finite)}, the first of {np.sum(~whole)} "
-                f"such examples. Mend them, or pass `skip_nonfinite=True` to leave them out."
+                f"such examples. Fix them, or pass `skip_nonfinite=True` to leave them out."
             )
         if not whole.any():
             raise BadInput(
@@ -117,7 +117,7 @@ class Rows:
 
 
 DELIMITERS = {",": ",", ";": ";", "|": "|", "tab": "\t"}
-"""What may be between the values of a `.csv` file, by how it is asked for."""
+"""Characters between the values of a `.csv` file, by how they are asked for."""
 
 
 def read_csv(
@@ -253,7 +253,7 @@ def _label_column(path: str, columns: Sequence[str], label: str | None, *, sure:
             f"Expected names of features and of the label in the first line of `{path}`, got {list(columns)}."
         )
     named = label in columns
-    if not (sure or named) and all(not name or _is_number(name) for name in columns[:-1]):
+    if not (sure or named) and _look_like_values(columns):
         raise BadInput(
             f"Expected names of columns in the first line of `{path}`, got numbers. Pass `header=False` "
             "(`--no-header`) if it is an example, and `header=True` (`--header`) if these are the names."
@@ -269,6 +269,13 @@ def _label_column(path: str, columns: Sequence[str], label: str | None, *, sure:
     if label is not None and not named:
         raise BadInput(f"Expected a column `{label}` of labels in `{path}`, got none. {nearest(label, columns)}")
     return len(columns) - 1 if label is None else columns.index(label)
+
+
+def _look_like_values(names: Sequence[str]) -> bool:
+    """Tell whether names are rather an example: all but the last are numbers or empty, or one is no whole number."""
+    return all(not name or _is_number(name) for name in names[:-1]) or any(
+        _is_number(name) and not name.isdecimal() for name in names
+    )
 
 
 def _features(path: str, columns: Sequence[str], label: int, drop: Sequence[str]) -> list[int]:
