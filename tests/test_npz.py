@@ -166,8 +166,9 @@ def test_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert whole is None or whole > 2**20
     (tmp_path / "memory.max").write_text("5000\n")
     (tmp_path / "memory.current").write_text("2000\n")
+    (tmp_path / "memory.stat").write_text("anon 1500\nactive_file 300\ninactive_file 100\n")
     monkeypatch.setattr(npz, "_CGROUP", tmp_path)
-    assert npz.free_memory() == 3000
+    assert npz.free_memory() == 3400
     (tmp_path / "memory.current").write_text("6000\n")
     assert npz.free_memory() == 0
     (tmp_path / "memory.max").write_text("max\n")

@@ -124,8 +124,11 @@ def free_memory() -> int | None:
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         found.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
-    with suppress(OSError, ValueError):  # also where the limit is the text `max`
-        found.append(int((_CGROUP / "memory.max").read_text()) - int((_CGROUP / "memory.current").read_text()))
+    with suppress(OSError, ValueError, KeyError):  # also where the limit is the text `max`
+        limit, used = (int((_CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        parts = dict(line.split(maxsplit=1) for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        cached = sum(int(parts[f"{state}_file"]) for state in ("active", "inactive"))  # given up when it is needed
+        found.append(limit - used + cached)
     if not found:
         with suppress(AttributeError, OSError, ValueError):  # where nobody says what is free: all that there is
             found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
