@@ -15,6 +15,7 @@ from typing import Any
 from normlab import study
 from normlab.norms import Norm
 from normlab.study import streams
+from normlab.study.rows import DELIMITERS
 from normlab.study.stream_problems import MEMORY, PARTS, PREFIX, RECOVERED_WITHIN, SETTLED, averages
 
 HIDDEN = (64, 64)
@@ -46,6 +47,12 @@ def _file(stream: str = "", **options: Any) -> streams.Source:
     return streams.from_file(stream, **options)
 
 
+def _delimiter(value: Any) -> str:
+    if value not in DELIMITERS:
+        raise ValueError(value)
+    return value
+
+
 _OPTIONS = (
     study.Option(
         name="stream",
@@ -54,6 +61,20 @@ _OPTIONS = (
         help="stream for the problem `file`: .csv with names of columns, or .npz with `inputs` and `labels`",
     ),
     study.Option(name="label", kind=study.TEXT, metavar="COLUMN", help="of the labels in it (default: the last one)"),
+    study.Option(
+        name="drop", kind=study.TEXT, metavar="COLUMN", many=True, help="leave columns of it out, whatever is in them"
+    ),
+    study.Option(
+        name="header",
+        kind=study.YES_NO,
+        help="whether its first line has names of columns, which are counted from 1 otherwise (default: it has)",
+    ),
+    study.Option(
+        name="delimiter",
+        kind=study.Kind(f"one of {', '.join(DELIMITERS)}", _delimiter),
+        metavar="CHARACTER",
+        help="between its values: `,` (the default), `;`, `|` or `tab`",
+    ),
     study.Option(
         name="classes",
         kind=study.TEXT,

@@ -8,14 +8,17 @@ seconds, compiling included. Exits with 1 if there is more than rounding.
 
     python experiments/two_processes.py
 
-starts both processes here, on virtual devices. On two machines, give each a command such as
+starts both processes here, on virtual devices. On two machines, set NORMLAB_GROUP_SECRET to the same text and give
+each a command such as
 
     python experiments/two_processes.py --coordinator HOST:PORT --process 1/2
 """
 
 import argparse
 import itertools
+import os
 import pickle
+import secrets
 import socket
 import subprocess
 import sys
@@ -35,6 +38,7 @@ from jax.sharding import PartitionSpec as P
 from normlab.linen import BatchNorm, BatchRenorm
 from normlab.study.data import digits
 from normlab.study.group import Member, join
+from normlab.study.meeting import SECRET
 
 BATCH, STEPS, LEARNING_RATE = 64, 20, 0.1
 NORMS, WAYS = (BatchNorm, BatchRenorm), ("jit", "shard_map")
@@ -118,9 +122,12 @@ def start_members(folder: Path) -> list[Any]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
     command = [sys.executable, __file__, "--coordinator", coordinator, "--devices", "4"]
+    environment = {**os.environ, SECRET: secrets.token_hex()}
     outputs = [folder / "1.pickle", folder / "2.pickle"]
     members = [
-        subprocess.Popen([*command, "--process", f"{i}/2", "--output", output], stdout=subprocess.DEVNULL)
+        subprocess.Popen(
+            [*command, "--process", f"{i}/2", "--output", output], stdout=subprocess.DEVNULL, env=environment
+        )
         for i, output in enumerate(outputs, 1)
     ]
     try:

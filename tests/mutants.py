@@ -457,6 +457,24 @@ MUTANTS = (
         ("online_norms.py::test_nnx_optimizer_and_the_helper_do_the_same[online:guard=None]",),
     ),
     Mutant(
+        "a live model is blind to the weights of examples",
+        "online/_network.py",
+        (") * weights[:, None]", ")"),
+        ("live.py::TestWeights::test_they_multiply_the_loss_as_in_rivers_regression",),
+    ),
+    Mutant(
+        "weights of examples are made to add up to their number",
+        "online/_network.py",
+        ("* weights[:, None]", "* (weights / weights.mean())[:, None]"),
+        ("live.py::TestWeights::test_they_multiply_the_loss_as_in_rivers_regression",),
+    ),
+    Mutant(
+        "a stranger is taken for a process of the group",
+        "study/meeting.py",
+        ("if hello is None or not self._is_proved(guest, hello):", "if hello is None:"),
+        ("meeting.py::test_a_stranger_is_sent_away_and_the_members_meet[another secret]",),
+    ),
+    Mutant(
         "ghost batches for norms that know none",
         "study/defaults.py",
         ("norms.get(norm).entry.ghost_batches", "norms.get(norm).needs_batch"),

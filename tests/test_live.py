@@ -2,6 +2,8 @@
 
 import functools
 import gc
+import hashlib
+import json
 import math
 import os
 import pickle
@@ -27,6 +29,7 @@ from normlab.online._network import Learned, programs
 from tests.test_own_model import blocks, run
 
 Live = Classifier | Regressor
+NAN, INF = math.nan, math.inf
 
 
 TRACED: list[tuple[int, ...]] = []
@@ -142,6 +145,124 @@ def test_a_burst_is_one_step_along_the_mean_gradient() -> None:
         np.testing.assert_allclose(ours.predict_many(X), theirs.predict_many(X), rtol=1e-4, atol=1e-6)
 
 
+class TestWeights:
+    """Weights of examples, by river's convention."""
+
+    def test_they_multiply_the_loss_as_in_rivers_regression(self) -> None:
+        examples = numbered(stream(12))
+        ours = Regressor(Linear, norm="none", optimizer=optax.sgd, learning_rate=0.05)
+        theirs = linear_model.LinearRegression(optimizer=optim.SGD(0.05), intercept_lr=0.05)
+        for (x, y), w in zip(examples, (1, 0.5, 2.0, 0, np.float32(3), 1.0, 0.25, 4, 1, 0.1, 1.5, True), strict=True):
+            ours.learn_one(x, y, w=w)
+            theirs.learn_one(x, y, w=float(w))
+            assert ours.predict_one(x) == pytest.approx(theirs.predict_one(x), rel=1e-4, abs=1e-6)
+        X, y = pd.DataFrame([x for x, _ in examples]), pd.Series([y for _, y in examples])
+        for w in (2.0, pd.Series(np.arange(12.0)), pd.Series(np.ones(12)), 1):
+            ours.learn_many(X, y, w=w)
+            theirs.learn_many(X, y, w=w)
+            np.testing.assert_allclose(ours.predict_many(X), theirs.predict_many(X), rtol=1e-4, atol=1e-6)
+
+    def test_a_weighted_class_is_learned_as_at_another_rate(self) -> None:
+        x, y = stream(1)[0]
+        weighted, faster = (Classifier(Linear, norm="none", optimizer=optax.sgd, learning_rate=r) for r in (0.1, 0.3))
+        weighted.learn_one(x, y, w=3.0)
+        faster.learn_one(x, y)
+        assert weighted.predict_proba_one(x) == pytest.approx(faster.predict_proba_one(x), rel=1e-6)
+
+    @pytest.mark.parametrize("model", [Small, SmallNNX])
+    def test_a_weight_of_one_is_none_at_all(self, model: Callable[..., Any]) -> None:
+        plain, weighted = (Classifier(model, norm="online") for _ in range(2))
+        for x, y in stream(5):
+            plain.learn_one(x, y)
+            weighted.learn_one(x, y, w=1)
+        X, y = pd.DataFrame([x for x, _ in stream(6)]), pd.Series([y for _, y in stream(6)])
+        plain.learn_many(X, y)
+        for w in ([1.0] * 6, np.ones(6)):
+            copy = pickle.loads(pickle.dumps(weighted))
+            copy.learn_many(X, y, w=w)
+            assert_same(copy.state, plain.state)
+
+    def test_at_zero_norms_see_the_example_and_parameters_stay(self) -> None:
+        model = taught(Classifier(Small, norm="batch:statistics='running'", optimizer=optax.sgd), stream(3))
+        before = model.state
+        model.learn_one({"a": 5.0, "b": -3.0, "c": 9.0}, "x", w=0)
+        after = model.state
+        changed = {name for name in before if not np.array_equal(before[name], after[name])}
+        assert any("mean" in name for name in changed) and any("steps" in name for name in changed)
+        assert not any(name.startswith(".params") for name in changed)
+
+    def test_no_weight_compiles_anew(self) -> None:
+        model = taught(Classifier(Small, norm="layer"), stream(3))
+        model.learn_one(*stream(1)[0], w=2.0)
+        TRACED.clear()
+        for w in (3.0, 0.1, 0.0, 7, np.float64(0.5)):
+            model.learn_one(*stream(1)[0], w=w)
+        assert not TRACED
+
+    @pytest.mark.parametrize(
+        ("w", "kind", "message"),
+        [
+            (-1.0, ValueError, "Expected weights to be finite .* and not negative, got -1.0"),
+            (NAN, ValueError, "Expected weights to be finite .*, got nan"),
+            (INF, ValueError, "Expected weights to be finite .*, got inf"),
+            (1e39, ValueError, r"Expected weights to be finite \(in float32\) .*, got 1e\+39"),
+            ("2", TypeError, "Expected the weight to be a number in every example, got '2'"),
+            (None, TypeError, "Expected the weight to be a number in every example, got None"),
+        ],
+    )
+    def test_what_is_no_weight(self, w: Any, kind: type[Exception], message: str) -> None:
+        model = taught(Classifier(Small, norm="layer", nonfinite="skip"), stream(3))
+        before = model.state
+        X, y = pd.DataFrame([x for x, _ in stream(2)]), pd.Series([y for _, y in stream(2)])
+        for learn in (
+            lambda: model.learn_one(*stream(1)[0], w=w),
+            lambda: model.learn_many(X, y, w=w),
+            lambda: model.learn_many(X, y, w=[1.0, w]),  # pyright: ignore[reportArgumentType]
+        ):
+            with pytest.raises(kind, match=message):
+                learn()
+        assert_same(model.state, before)
+        assert model.skipped == 0
+
+    def test_one_for_each_example(self) -> None:
+        X, y = pd.DataFrame({"a": [1.0, 2.0]}), pd.Series([0.0, 1.0])
+        for w in ([1.0], [], [1.0] * 3, pd.Series([1.0])):
+            with pytest.raises(ValueError, match=f"one weight, or one for each of 2 examples, got {len(w)}"):
+                Regressor(Small, norm="none").learn_many(X, y, w=w)  # pyright: ignore[reportArgumentType]
+        with pytest.raises(TypeError, match=r"Expected the weight to be a number in every example, got \[1.0\]"):
+            Regressor(Small, norm="none").learn_one({"a": 1.0}, 1.0, w=[1.0])  # pyright: ignore[reportArgumentType]
+
+    def test_weights_stay_with_their_examples_where_others_are_skipped(self) -> None:
+        X, y = pd.DataFrame({"a": [1.0, NAN, 3.0]}), pd.Series([0.0, 1.0, 2.0])
+        a, b = (Regressor(Small, norm="none", nonfinite="skip") for _ in range(2))
+        a.learn_many(X, y, w=pd.Series([2.0, 3.0, 0.5]))
+        b.learn_many(X.dropna(), y[[0, 2]], w=pd.Series([2.0, 0.5]))
+        assert a.skipped == 1
+        assert_same(a.state, b.state)
+
+    def test_a_loss_of_all_examples_takes_no_weights(self) -> None:
+        def total(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+            return optax.squared_error(outputs[:, 0], targets).mean()
+
+        made = {"optimizer": optax.sgd, "learning_rate": 0.1}
+        model, each = Regressor(Linear, norm="none", loss=total, **made), Regressor(Linear, norm="none", **made)
+        for live in (model, each):
+            live.learn_one({"a": 1.0}, 1.0, w=2.0)
+        assert model.predict_one({"a": 1.0}) == pytest.approx(each.predict_one({"a": 1.0}))
+        with pytest.raises(
+            ValueError, match="Expected `loss` to give a number for each of 2 examples, which have weig"
+        ):
+            model.learn_many(pd.DataFrame({"a": [1.0, 2.0]}), pd.Series([0.0, 1.0]), w=pd.Series([1.0, 2.0]))
+
+    def test_they_pass_through_a_pipeline(self) -> None:
+        piped = preprocessing.StandardScaler() | Classifier(Linear, norm="none", optimizer=optax.sgd)
+        bare = Classifier(Linear, norm="none", optimizer=optax.sgd)
+        for x, y in stream(4):
+            piped.learn_one(x, y, w=4.0)
+            bare.learn_one(piped["StandardScaler"].transform_one(x), y, w=4.0)
+        assert_same(piped["Classifier"].state, bare.state)
+
+
 @pytest.mark.parametrize("model", [Small, SmallNNX])
 @pytest.mark.parametrize("norm", ["online", "batch:statistics='running'"])
 def test_what_was_learned_stays_in_place(model: Callable[..., Any], norm: str) -> None:
@@ -207,7 +328,6 @@ def test_before_it_has_learned_it_knows_nothing() -> None:
     assert regressor.predict_one({"a": 1.0}) == 0.0 and regressor.predict_many(X).tolist() == [0.0, 0.0]
 
 
-NAN, INF = math.nan, math.inf
 BAD: list[tuple[Any, Any, type[Exception], str]] = [
     ({"a": "red"}, "x", TypeError, "Expected feature 'a' to be a number in every example, got 'red'.*OneHotEncoder"),
     ({"d": "red"}, "x", TypeError, "Expected feature 'd' to be a number"),
@@ -456,6 +576,182 @@ def test_a_file_of_another_model_is_refused(kind: type[Live], told: dict[str, An
         kind.load(saved, **told)
 
 
+def rewritten(path: Path, change: Callable[[dict[str, Any], list[bytes]], Any]) -> bytes:
+    """A file with something else in it, and a checksum that says that this is how it was written."""
+    _, _, content = path.read_bytes().partition(b"\n")
+    text, _, data = content.partition(b"\n")
+    about, arrays = json.loads(text), [data]
+    found = change(about, arrays)
+    text = found if isinstance(found, bytes) else json.dumps(about).encode()
+    content = text + b"\n" + b"".join(arrays)
+    head = {"format": _file.FORMAT, "version": 1, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return json.dumps(head).encode() + b"\n" + content
+
+
+def put(name: str, value: Any) -> Callable[[dict[str, Any], list[bytes]], Any]:
+    return lambda about, arrays: about.update({name: value})
+
+
+def listed(place: int, value: Any) -> Callable[[dict[str, Any], list[bytes]], Any]:
+    """Another name, type or shape of the first array."""
+
+    def change(about: dict[str, Any], arrays: list[bytes]) -> None:
+        about["arrays"][0][place] = value
+
+    return change
+
+
+def negative_steps(about: dict[str, Any], arrays: list[bytes]) -> None:
+    at = 0
+    for name, dtype, shape in about["arrays"]:
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if name == ".steps":
+            arrays[:] = [arrays[0][:at], np.int32(-1).tobytes(), arrays[0][at + size :]]
+            return
+        at += size
+    raise AssertionError
+
+
+WRONG: dict[str, tuple[Callable[[dict[str, Any], list[bytes]], Any], str]] = {
+    **{
+        f"{name} is missing": (lambda about, arrays, name=name: about.pop(name), f"its `{name}` is missing")
+        for name in (
+            *("normlab", "norm", "model", "optimizer", "loss", "learning_rate", "nonfinite", "seed"),
+            *("skipped", "features", "targets", "room", "arrays"),
+        )
+    },
+    "no kind": (lambda about, arrays: about.pop("kind"), "its `kind` is missing"),
+    "no classes": (lambda about, arrays: about.pop("classes"), "its `classes` is missing"),
+    "something else besides": (put("spam", 1), "its 'spam' is unknown"),
+    "no object": (lambda about, arrays: b"[1, 2]", "its second line is no JSON object"),
+    "no JSON": (lambda about, arrays: b"{spam}", "its second line is no JSON object"),
+    "no UTF-8": (lambda about, arrays: b"\xff\xfe", "its second line is no JSON object"),
+    "lists in lists": (lambda about, arrays: b"[" * 100_000, "its second line is no JSON object"),
+    "another kind": (put("kind", "Clusterer"), "its `kind` is not Classifier or Regressor"),
+    "a kind that is no text": (put("kind", ["Classifier"]), "its `kind` is not Classifier or Regressor"),
+    "a version that is no text": (put("normlab", 1), "its `normlab` is not text"),
+    "a norm that is no text": (put("norm", None), "its `norm` is not text"),
+    "a norm that there is not": (put("norm", "onlin"), "to name a norm that there is: .*Did you mean 'online'"),
+    "a norm that cannot be read": (put("norm", "layer:epsilon"), "to name a norm that there is: "),
+    "options that the norm has not": (put("norm", "layer:spam=3"), "to name a norm .*spam"),
+    "an option of another type": (
+        put("norm", "layer:epsilon="),
+        "to name a norm that `model` can be made with, .*epsilon",
+    ),
+    "a model that is no text": (put("model", {"a": 1}), "its `model` is not text or nothing"),
+    "an optimizer that is no text": (put("optimizer", 1), "its `optimizer` is not text or nothing"),
+    "a loss that is no text": (put("loss", True), "its `loss` is not text or nothing"),
+    "a rate that is text": (put("learning_rate", "0.1"), "its `learning_rate` is not a positive number"),
+    "a rate that is NaN": (put("learning_rate", NAN), "its `learning_rate` is not a positive number"),
+    "an infinite rate": (put("learning_rate", INF), "its `learning_rate` is not a positive number"),
+    "a rate of many digits": (put("learning_rate", 10**400), "its `learning_rate` is not a positive number"),
+    "a negative rate": (put("learning_rate", -0.1), "its `learning_rate` is not a positive number"),
+    "another way with what is not finite": (put("nonfinite", "ignore"), "its `nonfinite` is not refuse or skip"),
+    "a way that has no hash": (put("nonfinite", []), "its `nonfinite` is not refuse or skip"),
+    "a negative seed": (put("seed", -1), "its `seed` is not a whole number of 32 bits"),
+    "a seed of 33 bits": (put("seed", 2**32), "its `seed` is not a whole number of 32 bits"),
+    "a fraction as seed": (put("seed", 0.5), "its `seed` is not a whole number of 32 bits"),
+    "a bool as seed": (put("seed", True), "its `seed` is not a whole number of 32 bits"),
+    "a negative count": (put("skipped", -1), "its `skipped` is not a count"),
+    "a count that is text": (put("skipped", "1"), "its `skipped` is not a count"),
+    "features that are no list": (put("features", "abc"), "its `features` is not a list of different names"),
+    "a feature twice": (put("features", ["a", "b", "a"]), "its `features` is not a list of different names"),
+    "a feature twice in Python": (put("features", [1, True, "a"]), "its `features` is not a list of different names"),
+    "a feature without a hash": (put("features", ["a", {"b": 1}]), "its `features` is not a list of different names"),
+    "a feature that is NaN": (put("features", ["a", "b", NAN]), "its `features` is not a list of different names"),
+    "more features than room": (put("features", list("abcd")), "its `room` does not fit its `features`"),
+    "fewer features than room": (put("features", ["a"]), "its `room` does not fit its `features`"),
+    "classes twice": (put("targets", ["x", "x"]), "its `targets` is not a list of different names"),
+    "more classes than room": (put("targets", ["x", "y", "z"]), "its `room` does not fit its `features` and `targets`"),
+    "other classes than declared": (put("classes", ["x", "z"]), "its `targets` are not its `classes`"),
+    "no classes that are declared": (put("classes", []), "its `targets` are not its `classes`"),
+    "room that is no list": (put("room", 3), "its `room` is not two counts"),
+    "room of one": (put("room", [3]), "its `room` is not two counts"),
+    "a fraction of room": (put("room", [3.0, 2]), "its `room` is not two counts"),
+    "no room": (put("room", [0, 2]), "its `room` does not fit"),
+    "room for all": (put("room", [10**12, 2]), "its `room` does not fit its `features` and `targets`"),
+    "room for all classes": (put("room", [3, 10**12]), "its `room` does not fit its `features` and `targets`"),
+    "arrays that are no list": (put("arrays", {}), "its `arrays` is not a list of names, types and shapes"),
+    "an array without a shape": (put("arrays", [["a", "float32"]]), "its `arrays` is not a list of names, types and"),
+    "no arrays": (put("arrays", []), r"its `arrays` do not have the shapes that its [\d,]+ bytes are for"),
+    "an array twice": (
+        lambda about, arrays: about["arrays"].append(about["arrays"][0]),
+        "its `arrays` have a name twice",
+    ),
+    "a name that is no text": (listed(0, 1), "its `arrays` is not a list of names"),
+    "another name": (listed(0, "spam"), "Expected `model` to be that of .*, got another"),
+    "objects": (listed(1, "object"), "its array .* is not of numbers"),
+    "a type that is none": (listed(1, "spam"), "its array .* is not of numbers"),
+    "a type that is a program": (listed(1, "f8,(((" * 20), "its array .* is not of numbers"),
+    "text": (listed(1, "<U1"), "its array .* is not of numbers"),
+    "several types": (listed(1, "f4,f4"), "its array .* is not of numbers"),
+    "a type of the same size": (listed(1, "int32"), r"Expected `model` to be that of .* \(int32\), got"),
+    "a type of another size": (listed(1, "float64"), "its `arrays` do not have the shapes that its"),
+    "half precision": (listed(1, "bfloat16"), "its `arrays` do not have the shapes that its"),
+    "a huge shape": (listed(2, [10**12, 10**12]), "its `arrays` do not have the shapes that its"),
+    "a negative length": (listed(2, [-1]), "its `arrays` is not a list of names, types and shapes"),
+    "a length that is a fraction": (listed(2, [4.0]), "its `arrays` is not a list of names, types and shapes"),
+    "many axes": (listed(2, [1] * 99), "its `arrays` do not have the shapes that its|Expected `model` to be that"),
+    "bytes missing": (
+        lambda about, arrays: arrays.__setitem__(0, arrays[0][:-1]),
+        "its `arrays` do not have the shapes",
+    ),
+    "bytes more": (lambda about, arrays: arrays.append(b"\0"), "its `arrays` do not have the shapes that its"),
+    "another shape": (lambda about, arrays: reshape(about), "Expected `model` to be that of .*has shape"),
+    "negative steps": (negative_steps, "Expected updates to be counted from 0 in .*, got -1"),
+}
+
+
+def reshape(about: dict[str, Any]) -> None:
+    array = next(array for array in about["arrays"] if len(array[2]) == 2)
+    array[2] = array[2][::-1] if array[2][0] != array[2][1] else [math.prod(array[2])]
+
+
+@pytest.mark.parametrize("how", WRONG)
+def test_a_file_with_a_right_checksum_and_wrong_content_is_one_error(how: str, saved: Path, tmp_path: Path) -> None:
+    change, message = WRONG[how]
+    path = tmp_path / "model"
+    path.write_bytes(rewritten(saved, change))
+    with pytest.raises(ValueError, match=f"(?s){message}") as caught:
+        Classifier.load(path, model=Small)
+    assert type(caught.value) is ValueError
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+def test_what_makes_a_regressor(saved: Path, tmp_path: Path) -> None:
+    regressor, path = tmp_path / "regressor", tmp_path / "model"
+    taught(Regressor(Small, norm="none"), numbered(stream(3))).save(regressor)
+    for change, message in (
+        (put("targets", ["x"]), "its `targets` are classes, but it is a Regressor"),
+        (put("room", [3, 2]), "its `room` does not fit"),
+        (put("classes", None), "its 'classes' is unknown"),
+    ):
+        path.write_bytes(rewritten(regressor, change))
+        with pytest.raises(ValueError, match=message):
+            Regressor.load(path, model=Small)
+
+
+def test_the_first_line_is_checked(saved: Path, tmp_path: Path) -> None:
+    head, _, content = saved.read_bytes().partition(b"\n")
+    path, told = tmp_path / "model", json.loads(head)
+    for name, values in {
+        "version": ("1", None, True, 0, -1, 1.0, NAN, []),
+        "bytes": ("9", None, True, -1, 1.0),
+        "sha256": (None, 5, []),
+        "format": (None, 5, []),
+    }.items():
+        for value in values:
+            path.write_bytes(json.dumps({**told, name: value}).encode() + b"\n" + content)
+            with pytest.raises(ValueError, match=FOREIGN):
+                Classifier.load(path, model=Small)
+    for first in (b"[" * 100_000, b'{"":' * 100_000):
+        path.write_bytes(first + b"\n" + content)
+        with pytest.raises(ValueError, match=FOREIGN):
+            Classifier.load(path, model=Small)
+    path.write_bytes(rewritten(saved, lambda about, arrays: None))  # nothing is changed: the test itself can pass
+    assert_same(Classifier.load(path, model=Small).state, Classifier.load(saved, model=Small).state)
+
+
 def test_saving_that_fails_keeps_what_was_there(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model"
     path.write_bytes(saved.read_bytes())
@@ -478,6 +774,9 @@ def test_saving_that_fails_keeps_what_was_there(saved: Path, tmp_path: Path, mon
     with pytest.raises(TypeError, match=r"Expected names of features .*got frozenset\(\{'a'\}\).*Rename it"):
         model.save(path)
     assert path.read_bytes() == saved.read_bytes()
+    model = taught(Classifier(Small, norm="none"), [({NAN: 1.0}, "x")])
+    with pytest.raises(TypeError, match=r"Expected names of features .*got nan, which cannot be saved"):
+        model.save(path)
 
 
 def test_a_copy_learns_by_itself() -> None:
@@ -508,5 +807,5 @@ def test_models_of_one_recipe_share_their_programs() -> None:
 def test_the_page_does_what_it_says(tmp_path: Path) -> None:
     """Its blocks are one script, with asserts."""
     code = [text for language, text in blocks("docs/online.md", "Use it live") if language == "python"]
-    assert len(code) == 3 and all("assert" in text for text in code)
+    assert len(code) == 4 and all("assert" in text for text in code)
     run(["-W", "error", "-c", "\n".join(code)], tmp_path)

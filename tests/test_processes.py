@@ -15,6 +15,7 @@ import jax
 import pytest
 
 from experiments import two_processes as example
+from normlab.study import meeting
 from normlab.study.errors import BadInput, Fault
 from normlab.study.group import Member, join
 
@@ -25,15 +26,17 @@ MEETING = 60.0
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
 
-def address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return f"127.0.0.1:{free.getsockname()[1]}"
+def address(host: str = "127.0.0.1") -> str:
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
+        return meeting.address(host, free.getsockname()[1])
 
 
 @contextmanager
-def members(mode: str, *, n: int = 2, patience: float = MEETING) -> Iterator[list[subprocess.Popen[str]]]:
+def members(
+    mode: str, *, n: int = 2, patience: float = MEETING, host: str = "127.0.0.1"
+) -> Iterator[list[subprocess.Popen[str]]]:
     """Processes of a group; none outlives the test."""
-    where = address()
+    where = address(host)
     command = [sys.executable, str(ROOT / "tests/member.py"), mode, where]
     processes = [
         subprocess.Popen(
@@ -74,8 +77,9 @@ def test_two_processes_learn_what_one_does(
 
 
 class TestAgreement:
-    def test_three_processes_talk(self) -> None:
-        with members("talk", n=3) as three:
+    @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+    def test_three_processes_talk(self, host: str) -> None:
+        with members("talk", n=3, host=host) as three:
             for process in three:
                 assert ends(process)[0] == 0
 

@@ -18,7 +18,7 @@ from river import datasets, evaluate, linear_model, metrics, multiclass, preproc
 from river.datasets import synth
 from sklearn.ensemble import RandomForestClassifier
 
-from normlab.study import baselines, generators, streams
+from normlab.study import baselines, cli, generators, streams
 from normlab.study.data import data_hash, digits
 from normlab.study.errors import BadInput
 from normlab.study.generators import KINDS, river_seed
@@ -288,6 +288,8 @@ class TestCache:
             streams.from_file(path, drifts=(1,)),
             streams.from_file(path, skip_nonfinite=True),
             streams.from_file(path, standardize=False),
+            streams.from_file(path, drop=("b",)),
+            streams.from_file(path, header=True),
         ]
         for source in made:
             source(0)
@@ -398,6 +400,58 @@ class TestFromFile:
         assert hashlib.sha256(path.read_bytes()).hexdigest() in stream.about
 
     @pytest.mark.parametrize(
+        ("content", "options"),
+        [
+            ("1.5,2,u\n3,4,v\n", {"header": False}),
+            ("1.5,2,u\n3,4,v\n", {"header": False, "label": "3"}),
+            ("7,1.5,2,u\n7,3,4,v\n", {"header": False, "drop": ("1",)}),
+            ("u,1.5,2\nv,3,4\n", {"header": False, "label": "1"}),
+            ("0,1,kind\n1.5,2,u\n3,4,v\n", {"header": True}),
+            ("0,1,kind\n1.5,2,u\n3,4,v\n", {"label": "kind"}),
+            ("0,1,2\n1.5,2,u\n3,4,v\n", {"header": True}),
+            ("name,a,b,y\nx,1.5,2,u\n,3,4,v\n", {"drop": ["name"]}),
+            ("name,a,when,b,y\nx,1.5,today,2,u\n,3,,4,v\n", {"drop": ("when", "name")}),
+            ("a;b;y\r\n1.5;2;u\r\n3;4;v", {"delimiter": ";"}),
+            ("a|b|y\r1.5|2|u\r3|4|v\r", {"delimiter": "|"}),
+            ("a\tb\ty\n1.5\t2\t u\n3\t4\tv \n", {"delimiter": "tab"}),
+            ('\n\n"a","b, c",y\n1.5,"2",u\n  \n3,4," v "\n\n', {}),
+            ('a,b,"the ""kind"""\n1.5,2,u\n3,4,v\n', {"label": 'the "kind"'}),
+        ],
+    )
+    def test_ways_to_write_a_csv(self, tmp_path: Path, content: str, options: dict[str, Any]) -> None:
+        stream = streams.from_file(write(tmp_path, content), standardize=False, **options)(0)
+        assert stream.inputs.tolist() == [[1.5, 2], [3, 4]]
+        assert (stream.labels.tolist(), stream.classes) == ([0, 1], 2)
+
+    def test_labels_are_stripped(self, tmp_path: Path) -> None:
+        path = write(tmp_path, "a,y\n1,u\n2,u \n3,\tv\n4,v\u00a0\n5, u\n")
+        for options in ({}, {"classes": ("u", "v")}):
+            stream = streams.from_file(path, **options)(0)
+            assert (stream.labels.tolist(), stream.classes) == ([0, 0, 1, 1, 0], 2)
+
+    def test_options_of_csv_are_not_for_npz(self) -> None:
+        for options in ({"drop": ("a",)}, {"header": True}, {"header": False}, {"delimiter": ";"}):
+            with pytest.raises(BadInput, match="Expected `drop`, `header` and `delimiter` for a "):
+                streams.from_file("mine.npz", **options)
+
+    def test_the_command_line_hands_them_on(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = write(tmp_path, "".join(f"x;{i};{i % 7};{i % 2}\n" for i in range(200)))
+        command = ["run", "online", "--problems", "file", "--stream", str(path), "--tier", "smoke", "--norms", "none"]
+        plan = [*command, "--dry-run", "--curves", "burst", "--output", str(tmp_path / "out")]
+        for options, message in (
+            ([], "with `;` in it. Pass `delimiter=';'` (`--delimiter ';'`)"),
+            (["--delimiter", ":"], "Expected `--delimiter` to be one of ,, ;, |, tab, got `:`"),
+            (["--delimiter", ";", "--no-header"], "got `x` in line 1. Write it as a number, or leave the column out"),
+            (["--delimiter", ";", "--no-header", "--drop", "5"], "Expected columns of"),
+        ):
+            assert cli.main([*plan, *options]) == 2
+            assert message in capsys.readouterr().err
+        assert cli.main([*plan, "--delimiter", ";", "--no-header", "--drop", "1"]) == 0
+        assert cli.main([*plan, "--delimiter", ";", "--no-header", "--drop", "1,2", "--label", "4"]) == 0
+
+    @pytest.mark.parametrize(
         ("cells", "options", "labels", "classes"),
         [
             (("2", "0", "1"), {}, [2, 0, 1], 3),
@@ -460,7 +514,55 @@ class TestFromFile:
             ("a,y\n1,0\n2,1\n", {"drifts": (2,)}, "from 1 to 1, in a stream of 2 examples, got 2"),
             ("a,y\n1,0\n2,1\n", {"drifts": (100,)}, "from 1 to 1, in a stream of 2 examples, got 100"),
             ("a,y\n1,0\n2,1\n3,1\n", {"drifts": (2, 1)}, r"drifts that increase, got \(2, 1\)"),
-            (b"a,y\n\xff\xfe,0\n", {}, "Expected a .csv file in UTF-8, got"),
+            (b"a,y\n\xff\xfe,0\n", {}, "file in UTF-8, got .* with the byte 0xff in line 2. Save it as UTF-8"),
+            (b"a,y\n1,caf\xe9\n", {}, "with the byte 0xe9 in line 2"),
+            (b"a,y\n1,0\n2,\x000\n", {}, "with the byte 0x00 in line 3"),
+            ("a,y\n1,0\n".encode("utf-16"), {}, "with the byte 0xff in line 1"),
+            (
+                'a,y\n1,u\n2,"v\n3,u\n4,v\n',
+                {},
+                "in line 3 of `.*mine.csv`, got unexpected end of data. Close quotes on",
+            ),
+            ('a,y\n1,u\n2,"v\n3,u"\n4,v\n', {}, "in line 3 of .*, got a quote that is closed only in line 4. Close"),
+            ('a,y\n1,"u\n2,v\n3,"w\n', {}, "in line 2 of .*, got ',' expected after '\"'"),
+            ('a,y\n1,"u"x\n', {}, "in line 2 of .*, got ',' expected after '\"'"),
+            ('"a,y\n1,u\n', {}, "in line 1 of .*, got unexpected end of data"),
+            (f"a,y\n1,{'u' * 200_000}\n", {}, "in line 2 of .*, got field larger than field limit"),
+            (
+                "1.5,2,cat\n3,4,dog\n",
+                {},
+                "names of columns in the first line of .* got numbers. Pass `header=False` .*--no-",
+            ),
+            ("NA,2,-1\n3,4,0\n", {}, "Expected names of columns in the first line of .* got numbers"),
+            ("red,2.5,cat\n3,4,dog\n", {}, "Expected names of columns in the first line of .* got numbers"),
+            ("1.5,,cat\n3,4,dog\n", {}, "Expected names of columns in the first line of .* got numbers"),
+            ("0,1,kind\n3,4,dog\n", {}, "and `header=True` .`--header`. if these are the names"),
+            (
+                "a,b,y\n1,2,0\n",
+                {"header": False},
+                "Expected numbers in column `1` of .*, got `a` in line 1. Write it as",
+            ),
+            (
+                "a,b, a ,y\n1,2,3,0\n",
+                {},
+                "every name once in the first line of .*, got `a` for columns 1 and 3. Rename one",
+            ),
+            (",a,y\n0,1,0\n", {}, "Expected a name for every column in the first line of .*, got none for 1"),
+            ("a;b;y\n1;2;0\n", {}, r"`,` in line 1 of .*, got one value with `;` in it. Pass `delimiter=';'` \(`--del"),
+            ("a\tb\ty\n1\t2\t0\n", {}, r"got one value with `tab` in it. Pass `delimiter='tab'` \(`--delimiter 'tab'`"),
+            ("a,b,y\n1,2,0\n", {"delimiter": ";"}, "Expected values between `;` in line 1 of .*with `,` in it"),
+            ("1;2;0\n", {"header": False}, "Expected values between `,` in line 1 of .*with `;` in it"),
+            ("a;b;y\n1,5;2;0\n", {"delimiter": ";"}, "in column `a` of .*, got `1,5` in line 2"),
+            ("a,b,y\n1,2,0\n1_000,2,0\n", {}, "numbers in column `a` of .*, got `1_000` in line 3"),
+            ("a,b,y\n1,x,0\n", {}, r"or leave the column out by `drop=\('b',\)` \(`--drop b`\)"),
+            ("a,b,y\n1,2,0\n", {"drop": ("c",)}, "Expected columns of .* in `drop`, got `c`. Known: a, b, y"),
+            ("a,b,y\n1,2,0\n", {"drop": ("y",)}, "features of .* in `drop`, got the label `y`. Pass another `label`"),
+            ("a,b,y\n1,2,0\n", {"drop": ("a", "b")}, "features of .* besides those in `drop`, got none. Drop fewer"),
+            ("a,y\n1,u\n2,\n3,u \n", {}, "got `` for the label in line 3, the first of 1 such"),
+            ('a,y\n1,u\n2,"  "\n', {}, "got `` for the label in line 3"),
+            ("a,y\n1,0\n\n \n2,3,4\n", {}, "Expected 2 values in line 5 of"),
+            ("a,y\n1,0\n3,1e300\n", {}, r"classes counted from 0 in .*, got 1e\+300 in line 3"),
+            ("a,y\n1,0\n", {"delimiter": "x"}, "Expected `delimiter` to be one of ,, ;, [|], tab, got `x`"),
         ],
     )
     def test_bad_csv(self, tmp_path: Path, content: str | bytes, options: dict[str, Any], message: str) -> None:

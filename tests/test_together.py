@@ -135,8 +135,19 @@ def test_a_process_that_is_killed_ends_the_other_and_nothing_done_is_lost(compar
         (["--coordinator", "localhost:1", "--process", "3/2", "--devices", "2"], "to be i/n with 1 <= i <= n"),
         (["--coordinator", "localhost:1", "--process", "1/2", "--devices", "3"], "the same number for each, got 3"),
         (["--coordinator", "localhost:1", "--process", "1/2", "--devices", "2", "--jobs", "2"], "`--jobs` not with"),
+        (
+            ["--coordinator", "192.0.2.1:1", "--process", "1/2", "--devices", "2"],
+            "`NORMLAB_GROUP_SECRET` to be set in all",
+        ),
     ],
 )
-def test_bad_input(comparison: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input(
+    comparison: Path,
+    options: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("NORMLAB_GROUP_SECRET", raising=False)
     assert cli.main(["run", str(comparison), *options]) == 2
     assert message in capsys.readouterr().err

@@ -77,6 +77,22 @@ def not_finite(what: str, value: float) -> ValueError:
     )
 
 
+def check_weights(weights: Sequence[Any], n: int) -> list[float]:
+    """Return the weights of some examples as floats.
+
+    Raises:
+        TypeError: If one is no number.
+        ValueError: If one is negative or not finite, or there is not one for each example.
+    """
+    if len(weights) != n:
+        raise ValueError(f"Expected one weight, or one for each of {n} examples, got {len(weights)}.")
+    found = [number(weight, "the weight") for weight in weights]
+    for weight in found:
+        if not 0 <= weight <= LARGEST:
+            raise ValueError(f"Expected weights to be finite (in float32) and not negative, got {weight}. Correct it.")
+    return found
+
+
 def rows(examples: Sequence[Example], places: Mapping[Hashable, int], width: int) -> np.ndarray:
     """Put each feature in its place: shape (examples, width), 0 where there is none; unknown ones are left out."""
     filled = []

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -17,6 +17,7 @@ from normlab.online._examples import (
     SKIP,
     Example,
     check_finite,
+    check_weights,
     is_finite,
     names_of,
     not_finite,
@@ -26,6 +27,7 @@ from normlab.online._examples import (
     rows,
 )
 from normlab.online._network import Learned, Recipe
+from normlab.study.errors import one_line
 from normlab.study.problems import MEAN_SQUARED_ERROR
 
 if TYPE_CHECKING:
@@ -129,10 +131,17 @@ class _Live:
                 raise ValueError(f"Expected `{name}` as when `{path}` was saved, which {had}.")
         if norm is not None and str(norms.get(norm)) != about["norm"]:
             raise ValueError(f"Expected `norm` as when `{path}` was saved, {about['norm']!r}, got {str(norm)!r}.")
+        if norm is None:
+            _check_norm(about["norm"], path)
         options = {name: about[name] for name in ("learning_rate", "nonfinite", "seed")}
         loaded = cls(norm=norm or about["norm"], **code, **options, **cls._own_options(about))
         features, targets = (map(_file.from_json, about[name]) for name in ("features", "targets"))
-        learned = Learned(loaded._recipe(), loaded.seed, [*features], [*targets], tuple(about["room"]))
+        try:
+            learned = Learned(loaded._recipe(), loaded.seed, [*features], [*targets], tuple(about["room"]))
+        except (ValueError, TypeError) as error:  # options of the norm are checked when it is used
+            raise ValueError(
+                f"Expected `{path}` to name a norm that `model` can be made with, {about['norm']!r}: {one_line(error)}"
+            ) from error
         learned.restore(arrays, str(path))
         loaded.skipped, loaded._learned = about["skipped"], learned
         return loaded
@@ -173,15 +182,21 @@ class _Live:
         """Check a target."""
         return number(y, "the target")
 
-    def _learn(self, examples: Sequence[Example], targets: Sequence[Any]) -> None:
+    def _learn(self, examples: Sequence[Example], targets: Sequence[Any], weights: Sequence[Any]) -> None:
         """Take one step along the mean gradient of some examples; nothing changes where it cannot be taken."""
         if len(targets) != len(examples):
             raise ValueError(f"Expected a target for each of {len(examples)} examples, got {len(targets)}.")
-        pairs = [(x, self._target(y)) for x, y in zip(examples, targets, strict=True)]
-        counted = [(x, y) for x, y in pairs if self._counts(x, y)]
+        weights = check_weights(weights, len(examples))
+        given = [(x, self._target(y), w) for x, y, w in zip(examples, targets, weights, strict=True)]
+        counted = [(x, y, w) for x, y, w in given if self._counts(x, y)]
         if counted:
             self._step(*zip(*counted, strict=True))
-        self.skipped += len(pairs) - len(counted)
+        self.skipped += len(given) - len(counted)
+
+    def _learn_many(self, X: "pd.DataFrame", y: "pd.Series", w: "float | Iterable[float]") -> None:
+        examples = read_frame(X)
+        weights = list(w) if isinstance(w, Iterable) and not isinstance(w, str) else [w] * len(examples)
+        self._learn(examples, list(y), weights)
 
     def _counts(self, example: Example, target: Any) -> bool:
         """Tell whether all is finite, or raise."""
@@ -192,13 +207,13 @@ class _Live:
             raise not_finite("the target", target)
         return False
 
-    def _step(self, examples: Sequence[Example], targets: Sequence[Hashable]) -> None:
+    def _step(self, examples: Sequence[Example], targets: Sequence[Hashable], weights: Sequence[float]) -> None:
         learned, names = self._learned, names_of(examples)
         if learned is None:
             declared, outputs = self._declared()
             learned = Learned(self._recipe(), self.seed, (), declared, (len(names) or 1, outputs))
         learned = learned.with_room(names, targets if self._classify else ())
-        learned.learn(rows(examples, learned.features, learned.inputs), targets)
+        learned.learn(rows(examples, learned.features, learned.inputs), targets, weights)
         self._learned = learned
 
     def _outputs(self, learned: Learned, examples: Sequence[Example]) -> list[list[float]]:
@@ -261,21 +276,22 @@ class Classifier(_Live, base.MiniBatchClassifier):
         super().__init__(model, norm, optimizer, learning_rate, loss, nonfinite, seed)
         self.classes = classes
 
-    def learn_one(self, x: Mapping[Hashable, Any], y: base.typing.ClfTarget) -> None:
+    def learn_one(self, x: Mapping[Hashable, Any], y: base.typing.ClfTarget, w: float = 1.0) -> None:
         """Take one step.
 
         Args:
             x: Numbers and bools by feature.
             y: The class.
+            w: The weight, by which the loss is multiplied. Norms take statistics of the example whatever its weight.
 
         Raises:
-            TypeError: If a feature is no number, or `y` cannot be a class.
-            ValueError: If a feature is not finite, or `y` is not among `classes`.
+            TypeError: If a feature or the weight is no number, or `y` cannot be a class.
+            ValueError: If a feature is not finite, `y` is not among `classes`, or the weight is negative or not finite.
             StatisticsError: If the norm needs statistics over more than one example.
         """
-        self._learn([read(x)], [y])
+        self._learn([read(x)], [y], [w])
 
-    def learn_many(self, X: "pd.DataFrame", y: "pd.Series") -> None:
+    def learn_many(self, X: "pd.DataFrame", y: "pd.Series", w: "float | Iterable[float]" = 1.0) -> None:
         """Take one step along the mean gradient of a burst, over which norms may take statistics.
 
         Each size of a burst is compiled once.
@@ -283,12 +299,13 @@ class Classifier(_Live, base.MiniBatchClassifier):
         Args:
             X: A row for each example.
             y: Their classes.
+            w: One weight, or one for each of them; the mean is over their number, not over the weights.
 
         Raises:
             TypeError: As `learn_one`.
             ValueError: As `learn_one`.
         """
-        self._learn(read_frame(X), list(y))
+        self._learn_many(X, y, w)
 
     def predict_proba_one(self, x: Mapping[Hashable, Any], **kwargs: Any) -> dict[base.typing.ClfTarget, float]:
         """Return the probability of each class so far; of none before the first example.
@@ -382,21 +399,22 @@ class Regressor(_Live, base.MiniBatchRegressor):
     _classify = False
     _loss = staticmethod(MEAN_SQUARED_ERROR.function)
 
-    def learn_one(self, x: Mapping[Hashable, Any], y: base.typing.RegTarget) -> None:
+    def learn_one(self, x: Mapping[Hashable, Any], y: base.typing.RegTarget, w: float = 1.0) -> None:
         """Take one step.
 
         Args:
             x: Numbers and bools by feature.
             y: The target.
+            w: The weight, by which the loss is multiplied. Norms take statistics of the example whatever its weight.
 
         Raises:
-            TypeError: If a feature or the target is no number.
-            ValueError: If one is not finite.
+            TypeError: If a feature, the target or the weight is no number.
+            ValueError: If one is not finite, or the weight is negative.
             StatisticsError: If the norm needs statistics over more than one example.
         """
-        self._learn([read(x)], [y])
+        self._learn([read(x)], [y], [w])
 
-    def learn_many(self, X: "pd.DataFrame", y: "pd.Series") -> None:
+    def learn_many(self, X: "pd.DataFrame", y: "pd.Series", w: "float | Iterable[float]" = 1.0) -> None:
         """Take one step along the mean gradient of a burst, over which norms may take statistics.
 
         Each size of a burst is compiled once.
@@ -404,12 +422,13 @@ class Regressor(_Live, base.MiniBatchRegressor):
         Args:
             X: A row for each example.
             y: Their targets.
+            w: One weight, or one for each of them; the mean is over their number, not over the weights.
 
         Raises:
             TypeError: As `learn_one`.
             ValueError: As `learn_one`.
         """
-        self._learn(read_frame(X), list(y))
+        self._learn_many(X, y, w)
 
     def predict_one(self, x: Mapping[Hashable, Any]) -> base.typing.RegTarget:
         """Return the prediction; 0 before the first example.
@@ -449,6 +468,18 @@ def _softmax(logits: Sequence[float]) -> list[float]:
     powers = [math.exp(logit - largest) for logit in logits]
     total = sum(powers)
     return [power / total for power in powers]
+
+
+def _check_norm(text: str, path: str | PathLike[str]) -> None:
+    """Refuse a file that names no norm.
+
+    Raises:
+        ValueError: With the reason.
+    """
+    try:
+        norms.get(text)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"Expected `{path}` to name a norm that there is: {one_line(error)}") from error
 
 
 def _name(function: Any) -> str | None:

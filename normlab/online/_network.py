@@ -50,13 +50,14 @@ class Programs(NamedTuple):
 
     Attributes:
         init: `seed -> packed`.
-        learn: `(packed, inputs, targets, known) -> packed`; what it is given is used up.
+        learn: `(packed, inputs, targets, known, weights) -> packed`; what it is given is used up. The weights of the
+            examples, `None` where each counts once, multiply their losses.
         predict: `(packed, inputs) -> outputs`.
         packing: How the state is packed.
     """
 
     init: Callable[[int], Leaves]
-    learn: Callable[[Leaves, np.ndarray, np.ndarray, jax.Array], Leaves]
+    learn: Callable[[Leaves, np.ndarray, np.ndarray, jax.Array, np.ndarray | None], Leaves]
     predict: Callable[[Leaves, np.ndarray], jax.Array]
     packing: "Packing"
 
@@ -128,14 +129,15 @@ def programs(recipe: Recipe, inputs: int, outputs: int) -> Programs:
     def init(seed: int) -> Leaves:
         return packing.pack(jax.tree.map(np.array, start(seed)))  # copies: leaves that share memory cannot be donated
 
-    def learn(packed: Leaves, inputs: Any, targets: Any, known: Any) -> Leaves:
+    def learn(packed: Leaves, inputs: Any, targets: Any, known: Any, weights: Any) -> Leaves:
         state: State = packing.unpack(packed)
 
         def objective(outputs: Any) -> tuple[jax.Array, None]:
             outputs = _of_shape(outputs, (len(targets), width))
             if recipe.classify:
                 outputs = jnp.where(jnp.arange(width) < known, outputs, FORBIDDEN)
-            return jnp.mean(recipe.loss(outputs, targets)), None
+            losses = recipe.loss(outputs, targets)
+            return jnp.mean(losses if weights is None else _weighted(losses, weights)), None
 
         _, gradients, rest = net.gradients(objective, state.params, state.rest, inputs, state.steps)
         updates, moments = optimizer.update(gradients, state.moments, state.params)
@@ -201,13 +203,14 @@ class Learned:
         grown._pack(_pasted(self.arrays(), grown.arrays()))
         return grown
 
-    def learn(self, inputs: np.ndarray, targets: Sequence[Any]) -> None:
+    def learn(self, inputs: np.ndarray, targets: Sequence[Any], weights: Sequence[float]) -> None:
         """Take one step; where the network cannot be traced, nothing has changed."""
         if self.recipe.classify:
             aims = np.array([self.targets[target] for target in targets], np.int32)
         else:
             aims = np.array(targets, np.float32)
-        self.packed = self._programs.learn(self.packed, inputs, aims, self._known)
+        counts = None if all(weight == 1.0 for weight in weights) else np.array(weights, np.float32)
+        self.packed = self._programs.learn(self.packed, inputs, aims, self._known, counts)
 
     def predict(self, inputs: np.ndarray) -> list[list[float]]:
         """Outputs of each example for what is known; few numbers of examples are compiled, the rest filled up.
@@ -250,6 +253,8 @@ class Learned:
                     f"Expected `model` to be that of `{origin}`, where {name} has shape {found.shape} ({found.dtype}), "
                     f"got {leaf.shape} ({leaf.dtype})."
                 )
+        if arrays[".steps"] < 0:
+            raise ValueError(f"Expected updates to be counted from 0 in `{origin}`, got {arrays['.steps']}.")
         self._pack(arrays)
 
     def _pack(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -298,6 +303,20 @@ def _of_shape(outputs: Any, shape: tuple[int, int]) -> jax.Array:
         f"Expected `model(norm, outputs={shape[1]})` to give outputs of shape {shape} for {shape[0]} examples, got "
         f"{found}."
     )
+
+
+def _weighted(losses: Any, weights: jax.Array) -> jax.Array:
+    """The loss of each example times its weight.
+
+    Raises:
+        ValueError: When traced, if there is one loss for several examples.
+    """
+    if jnp.ndim(losses) == 0 and len(weights) > 1:
+        raise ValueError(
+            f"Expected `loss` to give a number for each of {len(weights)} examples, which have weights, got one number "
+            "for all. Leave out its mean, or the weights."
+        )
+    return jnp.reshape(losses, (len(weights), -1)) * weights[:, None]
 
 
 def _model(model: Callable[..., Any] | None, inputs: int, outputs: int) -> Callable[..., Any]:

@@ -515,7 +515,8 @@ _OPTIONS = (
         name="coordinator",
         kind=TEXT,
         metavar="HOST:PORT",
-        help="train every model on the `--devices` of several processes; where process 1 listens",
+        help="train every model on the `--devices` of several processes; where process 1 listens; "
+        "$NORMLAB_GROUP_SECRET is the same text for all, needless at a loopback address",
     ),
     Option(name="process", kind=TEXT, metavar="I/N", help="which of those processes this is, from 1/N to N/N"),
     Option(

@@ -9,86 +9,28 @@ import atexit
 import json
 import math
 import os
-import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from importlib.metadata import version
 from queue import SimpleQueue
 from typing import Any, NoReturn
 
 from normlab import __version__
-from normlab.study.errors import BadInput, Fault, one_line
+from normlab.study.errors import BadInput, one_line
+from normlab.study.meeting import LONGEST, Line, Met, address, meet, printable
+from normlab.study.meeting import Member as Member
 
 PATIENCE = 20.0
 _LAST_WORDS = 2.0
-_LOOPBACK = ("localhost", "127.0.0.1")
+_AROUND = 100
+"""Bytes of a line for what is around a value."""
 
 
 class Disagreement(BadInput):
     """The processes of a group differ where they must not; raised in all of them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Member:
-    """A process of a group.
-
-    Attributes:
-        coordinator: Where process 1 listens, HOST:PORT.
-        process: Which one this is, counted from 1.
-        processes: How many there are.
-
-    >>> str(Member.parse("127.0.0.1:1234", "2/3"))
-    'Process 2 of 3'
-    """
-
-    coordinator: str
-    process: int
-    processes: int
-
-    @classmethod
-    def parse(cls, coordinator: str, process: str) -> "Member":
-        """Read what a command line gives.
-
-        Args:
-            coordinator: `HOST:PORT`.
-            process: `i/n`.
-
-        Raises:
-            BadInput: If it is anything else.
-        """
-        host, _, port = coordinator.rpartition(":")
-        if not (host and port.isdecimal() and 0 < int(port) < 2**16):
-            raise BadInput(f"Expected `--coordinator` to be HOST:PORT, where process 1 runs, got `{coordinator}`.")
-        part, _, parts = process.partition("/")
-        if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-            raise BadInput(f"Expected `--process` to be i/n with 1 <= i <= n, such as 1/2, got `{process}`.")
-        return cls(coordinator=coordinator, process=int(part), processes=int(parts))
-
-    def __str__(self) -> str:
-        return self.name(self.process)
-
-    def name(self, process: int) -> str:
-        """A process in words."""
-        return f"Process {process} of {self.processes}"
-
-    @property
-    def host(self) -> str:
-        """Where process 1 runs."""
-        return self.coordinator.rpartition(":")[0]
-
-    @property
-    def port(self) -> int:
-        """Where it listens."""
-        return int(self.coordinator.rpartition(":")[2])
-
-    @property
-    def interface(self) -> str:
-        """Where process 1 listens: on this machine only if its address is, else for all who can reach it."""
-        return "127.0.0.1" if self.host in _LOOPBACK else ""
 
 
 @contextmanager
@@ -105,16 +47,17 @@ def join(member: Member, *, patience: float = PATIENCE) -> Iterator["Group"]:
             stays in one call that keeps Python's lock; JAX's compiling and computing do not.
 
     Raises:
+        BadInput: If there is no secret by which they know each other; see `normlab.study.meeting.secret`.
         Fault: If the others are not there in time.
         Disagreement: If they run other versions.
     """
     with ExitStack() as opened:
-        lines, port = _meet(member, time.monotonic() + patience, opened)
-        group = Group(member, lines, patience)
+        met = meet(member, time.monotonic() + patience, opened)
+        group = Group(member, met.lines, patience)
         try:
             group.agree(normlab=__version__, **{name: version(name) for name in ("jax", "jaxlib", "flax")})
-            if lines:
-                _connect_devices(member, port, patience)
+            if met.lines:
+                _connect_devices(member, met, patience)
             yield group
             group.leave()
         except Disagreement:
@@ -128,13 +71,14 @@ def join(member: Member, *, patience: float = PATIENCE) -> Iterator["Group"]:
 class Group:
     """The processes joined, as one of them sees them; made by `join`."""
 
-    def __init__(self, member: Member, lines: Mapping[int, "_Line"], patience: float) -> None:
+    def __init__(self, member: Member, lines: Mapping[int, Line], patience: float) -> None:
         self.member = member
         self._lines = lines
         self._patience = patience
         self._received = {process: SimpleQueue() for process in lines}
         self._over = threading.Event()
-        for process in lines:
+        for process, line in lines.items():
+            line.limit_sending(patience)
             threading.Thread(target=self._listen, args=(process,), daemon=True).start()
         threading.Thread(target=self._show_life, daemon=True).start()
 
@@ -171,8 +115,15 @@ class Group:
 
         Raises:
             RuntimeError: If they are.
+            ValueError: If the value is too long for a line.
         """
-        mine = json.loads(json.dumps([what, value]))
+        text = json.dumps([what, value])
+        if len(text) > LONGEST - _AROUND:
+            raise ValueError(
+                f"Expected a value of at most {LONGEST - _AROUND:,} bytes as JSON for `{what}`, got {len(text):,}. "
+                "Hand over its hash."
+            )
+        mine = json.loads(text)
         if self.member.process == 1:
             calls = [mine, *(self._received[process].get() for process in sorted(self._lines))]
             self._tell("calls", calls)
@@ -215,13 +166,12 @@ class Group:
     def _listen(self, process: int) -> None:
         """Receive what a process sends until it leaves; end this one if it dies or falls silent."""
         line, name = self._lines[process], self.member.name(process)
-        line.wait_at_most(self._patience)
         try:
-            while (message := line.receive())[0] not in ("failed", "left"):
+            while (message := line.receive(self._patience))[0] not in ("failed", "left"):
                 if message[0] != "alive":
                     self._received[process].put(message[1])
             if message[0] == "failed":
-                self._end(process, *message[1], delay=_LAST_WORDS)
+                self._end(process, *_last_words(message[1]), delay=_LAST_WORDS)
         except TimeoutError:
             self._end(process, f"{name} has been silent for {self._patience:g} s: it hangs, or is out of reach.")
         except OSError:
@@ -244,6 +194,17 @@ class Group:
         os._exit(code)
 
 
+def _last_words(content: object) -> tuple[str, int]:
+    """Why another process failed, and its exit code.
+
+    Raises:
+        ConnectionError: If that is not what it says.
+    """
+    if isinstance(content, list) and [type(part) for part in content] == [str, int] and 0 < content[1] < 2**8:
+        return printable(content[0]), content[1]
+    raise ConnectionError("not the last words of a member")
+
+
 def _exit(code: int) -> NoReturn:
     """End this process without cleaning up."""
     try:
@@ -252,124 +213,17 @@ def _exit(code: int) -> NoReturn:
         os._exit(code)
 
 
-class _Line:
-    """A connection on which pairs of a kind and its content travel, one JSON text a line."""
-
-    def __init__(self, connection: socket.socket, opened: ExitStack) -> None:
-        self._socket = opened.enter_context(connection)
-        self._file = opened.enter_context(connection.makefile("rb"))
-        self._lock = threading.Lock()
-        opened.callback(self._hang_up)
-
-    def _hang_up(self) -> None:
-        with suppress(OSError):  # the other may have done so
-            self._socket.shutdown(socket.SHUT_RDWR)
-
-    def wait_at_most(self, seconds: float) -> None:
-        self._socket.settimeout(max(seconds, 0.01))
-
-    def send(self, kind: str, content: Any = None) -> None:
-        with self._lock:
-            self._socket.sendall(json.dumps([kind, content]).encode() + b"\n")
-
-    def receive(self) -> tuple[str, Any]:
-        """The next pair; a line that was cut, or is not of this kind, is an OSError."""
-        try:
-            kind, content = json.loads(self._file.readline())
-        except (TypeError, ValueError):
-            raise ConnectionError("not a line of a member") from None
-        return kind, content
-
-
-def _meet(member: Member, deadline: float, opened: ExitStack) -> tuple[dict[int, _Line], int]:
-    """The lines of this process, and the port for JAX, which process 1 chooses."""
-    if member.processes == 1:
-        return {}, 0
-    if member.process > 1:
-        return _call(member, deadline, opened)
-    try:
-        with socket.create_server((member.interface, member.port)) as server:
-            lines = _wait_for_all(member, server, deadline, opened)
-        with socket.create_server((member.interface, 0)) as free:
-            port = free.getsockname()[1]
-    except OSError as error:
-        raise Fault(
-            f"Cannot listen on `{member.coordinator}`: {os.strerror(error.errno or 0)}. Choose another port."
-        ) from error
-    for line in lines.values():
-        line.send("start", port)
-    return lines, port
-
-
-def _wait_for_all(member: Member, server: socket.socket, deadline: float, opened: ExitStack) -> dict[int, _Line]:
-    """Lines from process 1 to each other."""
-    lines: dict[int, _Line] = {}
-    while len(lines) < member.processes - 1:
-        server.settimeout(max(deadline - time.monotonic(), 0.01))
-        try:
-            line = _Line(server.accept()[0], opened)
-        except TimeoutError:
-            missing = sorted({*range(2, member.processes + 1)} - lines.keys())
-            _refuse(lines.values(), f"{member.name(missing[0])} did not come in time to `{member.coordinator}`.")
-        with suppress(OSError, TypeError, ValueError):  # whoever does not speak as a member does is none
-            line.wait_at_most(1)
-            _, (process, processes) = line.receive()
-            if processes != member.processes or process == 1 or process in lines:
-                wrong = f"Expected each of {member.processes} processes once, got process {process} of {processes}"
-                _refuse([*lines.values(), line], f"{wrong}{' again' if process in lines else ''}.")
-            lines[process] = line
-    return lines
-
-
-def _refuse(lines: Iterable[_Line], reason: str) -> NoReturn:
-    """Send all away that have come."""
-    for line in lines:
-        with suppress(OSError):
-            line.send("refused", reason)
-    raise Fault(reason)
-
-
-def _call(member: Member, deadline: float, opened: ExitStack) -> tuple[dict[int, _Line], int]:
-    """The line from another process to process 1, and the port for JAX."""
-    left = deadline - time.monotonic()
-    try:
-        line = _Line(_reach(member, deadline), opened)
-        line.wait_at_most(deadline - time.monotonic() + left)  # process 1 waits as long as this one, from now at most
-        line.send("hello", [member.process, member.processes])
-        kind, content = line.receive()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise Fault(
-            f"Cannot reach process 1 on `{member.coordinator}` within {math.ceil(left)} s: {reason}. Start it there."
-        ) from error
-    if kind == "refused":
-        raise Fault(content)
-    return {1: line}, content
-
-
-def _reach(member: Member, deadline: float) -> socket.socket:
-    """A connection to process 1, which may not have started yet."""
-    while True:
-        left = deadline - time.monotonic()
-        try:
-            return socket.create_connection((member.host, member.port), max(left, 0.01))
-        except OSError:
-            if left <= 0:
-                raise
-            time.sleep(min(0.1, left))
-
-
-def _connect_devices(member: Member, port: int, patience: float) -> None:
+def _connect_devices(member: Member, met: Met, patience: float) -> None:
     """Let JAX know the devices of all. That all processes live is not left to it: it ends them without a reason."""
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # it would keep SIGTERM from ending a process
     jax.distributed.initialize(
-        f"{member.host}:{port}",
+        address(member.host, met.port),
         member.processes,
         member.process - 1,
-        coordinator_bind_address=f"{member.interface or '0.0.0.0'}:{port}",
+        coordinator_bind_address=address(met.interface, met.port) if member.process == 1 else None,
         cluster_detection_method="deactivate",
         initialization_timeout=math.ceil(patience),
         heartbeat_timeout_seconds=math.ceil(10 * patience),

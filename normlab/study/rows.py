@@ -1,14 +1,19 @@
-"""Labelled rows of a user's file, `.csv` or `.npz`: every mistake in them is told with the place where it is."""
+"""Labelled rows of a user's file, `.csv` or `.npz`: every mistake in them is reported with its place."""
 
 import csv
-import zipfile
+import io
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from normlab.study import npz
 from normlab.study.errors import BadInput, nearest, one_line
+
+_LARGEST_CLASS = 2**31 - 2
+"""JAX counts them in 32 bits."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,7 +51,7 @@ class Rows:
         if not (skip or whole.all()):
             raise BadInput(
                 f"Expected finite numbers in `{self.path}`, got {self._wrong(finite)}, the first of {np.sum(~whole)} "
-                f"such examples. Mend them, or pass `skip_nonfinite=True` to leave them out."
+                f"such examples. Fix them, or pass `skip_nonfinite=True` to leave them out."
             )
         if not whole.any():
             raise BadInput(
@@ -89,8 +94,9 @@ class Rows:
     def _numbers(self, labels: np.ndarray, targets: bool, where: np.ndarray) -> tuple[np.ndarray, int]:
         if targets:
             return labels, 0
-        if labels.min() < 0:
-            row = int(labels.argmin())
+        wrong = (labels < 0) | (labels > _LARGEST_CLASS)
+        if wrong.any():
+            row = int(wrong.argmax())
             raise BadInput(
                 f"Expected classes counted from 0 in `{self.path}`, got {labels[row]:g} in {self.places[where[row]]}. "
                 f"Pass `classes` to declare all that there can be, or `numbers=True` if labels are targets."
@@ -110,39 +116,101 @@ class Rows:
         return f"{self.inputs[row][place]} for {name} in {self.places[row]}"
 
 
-def read_csv(path: str, label: str | None = None) -> Rows:
+DELIMITERS = {",": ",", ";": ";", "|": "|", "tab": "\t"}
+"""Characters between the values of a `.csv` file, by how they are asked for."""
+
+
+def read_csv(
+    path: str,
+    label: str | None = None,
+    *,
+    drop: Sequence[str] = (),
+    header: bool | None = None,
+    delimiter: str = ",",
+) -> Rows:
     """Read a `.csv` file in UTF-8: names of columns in the first line, numbers below; empty cells are NaN.
 
     Args:
         path: Of the file.
         label: The column of labels, which may be text; the last one unless given.
+        drop: Columns that are left out, whatever is in them.
+        header: Whether the first line has names; without them, columns are counted from 1. Unless given it has, and is
+            refused where it looks like an example.
+        delimiter: Between values; see `DELIMITERS`.
 
     Raises:
-        BadInput: If there is something else in it.
+        BadInput: If there is something else in it, with the line.
     """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            header = [name.strip() for name in next(reader, [])]
-            rows = [(reader.line_num, row) for row in reader if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"Expected a .csv file in UTF-8, got `{path}`: {one_line(error)}.") from error
-    column = _label_column(path, header, label)
-    for line, row in rows:
-        if len(row) != len(header):
-            raise BadInput(
-                f"Expected {len(header)} values in line {line} of `{path}`, as in its first, got {len(row)}."
-            )
-    labels = [row.pop(column) for _, row in rows]
-    columns = header[:column] + header[column + 1 :]
-    inputs = [[_number(*cell, path, line, rows[0][0]) for cell in zip(row, columns, strict=True)] for line, row in rows]
+    lines = _lines(path, delimiter)
+    if not lines:
+        raise BadInput(f"Expected names of features and of the label in the first line of `{path}`, got [].")
+    _check_delimiter(path, *lines[0], delimiter)
+    width = len(lines[0][1])
+    columns = [f"{i + 1}" for i in range(width)] if header is False else [name.strip() for name in lines.pop(0)[1]]
+    column = _label_column(path, columns, label, sure=header is not None)
+    features = _features(path, columns, column, drop)
+    for line, row in lines:
+        if len(row) != width:
+            raise BadInput(f"Expected {width} values in line {line} of `{path}`, as in its first, got {len(row)}.")
+    first = lines[0][0] if lines else 0
+    inputs = [[_number(row[i], columns[i], path, line, first) for i in features] for line, row in lines]
     return Rows(
         path=path,
-        inputs=np.array(inputs).reshape(-1, len(columns)),
-        labels=labels,
-        places=[f"line {line}" for line, _ in rows],
-        columns=columns,
+        inputs=np.array(inputs, np.float64).reshape(-1, len(features)),
+        labels=[row[column].strip() for _, row in lines],
+        places=[f"line {line}" for line, _ in lines],
+        columns=[columns[i] for i in features],
     )
+
+
+def _lines(path: str, delimiter: str) -> list[tuple[int, list[str]]]:
+    """The values of each line that has some, with its number.
+
+    Raises:
+        BadInput: If a line is not as it should be: above all where a quote that is not closed would swallow others.
+    """
+    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=DELIMITERS[delimiter], strict=True)
+    found, before = [], 0
+    try:
+        for row in reader:
+            if reader.line_num > before + 1:
+                raise csv.Error(f"a quote that is closed only in line {reader.line_num}")
+            before = reader.line_num
+            if len(row) > 1 or "".join(row).strip():
+                found.append((before, row))
+    except csv.Error as error:
+        raise BadInput(
+            f"Expected values between `{delimiter}` in line {before + 1} of `{path}`, got {error}. Close quotes on "
+            "their line, and write a quote within a value twice."
+        ) from error
+    return found
+
+
+def _text(path: str) -> str:
+    """A file in UTF-8, with or without a mark at its beginning."""
+    content = Path(path).read_bytes()
+    wrong = content.find(0)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        text, wrong = "", error.start if wrong < 0 else min(wrong, error.start)
+    if wrong >= 0:
+        line = content.count(b"\n", 0, wrong) + 1
+        raise BadInput(
+            f"Expected a .csv file in UTF-8, got `{path}` with the byte {content[wrong]:#04x} in line {line}. Save it "
+            "as UTF-8."
+        )
+    return text
+
+
+def _check_delimiter(path: str, line: int, row: Sequence[str], delimiter: str) -> None:
+    """Refuse a first line that seems to have something else between its values."""
+    others = [name for name, character in DELIMITERS.items() if name != delimiter and character in row[0]]
+    if len(row) == 1 and others:
+        raise BadInput(
+            f"Expected values between `{delimiter}` in line {line} of `{path}`, got one value with `{others[0]}` in "
+            f"it. Pass `delimiter={others[0]!r}` (`--delimiter '{others[0]}'`)."
+        )
 
 
 def read_npz(path: str) -> Rows:
@@ -152,9 +220,8 @@ def read_npz(path: str) -> Rows:
         BadInput: If there is something else in it.
     """
     try:
-        with open(path, "rb") as content, np.load(content, allow_pickle=False) as file:
-            inputs, labels = file["inputs"], file["labels"]
-    except (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
+        inputs, labels = npz.read(path, ("inputs", "labels"), copied=lambda dtype: 8 * (dtype != np.float64))
+    except ValueError as error:
         raise BadInput(f"Expected an .npz file with `inputs` and `labels`, got `{path}`: {one_line(error)}.") from error
     if inputs.dtype.kind not in "biuf" or inputs.ndim < 2 or 0 in inputs.shape[1:] or labels.shape != inputs.shape[:1]:
         raise BadInput(
@@ -175,34 +242,85 @@ def numbered(path: str, inputs: np.ndarray, labels: np.ndarray) -> Rows:
     )
 
 
-def _label_column(path: str, header: Sequence[str], label: str | None) -> int:
-    """Which column holds the labels."""
-    if len(header) < 2:
+def _label_column(path: str, columns: Sequence[str], label: str | None, *, sure: bool) -> int:
+    """Which column holds the labels.
+
+    Raises:
+        BadInput: If there is none, or the names of columns are not names, or not `sure` to be.
+    """
+    if len(columns) < 2:
         raise BadInput(
-            f"Expected names of features and of the label in the first line of `{path}`, got {list(header)}."
+            f"Expected names of features and of the label in the first line of `{path}`, got {list(columns)}."
         )
-    if all(map(_is_number, header)):
-        raise BadInput(f"Expected names of columns in the first line of `{path}`, got numbers. Put names above them.")
-    if label is not None and label not in header:
-        raise BadInput(f"Expected a column `{label}` of labels in `{path}`, got none. {nearest(label, header)}")
-    return len(header) - 1 if label is None else header.index(label)
+    named = label in columns
+    if not (sure or named) and _look_like_values(columns):
+        raise BadInput(
+            f"Expected names of columns in the first line of `{path}`, got numbers. Pass `header=False` "
+            "(`--no-header`) if it is an example, and `header=True` (`--header`) if these are the names."
+        )
+    for i, name in enumerate(columns):
+        if not name:
+            raise BadInput(f"Expected a name for every column in the first line of `{path}`, got none for {i + 1}.")
+        if name in columns[:i]:
+            raise BadInput(
+                f"Expected every name once in the first line of `{path}`, got `{name}` for columns "
+                f"{columns.index(name) + 1} and {i + 1}. Rename one."
+            )
+    if label is not None and not named:
+        raise BadInput(f"Expected a column `{label}` of labels in `{path}`, got none. {nearest(label, columns)}")
+    return len(columns) - 1 if label is None else columns.index(label)
+
+
+def _look_like_values(names: Sequence[str]) -> bool:
+    """Tell whether names are rather an example: all but the last are numbers or empty, or one is no whole number."""
+    return all(not name or _is_number(name) for name in names[:-1]) or any(
+        _is_number(name) and not name.isdecimal() for name in names
+    )
+
+
+def _features(path: str, columns: Sequence[str], label: int, drop: Sequence[str]) -> list[int]:
+    """Which columns hold features.
+
+    Raises:
+        BadInput: If one that is to be left out is not there or is the label, or none is left.
+    """
+    for name in drop:
+        if name not in columns:
+            raise BadInput(f"Expected columns of `{path}` in `drop`, got `{name}`. {nearest(name, columns)}")
+        if name == columns[label]:
+            raise BadInput(f"Expected features of `{path}` in `drop`, got the label `{name}`. Pass another `label`.")
+    found = [i for i, name in enumerate(columns) if i != label and name not in drop]
+    if not found:
+        raise BadInput(f"Expected features of `{path}` besides those in `drop`, got none. Drop fewer.")
+    return found
 
 
 def _number(cell: str, column: str, path: str, line: int, first: int) -> float:
     """A cell as a number; NaN where it is empty."""
     try:
-        return float(cell) if cell.strip() else np.nan
+        return _parsed(cell) if cell.strip() else np.nan
     except ValueError:
         before = " after numbers" if line > first else ""
         raise BadInput(
             f"Expected numbers in column `{column}` of `{path}`, got `{cell}` in line {line}{before}. Write it as a "
-            f"number, or leave the column out."
+            f"number, or leave the column out by `drop=({column!r},)` (`--drop {column}`)."
         ) from None
+
+
+def _parsed(text: str) -> float:
+    """A number as files have them: Python's underscores are none of theirs.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if "_" in text:
+        raise ValueError(text)
+    return float(text)
 
 
 def _is_number(text: str) -> bool:
     with suppress(ValueError):
-        float(text)
+        _parsed(text)
         return True
     return False
 

@@ -20,7 +20,7 @@ from normlab.study.config import content_key
 from normlab.study.data import digits
 from normlab.study.errors import BadInput, nearest
 from normlab.study.generators import KINDS, changing_options, drifting
-from normlab.study.rows import Rows, numbered, read_csv, read_npz
+from normlab.study.rows import DELIMITERS, Rows, numbered, read_csv, read_npz
 
 FORMAT = 1
 """To be raised when the same source and seed are to give other arrays than before."""
@@ -215,6 +215,9 @@ def from_file(
     drifts: Sequence[int] = (),
     skip_nonfinite: bool = False,
     standardize: bool = True,
+    drop: Sequence[str] = (),
+    header: bool | None = None,
+    delimiter: str = ",",
 ) -> Source:
     """Read a stream of your own, in the order of the file.
 
@@ -228,6 +231,10 @@ def from_file(
         drifts: Index of the first example of each new concept, as far as known, counted in the file.
         skip_nonfinite: Leave out examples in which something is missing, NaN or infinite; they are refused otherwise.
         standardize: Whether features are standardized online; see `standardized`.
+        drop: Columns that are left out, whatever is in them.
+        header: Whether the first line has names of columns; without them, columns are counted from 1. Unless given it
+            has, and is refused where it looks like an example.
+        delimiter: Between values: `","`, `";"`, `"|"` or `"tab"`.
 
     Raises:
         BadInput: If there is no such file, or something in it cannot be learned from; when the stream is asked for.
@@ -235,12 +242,18 @@ def from_file(
     path = os.fspath(path)
     if Path(path).suffix not in (".csv", ".npz"):
         raise BadInput(f"Expected a .csv or .npz file, got `{path}`.")
-    if path.endswith(".npz") and label is not None:
-        raise BadInput(f"Expected no `label` for an .npz file, got `{label}`. Its labels are the array `labels`.")
+    if delimiter not in DELIMITERS:
+        raise BadInput(f"Expected `delimiter` to be one of {', '.join(DELIMITERS)}, got `{delimiter}`.")
+    of_csv = {"label": label, "drop": [str(name) for name in drop], "header": header, "delimiter": delimiter}
+    if path.endswith(".npz"):
+        if label is not None:
+            raise BadInput(f"Expected no `label` for an .npz file, got `{label}`. Its labels are the array `labels`.")
+        if drop or header is not None or delimiter != ",":
+            raise BadInput(f"Expected `drop`, `header` and `delimiter` for a .csv file only, got `{path}`.")
     make = partial(
         _own,
         path=path,
-        label=label,
+        of_csv=of_csv,
         classes=None if classes is None else [str(name) for name in classes],
         numbers=numbers,
         drifts=tuple(map(int, drifts)),
@@ -494,14 +507,14 @@ def _own(
     seed: int,
     *,
     path: str,
-    label: str | None,
+    of_csv: Mapping[str, Any],
     classes: Sequence[str] | None,
     numbers: bool,
     drifts: Sequence[int],
     skip_nonfinite: bool,
     standardize: bool,
 ) -> Stream:
-    rows = read_npz(path) if path.endswith(".npz") else read_csv(path, label)
+    rows = read_npz(path) if path.endswith(".npz") else read_csv(path, **of_csv)
     about = f"`{Path(path).name}`, sha256 {_sha256(path)}"
     return _of_rows(rows, about, classes, numbers, drifts, skip_nonfinite, standardize)
 
