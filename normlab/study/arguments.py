@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from normlab.study.config import Comparison, Curve, Settings
+from normlab.study.config import TUNING_SEEDS_FROM, Comparison, Curve, Settings
 from normlab.study.errors import BadInput, nearest, one_line
 from normlab.study.expect import NAME, Kind, Several, an, check_distinct, check_fields, positive, whole
-from normlab.study.plan import TUNING_SEEDS_FROM
 from normlab.study.shard import Shard
 
 DEFAULT_TIER = "quick"
@@ -181,9 +180,11 @@ def from_file(path: str, comparison: Comparison) -> dict[str, Given]:
     try:
         content = tomllib.loads(Path(path).read_text("utf-8"))
     except OSError as error:
-        raise BadInput(f"Cannot read `{path}`: {error.strerror}.") from error
+        raise BadInput(f"Cannot read `{path}`: {error.strerror}. Give the path of a TOML file.") from error
     except ValueError as error:
-        raise BadInput(f"Expected `{path}` to be TOML: {one_line(error)}") from error
+        raise BadInput(
+            f"Expected `{path}` to be TOML: {one_line(error, kind=False)}. Write lines such as `seeds = 5`."
+        ) from error
     known = options(comparison)
     given: dict[str, Given] = {}
     for key, value in content.items():
@@ -309,7 +310,9 @@ class Request:
         seeds = self.get("seeds", default)
         if seeds > TUNING_SEEDS_FROM:
             where = self.given["seeds"].where
-            raise BadInput(f"Expected {where} to be at most {TUNING_SEEDS_FROM} (the others tune), got {seeds}.")
+            raise BadInput(
+                f"Expected {where} to be at most {TUNING_SEEDS_FROM} (the others tune), got {seeds}. Choose fewer."
+            )
         return seeds
 
 

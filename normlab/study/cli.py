@@ -91,10 +91,10 @@ def _run(given: list[str]) -> int:
     from normlab.study.invocation import Invocation, Ways
 
     invocation = Invocation(comparison, settings, output, command, request.get("shard"))
+    member, show = _member(request), request.get("open", False)
     if "dry_run" in parsed:
         invocation.dry_run(Ways.of(request))
         return OK
-    member, show = _member(request), request.get("open", False)
     if member is None:
         return invocation.run(Ways.of(request), show=show)
     from normlab.study import together

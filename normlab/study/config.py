@@ -24,6 +24,8 @@ Value = int | float | str
 """A value of a factor: a batch size, a sequence length, the name of a drift."""
 
 TUNE, EVALUATE = "tune", "evaluate"
+TUNING_SEEDS_FROM = 1000
+"""Tuning seeds count from here, evaluation seeds from 0: they never meet as long as there are fewer of the latter."""
 FAILURES = ("diverged", "collapsed", "oom", "error")
 """Statuses counted as failures. The others are `ok`, and `invalid` for what cannot be run at all."""
 RETRIED = ("error", "oom")
@@ -72,6 +74,11 @@ class Factor:
             raise BadInput(
                 f"Expected `reference` of `Factor` to be one of its values, got {expect.shown(self.reference)}. "
                 f"Choose one of {', '.join(map(str, self.values))}, or None."
+            )
+        wrong = [value for value in self.values if not isinstance(value, str) and value <= 0]
+        if self.log and wrong:
+            raise BadInput(
+                f"Expected positive `values` of `Factor` for a logarithmic axis, got {wrong[0]}. Pass `log=False`."
             )
 
 
@@ -279,7 +286,7 @@ class Tier:
             epochs=expect.WHOLE,
             learning_rates=expect.Several(expect.POSITIVE),
             tuning_seeds=expect.WHOLE,
-            seeds=expect.WHOLE,
+            seeds=_SEEDS,
             problems=expect.Several(expect.NAME, empty=True),
             norms=_norms(empty=True),
             values=_TIER_VALUES,
@@ -489,6 +496,12 @@ def _a_norm(value: Any) -> str:
     return str(value)
 
 
+def _few(value: Any) -> int:
+    if expect.whole(value) > TUNING_SEEDS_FROM:
+        raise ValueError(value)
+    return expect.whole(value)
+
+
 def _by_curve(values: Any) -> Mapping[str, tuple[Value, ...]]:
     if not isinstance(values, Mapping):
         raise TypeError(values)
@@ -509,6 +522,7 @@ def _norms(*, empty: bool = False) -> expect.Several:
 
 
 _CALL_CURVES = "Write `curves=study.batch_size_curves(deployed=(2, 32))`, or a tuple of `study.Curve`s."
+_SEEDS = expect.Kind(f"a positive whole number up to {TUNING_SEEDS_FROM}", _few, "Give one such as 5.")
 _VALUE = expect.Kind("a number or text", _a_value, "Give one such as 32.")
 _VALUES = expect.Several(_VALUE, remedy="Write a tuple, also of a single one: `values=(2, 32)`.")
 _FLAG = expect.Kind("a flag of the command line", _a_flag, "Write one such as `--batch-sizes`.")
@@ -523,7 +537,9 @@ SERIES = expect.Several(
 _PROBLEM = expect.an(Problem, "Make one with `study.supervised(...)` or `study.streaming(...)`.")
 _CURVE = expect.an(Curve, _CALL_CURVES)
 _TIER = expect.an(Tier, "Make budgets with `study.tiers(...)`, or one with `study.Tier(...)`.")
-_TIERS = expect.Kind("budgets by name", _by_name, "Write `tiers=study.tiers(epochs=20)`, or a dictionary of `study.Tier`s.")
+_TIERS = expect.Kind(
+    "budgets by name", _by_name, "Write `tiers=study.tiers(epochs=20)`, or a dictionary of `study.Tier`s."
+)
 _TIER_VALUES = expect.Kind(
     "values by the name of their curve", _by_curve, 'Write a dictionary such as `{"deployed": (2, 32)}`.'
 )

@@ -37,7 +37,9 @@ def _drawn(value: Any) -> tuple[float, float]:
     return validation, test
 
 
-_CHANNELS = expect.Kind("numbers, one for each channel", lambda value: tuple(map(expect.finite, value)), "Give a tuple.")
+_CHANNELS = expect.Kind(
+    "numbers, one for each channel", lambda value: tuple(map(expect.finite, value)), "Give a tuple."
+)
 _WAYS = expect.Several(
     expect.Kind(f"one of {', '.join(AUGMENTATIONS)}", _a_way, "Write one of them."),
     empty=True,
@@ -381,7 +383,7 @@ def _as_jax_has_it(name: str, array: np.ndarray) -> np.ndarray:
     if wrong.any():
         first = np.argwhere(wrong)[0][0]
         what = "finite numbers" if kind is np.float32 else "integers of 32 bits"
-        raise ValueError(
+        raise BadInput(
             f"Expected {what} in `{name}`, got {np.count_nonzero(wrong)} others, the first in example {first}: "
             f"{array[first][wrong[first]].ravel()[0]}. Remove or replace them."
         )
@@ -390,7 +392,7 @@ def _as_jax_has_it(name: str, array: np.ndarray) -> np.ndarray:
 
 def _from_npz(path: str) -> Data:
     if not os.path.exists(path):
-        raise ValueError(f"Expected `data` to be an .npz file, got `{path}`, which does not exist.")
+        raise BadInput(f"Expected `data` to be an .npz file, got `{path}`, which does not exist. Look for it.")
     try:
         inputs, labels, *test = _arrays(path)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:

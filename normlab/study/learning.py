@@ -144,6 +144,8 @@ def learn(
     mesh, network = mesh_of(devices), made(norm)
     per_epoch = training // batch_size
     steps = epochs * per_epoch
+    if steps >= 2**31:
+        raise ValueError(f"Expected fewer than 2^31 updates, got {steps:,}. Choose fewer epochs or larger batches.")
     make_optimizer, objective = optimizer or _sgd, loss or (_cross_entropy if data.classes else _squared_error)
     check = _check_of(data, loss, error)
 

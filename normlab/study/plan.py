@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from normlab.study.config import (
     EVALUATE,
     TUNE,
+    TUNING_SEEDS_FROM,
     Cell,
     Comparison,
     Curve,
@@ -34,9 +35,6 @@ from normlab.study.config import (
 
 if TYPE_CHECKING:
     from normlab.norms import Norm
-
-TUNING_SEEDS_FROM = 1000
-"""Tuning seeds count from here, evaluation seeds from 0: they never meet as long as there are fewer of the latter."""
 
 HALF_A_POINT = 0.005
 """The margin of metrics that are fractions, unless a comparison says otherwise."""

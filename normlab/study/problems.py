@@ -59,9 +59,7 @@ class Error:
         )
 
 
-_A_LOSS = expect.function(
-    "a function of outputs and labels", "Write `lambda outputs, labels: ...`.", arguments=2
-)
+_A_LOSS = expect.function("a function of outputs and labels", "Write `lambda outputs, labels: ...`.", arguments=2)
 
 
 def _misclassified(outputs: Any, labels: Any) -> Any:
@@ -224,7 +222,9 @@ def _a_model(value: Any) -> Callable[..., Any]:
     kinds = tuple(module.Module for module in (linen, nnx) if module)
     if not callable(value) or isinstance(value, kinds):
         name = type(value).__name__
-        remedy = f"Write `model={name}`, or `model=lambda norm: {name}(norm)`." if isinstance(value, kinds) else _A_MODEL
+        remedy = (
+            f"Write `model={name}`, or `model=lambda norm: {name}(norm)`." if isinstance(value, kinds) else _A_MODEL
+        )
         raise expect.refusal("`model` to be a class or function that makes a model from a norm", value, remedy)
     is_linen = linen is not None and isinstance(value, type) and issubclass(value, linen.Module)
     signature = _signature(value)
@@ -254,6 +254,8 @@ def _a_chance(value: Any) -> float | Callable[[Data], float]:
 
 
 def _by_norm(value: Any) -> Mapping[str, Mapping[str, Any]]:
+    if not isinstance(value, Mapping | None):
+        raise TypeError(value)
     for name, options in (value or {}).items():
         if not isinstance(options, Mapping) or not all(isinstance(option, str) for option in options):
             raise TypeError(value)
@@ -345,7 +347,12 @@ class Task:
             BadInput: If they are one-hot, no classes for the metric of classes, or not counted from 0.
         """
         labels, about = data.labels, f"{data.labels.dtype} of shape {data.labels.shape}"
-        if labels.ndim == 2 and labels.shape[1] > 1 and ((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all():
+        if (
+            labels.ndim == 2
+            and labels.shape[1] > 1
+            and ((labels == 0) | (labels == 1)).all()
+            and (labels.sum(1) == 1).all()
+        ):
             raise BadInput(
                 f"Expected `labels` to be a class for each example, got one-hot rows, {about}. Write "
                 "`labels.argmax(1)`, or give `loss` and `metric`."
@@ -371,9 +378,11 @@ class Task:
         return None
 
     def _check_targets(self, labels: np.ndarray) -> None:
-        binary = bool((labels == 0).any() and (labels == 1).any() and np.isin(labels, (0, 1)).all())
-        if self.given_error is MISCLASSIFICATION or (binary and self.given_error is None):
-            came = "only 0.0 and 1.0" if binary else labels.dtype
+        """Refuse classes that are no integers, as far as they can be told from numbers to predict."""
+        there = np.unique(labels)
+        classes = 1 < len(there) <= len(labels) // 2 and (there == np.arange(len(there))).all()
+        if self.given_error is MISCLASSIFICATION or (classes and self.given_error is None):
+            came = f"{labels.dtype}, only 0 to {there[-1]:g}" if classes else labels.dtype
             raise BadInput(
                 f"Expected `labels` to be integers where they are classes, got {came}. Write `labels.astype(int)`, or "
                 "`metric=study.MEAN_SQUARED_ERROR` where they are numbers to predict."

@@ -55,7 +55,9 @@ def _first(data: Data, n: int) -> Data:
     """Only the first examples outside of given validation and test sets, and these."""
     free = len(data.labels) - data.validation - data.test
     if n > free:
-        raise BadInput(f"Expected `--train-examples` up to {free:,}, which is all that there are, got {n:,}.")
+        raise BadInput(
+            f"Expected `--train-examples` up to {free:,}, which is all that there are, got {n:,}. Choose fewer."
+        )
     stay = np.r_[:n, free : len(data.labels)]
     validation, test = (part / free if part >= 1 else part for part in data.drawn)
     first = replace(data, inputs=data.inputs[stay], labels=data.labels[stay], drawn=(validation, test))
@@ -83,7 +85,8 @@ def _check_enough(data: Data, n: int) -> None:
         sizes(data)
     except ValueError:
         raise BadInput(
-            f"Expected `--train-examples` to leave examples to train on and for each part that seeds draw, got {n:,}."
+            f"Expected `--train-examples` to leave examples to train on and for each part that seeds draw, got {n:,}. "
+            "Choose more."
         ) from None
 
 

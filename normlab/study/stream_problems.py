@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from normlab import norms
 from normlab.norms import Norm
+from normlab.study import expect
 from normlab.study.config import Metric, Problem, Series
-from normlab.study.problems import MISCLASSIFICATION, Error, Loss, Optimizer, averages
+from normlab.study.problems import KINDS, MISCLASSIFICATION, Error, Loss, Optimizer, averages
 
 if TYPE_CHECKING:
     from normlab.study.arguments import Option
@@ -82,16 +83,20 @@ def streaming(
         drifting: Whether streams know where they drift; then drops and recovery are reported.
         tasks: Whether streams are sequences of tasks; then final errors and forgetting are reported.
         options: What can be asked for on the command line besides; what is given is handed to the function `source`.
+
+    Raises:
+        BadInput: If an argument cannot be what it should, as far as it can be known by now.
     """
+    given = expect.checked("streaming", locals(), {**KINDS, **_STREAMING})
     task = _Streaming(
         model=model,
         source=source,
         loss=loss,
         metric=metric,
         optimizer=optimizer,
-        given_options=norm_options or {},
-        side=_side(metric, drifting, tasks),
-        asked=[option.name for option in options],
+        given_options=given["norm_options"],
+        side=_side(metric, given["drifting"], given["tasks"]),
+        asked=[option.name for option in given["options"]],
     )
     return Problem(
         name=name,
@@ -101,8 +106,26 @@ def streaming(
         metric=Metric(name=metric.name, percent=metric.percent, margin=metric.margin),
         side=task.side,
         series=_series(metric),
-        options=tuple(options),
+        options=given["options"],
     )
+
+
+def _a_source(value: Any) -> "Source | Callable[..., Source]":
+    if isinstance(value, type) or not callable(value):  # a source is: it makes a stream of a seed
+        raise TypeError(value)
+    return value
+
+
+_STREAMING: Mapping[str, expect.Check] = {
+    "source": expect.Kind(
+        "a `Source`, or a function that returns one",
+        _a_source,
+        "Make one by `streams.from_file(path)`, or `streams.Source(name, lambda seed: stream, replicated=False)`.",
+    ),
+    "metric": expect.an(Error, "Write `study.Error(name=..., function=...)`."),
+    "drifting": expect.SWITCH,
+    "tasks": expect.SWITCH,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +180,10 @@ class _Streaming:
         options = {name: config[name] for name in self.asked if name in config}
         key = tuple(options.items())
         if key not in self._made:
-            self._made[key] = self.source(**options)
+            found = self.source(**options)
+            if not isinstance(found, Source):
+                raise expect.refusal("`source` to return a `Source`", found, "Return `streams.Source(...)`.")
+            self._made[key] = found
         return self._made[key]
 
 
