@@ -450,6 +450,6 @@ class TestOptions:
         for module in ("slurm", "ray_core"):
             monkeypatch.delitem(sys.modules, f"normlab.study.{module}", raising=False)
         assert main(["run", str(toy), "--executor", name, "--dry-run"]) == 2
-        assert (
-            f"`{package}` is missing: `--executor` needs `pip install 'normlab[cluster]'`." in capsys.readouterr().err
+        assert capsys.readouterr().err == (
+            f"normlab: Expected `{package}` to be installed, got none. Run `pip install 'normlab[cluster]'`.\n"
         )

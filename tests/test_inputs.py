@@ -19,6 +19,7 @@ from flax import nnx
 from normlab import norms, study
 from normlab.norms import Norm
 from normlab.study import execute, streams
+from normlab.study.cli import main
 from normlab.study.config import Problem
 from normlab.study.data import Data, sizes
 from normlab.study.errors import BadInput
@@ -334,3 +335,168 @@ def test_what_is_wrong_is_said_in_one_line_before_anything_is_trained_or_written
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
     assert not list(tmp_path.iterdir())
+
+
+COMMANDS = {
+    "--seeds 0": "a positive whole number",
+    "--seeds -1": "a positive whole number",
+    "--seeds 1e3": "a positive whole number",
+    "--seeds 99999999999999999999": "at most 1000",
+    "--batch-sizes 2.5,x": "each of `--batch-sizes` to be a positive whole number, got `2.5`",
+    "--batch-sizes ,": "at least one",
+    "--batch-sizes 1000000000000": "a batch of 1 to 1024",
+    "--ghost-batch-sizes 1000": "up to the batch of 128",
+    "--learning-rates nan": "a positive number, got `nan`",
+    "--learning-rates 1e400": "a positive number",
+    "--train-examples -1": "a positive whole number",
+    "--train-examples 5": "leave examples to train on",
+    "--train-examples 99999": "up to 1,797",
+    "--epochs 1e9": "a positive whole number",
+    "--epochs 2147483648": "fewer than 2^31 updates",
+    "--norms foo": "See `normlab list`.",
+    "--norms :": "See `normlab list`.",
+    "--config broken.toml": "to be TOML",
+    "--config table.toml": "`seeds` in `table.toml` to be a positive whole number",
+    "--config numbers.toml": "each of `norms` in `numbers.toml` to be a norm, got 1",
+    "--config empty.toml": "the path of a folder",
+    "--config binary.toml": "to be TOML",
+    "--shard 3/2": "1 <= i <= n",
+    "--shard 1/2/3": "1 <= i <= n",
+    "--devices 0": "a positive whole number",
+    "--devices 3": "3 devices can share equally",
+    "--jobs -1": "a positive whole number",
+    "--output=": "the path of a folder",
+    "--time-budget nan": "a duration",
+    "--data foo": "`npz:PATH`",
+    "--image-size 0": "a positive whole number",
+    "--augment spin": "one of crop, flip",
+    "--slurm foo": "KEY=VALUE",
+    "--default-learning-rate -1": "a positive number or `none`",
+    "--coordinator x": "`--coordinator`, `--process` and `--devices`",
+}
+
+
+@pytest.mark.parametrize("flags", COMMANDS)
+def test_a_command_line_is_refused_in_one_line(
+    flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = {"broken": b"seeds = [\n", "table": b"[seeds]\n", "numbers": b"norms = [1]\n", "empty": b"output = ''\n"}
+    for name, content in {**files, "binary": b"\xff\xfe"}.items():
+        Path(f"{name}.toml").write_bytes(content)
+    there = sorted(tmp_path.iterdir())
+    norms_given = "norm" in flags or "numbers" in flags
+    small = ["--problems", "mlp", *["--norms", "none", "batch"] * (not norms_given)]
+    assert main(["run", "batch_size", *small, "--dry-run", *flags.split(" ")]) == 2
+    out, err = capsys.readouterr()
+    assert COMMANDS[flags] in err
+    assert (out, err.count("\n")) == ("", 1)
+    assert sorted(tmp_path.iterdir()) == there
+
+
+class TestWhatIsTaken:
+    def test_numbers_of_numpy(self) -> None:
+        made = tier(epochs=np.int64(3), seeds=np.uint8(5), learning_rates=np.array([0.1, 0.03]))()
+        assert (made.epochs, made.seeds, made.learning_rates) == (3, 5, (0.03, 0.1))
+        assert {type(value) for value in (made.epochs, made.seeds)} == {int}
+        assert factor(values=np.array([1, 2])).values == (1, 2)
+        assert factor(values=np.float32([0.5, 1])).values == (0.5, 1.0)
+        assert type(study.Metric(margin=np.float32(0.5)).margin) is float
+        assert study.batch_size_curves(deployed=np.array([2, 8]), isolated=[])[0].factor.values == (2, 8)
+
+    def test_lists_where_tuples_are_meant(self) -> None:
+        made = comparison(problems=[problem()], norms=["none", norms.get("group", num_groups=2)], fixed=["A."])
+        assert made.norms == ("none", "group:num_groups=2")
+        assert isinstance(made.problems, tuple)
+        assert tier(values={"deployed": [2, 4]}, norms=["batch"])().values == {"deployed": (2, 4)}
+
+    def test_rates_in_any_order(self) -> None:
+        assert study.tiers(learning_rates=(1.0, 0.1, 0.01, 0.3, 0.03))["quick"].learning_rates == (0.03, 0.1, 0.3)
+
+    def test_a_run_with_numbers_of_numpy(self) -> None:
+        found = study.run(
+            comparison(),
+            tier="smoke",
+            seeds=np.int32(1),
+            learning_rates=np.array([0.1], np.float32),
+            batch_sizes=np.array([4]),
+            norms=(norms.get("batch"), "none"),
+            progress=np.bool_(False),
+        )
+        assert {record.status for record in found.records} == {"ok"}
+        assert found.settings.values == {"deployed": (4,)}
+
+    def test_shares_and_counts(self) -> None:
+        assert sizes(DATA, 20, np.int64(15)) == (55, 20)
+        assert sizes(DATA, np.float32(0.25), 0.2) == (50, 22)
+        for options in ({"test": 10}, {"validation": 0.3, "test": np.int64(12)}, {"test": np.float64(0.2)}):
+            problem(**options)
+
+    @pytest.mark.parametrize(
+        ("x", "y"),
+        [
+            (X.tolist(), Y.tolist()),
+            (pd.DataFrame(X), pd.Series(Y)),
+            (jax.numpy.asarray(X), jax.numpy.asarray(Y)),
+            (tuple(map(tuple, X)), Y.astype(np.uint8)),
+            (np.ma.array(X), Y[:, None]),
+            (X > 0, Y > 0),
+        ],
+    )
+    def test_what_numpy_takes_as_an_array(self, x: Any, y: Any) -> None:
+        found = Data(x, y)
+        assert found.classes and found.labels.shape == (90,)
+        problem(data=found)
+
+    def test_numbers_to_predict(self) -> None:
+        a_margin = replace(study.MEAN_SQUARED_ERROR, margin=0.1)
+        problem(data=Data(X, X[:, 0]))
+        problem(data=Data(X, np.arange(90.0)))  # as many as examples: no classes
+        problem(data=Data(X, Y.astype(float)), metric=a_margin)
+
+    def test_one_hot_labels_with_a_loss_for_them(self) -> None:
+        problem(data=Data(X, ONE_HOT), loss=lambda outputs, labels: optax.softmax_cross_entropy(outputs, labels))
+
+    def test_a_budget_may_leave_out_a_class(self) -> None:
+        labels = np.repeat(np.arange(5), 40)
+        whole = Data(np.zeros((200, 4)), labels)
+        found = study.supervised(
+            name="net",
+            model=Net,
+            data=partial(_first, whole),
+            metric=study.MISCLASSIFICATION,
+            options=(TRAIN_EXAMPLES,),
+        )
+        found.norm_options("batch", {"batch_size": 4, "epochs": 1, "train_examples": 100})
+
+    @pytest.mark.parametrize(
+        "model",
+        [
+            Net,
+            partial(Net, outputs=3),
+            lambda norm: Net(norm),
+            lambda norm, *, classes: Net(norm, outputs=classes),
+            NNXNet,
+            partial(NNXNet),
+            lambda norm, rngs: NNXNet(norm, rngs=rngs),
+        ],
+    )
+    def test_models(self, model: Any) -> None:
+        made = problem(model=model)
+        made.build(norms.get("batch"), {"batch_size": 4, "epochs": 1}).init(0)
+
+    def test_optimizers(self) -> None:
+        for optimizer in (optax.adam, partial(optax.sgd, momentum=0.9), lambda rate: optax.adamw(rate), None):
+            problem(optimizer=optimizer)
+
+    def test_a_path(self, tmp_path: Path) -> None:
+        np.savez(tmp_path / "data.npz", inputs=X, labels=Y)
+        problem(data=tmp_path / "data.npz")
+        problem(data=str(tmp_path / "data.npz"))
+
+
+TRAIN_EXAMPLES = study.Option(name="train_examples", kind=study.WHOLE, help="a budget", metavar="N")
+
+
+def _first(whole: Data, train_examples: int | None = None) -> Data:
+    return replace(whole, inputs=whole.inputs[-(train_examples or 0) :], labels=whole.labels[-(train_examples or 0) :])

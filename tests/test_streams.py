@@ -319,7 +319,7 @@ class TestCache:
             raise streams.PackageNotFoundError(name)
 
         monkeypatch.setattr(streams, "version", missing)
-        with pytest.raises(BadInput, match=r"Expected river to be installed, got none. Run `pip install"):
+        with pytest.raises(BadInput, match=r"Expected `river` to be installed, got none. Run `pip install"):
             streams.synthetic("sea")(0)
 
     def test_ones_own_source(self) -> None:

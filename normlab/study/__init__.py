@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from normlab.study.config import Cell, Comparison, Curve, Factor, Metric, Problem, Record, Run, Series, Settings, Tier
+from normlab.study.extras import require
 
 if TYPE_CHECKING:
     from normlab.study.arguments import FILE, TEXT, WHOLE, YES_NO, Option
@@ -77,5 +78,7 @@ _LATER = {
 
 def __getattr__(name: str) -> Any:
     if name in _LATER:
+        if name in ("run", "Result"):
+            require("study")
         return getattr(importlib.import_module(f"normlab.study.{_LATER[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,6 +12,7 @@ import numpy as np
 
 from normlab.study import expect
 from normlab.study.errors import BadInput
+from normlab.study.extras import importing
 
 TRAIN, VALIDATION, TEST = 1024, 256, 517
 """How the 1,797 digits are divided."""
@@ -196,7 +197,8 @@ def load(source: Source, **options: Any) -> Data:
 @cache
 def digits() -> Data:
     """Load scikit-learn's 1,797 handwritten digits: 8 x 8 pixels in [0, 1], 10 classes; no download."""
-    from sklearn.datasets import load_digits
+    with importing("study"):
+        from sklearn.datasets import load_digits
 
     bunch = load_digits()
     inputs = (bunch.images / 16).astype(np.float32)[..., None]  # pyright: ignore[reportAttributeAccessIssue]

@@ -281,4 +281,4 @@ NAME = Kind(
 
 
 def _is_switch(value: object) -> bool:
-    return isinstance(value, bool) or (is_scalar(value) and getattr(value, "dtype", None) == bool)
+    return isinstance(value, bool) or (is_scalar(value) and str(getattr(value, "dtype", "")) == "bool")

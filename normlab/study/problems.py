@@ -17,6 +17,7 @@ from normlab.study.arguments import Option
 from normlab.study.config import NORM, SERIES, SIDE, Metric, Problem, Series
 from normlab.study.data import Data, Source, load, sizes
 from normlab.study.errors import BadInput, one_line
+from normlab.study.extras import require
 
 if TYPE_CHECKING:
     from normlab.study.learning import Fitted
@@ -398,6 +399,7 @@ class Task:
         Raises:
             ValueError: For what cannot be trained.
         """
+        require("study", "optax")
         from normlab.study.learning import learn
         from normlab.study.networks import network
 

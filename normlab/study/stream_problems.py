@@ -8,6 +8,7 @@ from normlab import norms
 from normlab.norms import Norm
 from normlab.study import expect
 from normlab.study.config import Metric, Problem, Series
+from normlab.study.extras import require
 from normlab.study.problems import KINDS, MISCLASSIFICATION, Error, Loss, Optimizer, averages
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ class _Streaming:
 
     def build(self, norm: Norm, config: Mapping[str, Any]) -> "Program":
         """The program of a cell; see `Problem.build`."""
+        require("online", "optax", "river")
         from normlab.study.networks import Network, network
         from normlab.study.prequential import prequential
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from normlab.study.cache import kept
 from normlab.study.config import content_key
 from normlab.study.data import digits, numbers_of
 from normlab.study.errors import BadInput, nearest
+from normlab.study.extras import importing, require
 from normlab.study.generators import KINDS, changing_options, drifting
 from normlab.study.rows import Rows, numbered, read_csv, read_npz
 
@@ -64,7 +65,7 @@ class Stream:
     skipped: int = 0
 
     def __post_init__(self) -> None:
-        expect.check_fields(self, name=expect.LABEL, classes=expect.COUNT, about=expect.TEXT, skipped=expect.COUNT)
+        expect.check_fields(self, name=expect.TEXT, classes=expect.COUNT, about=expect.TEXT, skipped=expect.COUNT)
         labels = numbers_of("labels", self.labels)
         _check_finite(self.name, labels)
         if self.classes and (labels % 1 != 0).any():
@@ -387,12 +388,11 @@ def river_version() -> str:
     """The version of river.
 
     Raises:
-        BadInput: If it is not installed.
+        MissingExtra: If it is not installed.
     """
-    try:
-        return version("river")
-    except PackageNotFoundError:
-        raise BadInput("Expected river to be installed, got none. Run `pip install 'normlab[online]'`.") from None
+    require("online", "river")
+    with importing("online"):
+        return version("river")  # an `ImportError` where there is none
 
 
 class _Recorded(NamedTuple):
