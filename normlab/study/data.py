@@ -17,8 +17,8 @@ from normlab.study.extras import importing
 TRAIN, VALIDATION, TEST = 1024, 256, 517
 """How the 1,797 digits are divided."""
 
-FEWEST = 10
-"""Examples that each part of the data must have: with fewer an error comes in steps of more than 10 points."""
+FEWEST = 5
+"""Examples that each part of the data must have: with fewer an error comes in steps of more than 20 points."""
 
 AUGMENTATIONS = ("crop", "flip")
 """See `normlab.study.augment`."""

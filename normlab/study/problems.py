@@ -385,7 +385,7 @@ class Task:
         if self.given_error is MISCLASSIFICATION or (classes and self.given_error is None):
             came = f"{labels.dtype}, only 0 to {there[-1]:g}" if classes else labels.dtype
             raise BadInput(
-                f"Expected `labels` to be integers where they are classes, got {came}. Write `labels.astype(int)`, or "
+                f"Expected `labels` to be classes, integers from 0 on, got {came}. Write `labels.astype(int)`, or "
                 "`metric=study.MEAN_SQUARED_ERROR` where they are numbers to predict."
             )
 
