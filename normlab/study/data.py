@@ -5,7 +5,7 @@ import os
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -102,21 +102,13 @@ class Data:
             )
         if labels.shape[1:] == (1,):
             labels = labels[:, 0]
-        self._check_sets(len(labels))
-        self._check_images(inputs.shape)
-        object.__setattr__(self, "inputs", inputs if inputs.dtype == np.uint8 else _as_jax_has_it("inputs", inputs))
-        object.__setattr__(self, "labels", _as_jax_has_it("labels", labels))
-
-    def _check_sets(self, n: int) -> None:
         if self.validation and not self.test:
             raise BadInput(
                 f"Expected `test` where `validation` is given, got {self.validation} and no test set. Give both."
             )
-        if self.test + self.validation >= n:
-            raise BadInput(
-                f"Expected `test` and `validation` to leave some of {n} examples to train on, got {self.test} and "
-                f"{self.validation}. Give fewer."
-            )
+        self._check_images(inputs.shape)
+        object.__setattr__(self, "inputs", inputs if inputs.dtype == np.uint8 else _as_jax_has_it("inputs", inputs))
+        object.__setattr__(self, "labels", _as_jax_has_it("labels", labels))
 
     def _check_images(self, shape: tuple[int, ...]) -> None:
         for name, numbers in (("mean", self.mean), ("std", self.std)):
@@ -132,11 +124,6 @@ class Data:
                 f"Expected `augment` to name some of {', '.join(AUGMENTATIONS)}, for images (examples, height, width, "
                 f"channels), got {', '.join(self.augment)} for inputs of shape {shape}. Leave it out, or add the axis."
             )
-
-    @cached_property
-    def classes_there(self) -> int:
-        """How many classes there are an example of; 0 where labels are not one class each."""
-        return len(np.unique(self.labels)) if self.classes and self.labels.ndim == 1 else 0
 
     @property
     def classes(self) -> bool:
@@ -221,7 +208,7 @@ def sizes(data: Data, validation: float | None = None, test: float | None = None
         test: Likewise.
 
     Raises:
-        BadInput: If one of the parts would be smaller than `FEWEST`, or than the number of classes.
+        BadInput: If one of the parts would be empty.
     """
     free = len(data.labels) - data.test - data.validation
     parts = (drawn if part is None else part for part, drawn in zip((validation, test), data.drawn, strict=True))
@@ -229,14 +216,35 @@ def sizes(data: Data, validation: float | None = None, test: float | None = None
         given or (round(part * free) if part < 1 else int(part))
         for given, part in zip((data.validation, data.test), parts, strict=True)
     )
-    train, fewest = len(data.labels) - validating - testing, max(FEWEST, data.classes_there)
-    if min(train, validating, testing) < fewest:
-        each = f" and one for each of {data.classes_there} classes" if data.classes_there else ""
+    train = len(data.labels) - validating - testing
+    if min(train, validating, testing) < 1:
+        raise BadInput(
+            f"Expected examples to train on, for validation and for the test, got {train}, {validating} and "
+            f"{testing} of {len(data.labels)}. Change `validation` or `test`."
+        )
+    return train, validating
+
+
+def check_enough(data: Data, validation: float | None = None, test: float | None = None) -> None:
+    """Refuse parts out of which nothing can be told.
+
+    Args:
+        data: All examples.
+        validation: See `sizes`.
+        test: Likewise.
+
+    Raises:
+        BadInput: If one of the parts is smaller than `FEWEST`, or than the number of classes.
+    """
+    train, validating = sizes(data, validation, test)
+    testing = len(data.labels) - train - validating
+    classes = len(np.unique(data.labels)) if data.classes and data.labels.ndim == 1 else 0
+    if min(train, validating, testing) < max(FEWEST, classes):
+        each = f" and one for each of {classes} classes" if classes else ""
         raise BadInput(
             f"Expected at least {FEWEST} examples{each} to train on, for validation and for the test, got {train}, "
             f"{validating} and {testing} of {len(data.labels)}. Change `validation` or `test`, or take more data."
         )
-    return train, validating
 
 
 def split(

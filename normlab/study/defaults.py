@@ -43,24 +43,18 @@ def batch_size_curves(
     Raises:
         BadInput: If a size is no positive whole number, or there is none, or it is larger than the batch.
     """
-    sizes = expect.checked("batch_size_curves", locals(), _CURVES)
-    deployed, isolated = sizes["deployed"], sizes["isolated"]
-    reference = sizes["reference"] or max(deployed)
-    if reference not in deployed:
-        raise BadInput(
-            f"Expected `reference` to be one of the batch sizes, got {reference}. Choose one of "
-            f"{', '.join(map(str, deployed))}."
-        )
-    curves = (_deployed(deployed, reference),)
-    if not isolated:
+    given = expect.checked("batch_size_curves", locals(), _CURVES)
+    curves = (_deployed(given["deployed"], given["reference"] or max(given["deployed"])),)
+    if not given["isolated"]:
         return curves
-    batch = sizes["batch_size"] or max(isolated)
-    if max(isolated) > batch:
+    largest = max(given["isolated"])
+    batch = given["batch_size"] or largest
+    if largest > batch:
         raise BadInput(
-            f"Expected sizes in `isolated` up to `batch_size`, which is {batch}, got {max(isolated)}. Leave it out, or "
-            "give a larger batch."
+            f"Expected sizes in `isolated` up to `batch_size`, which is {batch}, got {largest}. Leave it out, or give "
+            "a larger batch."
         )
-    return (*curves, _isolated(isolated, batch))
+    return (*curves, _isolated(given["isolated"], batch))
 
 
 def tiers(
@@ -79,7 +73,7 @@ def tiers(
     grid = tuple(sorted(expect.Several(expect.POSITIVE).of("`learning_rates` of `tiers`", learning_rates)))
     epochs = expect.WHOLE.of("`epochs` of `tiers`", epochs)
     inner, middle = grid[1:-1] if len(grid) > 4 else grid, len(grid) // 2
-    tier = partial(Tier, problems=problems)
+    tier = partial(Tier, problems=expect.Several(expect.NAME, empty=True).of("`problems` of `tiers`", problems))
     return {
         "smoke": tier(
             epochs=min(2, epochs),

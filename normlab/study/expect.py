@@ -161,9 +161,14 @@ def optional(kind: Kind) -> Kind:
     return Kind(f"{kind.words} or None", lambda value: None if value is None else kind.convert(value), kind.remedy)
 
 
+def kept(test: Callable[[Any], bool]) -> Callable[[Any], Any]:
+    """A conversion for `Kind` that keeps what passes a test, and refuses the rest."""
+    return lambda value: value if test(value) else _refuse(value)
+
+
 def an(kind: type, remedy: str) -> Kind:
     """An instance of a class."""
-    return Kind(f"a `{kind.__name__}`", lambda value: value if isinstance(value, kind) else _refuse(value), remedy)
+    return Kind(f"a `{kind.__name__}`", kept(lambda value: isinstance(value, kind)), remedy)
 
 
 def function(words: str, remedy: str = "Write a function.", *, arguments: int | None = None) -> Kind:
@@ -174,7 +179,7 @@ def function(words: str, remedy: str = "Write a function.", *, arguments: int | 
         remedy: A sentence that says what to write instead.
         arguments: By position, how many it must take; not looked at unless given.
     """
-    return Kind(words, lambda value: value if _takes(value, arguments) else _refuse(value), remedy)
+    return Kind(words, kept(lambda value: _takes(value, arguments)), remedy)
 
 
 def _takes(value: object, arguments: int | None) -> bool:
@@ -210,7 +215,7 @@ def finite(value: Any) -> int | float:
     if _is_switch(value) or not (isinstance(value, Real) or is_scalar(value)):
         raise TypeError(value)
     with suppress(TypeError):
-        return operator.index(value)
+        return operator.index(value)  # pyright: ignore[reportArgumentType]
     return float(value) if math.isfinite(value) else _refuse(value)
 
 

@@ -15,7 +15,7 @@ from normlab.norms import Norm, Ramp
 from normlab.study import expect
 from normlab.study.arguments import Option
 from normlab.study.config import NORM, SERIES, SIDE, Metric, Problem, Series
-from normlab.study.data import Data, Source, load, sizes
+from normlab.study.data import Data, Source, check_enough, load, sizes
 from normlab.study.errors import BadInput, one_line
 from normlab.study.extras import require
 
@@ -235,22 +235,20 @@ def _a_model(value: Any) -> Callable[..., Any]:
         raise expect.refusal("`model` to take a norm", value, _A_MODEL) from None
     if is_linen and next(iter(signature.parameters)) == "parent":  # what Flax adds behind the fields
         raise expect.refusal("`model` to have a field `norm`", value, _A_MODEL)
-    if is_linen:
+    if is_linen and isinstance(value, type):
         check_call(value)
     return value
 
 
-def _a_source(value: Any) -> Source:
-    if isinstance(value, type) or not (isinstance(value, Data | str | os.PathLike) or callable(value)):
-        raise TypeError(value)
-    return value
+def _is_source(value: object) -> bool:
+    return not isinstance(value, type) and (isinstance(value, Data | str | os.PathLike) or callable(value))
 
 
 def _a_metric(value: Any) -> Error:
     return value if isinstance(value, Error) else _named(_A_LOSS.convert(value))
 
 
-def _a_chance(value: Any) -> float | Callable[[Data], float]:
+def _a_chance(value: Any) -> Any:
     return value if callable(value) else expect.finite(value)
 
 
@@ -289,7 +287,7 @@ KINDS: Mapping[str, expect.Check] = {
 _SUPERVISED: Mapping[str, expect.Check] = {
     "data": expect.Kind(
         "a `Data`, a function that returns one, or the path of an .npz file",
-        _a_source,
+        expect.kept(_is_source),
         "Write `data=study.Data(inputs, labels)`.",
     ),
     "metric": expect.optional(
@@ -332,6 +330,7 @@ class Task:
         key = tuple(options.items())
         if key not in self._loaded:
             data = load(self.data, **options)
+            check_enough(data, self.validation, self.test)
             if self.loss is None:
                 self._check_labels(data, complete="train_examples" not in options)
             self._loaded[key] = data

@@ -111,16 +111,14 @@ def streaming(
     )
 
 
-def _a_source(value: Any) -> "Source | Callable[..., Source]":
-    if isinstance(value, type) or not callable(value):  # a source is: it makes a stream of a seed
-        raise TypeError(value)
-    return value
+def _is_source(value: object) -> bool:
+    return callable(value) and not isinstance(value, type)  # a source makes a stream of a seed
 
 
 _STREAMING: Mapping[str, expect.Check] = {
     "source": expect.Kind(
         "a `Source`, or a function that returns one",
-        _a_source,
+        expect.kept(_is_source),
         "Make one by `streams.from_file(path)`, or `streams.Source(name, lambda seed: stream, replicated=False)`.",
     ),
     "metric": expect.an(Error, "Write `study.Error(name=..., function=...)`."),
