@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from normlab.norms import Norm
+from normlab.study import expect
 from normlab.study.augment import augment
 from normlab.study.config import Metric, Series
 from normlab.study.data import Data, composed, data_hash, divided, shuffled, sizes
@@ -130,6 +131,7 @@ def learn(
         ValueError: If a batch is larger than the training set or cannot be divided among the devices, or a part of the
             data would be empty; when traced, if outputs do not fit the labels, the loss or the error.
     """
+    batch_size, epochs = expect.WHOLE.of("`batch_size`", batch_size), expect.WHOLE.of("`epochs`", epochs)
     training, validating = sizes(data, validation, test)
     if not 1 <= batch_size <= training:
         raise ValueError(
