@@ -457,6 +457,7 @@ class TestWhatIsTaken:
     def test_numbers_to_predict(self) -> None:
         a_margin = replace(study.MEAN_SQUARED_ERROR, margin=0.1)
         problem(data=Data(X, X[:, 0]))
+        problem(data=Data(X, np.eye(3)[Y] + np.eye(3)[Y[::-1]]))  # several targets, few values
         problem(data=Data(X, np.arange(90.0)))  # as many as examples: no classes
         problem(data=Data(X, Y.astype(float)), metric=a_margin)
 

@@ -346,11 +346,11 @@ def data_hash(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def numbers_of(name: str, value: Any) -> np.ndarray:
-    """The array of numbers that something is: its first axis counts examples, of which there are some.
+    """Convert to an array of numbers whose first axis counts examples, at least one.
 
     Args:
-        name: Of it, for messages.
-        value: What NumPy takes as an array.
+        name: Follows "Expected" in messages.
+        value: Anything that NumPy takes as an array.
 
     Raises:
         BadInput: If it is no such array.

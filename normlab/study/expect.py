@@ -23,7 +23,7 @@ class Kind:
     """A kind of value.
 
     Attributes:
-        words: What is expected.
+        words: Follows "Expected ... to be".
         convert: Gives the value as it is used; raises `ValueError` or `TypeError` for others.
         remedy: A sentence that says what to write instead.
     """
@@ -55,7 +55,7 @@ def refusal(expected: str, value: object, remedy: str = "") -> BadInput:
 
     Args:
         expected: Follows "Expected".
-        value: What came instead.
+        value: Came instead.
         remedy: A sentence that says what to do.
     """
     return BadInput(f"Expected {expected}, got {shown(value)}.{f' {remedy}' if remedy else ''}")
@@ -89,7 +89,7 @@ class Several:
     """A tuple of values of a kind, each there once, out of any iterable but text and mappings.
 
     Attributes:
-        kind: Of each.
+        kind: Kind of each value.
         empty: Whether there may be none.
         remedy: A sentence that says what to write instead of what is no list.
     """
@@ -131,8 +131,8 @@ def check_fields(owner: object, **kinds: Check) -> None:
     """Check fields of a frozen dataclass that is being made, and keep them converted.
 
     Args:
-        owner: It.
-        **kinds: By name of the field.
+        owner: The dataclass.
+        **kinds: Kinds of the fields to check.
 
     Raises:
         BadInput: If a field is of another kind.
@@ -146,9 +146,9 @@ def checked(owner: str, given: Mapping[str, Any], kinds: Mapping[str, Check]) ->
     """Convert arguments by name.
 
     Args:
-        owner: What takes them, for messages.
+        owner: Name of the class or function that takes them, for messages.
         given: The arguments.
-        kinds: Of them.
+        kinds: Kinds of the arguments, by name.
 
     Raises:
         BadInput: If one is of another kind.
@@ -158,7 +158,7 @@ def checked(owner: str, given: Mapping[str, Any], kinds: Mapping[str, Check]) ->
 
 def optional(kind: Kind) -> Kind:
     """A kind, or `None`."""
-    return Kind(f"{kind.words} or None", lambda value: None if value is None else kind.convert(value), kind.remedy)
+    return Kind(f"{kind.words}, or None", lambda value: None if value is None else kind.convert(value), kind.remedy)
 
 
 def kept(test: Callable[[Any], bool]) -> Callable[[Any], Any]:
@@ -175,7 +175,7 @@ def function(words: str, remedy: str = "Write a function.", *, arguments: int | 
     """Something that can be called.
 
     Args:
-        words: What it is.
+        words: Say of what it is a function.
         remedy: A sentence that says what to write instead.
         arguments: By position, how many it must take; not looked at unless given.
     """
@@ -220,7 +220,7 @@ def finite(value: Any) -> int | float:
 
 
 def is_scalar(value: object) -> bool:
-    """Whether it is an array without axes."""
+    """Tell an array without axes from other values."""
     return getattr(value, "shape", None) == ()
 
 

@@ -14,7 +14,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "online": (*_STUDY, "river"),
     "cluster": ("submitit", "ray"),
 }
-"""What each brings, by the names under which they are imported."""
+"""Packages of each extra, by the names under which they are imported."""
 
 
 class MissingExtra(BadInput, ImportError):
@@ -25,7 +25,7 @@ def require(extra: str, *packages: str) -> None:
     """Make sure that packages are installed, without importing them.
 
     Args:
-        extra: That brings them.
+        extra: Name of the extra.
         *packages: All of the extra's unless given.
 
     Raises:

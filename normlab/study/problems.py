@@ -209,7 +209,7 @@ def check_transformation(made: object) -> None:
 
 
 def _signature(model: Callable[..., Any]) -> inspect.Signature:
-    """Of a model; Flax hides that of the classes of NNX."""
+    """Signature of a model; Flax hides those of the constructors of NNX."""
     if isinstance(model, type) and (nnx := sys.modules.get("flax.nnx")) and issubclass(model, nnx.Module):
         return inspect.signature(partial(model.__init__, None))
     try:
@@ -282,7 +282,7 @@ KINDS: Mapping[str, expect.Check] = {
     ),
     "options": expect.Several(expect.an(Option, "Write `study.Option(...)`."), empty=True),
 }
-"""Of the arguments that problems have in common."""
+"""Kinds of the arguments that all problems have."""
 
 _SUPERVISED: Mapping[str, expect.Check] = {
     "data": expect.Kind(
@@ -380,7 +380,8 @@ class Task:
     def _check_targets(self, labels: np.ndarray) -> None:
         """Refuse classes that are no integers, as far as they can be told from numbers to predict."""
         there = np.unique(labels)
-        classes = 1 < len(there) <= len(labels) // 2 and (there == np.arange(len(there))).all()
+        counted = 1 < len(there) <= len(labels) // 2 and (there == np.arange(len(there))).all()
+        classes = labels.ndim == 1 and counted
         if self.given_error is MISCLASSIFICATION or (classes and self.given_error is None):
             came = f"{labels.dtype}, only 0 to {there[-1]:g}" if classes else labels.dtype
             raise BadInput(
