@@ -36,7 +36,7 @@ class Kind:
         """Convert a value.
 
         Args:
-            where: Where it was given, for the message.
+            where: Place of the value, for the message.
             value: Given.
 
         Raises:

@@ -341,7 +341,7 @@ class Task:
 
         Args:
             data: All of them.
-            complete: Whether a class that is not among them is missing.
+            complete: False for a budget of the examples, which may leave out a class.
 
         Raises:
             BadInput: If they are one-hot, no classes for the metric of classes, or not counted from 0.
