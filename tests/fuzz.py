@@ -188,7 +188,16 @@ def results(case: Case, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
 
 
 CELLS = {"simple": "SimpleCell", "lstm": "LSTMCell", "gru": "GRUCell"}
-CELL_NORMS = ("none", "layer", "layer_per_gate", "rms", "group", "batch_step:max_steps=3", "batch_shared", "batch_input")
+CELL_NORMS = (
+    "none",
+    "layer",
+    "layer_per_gate",
+    "rms",
+    "group",
+    "batch_step:max_steps=3",
+    "batch_shared",
+    "batch_input",
+)
 
 
 def cell_results(rng: np.random.Generator) -> Iterator[tuple[str, str]]:

@@ -54,6 +54,7 @@ STREAM = "online_norms.py::test_both_passes_are_those_of_the_reference_call_afte
 ONE_BY_ONE = f"{STREAM}[online:guard=None,momentum=0.8,backward_momentum=0.7-shape0-all]"
 SHARES = "mix=(0.2,0.5,0.3),backward_mix=(0.2,0.5,0.3)"
 MEMORIES = f"{STREAM}[streaming:{SHARES},calls_per_update=3,backward_momentum=0.4-shape5-all]"
+REFUSED = "inputs.py::test_what_is_wrong_is_said_in_one_line_before_anything_is_trained_or_written"
 AVERAGE = "    return _update(running, batch, jnp.sqrt(var + epsilon), momentum)\n"
 
 MUTANTS = (
@@ -521,6 +522,24 @@ MUTANTS = (
         "study/data.py",
         ("    if data.test:  #", "    if False:  #"),
         ("inference.py::test_given_test_examples_come_in_random_order",),
+    ),
+    Mutant(
+        "a share of one is taken",
+        "study/expect.py",
+        ("0 < number < 1)", "0 < number <= 1)"),
+        (f"{REFUSED}[a share of 1]",),
+    ),
+    Mutant(
+        "parts of the data may have fewer examples than there are classes",
+        "study/data.py",
+        ("max(FEWEST, classes)", "FEWEST"),
+        (f"{REFUSED}[fewer than one for each class]",),
+    ),
+    Mutant(
+        "classes are counted from 1",
+        "study/problems.py",
+        ("there[-1] >= len(there)", "there[-1] > len(there)"),
+        (f"{REFUSED}[labels from 1]",),
     ),
 )
 

@@ -88,7 +88,7 @@ def test_all_that_decides_is_in_the_hash() -> None:
 @pytest.mark.parametrize(
     ("inputs", "fields", "message"),
     [
-        (IMAGES, {"augment": ("spin",)}, "some of crop, flip"),
+        (IMAGES, {"augment": ("spin",)}, "one of crop, flip"),
         (IMAGES[..., 0], {"augment": ("flip",)}, "for images"),
         (IMAGES, {"mean": (0.5, 0.5)}, "a number for each channel"),
     ],

@@ -316,11 +316,21 @@ class TestFiles:
         beside.write_text("A = 2\n")
         assert not {r.key for r in invocation().complete(ALONE).records} & {r.key for r in first.records}
 
-    @pytest.mark.parametrize("flag", ["--seeds", "--config", "-b", "--ghost-batch-sizes"])
-    def test_the_flag_of_a_curve_is_its_own(self, flag: str, toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    @pytest.mark.parametrize(
+        ("flag", "expected"),
+        [
+            ("--seeds", "to be its own, got"),
+            ("--config", "to be its own, got"),
+            ("--ghost-batch-sizes", "to be its own, got"),
+            ("-b", "to be a flag of the command line, got `-b`"),
+        ],
+    )
+    def test_the_flag_of_a_curve_is_its_own(
+        self, flag: str, expected: str, toy: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         toy.write_text(TOY.replace('flag="--batch-sizes"', f'flag="{flag}"'))
         assert main(["run", str(toy)]) == 2
-        assert "to be its own, got" in capsys.readouterr().err
+        assert expected in capsys.readouterr().err
 
     def test_a_file_may_register_norms_each_time_it_is_loaded(self, toy: Path) -> None:
         register = "norms.register(dataclasses.replace(norms.get('layer').entry, name='mine_alone'))"

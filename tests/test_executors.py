@@ -362,7 +362,10 @@ class TestSlurm:
         [
             ([], r"Expected SLURM's `sbatch` and `srun` on this machine, found none\. .* `--slurm cluster=local`"),
             (["--slurm", "cluster=locale"], "`cluster` in `slurm` to be `slurm` or `local`, got `locale`"),
-            (["--slurm", "partition"], r"Expected `--slurm` to be KEY=VALUE as in partition=gpu, got `partition`"),
+            (
+                ["--slurm", "partition"],
+                r"Expected each of `--slurm` to be KEY=VALUE as in partition=gpu, got `partition`",
+            ),
             (["--slurm", "nodes=2", "cluster=local"], "Expected `nodes` in `slurm` to be 1"),
             (["--slurm", "cluster=local", "partitoin=gpu"], "Expected `slurm` to hold options of submitit.*partitoin"),
             (["--slurm", "qos=a", "qos=b"], "every option in `slurm` once"),
@@ -450,6 +453,6 @@ class TestOptions:
         for module in ("slurm", "ray_core"):
             monkeypatch.delitem(sys.modules, f"normlab.study.{module}", raising=False)
         assert main(["run", str(toy), "--executor", name, "--dry-run"]) == 2
-        assert (
-            f"`{package}` is missing: `--executor` needs `pip install 'normlab[cluster]'`." in capsys.readouterr().err
+        assert capsys.readouterr().err == (
+            f"normlab: Expected `{package}` to be installed, got none. Run `pip install 'normlab[cluster]'`.\n"
         )

@@ -235,7 +235,7 @@ class TestComposed:
 
     def test_targets_have_no_classes(self) -> None:
         problem = study.supervised(
-            name="toy", model=lambda norm: MLP(norm, classes=1), data=Data(np.eye(20), np.ones(20))
+            name="toy", model=lambda norm: MLP(norm, classes=1), data=Data(np.eye(30), np.ones(30))
         )
         with pytest.raises(ValueError, match="a class for each example"):
             problem.build(norms.get("none"), {"batch_size": 4, "epochs": 1, "classes_per_batch": 1})

@@ -387,5 +387,5 @@ class TestMeasures:
 
     def test_a_field_that_the_model_does_not_take_is_named(self, blank_at_first: Data) -> None:
         problem = study.supervised(name="deaf", model=partial(recurrent.LSTMNet), data=blank_at_first, recurrent=True)
-        with pytest.raises(TypeError, match="width"):
+        with pytest.raises(ValueError, match="`model` to take a norm and `width`"):
             problem.build(norms.get("none"), {"batch_size": 16, "epochs": 1, "width": 2})

@@ -504,7 +504,7 @@ class TestChecks:
         ("made", "message"),
         [
             (
-                problem(data=Data(np.ones((30, 4)), np.arange(30) % 5)),
+                problem(data=Data(np.ones((60, 4)), np.arange(60) % 5)),
                 r"`none` on `net` with batch_size 4: Expected `labels` from 0 to 2",
             ),
             (problem(Deaf), "`net`: .* does not use the norm"),

@@ -149,7 +149,9 @@ def _member(x: Array, over: Over, where: Array | None, count: Array | float) -> 
         return jnp.zeros(kept, x.dtype)
     if where is None and not sharded_along(x, over.axis):
         first = lax.slice(x, (0,) * x.ndim, kept)
-        if 0 in over.axis:  # of a batch that `jit` may shard: else what follows is on one device, and sent time and again
+        if (
+            0 in over.axis
+        ):  # of a batch that `jit` may shard: else what follows is on one device, and sent time and again
             first = lax.expand_dims(lax.optimization_barrier(lax.squeeze(first, over.axis)), over.axis)
         return _pool(first, over, lambda groups: groups[..., :1])
     largest = x.max(over.axis, keepdims=True, initial=-jnp.inf, where=where)
@@ -284,7 +286,9 @@ def _sum(x: Array, over: Over, where: Array | None) -> Array:
     return _pool(x.sum(over.axis, keepdims=True), over)
 
 
-def _pool(x: Array, over: Over, reduce: Callable[[Array], Array] = lambda groups: groups.sum(-1, keepdims=True)) -> Array:
+def _pool(
+    x: Array, over: Over, reduce: Callable[[Array], Array] = lambda groups: groups.sum(-1, keepdims=True)
+) -> Array:
     """Reduce neighbours on the last axis, and give each of them the result."""
     if over.pool == 1:
         return x

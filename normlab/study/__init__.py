@@ -7,11 +7,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from normlab.study.config import Cell, Comparison, Curve, Factor, Metric, Problem, Record, Run, Series, Settings, Tier
+from normlab.study.extras import require
 
 if TYPE_CHECKING:
-    from normlab.study.arguments import FILE, TEXT, WHOLE, YES_NO, Kind, Option
+    from normlab.study.arguments import FILE, TEXT, WHOLE, YES_NO, Option
     from normlab.study.data import Data
     from normlab.study.defaults import TIERS, batch_size_curves, tiers
+    from normlab.study.expect import Kind
     from normlab.study.problems import MEAN_SQUARED_ERROR, MISCLASSIFICATION, Error, supervised
     from normlab.study.result import Result, run
     from normlab.study.sources import DATA_OPTIONS, chosen
@@ -62,7 +64,7 @@ _LATER = {
     "chosen": "sources",
     "DATA_OPTIONS": "sources",
     "Option": "arguments",
-    "Kind": "arguments",
+    "Kind": "expect",
     "FILE": "arguments",
     "TEXT": "arguments",
     "WHOLE": "arguments",
@@ -76,5 +78,7 @@ _LATER = {
 
 def __getattr__(name: str) -> Any:
     if name in _LATER:
+        if name in ("run", "Result"):
+            require("study")
         return getattr(importlib.import_module(f"normlab.study.{_LATER[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,6 @@ Every option is declared once; its name, checks and messages are the same on the
 import argparse
 import ast
 import json
-import math
 import os
 import re
 import tomllib
@@ -17,20 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from normlab.study.config import Comparison, Curve, Settings
+from normlab.study.config import TUNING_SEEDS_FROM, Comparison, Curve, Settings
 from normlab.study.errors import BadInput, nearest, one_line
-from normlab.study.plan import TUNING_SEEDS_FROM
+from normlab.study.expect import NAME, Kind, Several, an, check_distinct, check_fields, positive, whole
 from normlab.study.shard import Shard
 
 DEFAULT_TIER = "quick"
 EXECUTORS = ("local", "slurm", "ray")
-
-
-class Kind(NamedTuple):
-    """What an option takes: in words, and a function from text or a typed value that raises `ValueError`."""
-
-    words: str
-    convert: Callable[[Any], Any]
 
 
 class Given(NamedTuple):
@@ -60,6 +52,14 @@ class Option:
     metavar: str | None = None
     folder: Callable[[Any], str] | None = None
 
+    def __post_init__(self) -> None:
+        """Check what it is made of.
+
+        Raises:
+            BadInput: If its name or kind cannot be one.
+        """
+        check_fields(self, name=NAME, kind=an(Kind, "Write `study.TEXT`, or `study.Kind(words, convert)`."))
+
     @property
     def flag(self) -> str:
         """How it is given on the command line."""
@@ -78,19 +78,8 @@ class Option:
         Raises:
             BadInput: If it is not of this option's kind, or a list holds something twice.
         """
-        if not self.many:
-            return self._convert(given.value, given.where)
-        if isinstance(given.value, str) or not isinstance(given.value, Iterable):
-            raise BadInput(f"Expected {given.where} to be a list, each {self.kind.words}, got {_quoted(given.value)}.")
-        return _unique(given.where, [self._convert(value, given.where) for value in given.value])
-
-    def _convert(self, value: Any, where: str) -> Any:
-        try:
-            return self.kind.convert(value)
-        except BadInput:
-            raise
-        except (ValueError, TypeError):
-            raise BadInput(f"Expected {where} to be {self.kind.words}, got {_quoted(value)}.") from None
+        kind = Several(self.kind) if self.many else self.kind
+        return kind.of(given.where, given.value)
 
 
 class Parser(argparse.ArgumentParser):
@@ -191,9 +180,11 @@ def from_file(path: str, comparison: Comparison) -> dict[str, Given]:
     try:
         content = tomllib.loads(Path(path).read_text("utf-8"))
     except OSError as error:
-        raise BadInput(f"Cannot read `{path}`: {error.strerror}.") from error
+        raise BadInput(f"Cannot read `{path}`: {error.strerror}. Give the path of a TOML file.") from error
     except ValueError as error:
-        raise BadInput(f"Expected `{path}` to be TOML: {one_line(error)}") from error
+        raise BadInput(
+            f"Expected `{path}` to be TOML: {one_line(error, kind=False)}. Write lines such as `seeds = 5`."
+        ) from error
     known = options(comparison)
     given: dict[str, Given] = {}
     for key, value in content.items():
@@ -319,7 +310,9 @@ class Request:
         seeds = self.get("seeds", default)
         if seeds > TUNING_SEEDS_FROM:
             where = self.given["seeds"].where
-            raise BadInput(f"Expected {where} to be at most {TUNING_SEEDS_FROM} (the others tune), got {seeds}.")
+            raise BadInput(
+                f"Expected {where} to be at most {TUNING_SEEDS_FROM} (the others tune), got {seeds}. Choose fewer."
+            )
         return seeds
 
 
@@ -375,19 +368,15 @@ def _of_curve(curve: Curve) -> Option:
 
 
 def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, str | int) or not int(value) > 0:
-        raise ValueError(value)
-    return int(value)
+    return whole(int(value) if isinstance(value, str) else value)
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or not 0 < float(value) < math.inf:
-        raise ValueError(value)
-    return float(value)
+    return positive(float(value) if isinstance(value, str) else value)
 
 
 def _rate(value: Any) -> float | None:
-    return None if value == "none" else _number(value)
+    return None if isinstance(value, str) and value == "none" else _number(value)
 
 
 def _text(value: Any) -> str:
@@ -403,7 +392,10 @@ def _flag(value: Any) -> bool:
 
 
 def _path(value: Any) -> Path:
-    return value if isinstance(value, Path) else Path(_text(value))
+    path = os.fspath(value)
+    if not _text(path) or "\0" in path:
+        raise ValueError(value)
+    return Path(path)
 
 
 def _file(value: Any) -> str:
@@ -413,6 +405,10 @@ def _file(value: Any) -> str:
             f"Expected the path of a file, got `{value}`, which {'is none' if path.exists() else 'does not exist'}."
         )
     return str(path)
+
+
+def _shard(value: Any) -> Shard:
+    return Shard.parse(_text(value))
 
 
 def _executor(value: Any) -> str:
@@ -442,19 +438,22 @@ def _norm(value: Any) -> str:
     try:
         return str(norms.get(value))
     except (ValueError, TypeError) as error:
-        raise BadInput(one_line(error)) from error
+        raise BadInput(f"{one_line(error)} See `normlab list`.") from error
 
 
-WHOLE, _NUMBER = Kind("a positive whole number", _whole), Kind("a positive number", _number)
-TEXT, YES_NO = Kind("text", _text), Kind("true or false", _flag)
-FILE = Kind("the path of a file", _file)
+WHOLE = Kind("a positive whole number", _whole, "Give one such as 5.")
+_NUMBER = Kind("a positive number", _number, "Give one such as 0.1.")
+TEXT = Kind("text", _text, "Write it in quotes.")
+YES_NO = Kind("true or false", _flag, "Write one of them.")
+FILE = Kind("the path of a file", _file, "Write it in quotes.")
+FOLDER = Kind("the path of a folder", _path, "Write one such as `results`.")
 """For options of a problem."""
 
 _OPTIONS = (
     Option(name="tier", kind=TEXT, metavar="NAME", help="smoke, quick, standard or paper (default: quick)"),
     Option(
         name="norms",
-        kind=Kind("a norm", _norm),
+        kind=Kind("a norm", _norm, "Name one such as `batch`; `normlab list` shows them all."),
         many=True,
         metavar="NORM",
         help="e.g. `batch group:num_groups=8` (see `normlab list`)",
@@ -467,7 +466,7 @@ _OPTIONS = (
     Option(name="extend", kind=YES_NO, help="let the grid of a column grow where an optimum lies at its end"),
     Option(
         name="default_learning_rate",
-        kind=Kind("a positive number or `none`", _rate),
+        kind=Kind("a positive number or `none`", _rate, "Give one such as 0.1."),
         metavar="RATE",
         help="evaluate every norm untuned at this rate, too; `none` for no such row",
     ),
@@ -493,7 +492,7 @@ _OPTIONS = (
     ),
     Option(
         name="slurm",
-        kind=Kind("KEY=VALUE as in partition=gpu", _key_value),
+        kind=Kind("KEY=VALUE as in partition=gpu", _key_value, "Put `=` between them."),
         many=True,
         metavar="KEY=VALUE",
         help="options of the jobs, e.g. `partition=gpu timeout_min=60`, as submitit names them; `cluster=local` tries "
@@ -507,7 +506,7 @@ _OPTIONS = (
     ),
     Option(
         name="output",
-        kind=Kind("a folder", _path),
+        kind=FOLDER,
         metavar="FOLDER",
         help="where runs and report go (default: results/NAME-TIER, and the data that were chosen)",
     ),
@@ -521,13 +520,13 @@ _OPTIONS = (
     Option(name="process", kind=TEXT, metavar="I/N", help="which of those processes this is, from 1/N to N/N"),
     Option(
         name="shard",
-        kind=Kind("i/n with 1 <= i <= n, as in 1/2", lambda value: Shard.parse(_text(value))),
+        kind=Kind("i/n with 1 <= i <= n, as in 1/2", _shard, "Count parts from 1."),
         metavar="I/N",
         help="run the i-th of n parts, into a folder of its own; `normlab merge` puts them together",
     ),
     Option(
         name="time_budget",
-        kind=Kind("a duration as in 90s, 8m or 1h30m", seconds_of),
+        kind=Kind("a duration as in 90s, 8m or 1h30m", seconds_of, "Write a number and its unit."),
         metavar="TIME",
         help="start no more runs after this time (90s, 8m, 1h30m); the same command goes on from there",
     ),
@@ -558,26 +557,15 @@ def _split(name: str, texts: Sequence[str]) -> list[str]:
     return [part for part in parts if part]
 
 
-def _unique(where: str, items: Sequence[Any]) -> tuple[Any, ...]:
-    if not items:
-        raise BadInput(f"Expected {where} to name at least one, got nothing.")
-    for i, item in enumerate(items):
-        if item in items[:i]:
-            raise BadInput(f"Expected every value of {where} once, got `{item}` twice.")
-    return tuple(items)
-
-
 def _norms(given: Iterable[Any]) -> tuple[str, ...]:
-    return _unique("`norms`", [_norm(norm) for norm in given])
+    found = tuple(map(_norm, given))
+    check_distinct("`norms`", found)
+    return found
 
 
 def _stable(source: str) -> str:
     """A source that means the same from another folder."""
     return str(Path(source).resolve()) if source.endswith(".py") or os.sep in source else source
-
-
-def _quoted(value: Any) -> str:
-    return f"`{value}`" if isinstance(value, str) else repr(value)
 
 
 def _toml(value: Any) -> str:

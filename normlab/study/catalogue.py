@@ -8,6 +8,7 @@ from types import ModuleType
 
 from normlab.study.config import Comparison
 from normlab.study.errors import BadInput, nearest, one_line
+from normlab.study.extras import remedy_for
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -85,7 +86,7 @@ def load(source: str) -> Comparison:
     try:
         exec(compile(path.read_bytes(), path, "exec"), module.__dict__)  # not from a cache: keys hash the source
     except Exception as error:
-        raise BadInput(f"`{source}` cannot be loaded: {one_line(error)}") from error
+        raise BadInput(f"`{source}` cannot be loaded: {one_line(error)}{remedy_for(error)}") from error
     finally:
         _NORMS[path] = _norms() - before
     found = getattr(module, "comparison", None)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from normlab.study import arguments, catalogue
 from normlab.study.errors import BadInput, Fault, nearest
+from normlab.study.extras import require
 
 if TYPE_CHECKING:
     from normlab.study.group import Member
@@ -84,6 +85,7 @@ def _run(given: list[str]) -> int:
     if _asks_for_help(given):
         return _help(parser)
     parsed = parser.parse(given)
+    require("study")
     from_file = arguments.from_file(parsed["config"], comparison) if "config" in parsed else {}
     request = arguments.Request(comparison, {**from_file, **arguments.from_flags(parsed, comparison)})
     settings = request.settings(source)
@@ -91,10 +93,10 @@ def _run(given: list[str]) -> int:
     from normlab.study.invocation import Invocation, Ways
 
     invocation = Invocation(comparison, settings, output, command, request.get("shard"))
+    member, show = _member(request), request.get("open", False)
     if "dry_run" in parsed:
         invocation.dry_run(Ways.of(request))
         return OK
-    member, show = _member(request), request.get("open", False)
     if member is None:
         return invocation.run(Ways.of(request), show=show)
     from normlab.study import together
@@ -208,6 +210,7 @@ def _header(folder: Path) -> "Header":
 
 def _invocation(header: "Header", folder: Path) -> "Invocation":
     """The invocation that made a folder, as far as it still can be made."""
+    require("study")
     comparison = catalogue.load(header.settings.source)
     from normlab.study.invocation import Invocation
 

@@ -7,9 +7,13 @@ trains, a *run* is one trained model. Everything that decides a number is a fiel
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from normlab.study import expect
+from normlab.study.errors import BadInput, nearest, one_line
 
 if TYPE_CHECKING:
     from normlab.norms import Norm
@@ -20,6 +24,8 @@ Value = int | float | str
 """A value of a factor: a batch size, a sequence length, the name of a drift."""
 
 TUNE, EVALUATE = "tune", "evaluate"
+TUNING_SEEDS_FROM = 1000
+"""Tuning seeds count from here, evaluation seeds from 0: they never meet as long as there are fewer of the latter."""
 FAILURES = ("diverged", "collapsed", "oom", "error")
 """Statuses counted as failures. The others are `ok`, and `invalid` for what cannot be run at all."""
 RETRIED = ("error", "oom")
@@ -49,6 +55,32 @@ class Factor:
     log: bool = True
     reference: Value | None = None
 
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+            BadInput: If one cannot be what it should.
+        """
+        expect.check_fields(
+            self,
+            name=expect.NAME,
+            label=expect.LABEL,
+            flag=_FLAG,
+            values=_VALUES,
+            log=expect.SWITCH,
+            reference=expect.optional(_VALUE),
+        )
+        if self.reference is not None and self.reference not in self.values:
+            raise BadInput(
+                f"Expected `reference` of `Factor` to be one of its values, got {expect.shown(self.reference)}. "
+                f"Choose one of {', '.join(map(str, self.values))}, or None."
+            )
+        wrong = [value for value in self.values if not isinstance(value, str) and value <= 0]
+        if self.log and wrong:
+            raise BadInput(
+                f"Expected positive `values` of `Factor` for a logarithmic axis, got {wrong[0]}. Pass `log=False`."
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
@@ -75,6 +107,24 @@ class Curve:
     hides: str = ""
     advises: bool = True
 
+    def __post_init__(self) -> None:
+        """Check the fields; see `Factor`."""
+        expect.check_fields(
+            self,
+            name=expect.NAME,
+            title=expect.LABEL,
+            factor=expect.an(Factor, "Write `factor=study.Factor(...)`."),
+            config=expect.function(
+                "a function of the factor's value", 'Write `lambda value: {"batch_size": value}`.', arguments=1
+            ),
+            norm_options=expect.function(
+                "a function of a norm's name and the factor's value", "Write `lambda norm, value: {}`.", arguments=2
+            ),
+            shows=expect.TEXT,
+            hides=expect.TEXT,
+            advises=expect.SWITCH,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
@@ -92,6 +142,16 @@ class Metric:
     percent: bool = True
     margin: float | None = None
     shared: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the fields; see `Factor`."""
+        expect.check_fields(
+            self,
+            name=expect.LABEL,
+            percent=expect.SWITCH,
+            margin=expect.optional(expect.MARGIN),
+            shared=expect.SWITCH,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +182,12 @@ class Series:
     during: bool = False
     at_end: bool = False
     shows: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the fields; see `Factor`."""
+        switches = dict.fromkeys(("log", "log_x", "during", "at_end"), expect.SWITCH)
+        texts = dict.fromkeys(("title", "x_label", "y_label", "shows"), expect.TEXT)
+        expect.check_fields(self, name=expect.NAME, x=expect.Several(expect.NUMBER), **texts, **switches)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +223,32 @@ class Problem:
     series: tuple[Series, ...] = ()
     options: "tuple[Option, ...]" = ()
 
+    def __post_init__(self) -> None:
+        """Check the fields; see `Factor`."""
+        from normlab.study.arguments import Option  # which knows comparisons
+
+        options = expect.an(Option, "Write `study.Option(...)`.")
+        expect.check_fields(
+            self,
+            name=expect.NAME,
+            title=expect.LABEL,
+            build=expect.function(
+                "a function of a norm and a config", "Write `lambda norm, config: program`.", arguments=2
+            ),
+            norm_options=expect.function(
+                "a function of a norm's name and a config", "Write `lambda norm, config: {}`.", arguments=2
+            ),
+            spatial=expect.SWITCH,
+            recurrent=expect.SWITCH,
+            metric=_METRIC,
+            side=SIDE,
+            series=SERIES,
+            options=expect.Several(options, empty=True),
+        )
+        for field_name in ("side", "series", "options"):
+            names = [named.name for named in getattr(self, field_name)]
+            expect.check_distinct(f"`{field_name}` of `Problem`", names)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tier:
@@ -186,6 +278,24 @@ class Tier:
     untuned: bool = True
     claims: bool = True
     leaves_out: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the fields; see `Factor`. Learning rates are sorted."""
+        expect.check_fields(
+            self,
+            epochs=expect.WHOLE,
+            learning_rates=expect.Several(expect.POSITIVE),
+            tuning_seeds=expect.WHOLE,
+            seeds=_SEEDS,
+            problems=expect.Several(expect.NAME, empty=True),
+            norms=_norms(empty=True),
+            values=_TIER_VALUES,
+            extend=expect.SWITCH,
+            untuned=expect.SWITCH,
+            claims=expect.SWITCH,
+            leaves_out=expect.TEXT,
+        )
+        object.__setattr__(self, "learning_rates", tuple(sorted(self.learning_rates)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +332,33 @@ class Comparison:
     margin: float | None = None
     default_learning_rate: float | None = None
     failure_limit: float = 0.45
+
+    def __post_init__(self) -> None:
+        """Check the fields, and that budgets name what there is.
+
+        Raises:
+            BadInput: If one cannot be what it should.
+        """
+        expect.check_fields(
+            self,
+            name=expect.NAME,
+            problems=expect.Several(_PROBLEM, remedy="Write `problems=(problem,)`, with the comma."),
+            title=expect.LABEL,
+            question=expect.LABEL,
+            norms=_norms(),
+            curves=expect.Several(_CURVE, remedy=_CALL_CURVES),
+            tiers=_TIERS,
+            fixed=expect.Several(expect.TEXT, empty=True),
+            baseline=NORM,
+            margin=expect.optional(expect.MARGIN),
+            default_learning_rate=expect.optional(expect.POSITIVE),
+        )
+        problems, curves = ([one.name for one in many] for many in (self.problems, self.curves))
+        expect.check_distinct("`problems` of `Comparison`, by name,", problems)
+        expect.check_distinct("`curves` of `Comparison`, by name,", curves)
+        for name, tier in self.tiers.items():
+            _check_known(f"`problems` of the budget `{name}`", tier.problems, problems)
+            _check_known(f"`values` of the budget `{name}`", tier.values, curves)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,6 +465,84 @@ def canonical_json(value: Any) -> str:
 def content_key(*parts: Any) -> str:
     """The sha256 of the canonical JSON of `parts`."""
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
+
+
+def _check_known(where: str, names: Iterable[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise BadInput(f"Expected {where} to name what the comparison has, got `{name}`. {nearest(name, known)}")
+
+
+def _a_value(value: Any) -> Value:
+    return value if isinstance(value, str) else expect.finite(value)
+
+
+def _a_flag(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"--\w[\w-]*", value):
+        raise ValueError(value)
+    return value
+
+
+def _a_norm(value: Any) -> str:
+    """A norm as its string, which has been read."""
+    from normlab import norms
+
+    if not isinstance(value, str | norms.Norm):
+        raise TypeError(value)
+    try:
+        norms.get(value)
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"{one_line(error)} See `normlab list`.") from error
+    return str(value)
+
+
+def _few(value: Any) -> int:
+    if expect.whole(value) > TUNING_SEEDS_FROM:
+        raise ValueError(value)
+    return expect.whole(value)
+
+
+def _by_curve(values: Any) -> Mapping[str, tuple[Value, ...]]:
+    if not isinstance(values, Mapping):
+        raise TypeError(values)
+    return {name: _VALUES.of(f"`values[{name!r}]` of `Tier`", found) for name, found in values.items()}
+
+
+def _by_name(tiers: Any) -> Mapping[str, Tier]:
+    if not isinstance(tiers, Mapping) or not tiers:
+        raise TypeError(tiers)
+    return {
+        expect.NAME.of("the name of a budget", name): _TIER.of(f"`tiers[{name!r}]` of `Comparison`", tier)
+        for name, tier in tiers.items()
+    }
+
+
+def _norms(*, empty: bool = False) -> expect.Several:
+    return expect.Several(NORM, empty, remedy='Write a tuple, also of a single one: `norms=("batch",)`.')
+
+
+_CALL_CURVES = "Write `curves=study.batch_size_curves(deployed=(2, 32))`, or a tuple of `study.Curve`s."
+_SEEDS = expect.Kind(f"a positive whole number up to {TUNING_SEEDS_FROM}", _few, "Give one such as 5.")
+_VALUE = expect.Kind("a number or text", _a_value, "Give one such as 32.")
+_VALUES = expect.Several(_VALUE, remedy="Write a tuple, also of a single one: `values=(2, 32)`.")
+_FLAG = expect.Kind("a flag of the command line", _a_flag, "Write one such as `--batch-sizes`.")
+NORM = expect.Kind(
+    "the name of a norm", _a_norm, 'Write one such as "batch" or "group:num_groups=8"; `normlab list` shows them all.'
+)
+_METRIC = expect.an(Metric, 'Write `study.Metric(name="...")`.')
+SIDE = expect.Several(_METRIC, empty=True, remedy="Write `side=(metric,)`, with the comma.")
+SERIES = expect.Several(
+    expect.an(Series, "Write `study.Series(...)`."), empty=True, remedy="Write `series=(one,)`, with the comma."
+)
+_PROBLEM = expect.an(Problem, "Make one with `study.supervised(...)` or `study.streaming(...)`.")
+_CURVE = expect.an(Curve, _CALL_CURVES)
+_TIER = expect.an(Tier, "Make budgets with `study.tiers(...)`, or one with `study.Tier(...)`.")
+_TIERS = expect.Kind(
+    "budgets by name", _by_name, "Write `tiers=study.tiers(epochs=20)`, or a dictionary of `study.Tier`s."
+)
+_TIER_VALUES = expect.Kind(
+    "values by the name of their curve", _by_curve, 'Write a dictionary such as `{"deployed": (2, 32)}`.'
+)
 
 
 def _defaults() -> Any:

@@ -9,16 +9,45 @@ from typing import Any
 
 import numpy as np
 
-from normlab.study import npz
+from normlab.study import expect, npz
+from normlab.study.errors import BadInput
+from normlab.study.extras import importing
 
 TRAIN, VALIDATION, TEST = 1024, 256, 517
 """How the 1,797 digits are divided."""
+
+FEWEST = 5
+"""Examples that each part of the data must have: with fewer an error comes in steps of more than 20 points."""
 
 AUGMENTATIONS = ("crop", "flip")
 """See `normlab.study.augment`."""
 
 _WHOLE = ("inputs", "labels")
 _PARTS = ("x_train", "y_train", "x_test", "y_test")
+
+
+def _a_way(value: Any) -> str:
+    if not isinstance(value, str) or value not in AUGMENTATIONS:
+        raise ValueError(value)
+    return value
+
+
+def _drawn(value: Any) -> tuple[float, float]:
+    validation, test = map(expect.SHARE.convert, value)
+    return validation, test
+
+
+_CHANNELS = expect.Kind(
+    "numbers, one for each channel", lambda value: tuple(map(expect.finite, value)), "Give a tuple."
+)
+_WAYS = expect.Several(
+    expect.Kind(f"one of {', '.join(AUGMENTATIONS)}", _a_way, "Write one of them."),
+    empty=True,
+    remedy=f'Write `augment=("{AUGMENTATIONS[0]}",)`, with the comma.',
+)
+_DRAWN = expect.Kind(
+    "a pair, each a number of examples or a share between 0 and 1", _drawn, "Write one such as `(0.2, 0.2)`."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,27 +83,46 @@ class Data:
     drawn: tuple[float, float] = (0.2, 0.2)
 
     def __post_init__(self) -> None:
-        inputs, labels = _numbers("inputs", self.inputs), _numbers("labels", self.labels)
+        expect.check_fields(
+            self,
+            test=expect.COUNT,
+            validation=expect.COUNT,
+            about=expect.TEXT,
+            mean=_CHANNELS,
+            std=_CHANNELS,
+            augment=_WAYS,
+            drawn=_DRAWN,
+        )
+        inputs, labels = numbers_of("inputs", self.inputs), numbers_of("labels", self.labels)
         if inputs.shape[:1] != labels.shape[:1]:
-            raise ValueError(f"Expected a label for each example, got {len(inputs)} inputs and {len(labels)} labels.")
+            raise BadInput(
+                f"Expected a label for each example, got {len(inputs)} inputs and {len(labels)} labels. The first axis "
+                "of both counts examples."
+            )
         if labels.shape[1:] == (1,):
             labels = labels[:, 0]
         if self.validation and not self.test:
-            raise ValueError(f"Expected `test` where `validation` is given, got {self.validation} and no test set.")
-        for name, numbers in (("mean", self.mean), ("std", self.std)):
-            if len(numbers) not in (0, 1, *inputs.shape[-1:]):
-                raise ValueError(
-                    f"Expected `{name}` to have a number for each channel, got {len(numbers)} for inputs "
-                    f"of shape {inputs.shape[1:]}."
-                )
-        unknown = set(self.augment) - set(AUGMENTATIONS)
-        if unknown or (self.augment and inputs.ndim != 4):
-            raise ValueError(
-                f"Expected `augment` to name some of {', '.join(AUGMENTATIONS)}, for images (examples, height, width, "
-                f"channels), got {', '.join(self.augment)} for inputs of shape {inputs.shape}."
+            raise BadInput(
+                f"Expected `test` where `validation` is given, got {self.validation} and no test set. Give both."
             )
+        self._check_images(inputs.shape)
         object.__setattr__(self, "inputs", inputs if inputs.dtype == np.uint8 else _as_jax_has_it("inputs", inputs))
         object.__setattr__(self, "labels", _as_jax_has_it("labels", labels))
+
+    def _check_images(self, shape: tuple[int, ...]) -> None:
+        for name, numbers in (("mean", self.mean), ("std", self.std)):
+            if len(numbers) not in (0, 1, *shape[-1:]):
+                raise BadInput(
+                    f"Expected `{name}` to have a number for each channel, got {len(numbers)} for inputs "
+                    f"of shape {shape[1:]}. Give one, or {shape[-1]}."
+                )
+        if any(not number > 0 for number in self.std):
+            raise BadInput(f"Expected `std` to be positive, got {min(self.std)}. Leave out what never changes.")
+        if self.augment and len(shape) != 4:
+            raise BadInput(
+                f"Expected `augment` to name some of {', '.join(AUGMENTATIONS)}, for images (examples, height, width, "
+                f"channels), got {', '.join(self.augment)} for inputs of shape {shape}. Leave it out, or add the axis."
+            )
 
     @property
     def classes(self) -> bool:
@@ -126,14 +174,17 @@ def load(source: Source, **options: Any) -> Data:
         return _from_npz(os.fspath(source))
     data = source(**options) if callable(source) else source
     if not isinstance(data, Data):
-        raise ValueError(f"Expected `data` to be a `Data`, a function that returns one or an .npz file, got {data!r}.")
+        raise expect.refusal(
+            "`data` to be a `Data`, a function that returns one or an .npz file", data, "Return `Data(inputs, labels)`."
+        )
     return data
 
 
 @cache
 def digits() -> Data:
     """Load scikit-learn's 1,797 handwritten digits: 8 x 8 pixels in [0, 1], 10 classes; no download."""
-    from sklearn.datasets import load_digits
+    with importing("study"):
+        from sklearn.datasets import load_digits
 
     bunch = load_digits()
     inputs = (bunch.images / 16).astype(np.float32)[..., None]  # pyright: ignore[reportAttributeAccessIssue]
@@ -156,7 +207,7 @@ def sizes(data: Data, validation: float | None = None, test: float | None = None
         test: Likewise.
 
     Raises:
-        ValueError: If one of the parts would be empty.
+        BadInput: If one of the parts would be empty.
     """
     free = len(data.labels) - data.test - data.validation
     parts = (drawn if part is None else part for part, drawn in zip((validation, test), data.drawn, strict=True))
@@ -166,11 +217,33 @@ def sizes(data: Data, validation: float | None = None, test: float | None = None
     )
     train = len(data.labels) - validating - testing
     if min(train, validating, testing) < 1:
-        raise ValueError(
+        raise BadInput(
             f"Expected examples to train on, for validation and for the test, got {train}, {validating} and "
             f"{testing} of {len(data.labels)}. Change `validation` or `test`."
         )
     return train, validating
+
+
+def check_enough(data: Data, validation: float | None = None, test: float | None = None) -> None:
+    """Refuse parts out of which nothing can be told.
+
+    Args:
+        data: All examples.
+        validation: See `sizes`.
+        test: Likewise.
+
+    Raises:
+        BadInput: If one of the parts is smaller than `FEWEST`, or than the number of classes.
+    """
+    train, validating = sizes(data, validation, test)
+    testing = len(data.labels) - train - validating
+    classes = len(np.unique(data.labels)) if data.classes and data.labels.ndim == 1 else 0
+    if min(train, validating, testing) < max(FEWEST, classes):
+        each = f" and one for each of {classes} classes" if classes else ""
+        raise BadInput(
+            f"Expected at least {FEWEST} examples{each} to train on, for validation and for the test, got {train}, "
+            f"{validating} and {testing} of {len(data.labels)}. Change `validation` or `test`, or take more data."
+        )
 
 
 def split(
@@ -271,21 +344,40 @@ def data_hash(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _numbers(name: str, value: Any) -> np.ndarray:
-    """An array of numbers with at least one axis."""
+def numbers_of(name: str, value: Any) -> np.ndarray:
+    """Convert to an array of numbers whose first axis counts examples, at least one.
+
+    Args:
+        name: Follows "Expected" in messages.
+        value: Anything that NumPy takes as an array.
+
+    Raises:
+        BadInput: If it is no such array.
+    """
     try:
         array = np.asarray(value)
-    except ValueError:  # NumPy's words for examples of different shapes
+    except (ValueError, TypeError):  # NumPy's words for examples of different shapes, and a library's for its own
         array = np.asarray(None)
     if array.dtype == object:
         shapes = list(dict.fromkeys(map(np.shape, value))) if np.iterable(value) else []
         if len(shapes) > 1:
-            raise ValueError(
+            raise BadInput(
                 f"Expected examples of one shape in `{name}`, got {shapes[0]} and {shapes[1]}. Resize or pad them."
             )
     if array.dtype.kind not in "biuf" or not array.ndim:
-        raise ValueError(f"Expected `{name}` to be an array of numbers, got {array.dtype} of shape {array.shape}.")
+        came = expect.shown(value) if array.dtype == object else f"{array.dtype} of shape {array.shape}"
+        raise BadInput(f"Expected `{name}` to be an array of numbers, got {came}. {_remedy(name, array)}")
+    if np.ma.is_masked(value):
+        raise BadInput(f"Expected numbers all over `{name}`, got some that are masked. Remove or fill them.")
+    if not array.size:
+        raise BadInput(f"Expected some examples in `{name}`, got none, shape {array.shape}. Look at how it was made.")
     return array
+
+
+def _remedy(name: str, array: np.ndarray) -> str:
+    if name == "labels" and array.ndim == 1:
+        return "Number the classes: `np.unique(labels, return_inverse=True)[1]`."
+    return "Make it one, e.g. by `np.asarray(..., np.float32)`; columns of text have to be encoded first."
 
 
 def _as_jax_has_it(name: str, array: np.ndarray) -> np.ndarray:
@@ -300,7 +392,7 @@ def _as_jax_has_it(name: str, array: np.ndarray) -> np.ndarray:
     if wrong.any():
         first = np.argwhere(wrong)[0][0]
         what = "finite numbers" if kind is np.float32 else "integers of 32 bits"
-        raise ValueError(
+        raise BadInput(
             f"Expected {what} in `{name}`, got {np.count_nonzero(wrong)} others, the first in example {first}: "
             f"{array[first][wrong[first]].ravel()[0]}. Remove or replace them."
         )
@@ -309,7 +401,7 @@ def _as_jax_has_it(name: str, array: np.ndarray) -> np.ndarray:
 
 def _from_npz(path: str) -> Data:
     if not os.path.exists(path):
-        raise ValueError(f"Expected `data` to be an .npz file, got `{path}`, which does not exist.")
+        raise BadInput(f"Expected `data` to be an .npz file, got `{path}`, which does not exist. Look for it.")
     try:
         inputs, labels, *test = npz.read(path, _WHOLE, _PARTS, copied=_bytes_of_copy)
     except ValueError as error:

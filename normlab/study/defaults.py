@@ -5,10 +5,22 @@ from functools import partial
 from typing import Any
 
 from normlab import norms
+from normlab.study import expect
 from normlab.study.config import Curve, Factor, Tier, Value
+from normlab.study.errors import BadInput
 
 SIZES = (2, 4, 8, 32, 128)
 HALF_DECADES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+
+
+_CURVES = {
+    "deployed": expect.Several(expect.WHOLE, remedy="Write a tuple, also of a single one: `deployed=(2, 8, 32)`."),
+    "isolated": expect.Several(
+        expect.WHOLE, empty=True, remedy="Write a tuple: `isolated=(2, 8, 32)`, or `()` for none."
+    ),
+    "batch_size": expect.optional(expect.WHOLE),
+    "reference": expect.optional(expect.WHOLE),
+}
 
 
 def batch_size_curves(
@@ -27,9 +39,22 @@ def batch_size_curves(
         batch_size: That batch of the optimizer; the largest of `isolated` unless given.
         reference: The value of `deployed` that a norm's errors at the others are compared with; the largest unless
             given.
+
+    Raises:
+        BadInput: If a size is no positive whole number, or there is none, or it is larger than the batch.
     """
-    curves = [_deployed(tuple(deployed), reference or max(deployed))]
-    return (*curves, _isolated(tuple(isolated), batch_size or max(isolated))) if isolated else tuple(curves)
+    given = expect.checked("batch_size_curves", locals(), _CURVES)
+    curves = (_deployed(given["deployed"], given["reference"] or max(given["deployed"])),)
+    if not given["isolated"]:
+        return curves
+    largest = max(given["isolated"])
+    batch = given["batch_size"] or largest
+    if largest > batch:
+        raise BadInput(
+            f"Expected sizes in `isolated` up to `batch_size`, which is {batch}, got {largest}. Leave it out, or give "
+            "a larger batch."
+        )
+    return (*curves, _isolated(given["isolated"], batch))
 
 
 def tiers(
@@ -39,12 +64,16 @@ def tiers(
 
     Args:
         epochs: Passes over the training set.
-        learning_rates: The grid, ascending; `quick` leaves out both ends.
+        learning_rates: The grid, in any order; `quick` leaves out both ends.
         problems: Those that are compared unless others are asked for; all of the comparison's unless given.
+
+    Raises:
+        BadInput: If an argument cannot be what it should.
     """
-    grid = tuple(learning_rates)
+    grid = tuple(sorted(expect.Several(expect.POSITIVE).of("`learning_rates` of `tiers`", learning_rates)))
+    epochs = expect.WHOLE.of("`epochs` of `tiers`", epochs)
     inner, middle = grid[1:-1] if len(grid) > 4 else grid, len(grid) // 2
-    tier = partial(Tier, problems=tuple(problems))
+    tier = partial(Tier, problems=expect.Several(expect.NAME, empty=True).of("`problems` of `tiers`", problems))
     return {
         "smoke": tier(
             epochs=min(2, epochs),
@@ -87,7 +116,7 @@ def _deployed(values: tuple[int, ...], reference: int) -> Curve:
             label="batch size (examples)",
             flag="--batch-sizes",
             values=values,
-            reference=reference if reference in values else None,
+            reference=reference,
         ),
         config=lambda value: {"batch_size": value},
         shows="What you get when memory limits the batch, with the learning rate tuned for it and the same number of "

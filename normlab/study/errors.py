@@ -19,9 +19,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"Did you mean `{close[0]}`?" if close else f"Known: {', '.join(known) or 'none'}."
 
 
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """The first line of an error's message, with its type unless it is a `ValueError`."""
+def one_line(error: BaseException, limit: int = 300, *, kind: bool = True) -> str:
+    """The first line of an error's message, with its type unless that is not wanted or it is a `ValueError`."""
     lines = str(error).strip().splitlines() or [""]
-    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    text = f"{kind}{lines[0].strip()}"
+    prefix = f"{type(error).__name__}: " if kind and not isinstance(error, ValueError) else ""
+    text = f"{prefix}{lines[0].strip()}"
     return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -9,11 +9,12 @@ import numpy as np
 import optax
 
 from normlab.norms import Norm
+from normlab.study import expect
 from normlab.study.augment import augment
 from normlab.study.config import Metric, Series
 from normlab.study.data import Data, composed, data_hash, divided, shuffled, sizes
 from normlab.study.networks import Network
-from normlab.study.problems import MEAN_SQUARED_ERROR, MISCLASSIFICATION, Error, Loss, Optimizer
+from normlab.study.problems import MEAN_SQUARED_ERROR, MISCLASSIFICATION, Error, Loss, Optimizer, check_transformation
 from normlab.study.streamed import WINDOW_BYTES, Streamed
 from normlab.study.train import Arrays, Feed, Program, mesh_of, shared_out
 
@@ -130,21 +131,30 @@ def learn(
         ValueError: If a batch is larger than the training set or cannot be divided among the devices, or a part of the
             data would be empty; when traced, if outputs do not fit the labels, the loss or the error.
     """
+    batch_size, epochs = expect.WHOLE.of("`batch_size`", batch_size), expect.WHOLE.of("`epochs`", epochs)
     training, validating = sizes(data, validation, test)
     if not 1 <= batch_size <= training:
-        raise ValueError(f"Expected a batch of 1 to {training} examples (the training set), got {batch_size}.")
+        raise ValueError(
+            f"Expected a batch of 1 to {training} examples (the training set), got {batch_size}. Choose a smaller one."
+        )
     if batch_size % devices:
-        raise ValueError(f"Expected a batch that {devices} devices can share equally, got {batch_size} examples.")
+        raise ValueError(
+            f"Expected a batch that {devices} devices can share equally, got {batch_size} examples. Choose a multiple."
+        )
     if classes_per_batch is not None:
         _check_composition(data, classes_per_batch, batch_size)
     mesh, network = mesh_of(devices), made(norm)
     per_epoch = training // batch_size
     steps = epochs * per_epoch
+    if steps >= 2**31:
+        raise ValueError(f"Expected fewer than 2^31 updates, got {steps:,}. Choose fewer epochs or larger batches.")
     make_optimizer, objective = optimizer or _sgd, loss or (_cross_entropy if data.classes else _squared_error)
     check = _check_of(data, loss, error)
 
     def optimizer_at(learning_rate: Any) -> optax.GradientTransformation:
-        return make_optimizer(lambda t: learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * t / steps)))
+        made = make_optimizer(lambda t: learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * t / steps)))
+        check_transformation(made)
+        return made
 
     def examples(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         parts = divided(data, seed, validation, test)
@@ -336,21 +346,32 @@ def _check_of(data: Data, loss: Loss | None, error: Error) -> Callable[[Any], No
 
 def _check_classes(shape: tuple[int, ...], low: int, high: int) -> None:
     if len(shape) != 2:
-        raise ValueError(f"Expected the model's outputs to be logits of shape (batch, classes), got {shape}.")
+        raise ValueError(
+            f"Expected the model's outputs to be logits of shape (batch, classes), got {shape}. End it with "
+            f"`nn.Dense({high + 1})`, or give `loss` and `metric`."
+        )
     if low < 0 or high >= shape[1]:
         raise ValueError(
-            f"Expected `labels` from 0 to {shape[1] - 1}, since the model has {shape[1]} outputs, got {low} to {high}."
+            f"Expected `labels` from 0 to {shape[1] - 1}, since the model has {shape[1]} outputs, got {low} to {high}. "
+            f"Give it {high + 1} outputs."
         )
 
 
 def _check_targets(shape: tuple[int, ...], target: tuple[int, ...]) -> None:
     if shape[1:] not in (target, (*target, 1)):
-        raise ValueError(f"Expected the model's outputs to be shaped like `labels`, (batch, *{target}), got {shape}.")
+        like = ", ".join(["batch", *map(str, target)])
+        raise ValueError(
+            f"Expected the model's outputs to be shaped like `labels`, ({like}), got {shape}. Give it as many outputs; "
+            "where labels are classes, write `labels.astype(int)`."
+        )
 
 
 def _numbers(name: str, values: Any, shapes: list[tuple[int, ...]]) -> jax.Array:
     if jnp.shape(values) not in shapes:
-        raise ValueError(f"Expected `{name}` to give shape {' or '.join(map(str, shapes))}, got {jnp.shape(values)}.")
+        raise ValueError(
+            f"Expected `{name}` to give shape {' or '.join(map(str, shapes))}, got {jnp.shape(values)}. Return "
+            "numbers of that shape."
+        )
     return jnp.asarray(values)
 
 

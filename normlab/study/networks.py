@@ -16,6 +16,8 @@ from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 
 from normlab.nnx import OverwriteWithGradient
 from normlab.norms import Norm
+from normlab.study.expect import refusal
+from normlab.study.problems import check_call, check_takes
 from normlab.study.train import Program
 
 
@@ -91,15 +93,18 @@ def network(model: Callable[..., Any], norm: Norm, inputs: np.ndarray, **fields:
     Raises:
         ValueError: If the model is neither.
     """
+    is_nnx = _is_nnx(model)
+    check_takes(model, [*fields, *["rngs"] * is_nnx])
     if fields:
         model = functools.partial(model, **fields)
-    if _is_nnx(model):
+    if is_nnx:
         return _nnx(model, norm)
     module = model(norm)
     if not isinstance(module, nn.Module):
-        raise ValueError(
-            f"Expected `model(norm)` to be a Linen module, or `model(norm, rngs=...)` an NNX one, got {module!r}."
+        raise refusal(
+            "`model(norm)` to be a Linen module, or `model(norm, rngs=...)` an NNX one", module, "Return the module."
         )
+    check_call(type(module))
     return _linen(module, inputs)
 
 
@@ -164,7 +169,7 @@ def _nnx(model: Callable[..., Any], norm: Norm) -> Network:
     def make(seed: int) -> nnx.Module:
         module = model(_with_own_stream(norm, seed), rngs=nnx.Rngs(seed))
         if not isinstance(module, nnx.Module):
-            raise ValueError(f"Expected `model(norm, rngs=...)` to be an NNX module, got {module!r}.")
+            raise refusal("`model(norm, rngs=...)` to be an NNX module", module, "Return the module.")
         return module
 
     module = nnx.eval_shape(lambda: make(0))

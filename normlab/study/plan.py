@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from normlab.study import expect
 from normlab.study.config import (
     EVALUATE,
     TUNE,
+    TUNING_SEEDS_FROM,
     Cell,
     Comparison,
     Curve,
@@ -34,9 +36,6 @@ from normlab.study.config import (
 
 if TYPE_CHECKING:
     from normlab.norms import Norm
-
-TUNING_SEEDS_FROM = 1000
-"""Tuning seeds count from here, evaluation seeds from 0: they never meet as long as there are fewer of the latter."""
 
 HALF_A_POINT = 0.005
 """The margin of metrics that are fractions, unless a comparison says otherwise."""
@@ -108,7 +107,7 @@ class Plan:
 
         problem, curve, norm = self.problem(place.problem), self.curve(place.curve), norms.get(place.norm)
         devices = {"devices": self.settings.devices} if self.settings.devices > 1 else {}
-        of_curve = curve.config(place.value)
+        of_curve = _CONFIG.of(f"what `config` of the curve `{curve.name}` returns", curve.config(place.value))
         if both := devices.keys() & of_curve.keys():
             raise ValueError(
                 f"Expected no `{both.pop()}`, which the curve `{curve.name}` sets, got {devices['devices']}."
@@ -341,6 +340,13 @@ def _margin(comparison: Comparison, problem: Problem) -> float:
             "Say in the comparison what difference would not matter to you."
         )
     return HALF_A_POINT
+
+
+_CONFIG = expect.Kind(
+    "training fields by name",
+    expect.kept(lambda value: isinstance(value, Mapping)),
+    'Return a dictionary such as `{"batch_size": value}`.',
+)
 
 
 def _rounded(*rates: float) -> tuple[float, ...]:

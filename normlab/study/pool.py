@@ -7,13 +7,11 @@ error; workers that die as often before their first run, one after another, cann
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from normlab.study.config import Cell, Record, Run
-from normlab.study.errors import BadInput
 from normlab.study.execute import Pending, Stop, Strategy, Task, by_cell, make_record
 
 DEATHS = 3
@@ -101,19 +99,6 @@ class Executor(Protocol):
             Fault: If they cannot be reached.
         """
         ...
-
-
-@contextmanager
-def cluster_extra() -> Iterator[None]:
-    """Import what only clusters need.
-
-    Raises:
-        BadInput: If it is not installed.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise BadInput(f"`{error.name}` is missing: `--executor` needs `pip install 'normlab[cluster]'`.") from error
 
 
 def work(task: Task, crew: Crew, pending: Pending, stop: Stop, lanes: Callable[[Cell], int]) -> Iterator[Record]:

@@ -12,11 +12,10 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from normlab.study import baselines
-from normlab.study.config import Metric
+from normlab.study.config import TUNING_SEEDS_FROM, Metric
 from normlab.study.data import data_hash
 from normlab.study.networks import Network
-from normlab.study.plan import TUNING_SEEDS_FROM
-from normlab.study.problems import MEAN_SQUARED_ERROR, MISCLASSIFICATION, Error, Loss
+from normlab.study.problems import MEAN_SQUARED_ERROR, MISCLASSIFICATION, Error, Loss, check_transformation
 from normlab.study.stream_problems import (
     ALL_TASKS,
     DROP,
@@ -154,6 +153,8 @@ def prequential(
         optimizer=optimizer or optax.sgd,
         masked=varying or delay > 1 or n % batch_size > 0,
     )
+
+    check_transformation(does.optimizer(0.0))
 
     def places(state: Passing) -> Mapping[str, Any]:
         return state.stream if varying else alike

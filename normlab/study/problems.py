@@ -1,17 +1,25 @@
 """Problems from a user's own model and data. Importing this imports neither JAX nor Flax."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from normlab import norms
 from normlab.norms import Norm, Ramp
-from normlab.study.config import Metric, Problem, Series
-from normlab.study.data import Data, Source, load, sizes
+from normlab.study import expect
+from normlab.study.arguments import Option
+from normlab.study.config import NORM, SERIES, SIDE, Metric, Problem, Series
+from normlab.study.data import Data, Source, check_enough, load, sizes
+from normlab.study.errors import BadInput, one_line
+from normlab.study.extras import require
 
 if TYPE_CHECKING:
-    from normlab.study.arguments import Option
     from normlab.study.learning import Fitted
     from normlab.study.train import Program
 
@@ -36,6 +44,23 @@ class Error:
     function: Loss
     percent: bool = False
     margin: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+            BadInput: If one cannot be what it should.
+        """
+        expect.check_fields(
+            self,
+            name=expect.LABEL,
+            function=_A_LOSS,
+            percent=expect.SWITCH,
+            margin=expect.optional(expect.MARGIN),
+        )
+
+
+_A_LOSS = expect.function("a function of outputs and labels", "Write `lambda outputs, labels: ...`.", arguments=2)
 
 
 def _misclassified(outputs: Any, labels: Any) -> Any:
@@ -72,7 +97,7 @@ def supervised(
     measure: Measure = lambda model: {},
     side: Sequence[Metric] = (),
     assess: Assess = lambda model, outputs: {},
-    options: "Sequence[Option]" = (),
+    options: Sequence[Option] = (),
 ) -> Problem:
     """Make a problem from a Flax model and labelled data.
 
@@ -109,20 +134,23 @@ def supervised(
         assess: `(Fitted, outputs of the test examples) -> numbers by name`, likewise.
         options: What can be asked for on the command line besides; what is given is handed to the function `data` by
             name.
+
+    Raises:
+        BadInput: If an argument cannot be what it should; of data and model, as far as it can be known by now.
     """
-    error = metric if metric is None or isinstance(metric, Error) else _named(metric)
+    given = expect.checked("supervised", locals(), {**KINDS, **_SUPERVISED})
     task = Task(
         model=model,
         data=data,
         loss=loss,
-        given_error=error,
-        chance=chance,
+        given_error=given["metric"],
+        chance=given["chance"],
         optimizer=optimizer,
-        given_options=norm_options or {},
-        validation=validation,
-        test=test,
-        observed={"series": series, "measure": measure, "side": side, "assess": assess},
-        asked=[option.name for option in options],
+        given_options=given["norm_options"],
+        validation=given["validation"],
+        test=given["test"],
+        observed={name: given[name] for name in ("series", "measure", "side", "assess")},
+        asked=[option.name for option in given["options"]],
     )
     judged = task.error({})
     return Problem(
@@ -133,10 +161,150 @@ def supervised(
         spatial=spatial,
         recurrent=recurrent,
         metric=Metric(name=judged.name, percent=judged.percent, margin=judged.margin),
-        side=tuple(side),
-        series=tuple(series),
-        options=tuple(options),
+        side=given["side"],
+        series=given["series"],
+        options=given["options"],
     )
+
+
+def check_call(kind: type) -> None:
+    """Refuse a Linen module that does not take `train`.
+
+    Raises:
+        BadInput: If it does not.
+    """
+    parameters = inspect.signature(kind.__call__).parameters
+    if "train" not in parameters and not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        raise BadInput(
+            f"Expected `{kind.__name__}.__call__` to take `train`, got ({', '.join(list(parameters)[1:])}). Write "
+            "`def __call__(self, x, *, train)`, and hand it on: `self.norm.linen(train=train)`."
+        )
+
+
+def check_takes(model: Callable[..., Any], fields: Iterable[str]) -> None:
+    """Refuse a model that cannot be made with a norm and some fields.
+
+    Raises:
+        BadInput: If it does not take them.
+    """
+    given = dict.fromkeys(fields)
+    try:
+        _signature(model).bind(None, **given)
+    except TypeError as error:
+        extra = "".join(f" and `{name}`" for name in given)
+        raise BadInput(
+            f"Expected `model` to take a norm{extra}, got {expect.shown(model)}: {one_line(error, kind=False)}. Write "
+            f"`def model({', '.join(['norm', *given])}): ...`, or a class with these fields."
+        ) from None
+
+
+def check_transformation(made: object) -> None:
+    """Refuse what is no optimizer of Optax.
+
+    Raises:
+        BadInput: If it is not.
+    """
+    if not (hasattr(made, "init") and hasattr(made, "update")):
+        raise expect.refusal("`optimizer` to return an `optax.GradientTransformation`", made, _AN_OPTIMIZER)
+
+
+def _signature(model: Callable[..., Any]) -> inspect.Signature:
+    """Signature of a model; Flax hides those of the constructors of NNX."""
+    if isinstance(model, type) and (nnx := sys.modules.get("flax.nnx")) and issubclass(model, nnx.Module):
+        return inspect.signature(partial(model.__init__, None))
+    try:
+        return inspect.signature(model)
+    except ValueError:  # some of what is written in C has none
+        return inspect.Signature([inspect.Parameter("_", inspect.Parameter.VAR_POSITIONAL)])
+
+
+def _a_model(value: Any) -> Callable[..., Any]:
+    linen, nnx = sys.modules.get("flax.linen"), sys.modules.get("flax.nnx")
+    kinds = tuple(module.Module for module in (linen, nnx) if module)
+    if not callable(value) or isinstance(value, kinds):
+        name = type(value).__name__
+        remedy = (
+            f"Write `model={name}`, or `model=lambda norm: {name}(norm)`." if isinstance(value, kinds) else _A_MODEL
+        )
+        raise expect.refusal("`model` to be a class or function that makes a model from a norm", value, remedy)
+    is_linen = linen is not None and isinstance(value, type) and issubclass(value, linen.Module)
+    signature = _signature(value)
+    try:
+        signature.bind_partial(None)
+    except TypeError:
+        raise expect.refusal("`model` to take a norm", value, _A_MODEL) from None
+    if is_linen and next(iter(signature.parameters)) == "parent":  # what Flax adds behind the fields
+        raise expect.refusal("`model` to have a field `norm`", value, _A_MODEL)
+    if is_linen and isinstance(value, type):
+        check_call(value)
+    return value
+
+
+def _is_source(value: object) -> bool:
+    return not isinstance(value, type) and (isinstance(value, Data | str | os.PathLike) or callable(value))
+
+
+def _a_metric(value: Any) -> Error:
+    return value if isinstance(value, Error) else _named(_A_LOSS.convert(value))
+
+
+def _a_chance(value: Any) -> Any:
+    return value if callable(value) else expect.finite(value)
+
+
+def _by_norm(value: Any) -> Mapping[str, Mapping[str, Any]]:
+    if not isinstance(value, Mapping | None):
+        raise TypeError(value)
+    for name, options in (value or {}).items():
+        if not isinstance(options, Mapping) or not all(isinstance(option, str) for option in options):
+            raise TypeError(value)
+        NORM.of("each name in `norm_options`", name)
+    return value or {}
+
+
+_A_MODEL = "Write a class with a field `norm`, or `lambda norm: Net(norm)`."
+_AN_OPTIMIZER = (
+    "Give the function itself, `optimizer=optax.adamw`, or one of the learning rate, "
+    "`optimizer=lambda rate: optax.adamw(rate, weight_decay=0.1)`."
+)
+_OBSERVER = "Write a function that returns a dictionary."
+
+KINDS: Mapping[str, expect.Check] = {
+    "name": expect.NAME,
+    "model": expect.Kind("a class or function that makes a model from a norm", _a_model),
+    "title": expect.TEXT,
+    "loss": expect.optional(_A_LOSS),
+    "optimizer": expect.optional(
+        expect.function("a function of the learning rate that returns an optimizer", _AN_OPTIMIZER, arguments=1)
+    ),
+    "norm_options": expect.Kind(
+        "options by the names of norms", _by_norm, 'Write a dictionary such as `{"group": {"num_groups": 8}}`.'
+    ),
+    "options": expect.Several(expect.an(Option, "Write `study.Option(...)`."), empty=True),
+}
+"""Kinds of the arguments that all problems have."""
+
+_SUPERVISED: Mapping[str, expect.Check] = {
+    "data": expect.Kind(
+        "a `Data`, a function that returns one, or the path of an .npz file",
+        expect.kept(_is_source),
+        "Write `data=study.Data(inputs, labels)`.",
+    ),
+    "metric": expect.optional(
+        expect.Kind("a `study.Error`, or a function of outputs and labels", _a_metric, "Write `study.Error(...)`.")
+    ),
+    "chance": expect.optional(
+        expect.Kind("a finite number, or a function of the data", _a_chance, "Give the error of a model that guesses.")
+    ),
+    "spatial": expect.SWITCH,
+    "recurrent": expect.SWITCH,
+    "validation": expect.optional(expect.SHARE),
+    "test": expect.optional(expect.SHARE),
+    "series": SERIES,
+    "measure": expect.function("a function of a `Fitted`", _OBSERVER, arguments=1),
+    "side": SIDE,
+    "assess": expect.function("a function of a `Fitted` and its outputs", _OBSERVER, arguments=2),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,8 +329,65 @@ class Task:
         options = {name: config[name] for name in self.asked if name in config}
         key = tuple(options.items())
         if key not in self._loaded:
-            self._loaded[key] = load(self.data, **options)
+            data = load(self.data, **options)
+            check_enough(data, self.validation, self.test)
+            if self.loss is None:
+                self._check_labels(data, complete="train_examples" not in options)
+            self._loaded[key] = data
         return self._loaded[key]
+
+    def _check_labels(self, data: Data, *, complete: bool) -> None:
+        """Refuse labels that the losses of this package would take for something else.
+
+        Args:
+            data: All of them.
+            complete: False for a budget of the examples, which may leave out a class.
+
+        Raises:
+            BadInput: If they are one-hot, no classes for the metric of classes, or not counted from 0.
+        """
+        labels, about = data.labels, f"{data.labels.dtype} of shape {data.labels.shape}"
+        if (
+            labels.ndim == 2
+            and labels.shape[1] > 1
+            and ((labels == 0) | (labels == 1)).all()
+            and (labels.sum(1) == 1).all()
+        ):
+            raise BadInput(
+                f"Expected `labels` to be a class for each example, got one-hot rows, {about}. Write "
+                "`labels.argmax(1)`, or give `loss` and `metric`."
+            )
+        if not data.classes:
+            return self._check_targets(labels)
+        if labels.ndim != 1:
+            raise BadInput(
+                f"Expected `labels` to be a class for each example, shape (examples,), got {about}. Write "
+                "`labels.astype(float)` if they are numbers to predict, or give `loss` and `metric`."
+            )
+        there = np.unique(labels)
+        if there[0] < 0 or (complete and there[-1] >= len(there)):
+            raise BadInput(
+                f"Expected `labels` from 0 to {len(there) - 1}, since there are {len(there)} classes, counted from 0 "
+                f"without gaps, got {there[0]} to {there[-1]}. Write `np.unique(labels, return_inverse=True)[1]`."
+            )
+        if complete and len(there) == 1:
+            raise BadInput(
+                f"Expected `labels` of two classes or more, got {there[0]} for all {len(labels)} examples. Add the "
+                "others."
+            )
+        return None
+
+    def _check_targets(self, labels: np.ndarray) -> None:
+        """Refuse classes that are no integers, as far as they can be told from numbers to predict."""
+        there = np.unique(labels)
+        counted = 1 < len(there) <= len(labels) // 2 and (there == np.arange(len(there))).all()
+        classes = labels.ndim == 1 and counted
+        if self.given_error is MISCLASSIFICATION or (classes and self.given_error is None):
+            came = f"{labels.dtype}, only 0 to {there[-1]:g}" if classes else labels.dtype
+            raise BadInput(
+                f"Expected `labels` to be classes, integers from 0 on, got {came}. Write `labels.astype(int)`, or "
+                "`metric=study.MEAN_SQUARED_ERROR` where they are numbers to predict."
+            )
 
     def error(self, config: Mapping[str, Any]) -> Error:
         """What is measured."""
@@ -174,6 +399,7 @@ class Task:
         Raises:
             ValueError: For what cannot be trained.
         """
+        require("study", "optax")
         from normlab.study.learning import learn
         from normlab.study.networks import network
 

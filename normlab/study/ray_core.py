@@ -18,11 +18,12 @@ from typing import Any
 from normlab.study.config import Cell, Record, Run
 from normlab.study.errors import BadInput, Fault, one_line
 from normlab.study.execute import CellRunner, Strategy, Task, worker
-from normlab.study.pool import Begun, Died, Done, News, cluster_extra
+from normlab.study.extras import importing
+from normlab.study.pool import Begun, Died, Done, News
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")  # else Ray prints every death, which is told here
-with cluster_extra():
+with importing("cluster"):
     import ray
     from ray import exceptions
 

@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normlab.study import catalogue
-from normlab.study.arguments import Request, from_python
+from normlab.study import catalogue, expect
+from normlab.study.arguments import FOLDER, Request, from_python
 from normlab.study.config import Comparison, Record, Settings
 from normlab.study.errors import BadInput, Fault
 from normlab.study.invocation import Invocation, Ways, new_console
@@ -127,8 +127,9 @@ def run(
         Fault: If something outside broke; with `output`, finished runs are kept.
     """
     _refuse_in_workers()
-    source = "" if isinstance(comparison, Comparison) else os.fspath(comparison)
+    source = "" if isinstance(comparison, Comparison) else _SOURCE.of("`comparison`", comparison)
     found = comparison if isinstance(comparison, Comparison) else catalogue.load(source)
+    progress = expect.SWITCH.of("`progress`", progress)
     options |= {"tier": tier, "norms": norms, "problems": problems, "curves": curves, "seeds": seeds, "jobs": jobs}
     given = {name: value for name, value in options.items() if value is not None}
     request = Request(found, from_python(given, found))
@@ -137,7 +138,7 @@ def run(
             f"Expected `{name}` on the command line of `normlab run` only: a process of a group ends with it."
         )
     settings = request.settings(source)
-    folder = None if output is None else Path(output)
+    folder = None if output is None else FOLDER.of("`output`", output)
     call = ", ".join(
         [repr(source) if source else "comparison", *(f"{name}={value!r}" for name, value in given.items())]
     )
@@ -149,6 +150,17 @@ def run(
         raise Fault(f"{error}{_HINT if source and 'cannot start' in str(error) else ''}") from error
     return Result(comparison=found, settings=settings, records=tuple(outcome.records), header=outcome.header)
 
+
+def _path_of_comparison(value: Any) -> str:
+    path = os.fspath(value)
+    return path if isinstance(path, str) and path else expect.TEXT.convert(None)
+
+
+_SOURCE = expect.Kind(
+    "a `Comparison`, the name of one, or the path of a file that defines one",
+    _path_of_comparison,
+    "Make one with `study.Comparison(...)`.",
+)
 
 _HINT = ' In a script, call `study.run` under `if __name__ == "__main__":`: workers import the script again.'
 

@@ -20,10 +20,11 @@ from normlab.study import identity
 from normlab.study.config import Cell, Record, Run
 from normlab.study.errors import BadInput, Fault, one_line
 from normlab.study.execute import Strategy, Task, environment, worker
-from normlab.study.pool import Begun, Died, Done, News, cluster_extra
+from normlab.study.extras import importing
+from normlab.study.pool import Begun, Died, Done, News
 from normlab.study.store import JOBS, Store, write_whole
 
-with cluster_extra():
+with importing("cluster"):
     import submitit
 
 JOBS_AT_A_TIME = 16

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from normlab.study.arguments import FILE, WHOLE, YES_NO, Kind, Option
+from normlab.study.arguments import FILE, FOLDER, WHOLE, YES_NO, Option
 from normlab.study.data import AUGMENTATIONS, Data, digits, load, sizes
 from normlab.study.errors import BadInput
+from normlab.study.expect import Kind, refusal
 
 
 def chosen(
@@ -54,7 +55,9 @@ def _first(data: Data, n: int) -> Data:
     """Only the first examples outside of given validation and test sets, and these."""
     free = len(data.labels) - data.validation - data.test
     if n > free:
-        raise BadInput(f"Expected `--train-examples` up to {free:,}, which is all that there are, got {n:,}.")
+        raise BadInput(
+            f"Expected `--train-examples` up to {free:,}, which is all that there are, got {n:,}. Choose fewer."
+        )
     stay = np.r_[:n, free : len(data.labels)]
     validation, test = (part / free if part >= 1 else part for part in data.drawn)
     first = replace(data, inputs=data.inputs[stay], labels=data.labels[stay], drawn=(validation, test))
@@ -82,7 +85,8 @@ def _check_enough(data: Data, n: int) -> None:
         sizes(data)
     except ValueError:
         raise BadInput(
-            f"Expected `--train-examples` to leave examples to train on and for each part that seeds draw, got {n:,}."
+            f"Expected `--train-examples` to leave examples to train on and for each part that seeds draw, got {n:,}. "
+            "Choose more."
         ) from None
 
 
@@ -90,7 +94,7 @@ def _parts(data: Any) -> tuple[str, str]:
     """The kind of data, and which of them."""
     kind, _, name = data.partition(":") if isinstance(data, str) else ("", "", "")
     if data != "digits" and not (kind in ("npz", "tfds") and name):
-        raise BadInput(f"Expected data to be `digits`, `npz:PATH` or `tfds:NAME[:VERSION]`, got `{data}`.")
+        raise refusal("data to be `digits`, `npz:PATH` or `tfds:NAME[:VERSION]`", data, _ONE_OF_THEM)
     return kind, name
 
 
@@ -107,15 +111,17 @@ def _named(data: str) -> str:
 
 
 def _way(value: Any) -> str:
-    if value not in AUGMENTATIONS:
+    if not isinstance(value, str) or value not in AUGMENTATIONS:
         raise ValueError(value)
     return value
 
 
+_ONE_OF_THEM = "Write one of them."
+
 DATA_OPTIONS = (
     Option(
         name="data",
-        kind=Kind("`digits`, `npz:PATH` or `tfds:NAME[:VERSION]`", _absolute),
+        kind=Kind("`digits`, `npz:PATH` or `tfds:NAME[:VERSION]`", _absolute, _ONE_OF_THEM),
         metavar="DATA",
         help="`digits` (the default), `npz:PATH` for arrays of your own, or `tfds:NAME[:VERSION]` for a data set of "
         "TensorFlow Datasets that is on this disk",
@@ -123,7 +129,7 @@ DATA_OPTIONS = (
     ),
     Option(
         name="data_dir",
-        kind=Kind("a folder", lambda value: str(Path(value).expanduser().resolve())),
+        kind=Kind(FOLDER.words, lambda value: str(FOLDER.convert(value).expanduser().resolve()), FOLDER.remedy),
         metavar="FOLDER",
         help="where data sets of TensorFlow Datasets are (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
     ),
@@ -137,7 +143,7 @@ DATA_OPTIONS = (
     ),
     Option(
         name="augment",
-        kind=Kind(f"one of {', '.join(AUGMENTATIONS)}", _way),
+        kind=Kind(f"one of {', '.join(AUGMENTATIONS)}", _way, _ONE_OF_THEM),
         many=True,
         metavar="WAY",
         help="change images at random in training: crop (out of 4 black pixels around) and flip (left to right)",

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from normlab import norms
 from normlab.norms import Norm
+from normlab.study import expect
 from normlab.study.config import Metric, Problem, Series
-from normlab.study.problems import MISCLASSIFICATION, Error, Loss, Optimizer, averages
+from normlab.study.extras import require
+from normlab.study.problems import KINDS, MISCLASSIFICATION, Error, Loss, Optimizer, averages
 
 if TYPE_CHECKING:
     from normlab.study.arguments import Option
@@ -82,16 +84,20 @@ def streaming(
         drifting: Whether streams know where they drift; then drops and recovery are reported.
         tasks: Whether streams are sequences of tasks; then final errors and forgetting are reported.
         options: What can be asked for on the command line besides; what is given is handed to the function `source`.
+
+    Raises:
+        BadInput: If an argument cannot be what it should, as far as it can be known by now.
     """
+    given = expect.checked("streaming", locals(), {**KINDS, **_STREAMING})
     task = _Streaming(
         model=model,
         source=source,
         loss=loss,
         metric=metric,
         optimizer=optimizer,
-        given_options=norm_options or {},
-        side=_side(metric, drifting, tasks),
-        asked=[option.name for option in options],
+        given_options=given["norm_options"],
+        side=_side(metric, given["drifting"], given["tasks"]),
+        asked=[option.name for option in given["options"]],
     )
     return Problem(
         name=name,
@@ -101,8 +107,24 @@ def streaming(
         metric=Metric(name=metric.name, percent=metric.percent, margin=metric.margin),
         side=task.side,
         series=_series(metric),
-        options=tuple(options),
+        options=given["options"],
     )
+
+
+def _is_source(value: object) -> bool:
+    return callable(value) and not isinstance(value, type)  # a source makes a stream of a seed
+
+
+_STREAMING: Mapping[str, expect.Check] = {
+    "source": expect.Kind(
+        "a `Source`, or a function that returns one",
+        expect.kept(_is_source),
+        "Make one by `streams.from_file(path)`, or `streams.Source(name, lambda seed: stream, replicated=False)`.",
+    ),
+    "metric": expect.an(Error, "Write `study.Error(name=..., function=...)`."),
+    "drifting": expect.SWITCH,
+    "tasks": expect.SWITCH,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +143,7 @@ class _Streaming:
 
     def build(self, norm: Norm, config: Mapping[str, Any]) -> "Program":
         """The program of a cell; see `Problem.build`."""
+        require("online", "optax", "river")
         from normlab.study.networks import Network, network
         from normlab.study.prequential import prequential
 
@@ -157,7 +180,10 @@ class _Streaming:
         options = {name: config[name] for name in self.asked if name in config}
         key = tuple(options.items())
         if key not in self._made:
-            self._made[key] = self.source(**options)
+            found = self.source(**options)
+            if not isinstance(found, Source):
+                raise expect.refusal("`source` to return a `Source`", found, "Return `streams.Source(...)`.")
+            self._made[key] = found
         return self._made[key]
 
 

@@ -8,17 +8,19 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from normlab.study import expect
 from normlab.study.cache import kept
 from normlab.study.config import content_key
-from normlab.study.data import digits
+from normlab.study.data import digits, numbers_of
 from normlab.study.errors import BadInput, nearest
+from normlab.study.extras import importing, require
 from normlab.study.generators import KINDS, changing_options, drifting
 from normlab.study.rows import DELIMITERS, Rows, numbered, read_csv, read_npz
 
@@ -63,12 +65,21 @@ class Stream:
     skipped: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inputs", np.asarray(self.inputs, np.float32))
-        object.__setattr__(self, "labels", np.asarray(self.labels, np.int32 if self.classes else np.float32))
+        expect.check_fields(self, name=expect.TEXT, classes=expect.COUNT, about=expect.TEXT, skipped=expect.COUNT)
+        labels = numbers_of("labels", self.labels)
+        _check_finite(self.name, labels)
+        if self.classes and (labels % 1 != 0).any():
+            raise BadInput(
+                f"Expected whole numbers as labels of the {self.classes} classes in the stream `{self.name}`, got "
+                f"{labels.dtype} with others among them. Number the classes, or write `classes=0` for numbers."
+            )
+        with np.errstate(over="ignore"):  # to infinity, which is found below
+            object.__setattr__(self, "inputs", numbers_of("inputs", self.inputs).astype(np.float32, copy=False))
+        object.__setattr__(self, "labels", labels.astype(np.int32 if self.classes else np.float32, copy=False))
         if not len(self.labels) or self.inputs.shape[:1] != self.labels.shape:
             raise BadInput(
                 f"Expected examples with a label each in the stream `{self.name}`, got inputs of shape "
-                f"{self.inputs.shape} and labels of shape {self.labels.shape}."
+                f"{self.inputs.shape} and labels of shape {self.labels.shape}. The first axis of both counts examples."
             )
         _check_finite(self.name, self.inputs)
         _check_finite(self.name, self.labels)
@@ -76,7 +87,7 @@ class Stream:
         if len(outside):
             raise BadInput(
                 f"Expected labels from 0 to {self.classes - 1} in the stream `{self.name}`, got "
-                f"{self.labels[outside[0]]} in example {outside[0]}."
+                f"{self.labels[outside[0]]} in example {outside[0]}. Count classes from 0."
             )
         check_positions(self.drifts, len(self.labels))
 
@@ -98,6 +109,20 @@ class Source:
     replicated: bool
     content: Callable[[], Any] | None = None
 
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+            BadInput: If one cannot be what it should.
+        """
+        expect.check_fields(
+            self,
+            name=expect.LABEL,
+            make=expect.function("a function of a seed", "Write `lambda seed: stream`.", arguments=1),
+            replicated=expect.SWITCH,
+            content=expect.optional(expect.function("a function without arguments", arguments=0)),
+        )
+
     def __call__(self, seed: int = 0) -> Stream:
         """Give the stream of a seed: the same arrays in every process.
 
@@ -106,9 +131,15 @@ class Source:
         """
         seed = int(seed) if self.replicated else 0
         if self.content is None:
-            return replace(self.make(seed), name=self.name)
+            return replace(self._made(seed), name=self.name)
         key = content_key("stream", FORMAT, self.content(), seed)
-        return replace(_from_arrays(kept("streams", key, lambda: _to_arrays(self.make(seed)))), name=self.name)
+        return replace(_from_arrays(kept("streams", key, lambda: _to_arrays(self._made(seed)))), name=self.name)
+
+    def _made(self, seed: int) -> Stream:
+        stream = self.make(seed)
+        if not isinstance(stream, Stream):
+            raise expect.refusal(f"`make` of the source `{self.name}` to return a `Stream`", stream, "Return one.")
+        return stream
 
 
 def synthetic(
@@ -370,12 +401,11 @@ def river_version() -> str:
     """The version of river.
 
     Raises:
-        BadInput: If it is not installed.
+        MissingExtra: If it is not installed.
     """
-    try:
-        return version("river")
-    except PackageNotFoundError:
-        raise BadInput("Expected river to be installed, got none. Run `pip install 'normlab[online]'`.") from None
+    require("online", "river")
+    with importing("online"):
+        return version("river")  # an `ImportError` where there is none
 
 
 class _Recorded(NamedTuple):
@@ -623,7 +653,8 @@ def _check_finite(name: str, array: np.ndarray) -> None:
     wrong = np.argwhere(~np.isfinite(array))
     if len(wrong):
         raise BadInput(
-            f"Expected finite numbers in the stream `{name}`, got {array[tuple(wrong[0])]} in example {wrong[0][0]}."
+            f"Expected finite numbers in the stream `{name}`, got {array[tuple(wrong[0])]} in example {wrong[0][0]}. "
+            "Remove or replace them."
         )
 
 

@@ -5,8 +5,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -18,6 +18,7 @@ from normlab.study.cache import kept
 from normlab.study.config import content_key
 from normlab.study.data import Data
 from normlab.study.errors import BadInput, nearest, one_line
+from normlab.study.extras import importing, require
 from normlab.study.streamed import Streamed
 
 FORMAT = 1
@@ -347,24 +348,10 @@ def _blocks(n: int) -> list[range]:
     return [range(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
 
 
-@contextmanager
-def _installed() -> Iterator[None]:
-    """Import what the extra `data` brings.
-
-    Raises:
-        BadInput: If something is missing.
-    """
-    try:
-        yield
-    except ImportError as error:
-        raise BadInput(
-            f"Expected what reads data sets to be installed, got {one_line(error)}. Run `pip install 'normlab[data]'`."
-        ) from error
-
-
 def _package() -> Any:
     """TensorFlow Datasets, with all that it needs to read."""
-    with _installed():
+    require("data")
+    with importing("data"):
         import cv2  # noqa: F401
         import tensorflow_datasets as tfds
         from array_record.python import array_record_data_source  # noqa: F401
@@ -373,7 +360,8 @@ def _package() -> Any:
 
 def _libraries() -> list[str]:
     """Versions of what reads and decodes; to import all of it would take seconds."""
-    with _installed():
+    require("data")
+    with importing("data"):
         import cv2
 
         return [cv2.__version__, version_of("tensorflow-datasets"), version_of("array_record")]
