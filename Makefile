@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 TIER ?= quick
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup compare test check mutants speed speed-devices speed-recurrent speed-online scaling throughput clean
+.PHONY: help setup compare test check mutants fuzz speed speed-devices speed-recurrent speed-online scaling throughput clean
 
 help:
 	@echo "make compare     which norm at which batch size: runs the comparison on handwritten digits, opens the report"
 	@echo "make test        all tests"
 	@echo "make check       formatting, lint, types, direction of imports"
 	@echo "make mutants     break the norms on purpose; some test must notice each"
+	@echo "make fuzz        5,000 random cases of every norm and cell beside float64"
 	@echo "make speed       each norm beside Flax's; make speed-devices: across 8 devices"
 	@echo "make speed-recurrent  cells with a norm beside Flax's and PyTorch's LSTM"
 	@echo "make speed-online  learning from a stream beside a Python loop, river and deep-river"
@@ -49,6 +50,9 @@ check: $(VENV)/test.stamp
 
 mutants: $(VENV)/test.stamp
 	$(BIN)/python tests/mutants.py
+
+fuzz: $(VENV)/test.stamp
+	$(BIN)/python tests/fuzz.py
 
 speed: $(VENV)/study.stamp
 	$(BIN)/python benchmarks/speed.py

@@ -14,15 +14,12 @@ import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import reference
+import reference  # beside this file
 
 from normlab import functional as F
 from normlab import norms

@@ -556,8 +556,8 @@ def _check_ghost(ghost: int, x: Array, over: Over, devices: Devices | None) -> N
     check_ghost(ghost)
     if not isinstance(x.shape[0], int):
         raise ValueError(
-            f"Expected a batch of known size with `ghost_batch_size`, got the symbolic size {x.shape[0]}. Export with a "
-            "fixed batch, or export evaluation."
+            f"Expected a batch of known size with `ghost_batch_size`, got the symbolic size {x.shape[0]}. Export "
+            "with a fixed batch, or export evaluation."
         )
     if devices is not None and ghost > x.shape[0]:
         raise ValueError(
@@ -568,7 +568,8 @@ def _check_ghost(ghost: int, x: Array, over: Over, devices: Devices | None) -> N
     if 0 not in over.axis:
         raise ValueError(f"Expected the first axis among the reduced ones with `ghost_batch_size`, got {over.axis}.")
     rest = x.shape[0] % ghost
-    if ghost < x.shape[0] and rest and not one_element_allowed() and rest * elements(x.shape, over) == x.shape[0]:
+    alone = rest and rest * elements(x.shape, over) == x.shape[0]
+    if ghost < x.shape[0] and alone and not one_element_allowed():
         raise StatisticsError(
             f"Expected `ghost_batch_size` to leave a remainder of more than one element, got {ghost} for a batch of "
             f"{x.shape[0]}. Choose a size that divides the batch."

@@ -30,8 +30,8 @@ def one_element() -> Iterator[None]:
     """Let norms take statistics over a single element, where they raise a `StatisticsError` otherwise.
 
     A mean over one element is that element, so that the output is the bias whatever the input (for RMS norm
-    `sign(x) * scale`), and no gradient flows. Within this context no norm raises. It is read while a function is traced:
-    enter it around the first call of what `jax.jit` compiles.
+    `sign(x) * scale`), and no gradient flows. Within this context no norm raises. It is read while a function is
+    traced: enter it around the first call of what `jax.jit` compiles.
 
     Example:
         >>> from normlab.functional import layer_norm

@@ -259,7 +259,7 @@ def _normalize(
     axis: Axes | None = None,
     **options: Any,
 ) -> jax.Array:
-    """Call `norm` with `module`'s parameters; while these are made, one element is enough, and no mapped axis needed."""
+    """Call `norm` with `module`'s parameters; while these are made, one element is enough, and no axis is mapped."""
     check_epsilon(module.epsilon)
     check_float32_reductions(module.force_float32_reductions)
     check_flags(module, "use_scale", "use_fast_variance", *(["use_bias"] if hasattr(module, "use_bias") else []))
