@@ -34,8 +34,8 @@ Stop = Callable[[], bool]
 Metrics = Mapping[str, float]
 
 COLLAPSED_WITHIN = 2.5
-"""Standard errors: a validation error that is not further than this below chance means that nothing was learned. A model
-that has learned nothing is below by luck in 0.6 % of runs."""
+"""Standard errors: a validation error that is not further than this below chance means that nothing was learned. Luck
+alone takes a model that has learned nothing below that in 0.6 % of runs."""
 
 PROGRAMS_KEPT = 64
 """Compiled cells that a process keeps: evaluation comes back to a cell when its whole column has been tuned."""

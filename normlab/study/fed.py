@@ -43,7 +43,8 @@ class Fed:
         training = lowered(window_training(program, feed.steps), (rate, state), program.sees(), (n, n))
         self.fitting = training.compile()
         self._evaluation = lowered(program.evaluate, (state,), program.sees(held_out=True)).compile()
-        self._decides = training.as_text(), identity.own_code(), jax.__version__, jax.default_backend(), program.data_hash
+        code = identity.own_code()
+        self._decides = training.as_text(), code, jax.__version__, jax.default_backend(), program.data_hash
 
     def train(self, learning_rates: Sequence[float], seeds: Sequence[int]) -> Iterator[Outcome]:
         """Make runs as they are asked for; see `Compiled.train`."""

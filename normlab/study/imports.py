@@ -132,7 +132,7 @@ def _mentioned(files: Iterable[Path], folder: Path) -> list[Path]:
             parents = [name[:end] for end, letter in enumerate(f"{name}.") if letter == "."]
             for module in parents:
                 imported = modules.get(module)
-                if imported and imported not in found and _is_users(imported, folder):
+                if imported and imported not in found and imported.is_file() and _is_users(imported, folder):
                     found[imported] = None
                     waiting.append(imported)
     return list(found)

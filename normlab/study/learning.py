@@ -287,7 +287,7 @@ def _feed(
         shapes=(shapes(sizes[0]), shapes(sizes[1])),
         metrics=lambda errors: {
             "validation": errors[:validating].mean(),
-            "validation_sem": standard_error(jnp.asarray(errors[:validating])),
+            "validation_sem": float(standard_error(errors[:validating])),
             "test": errors[validating:held_out].mean(),
         },
     )
