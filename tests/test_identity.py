@@ -1,4 +1,4 @@
-"""What decides a number is in its key: our modules, the user's files however they are imported, and versions."""
+"""Keys have all that decides a number: our modules, the user's files however they are imported, and versions."""
 
 import csv
 import dataclasses
@@ -191,7 +191,7 @@ HELPERS = {
 
 
 class TestFiles:
-    """Whatever of the user's is run to make a number is in its key."""
+    """All of the user's files that are run to make a number are in its key."""
 
     @pytest.fixture
     def source(self, tmp_path: Path) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""Which of a user's files a comparison runs: what it imports in whatever way, found while this process runs it."""
+"""Finding the user's files that a comparison runs, in whatever way it imports them, while this process runs it."""
 
 import ast
 import sys
@@ -161,7 +161,7 @@ def _file(name: str) -> Path | None:
 
 
 def _is_users(file: Path, folder: Path) -> bool:
-    """Whether a file is neither part of Python, nor of this package, nor installed."""
+    """Say whether a file is neither part of Python, nor of this package, nor installed."""
     within = file.relative_to(folder) if file.is_relative_to(folder) else file
     if not _INSTALLED.isdisjoint(within.parts):
         return False

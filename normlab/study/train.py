@@ -123,7 +123,7 @@ def shared_out(tree: Any, mesh: Mesh | None) -> Any:
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec("data")))
 
 
-def standard_error(errors: jax.Array) -> jax.Array:
+def standard_error(errors: jax.Array | np.ndarray) -> jax.Array:
     """The standard error of the mean of the errors of examples, one for each."""
     return jnp.asarray(errors, jnp.float32).std() / len(errors) ** 0.5
 
