@@ -244,6 +244,13 @@ class TestFiles:
         found = invocation_of(source).task(ALONE).identity["code"]["comparison"]
         assert found.keys() == {"toy.py", "elsewhere", "helper"}
 
+    def test_what_was_imported_before_counts_where_a_name_is_computed(self, source: Path) -> None:
+        source.write_text(self.text("importlib.import_module('hel' + 'per')"))
+        (source.parent / "helper.py").write_text("")
+        sys.path.append(str(source.parent))
+        importlib.import_module("helper")
+        assert invocation_of(source).task(ALONE).identity["code"]["comparison"].keys() == {"toy.py", "helper.py"}
+
     def test_odd_modules_do_no_harm(self, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         class Raises(types.ModuleType):
             def __getattribute__(self, name: str) -> Any:

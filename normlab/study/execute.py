@@ -267,7 +267,7 @@ class CellRunner:
         self._data: dict[tuple[str, Any], Any] = {}
         self._lanes: dict[Cell, int] = {}
         self._file = catalogue.locate(task.source) if identity.files_of(task.identity) else None
-        self._checked = set(imports.imported(self._file)) if self._file else set[str]()
+        self._checked = set(self._run_here())
 
     def __call__(self, cell: Cell, runs: Sequence[Run]) -> Iterator[Record]:
         """Make the records of some runs of a cell, in order; an exception becomes a record."""
@@ -294,6 +294,9 @@ class CellRunner:
             return [make_record(self.task, run, *status, cost={"run": seconds}) for run in runs]
         return [self._finished(run, outcome, ready) for run, outcome in zip(runs, outcomes, strict=True)]
 
+    def _run_here(self) -> list[Path]:
+        return imports.run_by(self._file, mentioned=False) if self._file else []
+
     def _not_in_key(self) -> str:
         """Why the key of the runs does not say what they were made of, empty where it does.
 
@@ -301,16 +304,15 @@ class CellRunner:
         later, such as by what draws a batch, or that has changed by then, is found here.
         """
         known = identity.files_of(self.task.identity)
-        for name, file in imports.imported(self._file).items() if self._file else ():
-            if name in self._checked:
-                continue
+        new = [file for file in self._run_here() if file not in self._checked]
+        for name, file in imports.named(new, self._file).items() if self._file and new else ():
             if not file.is_file() or known.get(name) != identity.file_hash(file):
                 found = "which has changed since" if name in known else "imported during a run"
                 return (
                     f"Expected all files that `{self.task.source}` imports to be known before its runs, got `{name}`, "
                     f"{found}. Import it at the top of the comparison's file, and run the same command again."
                 )
-            self._checked.add(name)
+            self._checked.add(file)
         return ""
 
     def _finished(self, run: Run, outcome: "Outcome", ready: "_Ready") -> Record:

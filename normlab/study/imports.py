@@ -19,6 +19,8 @@ _VERSIONED = ("jax", "jaxlib", "flax", "optax", "numpy")
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
 """Folders that installers write to."""
 
+COMPUTED = "*"
+
 _RUN: list[str] = []
 """Names of files whose code this process has run since it loaded its first comparison, in that order."""
 
@@ -51,15 +53,10 @@ def run_by(comparison: Path, *, mentioned: bool = True) -> list[Path]:
     """
     found = _OF.setdefault(comparison, {})
     new = dict.fromkeys(_RUN[_SINCE.get(comparison, len(_RUN)) :])
-    found |= {file: None for name in new if (file := _file(name)) and _is_users(file, comparison.parent)}
     if comparison in _SINCE:
         _SINCE[comparison] = len(_RUN)
+    found |= {file: None for name in new if (file := _file(name)) and _is_users(file, comparison.parent)}
     return list(dict.fromkeys([*found, *(_mentioned([comparison, *found], comparison.parent) if mentioned else [])]))
-
-
-def imported(comparison: Path) -> dict[str, Path]:
-    """Find the user's files that this process has run since it loaded a comparison, by name."""
-    return named(run_by(comparison, mentioned=False), comparison)
 
 
 def named(files: Iterable[Path], comparison: Path) -> dict[str, Path]:
@@ -78,13 +75,15 @@ def find(name: str, comparison: Path) -> Path | None:
         return comparison.parent / name
     try:
         spec = find_spec(name)
-    except (ImportError, AttributeError, ValueError):  # what it raises for names of which there is nothing
+    except Exception:  # of the packages that the module is in, which this imports
         return None
     return _file(spec.origin) if spec and spec.origin else None
 
 
 def mentioned_in(path: Path, module: str = "") -> Iterator[str]:
     """The names of all modules that a file imports wherever in its text, also by `importlib.import_module("name")`.
+
+    `COMPUTED` stands for a name that is no constant.
 
     Args:
         path: The file.
@@ -96,9 +95,7 @@ def mentioned_in(path: Path, module: str = "") -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             yield from _imported_from(node, module.rpartition(".")[0])
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
-            first = node.args[0] if node.args else None
-            if isinstance(first, ast.Constant) and isinstance(first.value, str) and not first.value.startswith("."):
-                yield first.value
+            yield _constant(node.args[0]) if node.args else COMPUTED
 
 
 def parsed(path: Path) -> ast.Module:
@@ -107,6 +104,11 @@ def parsed(path: Path) -> ast.Module:
         return ast.parse(path.read_text("utf-8"))
     except (SyntaxError, UnicodeDecodeError, ValueError):
         return ast.Module([], [])
+
+
+def _constant(name: ast.expr) -> str:
+    constant = name.value if isinstance(name, ast.Constant) else None
+    return constant if isinstance(constant, str) and not constant.startswith(".") else COMPUTED
 
 
 def _imported_from(node: ast.ImportFrom, package: str) -> Iterator[str]:
@@ -121,16 +123,17 @@ def _imported_from(node: ast.ImportFrom, package: str) -> Iterator[str]:
 
 
 def _mentioned(files: Iterable[Path], folder: Path) -> list[Path]:
-    """The user's modules in this process that files import by name, directly or not."""
+    """The user's modules in this process that files import by name, directly or not; for any name all in a folder."""
     modules = _modules()
     names = {file: name for name, file in modules.items()}
+    any_name = {name for name, file in modules.items() if file.is_relative_to(folder)}
     found, waiting = dict[Path, None](), list(files)
     while waiting:
         file = waiting.pop()
         own = names.get(file, "")
         for name in mentioned_in(file, f"{own}.__init__" if file.stem == "__init__" else own):
             parents = [name[:end] for end, letter in enumerate(f"{name}.") if letter == "."]
-            for module in parents:
+            for module in any_name if name == COMPUTED else parents:
                 imported = modules.get(module)
                 if imported and imported not in found and imported.is_file() and _is_users(imported, folder):
                     found[imported] = None
@@ -182,11 +185,14 @@ def _standard_library() -> tuple[Path, ...]:
 
 @cache
 def _watch() -> None:
-    """Take note of files that are run; Python has no way to stop that, and asks at things that are rare."""
+    """Take note of files that are run, until this process ends: Python has no way to stop that."""
     run = _RUN
 
     def note(event: str, arguments: tuple[Any, ...]) -> None:
-        name = arguments[0].co_filename if event == "exec" else arguments[1] if event == "import" else None
+        if event == "exec":
+            name = arguments[0].co_filename
+        else:
+            name = arguments[1] if event == "import" else None
         if isinstance(name, str) and not name.startswith("<"):  # `import` has a file for compiled extensions alone
             run.append(name)
 
