@@ -345,7 +345,7 @@ class TestOutdated:
         "code": {"normlab": "a", "comparison": {"toy.py": "b", "new.py": "n"}},
         "versions": {"jax": "0.10.2", "optax": None},
         "libraries": {"scalar": {"river": "0.25"}},
-        "platform": {"device": "cpu"},
+        "platform": {"device": "cpu", "x64": False},
         "data": {"scalar": "d", "other": "e"},
         "strategy": "sequential",
     }
@@ -364,7 +364,7 @@ class TestOutdated:
             ({"versions": {"jax": "0.9.1", "optax": None, "river": "0.25"}}, "jax 0.9.1 instead of 0.10.2"),
             ({"versions": {"jax": "0.10.2", "optax": "1", "river": "0.25"}}, "optax 1 instead of none"),
             ({"versions": {"jax": "0.10.2", "optax": None}}, "river none instead of 0.25"),
-            ({"platform": {"device": "gpu"}}, "device gpu instead of cpu"),
+            ({"platform": {"device": "gpu", "x64": True}}, "device gpu instead of cpu; x64 True instead of False"),
             ({"data": "z"}, "the data changed"),
             ({"strategy": "vmap of 16"}, "strategy `vmap of 16` instead of `sequential`"),
             (

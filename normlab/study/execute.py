@@ -298,7 +298,7 @@ class CellRunner:
         return imports.run_by(self._file, mentioned=False) if self._file else []
 
     def _not_in_key(self) -> str:
-        """Why the key of the runs does not say what they were made of, empty where it does.
+        """Say why the key of the runs does not have all that they were made of; empty where it has.
 
         The user's files are looked for before there are runs, when every cell has been traced. One that is imported
         later, such as by what draws a batch, or that has changed by then, is found here.

@@ -149,7 +149,8 @@ def _change(what: str, then: Any, now: Any) -> str:
     if kind in ("code", "data"):
         return f"the {kind} changed"
     if kind in ("versions", "platform"):
-        return f"{name} {then or 'none'} instead of {now or 'none'}"
+        before, after = ("none" if value in (None, "") else value for value in (then, now))
+        return f"{name} {before} instead of {after}"
     return f"{what} `{then}` instead of `{now}`"
 
 
