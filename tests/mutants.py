@@ -584,6 +584,48 @@ MUTANTS = (
         ("there[-1] >= len(there)", "there[-1] > len(there)"),
         (f"{REFUSED}[labels from 1]",),
     ),
+    Mutant(
+        "results that beat chance by less than a twentieth are collapsed",
+        "study/execute.py",
+        ('metrics["validation"] + COLLAPSED_WITHIN * sem >= chance', 'metrics["validation"] >= 0.95 * chance'),
+        ("supervised.py::TestTraining::test_bits_below_chance_are_no_collapse",),
+    ),
+    Mutant(
+        "what is below chance by luck has learned something",
+        "study/execute.py",
+        ('metrics["validation"] + COLLAPSED_WITHIN * sem >= chance', 'metrics["validation"] >= chance'),
+        ("supervised.py::TestTraining::test_simulated_losses_of_tokens",),
+    ),
+    Mutant(
+        "the standard error of a single example is that of the mean",
+        "study/train.py",
+        (".std() / len(errors) ** 0.5", ".std()"),
+        ("supervised.py::TestTraining::test_a_model_that_answers_by_one_class_collapses",),
+    ),
+    Mutant(
+        "chance on the beginning of a stream is that of all of it",
+        "study/prequential.py",
+        ("_chance(first, error, slice(scored)) if scored", "_chance(first, error, slice(n)) if scored"),
+        ("prequential.py::test_chance_is_that_of_the_part_that_is_judged",),
+    ),
+    Mutant(
+        "modules of folders within folders are in no key",
+        "study/identity.py",
+        ('in package.rglob("*.py")', 'in [*package.glob("*.py"), *package.glob("*/*.py")]'),
+        ("identity.py::TestModules::test_an_edit_anywhere_makes_another_key_unless_it_is_excused",),
+    ),
+    Mutant(
+        "a library is in the keys of problems that do not use it",
+        "study/identity.py",
+        ('own.pop("libraries", {}).get(problem, {})', 'next(iter(own.pop("libraries", {}).values()), {})'),
+        ("identity.py::TestVersions::test_are_in_the_key_of_those_that_use_them",),
+    ),
+    Mutant(
+        "what is imported during a run is not looked for",
+        "study/execute.py",
+        ("if why := self._not_in_key():", "if why := '':"),
+        ("identity.py::TestFiles::test_a_run_that_imports_what_no_key_has_is_refused[alone]",),
+    ),
 )
 
 

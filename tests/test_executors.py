@@ -261,7 +261,7 @@ class TestPlace:
     def test_a_worker_that_differs_is_refused_by_name(self, name: str, toy: Path, tmp_path: Path) -> None:
         settings = settings_for(toy, norms=("none",))
         strategy = Strategy()
-        described = identity.describe([toy], {"scalar": ""}, strategy)
+        described = identity.describe(catalogue.code(str(toy)), {"scalar": ""}, strategy)
         described["versions"]["flax"] = "0.1"
         task = Task(source=str(toy), settings=settings, identity=described, strategy=strategy)
         comparison = catalogue.load(str(toy))

@@ -262,6 +262,24 @@ def test_chance_knows_tasks() -> None:
     assert program(source=Source("two", stream, True)).chance == 0
 
 
+def test_chance_is_that_of_the_part_that_is_judged() -> None:
+    """A single stream chooses by its beginning, which has more classes here than what is reported on."""
+
+    def stream(seed: int) -> Stream:
+        found = made(0)
+        found.labels[round(stream_problems.PREFIX * N) :] = 1
+        return found
+
+    of, prefix = program(source=Source("one", stream, False)), round(stream_problems.PREFIX * N)
+    assert of.chance == 0
+    metrics = compile_program(of, None, dict(of.data)).train([0.3], [0])
+    found = next(iter(metrics)).metrics
+    most = np.bincount(stream(0).labels[:prefix]).max()
+    assert found["validation_chance"] == pytest.approx(1 - most / prefix)
+    error = found["validation"]
+    assert found["validation_sem"] == pytest.approx((error * (1 - error) / prefix) ** 0.5, rel=1e-4)
+
+
 def test_what_is_not_finite_is_no_answer() -> None:
     def stream(seed: int) -> Stream:
         found = made(seed)

@@ -36,7 +36,8 @@ def run_all(
 ) -> list[Record]:
     """Execute a comparison without a folder."""
     comparison, settings = catalogue.load(str(source)), settings_for(source, **changes)
-    described = identity.describe([source], {"scalar": data_hash({"target": np.float32(0.5)})}, strategy)
+    data = {"scalar": data_hash({"target": np.float32(0.5)})}
+    described = identity.describe(catalogue.code(str(source)), data, strategy)
     task = execute.Task(source=str(source), settings=settings, identity=described, strategy=strategy)
     made = list(known)
     pending = partial(Plan(comparison, settings).pending, made)

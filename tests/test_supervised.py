@@ -57,6 +57,7 @@ class NNXNet(nnx.Module):
         return self.head(self.norm2(self.dropout(self.second(x))))
 
 
+ENDED = {"first_nonfinite": -1, "finite": 1}
 BOTH = pytest.mark.parametrize("net", [LinenNet, NNXNet])
 CONFIG = {"batch_size": 16, "epochs": 5}
 
@@ -274,10 +275,98 @@ class TestTraining:
         only_outputs = {"first_nonfinite": -1, "finite": 0, "validation": 0.9}
         assert execute.status_of(only_outputs, 0.9)[0] == "diverged"
 
-    @pytest.mark.parametrize(("error", "status"), [(0.84, "ok"), (0.86, "collapsed"), (0.95, "collapsed")])
-    def test_collapse_is_near_chance_or_above(self, error: float, status: str) -> None:
-        metrics = {"first_nonfinite": -1, "finite": 1, "validation": error, "test": error}
+    @pytest.mark.parametrize(
+        ("error", "n", "status"),
+        [
+            (0.84, 256, "ok"),
+            (0.86, 256, "collapsed"),
+            (0.95, 256, "collapsed"),
+            (0.89, 256, "collapsed"),
+            (0.89, 10_000, "ok"),
+            (0.9, 10_000, "collapsed"),
+        ],
+    )
+    def test_collapse_is_near_chance_or_above(self, error: float, n: int, status: str) -> None:
+        sem = (error * (1 - error) / n) ** 0.5
+        metrics = {**ENDED, "validation": error, "validation_sem": sem, "test": error}
         assert execute.status_of(metrics, 0.9)[0] == status
+
+    @pytest.mark.parametrize(
+        ("bits", "sem", "status"),
+        [
+            (4.17, 0.02, "ok"),
+            (4.17, 0.0, "ok"),
+            (4.31, 0.02, "collapsed"),
+            (4.32, 0.0, "collapsed"),
+            (5, 0, "collapsed"),
+        ],
+    )
+    def test_bits_below_chance_are_no_collapse(self, bits: float, sem: float, status: str) -> None:
+        """A text whose characters have an entropy of 4.32 bits: what is predicted better has learned something."""
+        found, reason = execute.status_of({**ENDED, "validation": bits, "validation_sem": sem}, 4.32)
+        assert found == status
+        assert ("chance is 4.32" in reason) == (found == "collapsed")
+
+    def test_without_a_standard_error_the_number_is_taken_as_it_is(self) -> None:
+        assert execute.status_of({**ENDED, "validation": 0.899}, 0.9)[0] == "ok"
+        assert execute.status_of({**ENDED, "validation": 0.9}, 0.9)[0] == "collapsed"
+        assert execute.status_of({**ENDED, "validation": 0.9}, None)[0] == "ok"
+
+    def test_chance_of_the_validation_examples_comes_first(self) -> None:
+        metrics = {**ENDED, "validation": 0.4, "validation_sem": 0.01}
+        assert execute.status_of({**metrics, "validation_chance": 0.5}, 0.3)[0] == "ok"
+        assert execute.status_of({**metrics, "validation_chance": 0.4}, 0.5)[0] == "collapsed"
+
+    @pytest.mark.parametrize("n", [50, 256, 2000])
+    @pytest.mark.parametrize("majority", [0.1, 0.5, 0.9])
+    def test_simulated_models_that_learned_nothing_collapse_and_others_do_not(self, n: int, majority: float) -> None:
+        """Of answers by one class at most 4 % pass; of models that are eight standard errors better 99.5 % do."""
+        random, chance = np.random.default_rng(0), 1 - majority
+
+        def collapsed(error: float) -> float:
+            found = random.binomial(n, error, 5000) / n
+            judged = [
+                execute.status_of({**ENDED, "validation": one, "validation_sem": (one * (1 - one) / n) ** 0.5}, chance)
+                for one in found
+            ]
+            return float(np.mean([status == "collapsed" for status, _ in judged]))
+
+        assert collapsed(chance) >= 0.96
+        assert collapsed(min(1.0, chance * 1.5)) >= 0.995
+        better = chance - 8 * (chance * (1 - chance) / n) ** 0.5
+        if better > 0:
+            assert collapsed(better) <= 0.005
+
+    def test_simulated_losses_of_tokens(self) -> None:
+        """Losses spread by 2.5 bits: 1,000 tokens tell 4.32 bits from chance, and those from 0.5 bits less."""
+        random = np.random.default_rng(0)
+
+        def collapsed(mean: float) -> float:
+            losses = random.gamma((mean / 2.5) ** 2, 2.5**2 / mean, (2000, 1000))
+            sems = losses.std(1) / 1000**0.5
+            judged = [
+                execute.status_of({**ENDED, "validation": one, "validation_sem": sem}, 4.32)[0]
+                for one, sem in zip(losses.mean(1), sems, strict=True)
+            ]
+            return float(np.mean([status == "collapsed" for status in judged]))
+
+        assert collapsed(4.32) >= 0.985
+        assert collapsed(3.82) <= 0.005
+
+    def test_a_model_that_answers_by_one_class_collapses(self) -> None:
+        class Constant(nn.Module):
+            norm: Norm
+
+            @nn.compact
+            def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+                return nn.Dense(3)(0 * self.norm.linen(train=train)(x))
+
+        constant, learning = build(net=Constant), build()
+        for program, status in ((constant, "collapsed"), (learning, "ok")):
+            metrics = train(program)
+            expected = (metrics["validation"] * (1 - metrics["validation"]) / 60) ** 0.5
+            assert metrics["validation_sem"] == pytest.approx(expected, rel=1e-4)
+            assert execute.status_of(metrics, program.chance)[0] == status
 
     def test_a_loss_that_is_not_finite_before_any_update_is_not_the_learning_rates_fault(self) -> None:
         metrics = train(build("none", loss=lambda outputs, labels: jnp.log(-jnp.abs(outputs.sum(-1)))))

@@ -2,10 +2,11 @@
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
+from normlab.study import imports
 from normlab.study.config import Comparison
 from normlab.study.errors import BadInput, nearest, one_line
 from normlab.study.extras import remedy_for
@@ -28,7 +29,7 @@ def known() -> dict[str, Path]:
 
 def defines_comparison(path: Path) -> bool:
     """Whether a file assigns `comparison` at its top level, found without running it."""
-    body = _parsed(path).body
+    body = imports.parsed(path).body
     targets = [t for node in body if isinstance(node, ast.Assign) for t in node.targets]
     targets += [node.target for node in body if isinstance(node, ast.AnnAssign)]
     return any(isinstance(target, ast.Name) and target.id == "comparison" for target in targets)
@@ -57,12 +58,14 @@ def locate(source: str) -> Path:
 def files(source: str) -> list[Path]:
     """The file of a comparison and those beside it that it imports, directly or not, wherever in the text.
 
-    Found without running them, so that every process finds the same. Of a package all files count.
+    Found without running them, so that every process finds the same. Of a package all files count. What is imported in
+    another way is found by `code`.
     """
     first = locate(source)
     found, waiting = {first}, [first]
     while waiting:
-        beside = {file for name in _imported(waiting.pop()) for file in _beside(first.parent, name)}
+        names = {name.partition(".")[0] for name in imports.mentioned_in(waiting.pop())}
+        beside = {file for name in names for file in _beside(first.parent, name)}
         waiting += beside - found
         found |= beside
     return [first, *sorted(found - {first})]
@@ -82,6 +85,7 @@ def load(source: str) -> Comparison:
     sys.modules[module.__name__] = module  # dataclasses look their module up by name
     _import_from(path.parent, [_module_name(file, path.parent) for file in files(source)[1:]])
     _forget_norms_of(path)
+    imports.begin(path)
     before = _norms()
     try:
         exec(compile(path.read_bytes(), path, "exec"), module.__dict__)  # not from a cache: keys hash the source
@@ -93,6 +97,28 @@ def load(source: str) -> Comparison:
     if not isinstance(found, Comparison):
         raise BadInput(f"Expected `{source}` to define `comparison = Comparison(...)`, got {type(found).__name__}.")
     return found
+
+
+def code(source: str, also: Iterable[str] = ()) -> dict[str, Path]:
+    """Find the user's files that decide the numbers of a comparison, by name.
+
+    These are `files`, and what this process has run since it loaded the comparison, in whatever way and wherever it
+    lies, unless it is part of Python, of normlab, or installed. To be asked after every cell has been traced.
+
+    Args:
+        source: Of the comparison.
+        also: Names of further files, as another process found them; those that are not here are left out.
+
+    Returns:
+        For each file its path in the comparison's folder, else the name of its module, so that a folder that is moved
+        has the same names.
+    """
+    path = locate(source)
+    found = imports.named([*files(source), *imports.run_by(path)], path)
+    for name in also:
+        if name not in found and (file := imports.find(name, path)):
+            found[name] = file
+    return dict(sorted(found.items()))
 
 
 _NORMS: dict[Path, set[str]] = {}
@@ -119,15 +145,6 @@ def _import_from(folder: Path, modules: list[str]) -> None:
         sys.modules.pop(name, None)
 
 
-def _imported(path: Path) -> Iterator[str]:
-    """The first parts of the names of all modules that a file imports."""
-    for node in ast.walk(_parsed(path)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module.partition(".")[0]
-
-
 def _beside(folder: Path, name: str) -> list[Path]:
     """The files in a folder that `import name` runs or may run; this package's own are not a comparison's."""
     if folder / name == _PACKAGE:
@@ -139,11 +156,3 @@ def _beside(folder: Path, name: str) -> list[Path]:
 
 def _module_name(file: Path, folder: Path) -> str:
     return ".".join(file.relative_to(folder).with_suffix("").parts).removesuffix(".__init__")
-
-
-def _parsed(path: Path) -> ast.Module:
-    """The syntax tree of a file; an empty one where there is none, which loading it will tell."""
-    try:
-        return ast.parse(path.read_text("utf-8"))
-    except (SyntaxError, UnicodeDecodeError, ValueError):
-        return ast.Module([], [])

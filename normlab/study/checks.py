@@ -14,10 +14,17 @@ if TYPE_CHECKING:
 
 
 class Checked(NamedTuple):
-    """What a comparison's data are: for each problem their hash, and words where there are any."""
+    """What a comparison's data are: for each problem their hash, words where there are any, and whose they are.
+
+    Attributes:
+        hashes: See `Program.data_hash`.
+        about: See `Program.about`.
+        libraries: See `Program.libraries`.
+    """
 
     hashes: dict[str, str]
     about: dict[str, str]
+    libraries: dict[str, tuple[str, ...]]
 
 
 class Untrainable(BadInput):
@@ -46,6 +53,7 @@ def data_of(plan: Plan) -> Checked:
     return Checked(
         hashes={problem: programs[cell].data_hash for problem, cell in first.items()},
         about={problem: about for problem, cell in first.items() if (about := programs[cell].about)},
+        libraries={problem: used for problem, cell in first.items() if (used := programs[cell].libraries)},
     )
 
 

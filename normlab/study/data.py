@@ -67,6 +67,8 @@ class Data:
         augment: How examples are changed in training, by the names of `normlab.study.augment.WAYS`.
         drawn: How much a seed draws for validation and for the test where there is no such set and the problem does not
             say it: numbers of examples, or below 1 shares.
+        libraries: Distributions that the data come from, e.g. `scikit-learn`; their versions are in the key of every
+            run.
 
     Raises:
         ValueError: For what cannot be learned from: NaN, examples of different shapes, a label missing.
@@ -81,6 +83,7 @@ class Data:
     std: tuple[float, ...] = ()
     augment: tuple[str, ...] = ()
     drawn: tuple[float, float] = (0.2, 0.2)
+    libraries: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         expect.check_fields(
@@ -194,6 +197,7 @@ def digits() -> Data:
         about=f"Scikit-learn's 1,797 digits of 8 x 8 pixels; each seed has its own split into {TRAIN:,} for training, "
         f"{VALIDATION} for validation and {TEST} for the test.",
         drawn=(VALIDATION, TEST),
+        libraries=("scikit-learn",),
     )
 
 

@@ -59,8 +59,10 @@ class Figure:
     files: tuple[Download, ...]
 
 
-def describe(analysis: Analysis, comparison: Comparison, settings: Settings, identity: Mapping[str, Any]) -> str:
-    """Give every setting as JSON text: the comparison, what was asked for, every cell, and what it ran on."""
+def describe(
+    analysis: Analysis, comparison: Comparison, settings: Settings, identity: Mapping[str, Any], outdated: str = ""
+) -> str:
+    """Give every setting as JSON text: the comparison, what was asked for, every cell, what it ran on and left out."""
     fields = ("name", "title", "question", "baseline", "margin", "default_learning_rate", "failure_limit", "fixed")
     plain = {
         "comparison": {
@@ -86,6 +88,7 @@ def describe(analysis: Analysis, comparison: Comparison, settings: Settings, ide
         "settings": dataclasses.asdict(settings),
         "cells": cells(analysis),
         "identity": dict(identity),
+        "outdated": outdated,
     }
     return json.dumps(plain, indent=2, ensure_ascii=False, default=str) + "\n"
 
@@ -147,10 +150,10 @@ def norm_keys(analysis: Analysis) -> list[str]:
 
 
 def data_files(
-    analysis: Analysis, comparison: Comparison, settings: Settings, identity: Mapping[str, Any]
+    analysis: Analysis, comparison: Comparison, settings: Settings, identity: Mapping[str, Any], outdated: str = ""
 ) -> Iterator[Download]:
     """Results, runs and settings."""
-    config = describe(analysis, comparison, settings, identity)
+    config = describe(analysis, comparison, settings, identity, outdated)
     csv, text = "text/csv;charset=utf-8", "text/plain;charset=utf-8"
     yield Download("analysis.json", text, to_json(analysis).encode(), "every number of this page but times")
     yield Download("tables/cells.csv", csv, to_csv(rows(analysis)).encode(), "a row for every norm, value and curve")

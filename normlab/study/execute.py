@@ -13,10 +13,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from normlab.study import catalogue, identity
+from normlab.study import catalogue, identity, imports
 from normlab.study.config import EVALUATE, Cell, Comparison, Record, Run, Settings
 from normlab.study.errors import BadInput, Fault, one_line
 from normlab.study.plan import Plan
@@ -32,8 +33,9 @@ Pending = Callable[[], Sequence[Run]]
 Stop = Callable[[], bool]
 Metrics = Mapping[str, float]
 
-COLLAPSED_WITHIN = 0.05
-"""A validation error within this share of chance, or above it, means that nothing was learned."""
+COLLAPSED_WITHIN = 2.5
+"""Standard errors: a validation error that is not further than this below chance means that nothing was learned. Luck
+alone takes a model that has learned nothing below that in 0.6 % of runs."""
 
 PROGRAMS_KEPT = 64
 """Compiled cells that a process keeps: evaluation comes back to a cell when its whole column has been tuned."""
@@ -204,15 +206,15 @@ def worker(task: Task) -> "CellRunner":
         Fault: If the comparison cannot be loaded, or code, versions or platform are not those of who gives the task.
     """
     from normlab.study.compilation import use_cache
-    from normlab.study.merge import differences
 
     use_cache()
     try:
-        comparison, files = catalogue.load(task.source), catalogue.files(task.source)
+        comparison = catalogue.load(task.source)
+        files = catalogue.code(task.source, identity.files_of(task.identity))
     except BadInput as error:
         raise Fault(f"Worker processes cannot start on {platform.node()}: {error}") from error
-    here = identity.describe(files, task.identity["data"], task.strategy)
-    for what, theirs, ours in differences(task.identity, here):
+    here = identity.describe(files, task.identity["data"], task.strategy, task.identity.get("libraries"))
+    for what, theirs, ours in identity.differences(_findable(task.identity, files), here):
         raise Fault(
             f"Expected workers like the process that gives them runs, got `{what}` {ours} on {platform.node()} instead "
             f"of {theirs}. Install the same there, or leave that machine out; finished runs are kept."
@@ -220,12 +222,20 @@ def worker(task: Task) -> "CellRunner":
     return CellRunner(task, comparison)
 
 
+def _findable(told: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Any]:
+    """An identity without the user's files that this process has not come to yet; see `CellRunner`."""
+    known = {name: content for name, content in identity.files_of(told).items() if name in files}
+    return {**told, "code": {**told.get("code", {}), "comparison": known}}
+
+
 def status_of(metrics: Metrics, chance: float | None) -> tuple[str, str]:
     """Judge a finished run by its metrics.
 
     Args:
-        metrics: See `train.training`; without `test` where it must not be seen.
-        chance: Error of a model that has learned nothing; `None` where that is unknown.
+        metrics: See `train.training` and `train.Program.evaluate`; without `test` where it must not be seen. Without
+            `validation_sem` the validation error is taken as exact.
+        chance: Error of a model that has learned nothing; `None` where that is unknown. On the validation examples it
+            is `validation_chance`, where that is among the metrics.
 
     Returns:
         The status, and the reason if it is not `ok`.
@@ -239,8 +249,11 @@ def status_of(metrics: Metrics, chance: float | None) -> tuple[str, str]:
         return "diverged", "Outputs are not finite after training."
     if not all(math.isfinite(metrics[name]) for name in ("validation", "test") if name in metrics):
         return "diverged", "The metric is not finite after training."
-    if chance is not None and metrics["validation"] >= chance * (1 - COLLAPSED_WITHIN):
-        return "collapsed", f"Validation error {metrics['validation']:.3g}, chance is {chance:.3g}."
+    chance = metrics.get("validation_chance", chance)
+    sem = metrics.get("validation_sem", 0.0)
+    if chance is not None and metrics["validation"] + COLLAPSED_WITHIN * sem >= chance:
+        about = f" ± {sem:.2g}" if sem else ""
+        return "collapsed", f"Validation error {metrics['validation']:.3g}{about}, chance is {chance:.3g}."
     return "ok", ""
 
 
@@ -253,6 +266,8 @@ class CellRunner:
         self._programs: OrderedDict[Cell, _Ready | Exception] = OrderedDict()
         self._data: dict[tuple[str, Any], Any] = {}
         self._lanes: dict[Cell, int] = {}
+        self._file = catalogue.locate(task.source) if identity.files_of(task.identity) else None
+        self._checked = set(self._run_here())
 
     def __call__(self, cell: Cell, runs: Sequence[Run]) -> Iterator[Record]:
         """Make the records of some runs of a cell, in order; an exception becomes a record."""
@@ -279,8 +294,31 @@ class CellRunner:
             return [make_record(self.task, run, *status, cost={"run": seconds}) for run in runs]
         return [self._finished(run, outcome, ready) for run, outcome in zip(runs, outcomes, strict=True)]
 
+    def _run_here(self) -> list[Path]:
+        return imports.run_by(self._file, mentioned=False) if self._file else []
+
+    def _not_in_key(self) -> str:
+        """Say why the key of the runs does not have all that they were made of; empty where it has.
+
+        The user's files are looked for before there are runs, when every cell has been traced. One that is imported
+        later, such as by what draws a batch, or that has changed by then, is found here.
+        """
+        known = identity.files_of(self.task.identity)
+        new = [file for file in self._run_here() if file not in self._checked]
+        for name, file in imports.named(new, self._file).items() if self._file and new else ():
+            if not file.is_file() or known.get(name) != identity.file_hash(file):
+                found = "which has changed since" if name in known else "imported during a run"
+                return (
+                    f"Expected all files that `{self.task.source}` imports to be known before its runs, got `{name}`, "
+                    f"{found}. Import it at the top of the comparison's file, and run the same command again."
+                )
+            self._checked.add(file)
+        return ""
+
     def _finished(self, run: Run, outcome: "Outcome", ready: "_Ready") -> Record:
         """The record of a finished run; of a tuning run, what is measured of test examples is dropped unseen."""
+        if why := self._not_in_key():
+            return make_record(self.task, run, "error", why, cost=_cost(ready, outcome.seconds))
         evaluated = run.stage == EVALUATE
         seen = {name: value for name, value in outcome.metrics.items() if evaluated or name in _TUNING_SEES}
         status = status_of(seen, ready.program.chance)
@@ -381,7 +419,7 @@ def build(plan: Plan, cell: Cell) -> "Program":
     return program
 
 
-_TUNING_SEES = ("validation", "train_loss", "finite", "first_nonfinite")
+_TUNING_SEES = ("validation", "validation_sem", "validation_chance", "train_loss", "finite", "first_nonfinite")
 
 
 def _kept(metrics: Mapping[str, float | None], status: str) -> dict[str, float | None]:
@@ -390,7 +428,7 @@ def _kept(metrics: Mapping[str, float | None], status: str) -> dict[str, float |
     return {name: None if status == "diverged" and name not in _ALWAYS else value for name, value in kept.items()}
 
 
-_JUDGED, _ALWAYS = ("finite", "first_nonfinite"), ("train_loss", "chance")
+_JUDGED, _ALWAYS = ("finite", "first_nonfinite", "validation_sem", "validation_chance"), ("train_loss", "chance")
 """Metrics that only make a status, and those that a diverged run keeps."""
 
 

@@ -43,7 +43,7 @@ class Fed:
         training = lowered(window_training(program, feed.steps), (rate, state), program.sees(), (n, n))
         self.fitting = training.compile()
         self._evaluation = lowered(program.evaluate, (state,), program.sees(held_out=True)).compile()
-        code = identity.code_hash(identity.sources())
+        code = identity.own_code()
         self._decides = training.as_text(), code, jax.__version__, jax.default_backend(), program.data_hash
 
     def train(self, learning_rates: Sequence[float], seeds: Sequence[int]) -> Iterator[Outcome]:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from normlab.study import catalogue, checks, execute, identity
 from normlab.study.arguments import Request
-from normlab.study.config import RETRIED, Cell, Comparison, Record, Run, Settings, content_key
+from normlab.study.config import RETRIED, Cell, Comparison, Record, Run, Settings
 from normlab.study.errors import BadInput, Fault, one_line
 from normlab.study.local import Local
 from normlab.study.plan import Plan
@@ -73,12 +73,14 @@ class Outcome:
         records: Of this and earlier invocations, as far as they are current.
         done: How many of the planned runs have a record.
         planned: How many runs there are, about as many while tuning goes on.
+        outdated: See `identity.outdated`.
     """
 
     header: Header
     records: list[Record]
     done: int
     planned: int
+    outdated: str = ""
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,10 @@ class Invocation:
                 about=task.about,
             )
             self.store.write_header(header)
-            known = current(self.plan, task.identity, self.store.records())
+            found = self.store.records()
+            known = current(self.plan, task.identity, found)
+            if outdated := identity.outdated(task.identity, found):
+                self._print(outdated)
             try:
                 done, planned = self._execute(task, cells, known, ways, start + ways.time_budget)
             except RuntimeError as error:
@@ -176,13 +181,15 @@ class Invocation:
                 header = replace(header, wall_seconds=spent + monotonic() - start)
                 with suppress(Fault):  # where the disk is full, that has been said
                     self.store.write_header(header)
-        return Outcome(header=header, records=list(known.values()), done=done, planned=planned)
+        records = list(known.values())
+        return Outcome(header=header, records=records, done=done, planned=planned, outdated=outdated)
 
     def dry_run(self, ways: Ways) -> None:
         """Check everything and print the plan."""
         task = self.task(ways)
-        done = self.plan.relevant(current(self.plan, task.identity, self.store.records()).values())
-        self._print("\n".join(self._described(done)))
+        found = self.store.records()
+        done = self.plan.relevant(current(self.plan, task.identity, found).values())
+        self._print("\n".join([*self._described(done), *filter(None, [identity.outdated(task.identity, found)])]))
 
     def report(self, header: Header, *, show: bool = False) -> int:
         """Print and write the report of what is in the folder.
@@ -202,10 +209,13 @@ class Invocation:
                 self._print(f"Left out `{path}`, which does not hold the run that it should; `normlab run` repeats it.")
             found = self.store.records()
             records = list(current(self.plan, header.identity, found).values())
+            outdated = identity.outdated(header.identity, found)
             if not records:
-                return self._nothing_to_report(len(found))
+                return self._nothing_to_report(len(found), outdated)
             analysed = analysis.analyse(self.comparison, self.settings, records)
             report.print_table(analysed, self.console)
+            if outdated:
+                self._print(outdated)
             path = report.write_html(
                 analysed,
                 self.store.directory,
@@ -215,6 +225,7 @@ class Invocation:
                 command=header.command,
                 wall_seconds=header.wall_seconds,
                 about=header.about,
+                outdated=outdated,
             )
         self._print(f"Report: {path}")
         if show and _has_display():
@@ -237,11 +248,11 @@ class Invocation:
         share = not isinstance(ways.executor, Local) or (ways.executor.jobs or 1) > 1
         strategy = ways.strategy or execute.choose_strategy(alone=not source, share=share, devices=self.plan.devices)
         ways.executor.check(strategy, self.output)
-        files = catalogue.files(source) if source else []
         checked = checks.data_of(self.plan)
-        described = identity.describe(files, checked.hashes, strategy)
+        files = catalogue.code(source) if source else {}  # now that all cells have been traced
+        described = identity.describe(files, checked.hashes, strategy, checked.libraries)
         if not source:
-            described["code"] = content_key(described["code"], _token(self.comparison))
+            described["code"]["object"] = _token(self.comparison)
         return execute.Task(
             source=source, settings=self.settings, identity=described, strategy=strategy, about=checked.about
         )
@@ -281,11 +292,11 @@ class Invocation:
         header = self.store.header()
         return header.wall_seconds if header and header.identity == described else 0.0
 
-    def _nothing_to_report(self, others: int) -> int:
+    def _nothing_to_report(self, others: int, outdated: str) -> int:
         if others:
             raise BadInput(
                 f"Expected runs of `{self.settings.source}` as it is now in `{self.output}`, got {others} of something "
-                "else: the comparison has changed since. Run it again."
+                f"else: {outdated or 'the comparison has changed since.'} Run it again."
             )
         self._print("No run has finished yet.")
         return OK

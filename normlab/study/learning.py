@@ -16,7 +16,7 @@ from normlab.study.data import Data, composed, data_hash, divided, shuffled, siz
 from normlab.study.networks import Network
 from normlab.study.problems import MEAN_SQUARED_ERROR, MISCLASSIFICATION, Error, Loss, Optimizer, check_transformation
 from normlab.study.streamed import WINDOW_BYTES, Streamed
-from normlab.study.train import Arrays, Feed, Program, mesh_of, shared_out
+from normlab.study.train import Arrays, Feed, Program, mesh_of, shared_out, standard_error
 
 EVALUATED_AT_ONCE = 1024
 """Held-out examples that go through the model together."""
@@ -216,6 +216,7 @@ def learn(
         return {
             **{metric.name: _numbers(metric.name, aside.get(metric.name, jnp.nan), [()]) for metric in side},
             "validation": errors[:validating].mean(),
+            "validation_sem": standard_error(errors[:validating]),
             "test": errors[validating:].mean(),
             "finite": finite,
         }
@@ -264,6 +265,7 @@ def learn(
         at_end=all(one.at_end for one in series),
         about=data.about,
         feed=feed,
+        libraries=data.libraries,
     )
 
 
@@ -295,6 +297,7 @@ def _feed(
         shapes=(shapes(sizes[0]), shapes(sizes[1])),
         metrics=lambda errors: {
             "validation": errors[:validating].mean(),
+            "validation_sem": float(standard_error(errors[:validating])),
             "test": errors[validating:held_out].mean(),
         },
     )

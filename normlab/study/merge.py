@@ -1,7 +1,7 @@
 """Putting folders of one comparison together: the parts of `--shard`, or what several machines of one kind ran."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +40,6 @@ def merge(folders: Sequence[Path], output: Path, command: str) -> Header:
     return header
 
 
-def differences(one: Any, other: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two trees of mappings differ: `versions jax`, and both values."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        for key in sorted({*one, *other}, key=str):
-            yield from differences(one.get(key), other.get(key), f"{name} {key}".strip())
-    elif one != other:
-        yield name, one, other
-
-
 def _header(folder: Path) -> Header:
     header = Store(folder).header()
     if header is None:
@@ -58,7 +49,7 @@ def _header(folder: Path) -> Header:
 
 def _check_same(first: Path, header: Header, folder: Path, other: Header) -> None:
     ours, theirs = (_comparable(side) for side in (header, other))
-    for what, one, two in differences(ours, theirs):
+    for what, one, two in identity.differences(ours, theirs):
         raise BadInput(
             f"Expected folders of one comparison with the same settings, code, versions and kind of machine, got "
             f"`{what}` {_short(one)} in `{first}` and {_short(two)} in `{folder}`."
@@ -95,7 +86,7 @@ def _union(folders: Mapping[Path, Header], header: Header) -> dict[str, tuple[Pa
 def _contradiction(before: Path, held: Record, folder: Path, record: Record) -> str:
     cell = record.run.cell
     ours, theirs = ({"status": side.status, **side.metrics} for side in (held, record))
-    name, one, two = next(differences(ours, theirs))
+    name, one, two = next(identity.differences(ours, theirs))
     return (
         f"Expected a run to have the same numbers everywhere, got `{name}` {one} in `{before}` and {two} in `{folder}` "
         f"for run {record.key[:12]} (`{cell.norm}` on `{cell.problem}`, seed {record.run.seed}). "

@@ -30,7 +30,7 @@ from normlab.study.stream_problems import (
     SETTLED,
 )
 from normlab.study.streams import Source, Stream, bursts
-from normlab.study.train import Arrays, Program
+from normlab.study.train import Arrays, Program, standard_error
 
 
 class Passing(NamedTuple):
@@ -144,6 +144,7 @@ def prequential(
     alike = _places(first, *_arrivals(n, 0, batch_size, varying))  # the same for all seeds unless bursts vary
     steps = len(_arrivals(n, 0, batch_size, varying)[0])
     scored = 0 if source.replicated else round(PREFIX * n)
+    chance_before = _chance(first, error, slice(scored)) if scored else None
     path = _first_running(network, first.inputs[:1])
     lag_of = partial(_lag, network, path, window=n // PARTS) if path else None
     does = Pass(
@@ -208,6 +209,8 @@ def prequential(
         return {
             **{metric.name: found.get(metric.name, jnp.nan) for metric in side},
             "validation": state.errors[: scored or n].mean(),
+            "validation_sem": standard_error(state.errors[: scored or n]),
+            **({} if chance_before is None else {"validation_chance": jnp.float32(chance_before)}),
             "test": state.errors[scored:].mean(),
             "finite": jnp.isfinite(state.errors).all(),
         }
@@ -224,9 +227,10 @@ def prequential(
         evaluate=evaluate,
         steps=steps,
         last=max(1, steps // PARTS),
-        chance=_chance(first, error),
+        chance=_chance(first, error, slice(scored, n)),
         series=series,
         about=first.about,
+        libraries=tuple(dict.fromkeys((*source.libraries, *(["river"] if side else [])))),  # of the baselines
     )
 
 
@@ -481,9 +485,11 @@ def _cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
 
 
-def _chance(stream: Stream, error: Error) -> float | None:
-    """The error of the best constant answer between two drifts."""
+def _chance(stream: Stream, error: Error, part: slice) -> float | None:
+    """The error of the best constant answer between two drifts, over a part of the stream."""
     if error.function is not MISCLASSIFICATION.function:
         return None
-    concepts = np.split(stream.labels, stream.drifts)
-    return float(1 - sum(np.bincount(labels).max() for labels in concepts) / len(stream.labels))
+    concept = np.searchsorted(stream.drifts, np.arange(len(stream.labels)), side="right")
+    labels, concept = stream.labels[part], concept[part]
+    right = sum(np.bincount(labels[concept == one]).max() for one in np.unique(concept))
+    return float(1 - right / len(labels))

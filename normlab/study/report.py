@@ -34,6 +34,7 @@ def write_html(
     command: str,
     wall_seconds: float,
     about: Mapping[str, str] | None = None,
+    outdated: str = "",
 ) -> Path:
     """Write `report.html`, which opens offline, `analysis.json`, and the folders `tables` and `figures` beside it.
 
@@ -48,11 +49,12 @@ def write_html(
         command: What reproduces it.
         wall_seconds: Time from start to end.
         about: What the data of problems are, in words.
+        outdated: Which records of the folder are in none of the numbers, and why; see `identity.outdated`.
 
     Returns:
         The path of the HTML file.
     """
-    data = list(data_files(analysis, comparison, settings, identity))
+    data = list(data_files(analysis, comparison, settings, identity, outdated))
     latex, figures, series = latex_files(analysis), figure_files(analysis), series_files(analysis)
     page = _template().render(
         analysis=analysis,
@@ -76,6 +78,7 @@ def write_html(
         command=command,
         toml=to_toml(settings, comparison),
         wall_seconds=wall_seconds,
+        outdated=outdated,
     )
     drawn = [*figures.values(), *(figure for _, figure, _ in series)]
     files = [*data, *latex.values(), *(table for _, _, table in series), *(f for figure in drawn for f in figure.files)]

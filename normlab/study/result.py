@@ -31,12 +31,14 @@ class Result:
         settings: What was asked for.
         records: One for every run.
         header: Identity, command and time, as in a folder.
+        outdated: How many records of a folder are of another identity, and why; empty where none are.
     """
 
     comparison: Comparison
     settings: Settings
     records: tuple[Record, ...]
     header: Header
+    outdated: str = ""
 
     @cached_property
     def analysis(self) -> "Analysis":
@@ -86,6 +88,7 @@ class Result:
             command=self.header.command,
             wall_seconds=self.header.wall_seconds,
             about=self.header.about,
+            outdated=self.outdated,
         )
 
 
@@ -148,7 +151,13 @@ def run(
         outcome = invocation.complete(Ways.of(request))
     except Fault as error:
         raise Fault(f"{error}{_HINT if source and 'cannot start' in str(error) else ''}") from error
-    return Result(comparison=found, settings=settings, records=tuple(outcome.records), header=outcome.header)
+    return Result(
+        comparison=found,
+        settings=settings,
+        records=tuple(outcome.records),
+        header=outcome.header,
+        outdated=outcome.outdated,
+    )
 
 
 def _path_of_comparison(value: Any) -> str:

@@ -28,17 +28,17 @@ SHORTEST = 88 * WINDOW + 1
 
 def rows() -> Data:
     """Give digits as 8 steps of the 8 pixels of a row."""
-    return Data(digits().inputs[..., 0], digits().labels)
+    return _of_digits(digits().inputs[..., 0])
 
 
 def pixels() -> Data:
     """Give digits as 64 steps of one pixel, row by row."""
-    return Data(digits().inputs.reshape(-1, 64, 1), digits().labels)
+    return _of_digits(digits().inputs.reshape(-1, 64, 1))
 
 
 def permuted() -> Data:
     """Give digits as 64 steps of one pixel, in an order that is the same for all: a permutation, each pixel once."""
-    return Data(pixels().inputs[:, order()], digits().labels)
+    return _of_digits(pixels().inputs[:, order()])
 
 
 def order() -> np.ndarray:
@@ -127,6 +127,10 @@ def unigram_bits(data: Data) -> float:
     counts = np.bincount(data.labels[:train].ravel(), minlength=SYMBOLS) + 1
     held_out = data.labels[train : train + data.validation]
     return float(-np.log2(counts / counts.sum())[held_out].mean())
+
+
+def _of_digits(inputs: np.ndarray) -> Data:
+    return Data(inputs, digits().labels, libraries=digits().libraries)
 
 
 def _topics() -> tuple[str, bytes]:

@@ -102,12 +102,14 @@ class Source:
         replicated: Whether each seed gives another stream; where there is one real stream, every seed gives the same.
         content: Gives what decides the arrays besides the seed, as something JSON can hold; then they are made once and
             kept on disk. `None` to make them every time.
+        libraries: Distributions that the stream comes from, e.g. `river`.
     """
 
     name: str
     make: Callable[[int], Stream]
     replicated: bool
     content: Callable[[], Any] | None = None
+    libraries: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the fields.
@@ -193,7 +195,7 @@ def synthetic(
             options=options,
         ),
         replicated=True,
-        river=True,
+        libraries=("river",),
     )
 
 
@@ -209,7 +211,7 @@ def bundled(name: str, *, standardize: bool = True) -> Source:
     """
     if name not in _BUNDLED:
         raise BadInput(f"Expected a data set of river's, got `{name}`. {nearest(name, _BUNDLED)}")
-    return _source(name, partial(_bundled, name=name, standardize=standardize), river=True)
+    return _source(name, partial(_bundled, name=name, standardize=standardize), libraries=("river",))
 
 
 def recorded(name: str, data_dir: str | os.PathLike[str] | None = None, *, standardize: bool = True) -> Source:
@@ -304,7 +306,8 @@ def split_digits(*, per_task: int = 290, held_out: int = 60) -> Source:
     Raises:
         BadInput: If there are not so many; when the stream is asked for.
     """
-    return _source("split-digits", partial(_split_digits, per_task=per_task, held_out=held_out), replicated=True)
+    make = partial(_split_digits, per_task=per_task, held_out=held_out)
+    return _source("split-digits", make, replicated=True, libraries=("scikit-learn",))
 
 
 def permuted_digits(*, tasks: int = 5, per_task: int = 1437, held_out: int = 360) -> Source:
@@ -321,7 +324,7 @@ def permuted_digits(*, tasks: int = 5, per_task: int = 1437, held_out: int = 360
     if tasks < 1:
         raise BadInput(f"Expected at least 1 task, got {tasks}.")
     make = partial(_permuted_digits, tasks=tasks, per_task=per_task, held_out=held_out)
-    return _source("permuted-digits", make, replicated=True)
+    return _source("permuted-digits", make, replicated=True, libraries=("scikit-learn",))
 
 
 def bursts(n: int, size: int, *, varying: bool = False, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -432,20 +435,24 @@ _RECORDED = {
 }
 
 
+def _version(library: str) -> str:
+    return river_version() if library == "river" else version(library)
+
+
 def _source(
     name: str,
     make: "partial[Stream]",
     *,
     replicated: bool = False,
-    river: bool = False,
+    libraries: tuple[str, ...] = (),
     files: Sequence[str] = (),
 ) -> Source:
-    """A source that is known by what its function is given, what its files hold, and river's version."""
+    """A source that is known by what its function is given, what its files hold, and the versions of libraries."""
 
     def content() -> list[Any]:
-        return [make.func.__name__, make.keywords, list(map(_sha256, files)), river_version() if river else ""]
+        return [make.func.__name__, make.keywords, list(map(_sha256, files)), list(map(_version, libraries))]
 
-    return Source(name, make, replicated, content)
+    return Source(name, make, replicated, content, libraries)
 
 
 def _check_synthetic(

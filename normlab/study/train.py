@@ -53,7 +53,9 @@ class Program:
         init: `seed -> state`, a pytree of arrays that holds all that the seed decides: split, parameters, order.
         step: `(state, t, learning_rate, data) -> (state, loss)` for t = 0, 1, ..., `steps - 1`.
         evaluate: `(state, data) -> metrics`: scalars `validation`, `test` and `finite` (whether all outputs are finite:
-            the argmax of NaN is class 0, so an error alone does not show it); others are kept beside them.
+            the argmax of NaN is class 0, so an error alone does not show it); `validation_sem`, the standard error of
+            `validation`, and `validation_chance`, chance on the validation examples where that is another, say what
+            has collapsed (see `execute.status_of`); others are kept beside them.
         steps: Number of updates.
         last: Over how many of the last steps `train_loss` is averaged.
         chance: The metric of a model that has learned nothing; `None` where there is no such number.
@@ -62,6 +64,8 @@ class Program:
         at_end: Whether series are measured at the end alone, and are NaN before.
         about: What the data are, in words, for the report.
         feed: Where the rest of the data comes from while the program runs; `None` if all of them are in `data`.
+        libraries: Distributions beside JAX, Flax, Optax and NumPy that decide its numbers, e.g. `river`; their versions
+            are in the key of every run.
     """
 
     data: Mapping[str, np.ndarray]
@@ -77,6 +81,7 @@ class Program:
     about: str = ""
     feed: Feed | None = None
     marks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    libraries: tuple[str, ...] = ()
 
     @property
     def data_hash(self) -> str:
@@ -116,6 +121,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def shared_out(tree: Any, mesh: Mesh | None) -> Any:
     """Divide the first axis of arrays among the devices, within a compiled program."""
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec("data")))
+
+
+def standard_error(errors: jax.Array | np.ndarray) -> jax.Array:
+    """The standard error of the mean of the errors of examples, one for each."""
+    return jnp.asarray(errors, jnp.float32).std() / len(errors) ** 0.5
 
 
 def training(program: Program) -> Callable[[jax.Array, Any, Arrays], Trained]:

@@ -9,7 +9,6 @@ from normlab.study import catalogue, checks, execute, identity
 from normlab.study.config import EVALUATE, Comparison, Record, Settings
 from normlab.study.errors import BadInput, Fault
 from normlab.study.local import Local
-from normlab.study.merge import differences
 from normlab.study.plan import Plan
 
 
@@ -94,8 +93,10 @@ def verify(comparison: Comparison, settings: Settings, record: Record) -> Verifi
         )
 
     strategy = execute.choose_strategy(devices=plan.devices)
-    data = {cell.problem: checks.traced(plan, cell).data_hash}
-    now = identity.describe(catalogue.files(settings.source), data, strategy)
+    program = checks.traced(plan, cell)
+    files = catalogue.code(settings.source, identity.files_of(record.identity))
+    libraries = {cell.problem: program.libraries}
+    now = identity.describe(files, {cell.problem: program.data_hash}, strategy, libraries)
     task = execute.Task(source=settings.source, settings=settings, identity=now, strategy=strategy)
     made: list[Record] = []
     try:
@@ -103,5 +104,5 @@ def verify(comparison: Comparison, settings: Settings, record: Record) -> Verifi
             made.append(repeated)
     except RuntimeError as error:
         raise Fault(str(error)) from error
-    changed = tuple(differences(record.identity, made[0].identity))
+    changed = tuple(identity.differences(record.identity, made[0].identity))
     return Verification(recorded=record, repeated=made[0], identity=changed)
