@@ -61,7 +61,7 @@ class Figure:
 
 def describe(analysis: Analysis, comparison: Comparison, settings: Settings, identity: Mapping[str, Any]) -> str:
     """Give every setting as JSON text: the comparison, what was asked for, every cell, and what it ran on."""
-    fields = ("name", "title", "question", "baseline", "margin", "default_learning_rate", "failure_limit", "fixed")
+    fields = ("name", "title", "question", "baseline", "margin", "default_learning_rate", "fixed")
     plain = {
         "comparison": {
             **{name: getattr(comparison, name) for name in fields},
