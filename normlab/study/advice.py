@@ -1,10 +1,10 @@
 """What to use: which norm at which factor value, how sure, and what it costs; or that the data cannot decide.
 
 The rule, for every column of a curve that advises: recommended is the norm with the lowest mean error, failed runs
-counted as the worst error, among those that are not shown worse than the best of the runs that ended well, nor to fail
-more often. It is sure where intervals rule out that another norm is better by more than the margin, and there are so
-many runs that a failure mode of one run in ten would have been seen. Step times, which depend on what else the machine
-did, are shown and decide nothing.
+counted as the worst error, unless it is shown to be worse than another where both train, or to fail more often; then
+none is. It is sure where intervals rule out that another norm is better by more than the margin, and there are so many
+runs that a failure mode of one run in ten would have been seen. Step times, which depend on what else the machine did,
+are shown and decide nothing.
 """
 
 import math
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from normlab.study import words
 from normlab.study.analysis import Analysis, CellResult, CurveResult, Failures, Gap, ProblemResult, Standing
-from normlab.study.config import Settings, Value
+from normlab.study.config import Value
 from normlab.study.statistics import (
     CAUTIOUS,
     FEWEST_TO_RECOMMEND,
@@ -106,6 +106,24 @@ def recommend(analysis: Analysis) -> Recommendation:
         sentences=tuple(part.sentence() for part in parts),
         choices=tuple(choice for part in parts for choice in part.choices),
     )
+
+
+def support(seeds: int, norms: int) -> str:
+    """Say what so many seeds cannot support, whatever the runs will be; empty where that is nothing.
+
+    Args:
+        seeds: Evaluation seeds.
+        norms: How many are compared.
+    """
+    sure, alike = runs_to_see(norms - 1), runs_to_see()
+    if seeds < FEWEST_TO_RECOMMEND:
+        few = f"no recommendation, which takes {FEWEST_TO_RECOMMEND}, or {sure} to be sure"
+    elif seeds < sure:
+        few = f"recommendations for now, none that is sure: with {words.count(norms, 'norm')} that takes {sure}"
+    else:
+        return ""
+    equivalent = f", and {alike} to call norms equivalent" if seeds < alike else ""
+    return f"{words.count(seeds, 'seed')} can support {few}{equivalent}."
 
 
 class _Part:
@@ -203,9 +221,9 @@ class _Part:
         """`layer norm is lowest, but fails in 12 of 40 runs, and batch norm in 0 of 40`."""
         cells = {cell.norm: cell for cell in self.curve.cells if cell.value == standing.value}
         assert norm and standing.counted
-        ours, theirs = cells[norm].failures, cells[standing.best or standing.counted].failures
+        ours, theirs = cells[norm].failures, cells[standing.counted].failures
         text = f"{self._name(norm)} has the lowest error, but fails in {ours.k} of {words.count(ours.n, 'run')}"
-        other = standing.best or standing.counted
+        other = standing.counted
         return text if other == norm else f"{text}, and {self._name(other)} in {theirs.k} of {theirs.n}"
 
     def _uses(self, chosen: Sequence[Choice]) -> str:
@@ -241,8 +259,8 @@ class _Part:
         runs = min(choice.failures.n for choice in chosen if choice.failures and not choice.sure)
         missed = words.percent((1 - UNSEEN) ** runs, 0)
         return (
-            f" in runs like these, but what goes wrong in one run of ten is missed by {words.count(runs, 'run')} with a "
-            f"chance of {missed} %, and by {max(needed)} hardly"
+            f" in runs like these, but {words.count(runs, 'run')} miss what goes wrong in one of ten with a chance of "
+            f"{missed} % ({max(needed)} seeds would be sure)"
         )
 
     def _when_trained(self, chosen: Sequence[Choice]) -> str:
@@ -347,7 +365,7 @@ def _seeds_needed(gaps: Mapping[str, Gap], undecided: Sequence[str], enough: int
     """About how many seeds settle those that are undecided, but at least enough; `None` where one is unknown."""
     needed = [gap.seeds_needed if (gap := gaps.get(norm)) else None for norm in undecided]
     known = [number for number in needed if number is not None]
-    return max(enough, *known) if len(known) == len(needed) else None
+    return max([enough, *known]) if len(known) == len(needed) else None
 
 
 def _ratio(steps: Mapping[str, float], norm: str, other: float | None) -> float | None:

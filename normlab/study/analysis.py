@@ -232,8 +232,8 @@ class Standing:
     Attributes:
         trained: The norm with the lowest mean error over runs that ended well; `None` where there are too few runs.
         counted: The norm with the lowest mean error with failed runs counted; likewise.
-        best: The norm with the lowest such mean among those that are not shown worse than `trained` where they train,
-            nor than `counted` with failures counted, nor to fail more often than either; `None` where there is none.
+        best: That norm, unless it is shown to be worse than `trained` over runs that ended well, or to fail more often:
+            an order that failures reverse gives no best norm, `None`.
         gaps: Every other norm against `best`; a gap's `verdict` is `worse` where that is shown.
     """
 
@@ -773,7 +773,8 @@ def gaps_to(column: Sequence[CellResult], reference: str, margin: float, claims:
     against = next(cell for cell in column if cell.norm == reference)
     cells = [cell for cell in column if cell.norm != reference and not cell.invalid]
     trained = _Family([_difference(cell.points, against.points) for cell in cells], margin)
-    counted = _Family([_difference(*_all_runs(cell, against)) for cell in cells], margin)
+    some_failed = any(cell.failures.k for cell in (against, *cells))
+    counted = _Family([_difference(*_all_runs(cell, against)) for cell in cells], margin) if some_failed else trained
     return {
         cell.norm: _gap(cell, against, trained, counted, place, claims)
         for place, cell in enumerate(cells)
@@ -824,9 +825,7 @@ def _with_change(cell: CellResult, cells: Sequence[CellResult], reference: Value
     return cell if change.mean is None else dataclasses.replace(cell, change=change)
 
 
-def _gap(
-    cell: CellResult, against: CellResult, trained: _Family, counted: _Family, place: int, claims: bool
-) -> Gap:
+def _gap(cell: CellResult, against: CellResult, trained: _Family, counted: _Family, place: int, claims: bool) -> Gap:
     alone, alone_against = _failed_alone(cell, against), _failed_alone(against, cell)
     gap = Gap(
         reference=against.norm,
@@ -906,17 +905,15 @@ def _standing(value: Value, column: Sequence[CellResult], margin: float, claims:
     if not cells:
         return Standing(value=value, trained=None, counted=None, best=None, gaps={})
     trained, counted = min(cells, key=_mean), min(cells, key=_mean_counted)
-    to_trained, to_counted = (gaps_to(column, cell.norm, margin, claims) for cell in (trained, counted))
-
-    def qualifies(cell: CellResult) -> bool:
-        over, all_runs = to_trained.get(cell.norm), to_counted.get(cell.norm)
-        shown_worse = (over and over.when_trained == WORSE) or (all_runs and _worse(all_runs.counted, margin))
-        return not shown_worse and not any(gap and gap.fails_more for gap in (over, all_runs))
-
-    best = min(filter(qualifies, cells), key=_mean_counted, default=None)
-    gaps = gaps_to(column, best.norm, margin, claims) if best else {}
+    gaps = gaps_to(column, counted.norm, margin, claims)
+    lost = gaps.get(trained.norm)
+    reversed_ = lost is not None and (lost.when_trained == BETTER or lost.fails_less)
     return Standing(
-        value=value, trained=trained.norm, counted=counted.norm, best=best.norm if best else None, gaps=gaps
+        value=value,
+        trained=trained.norm,
+        counted=counted.norm,
+        best=None if reversed_ else counted.norm,
+        gaps={} if reversed_ else gaps,
     )
 
 
@@ -927,10 +924,6 @@ def _mean(cell: CellResult) -> float:
 def _mean_counted(cell: CellResult) -> tuple[float, float]:
     mean = cell.error_counting_failures.mean
     return math.inf if mean is None else mean, _mean(cell)
-
-
-def _worse(difference: Difference, margin: float) -> bool:
-    return verdict(difference.interval, margin) == WORSE
 
 
 def _minimal_difference(cells: Sequence[CellResult], seeds: int) -> float | None:

@@ -27,7 +27,7 @@ FEWEST_TO_RECOMMEND = 5
 """Runs below which no test shows that a norm fails more often, even if all its runs fail: 1 / 2**5 is within 5 %."""
 
 _MOST_SIGN_FLIPS = 22
-"""Pairs up to which all sign flips are enumerated: 2 million sums."""
+"""Pairs up to which all sign flips are counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,10 +266,14 @@ def seeds_needed(
 
 
 def minimal_difference(sd: float, n: int, *, level: float = 0.95, power: float = 0.8) -> float:
-    """Give the smallest true difference that `n` replicates of spread `sd` find with chance `power` (approximate)."""
+    """Give the smallest true difference that `n` replicates of spread `sd` find with chance `power` (approximate).
+
+    The last factor is what Hall's interval costs beside Student's, fitted to simulations of normal data.
+    """
     if n < 2:
         return math.inf
-    return (_t_quantile((1 + level) / 2, n - 1) + _t_quantile(power, n - 1)) * sd / math.sqrt(n)
+    student = (_t_quantile((1 + level) / 2, n - 1) + _t_quantile(power, n - 1)) * sd / math.sqrt(n)
+    return student * (1 + 8 / n**2)
 
 
 def _matched(a: np.ndarray, b: np.ndarray, level: float) -> Difference:
@@ -367,11 +371,21 @@ def _sign_flip(difference: np.ndarray) -> float | None:
     """The share of the 2**n sign patterns whose sum is at least as far from zero as the observed one."""
     if not 2 <= len(difference) <= _MOST_SIGN_FLIPS:
         return None
-    sums = difference[:1]  # by symmetry the first sign stays
-    for value in difference[1:]:
+    reached = abs(difference.sum()) - 1e-9 * np.abs(difference).sum()
+    if reached <= 0:
+        return 1.0
+    middle = len(difference) // 2
+    left, right = (_signed_sums(part) for part in (difference[:middle], difference[middle:]))
+    right.sort()
+    above = len(right) - np.searchsorted(right, reached - left)  # as many are below minus that
+    return 2 * float(above.sum()) / (len(left) * len(right))
+
+
+def _signed_sums(values: np.ndarray) -> np.ndarray:
+    sums = np.zeros(1)
+    for value in values:
         sums = np.concatenate([sums + value, sums - value])
-    observed = abs(difference.sum())
-    return float(np.mean(np.abs(sums) >= observed - 1e-9 * np.abs(difference).sum()))
+    return sums
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
