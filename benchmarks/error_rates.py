@@ -9,6 +9,7 @@ of runs.
 
 import argparse
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -120,7 +121,7 @@ def intervals(first: Numbers, second: Numbers, level: float, *, hall: bool = Tru
     mean = [np.nanmean(part, 1) for part in parts]
     squares = [np.nanvar(part, 1, ddof=1) / size for part, size in zip(parts, n, strict=True)]
     third = [_third(part, size, middle) for part, size, middle in zip(parts, n, mean, strict=True)]
-    error = np.sqrt(np.maximum(sum(squares), 1e-300))
+    error = np.sqrt(np.maximum(sum(squares), 1e-60))
     if len(parts) == 1:
         centre, freedom, tail = mean[0], n[0] - 1.0, third[0]
     else:
@@ -177,8 +178,8 @@ def power(seeds: int, simulations: int) -> dict[str, tuple[float, float]]:
 
     rates: dict[str, tuple[float, float]] = {}
     for name, rate in ((BETTER, better), (EQUIVALENT, alike)):
-        sizes = np.linspace(0.02, 3, 300)
-        size = next(size for size in sizes if rate(size, True) >= 0.8)
+        sizes = np.linspace(0.02, 3, 300).tolist()
+        size = sizes[bisect_left(sizes, 0.8, key=lambda size, rate=rate: rate(size, True))]
         rates[name] = rate(size, False), rate(size, True)
     return rates
 
@@ -362,6 +363,7 @@ class Learner:
         return (self.features @ weights).argmax(1) != self.labels
 
 
+@threadpool_limits.wrap(1)  # matrices are small
 def optimism(simulations: int) -> tuple[float, float]:
     """What the test error of other seeds gains, in points, where tuning has seen examples of it, and its deviation.
 
@@ -378,6 +380,7 @@ def optimism(simulations: int) -> tuple[float, float]:
     return float(np.mean(gains)), float(np.std(gains) / math.sqrt(simulations))
 
 
+@threadpool_limits.wrap(1)
 def missed(simulations: int, *, fixed: bool, seeds: int = 10, splits: int = 200) -> float:
     """How often the interval of two learners' difference misses what it is over all splits of the data.
 
@@ -476,9 +479,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--simulations", type=int, default=5_000, help="of each difference (default: 5000)")
     parser.add_argument("--reports", type=int, default=1_000, help="of whole comparisons (default: 1000)")
     given = parser.parse_args(arguments)
-    with threadpool_limits(1):  # matrices are small
-        for text in tables(given.simulations, given.reports):
-            print(text, end="\n\n", flush=True)
+    for text in tables(given.simulations, given.reports):
+        print(text, end="\n\n", flush=True)
 
 
 if __name__ == "__main__":

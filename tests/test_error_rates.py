@@ -27,7 +27,7 @@ def test_the_script_has_the_intervals_of_the_library(noise: rates.Noise) -> None
         assert found == pytest.approx((low[row], high[row]), rel=1e-6)
 
 
-@pytest.mark.parametrize("seeds", [5, 10, 20, 30, 46])
+@pytest.mark.parametrize("seeds", [10, 30])
 @pytest.mark.parametrize("noise", rates.NOISES, ids=lambda noise: noise.title)
 def test_norms_that_differ_are_rarely_called_equivalent(noise: rates.Noise, seeds: int) -> None:
     assert rates.false_equivalent(noise, seeds, SIMULATIONS) <= LEVEL + tolerance(SIMULATIONS)
@@ -43,7 +43,7 @@ def test_without_a_minimum_of_runs_they_would_be() -> None:
 
 @pytest.mark.parametrize("seeds", [5, 10, 20, 30])
 def test_at_most_a_fifth_of_the_power_is_lost(seeds: int) -> None:
-    found = rates.power(seeds, 10_000)
+    found = rates.power(seeds, 5_000)
     for name in (BETTER,) if seeds < runs_to_see() else (BETTER, EQUIVALENT):
         ours, students = found[name]
         assert students == pytest.approx(0.8, abs=0.05) and ours >= 0.79 * students
@@ -51,23 +51,24 @@ def test_at_most_a_fifth_of_the_power_is_lost(seeds: int) -> None:
 
 @pytest.mark.parametrize("seeds", [10, 20, 40])
 def test_a_norm_that_collapses_at_hard_seeds_is_neither_better_nor_recommended(seeds: int) -> None:
-    said = rates.hard_seeds(seeds, 200)
-    assert said["better"] <= LEVEL + tolerance(200) and said["use"] <= LEVEL + tolerance(200)
+    said = rates.hard_seeds(seeds, 100)
+    assert said["better"] <= LEVEL + tolerance(100) and said["use"] <= LEVEL + tolerance(100)
 
 
-@pytest.mark.parametrize("seeds", [10, 30, 46])
 @pytest.mark.parametrize("field", rates.FIELDS, ids=lambda field: field.title)
-def test_a_wrong_recommendation_is_rarely_sure(field: rates.Field, seeds: int) -> None:
-    wrong, right = rates.sure(field, seeds, 100)
-    assert wrong <= LEVEL + tolerance(100)
-    if field is rates.FIELDS[0]:
-        assert right == (seeds >= runs_to_see())
+def test_a_wrong_recommendation_is_rarely_sure(field: rates.Field) -> None:
+    wrong, _ = rates.sure(field, runs_to_see(len(field.means) - 1), 60)
+    assert wrong <= LEVEL + tolerance(60)
+
+
+def test_a_right_recommendation_is_sure_from_the_minimum_of_runs_on() -> None:
+    assert [rates.sure(rates.FIELDS[0], seeds, 20) for seeds in (28, 29)] == [(0.0, 0.0), (0.0, 1.0)]
 
 
 def test_columns_of_one_norm_under_many_names_claim_a_difference_at_most_at_the_level() -> None:
-    found = rates.alike_reports(60)
-    assert found["column"] <= LEVEL + tolerance(300)
-    assert found["report"] <= 5 * LEVEL + 3 * math.sqrt(0.25 * 0.75 / 60)
+    found = rates.alike_reports(30)
+    assert found["column"] <= LEVEL + tolerance(150)
+    assert found["report"] <= 5 * LEVEL + 3 * math.sqrt(0.25 * 0.75 / 30)
 
 
 def test_the_script_prints_its_tables(capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,5 +78,5 @@ def test_the_script_prints_its_tables(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_one_test_set_for_all_seeds_hides_what_another_would_show() -> None:
-    drawn, fixed = (rates.missed(28, fixed=fixed, splits=30) for fixed in (False, True))
+    drawn, fixed = (rates.missed(14, fixed=fixed, splits=20) for fixed in (False, True))
     assert fixed > 0.5 > drawn
