@@ -128,6 +128,19 @@ def test_failed_runs_are_counted_and_left_out_of_the_error(analysis: Analysis, p
     assert "2/10" in page[page.index('aria-label="Error') : page.index("</svg>", page.index('aria-label="Error'))]
 
 
+def test_verdicts_that_failures_contradict_say_so(tmp_path: Path) -> None:
+    def breaks(record: Record) -> Record:
+        run = record.run
+        hard = run.stage == EVALUATE and run.cell.norm == "layer" and run.seed in (1, 2, 3)
+        return failed(record) if hard else record
+
+    analysis, page = small(tmp_path, breaks, "standard")
+    gap = analysis.problems[0].curves[0].cell("layer", 2).gap
+    assert gap is not None and gap.when_trained == BETTER and gap.verdict == INCONCLUSIVE
+    assert f"inconclusive{gap.note}" in text_of(page).replace("inconclusive ", "inconclusive")
+    assert "where it trains, layer norm has the lowest error, but fails in 3 of 10 runs, and batch norm in 0" in page
+
+
 def test_grids_that_grew_and_basins_are_said(analysis: Analysis, page: str) -> None:
     cell = analysis.problems[0].curve("deployed").cell("none", 128)
     assert (cell.learning_rate, cell.added) == (1.0, (1.0, 3.0))
