@@ -101,6 +101,19 @@ def test_a_norm_that_may_be_better_makes_it_unsure() -> None:
     assert "RMS norm may still be the better choice" in text
 
 
+def test_a_seed_that_alone_keeps_a_norm_in_question_is_named() -> None:
+    change = planted(by_norm(batch=0.05, layer=0.030, rms=0.0302))
+
+    def one_bad(record: Record) -> Record:
+        changed, run = change(record), record.run
+        bad = run.stage == EVALUATE and run.cell.norm == "layer" and run.seed == 7
+        error = changed.metrics.get("test")
+        return dataclasses.replace(changed, metrics={**changed.metrics, "test": 0.4}) if bad and error else changed
+
+    text = recommend(small(one_bad, settings=MANY)).sentence
+    assert "layer norm may still be the better choice" in text and "seed 7 alone keeps that open)" in text
+
+
 def test_seeds_needed_are_given_where_they_can_be_estimated() -> None:
     errors, spread = by_norm(batch=0.09, layer=0.030, rms=0.031), by_norm(rms=0.05)
     choice = first(small(planted(errors, spread)))

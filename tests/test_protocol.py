@@ -234,7 +234,8 @@ def test_seeds_that_carry_a_difference_are_named() -> None:
         return noisy(0)(cell, seed) + 0.3 * (cell.norm == "copy_0" and seed == 7)
 
     gap = cell_of(result(plan, error), "copy_0").gap
-    assert gap and gap.verdict == INCONCLUSIVE and gap.note == "seed 7 decides: equivalent without"
+    assert gap and gap.carried_by == (7,)
+    assert gap.verdict == INCONCLUSIVE and gap.note == "seed 7 alone keeps it open"
 
 
 def test_norms_that_are_alike_so_far_say_how_many_runs_it_takes() -> None:

@@ -12,7 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from normlab.study import words
-from normlab.study.analysis import Analysis, CellResult, CurveResult, Failures, Gap, ProblemResult, Standing
+from normlab.study.analysis import (
+    Analysis,
+    CellResult,
+    CurveResult,
+    Failures,
+    Gap,
+    ProblemResult,
+    Standing,
+    seeds_alone,
+)
 from normlab.study.config import Value
 from normlab.study.statistics import (
     CAUTIOUS,
@@ -248,8 +257,16 @@ class _Part:
         names = words.listed([self._name(norm) for norm in self.analysis.norms if norm in among], "or")
         where = "" if len(open_ones) == len(chosen) else f" at {self._range([choice.value for choice in open_ones])}"
         needed = [choice.seeds_needed for choice in open_ones if choice.seeds_needed]
-        seeds = f" (about {max(needed)} seeds would tell)" if len(needed) == len(open_ones) else ""
-        return f", but{where} {names} may still be the better choice{seeds}"
+        notes = [f"about {max(needed)} seeds would tell"] if len(needed) == len(open_ones) else []
+        carried_by = sorted({seed for choice in open_ones for seed in self._carried_by(choice)})
+        notes += [f"{seeds_alone(carried_by)} that open"] if carried_by else []
+        noted = f" ({'; '.join(notes)})" if notes else ""
+        return f", but{where} {names} may still be the better choice{noted}"
+
+    def _carried_by(self, choice: Choice) -> set[int]:
+        """Seeds that alone keep another norm in question."""
+        gaps = next(standing.gaps for standing in self.curve.standings if standing.value == choice.value)
+        return {seed for norm in choice.undecided if norm in gaps for seed in gaps[norm].carried_by}
 
     def _unseen(self, chosen: Sequence[Choice]) -> str:
         """What too few runs to be sure may have missed."""

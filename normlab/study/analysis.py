@@ -110,6 +110,7 @@ class Gap:
         verdict: That, where the failures do not contradict it, else `inconclusive`; `None` where the tier makes no
             claims.
         note: Why it is inconclusive, where there is more to say than a wide interval; else empty.
+        carried_by: Seeds whose differences lie far from the others', and without which it would be decided.
         seeds_needed: About how many seeds in total would decide; `None` where decided or out of reach.
     """
 
@@ -122,6 +123,7 @@ class Gap:
     when_trained: str
     verdict: str | None
     note: str
+    carried_by: tuple[int, ...]
     seeds_needed: int | None
 
     @property
@@ -837,15 +839,18 @@ def _gap(cell: CellResult, against: CellResult, trained: _Family, counted: _Fami
         when_trained=trained.shown[place],
         verdict=None,
         note="",
+        carried_by=(),
         seeds_needed=None,
     )
     contradicted = _contradicted(gap, counted.shown[place], cell, against)
     shown = INCONCLUSIVE if contradicted else gap.when_trained
     undecided = gap.when_trained == INCONCLUSIVE
+    carried_by = _carried_by(gap.difference, cell, against, trained.margin) if undecided else ()
     return dataclasses.replace(
         gap,
         verdict=shown if claims else None,
-        note=contradicted or (_why_undecided(gap.difference, cell, against, trained.margin) if undecided else ""),
+        note=contradicted or (_why_undecided(gap.difference, carried_by, trained.margin) if undecided else ""),
+        carried_by=carried_by,
         seeds_needed=trained.needed(place) if undecided else None,
     )
 
@@ -868,21 +873,29 @@ def _contradicted(gap: Gap, counted: str, cell: CellResult, against: CellResult)
     return f"{shown} over runs that ended well, but {failed}"
 
 
-def _why_undecided(difference: Difference, cell: CellResult, against: CellResult, margin: float) -> str:
+def _why_undecided(difference: Difference, carried_by: Sequence[int], margin: float) -> str:
     """What more than the width of an interval keeps a verdict back."""
-    if verdict(difference.interval, margin) == EQUIVALENT:
-        needed = runs_to_see()
-        return f"alike so far; equivalent takes {needed} runs" if difference.n < needed else ""
+    if verdict(difference.interval, margin) == EQUIVALENT and difference.n < runs_to_see():
+        return f"alike so far; equivalent takes {runs_to_see()} runs"
+    return f"{seeds_alone(carried_by)} it open" if carried_by else ""
+
+
+def seeds_alone(seeds: Sequence[int]) -> str:
+    """`seed 7 alone keeps`, or `seeds 3, 7 alone keep`."""
+    return f"seed {seeds[0]} alone keeps" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))} alone keep"
+
+
+def _carried_by(difference: Difference, cell: CellResult, against: CellResult, margin: float) -> tuple[int, ...]:
+    """The seeds whose differences are outliers, where the interval would decide without them."""
+    if verdict(difference.interval, margin) != INCONCLUSIVE:
+        return ()
     values = {point.seed: point.error for point in cell.points if point.error is not None}
     others = {point.seed: point.error for point in against.points if point.error is not None}
     seeds = sorted(values.keys() & others.keys())
-    carrying = {seeds[place] for place in outliers([values[seed] - others[seed] for seed in seeds])}
+    carrying = tuple(seeds[place] for place in outliers([values[seed] - others[seed] for seed in seeds]))
     rest = [seed for seed in seeds if seed not in carrying]
     without = _paired({seed: values[seed] for seed in rest}, {seed: others[seed] for seed in rest})
-    if not carrying or verdict(without.interval, margin) == INCONCLUSIVE:
-        return ""
-    word = "seed" if len(carrying) == 1 else "seeds"
-    return f"{word} {', '.join(map(str, sorted(carrying)))} decides: {verdict(without.interval, margin)} without"
+    return () if verdict(without.interval, margin) == INCONCLUSIVE else carrying
 
 
 def _all_runs(cell: CellResult, against: CellResult) -> tuple[list[Point], list[Point]]:
