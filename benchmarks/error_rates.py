@@ -167,7 +167,7 @@ def false_claim(noise: Noise, seeds: int, simulations: int, *, student: bool = F
 
 
 def power(seeds: int, simulations: int) -> dict[str, tuple[float, float]]:
-    """What is found on normal data where Student's interval finds 80 %: by `judge`, and by Student's."""
+    """Measure how often `judge` and Student's interval decide on normal data, at sizes where the latter does in 80 %."""
     first, second = normal(np.random.default_rng(seeds), (simulations, seeds))
 
     def better(effect: float, student: bool) -> float:
@@ -221,7 +221,7 @@ class Simulated:
         return tuned, [_record(run) for run in self.plan.pending(tuned)]
 
     def analysis(self, errors: Mapping[Cell, Numbers]) -> Analysis:
-        """What the analysis makes of errors by cell, a number for each seed."""
+        """Analyse errors by cell, a number for each seed."""
         return analyse(
             self.comparison,
             self.settings,
@@ -271,9 +271,9 @@ class Field:
 
     Attributes:
         title: For the table.
-        means: Of runs that are not bad.
+        means: True errors, bad runs apart.
         bad: Points that a bad run adds, of all norms but the first.
-        share: Of bad runs.
+        share: How many of the runs are bad.
         tail: Draws the noise.
     """
 
@@ -342,7 +342,7 @@ def alike_reports(reports: int, *, norms: int = 7, columns: int = 5, seeds: int 
 # ------------------------------------------------------------------------------------------------ how data are split
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
-"""What the learner of the digits is tuned over, as networks are over five learning rates."""
+"""The values that the learner of the digits is tuned over, as networks are over five learning rates."""
 
 
 class Learner:
@@ -365,7 +365,7 @@ class Learner:
 
 @threadpool_limits.wrap(1)  # matrices are small
 def optimism(simulations: int) -> tuple[float, float]:
-    """What the test error of other seeds gains, in points, where tuning has seen examples of it, and its deviation.
+    """Measure by how many points a test error is too low because tuning has seen some of its examples, and the deviation.
 
     A rate is chosen on one seed's validation set. It is judged on another seed's test set: on the examples that were in
     that validation set, and on those that were not, both weighted as in a whole test set.
@@ -386,7 +386,7 @@ def missed(simulations: int, *, fixed: bool, seeds: int = 10, splits: int = 200)
 
     Args:
         simulations: Comparisons, each of seven pairs of learners in turn.
-        fixed: Whether all seeds of a comparison have the same test set, or each draws its own.
+        fixed: True for one test set of all seeds of a comparison, False for one that each draws.
         seeds: Evaluation seeds of a comparison.
         splits: Over how many splits the true difference is taken.
     """

@@ -51,8 +51,8 @@ class Choice:
         reason: Why this one, or why none.
         error: Its error; `None` without a norm.
         failures: Its failures; `None` without a norm.
-        sure: Whether no other norm may be better by more than the margin, over enough runs to see what goes wrong in
-            one of ten.
+        sure: True where intervals rule out that another norm is better by more than the margin, over enough runs to
+            see what goes wrong in one of ten.
         undecided: The norms that may be better.
         seeds_needed: About how many seeds in total would make it sure; `None` where that is unknown, or it is.
         step_seconds: Median time of an update.
@@ -189,7 +189,7 @@ class _Part:
         )
 
     def _may_be_better(self, other: CellResult, cell: CellResult, standing: Standing, others: int) -> bool:
-        """Whether more seeds might show a norm to be better than the recommended one by more than the margin.
+        """Say if more seeds might show a norm to be better than the recommended one by more than the margin.
 
         Args:
             other: The other norm's.
@@ -269,7 +269,7 @@ class _Part:
         return {seed for norm in choice.undecided if norm in gaps for seed in gaps[norm].carried_by}
 
     def _unseen(self, chosen: Sequence[Choice]) -> str:
-        """What too few runs to be sure may have missed."""
+        """Say how likely too few runs have missed a failure mode; empty where there are enough."""
         needed = [choice.seeds_needed for choice in chosen if choice.seeds_needed]
         if not needed:
             return ""
@@ -281,7 +281,7 @@ class _Part:
         )
 
     def _when_trained(self, chosen: Sequence[Choice]) -> str:
-        """Where another norm has the lowest error but fails."""
+        """Name norms that have the lowest error but fail."""
         values = {choice.value for choice in chosen}
         found = [s for s in self.curve.standings if s.value in values and s.best != s.trained]
         parts = [f"where it trains, {self._failing(s, s.trained)} at {self._factor} {s.value}" for s in found]
@@ -337,7 +337,7 @@ class _Part:
         return in_sentence(self.analysis.names[norm])
 
     def _unreliable(self, cell: CellResult, gap: Gap | None) -> bool:
-        """Whether a norm is shown to fail more often than the recommended one, or never trains."""
+        """Say if a norm is shown to fail more often than the recommended one, or never trains."""
         return gap.fails_more if gap else cell.failures.k == cell.failures.n > 0
 
     @property

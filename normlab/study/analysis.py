@@ -105,7 +105,7 @@ class Gap:
         p_holm: `difference.p` adjusted over the norms of this problem and factor value.
         p_fails_more: Exact one-sided p of the seeds at which the norm alone failed against those of the reference.
         p_fails_less: Likewise for the other direction.
-        when_trained: What `difference` shows against the margin; `better` and `worse` also need `p_holm` within the
+        when_trained: The verdict of `difference` alone; `better` and `worse` also need `p_holm` within the
             level.
         verdict: That, where the failures do not contradict it, else `inconclusive`; `None` where the tier makes no
             claims.
@@ -128,12 +128,12 @@ class Gap:
 
     @property
     def fails_more(self) -> bool:
-        """Whether it is shown that the norm fails more often than the reference."""
+        """True where it is shown that the norm fails more often than the reference."""
         return self.p_fails_more <= 1 - LEVEL
 
     @property
     def fails_less(self) -> bool:
-        """Whether it is shown that it fails less often."""
+        """True where it is shown that it fails less often."""
         return self.p_fails_less <= 1 - LEVEL
 
 
@@ -193,7 +193,7 @@ class CellResult:
         basin: `None` where no learning rate gave a result.
         points: Every evaluation run, by seed.
         error: Over runs that ended well.
-        failure_error: What a failed run counts: the metric's chance level, or the worst error that any norm of the
+        failure_error: The error that a failed run counts as: the metric's chance level, or the worst error that any norm of the
             column had, whichever is worse; `None` where neither is known.
         error_counting_failures: Over all runs that ended, a failed one counted as that; no mean where it is unknown.
         train_loss: Over runs that ended well.
@@ -234,7 +234,7 @@ class Standing:
     Attributes:
         trained: The norm with the lowest mean error over runs that ended well; `None` where there are too few runs.
         counted: The norm with the lowest mean error with failed runs counted; likewise.
-        best: That norm, unless it is shown to be worse than `trained` over runs that ended well, or to fail more often:
+        best: That norm, unless another is shown to be better over runs that ended well, or `trained` to fail less often:
             an order that failures reverse gives no best norm, `None`.
         gaps: Every other norm against `best`; a gap's `verdict` is `worse` where that is shown.
     """
@@ -874,7 +874,7 @@ def _contradicted(gap: Gap, counted: str, cell: CellResult, against: CellResult)
 
 
 def _why_undecided(difference: Difference, carried_by: Sequence[int], margin: float) -> str:
-    """What more than the width of an interval keeps a verdict back."""
+    """Name what keeps a verdict back besides the width of an interval."""
     if verdict(difference.interval, margin) == EQUIVALENT and difference.n < runs_to_see():
         return f"alike so far; equivalent takes {runs_to_see()} runs"
     return f"{seeds_alone(carried_by)} it open" if carried_by else ""
@@ -920,7 +920,7 @@ def _standing(value: Value, column: Sequence[CellResult], margin: float, claims:
     trained, counted = min(cells, key=_mean), min(cells, key=_mean_counted)
     gaps = gaps_to(column, counted.norm, margin, claims)
     lost = gaps.get(trained.norm)
-    reversed_ = lost is not None and (lost.when_trained == BETTER or lost.fails_less)
+    reversed_ = any(gap.when_trained == BETTER for gap in gaps.values()) or (lost is not None and lost.fails_less)
     return Standing(
         value=value,
         trained=trained.norm,

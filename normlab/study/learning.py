@@ -258,7 +258,7 @@ def learn(
 
 
 def _about(data: Data) -> str:
-    """What the data are, and that seeds share examples where no test set stands apart."""
+    """Describe the data, and say that seeds share examples where no test set stands apart."""
     shared = (
         "" if data.test else "No test set stands apart: learning rates are chosen on examples that other seeds test."
     )

@@ -200,7 +200,7 @@ def judge(difference: Difference, margin: float) -> str:
 
 
 def rules_out(difference: Difference, margin: float, comparisons: int = 1) -> bool:
-    """Whether it is shown that `a` is not lower than `b` by the margin or more, as one of several such questions."""
+    """Decide if `a` is shown not to be lower than `b` by the margin or more, as one of several such questions."""
     interval = difference.at(max(CAUTIOUS, 1 - 0.1 / comparisons))  # one-sided, 5 % in all
     return interval is not None and interval[0] > -margin
 
