@@ -167,7 +167,7 @@ def false_claim(noise: Noise, seeds: int, simulations: int, *, student: bool = F
 
 
 def power(seeds: int, simulations: int) -> dict[str, tuple[float, float]]:
-    """Measure how often `judge` and Student's interval decide on normal data, at sizes where the latter does in 80 %."""
+    """Measure how often `judge` and Student's interval decide on normal data, where the latter does in 80 %."""
     first, second = normal(np.random.default_rng(seeds), (simulations, seeds))
 
     def better(effect: float, student: bool) -> float:
@@ -365,7 +365,7 @@ class Learner:
 
 @threadpool_limits.wrap(1)  # matrices are small
 def optimism(simulations: int) -> tuple[float, float]:
-    """Measure by how many points a test error is too low because tuning has seen some of its examples, and the deviation.
+    """Measure by how many points a test error is too low because tuning has seen examples of it, and the deviation.
 
     A rate is chosen on one seed's validation set. It is judged on another seed's test set: on the examples that were in
     that validation set, and on those that were not, both weighted as in a whole test set.
@@ -445,7 +445,7 @@ def tables(simulations: int, reports: int) -> Iterator[str]:
     gain, deviation = optimism(reports // 2)
     misses = [_percent(missed(reports // 5, fixed=fixed, splits=min(200, reports))) for fixed in (False, True)]
     rows = [
-        ("a tuned error is too low by, points", f"{gain:.3f} ± {deviation:.3f}", "0"),
+        ("a tuned error is too low by, points", f"{gain:.3f} ± {deviation:.3f}", "0 by construction"),
         ("95 % intervals of a difference that miss it, %", *misses),
     ]
     yield _table(("", "drawn by every seed", "one test set for all"), rows)

@@ -238,6 +238,21 @@ def test_seeds_that_carry_a_difference_are_named() -> None:
     assert gap.verdict == INCONCLUSIVE and gap.note == "seed 7 alone keeps it open"
 
 
+def test_a_norm_that_any_other_beats_where_both_train_is_not_best() -> None:
+    """Copy 0 is lowest where it trains and scatters too much to beat anything; copy 1 fails once and beats the rest."""
+    plan = comparison_of(COPIES[:3], margin=0.01, seeds=20)
+
+    def error(cell: Cell, seed: int) -> float:
+        means = {"layer": 0.2, "copy_0": 0.1, "copy_1": 0.15}
+        return means[cell.norm] + 0.2 * (-1) ** seed * (cell.norm == "copy_0") + 0.001 * seed
+
+    def fails(run: Run) -> bool:
+        return run.stage == EVALUATE and run.cell.norm != "layer" and run.seed in range(3)
+
+    (standing,) = result(plan, error, fails=fails).problems[0].curves[0].standings
+    assert (standing.trained, standing.counted, standing.best) == ("copy_0", "layer", None)
+
+
 def test_norms_that_are_alike_so_far_say_how_many_runs_it_takes() -> None:
     gap = cell_of(result(comparison_of(COPIES[:2], margin=0.02), noisy(0)), "copy_0").gap
     assert gap and gap.verdict == INCONCLUSIVE and gap.seeds_needed == 29

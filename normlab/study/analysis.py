@@ -193,8 +193,8 @@ class CellResult:
         basin: `None` where no learning rate gave a result.
         points: Every evaluation run, by seed.
         error: Over runs that ended well.
-        failure_error: The error that a failed run counts as: the metric's chance level, or the worst error that any norm of the
-            column had, whichever is worse; `None` where neither is known.
+        failure_error: The error that a failed run counts as: the metric's chance level, or the worst error that any
+            norm of the column had, whichever is worse; `None` where neither is known.
         error_counting_failures: Over all runs that ended, a failed one counted as that; no mean where it is unknown.
         train_loss: Over runs that ended well.
         side: The problem's side metrics by name, over runs that ended well.
@@ -234,8 +234,8 @@ class Standing:
     Attributes:
         trained: The norm with the lowest mean error over runs that ended well; `None` where there are too few runs.
         counted: The norm with the lowest mean error with failed runs counted; likewise.
-        best: That norm, unless another is shown to be better over runs that ended well, or `trained` to fail less often:
-            an order that failures reverse gives no best norm, `None`.
+        best: That norm, unless another is shown to be better over runs that ended well, or `trained` to fail less
+            often: an order that failures reverse gives no best norm, `None`.
         gaps: Every other norm against `best`; a gap's `verdict` is `worse` where that is shown.
     """
 
