@@ -561,6 +561,42 @@ MUTANTS = (
         ("streamed.py::TestCheckpoints::test_other_runs_do_not_find_it",),
     ),
     Mutant(
+        "norms are equivalent whatever may have been missed",
+        "study/statistics.py",
+        ("difference.n >= runs_to_see() and ", ""),
+        ("statistics.py::test_equivalent_takes_the_runs_that_show_a_bad_one_in_ten",),
+    ),
+    Mutant(
+        "intervals follow no skewness",
+        "study/statistics.py",
+        ("s = np.where(np.abs(skewness) < 1e-4, 1e-4, skewness)", "s = 1e-4 + 0 * skewness"),
+        ("statistics.py::test_a_long_tail_makes_an_interval_reach_further_on_its_side",),
+    ),
+    Mutant(
+        "recommendations are not corrected for the number of norms",
+        "study/statistics.py",
+        ("0.1 / comparisons)", "0.1)"),
+        ("statistics.py::test_what_is_ruled_out_is_one_sided_and_corrected_for_the_number_of_questions",),
+    ),
+    Mutant(
+        "failures contradict no verdict",
+        "study/analysis.py",
+        ("(counted == shown and not more)", "shown"),
+        ("protocol.py::test_a_verdict_that_failures_contradict_is_not_said",),
+    ),
+    Mutant(
+        "failed runs count nothing",
+        "study/analysis.py",
+        ("worst if point.status in FAILURES else point.error", "point.error"),
+        ("protocol.py::test_a_planted_failure_is_counted_and_never_averaged",),
+    ),
+    Mutant(
+        "a norm is recommended though failures reverse the order",
+        "study/analysis.py",
+        ("best=None if reversed_ else counted.norm", "best=counted.norm"),
+        ("advice.py::test_an_order_that_failures_reverse_recommends_nothing[10]",),
+    ),
+    Mutant(
         "a given test set is evaluated in the order of its file",
         "study/data.py",
         ("    if data.test:  #", "    if False:  #"),

@@ -554,6 +554,7 @@ class TestRun:
         assert main(["run", "toy.py", "--norms", "none,batch,instance", "--dry-run"]) == 0
         out = capsys.readouterr().out
         assert "7 cells, 2 of them invalid: 5 compiles and 50 runs" in out
+        assert "can support no recommendation, which takes 5, or 36 to be sure, and 29 to call norms equivalent." in out
         assert [path.name for path in tmp_path.iterdir()] == ["toy.py"]
 
     def test_a_run_ends_in_table_report_and_records(
@@ -563,6 +564,7 @@ class TestRun:
         arguments = ["run", str(toy), "--batch-sizes", "2", "--norms", "none", "rms", "--seeds", "2", "--jobs", "1"]
         assert main([*arguments, "--curves", "deployed", "--no-extend", "--output", str(output)]) == 0
         out = capsys.readouterr().out
+        assert out.index("2 seeds can support no recommendation, which takes 5") < out.index("scalar  deployed ")
         assert "scalar  deployed     2  none: test error" in out
         assert "1 of 2 runs failed (RuntimeError: seed 1 always fails)" in out
         assert f"Report: {output / 'report.html'}" in out.replace("\n", "")

@@ -26,7 +26,7 @@ from normlab.study.config import (
     content_key,
 )
 from normlab.study.plan import Plan
-from normlab.study.statistics import BETTER, EQUIVALENT, WORSE
+from normlab.study.statistics import BETTER, EQUIVALENT, INCONCLUSIVE, WORSE
 
 COPIES = ("layer", *(f"copy_{i}" for i in range(6)))
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -141,7 +141,7 @@ def test_a_planted_effect_is_found_with_the_stated_power() -> None:
     """`minimal_difference` of the analysis is what is found in 80 % of all cases."""
     plan = comparison_of(COPIES[:2])
     spread = 0.01  # of the difference: variance 2 (1 - rho) at rho = 0.5
-    effect = {"copy_0": spread * 0.997}  # the published table's value for 10 pairs
+    effect = {"copy_0": spread * 1.08}  # Student's is 0.997 for 10 pairs
     found = [result(plan, noisy(i, effect)) for i in range(SIMULATIONS)]
     stated = np.array([analysis.problems[0].minimal_difference for analysis in found], np.float64)
     assert math.sqrt((stated**2).mean()) == pytest.approx(effect["copy_0"], rel=0.05)  # spreads average as squares
@@ -150,7 +150,7 @@ def test_a_planted_effect_is_found_with_the_stated_power() -> None:
 
 
 def test_a_difference_of_the_margin_is_rarely_called_equivalent() -> None:
-    plan = comparison_of(COPIES[:2], margin=0.02, seeds=20)
+    plan = comparison_of(COPIES[:2], margin=0.02, seeds=29)
     at_margin = [verdicts(result(plan, noisy(i, {"copy_0": 0.02}))) for i in range(SIMULATIONS)]
     none = [verdicts(result(plan, noisy(i))) for i in range(SIMULATIONS)]
     assert at_margin.count([EQUIVALENT]) / SIMULATIONS <= 0.05
@@ -179,6 +179,84 @@ def test_a_planted_failure_is_counted_and_never_averaged() -> None:
     assert broken.gap is not None and not broken.gap.difference.paired and broken.gap.difference.n == 8
     statuses = [run.status for run in analysis.runs if run.norm == "copy_0" and run.stage == EVALUATE]
     assert statuses.count("diverged") == 2
+
+
+def failing(norm: str, seeds: Sequence[int]) -> Callable[[Run], bool]:
+    return lambda run: run.stage == EVALUATE and run.cell.norm == norm and run.seed in seeds
+
+
+def test_a_verdict_that_failures_contradict_is_not_said() -> None:
+    """Copy 0 is better by two margins, and fails: the more often, the less is left of that."""
+    plan, effect = comparison_of(COPIES[:2], margin=0.01, seeds=20), {"copy_0": -0.03}
+    said = {
+        number: cell_of(result(plan, noisy(0, effect), fails=failing("copy_0", range(number))), "copy_0").gap
+        for number in (0, 1, 6)
+    }
+    assert [gap and gap.verdict for gap in said.values()] == [BETTER, INCONCLUSIVE, INCONCLUSIVE]
+    assert all(gap and gap.when_trained == BETTER for gap in said.values())
+    assert said[0] and said[0].note == "" and said[0].counted == said[0].difference
+    assert said[6] and said[6].fails_more and said[6].p_fails_more == pytest.approx(1 / 64)
+    assert said[6].note == "better over runs that ended well, but 6 of 20 runs failed, against 0 of 20"
+    assert said[1] and not said[1].fails_more and said[1].seeds_needed is None
+
+
+def test_failures_of_the_worse_norm_contradict_nothing() -> None:
+    plan, effect = comparison_of(COPIES[:2], margin=0.01, seeds=20), {"copy_0": 0.03}
+    gap = cell_of(result(plan, noisy(0, effect), fails=failing("copy_0", range(3))), "copy_0").gap
+    assert gap and gap.verdict == WORSE and gap.note == ""
+    other = cell_of(result(plan, noisy(0, effect), fails=failing("layer", range(3))), "copy_0").gap
+    assert other and other.verdict == INCONCLUSIVE and other.note.startswith("worse over runs that ended well")
+
+
+def test_failures_at_other_seeds_keep_norms_from_being_equivalent() -> None:
+    plan = comparison_of(COPIES[:2], margin=0.02, seeds=40)
+    both = result(plan, noisy(0), fails=lambda run: run.stage == EVALUATE and run.seed < 3)
+    one = result(plan, noisy(0), fails=failing("copy_0", range(3)))
+    assert verdicts(both) == [EQUIVALENT] and verdicts(one) == [INCONCLUSIVE]
+
+
+def test_a_failed_run_counts_as_chance_or_as_the_worst_error_of_the_column() -> None:
+    plan = comparison_of(COPIES[:3])
+    records = simulated(plan, noisy(0, {"copy_1": 0.3}), fails=failing("copy_0", [2]))
+    worst = max(r.metrics.get("test") or 0.0 for r in records)
+    unknown = [dataclasses.replace(r, metrics={**r.metrics, "chance": None}) for r in records]
+    low = [dataclasses.replace(r, metrics={**r.metrics, "chance": 0.1}) for r in records]
+    for some, counted in ((records, 0.9), (unknown, worst), (low, worst)):
+        cell = cell_of(analyse(plan.comparison, plan.settings, some), "copy_0")
+        assert cell.failure_error == counted and cell.error.mean is not None
+        assert cell.error_counting_failures.mean == pytest.approx(0.9 * cell.error.mean + 0.1 * counted)
+
+
+def test_seeds_that_carry_a_difference_are_named() -> None:
+    plan = comparison_of(COPIES[:2], margin=0.02, seeds=40)
+
+    def error(cell: Cell, seed: int) -> float:
+        return noisy(0)(cell, seed) + 0.3 * (cell.norm == "copy_0" and seed == 7)
+
+    gap = cell_of(result(plan, error), "copy_0").gap
+    assert gap and gap.carried_by == (7,)
+    assert gap.verdict == INCONCLUSIVE and gap.note == "seed 7 alone keeps it open"
+
+
+def test_a_norm_that_any_other_beats_where_both_train_is_not_best() -> None:
+    """Copy 0 is lowest where it trains and scatters too much to beat anything; copy 1 fails once and beats the rest."""
+    plan = comparison_of(COPIES[:3], margin=0.01, seeds=20)
+
+    def error(cell: Cell, seed: int) -> float:
+        means = {"layer": 0.2, "copy_0": 0.1, "copy_1": 0.15}
+        return means[cell.norm] + 0.2 * (-1) ** seed * (cell.norm == "copy_0") + 0.001 * seed
+
+    def fails(run: Run) -> bool:
+        return run.stage == EVALUATE and run.cell.norm != "layer" and run.seed in range(3)
+
+    (standing,) = result(plan, error, fails=fails).problems[0].curves[0].standings
+    assert (standing.trained, standing.counted, standing.best) == ("copy_0", "layer", None)
+
+
+def test_norms_that_are_alike_so_far_say_how_many_runs_it_takes() -> None:
+    gap = cell_of(result(comparison_of(COPIES[:2], margin=0.02), noisy(0)), "copy_0").gap
+    assert gap and gap.verdict == INCONCLUSIVE and gap.seeds_needed == 29
+    assert gap.note == "alike so far; equivalent takes 29 runs"
 
 
 def test_every_planned_run_has_a_status() -> None:

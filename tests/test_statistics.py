@@ -54,7 +54,7 @@ def test_welch_a_against_a_claims_at_most_at_the_level() -> None:
 
 
 @pytest.mark.parametrize("n", [5, 10])
-def test_planted_effect_is_found_with_the_power_of_the_t_test(n: int) -> None:
+def test_planted_effect_is_found_with_four_fifths_of_the_power_of_the_t_test(n: int) -> None:
     effect = 1.2
     a, b = correlated(RNG(n), (SIMULATIONS, n), rho=0.5)  # the difference has variance 2 (1 - rho) = 1
     found = np.mean(
@@ -65,7 +65,7 @@ def test_planted_effect_is_found_with_the_power_of_the_t_test(n: int) -> None:
     )
     critical, shift = stats.t.ppf(0.975, n - 1), effect * math.sqrt(n)
     power = stats.nct.sf(critical, n - 1, shift)
-    assert abs(found - power) <= tolerance(float(power))
+    assert 0.8 * power - tolerance(float(power)) <= found <= power + tolerance(float(power))
 
 
 def test_effect_within_the_margin_is_equivalent_and_never_claimed() -> None:
@@ -73,6 +73,7 @@ def test_effect_within_the_margin_is_equivalent_and_never_claimed() -> None:
     verdicts = [S.verdict(S.paired(x.tolist(), y.tolist()).interval, 1.0) for x, y in zip(a, b, strict=True)]
     assert set(verdicts) <= {S.EQUIVALENT, S.INCONCLUSIVE}
     assert verdicts.count(S.EQUIVALENT) > 490
+    assert {S.judge(S.paired(x.tolist(), y.tolist()), 1.0) for x, y in zip(a, b, strict=True)} == {S.INCONCLUSIVE}
 
 
 def test_paired_agrees_with_scipy() -> None:
@@ -82,7 +83,11 @@ def test_paired_agrees_with_scipy() -> None:
     assert ours.paired and ours.n == 8
     assert ours.mean == pytest.approx(np.mean(a - b))
     assert ours.p == pytest.approx(theirs.pvalue)
-    assert ours.interval == pytest.approx((interval.low, interval.high))
+    assert ours.interval is not None
+    assert ours.interval[0] <= interval.low + 1e-12 and interval.high - 1e-12 <= ours.interval[1]
+    symmetric = S.paired([*a, *b], [*b, *a])  # nothing but Student's where there is no skewness
+    low, high = stats.ttest_rel([*a, *b], [*b, *a]).confidence_interval(0.95)
+    assert symmetric.skewness == pytest.approx(0) and symmetric.interval == pytest.approx((low, high), rel=1e-3)
     assert ours.rho == pytest.approx(np.corrcoef(a, b)[0, 1])
     flips = stats.permutation_test((a - b,), np.sum, permutation_type="samples", n_resamples=2**8)
     assert ours.p_sign_flip == pytest.approx(flips.pvalue)
@@ -95,7 +100,8 @@ def test_missing_partners_fall_back_to_welch() -> None:
     interval = theirs.confidence_interval(0.95)
     assert not ours.paired and ours.n == 5 and ours.p_sign_flip is None
     assert ours.p == pytest.approx(theirs.pvalue)
-    assert ours.interval == pytest.approx((interval.low, interval.high))
+    assert ours.interval is not None
+    assert ours.interval[0] <= interval.low + 1e-12 and interval.high - 1e-12 <= ours.interval[1]
     assert ours.rho == pytest.approx(np.corrcoef(a[2:], b[2:])[0, 1])
 
 
@@ -208,7 +214,62 @@ def test_seeds_needed_gives_up_at_the_margin_and_without_data() -> None:
     assert S.seeds_needed(0.2, 0.001, 0.005) == 2
 
 
-@pytest.mark.parametrize(("n", "effect"), [(5, 1.68), (10, 1.00), (20, 0.66)])
-def test_minimal_difference_matches_the_published_table(n: int, effect: float) -> None:
-    assert S.minimal_difference(1.0, n) == pytest.approx(effect, abs=0.03)
+@pytest.mark.parametrize(("n", "student"), [(5, 1.68), (10, 1.00), (20, 0.66)])
+def test_minimal_difference_is_found_in_four_of_five_cases(n: int, student: float) -> None:
+    effect = S.minimal_difference(1.0, n)
+    assert effect / (1 + 8 / n**2) == pytest.approx(student, abs=0.03)  # the published table's value
+    differences = RNG(n).normal(effect, 1.0, size=(SIMULATIONS, n))
+    found = np.mean([S.verdict(S.paired(row, np.zeros(n)).interval, 0.0) == S.WORSE for row in differences])  # pyright: ignore
+    assert abs(found - 0.8) <= tolerance(0.8)
     assert S.minimal_difference(1.0, 1) == math.inf
+
+
+def test_a_long_tail_makes_an_interval_reach_further_on_its_side() -> None:
+    """Hall's transformation of the studentized mean has the normal's quantile at the end that reaches further."""
+    values = [0.0, 0.1, -0.1, 0.2, 0.05, -0.05, 0.0, 3.0, 0.1, 0.1]
+    difference = S.paired(values, [0.0] * 10)
+    assert difference.mean is not None and difference.error is not None and difference.interval is not None
+    low, high = difference.interval
+    quantile = stats.t.ppf(0.975, 9)
+    assert difference.mean - low == pytest.approx(quantile * difference.error)
+    t, s = (difference.mean - high) / difference.error, difference.skewness
+    assert t < -2 * quantile and s == pytest.approx(stats.skew(values) / math.sqrt(10))
+    assert t + s * t**2 / 3 + s**2 * t**3 / 27 + s / 6 == pytest.approx(-quantile)
+    mirrored = S.paired([-value for value in values], [0.0] * 10)
+    assert mirrored.interval == pytest.approx((-high, -low))
+    assert difference.at(0.95) == difference.interval and difference.at(0.97)[1] > high  # pyright: ignore
+
+
+def test_equivalent_takes_the_runs_that_show_a_bad_one_in_ten() -> None:
+    assert 0.9 ** S.runs_to_see() <= 0.05 < 0.9 ** (S.runs_to_see() - 1)
+    assert 6 * 0.9 ** S.runs_to_see(6) <= 0.05 < 6 * 0.9 ** (S.runs_to_see(6) - 1)
+    near = [0.001 * (-1) ** seed for seed in range(29)]
+    assert S.judge(S.paired(near, [0.0] * 29), 0.005) == S.EQUIVALENT
+    assert S.judge(S.paired(near[:28], [0.0] * 28), 0.005) == S.INCONCLUSIVE
+    assert S.judge(S.paired([*near, 0.3], [0.0] * 30), 0.005) == S.INCONCLUSIVE
+
+
+def test_what_is_ruled_out_is_one_sided_and_corrected_for_the_number_of_questions() -> None:
+    values = RNG(3).normal(0.0, 1.0, size=30)
+    difference = S.paired(values, np.zeros(30))  # pyright: ignore
+    low, corrected = difference.at(0.97)[0], difference.at(1 - 0.1 / 6)[0]  # pyright: ignore
+    assert corrected < low
+    for comparisons, end in ((1, low), (3, low), (6, corrected)):
+        assert S.rules_out(difference, -end + 1e-9, comparisons) and not S.rules_out(difference, -end, comparisons)
+    assert not S.rules_out(S.paired([0.1], [0.1]), 10.0)
+
+
+@pytest.mark.parametrize(("more", "fewer"), [(5, 0), (3, 0), (6, 1), (2, 2), (0, 4), (0, 0)])
+def test_sign_test_agrees_with_scipy(more: int, fewer: int) -> None:
+    n = more + fewer
+    expected = stats.binomtest(more, n, alternative="greater").pvalue if n else 1.0
+    assert S.sign_test(more, fewer) == pytest.approx(expected)
+    assert S.sign_test(S.FEWEST_TO_RECOMMEND, 0) <= 0.05 < S.sign_test(S.FEWEST_TO_RECOMMEND - 1, 0)
+
+
+def test_outliers_are_few_and_far_out() -> None:
+    near = [0.0, 0.1, -0.1, 0.2, 0.05, -0.05, 0.0, 0.1]
+    assert S.outliers([*near, 3.0]) == (8,)
+    assert S.outliers(near) == () and S.outliers([0.0, 9.0, 0.0]) == ()
+    assert S.outliers([*near, 3.0, 3.0, 3.0]) == ()
+    assert S.outliers([0.0] * 9 + [0.1]) == (9,)

@@ -383,6 +383,14 @@ class TestTraining:
         whole = Data(spoilt.inputs, spoilt.labels)
         assert build("none", data=spoilt).data_hash != build("none", data=whole).data_hash
 
+    def test_it_is_said_where_seeds_share_examples(self) -> None:
+        data = three_classes()
+        given = Data(data.inputs, data.labels, test=50, about="Three classes.")
+        drawn = Data(data.inputs, data.labels, about="Three classes.")
+        assert build(data=given).about == "Three classes."
+        shared = "No test set stands apart: learning rates are chosen on examples that other seeds test."
+        assert (build(data=drawn).about, build().about) == (f"Three classes. {shared}", shared)
+
     def test_many_held_out_examples_are_evaluated_in_chunks(self, monkeypatch: pytest.MonkeyPatch) -> None:
         whole = train(build())
         monkeypatch.setattr("normlab.study.learning.EVALUATED_AT_ONCE", 50)

@@ -1,8 +1,10 @@
 """What to use: which norm at which factor value, how sure, and what it costs; or that the data cannot decide.
 
-The rule, for every column of a curve that advises: the candidates are the norms whose failure rate is shown to stay
-below the limit and whose interval of the gap to the best of them stays below the margin. Recommended is the cheapest
-by median step time; times within 10 % of the lowest count as equal, and among those the lowest mean error wins.
+The rule, for every column of a curve that advises: recommended is the norm with the lowest mean error, failed runs
+counted as the worst error, unless it is shown to be worse than another where both train, or to fail more often; then
+none is. It is sure where intervals rule out that another norm is better by more than the margin, and there are so many
+runs that a failure mode of one run in ten would have been seen. Step times, which depend on what else the machine did,
+are shown and decide nothing.
 """
 
 import math
@@ -10,14 +12,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from normlab.study import words
-from normlab.study.analysis import Analysis, CellResult, CurveResult, Failures, Gap, ProblemResult, Standing, gaps_to
+from normlab.study.analysis import (
+    Analysis,
+    CellResult,
+    CurveResult,
+    Failures,
+    Gap,
+    ProblemResult,
+    Standing,
+    seeds_alone,
+)
 from normlab.study.config import Value
-from normlab.study.statistics import INCONCLUSIVE, WORSE, Estimate, wilson
+from normlab.study.statistics import (
+    CAUTIOUS,
+    FEWEST_TO_RECOMMEND,
+    UNSEEN,
+    WORSE,
+    Estimate,
+    rules_out,
+    runs_to_see,
+)
 
-EQUAL_TIMES = 1.1
-"""Ratio of step times up to which they count as equal."""
-
-STEP_TIMES = "Step times are medians over runs that may have shared the machine; for speed alone, measure norms alone."
+STEP_TIMES = (
+    "Step times are medians over runs that may have shared the machine, and decide nothing here; for speed, measure "
+    "norms alone."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +51,10 @@ class Choice:
         reason: Why this one, or why none.
         error: Its error; `None` without a norm.
         failures: Its failures; `None` without a norm.
-        sure: Whether no other norm may be better by more than the margin, or as good and cheaper.
-        undecided: The norms that may.
-        seeds_needed: About how many seeds in total would settle those; `None` where that is unknown or none are left.
+        sure: True where intervals rule out that another norm is better by more than the margin, over enough runs to
+            see what goes wrong in one of ten.
+        undecided: The norms that may be better.
+        seeds_needed: About how many seeds in total would make it sure; `None` where that is unknown, or it is.
         step_seconds: Median time of an update.
         to_baseline: That time over the baseline's.
         to_fastest: That time over the lowest of the column.
@@ -97,6 +117,24 @@ def recommend(analysis: Analysis) -> Recommendation:
     )
 
 
+def support(seeds: int, norms: int) -> str:
+    """Say what so many seeds cannot support, whatever the runs will be; empty where that is nothing.
+
+    Args:
+        seeds: Evaluation seeds.
+        norms: How many are compared.
+    """
+    sure, alike = runs_to_see(norms - 1), runs_to_see()
+    if seeds < FEWEST_TO_RECOMMEND:
+        few = f"no recommendation, which takes {FEWEST_TO_RECOMMEND}, or {sure} to be sure"
+    elif seeds < sure:
+        few = f"recommendations for now, none that is sure: with {words.count(norms, 'norm')} that takes {sure}"
+    else:
+        return ""
+    equivalent = f", and {alike} to call norms equivalent" if seeds < alike else ""
+    return f"{words.count(seeds, 'seed')} can support {few}{equivalent}."
+
+
 class _Part:
     """One curve of one problem: its choices, and sentences about them."""
 
@@ -117,67 +155,85 @@ class _Part:
         if not chosen:
             return f"{self.problem.title}: no norm can be recommended {self._nowhere(self.choices)}."
         none = [choice for choice in self.choices if not choice.norm]
-        use = "use" if any(choice.sure for choice in chosen) else "not settled; for now use"
+        settled = "for now use" if not any(choice.undecided for choice in chosen) else "not settled; for now use"
+        use = "use" if any(choice.sure for choice in chosen) else settled
         first = f"{self.problem.title}: {use} {self._uses(chosen)}{self._certainty(chosen)}"
         if none:
             first += f"; none can be recommended {self._nowhere(none)}"
-        second = "; ".join(part for part in (self._lowest(chosen), self._breaks()) if part)
+        second = "; ".join(part for part in (self._lowest(chosen), self._when_trained(chosen), self._breaks()) if part)
         return f"{first}. {second[0].upper()}{second[1:]}."
 
     def _choice(self, standing: Standing) -> Choice:
         column = [cell for cell in self.curve.cells if cell.value == standing.value]
         place = {"problem": self.problem.name, "curve": self.curve.name, "value": standing.value}
         if standing.best is None:
-            return Choice(**place, norm=None, reason=_why_none(column, self.analysis.failure_limit))
-        steps = self.steps[standing.value]
-        norm = _cheapest(standing.candidates, steps)
+            return Choice(**place, norm=None, reason=self._why_none(column, standing))
+        steps, norm = self.steps[standing.value], standing.best
         cell = next(cell for cell in column if cell.norm == norm)
-        gaps = gaps_to(column, norm, self.problem.margin, self.analysis.claims)
-        undecided = tuple(c.norm for c in column if c.norm != norm and self._may_replace(c, norm, gaps, standing))
+        others = [c for c in column if c.norm != norm and not c.invalid]
+        undecided = tuple(c.norm for c in others if self._may_be_better(c, cell, standing, len(others)))
+        enough = runs_to_see(len(others))
+        sure = not undecided and cell.failures.n >= enough
         return Choice(
             **place,
             norm=norm,
-            reason=self._why(norm, standing),
+            reason=self._why(standing),
             error=cell.error,
             failures=cell.failures,
-            sure=not undecided,
+            sure=sure,
             undecided=undecided,
-            seeds_needed=_seeds_needed(gaps, undecided),
+            seeds_needed=None if sure else _seeds_needed(standing.gaps, undecided, enough),
             step_seconds=steps.get(norm),
             to_baseline=_ratio(steps, norm, steps.get(self.analysis.baseline)),
             to_fastest=_ratio(steps, norm, min(steps.values(), default=None)),
         )
 
-    def _may_replace(self, cell: CellResult, norm: str, gaps: Mapping[str, Gap], standing: Standing) -> bool:
-        """Whether more seeds might show a norm to be better by more than the margin, or as good and cheaper.
+    def _may_be_better(self, other: CellResult, cell: CellResult, standing: Standing, others: int) -> bool:
+        """Say if more seeds might show a norm to be better than the recommended one by more than the margin.
 
         Args:
-            cell: The other norm's.
-            norm: The recommended one.
-            gaps: All others against it.
-            standing: All others against the best.
+            other: The other norm's.
+            cell: The recommended norm's.
+            standing: All others against it.
+            others: How many there are.
         """
-        if cell.invalid:
-            return False
-        if not cell.failures.n:
+        if not other.failures.n:
             return True
-        if self._unreliable(cell):
+        gap = standing.gaps.get(other.norm)
+        if gap is None:  # no run of it ended well
+            return other.failures.n < FEWEST_TO_RECOMMEND
+        if gap.fails_more:
             return False
-        gap = gaps.get(cell.norm)
-        if gap is None or gap.difference.interval is None or gap.difference.interval[0] <= -self.problem.margin:
+        margin = self.problem.margin
+        if gap.fails_less or not rules_out(gap.difference, margin, others):
             return True
-        steps, to_best = self.steps[standing.value], standing.gaps.get(cell.norm)
-        cheaper = EQUAL_TIMES * steps.get(cell.norm, math.inf) < steps.get(norm, math.inf)
-        as_good = to_best is not None and cell.norm not in standing.candidates and to_best.verdict == INCONCLUSIVE
-        return cheaper and as_good
+        return bool(cell.failures.k) and not rules_out(gap.counted, margin, others)
 
-    def _why(self, norm: str, standing: Standing) -> str:
+    def _why(self, standing: Standing) -> str:
         assert standing.best
-        if norm == standing.best:
+        if standing.best == standing.trained:
             return "lowest mean error"
-        margin = words.points(self.problem.metric, self.problem.margin)
-        faster = _ratio(self.steps[standing.value], standing.best, self.steps[standing.value][norm])
-        return f"within {margin} of {self._name(standing.best)}, which takes {words.ratio(faster)} as long"
+        return f"lowest mean error with failures counted; where it trains, {self._failing(standing, standing.trained)}"
+
+    def _why_none(self, column: Sequence[CellResult], standing: Standing) -> str:
+        runnable = [cell for cell in column if not cell.invalid]
+        evaluated = [cell for cell in runnable if cell.failures.n]
+        if not evaluated:
+            return "nothing has been evaluated yet" if runnable else "no norm can be run there"
+        if standing.trained is None:
+            if max(cell.failures.n for cell in evaluated) < FEWEST_TO_RECOMMEND:
+                return f"too few runs to recommend a norm, which takes {FEWEST_TO_RECOMMEND}"
+            return "runs of every norm failed"
+        return f"where it trains, {self._failing(standing, standing.trained)}"
+
+    def _failing(self, standing: Standing, norm: str | None) -> str:
+        """`layer norm is lowest, but fails in 12 of 40 runs, and batch norm in 0 of 40`."""
+        cells = {cell.norm: cell for cell in self.curve.cells if cell.value == standing.value}
+        assert norm and standing.counted
+        ours, theirs = cells[norm].failures, cells[standing.counted].failures
+        text = f"{self._name(norm)} has the lowest error, but fails in {ours.k} of {words.count(ours.n, 'run')}"
+        other = standing.counted
+        return text if other == norm else f"{text}, and {self._name(other)} in {theirs.k} of {theirs.n}"
 
     def _uses(self, chosen: Sequence[Choice]) -> str:
         """`layer norm at batch size 2 and batch norm at 4 to 128`."""
@@ -192,18 +248,44 @@ class _Part:
         return words.listed(parts)
 
     def _certainty(self, chosen: Sequence[Choice]) -> str:
-        open_ones = [choice for choice in chosen if not choice.sure]
+        open_ones = [choice for choice in chosen if choice.undecided]
         if not open_ones:
-            level = words.percent(self.analysis.level, 0)
-            other = "reliable norm" if any(map(self._unreliable, self.curve.cells)) else "norm"
-            margin = words.points(self.problem.metric, self.problem.margin)
-            return f"; {level} % intervals rule out that another {other} is better by more than {margin}"
+            level, margin = words.percent(CAUTIOUS, 0), words.points(self.problem.metric, self.problem.margin)
+            ruled_out = f"{level} % intervals rule out that another norm is better by more than {margin}"
+            return f"; {ruled_out}{self._unseen(chosen)}"
         among = {norm for choice in open_ones for norm in choice.undecided}
         names = words.listed([self._name(norm) for norm in self.analysis.norms if norm in among], "or")
         where = "" if len(open_ones) == len(chosen) else f" at {self._range([choice.value for choice in open_ones])}"
         needed = [choice.seeds_needed for choice in open_ones if choice.seeds_needed]
-        seeds = f" (about {max(needed)} seeds would tell)" if len(needed) == len(open_ones) else ""
-        return f", but{where} {names} may still be the better choice{seeds}"
+        notes = [f"about {max(needed)} seeds would tell"] if len(needed) == len(open_ones) else []
+        carried_by = sorted({seed for choice in open_ones for seed in self._carried_by(choice)})
+        notes += [f"{seeds_alone(carried_by)} that open"] if carried_by else []
+        noted = f" ({'; '.join(notes)})" if notes else ""
+        return f", but{where} {names} may still be the better choice{noted}"
+
+    def _carried_by(self, choice: Choice) -> set[int]:
+        """Seeds that alone keep another norm in question."""
+        gaps = next(standing.gaps for standing in self.curve.standings if standing.value == choice.value)
+        return {seed for norm in choice.undecided if norm in gaps for seed in gaps[norm].carried_by}
+
+    def _unseen(self, chosen: Sequence[Choice]) -> str:
+        """Say how likely too few runs have missed a failure mode; empty where there are enough."""
+        needed = [choice.seeds_needed for choice in chosen if choice.seeds_needed]
+        if not needed:
+            return ""
+        runs = min(choice.failures.n for choice in chosen if choice.failures and not choice.sure)
+        missed = words.percent((1 - UNSEEN) ** runs, 0)
+        return (
+            f" in runs like these, but {words.count(runs, 'run')} miss what goes wrong in one of ten with a chance of "
+            f"{missed} % ({max(needed)} seeds would be sure)"
+        )
+
+    def _when_trained(self, chosen: Sequence[Choice]) -> str:
+        """Name norms that have the lowest error but fail."""
+        values = {choice.value for choice in chosen}
+        found = [s for s in self.curve.standings if s.value in values and s.best != s.trained]
+        parts = [f"where it trains, {self._failing(s, s.trained)} at {self._factor} {s.value}" for s in found]
+        return "; ".join(parts)
 
     def _nowhere(self, choices: Sequence[Choice]) -> str:
         reasons = list(dict.fromkeys(choice.reason for choice in choices))
@@ -240,7 +322,7 @@ class _Part:
         gap = standing.gaps.get(cell.norm)
         if cell.invalid:
             return "cannot be run"
-        if self._unreliable(cell):
+        if self._unreliable(cell, gap):
             return f"fails in {cell.failures.k} of {words.count(cell.failures.n, 'run')}"
         if gap and gap.verdict == WORSE:
             return f"loses {words.gap(self.problem.metric, gap.difference)} to {self._name(gap.reference)}"
@@ -254,9 +336,9 @@ class _Part:
     def _name(self, norm: str) -> str:
         return in_sentence(self.analysis.names[norm])
 
-    def _unreliable(self, cell: CellResult) -> bool:
-        """Whether runs failed, and so many that the limit is not kept."""
-        return cell.failures.k > 0 and cell.failures.interval[1] >= self.analysis.failure_limit
+    def _unreliable(self, cell: CellResult, gap: Gap | None) -> bool:
+        """Say if a norm is shown to fail more often than the recommended one, or never trains."""
+        return gap.fails_more if gap else cell.failures.k == cell.failures.n > 0
 
     @property
     def _factor(self) -> str:
@@ -289,13 +371,6 @@ def _preface(analysis: Analysis) -> str:
     return " ".join(parts)
 
 
-def _cheapest(candidates: Sequence[str], steps: Mapping[str, float]) -> str:
-    """The first of the candidates whose time is as good as the lowest; the first of all without times."""
-    known = {norm: steps[norm] for norm in candidates if norm in steps}
-    limit = EQUAL_TIMES * min(known.values(), default=math.inf)
-    return next((norm for norm in candidates if known.get(norm, math.inf) <= limit), candidates[0])
-
-
 def _failed(choices: Sequence[Choice]) -> str:
     """` (1 of 10 runs failed)`, empty where none did."""
     failures = [choice.failures for choice in choices if choice.failures]
@@ -303,22 +378,11 @@ def _failed(choices: Sequence[Choice]) -> str:
     return f" ({failed} of {words.count(runs, 'run')} failed)" if failed else ""
 
 
-def _why_none(column: Sequence[CellResult], limit: float) -> str:
-    runnable = [cell for cell in column if not cell.invalid]
-    evaluated = [cell for cell in runnable if cell.failures.n]
-    if not evaluated:
-        return "nothing has been evaluated yet" if runnable else "no norm can be run there"
-    if all(cell.failures.k for cell in evaluated):
-        return f"runs of every norm failed, and for none is a failure rate below {words.percent(limit, 0)} % shown"
-    enough = next((n for n in range(1, 10_000) if wilson(0, n)[1] < limit), None)
-    runs = f"; that takes {enough} runs without one" if enough else ""
-    return f"too few runs to show a failure rate below {words.percent(limit, 0)} %{runs}"
-
-
-def _seeds_needed(gaps: Mapping[str, Gap], undecided: Sequence[str]) -> int | None:
+def _seeds_needed(gaps: Mapping[str, Gap], undecided: Sequence[str], enough: int) -> int | None:
+    """About how many seeds settle those that are undecided, but at least enough; `None` where one is unknown."""
     needed = [gap.seeds_needed if (gap := gaps.get(norm)) else None for norm in undecided]
     known = [number for number in needed if number is not None]
-    return max(known) if known and len(known) == len(needed) else None
+    return max([enough, *known]) if len(known) == len(needed) else None
 
 
 def _ratio(steps: Mapping[str, float], norm: str, other: float | None) -> float | None:

@@ -3,7 +3,8 @@
 Every number of the report is a field here. Errors and differences are in the metric's own unit (fractions where it is
 shown in percent), times seconds; what the data do not give is `None`. The protocol: errors of the evaluation runs that
 ended well, each norm paired by seed with the baseline in the same column, p-values adjusted by Holm over the norms of
-one column (a problem, a curve, a factor value), failures counted beside the error.
+one column (a problem, a curve, a factor value). No verdict contradicts the failures: it holds over the runs that ended
+well and with failed ones counted as the worst error, and failure rates do not differ against it.
 """
 
 import dataclasses
@@ -33,16 +34,22 @@ from normlab.study.config import (
 from normlab.study.plan import CellPlan, Place, Plan
 from normlab.study.statistics import (
     BETTER,
+    EQUIVALENT,
+    FEWEST_TO_RECOMMEND,
     INCONCLUSIVE,
     WORSE,
     Difference,
     Estimate,
     Interval,
     holm,
+    judge,
     mean_interval,
     minimal_difference,
+    outliers,
     paired,
+    runs_to_see,
     seeds_needed,
+    sign_test,
     verdict,
     wilson,
 )
@@ -94,17 +101,40 @@ class Gap:
     Attributes:
         reference: The norm it is compared with.
         difference: Estimate and tests over runs that ended well.
+        counted: The same over all runs that ended, a failed one counted as `CellResult.failure_error`.
         p_holm: `difference.p` adjusted over the norms of this problem and factor value.
-        verdict: What the interval shows against the margin; `better` and `worse` also need `p_holm` within the level.
-            `None` where the tier makes no claims.
+        p_fails_more: Exact one-sided p of the seeds at which the norm alone failed against those of the reference.
+        p_fails_less: Likewise for the other direction.
+        when_trained: The verdict of `difference` alone; `better` and `worse` also need `p_holm` within the
+            level.
+        verdict: That, where the failures do not contradict it, else `inconclusive`; `None` where the tier makes no
+            claims.
+        note: Why it is inconclusive, where there is more to say than a wide interval; else empty.
+        carried_by: Seeds whose differences lie far from the others', and without which it would be decided.
         seeds_needed: About how many seeds in total would decide; `None` where decided or out of reach.
     """
 
     reference: str
     difference: Difference
+    counted: Difference
     p_holm: float | None
+    p_fails_more: float
+    p_fails_less: float
+    when_trained: str
     verdict: str | None
+    note: str
+    carried_by: tuple[int, ...]
     seeds_needed: int | None
+
+    @property
+    def fails_more(self) -> bool:
+        """True where it is shown that the norm fails more often than the reference."""
+        return self.p_fails_more <= 1 - LEVEL
+
+    @property
+    def fails_less(self) -> bool:
+        """True where it is shown that it fails less often."""
+        return self.p_fails_less <= 1 - LEVEL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,12 +164,14 @@ class Untuned:
     """A norm at the learning rate that people take who do not tune.
 
     Attributes:
+        points: As in `CellResult`.
         error: Over runs that ended well.
         error_counting_failures: As in `CellResult`.
         loss: What is lost against the tuned norm, paired by seed: untuned minus tuned; `None` without data.
     """
 
     learning_rate: float
+    points: tuple[Point, ...]
     error: Estimate
     error_counting_failures: Estimate
     failures: Failures
@@ -161,8 +193,9 @@ class CellResult:
         basin: `None` where no learning rate gave a result.
         points: Every evaluation run, by seed.
         error: Over runs that ended well.
-        error_counting_failures: Over all runs that ended, a failed one counted at the metric's chance level; no mean
-            where that is unknown.
+        failure_error: The error that a failed run counts as: the metric's chance level, or the worst error that any
+            norm of the column had, whichever is worse; `None` where neither is known.
+        error_counting_failures: Over all runs that ended, a failed one counted as that; no mean where it is unknown.
         train_loss: Over runs that ended well.
         side: The problem's side metrics by name, over runs that ended well.
         untuned: `None` without such runs.
@@ -184,6 +217,7 @@ class CellResult:
     basin: Basin | None
     points: tuple[Point, ...]
     error: Estimate
+    failure_error: float | None
     error_counting_failures: Estimate
     failures: Failures
     train_loss: Estimate
@@ -195,20 +229,21 @@ class CellResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """Which norms qualify at one factor value.
+    """Which norm is best at one factor value, failures counted.
 
     Attributes:
-        best: The norm with the lowest mean error among those whose failure rate is shown to stay below the limit;
-            `None` where there is none.
+        trained: The norm with the lowest mean error over runs that ended well; `None` where there are too few runs.
+        counted: The norm with the lowest mean error with failed runs counted; likewise.
+        best: That norm, unless another is shown to be better over runs that ended well, or `trained` to fail less
+            often: an order that failures reverse gives no best norm, `None`.
         gaps: Every other norm against `best`; a gap's `verdict` is `worse` where that is shown.
-        candidates: Norms of such failure rates whose interval of the gap to `best` stays below the margin, `best`
-            among them, in order of mean error.
     """
 
     value: Value
+    trained: str | None
+    counted: str | None
     best: str | None
     gaps: Mapping[str, Gap]
-    candidates: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -373,7 +408,6 @@ class Analysis:
     exploratory: bool
     seeds: int
     level: float
-    failure_limit: float
     baseline: str
     baseline_note: str
     default_learning_rate: float | None
@@ -422,7 +456,6 @@ def analyse(comparison: Comparison, settings: Settings, records: Iterable[Record
         exploratory=settings.seeds < SEEDS_FOR_CLAIMS,
         seeds=settings.seeds,
         level=LEVEL,
-        failure_limit=comparison.failure_limit,
         baseline=baseline,
         baseline_note=note,
         default_learning_rate=settings.default_learning_rate,
@@ -511,22 +544,24 @@ class _Results:
             basin=_basin(curve, self.plan.margin(cell.problem)) if planned.choice else None,
             points=points,
             error=mean_interval([point.error for point in points], LEVEL),
+            failure_error=chance,
             error_counting_failures=_counting_failures(points, chance),
             failures=_failures(points),
             train_loss=mean_interval([point.train_loss for point in points], LEVEL),
             side=_side(self.plan.problem(cell.problem).side, self.evaluated(cell)),
-            untuned=self._untuned(planned, points, chance),
+            untuned=self._untuned(planned, points),
         )
 
-    def _untuned(self, planned: CellPlan, tuned: Sequence[Point], chance: float | None) -> Untuned | None:
+    def _untuned(self, planned: CellPlan, tuned: Sequence[Point]) -> Untuned | None:
         points = [_point(self.known[run]) for run in planned.untuned if run in self.known]
         if not points:
             return None
         loss = _difference(points, tuned)
         return Untuned(
             learning_rate=planned.untuned[0].learning_rate,
+            points=tuple(points),
             error=mean_interval([point.error for point in points], LEVEL),
-            error_counting_failures=_counting_failures(points, chance),
+            error_counting_failures=_counting_failures(points, None),
             failures=_failures(points),
             loss=None if loss.mean is None else loss,
         )
@@ -554,10 +589,10 @@ def _curve(results: _Results, problem: Problem, curve: Curve, baseline: str, cla
     standings: list[Standing] = []
     for value in settings.values[curve.name]:
         places = [Place(problem=problem.name, curve=curve.name, value=value, norm=norm) for norm in settings.norms]
-        column = [results.at(place) for place in places]
+        column = _with_failures_counted([results.at(place) for place in places])
         gaps = gaps_to(column, baseline, margin, claims)
         cells += [dataclasses.replace(cell, gap=gaps.get(cell.norm)) for cell in column]
-        standings.append(_standing(value, column, margin, results.plan.comparison.failure_limit, claims))
+        standings.append(_standing(value, column, margin, claims))
     reference = curve.factor.reference if curve.factor.reference in settings.values[curve.name] else None
     return CurveResult(
         name=curve.name,
@@ -634,11 +669,34 @@ def _failures(points: Sequence[Point]) -> Failures:
     return Failures(k=failed, n=len(points), interval=wilson(failed, len(points), LEVEL))
 
 
-def _counting_failures(points: Sequence[Point], chance: float | None) -> Estimate:
-    """The error over all runs, a failed one at chance; no estimate where a run failed and chance is unknown."""
-    if chance is None and any(point.status in FAILURES for point in points):
+def _with_failures_counted(column: Sequence[CellResult]) -> list[CellResult]:
+    """Say what a failed run counts in a column: chance, or the worst error there if that is worse."""
+    errors = [point.error for cell in column for point in cell.points]
+    chances = [cell.failure_error for cell in column]
+    worst = max((error for error in (*errors, *chances) if error is not None), default=None)
+    return [
+        dataclasses.replace(
+            cell,
+            failure_error=worst,
+            error_counting_failures=_counting_failures(cell.points, worst),
+            untuned=cell.untuned
+            and dataclasses.replace(
+                cell.untuned, error_counting_failures=_counting_failures(cell.untuned.points, worst)
+            ),
+        )
+        for cell in column
+    ]
+
+
+def _counting_failures(points: Sequence[Point], worst: float | None) -> Estimate:
+    """The error over all runs, a failed one as the worst; no estimate where a run failed and that is unknown."""
+    if worst is None and any(point.status in FAILURES for point in points):
         return Estimate(mean=None, interval=None, sd=None, n=0)
-    return mean_interval([chance if point.status in FAILURES else point.error for point in points], LEVEL)
+    return mean_interval([_counted(point, worst) for point in points], LEVEL)
+
+
+def _counted(point: Point, worst: float | None) -> float | None:
+    return worst if point.status in FAILURES else point.error
 
 
 def _basin(curve: Sequence[TuningPoint], margin: float) -> Basin | None:
@@ -715,19 +773,47 @@ def _tuning(records: Sequence[Record]) -> tuple[TuningPoint, ...]:
 def gaps_to(column: Sequence[CellResult], reference: str, margin: float, claims: bool) -> dict[str, Gap]:
     """Every norm of a column against one of them, p-values adjusted over the column."""
     against = next(cell for cell in column if cell.norm == reference)
-    norms = [cell.norm for cell in column if cell.norm != reference and not cell.invalid]
-    differences = [_difference(cell.points, against.points) for cell in column if cell.norm in norms]
-    adjusted = holm([difference.p for difference in differences])
-    tests = sum(p is not None for p in adjusted)
+    cells = [cell for cell in column if cell.norm != reference and not cell.invalid]
+    trained = _Family([_difference(cell.points, against.points) for cell in cells], margin)
+    some_failed = any(cell.failures.k for cell in (against, *cells))
+    counted = _Family([_difference(*_all_runs(cell, against)) for cell in cells], margin) if some_failed else trained
     return {
-        norm: _gap(reference, difference, p, margin, claims, tests)
-        for norm, difference, p in zip(norms, differences, adjusted, strict=True)
-        if difference.mean is not None
+        cell.norm: _gap(cell, against, trained, counted, place, claims)
+        for place, cell in enumerate(cells)
+        if trained.differences[place].mean is not None
     }
 
 
+class _Family:
+    """The differences of a column, and what each shows."""
+
+    def __init__(self, differences: Sequence[Difference], margin: float) -> None:
+        self.differences, self.margin = differences, margin
+        self.adjusted = holm([difference.p for difference in differences])
+        self.tests = sum(p is not None for p in self.adjusted)
+        self.shown = [self._shown(*both) for both in zip(differences, self.adjusted, strict=True)]
+
+    def _shown(self, difference: Difference, p_holm: float | None) -> str:
+        shown = judge(difference, self.margin)
+        unsupported = shown in (BETTER, WORSE) and (p_holm is None or p_holm > 1 - LEVEL)
+        return INCONCLUSIVE if unsupported else shown
+
+    def needed(self, place: int) -> int | None:
+        """About how many seeds in total would decide."""
+        difference = self.differences[place]
+        if difference.mean is None:
+            return None
+        beyond = abs(difference.mean) > self.margin  # a claim that Holm corrects
+        level = 1 - (1 - LEVEL) / self.tests if beyond and self.tests else LEVEL
+        needed = seeds_needed(difference.mean, difference.sd, self.margin, level=level)
+        return None if needed is None else max(needed, difference.n + 1, 0 if beyond else runs_to_see())
+
+
 def _difference(points: Sequence[Point], against: Sequence[Point]) -> Difference:
-    ours, theirs = ({point.seed: point.error for point in side} for side in (points, against))
+    return _paired({point.seed: point.error for point in points}, {point.seed: point.error for point in against})
+
+
+def _paired(ours: Mapping[int, float | None], theirs: Mapping[int, float | None]) -> Difference:
     seeds = sorted(ours.keys() | theirs.keys())
     return paired([ours.get(seed) for seed in seeds], [theirs.get(seed) for seed in seeds], LEVEL)
 
@@ -741,41 +827,116 @@ def _with_change(cell: CellResult, cells: Sequence[CellResult], reference: Value
     return cell if change.mean is None else dataclasses.replace(cell, change=change)
 
 
-def _gap(reference: str, difference: Difference, p_holm: float | None, margin: float, claims: bool, tests: int) -> Gap:
-    shown = verdict(difference.interval, margin)
-    if shown in (BETTER, WORSE) and (p_holm is None or p_holm > 1 - LEVEL):
-        shown = INCONCLUSIVE
-    beyond = difference.mean is not None and abs(difference.mean) > margin  # a claim that Holm corrects
-    level = 1 - (1 - LEVEL) / tests if beyond and tests else LEVEL
-    needed = seeds_needed(difference.mean, difference.sd, margin, level=level) if shown == INCONCLUSIVE else None
-    return Gap(
-        reference=reference,
-        difference=difference,
-        p_holm=p_holm,
+def _gap(cell: CellResult, against: CellResult, trained: _Family, counted: _Family, place: int, claims: bool) -> Gap:
+    alone, alone_against = _failed_alone(cell, against), _failed_alone(against, cell)
+    gap = Gap(
+        reference=against.norm,
+        difference=trained.differences[place],
+        counted=counted.differences[place],
+        p_holm=trained.adjusted[place],
+        p_fails_more=sign_test(alone, alone_against),
+        p_fails_less=sign_test(alone_against, alone),
+        when_trained=trained.shown[place],
+        verdict=None,
+        note="",
+        carried_by=(),
+        seeds_needed=None,
+    )
+    contradicted = _contradicted(gap, counted.shown[place], cell, against)
+    shown = INCONCLUSIVE if contradicted else gap.when_trained
+    undecided = gap.when_trained == INCONCLUSIVE
+    carried_by = _carried_by(gap.difference, cell, against, trained.margin) if undecided else ()
+    return dataclasses.replace(
+        gap,
         verdict=shown if claims else None,
-        seeds_needed=None if needed is None else max(needed, difference.n + 1),
+        note=contradicted or (_why_undecided(gap.difference, carried_by, trained.margin) if undecided else ""),
+        carried_by=carried_by,
+        seeds_needed=trained.needed(place) if undecided else None,
     )
 
 
-def _standing(
-    value: Value, column: Sequence[CellResult], margin: float, failure_limit: float, claims: bool
-) -> Standing:
-    reliable = sorted(
-        (cell.error.mean, index, cell.norm)
-        for index, cell in enumerate(column)
-        if cell.error.mean is not None and cell.failures.interval[1] < failure_limit
+def _contradicted(gap: Gap, counted: str, cell: CellResult, against: CellResult) -> str:
+    """How failures contradict what the runs that ended well show; empty where they do not.
+
+    Failures of the norm that is worse anyway can only add to that, so those of the other one are asked for.
+    """
+    shown, ours, theirs = gap.when_trained, cell.failures, against.failures
+    failures, more = {
+        BETTER: (ours.k, gap.fails_more),
+        WORSE: (theirs.k, gap.fails_less),
+        EQUIVALENT: (ours.k + theirs.k, gap.fails_more or gap.fails_less),
+        INCONCLUSIVE: (0, False),
+    }[shown]
+    if not failures or (counted == shown and not more):
+        return ""
+    failed = f"{ours.k} of {ours.n} runs failed, against {theirs.k} of {theirs.n}"
+    return f"{shown} over runs that ended well, but {failed}"
+
+
+def _why_undecided(difference: Difference, carried_by: Sequence[int], margin: float) -> str:
+    """Name what keeps a verdict back besides the width of an interval."""
+    if verdict(difference.interval, margin) == EQUIVALENT and difference.n < runs_to_see():
+        return f"alike so far; equivalent takes {runs_to_see()} runs"
+    return f"{seeds_alone(carried_by)} it open" if carried_by else ""
+
+
+def seeds_alone(seeds: Sequence[int]) -> str:
+    """`seed 7 alone keeps`, or `seeds 3, 7 alone keep`."""
+    return f"seed {seeds[0]} alone keeps" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))} alone keep"
+
+
+def _carried_by(difference: Difference, cell: CellResult, against: CellResult, margin: float) -> tuple[int, ...]:
+    """The seeds whose differences are outliers, where the interval would decide without them."""
+    if verdict(difference.interval, margin) != INCONCLUSIVE:
+        return ()
+    values = {point.seed: point.error for point in cell.points if point.error is not None}
+    others = {point.seed: point.error for point in against.points if point.error is not None}
+    seeds = sorted(values.keys() & others.keys())
+    carrying = tuple(seeds[place] for place in outliers([values[seed] - others[seed] for seed in seeds]))
+    rest = [seed for seed in seeds if seed not in carrying]
+    without = _paired({seed: values[seed] for seed in rest}, {seed: others[seed] for seed in rest})
+    return () if verdict(without.interval, margin) == INCONCLUSIVE else carrying
+
+
+def _all_runs(cell: CellResult, against: CellResult) -> tuple[list[Point], list[Point]]:
+    """Both sides' runs with errors, failed ones' counted."""
+
+    def counted(one: CellResult) -> list[Point]:
+        return [dataclasses.replace(point, error=_counted(point, one.failure_error)) for point in one.points]
+
+    return counted(cell), counted(against)
+
+
+def _failed_alone(cell: CellResult, other: CellResult) -> int:
+    """At how many seeds that both have run it failed and the other did not."""
+    sound = {point.seed for point in other.points if point.status not in FAILURES}
+    return sum(point.status in FAILURES and point.seed in sound for point in cell.points)
+
+
+def _standing(value: Value, column: Sequence[CellResult], margin: float, claims: bool) -> Standing:
+    cells = [cell for cell in column if cell.error.mean is not None and cell.failures.n >= FEWEST_TO_RECOMMEND]
+    if not cells:
+        return Standing(value=value, trained=None, counted=None, best=None, gaps={})
+    trained, counted = min(cells, key=_mean), min(cells, key=_mean_counted)
+    gaps = gaps_to(column, counted.norm, margin, claims)
+    lost = gaps.get(trained.norm)
+    reversed_ = any(gap.when_trained == BETTER for gap in gaps.values()) or (lost is not None and lost.fails_less)
+    return Standing(
+        value=value,
+        trained=trained.norm,
+        counted=counted.norm,
+        best=None if reversed_ else counted.norm,
+        gaps={} if reversed_ else gaps,
     )
-    if not reliable:
-        return Standing(value=value, best=None, gaps={}, candidates=())
-    best = reliable[0][2]
-    gaps = gaps_to(column, best, margin, claims)
-    close = {norm for norm, gap in gaps.items() if _below(gap.difference.interval, margin)}
-    candidates = tuple(norm for _, _, norm in reliable if norm == best or norm in close)
-    return Standing(value=value, best=best, gaps=gaps, candidates=candidates)
 
 
-def _below(interval: Interval | None, limit: float) -> bool:
-    return interval is not None and interval[1] < limit
+def _mean(cell: CellResult) -> float:
+    return math.inf if cell.error.mean is None else cell.error.mean
+
+
+def _mean_counted(cell: CellResult) -> tuple[float, float]:
+    mean = cell.error_counting_failures.mean
+    return math.inf if mean is None else mean, _mean(cell)
 
 
 def _minimal_difference(cells: Sequence[CellResult], seeds: int) -> float | None:

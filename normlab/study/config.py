@@ -316,8 +316,6 @@ class Comparison:
             where it is shown in percent. Unless given, here or by the metric: half a percentage point; other metrics
             need their own.
         default_learning_rate: What people take who do not tune; a row of its own. `None` for no such row.
-        failure_limit: A norm is recommended where its failure rate is shown to stay below this (upper end of Wilson's
-            interval). The default is just above what 5 seeds without a failure can show.
     """
 
     name: str
@@ -331,7 +329,6 @@ class Comparison:
     baseline: str = "batch"
     margin: float | None = None
     default_learning_rate: float | None = None
-    failure_limit: float = 0.45
 
     def __post_init__(self) -> None:
         """Check the fields, and that budgets name what there is.

@@ -63,7 +63,7 @@ def describe(
     analysis: Analysis, comparison: Comparison, settings: Settings, identity: Mapping[str, Any], outdated: str = ""
 ) -> str:
     """Give every setting as JSON text: the comparison, what was asked for, every cell, what it ran on and left out."""
-    fields = ("name", "title", "question", "baseline", "margin", "default_learning_rate", "failure_limit", "fixed")
+    fields = ("name", "title", "question", "baseline", "margin", "default_learning_rate", "fixed")
     plain = {
         "comparison": {
             **{name: getattr(comparison, name) for name in fields},

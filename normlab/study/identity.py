@@ -36,6 +36,7 @@ EXCUSED: Mapping[str, str] = {
     "normlab.study.errors": "words of messages",
     "normlab.study.figures": _SHOWS,
     "normlab.study.group": _STARTS,
+    "normlab.study.meeting": _STARTS,
     "normlab.study.identity": "makes the key itself",
     "normlab.study.imports": "finds what is in the key",
     "normlab.study.invocation": _DRIVES,

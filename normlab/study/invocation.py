@@ -159,6 +159,8 @@ class Invocation:
         start, cells, task = monotonic(), self.cells, self.task(ways)
         with self.store.writing():
             self._set_aside()
+            for sentence in self._too_few_seeds():
+                self._print(sentence)
             spent = self._spent(task.identity)
             header = Header(
                 settings=self.settings,
@@ -280,6 +282,11 @@ class Invocation:
                 display.add(record)
         return display.runs
 
+    def _too_few_seeds(self) -> Iterable[str]:
+        from normlab.study.advice import support
+
+        return filter(None, [support(self.settings.seeds, len(self.settings.norms))])
+
     def _set_aside(self) -> None:
         for path in self.store.damaged():
             aside = self.store.set_aside(path)
@@ -321,6 +328,7 @@ class Invocation:
             f"{sum(len(planned.runs) + planned.to_come for planned in mine)} runs, {len(done)} records are there."
         )
         yield from sorted(set(reasons.values()))
+        yield from self._too_few_seeds()
         yield f"Output: {self.output} (nothing written)"
 
     def _print(self, text: str) -> None:

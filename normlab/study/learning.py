@@ -263,10 +263,18 @@ def learn(
         mesh=mesh,
         series=measured if series else None,
         at_end=all(one.at_end for one in series),
-        about=data.about,
+        about=_about(data),
         feed=feed,
         libraries=data.libraries,
     )
+
+
+def _about(data: Data) -> str:
+    """Describe the data, and say that seeds share examples where no test set stands apart."""
+    shared = (
+        "" if data.test else "No test set stands apart: learning rates are chosen on examples that other seeds test."
+    )
+    return f"{data.about} {shared}".strip()
 
 
 def _feed(

@@ -16,7 +16,7 @@ from normlab.study.analysis import Analysis, Basin, CellResult, CurveResult, Poi
 from normlab.study.arguments import to_toml
 from normlab.study.config import FAILURES, Comparison, Settings, Value
 from normlab.study.downloads import cells, data_files, figure_files, latex_files, norm_keys, series_files
-from normlab.study.statistics import wilson
+from normlab.study.statistics import CAUTIOUS, runs_to_see, wilson
 from normlab.study.store import write_whole
 from normlab.study.tables import rows
 from normlab.study.terminal import print_table, table_text
@@ -98,6 +98,7 @@ def _template() -> Any:
     environment.filters.update({function.__name__.removeprefix("_"): function for function in own})
     style, script = Markup(_asset("report.css")), Markup(_asset("report.js"))
     environment.globals.update(words=words, style=style, script=script, step_times=advice.STEP_TIMES)
+    environment.globals.update(cautious=CAUTIOUS, runs_to_see=runs_to_see)
     return environment.from_string(_asset("report.html.jinja"))
 
 
@@ -153,6 +154,8 @@ def _sure(choice: Choice, names: Mapping[str, str]) -> str:
     if choice.sure:
         return "yes"
     seeds = f"; about {choice.seeds_needed} seeds would tell" if choice.seeds_needed else ""
+    if not choice.undecided:
+        return f"for now; {choice.seeds_needed} seeds would be sure"
     others = words.listed([advice.in_sentence(names[norm]) for norm in choice.undecided], "or")
     return f"no: perhaps {others}{seeds}"
 

@@ -1,13 +1,15 @@
 """Estimates, tests and verdicts over a few repeated runs; nothing here knows what was run.
 
 Everywhere lower is better, `None` and non-finite values are missing, and what the data do not allow is `None`, never
-NaN. Student-t intervals are used throughout: over five values a percentile bootstrap of nominal 95 % covers 83 %.
+NaN. Means have Student-t intervals: over five values a percentile bootstrap of nominal 95 % covers 83 %. Differences,
+which verdicts rest on, have at each end the wider of Student's interval and Hall's, which follows the skewness that a
+few bad runs bring. Measured error rates and power: `docs/statistics.md`, made by `benchmarks/error_rates.py`.
 """
 
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,8 +17,17 @@ BETTER, WORSE, EQUIVALENT, INCONCLUSIVE = "better", "worse", "equivalent", "inco
 
 Interval = tuple[float, float]
 
+CAUTIOUS = 0.97
+"""Level of intervals that show what is not there, a difference: 95 % is too little where errors are skewed."""
+
+UNSEEN = 0.1
+"""The share of bad runs that would be seen, with a chance of 95 %, before anything is called equivalent or sure."""
+
+FEWEST_TO_RECOMMEND = 5
+"""Runs below which no test shows that a norm fails more often, even if all its runs fail: 1 / 2**5 is within 5 %."""
+
 _MOST_SIGN_FLIPS = 22
-"""Pairs up to which all sign flips are enumerated: 2 million sums."""
+"""Pairs up to which all sign flips are counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +53,16 @@ class Difference:
 
     Attributes:
         mean: Mean difference, negative where `a` is lower; `None` where one side is empty.
-        interval: Student-t interval of the mean difference, or `None`.
-        p: Two-sided p of the t-test that belongs to `interval`, or `None`.
+        interval: Interval of the mean difference, or `None`: at each end the wider of Student's and Hall's.
+        p: Two-sided p of Student's t-test, or `None`.
         p_sign_flip: Two-sided p of the exact sign-flip test; `None` unpaired or with too many pairs to enumerate.
         rho: Observed correlation over the complete pairs; `None` below three pairs or where one side is constant.
         sd: Standard deviation of one difference, `None` where unknown.
         n: Pairs; for Welch the size of the smaller side.
         paired: Whether partners were compared; False where some were missing and Welch's test was used.
+        error: Standard error of the mean difference, `None` where unknown.
+        freedom: Its degrees of freedom.
+        skewness: That of the mean difference: the skewness of one difference over the root of `n`.
     """
 
     mean: float | None
@@ -59,6 +73,15 @@ class Difference:
     sd: float | None
     n: int
     paired: bool
+    error: float | None = None
+    freedom: float = 0.0
+    skewness: float = 0.0
+
+    def at(self, level: float) -> Interval | None:
+        """The interval of the mean difference at another level."""
+        if self.mean is None or self.error is None:
+            return None
+        return _interval(self.mean, self.error, self.freedom, self.n, level, self.skewness)
 
 
 def mean_interval(values: Sequence[float | None], level: float = 0.95) -> Estimate:
@@ -162,6 +185,58 @@ def verdict(interval: Interval | None, margin: float) -> str:
     return EQUIVALENT if -margin < low and high < margin else INCONCLUSIVE
 
 
+def judge(difference: Difference, margin: float) -> str:
+    """Say what a difference shows, as `verdict` does, and `equivalent` only where bad runs would have been seen.
+
+    A failure mode that strikes one side in a tenth of its runs is absent from 10 runs with a chance of 35 %, and then
+    they are what runs without it would be: whoever calls those equivalent is wrong as often. So it takes
+    `runs_to_see` runs, and an interval of the level `CAUTIOUS`.
+    """
+    shown = verdict(difference.interval, margin)
+    if shown != EQUIVALENT:
+        return shown
+    enough = difference.n >= runs_to_see() and verdict(difference.at(CAUTIOUS), margin) == EQUIVALENT
+    return EQUIVALENT if enough else INCONCLUSIVE
+
+
+def rules_out(difference: Difference, margin: float, comparisons: int = 1) -> bool:
+    """Decide if `a` is shown not to be lower than `b` by the margin or more, as one of several such questions."""
+    interval = difference.at(max(CAUTIOUS, 1 - 0.1 / comparisons))  # one-sided, 5 % in all
+    return interval is not None and interval[0] > -margin
+
+
+def runs_to_see(comparisons: int = 1, share: float = UNSEEN, level: float = 0.95) -> int:
+    """Count the runs that show a failure mode of some share at least once, in each of several norms, at a level.
+
+    >>> runs_to_see(), runs_to_see(6)
+    (29, 46)
+    """
+    return math.ceil(math.log((1 - level) / max(1, comparisons)) / math.log(1 - share))
+
+
+def sign_test(more: int, fewer: int) -> float:
+    """Give the exact one-sided p of `more` against `fewer` where either is as likely (McNemar's test)."""
+    n = more + fewer
+    return sum(math.comb(n, k) for k in range(more, n + 1)) / 2**n
+
+
+def outliers(values: Sequence[float]) -> tuple[int, ...]:
+    """Find the places of values that are more than five robust standard deviations from the median, if they are few.
+
+    Args:
+        values: Finite numbers.
+
+    Returns:
+        Places in order; none where more than a fifth of the values would be outliers, which are then a part of it.
+    """
+    if len(values) < 4:
+        return ()
+    distance = np.abs(np.asarray(values) - np.median(values))
+    spread = max(1.4826 * float(np.median(distance)), 1e-12 * float(np.abs(values).max()))
+    found = tuple(int(place) for place in np.flatnonzero(distance > 5 * spread))
+    return found if 5 * len(found) <= len(values) else ()
+
+
 def seeds_needed(
     mean: float | None, sd: float | None, margin: float, *, level: float = 0.95, power: float = 0.8, most: int = 1000
 ) -> int | None:
@@ -191,36 +266,44 @@ def seeds_needed(
 
 
 def minimal_difference(sd: float, n: int, *, level: float = 0.95, power: float = 0.8) -> float:
-    """Give the smallest true difference that `n` replicates of spread `sd` find with chance `power` (approximate)."""
+    """Give the smallest true difference that `n` replicates of spread `sd` find with chance `power` (approximate).
+
+    The last factor is what Hall's interval costs beside Student's, fitted to simulations of normal data.
+    """
     if n < 2:
         return math.inf
-    return (_t_quantile((1 + level) / 2, n - 1) + _t_quantile(power, n - 1)) * sd / math.sqrt(n)
+    student = (_t_quantile((1 + level) / 2, n - 1) + _t_quantile(power, n - 1)) * sd / math.sqrt(n)
+    return student * (1 + 8 / n**2)
 
 
 def _matched(a: np.ndarray, b: np.ndarray, level: float) -> Difference:
     difference = a - b
     if len(a) and np.ptp(difference) <= 1e-12 * max(np.abs(a).max(), np.abs(b).max()):
         difference = np.full_like(difference, difference[0])  # spread that is only rounding is none
-    estimate = mean_interval(difference.tolist(), level)
-    p_sign_flip = _sign_flip(difference)
-    return Difference(
-        mean=estimate.mean,
-        interval=estimate.interval,
-        p=_t_test(estimate.mean, estimate.sd, estimate.n, p_sign_flip),
+    n, p_sign_flip = len(difference), _sign_flip(difference)
+    mean = float(difference.mean()) if n else None
+    sd = _sd(difference) if n > 1 else None
+    error = None if sd is None else sd / math.sqrt(n)
+    found = Difference(
+        mean=mean,
+        interval=None,
+        p=_t_test(mean, error, n, p_sign_flip),
         p_sign_flip=p_sign_flip,
         rho=_correlation(a, b),
-        sd=estimate.sd,
-        n=estimate.n,
+        sd=sd,
+        n=n,
         paired=True,
+        error=error,
+        freedom=n - 1,
+        skewness=_third(difference) / error**3 if error else 0.0,
     )
+    return replace(found, interval=found.at(level))
 
 
-def _t_test(mean: float | None, sd: float | None, n: int, p_if_constant: float | None) -> float | None:
-    if mean is None or sd is None:
+def _t_test(mean: float | None, error: float | None, n: int, p_if_constant: float | None) -> float | None:
+    if mean is None or error is None:
         return None
-    if sd == 0:
-        return p_if_constant
-    return _t_two_sided(mean / (sd / math.sqrt(n)), n - 1)
+    return _t_two_sided(mean / error, n - 1) if error else p_if_constant
 
 
 def _welch(a: np.ndarray, b: np.ndarray, level: float, rho: float | None) -> Difference:
@@ -231,23 +314,52 @@ def _welch(a: np.ndarray, b: np.ndarray, level: float, rho: float | None) -> Dif
     squares = np.array([_sd(a) ** 2 / len(a), _sd(b) ** 2 / len(b)])
     error = math.sqrt(squares.sum())
     freedom = float(squares.sum() ** 2 / (squares**2 / [len(a) - 1, len(b) - 1]).sum()) if error else n - 1
-    return Difference(
+    found = Difference(
         mean=mean,
-        interval=_interval(mean, error, freedom, n, level),
+        interval=None,
         p=_t_two_sided(mean / error, freedom) if error else None,
         p_sign_flip=None,
         rho=rho,
         sd=math.sqrt(_sd(a) ** 2 + _sd(b) ** 2),
         n=n,
         paired=False,
+        error=error,
+        freedom=freedom,
+        skewness=(_third(a) - _third(b)) / error**3 if error else 0.0,
     )
+    return replace(found, interval=found.at(level))
 
 
-def _interval(mean: float, error: float, freedom: float, n: int, level: float) -> Interval | None:
+def _interval(
+    mean: float, error: float, freedom: float, n: int, level: float, skewness: float = 0.0
+) -> Interval | None:
     if error == 0:
         return (mean, mean) if n >= _enough_when_constant(level) else None
-    half = _t_quantile((1 + level) / 2, freedom) * error
-    return mean - half, mean + half
+    low, high = reach(freedom, skewness, level)
+    return mean - float(low) * error, mean + float(high) * error
+
+
+def reach(freedom: float, skewness: float, level: float) -> Interval:
+    """Give how many standard errors an interval of a mean reaches down and up; works on arrays, too.
+
+    Hall (1992): with the skewness `s` of the mean, `t + s t^2 / 3 + s^2 t^3 / 27 + s / 6` has the normal's quantiles to
+    a higher order than the studentized mean `t`, and a closed inverse. A long tail to the right makes it reach further
+    up than Student's quantile and less far down; the wider of the two is taken at each end.
+    """
+    from scipy import special
+
+    quantile = special.stdtrit(freedom, (1 + level) / 2)
+    s = np.where(np.abs(skewness) < 1e-4, 1e-4, skewness)
+    down, up = (sign * 3 / s * (np.cbrt(1 + s * (sign * quantile - s / 6)) - 1) for sign in (1, -1))
+    return np.maximum(quantile, down)[()], np.maximum(quantile, up)[()]
+
+
+def _third(values: np.ndarray) -> float:
+    """The third central moment of the mean of the values, with the spread that `_sd` has."""
+    n, sd = len(values), _sd(values)
+    centred = values - values.mean()
+    second = float((centred**2).mean())
+    return float((centred**3).mean()) / second**1.5 * sd**3 / n**2 if sd else 0.0
 
 
 def _enough_when_constant(level: float) -> int:
@@ -259,11 +371,21 @@ def _sign_flip(difference: np.ndarray) -> float | None:
     """The share of the 2**n sign patterns whose sum is at least as far from zero as the observed one."""
     if not 2 <= len(difference) <= _MOST_SIGN_FLIPS:
         return None
-    sums = difference[:1]  # by symmetry the first sign stays
-    for value in difference[1:]:
+    reached = abs(difference.sum()) - 1e-9 * np.abs(difference).sum()
+    if reached <= 0:
+        return 1.0
+    middle = len(difference) // 2
+    left, right = (_signed_sums(part) for part in (difference[:middle], difference[middle:]))
+    right.sort()
+    above = len(right) - np.searchsorted(right, reached - left)  # as many are below minus that
+    return 2 * float(above.sum()) / (len(left) * len(right))
+
+
+def _signed_sums(values: np.ndarray) -> np.ndarray:
+    sums = np.zeros(1)
+    for value in values:
         sums = np.concatenate([sums + value, sums - value])
-    observed = abs(difference.sum())
-    return float(np.mean(np.abs(sums) >= observed - 1e-9 * np.abs(difference).sum()))
+    return sums
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:

@@ -137,7 +137,11 @@ def _gap(cell: CellResult) -> dict[str, Any]:
         "p_holm": gap.p_holm if gap else None,
         "p_sign_flip": difference.p_sign_flip if difference else None,
         "rho": difference.rho if difference else None,
+        "difference_counting_failures": gap.counted.mean if gap else None,
+        "p_fails_more": gap.p_fails_more if gap else None,
+        "p_fails_less": gap.p_fails_less if gap else None,
         "verdict": gap.verdict if gap else None,
+        "note": (gap.note or None) if gap else None,
         "seeds_needed": gap.seeds_needed if gap else None,
     }
 

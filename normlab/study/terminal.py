@@ -140,6 +140,8 @@ class _Printer:
     def _sure(self, choice: Choice) -> str:
         if choice.sure or not choice.norm:
             return "yes" if choice.sure else "no"
+        if not choice.undecided:
+            return f"for now; {choice.seeds_needed} seeds"
         seeds = f", {choice.seeds_needed} seeds" if choice.seeds_needed else ""
         return f"or {', '.join(choice.undecided)}?{seeds}"
 
