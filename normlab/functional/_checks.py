@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 Axes = int | Sequence[int]
 """One axis or several; negative ones count from the end."""
@@ -40,10 +41,32 @@ def canonical_axes(axes: Axes, ndim: int, name: str = "axis") -> tuple[int, ...]
     return canonical
 
 
-def check_real(x: Array) -> None:
-    """Raise a `TypeError` if `x` is complex."""
+def check_real(x: Array, name: str = "x") -> None:
+    """Raise a `TypeError` unless `x` is of bools, whole numbers or real floats of 16 bits or more."""
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
-        raise TypeError(f"Expected `x` to be real, got {x.dtype}. Normalize `x.real` and `x.imag` on their own.")
+        raise TypeError(
+            f"Expected `{name}` to be real, got {x.dtype}. Normalize `{name}.real` and `{name}.imag` on their own."
+        )
+    if is_narrow(x.dtype):
+        raise TypeError(
+            f"Expected `{name}` in 16 bits or more, got {x.dtype}, whose values mean nothing without their scale. Cast "
+            f"it, as in `{name}.astype(jnp.bfloat16)`, and the output back."
+        )
+
+
+def check_dtype(name: str, dtype: DTypeLike | None) -> None:
+    """Raise a `TypeError` unless a module's dtype is `None` or a real float of 16 bits or more."""
+    if dtype is None or (jnp.issubdtype(dtype, jnp.floating) and not is_narrow(dtype)):
+        return
+    raise TypeError(
+        f"Expected `{name}` to be a real float of 16 bits or more, got {jnp.dtype(dtype)}. Leave it out, and cast "
+        "outside of the norm."
+    )
+
+
+def is_narrow(dtype: DTypeLike) -> bool:
+    """Return whether `dtype` is a float of fewer than 16 bits."""
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 16
 
 
 def check_features(name: str, array: Array | None, shape: tuple[int, ...]) -> None:
@@ -87,6 +110,11 @@ def check_epsilon(epsilon: float) -> None:
 
 def check_flag(name: str, flag: object) -> None:
     """Raise a `TypeError` unless `flag` is a bool or `None`: a width passed in its place must not mean "yes"."""
+    if isinstance(flag, jax.Array):
+        raise TypeError(
+            f"Expected `{name}` to be True, False or None when the function is traced, got an array of {flag.dtype}. "
+            f"Name the argument that sets `{name}` in `static_argnames` of `jax.jit` or `nnx.jit`, and pass a bool."
+        )
     if flag is not None and not isinstance(flag, bool | np.bool_):
         raise TypeError(
             f"Expected `{name}` to be True, False or None, got {flag!r}. If this is the number of features: Linen "
@@ -102,6 +130,7 @@ def check_flags(owner: object, *names: str) -> None:
 
 def check_float32_reductions(force: bool) -> None:
     """Raise a `ValueError` if `force` is False: statistics are always in float32 or wider."""
+    check_flag("force_float32_reductions", force)
     if not force:
         raise ValueError(
             "Expected `force_float32_reductions=True`, got False: statistics are always in float32 or wider. "

@@ -11,7 +11,7 @@ from normlab.functional._batch import RunningStatistics, normalize
 from normlab.functional._checks import Axes, canonical_axes, check_epsilon, check_real, check_where
 from normlab.functional._example import expand, expand_where, rms_norm
 from normlab.functional._standardize import affine
-from normlab.functional._statistics import Over, float32_or_wider, means, moments, output_dtype
+from normlab.functional._statistics import Over, float32_or_wider, means, moments, output_dtype, wide_dtype
 from normlab.functional._statistics import over as over_axes
 
 Guard = Literal["layer_scaling", "clamp"] | None
@@ -89,7 +89,8 @@ def online_norm(
             limits outputs to 5 in size.
 
     Returns:
-        `y`, with the shape and dtype of `x` (float32 for whole numbers), and mean and variance after the last example.
+        `y`, with the shape and dtype of `x` (float32 for whole numbers), and mean and variance after the last example,
+        in float32 or wider.
 
     Raises:
         ValueError: If a shape, an axis, a momentum, `epsilon` or `guard` does not fit.
@@ -120,7 +121,7 @@ def online_norm(
     weights = [as_weights(m, wide.dtype) for m in (momentum, backward_momentum)]
     result: Any = _online(over, wide, before, carried, where, *weights, jnp.asarray(epsilon, wide.dtype))
     y, after = result
-    mean, var = (a.reshape(old.shape).astype(old.dtype) for a, old in zip(after, states["running"], strict=True))
+    mean, var = (kept_wide(a, old) for a, old in zip(after, states["running"], strict=True))
     y = guarded(scaled(y, scale, bias), guard, epsilon=epsilon, where=where)
     return y.astype(output_dtype(x)), running._replace(mean=mean, spread=var)
 
@@ -221,7 +222,31 @@ def wide_state(name: str, state: Array, shape: tuple[int, ...], features: tuple[
     """Give a state the rank and the dtype of activations; the gradient goes back through both."""
     expanded = expand(name, state, shape, features)
     assert expanded is not None
+    if wide_dtype(state.dtype) != state.dtype:
+        expanded = _not_its_gradient(name, expanded)
     return expanded.astype(dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _not_its_gradient(name: str, state: Array) -> Array:
+    """Return a state that is narrower than float32, so that its gradient, of its own dtype, cannot be its new value."""
+    return state
+
+
+def _refuse_gradient(name: str, state: Array) -> tuple[Array, None]:
+    raise TypeError(
+        f"Expected `{name}` in float32 or wider, since its gradient is its new value and has its dtype, in which updates "
+        f"round away, got {state.dtype}. Cast this state back to float32 (in Linen `_overwrite_with_gradient`, in NNX "
+        "`OverwriteWithGradient`)."
+    )
+
+
+_not_its_gradient.defvjp(_refuse_gradient, lambda name, _, gradient: (gradient,))
+
+
+def kept_wide(state: Array, old: Array) -> Array:
+    """Give a new state the shape of the old one, and its dtype, or float32 where that is narrower."""
+    return state.reshape(old.shape).astype(wide_dtype(old.dtype))
 
 
 def as_weights(momentum: Array | float, dtype: Any) -> tuple[Array, Array]:

@@ -23,6 +23,7 @@ from normlab.functional._cell_norm import (
     update_rows,
     with_epsilon,
 )
+from normlab.functional._checks import check_flag, check_real
 from normlab.functional._devices import Devices, varying_like
 
 PRODUCT, SUM = "normlab_recurrent_product", "normlab_gate_sum"
@@ -201,6 +202,8 @@ def unroll(
         Laurent et al. Batch Normalized Recurrent Neural Networks. ICASSP 2016. https://arxiv.org/abs/1510.01378
         Cooijmans et al. Recurrent Batch Normalization. ICLR 2017. https://arxiv.org/abs/1603.09025
     """
+    check_flag("train", train)
+    check_inputs(norm, inputs)
     norm = with_epsilon(norm, cell.zero_gain)
     check_lengths(seq_lengths, inputs.shape[1:-1], len(inputs))
     timed = _timed(norm, inputs, carry, seq_lengths)
@@ -369,6 +372,12 @@ def check_sequences(inputs: Any, seq_lengths: ArrayLike | None, time_major: bool
     inputs = inputs if time_major else jnp.moveaxis(inputs, -2, 0)
     check_lengths(seq_lengths, inputs.shape[1:-1], len(inputs))
     return inputs
+
+
+def check_inputs(norm: CellNorm, inputs: Array) -> None:
+    """Raise a `TypeError` where a norm cannot normalize what comes from inputs of their dtype."""
+    if norm.kind != "none":
+        check_real(inputs, "inputs")
 
 
 def check_steps(norm: CellNorm) -> None:

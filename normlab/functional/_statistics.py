@@ -63,6 +63,11 @@ def wide_dtype(dtype: Any) -> Any:
         return jnp.promote_types(dtype, jnp.float32)
 
 
+def whole(step: Array) -> Array:
+    """Return a count of updates as the whole number it is, whatever it was cast to."""
+    return step if jnp.issubdtype(step.dtype, jnp.integer) else lax.convert_element_type(step, jnp.int32)
+
+
 def output_dtype(x: Array) -> Any:
     """Return the dtype of a norm's output: that of `x`, or float32 where `x` is of whole numbers."""
     return x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else wide_dtype(x.dtype)
@@ -144,8 +149,10 @@ def running_average(old: Array, new: Array, momentum: Momentum, step: Array | No
         count: Elements behind `new`, broadcastable to it.
 
     Returns:
-        The new running average, in the dtype of `old`.
+        The new running average, in the dtype of `old`, or float32 where that is narrower: in half precision updates
+        would round away.
     """
+    old = float32_or_wider(old)
     decay = _decay(momentum, step, old.dtype)
     moved = decay * old + (1 - decay) * new.astype(old.dtype)
     if isinstance(count, Array) or count < 2:
@@ -170,8 +177,9 @@ def merged_average(
         count: Elements behind `new`, broadcastable to it.
 
     Returns:
-        The new running mean and variance, in the dtype of the old ones.
+        The new running mean and variance, in the dtypes of the old ones, or float32 where those are narrower.
     """
+    old = float32_or_wider(old[0]), float32_or_wider(old[1])
     (mean, var), (new_mean, new_var) = old, (a.astype(b.dtype) for a, b in zip(new, old, strict=True))
     decay = _decay(momentum, step, mean.dtype)
     apart = new_mean - mean

@@ -12,8 +12,8 @@ from jax import Array, lax
 
 from normlab.functional._checks import Axes, check_epsilon, check_where
 from normlab.functional._example import expand, expand_where
-from normlab.functional._online import as_weights, check_weight, scaled, stream_features, wide_state
-from normlab.functional._statistics import Over, float32_or_wider, means, moments, output_dtype
+from normlab.functional._online import as_weights, check_weight, kept_wide, scaled, stream_features, wide_state
+from normlab.functional._statistics import Over, float32_or_wider, means, moments, output_dtype, whole
 from normlab.functional._statistics import over as over_axes
 
 Mix = Sequence[float]
@@ -150,12 +150,13 @@ def streaming_norm(
         )
         for state in (memory, slopes)
     )
+    before = before._replace(step=whole(before.step))
     over = over_axes(tuple(a for a in range(x.ndim) if a not in features))
     static = _Static(over, _three(mix), _three(backward_mix), calls_per_update)
     weights = [as_weights(m, wide.dtype) for m in (momentum, backward_momentum)]
     result: Any = _streaming(static, wide, before, carried, where, *weights, jnp.asarray(epsilon, wide.dtype))
     y, after = result
-    after = jax.tree.map(lambda a, old: a.reshape(old.shape).astype(old.dtype), after, memory)
+    after = StreamingMemory(*map(kept_wide, after[:-1], memory[:-1]), step=after.step)
     return scaled(y, scale, bias).astype(output_dtype(x)), after
 
 

@@ -21,6 +21,7 @@ from normlab.functional._layer import (
 )
 from normlab.functional._statistics import Momentum
 from normlab.linen._example import affine_parameters, promote
+from normlab.linen._state import state_variables
 
 Initializer = Callable[..., Any]
 
@@ -102,14 +103,12 @@ class BatchNorm(nn.Module):
         features = canonical_axes(self.axis, x.ndim)
         shape = tuple(x.shape[a] for a in features)
 
-        renorm = self._renorm()
+        renorm, making = self._renorm(), self.is_initializing()
         start = initial_statistics(shape, step=needs_step(self.momentum, renorm is not None))
         names = ("mean", self._spread, "step")
-        state = {
-            name: self.variable("batch_stats", name, lambda value=value: value)
-            for name, value in zip(names, start, strict=True)
-            if value is not None
-        }
+        needed = {name: value for name, value in zip(names, start, strict=True) if value is not None}
+        counts = "step" in needed and not (evaluating or self.frozen)
+        state = state_variables(self, {"batch_stats": needed}, () if counts else ("step",))
         affine = affine_parameters(
             self,
             shape,
@@ -118,13 +117,12 @@ class BatchNorm(nn.Module):
         )
         x, dtype = promote(x, affine, self.dtype)
         x = self._prepared(x, mask)
-        making = self.is_initializing()
         reduced = tuple(a for a in range(x.ndim) if a not in features)
         if making and F.batch_elements(x, reduced) == 1:
             evaluating = True  # a single example is enough to make parameters
         y, running = batch_layer(
             x,
-            F.RunningStatistics(*(variable.value for variable in state.values())),
+            F.RunningStatistics(*(state[name].value if name in state else None for name in names)),
             affine.get("scale"),
             affine.get("bias"),
             use_running_average=evaluating,
@@ -142,8 +140,9 @@ class BatchNorm(nn.Module):
             renorm=renorm,
         )
         if not (making or evaluating or self.frozen):
-            for variable, value in zip(state.values(), running, strict=False):
-                variable.value = value
+            for name, value in zip(names, running, strict=True):
+                if name in state:
+                    state[name].value = value
         return y.astype(dtype)
 
 

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from normlab import functional as F
 from normlab.functional._cell_norm import AnyCellNorm, resolve
 from normlab.functional._checks import check_flag
-from normlab.functional._recurrent import Carry, Cell, check_sequences, check_steps, flip
+from normlab.functional._recurrent import Carry, Cell, check_inputs, check_sequences, check_steps, flip
 from normlab.nnx._example import NO_METADATA, Initializer, Metadata, zeros
 
 Rngs = nnx.Rngs | nnx.RngStream
@@ -96,6 +96,8 @@ class NormalizedCell(nnx.RNNCellBase):
     ) -> tuple[Carry, jax.Array]:
         """Take all steps of sequences [time, *batch, inputs]; see `normlab.functional.unroll`."""
         made: dict[Any, PathNorm] = {path: getattr(self, f"norm_{path}") for path in self._paths}
+        inputs = jnp.asarray(inputs)
+        check_inputs(self.norm, inputs)
         with jax.numpy_dtype_promotion("standard"):
             inputs, *dense = promote_dtype((inputs, *self._dense()), dtype=self.dtype)
         train = self._trains
@@ -164,6 +166,7 @@ class NormalizedCell(nnx.RNNCellBase):
     @property
     def _trains(self) -> bool:
         """Whether batch statistics are those of the batch, and the running ones move."""
+        check_flag("use_running_average", self.use_running_average)
         if self.norm.stateful and self.use_running_average is None:
             raise ValueError("Expected `use_running_average`, got None. Call `train()` or `eval()`.")
         return self.norm.stateful and not self.use_running_average
@@ -487,6 +490,9 @@ class RNN(nnx.RNN):
                 (self.keep_order, keep_order),
             )
         )
+        flags = {"return_carry": return_carry, "time_major": time_major, "reverse": reverse, "keep_order": keep_order}
+        for name, flag in flags.items():
+            check_flag(name, flag)
         x = check_sequences(inputs, seq_lengths, time_major)
         if reverse:
             x = flip(x, seq_lengths)
