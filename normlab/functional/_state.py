@@ -39,7 +39,7 @@ def check_state(kind: str, found: Collection[str], needed: Collection[str], know
             "them for initial ones."
         )
     for (ours, theirs), conversion in _CONVERTED.items():
-        if ours in missing and theirs in unknown:
+        if ours in needed and theirs in unknown:
             remedy = conversion
     raise ValueError(f"Expected the state of {kind} to be {_listed(needed)}, got {' and '.join(faults)}. {remedy}")
 

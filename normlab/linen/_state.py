@@ -1,7 +1,6 @@
-"""State of Linen norms by name, and which parameters are to be trained."""
+"""State of Linen norms by name."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import jax
 from flax import linen as nn

@@ -21,6 +21,7 @@ from normlab.functional._layer import (
 )
 from normlab.functional._statistics import Momentum
 from normlab.nnx._example import NO_METADATA, Affine, Initializer, Metadata, chosen, ones, zeros
+from normlab.nnx._state import FrozenParam, read, state_variables, write
 
 
 class BatchNorm(Affine):
@@ -109,7 +110,8 @@ class BatchNorm(Affine):
         self.statistics: Statistics = statistics
         check_batch_options(self)
         for name, value in zip(self._state_names(), self._initial(), strict=True):
-            setattr(self, name, nnx.data(None if value is None else nnx.BatchStat(value)))
+            if value is not None:
+                setattr(self, name, nnx.BatchStat(value))
 
     def __call__(
         self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
@@ -126,10 +128,11 @@ class BatchNorm(Affine):
         x, affine, dtype = self._promoted(x, self.axis)
         mask = mask if mask is None else jnp.asarray(mask)
         x = self._prepared(x, mask)
-        variables = [v for v in (getattr(self, name) for name in self._state_names()) if v is not None]
+        names = self._state_names()
+        state = state_variables(self, names, optional=("step",))
         y, running = batch_layer(
             x,
-            F.RunningStatistics(*(v[...] for v in variables)),
+            F.RunningStatistics(*(read(state[name]) if name in state else None for name in names)),  # pyright: ignore[reportArgumentType]
             affine.get("scale"),
             affine.get("bias"),
             use_running_average=evaluating,
@@ -147,9 +150,24 @@ class BatchNorm(Affine):
             renorm=self._renorm(),
         )
         if not (evaluating or self.frozen):
-            for variable, value in zip(variables, running, strict=False):
-                variable[...] = value
+            for name, variable in state.items():
+                write(variable, running[names.index(name)])
         return y.astype(dtype)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether running statistics normalize, nothing is updated, and scale and bias are no `nnx.Param`."""
+        return self._frozen
+
+    @frozen.setter
+    def frozen(self, frozen: bool) -> None:
+        check_flag("frozen", frozen)
+        self._frozen = frozen
+        kind = FrozenParam if frozen else nnx.Param
+        for name in ("scale", "bias"):
+            variable = getattr(self, name)
+            if variable is not None and type(variable) is not kind:
+                setattr(self, name, kind(variable.get_raw_value(), **variable.get_metadata()))
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """Set the mode; called by `nnx.view`, and read by `nnx.view_info`, which expects this indentation.

@@ -22,6 +22,7 @@ from normlab.functional._checks import (
     resolve_groups,
 )
 from normlab.functional._statistics import output_dtype
+from normlab.nnx._state import read
 
 Initializer = Callable[..., Any]
 Groups = Sequence[Sequence[int]]
@@ -73,7 +74,7 @@ class Affine(nnx.Module):
                 f"Expected `x` with {self.num_features} features (`num_features`), got {x.shape}, which has {shape}."
             )
         parameters = {"scale": self.scale, "bias": self.bias}
-        affine = {name: p[...] for name, p in parameters.items() if p is not None}
+        affine = {name: read(p) for name, p in parameters.items() if p is not None}
         with jax.numpy_dtype_promotion("standard"):
             out = canonicalize_dtype(x, *affine.values(), dtype=self.dtype)
             return x.astype(jnp.promote_types(output_dtype(x), out)), affine, out
