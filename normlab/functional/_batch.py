@@ -34,6 +34,7 @@ from normlab.functional._statistics import (
     output_dtype,
     running_average,
     unbiased,
+    where_counted,
     whole,
 )
 from normlab.functional._statistics import over as over_axes
@@ -378,7 +379,7 @@ def merge_batch_renorm(
     var = _var(batch, unbiased_running_var) + epsilon
     after = _merge(running, batch, var, lax.square(running.spread), momentum)
     counted = jnp.asarray(batch.count) > 0  # a root of a square need not be what it was
-    return after._replace(spread=jnp.where(counted, jnp.sqrt(after.spread), running.spread))
+    return after._replace(spread=where_counted(counted, jnp.sqrt(after.spread), running.spread))
 
 
 def first_batch(running: RunningStatistics, batch: BatchMoments, *, epsilon: float = 1e-5) -> RunningStatistics:
@@ -390,8 +391,8 @@ def first_batch(running: RunningStatistics, batch: BatchMoments, *, epsilon: flo
     first = (_required(running.step) == 0) & (jnp.asarray(batch.count) > 1)
     mean, std = (lax.stop_gradient(a) for a in (batch.mean, jnp.sqrt(batch.var + epsilon)))
     return running._replace(
-        mean=jnp.where(first, mean, running.mean).astype(running.mean.dtype),
-        spread=jnp.where(first, std, running.spread).astype(running.spread.dtype),
+        mean=where_counted(first, mean.astype(running.mean.dtype), running.mean),
+        spread=where_counted(first, std.astype(running.spread.dtype), running.spread),
     )
 
 

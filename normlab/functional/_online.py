@@ -9,6 +9,7 @@ from jax import Array, lax
 
 from normlab.functional._batch import RunningStatistics, normalize
 from normlab.functional._checks import Axes, canonical_axes, check_epsilon, check_real, check_where
+from normlab.functional._devices import aligned, spread_like, whole_first
 from normlab.functional._example import expand, expand_where, rms_norm
 from normlab.functional._standardize import affine
 from normlab.functional._statistics import Over, float32_or_wider, means, moments, output_dtype, wide_dtype
@@ -117,6 +118,7 @@ def online_norm(
     before, carried = (
         [wide_state(name, a, x.shape, features, wide.dtype) for a in arrays] for name, arrays in states.items()
     )
+    before, carried = ([spread_like(a, wide) for a in arrays] for arrays in (before, carried))
     over = over_axes(tuple(a for a in range(1, x.ndim) if a not in features))
     weights = [as_weights(m, wide.dtype) for m in (momentum, backward_momentum)]
     result: Any = _online(over, wide, before, carried, where, *weights, jnp.asarray(epsilon, wide.dtype))
@@ -273,12 +275,14 @@ def recurrence(decay: Array, drive: Array, start: Array) -> tuple[Array, Array]:
     """
     if len(drive) == 1:
         return start, decay * start + drive
+    decay, split, start = aligned(decay, drive, start)
+    decay, drive = whole_first(decay), whole_first(split)
 
     def step(state: Array, by: tuple[Array, Array]) -> tuple[Array, Array]:
         return by[0] * state + by[1], state
 
     last, states = lax.scan(step, start[0], (decay, drive))  # a parallel scan takes as long, and longer to compile
-    return states, last[None]
+    return spread_like(states, split), last[None]
 
 
 class _Saved(NamedTuple):

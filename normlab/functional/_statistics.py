@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from normlab.functional._checks import AxisName, StatisticsError
-from normlab.functional._devices import Devices
+from normlab.functional._devices import Devices, aligned
 
 Momentum = float | Callable[[Array], Array | float] | None
 """Weight of the OLD value; a function of the step; or `None` for the plain average of all batches so far."""
@@ -156,7 +156,7 @@ def running_average(old: Array, new: Array, momentum: Momentum, step: Array | No
     decay = _decay(momentum, step, old.dtype)
     moved = decay * old + (1 - decay) * new.astype(old.dtype)
     if isinstance(count, Array) or count < 2:
-        moved = jnp.where(jnp.asarray(count) > 1, moved, old)
+        moved = where_counted(jnp.asarray(count) > 1, moved, old)
     return lax.stop_gradient(moved)
 
 
@@ -185,9 +185,14 @@ def merged_average(
     apart = new_mean - mean
     moved = mean + (1 - decay) * apart, decay * var + (1 - decay) * (new_var + decay * lax.square(apart))
     if isinstance(count, Array) or count < 1:
-        moved = (jnp.where(jnp.asarray(count) > 0, a, b) for a, b in zip(moved, old, strict=True))
+        moved = (where_counted(jnp.asarray(count) > 0, a, b) for a, b in zip(moved, old, strict=True))
     mean, var = map(lax.stop_gradient, moved)
     return mean, var
+
+
+def where_counted(counted: Array, moved: Array, old: Array) -> Array:
+    """Return the new running average where there is one, and the old one elsewhere."""
+    return jnp.where(*(aligned(counted, moved, old) if counted.ndim else (counted, *aligned(moved, old))))
 
 
 def _decay(momentum: Momentum, step: Array | None, dtype: Any) -> Any:

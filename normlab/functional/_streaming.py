@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from normlab.functional._checks import Axes, check_epsilon, check_where
+from normlab.functional._devices import aligned, spread_like
 from normlab.functional._example import expand, expand_where
 from normlab.functional._online import as_weights, check_weight, kept_wide, scaled, stream_features, wide_state
 from normlab.functional._statistics import Over, float32_or_wider, means, moments, output_dtype, whole
@@ -143,7 +144,7 @@ def streaming_norm(
     before, carried = (
         state._replace(
             **{
-                name: wide_state(name, a, x.shape, features, wide.dtype)
+                name: spread_like(wide_state(name, a, x.shape, features, wide.dtype), wide)
                 for name, a in state._asdict().items()
                 if name != "step"
             }
@@ -228,7 +229,7 @@ class _Part(NamedTuple):
 
     def unless(self, missing: Array, other: "_Part") -> "_Part":
         """Return `other` where this one is missing."""
-        return _Part(*(jnp.where(missing, b, a) for a, b in zip(self, other, strict=True)))
+        return _Part(*(jnp.where(*aligned(missing, b, a)) for a, b in zip(self, other, strict=True)))
 
 
 def _mixed(*parts: tuple[Array | float, _Part]) -> _Part:
