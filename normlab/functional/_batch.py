@@ -324,7 +324,8 @@ def update_batch_renorm(
     Returns:
         The statistics after the batch; the same with fewer than two elements counted. No gradient flows into them.
     """
-    return _update(running, batch, jnp.sqrt(_var(batch, unbiased_running_var) + epsilon), momentum)
+    var = _var(batch, unbiased_running_var)
+    return _update(running, batch, jnp.sqrt(var + epsilon), momentum)
 
 
 def merge_batch_norm(

@@ -2,7 +2,7 @@
 
 import numbers
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -42,31 +42,35 @@ def canonical_axes(axes: Axes, ndim: int, name: str = "axis") -> tuple[int, ...]
 
 
 def check_real(x: Array, name: str = "x") -> None:
-    """Raise a `TypeError` unless `x` is of bools, whole numbers or real floats of 16 bits or more."""
+    """Raise a `TypeError` unless `x` is of bools, whole numbers of 8 bits or more, or real floats of 16 or more."""
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise TypeError(
             f"Expected `{name}` to be real, got {x.dtype}. Normalize `{name}.real` and `{name}.imag` on their own."
         )
-    if is_narrow(x.dtype):
+    if _is_narrow(x.dtype):
         raise TypeError(
-            f"Expected `{name}` in 16 bits or more, got {x.dtype}, whose values mean nothing without their scale. Cast "
-            f"it, as in `{name}.astype(jnp.bfloat16)`, and the output back."
+            f"Expected `{name}` in a dtype that JAX promotes to float32, got {x.dtype}. Cast it, as in "
+            f"`{name}.astype(jnp.bfloat16)`, and the output back."
         )
 
 
-def check_dtype(name: str, dtype: DTypeLike | None) -> None:
-    """Raise a `TypeError` unless a module's dtype is `None` or a real float of 16 bits or more."""
-    if dtype is None or (jnp.issubdtype(dtype, jnp.floating) and not is_narrow(dtype)):
-        return
-    raise TypeError(
-        f"Expected `{name}` to be a real float of 16 bits or more, got {jnp.dtype(dtype)}. Leave it out, and cast "
-        "outside of the norm."
-    )
+def check_dtypes(x: Array, affine: Mapping[str, Array], dtype: DTypeLike | None) -> None:
+    """Raise a `TypeError` unless a module can compute in the dtypes of its input, its parameters and its output."""
+    check_real(x)
+    dtypes = {f"`param_dtype` of `{name}`": parameter.dtype for name, parameter in affine.items()}
+    for name, given in {"`dtype`": dtype, **dtypes}.items():
+        if given is not None and (jnp.issubdtype(given, jnp.complexfloating) or _is_narrow(given)):
+            raise TypeError(
+                f"Expected {name} to be a real float of 16 bits or more, got {jnp.dtype(given)}. Leave it out, and cast "
+                "outside of the norm."
+            )
 
 
-def is_narrow(dtype: DTypeLike) -> bool:
-    """Return whether `dtype` is a float of fewer than 16 bits."""
-    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 16
+def _is_narrow(dtype: DTypeLike) -> bool:
+    """Whether JAX promotes `dtype` to nothing by itself: floats below 16 bits, whole numbers below 8."""
+    if jnp.issubdtype(dtype, jnp.floating):
+        return jnp.finfo(dtype).bits < 16
+    return jnp.issubdtype(dtype, jnp.integer) and jnp.iinfo(dtype).bits < 8
 
 
 def check_features(name: str, array: Array | None, shape: tuple[int, ...]) -> None:

@@ -13,6 +13,7 @@ from normlab.functional._checks import (
     Axes,
     AxisName,
     canonical_axes,
+    check_dtypes,
     check_epsilon,
     check_flags,
     check_float32_reductions,
@@ -237,6 +238,7 @@ def affine_parameters(
 
 def promote(x: jax.Array, affine: dict[str, jax.Array], dtype: Any) -> tuple[jax.Array, Any]:
     """Return `x` in a dtype no narrower than the output's, and the output's, which is Flax's choice."""
+    check_dtypes(x, affine, dtype)
     with jax.numpy_dtype_promotion("standard"):
         out = canonicalize_dtype(x, *affine.values(), dtype=dtype)
         return x.astype(jnp.promote_types(output_dtype(x), out)), out

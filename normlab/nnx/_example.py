@@ -15,6 +15,7 @@ from normlab.functional._checks import (
     Axes,
     AxisName,
     canonical_axes,
+    check_dtypes,
     check_epsilon,
     check_flag,
     check_where,
@@ -75,6 +76,7 @@ class Affine(nnx.Module):
             )
         parameters = {"scale": self.scale, "bias": self.bias}
         affine = {name: read(p) for name, p in parameters.items() if p is not None}
+        check_dtypes(x, affine, self.dtype)
         with jax.numpy_dtype_promotion("standard"):
             out = canonicalize_dtype(x, *affine.values(), dtype=self.dtype)
             return x.astype(jnp.promote_types(output_dtype(x), out)), affine, out
