@@ -3,12 +3,15 @@
 import numbers
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
+
+T = TypeVar("T")
 
 Axes = int | Sequence[int]
 """One axis or several; negative ones count from the end."""
@@ -130,6 +133,12 @@ def check_flags(owner: object, *names: str) -> None:
     """Check attributes of a module with `check_flag`."""
     for name in names:
         check_flag(name, getattr(owner, name))
+
+
+def chosen(name: str, flag: bool, initializer: T) -> T | None:
+    """Return the initializer of a parameter, or `None` where `flag` says that there is none."""
+    check_flag(name, flag)
+    return initializer if flag else None
 
 
 def check_float32_reductions(force: bool) -> None:

@@ -24,7 +24,7 @@ from normlab.functional._cell_norm import (
     with_epsilon,
 )
 from normlab.functional._checks import check_flag, check_real
-from normlab.functional._devices import Devices, varying_like
+from normlab.functional._devices import Devices, is_sharded, varying_like
 
 PRODUCT, SUM = "normlab_recurrent_product", "normlab_gate_sum"
 """Names of what the backward pass may keep of a step, beside the state; it computes all but matrix products again.
@@ -375,9 +375,15 @@ def check_sequences(inputs: Any, seq_lengths: ArrayLike | None, time_major: bool
 
 
 def check_inputs(norm: CellNorm, inputs: Array) -> None:
-    """Raise a `TypeError` where a norm cannot normalize what comes from inputs of their dtype."""
+    """Raise where a norm cannot normalize inputs of their dtype, or a cell cannot take them from where they are."""
     if norm.kind != "none":
         check_real(inputs, "inputs")
+    if is_sharded(inputs):
+        raise ValueError(
+            f"Expected inputs of a recurrent cell on mesh axes of type `jax.sharding.AxisType.Auto`, got inputs sharded "
+            f"as {jax.typeof(inputs).sharding.spec} over explicit ones. Change the type of the axes, or use "
+            "`jax.shard_map` and `axis_name`."
+        )
 
 
 def check_steps(norm: CellNorm) -> None:

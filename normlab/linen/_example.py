@@ -19,6 +19,7 @@ from normlab.functional._checks import (
     check_float32_reductions,
     check_where,
     choose_groups,
+    chosen,
 )
 from normlab.functional._statistics import output_dtype
 
@@ -78,7 +79,7 @@ class LayerNorm(nn.Module):
             F.layer_norm,
             x,
             self.feature_axes,
-            self.bias_init if self.use_bias else None,
+            chosen("use_bias", self.use_bias, self.bias_init),
             where=mask,
             axis=self.reduction_axes,
             feature_axes=self.feature_axes,
@@ -171,7 +172,7 @@ class GroupNorm(nn.Module):
             F.group_norm,
             x,
             -1,
-            self.bias_init if self.use_bias else None,
+            chosen("use_bias", self.use_bias, self.bias_init),
             where=mask,
             axis=self.reduction_axes,
             num_groups=num_groups,
@@ -221,7 +222,7 @@ class InstanceNorm(nn.Module):
             F.instance_norm,
             x,
             self.feature_axes,
-            self.bias_init if self.use_bias else None,
+            chosen("use_bias", self.use_bias, self.bias_init),
             where=mask,
             feature_axes=self.feature_axes,
             use_fast_variance=self.use_fast_variance,

@@ -9,7 +9,7 @@ from flax import nnx
 
 from normlab import functional as F
 from normlab.functional._batch import Schedule, check_limits
-from normlab.functional._checks import Axes, AxisName, canonical_axes, check_flag
+from normlab.functional._checks import Axes, AxisName, canonical_axes, check_flag, chosen
 from normlab.functional._layer import (
     Renorm,
     Statistics,
@@ -20,7 +20,7 @@ from normlab.functional._layer import (
     needs_step,
 )
 from normlab.functional._statistics import Momentum
-from normlab.nnx._example import NO_METADATA, Affine, Initializer, Metadata, chosen, ones, zeros
+from normlab.nnx._example import NO_METADATA, Affine, Initializer, Metadata, ones, zeros
 from normlab.nnx._state import FrozenParam, read, state_variables, write
 
 

@@ -20,6 +20,7 @@ from normlab.functional._checks import (
     check_flag,
     check_where,
     choose_groups,
+    chosen,
     resolve_groups,
 )
 from normlab.functional._statistics import output_dtype
@@ -396,12 +397,6 @@ class InstanceNorm(_ExampleNorm):
             "use_fast_variance": self.use_fast_variance,
         }
         return self._normalize(F.instance_norm, x, mask, self.feature_axes, **options)
-
-
-def chosen(name: str, use: bool, init: Initializer) -> Initializer | None:
-    """Return the initializer of a parameter that is wanted."""
-    check_flag(name, use)
-    return init if use else None
 
 
 def _feature_shape(num_features: Any) -> tuple[int, ...]:

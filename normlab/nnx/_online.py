@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from normlab.functional._checks import Axes, canonical_axes, check_where
+from normlab.functional._checks import Axes, canonical_axes, check_where, chosen
 from normlab.functional._layer import OnlineLayer, StreamingLayer, StreamLayer, choose_mode, group_first
 from normlab.functional._online import Guard
 from normlab.functional._streaming import Mix
 from normlab.nnx._batch import BatchNorm
-from normlab.nnx._example import NO_METADATA, Affine, Initializer, Metadata, chosen, ones, zeros
+from normlab.nnx._example import NO_METADATA, Affine, Initializer, Metadata, ones, zeros
 from normlab.nnx._state import read, state_variables, write
 
 
