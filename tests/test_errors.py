@@ -320,7 +320,9 @@ NARROW = [jnp.dtype(d) for d in ("float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"
 @pytest.mark.parametrize("call", [*FUNCTIONS.values(), *MODULES.values()], ids=[*FUNCTIONS, *MODULES])
 def test_dtypes_that_no_norm_computes_in(call: Callable[[Any], Any]) -> None:
     for dtype in NARROW:
-        message = rf"`x` in a dtype that JAX promotes to float32, got {dtype}\. Cast it, as in `x\.astype\(jnp\.bfloat16\)`"
+        message = (
+            rf"`x` in a dtype that JAX promotes to float32, got {dtype}\. Cast it, as in `x\.astype\(jnp\.bfloat16\)`"
+        )
         with pytest.raises(TypeError, match=message):
             call(X.astype(dtype))
     with pytest.raises(TypeError, match=r"`x` to be real, got complex64\. Normalize `x\.real` and `x\.imag`"):
@@ -332,7 +334,9 @@ def test_dtypes_that_no_norm_computes_in(call: Callable[[Any], Any]) -> None:
 @pytest.mark.parametrize("call", CELLS.values(), ids=CELLS)
 def test_dtypes_that_no_norm_in_a_cell_computes_in(call: Callable[[Any], Any]) -> None:
     for dtype in NARROW:
-        with pytest.raises(TypeError, match=rf"`inputs` in a dtype that JAX promotes to float32, got {dtype}\. Cast it"):
+        with pytest.raises(
+            TypeError, match=rf"`inputs` in a dtype that JAX promotes to float32, got {dtype}\. Cast it"
+        ):
             call(X.astype(dtype))
     with pytest.raises(TypeError, match=r"`inputs` to be real, got complex64\. Normalize `inputs\.real`"):
         call(X + 1j)
@@ -367,7 +371,10 @@ FLAGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "linen renorm": ("use_running_average", lambda f: init(linen.BatchRenorm(use_running_average=f))),
     "linen online": ("use_running_average", lambda f: init(linen.OnlineNorm(use_running_average=f))),
     "linen streaming": ("use_running_average", lambda f: init(linen.StreamingNorm(use_running_average=f))),
-    "linen continual": ("use_running_average", lambda f: init(linen.ContinualNorm(use_running_average=f, num_groups=2))),
+    "linen continual": (
+        "use_running_average",
+        lambda f: init(linen.ContinualNorm(use_running_average=f, num_groups=2)),
+    ),
     "linen cell": ("use_running_average", lambda f: recurrent(use_running_average=f)),
     "linen scale": ("use_scale", lambda f: init(linen.LayerNorm(use_scale=f))),
     "linen bias": ("use_bias", lambda f: init(linen.GroupNorm(use_bias=f))),
@@ -390,7 +397,10 @@ FLAGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "nnx online, call": ("use_running_average", lambda f: nnx.OnlineNorm(6, rngs=rngs())(X, use_running_average=f)),
     "nnx frozen": ("frozen", lambda f: nnx.BatchNorm(6, frozen=f, rngs=rngs())),
     "nnx scale": ("use_scale", lambda f: nnx.LayerNorm(6, use_scale=f, rngs=rngs())),
-    "nnx cell": ("use_running_average", lambda f: nnx.LSTMCell(6, 4, norm="batch_step", use_running_average=f, rngs=rngs())),
+    "nnx cell": (
+        "use_running_average",
+        lambda f: nnx.LSTMCell(6, 4, norm="batch_step", use_running_average=f, rngs=rngs()),
+    ),
     "nnx reverse": (
         "reverse",
         lambda f: nnx.RNN(nnx.GRUCell(6, 4, norm="layer", rngs=rngs()), rngs=rngs())(X[:, 0], reverse=f),

@@ -127,7 +127,9 @@ def test_a_gradient_in_half_precision_cannot_be_a_state(norm: str) -> None:
         given = {**variables, OVERWRITE_WITH_GRADIENT: carried}
         return (module.apply(given, x, mutable=["batch_stats"])[0] ** 2).sum()
 
-    with pytest.raises(TypeError, match=r"in float32 or wider, since its gradient is its new value.*got bfloat16\. Cast"):
+    with pytest.raises(
+        TypeError, match=r"in float32 or wider, since its gradient is its new value.*got bfloat16\. Cast"
+    ):
         jax.grad(loss)(half, X)
     chex.assert_trees_all_equal(
         *(jax.grad(loss, 1)(c, X) for c in (half, variables[OVERWRITE_WITH_GRADIENT]))
@@ -159,7 +161,12 @@ MODULES: dict[str, nn.Module] = {
 
 def leaves_of(norm: str) -> list[str]:
     """Names of a norm's state."""
-    found = {"batch": "mean var", "batch_renorm": "mean std step", "continual": "mean var step", "cell": "mean var step"}
+    found = {
+        "batch": "mean var",
+        "batch_renorm": "mean std step",
+        "continual": "mean var step",
+        "cell": "mean var step",
+    }
     streams = {
         "online": "mean var along_y along_one",
         "streaming": "mean var short_mean short_var short_count step slope_mean slope_var short_slope_mean "
@@ -261,7 +268,9 @@ class Two(nn.Module):
 def test_linen_statistics_of_batch_norm_resume_as_batch_renorm_and_back() -> None:
     variables = trained(Two("BatchNorm"), 30)
     old = variables["batch_stats"]
-    with pytest.raises(ValueError, match=r"BatchRenorm first.*`std`, `step` missing and `var` unknown.*as_batch_renorm`"):
+    with pytest.raises(
+        ValueError, match=r"BatchRenorm first.*`std`, `step` missing and `var` unknown.*as_batch_renorm`"
+    ):
         Two("BatchRenorm").apply(variables, X, mutable=["batch_stats"])
     stats = F.as_batch_renorm(old, step=30)
     np.testing.assert_allclose(stats["first"]["std"], np.sqrt(np.asarray(old["first"]["var"]) + 1e-5), rtol=1e-6)

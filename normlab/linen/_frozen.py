@@ -13,6 +13,7 @@ from normlab.linen._batch import BatchNorm
 Path = tuple[str, ...]
 """Names of a module and those around it, the outermost first."""
 
+
 def trainable(model: nn.Module, variables: Mapping[str, Any], *inputs: Any, **options: Any) -> dict[str, Any]:
     """Return which parameters are to be trained: all but scale and bias of norms with `frozen=True`.
 

@@ -56,7 +56,11 @@ class _PathNorm(nn.Module):
             return scale, bias, {}
         start = zip(STATISTICS, F.initial_rows(self.norm, self.features), strict=True)
         needed = {name: value for name, value in start if value is not None}
-        return scale, bias, state_variables(self, {"batch_stats": needed}, () if train and "step" in needed else ("step",))
+        return (
+            scale,
+            bias,
+            state_variables(self, {"batch_stats": needed}, () if train and "step" in needed else ("step",)),
+        )
 
 
 class NormalizedCell(nn.RNNCellBase):
