@@ -1,7 +1,7 @@
 """Norms whose statistics cross the batch: batch norm and batch renorm, whole or in ghost batches."""
 
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -75,6 +75,16 @@ class RunningStatistics(NamedTuple):
     mean: Array
     spread: Array
     step: Array | None = None
+
+    @classmethod
+    def named(cls, arrays: Mapping[str, Array], spread: str = "var") -> "RunningStatistics":
+        """Return statistics from arrays by the names of a module's variables, of which `step` can be missing."""
+        return cls(arrays["mean"], arrays[spread], arrays.get("step"))
+
+    def by_name(self, spread: str = "var") -> dict[str, Array]:
+        """Undo `named`."""
+        counted = {} if self.step is None else {"step": self.step}
+        return {"mean": self.mean, spread: self.spread, **counted}
 
 
 def batch_norm(

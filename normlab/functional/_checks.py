@@ -64,8 +64,8 @@ def check_dtypes(x: Array, affine: Mapping[str, Array], dtype: DTypeLike | None)
     for name, given in {"`dtype`": dtype, **dtypes}.items():
         if given is not None and (jnp.issubdtype(given, jnp.complexfloating) or _is_narrow(given)):
             raise TypeError(
-                f"Expected {name} to be a real float of 16 bits or more, got {jnp.dtype(given)}. Leave it out, and cast "
-                "outside of the norm."
+                f"Expected {name} to be a real float of 16 bits or more, got {jnp.dtype(given)}. Leave it out, and "
+                "cast outside of the norm."
             )
 
 

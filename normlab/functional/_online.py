@@ -1,7 +1,7 @@
 """Online norm: one example after the other, with a backward pass of its own and state on both passes."""
 
 import functools
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from normlab.functional._statistics import over as over_axes
 
 Guard = Literal["layer_scaling", "clamp"] | None
 """What keeps outputs from running away between updates of the statistics; `None` is nothing."""
+
+States = TypeVar("States", bound=NamedTuple)
 
 CLAMPED_AT = 5.0
 """Outputs of the guard `clamp` lie between minus this and this."""
@@ -114,7 +116,7 @@ def online_norm(
     scale, bias = (expand(name, a, x.shape, features) for name, a in (("scale", scale), ("bias", bias)))
     where = expand_where(where, x.ndim)
     wide = float32_or_wider(x)
-    states = {"running": (running.mean, running.spread), "errors": tuple(errors)}
+    states = {"running": (running.mean, running.spread), "errors": tuple(own_gradient(errors))}
     before, carried = (
         [wide_state(name, a, x.shape, features, wide.dtype) for a in arrays] for name, arrays in states.items()
     )
@@ -224,22 +226,28 @@ def wide_state(name: str, state: Array, shape: tuple[int, ...], features: tuple[
     """Give a state the rank and the dtype of activations; the gradient goes back through both."""
     expanded = expand(name, state, shape, features)
     assert expanded is not None
-    if wide_dtype(state.dtype) != state.dtype:
-        expanded = _not_its_gradient(name, expanded)
     return expanded.astype(dtype)
+
+
+def own_gradient(states: States) -> States:
+    """Let no gradient be taken by states, whose gradients are their new values, that are narrower than float32."""
+    named: dict[str, Array] = states._asdict()
+    return states._replace(
+        **{name: a if a.dtype == wide_dtype(a.dtype) else _not_its_gradient(name, a) for name, a in named.items()}
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _not_its_gradient(name: str, state: Array) -> Array:
-    """Return a state that is narrower than float32, so that its gradient, of its own dtype, cannot be its new value."""
+    """Return a state whose gradient, of its own narrow dtype, cannot be its new value."""
     return state
 
 
 def _refuse_gradient(name: str, state: Array) -> tuple[Array, None]:
     raise TypeError(
-        f"Expected `{name}` in float32 or wider, since its gradient is its new value and has its dtype, in which updates "
-        f"round away, got {state.dtype}. Cast this state back to float32 (in Linen `_overwrite_with_gradient`, in NNX "
-        "`OverwriteWithGradient`)."
+        f"Expected `{name}` in float32 or wider, since its gradient is its new value and has its dtype, in which "
+        f"updates round away, got {state.dtype}. Cast this state back to float32 (Linen: "
+        "`_overwrite_with_gradient`, NNX: `OverwriteWithGradient`)."
     )
 
 

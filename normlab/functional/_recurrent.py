@@ -380,8 +380,8 @@ def check_inputs(norm: CellNorm, inputs: Array) -> None:
         check_real(inputs, "inputs")
     if is_sharded(inputs):
         raise ValueError(
-            f"Expected inputs of a recurrent cell on mesh axes of type `jax.sharding.AxisType.Auto`, got inputs sharded "
-            f"as {jax.typeof(inputs).sharding.spec} over explicit ones. Change the type of the axes, or use "
+            f"Expected inputs of a recurrent cell on mesh axes of type `jax.sharding.AxisType.Auto`, got inputs "
+            f"sharded as {jax.typeof(inputs).sharding.spec} over explicit ones. Change the type of the axes, or use "
             "`jax.shard_map` and `axis_name`."
         )
 

@@ -35,8 +35,8 @@ def check_state(kind: str, found: Collection[str], needed: Collection[str], know
     remedy = "Give all of it and nothing else, or none of it to start anew."
     if missing == ["step"] and not unknown:
         remedy = (
-            "Add `step`, the number of updates behind the averages, as an int32: options depend on it, and 0 would take "
-            "them for initial ones."
+            "Add `step`, the number of updates behind the averages, as an int32: options depend on it, and 0 would "
+            "take them for initial ones."
         )
     for (ours, theirs), conversion in _CONVERTED.items():
         if ours in needed and theirs in unknown:

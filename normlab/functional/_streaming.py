@@ -13,7 +13,15 @@ from jax import Array, lax
 from normlab.functional._checks import Axes, check_epsilon, check_where
 from normlab.functional._devices import aligned, spread_like
 from normlab.functional._example import expand, expand_where
-from normlab.functional._online import as_weights, check_weight, kept_wide, scaled, stream_features, wide_state
+from normlab.functional._online import (
+    as_weights,
+    check_weight,
+    kept_wide,
+    own_gradient,
+    scaled,
+    stream_features,
+    wide_state,
+)
 from normlab.functional._statistics import Over, float32_or_wider, means, moments, output_dtype, whole
 from normlab.functional._statistics import over as over_axes
 
@@ -149,9 +157,8 @@ def streaming_norm(
                 if name != "step"
             }
         )
-        for state in (memory, slopes)
+        for state in (memory._replace(step=whole(memory.step)), own_gradient(slopes))
     )
-    before = before._replace(step=whole(before.step))
     over = over_axes(tuple(a for a in range(x.ndim) if a not in features))
     static = _Static(over, _three(mix), _three(backward_mix), calls_per_update)
     weights = [as_weights(m, wide.dtype) for m in (momentum, backward_momentum)]

@@ -105,8 +105,7 @@ class BatchNorm(nn.Module):
 
         renorm, making = self._renorm(), self.is_initializing()
         start = initial_statistics(shape, step=needs_step(self.momentum, renorm is not None))
-        names = ("mean", self._spread, "step")
-        needed = {name: value for name, value in zip(names, start, strict=True) if value is not None}
+        needed = start.by_name(self._spread)
         counts = "step" in needed and not (evaluating or self.frozen)
         state = state_variables(self, {"batch_stats": needed}, () if counts else ("step",))
         affine = affine_parameters(
@@ -122,7 +121,7 @@ class BatchNorm(nn.Module):
             evaluating = True  # a single example is enough to make parameters
         y, running = batch_layer(
             x,
-            F.RunningStatistics(*(state[name].value if name in state else None for name in names)),
+            F.RunningStatistics.named({name: variable.value for name, variable in state.items()}, self._spread),
             affine.get("scale"),
             affine.get("bias"),
             use_running_average=evaluating,
@@ -140,9 +139,8 @@ class BatchNorm(nn.Module):
             renorm=renorm,
         )
         if not (making or evaluating or self.frozen):
-            for name, value in zip(names, running, strict=True):
-                if name in state:
-                    state[name].value = value
+            for name, value in running.by_name(self._spread).items():
+                state[name].value = value
         return y.astype(dtype)
 
 

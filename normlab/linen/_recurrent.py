@@ -16,7 +16,6 @@ from normlab.functional._recurrent import Carry, Cell, check_inputs, check_seque
 from normlab.linen._state import state_variables
 
 Initializer = Callable[..., Any]
-STATISTICS = ("mean", "var", "step")
 
 
 class _Dense(nn.Module):
@@ -54,8 +53,7 @@ class _PathNorm(nn.Module):
         )
         if not self.norm.stateful:
             return scale, bias, {}
-        start = zip(STATISTICS, F.initial_rows(self.norm, self.features), strict=True)
-        needed = {name: value for name, value in start if value is not None}
+        needed = F.initial_rows(self.norm, self.features).by_name()
         return (
             scale,
             bias,
@@ -137,7 +135,7 @@ class NormalizedCell(nn.RNNCellBase):
         )
         states = {path: state for path, (_, _, state) in made.items()}
         running = {
-            path: F.RunningStatistics(*(state[name].value if name in state else None for name in STATISTICS))
+            path: F.RunningStatistics.named({name: variable.value for name, variable in state.items()})
             for path, state in states.items()
             if state
         }
@@ -156,9 +154,8 @@ class NormalizedCell(nn.RNNCellBase):
         )
         if train:
             for path, state in states.items():
-                for name, value in zip(STATISTICS, running[path], strict=True):
-                    if name in state:
-                        state[name].value = value
+                for name, variable in state.items():
+                    variable.value = running[path].by_name()[name]
         return carry, outputs
 
     def initialize_carry(

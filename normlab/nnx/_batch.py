@@ -109,9 +109,8 @@ class BatchNorm(Affine):
         self.ghost_batch_size, self.frozen = ghost_batch_size, frozen
         self.statistics: Statistics = statistics
         check_batch_options(self)
-        for name, value in zip(self._state_names(), self._initial(), strict=True):
-            if value is not None:
-                setattr(self, name, nnx.BatchStat(value))
+        for name, value in self._initial().by_name(self._state_names()[1]).items():
+            setattr(self, name, nnx.BatchStat(value))
 
     def __call__(
         self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
@@ -132,7 +131,7 @@ class BatchNorm(Affine):
         state = state_variables(self, names, optional=("step",))
         y, running = batch_layer(
             x,
-            F.RunningStatistics(*(read(state[name]) if name in state else None for name in names)),  # pyright: ignore[reportArgumentType]
+            F.RunningStatistics.named({name: read(variable) for name, variable in state.items()}, names[1]),
             affine.get("scale"),
             affine.get("bias"),
             use_running_average=evaluating,
@@ -150,8 +149,8 @@ class BatchNorm(Affine):
             renorm=self._renorm(),
         )
         if not (evaluating or self.frozen):
-            for name, variable in state.items():
-                write(variable, running[names.index(name)])
+            for name, value in running.by_name(names[1]).items():
+                write(state[name], value)
         return y.astype(dtype)
 
     @property

@@ -37,9 +37,8 @@ class PathNorm(nnx.Module):
         self.stateful = norm.stateful
         self.scale = nnx.Param(jnp.full(features, norm.initial_scale, param_dtype))
         self.bias = nnx.data(nnx.Param(jnp.zeros(features, param_dtype)) if use_bias else None)
-        for name, value in zip(STATISTICS, F.initial_rows(norm, features), strict=True):
-            if norm.stateful and value is not None:
-                setattr(self, name, nnx.BatchStat(value))
+        for name, value in F.initial_rows(norm, features).by_name().items() if norm.stateful else ():
+            setattr(self, name, nnx.BatchStat(value))
 
     def state(self) -> dict[str, nnx.Variable[jax.Array]]:
         """Return the variables of the running statistics by name; of a norm without them, none."""
@@ -119,7 +118,7 @@ class NormalizedCell(nnx.RNNCellBase):
             train=train,
             seq_lengths=seq_lengths,
             running={
-                path: F.RunningStatistics(*(read(state[n]) if n in state else None for n in STATISTICS))  # pyright: ignore[reportArgumentType]
+                path: F.RunningStatistics.named({name: read(variable) for name, variable in state.items()})
                 for path, state in states.items()
                 if state
             },
@@ -128,8 +127,8 @@ class NormalizedCell(nnx.RNNCellBase):
         )
         if train:
             for path, state in states.items():
-                for name, variable in state.items():
-                    write(variable, running[path][STATISTICS.index(name)])
+                for name, value in running[path].by_name().items():
+                    write(state[name], value)
         return carry, outputs
 
     def initialize_carry(

@@ -15,8 +15,8 @@ _STATISTICS = ("mean", "var", "std", "step")
 class FrozenParam(nnx.Variable):
     """Scale or bias of a frozen norm: no `nnx.Param`, so that no gradient is taken and no weight decay shrinks it.
 
-    `nnx.state(model, nnx.Param)` leaves it out; save and load `nnx.state(model)`. A state of `nnx.Param` loads into it by
-    `nnx.update`, as a state or as a pure dict.
+    `nnx.state(model, nnx.Param)` leaves it out; save and load `nnx.state(model)`. A state of `nnx.Param` loads into it
+    by `nnx.update`, as a state or as a pure dict.
     """
 
 
