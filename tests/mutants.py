@@ -452,9 +452,9 @@ MUTANTS = (
     ),
     Mutant(
         "running averages in the dtype of the state",
-        STATISTICS,
-        ("    old = float32_or_wider(old)\n", "", "    old = float32_or_wider(old[0]), float32_or_wider(old[1])\n", ""),
-        ("state.py::test_running_averages_from_half_precision_do_not_round_away",),
+        BATCH,
+        ("float32_or_wider(running.mean), float32_or_wider(running.spread), ", "running.mean, running.spread, "),
+        ("state.py::test_running_averages_from_half_precision_do_not_round_away[layers-batch-linen]",),
     ),
     Mutant(
         "running statistics of streams in the dtype of the state",

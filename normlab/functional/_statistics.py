@@ -142,17 +142,15 @@ def running_average(old: Array, new: Array, momentum: Momentum, step: Array | No
     `momentum * old + (1 - momentum) * new`; with `momentum=None` the plain average of all batches so far.
 
     Args:
-        old: Running average.
+        old: Running average, in float32 or wider: in half precision updates would round away.
         new: Statistics of this batch, of the same shape.
         momentum: Weight of the old value, or a function of the step, or `None`.
         step: Updates made so far, an integer scalar; needed unless `momentum` is a number.
         count: Elements behind `new`, broadcastable to it.
 
     Returns:
-        The new running average, in the dtype of `old`, or float32 where that is narrower: in half precision updates
-        would round away.
+        The new running average, in the dtype of `old`.
     """
-    old = float32_or_wider(old)
     decay = _decay(momentum, step, old.dtype)
     moved = decay * old + (1 - decay) * new.astype(old.dtype)
     if isinstance(count, Array) or count < 2:
@@ -170,16 +168,15 @@ def merged_average(
     weighing the same (Chan et al., 1979).
 
     Args:
-        old: Running mean and variance.
+        old: Running mean and variance, in float32 or wider.
         new: Those of this batch.
         momentum: See `running_average`.
         step: See `running_average`.
         count: Elements behind `new`, broadcastable to it.
 
     Returns:
-        The new running mean and variance, in the dtypes of the old ones, or float32 where those are narrower.
+        The new running mean and variance, in the dtype of the old ones.
     """
-    old = float32_or_wider(old[0]), float32_or_wider(old[1])
     (mean, var), (new_mean, new_var) = old, (a.astype(b.dtype) for a, b in zip(new, old, strict=True))
     decay = _decay(momentum, step, mean.dtype)
     apart = new_mean - mean
