@@ -128,6 +128,16 @@ class Norm:
         """Return the string, marked as a norm."""
         return f"Norm({str(self)!r})"
 
+    def __reduce__(self) -> tuple[Callable[..., "Norm"], tuple[str, tuple[tuple[str, Any], ...]]]:
+        """Pickle by name and options; the kind is looked up in the registry where it is loaded."""
+        if _ENTRIES.get(self.name) is not self.entry:
+            raise _unregistered(self.name, "pickled")
+        return _unpickled, (self.name, self.items)
+
+    def __deepcopy__(self, memo: object) -> "Norm":
+        """Return the norm, which is a value."""
+        return self
+
 
 _ENTRIES: dict[str, Entry] = {}
 _SET_BY_CALLS = {"self", "name", "parent", "rngs", "num_features", "use_running_average"}
@@ -213,6 +223,20 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _unpickled(name: str, items: tuple[tuple[str, Any], ...]) -> Norm:
+    """Return the norm that was pickled."""
+    if name not in _ENTRIES:
+        raise _unregistered(name, "loaded")
+    return Norm(_ENTRIES[name], items)
+
+
+def _unregistered(name: str, when: str) -> UnknownNorm:
+    return UnknownNorm(
+        f"Expected norm {name!r} to be registered where it is {when}, got no such entry. Import the module that calls "
+        "`normlab.norms.register` for it first."
+    )
+
+
 def _find(name: str) -> Entry:
     if name not in _ENTRIES:
         raise unknown(name, "a norm", _ENTRIES)
@@ -232,6 +256,8 @@ def _ours(name: str, title: str, module: str, *, in_cells: bool = False, **needs
     def linen(train: bool, options: Mapping[str, Any]) -> Any:
         kind = getattr(importlib.import_module("normlab.linen"), module)
         check(kind, options, [f.name for f in dataclasses.fields(kind)])
+        if needs.get("stateful"):
+            importlib.import_module("normlab.functional._checks").check_flag("train", train)
         return kind(**({"use_running_average": not train} if needs.get("stateful") else {}), **options)
 
     def nnx(num_features: Any, rngs: Any, options: Mapping[str, Any]) -> Any:

@@ -495,6 +495,51 @@ MUTANTS = (
         ("online_norms.py::test_running_statistics_of_single_examples_are_mean_and_variance_of_all[batch]",),
     ),
     Mutant(
+        "running averages in the dtype of the state",
+        BATCH,
+        ("float32_or_wider(running.mean), float32_or_wider(running.spread), ", "running.mean, running.spread, "),
+        ("state.py::test_running_averages_from_half_precision_do_not_round_away[layers-batch-linen]",),
+    ),
+    Mutant(
+        "running statistics of streams in the dtype of the state",
+        ONLINE,
+        (
+            "return state.reshape(old.shape).astype(wide_dtype(old.dtype))",
+            "return state.reshape(old.shape).astype(old.dtype)",
+        ),
+        ("state.py::test_running_averages_from_half_precision_do_not_round_away[layers-online-linen]",),
+    ),
+    Mutant(
+        "deviations of a loaded batch norm without epsilon",
+        "functional/_state.py",
+        ('jnp.sqrt(_wide(stats["var"]) + epsilon)', 'jnp.sqrt(_wide(stats["var"]))'),
+        ("state.py::test_linen_statistics_of_batch_norm_resume_as_batch_renorm_and_back",),
+    ),
+    Mutant(
+        "variances of a loaded batch renorm below zero",
+        "functional/_state.py",
+        ('jnp.maximum(lax.square(_wide(stats["std"])) - epsilon, 0)', 'lax.square(_wide(stats["std"])) - epsilon'),
+        ("state.py::test_linen_statistics_of_batch_norm_resume_as_batch_renorm_and_back",),
+    ),
+    Mutant(
+        "half of a state is completed in silence",
+        "functional/_state.py",
+        ("    if not (missing or unknown):\n", "    if not unknown:\n"),
+        ("state.py::test_half_of_a_state_is_refused[batch-mean]",),
+    ),
+    Mutant(
+        "state written into restored arrays",
+        "nnx/_state.py",
+        ("    variable.set_value(value)\n", "    variable[...] = value\n"),
+        ("state.py::test_an_nnx_module_restored_from_numpy_leaves_the_checkpoint_as_it_is[batch_renorm-True]",),
+    ),
+    Mutant(
+        "frozen parameters in sight of optimizers",
+        "nnx/_batch.py",
+        ("kind = FrozenParam if frozen else nnx.Param", "kind = nnx.Param"),
+        ("state.py::test_a_frozen_nnx_norm_is_out_of_sight_of_optimizers[BatchNorm]",),
+    ),
+    Mutant(
         "what a norm carries is lost in a study",
         "study/networks.py",
         ("self.carried(after)[1](new)", "after"),

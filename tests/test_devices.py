@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from normlab import functional as F
-from normlab import norms
+from normlab import linen, norms
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -645,3 +645,65 @@ def test_one_device_leaves_an_axis_that_is_bound_as_it_is() -> None:
 def test_axis_names_are_at_least_one_and_each_once(names: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="at least one axis, and each once"):
         F.batch_norm(normal(4, 6), axis_name=names)
+
+
+@functools.cache
+def stepped(norm: str) -> Function:
+    """`(trained, stats, x, dy, mask) -> (y, gradients, state, evaluated)` of a Linen norm."""
+    module, evaluating = (norms.get(norm).linen(train=train) for train in (True, False))
+    masked = {} if norm == "none" else {"mask"}
+
+    def step(trained: Any, stats: Any, x: jax.Array, dy: jax.Array, mask: Any) -> Any:
+        options = dict.fromkeys(masked, mask)
+
+        def f(trained: Any, x: jax.Array) -> Any:
+            return module.apply({**trained, "batch_stats": stats}, x, mutable=["batch_stats"], **options)
+
+        y, pull, after = jax.vjp(f, trained, x, has_aux=True)
+        return y, pull(dy), after, evaluating.apply({**trained, "batch_stats": stats, **after}, x, **options)
+
+    return jax.jit(step)
+
+
+def many(names: tuple[str, ...]) -> list[str]:
+    """Norms, with groups that devices do not cut."""
+    return [f"{name}:num_groups=8" if name in ("group", "continual") else name for name in names]
+
+
+VARIANTS = (
+    "batch:statistics='running',momentum=None",
+    "batch:ghost_batch_size=2",
+    "batch_renorm:initialize_from_first_batch=True",
+    "batch_renorm:statistics='running'",
+)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+@pytest.mark.parametrize("sharded", ["batch", "features"])
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize("norm", [*many(norms.names()), *VARIANTS])
+def test_every_norm_on_every_mesh_is_that_of_one_device(norm: str, kind: AxisType, sharded: str, masked: bool) -> None:
+    x, dy = normal(16, 3, 16, offset=2.0), normal(16, 3, 16, seed=5)
+    mask = jnp.asarray(np.random.default_rng(3).random((16, 3, 1)) < 0.7) if masked else None
+    variables = dict(norms.get(norm).linen(train=True).init(jax.random.key(0), x))
+    stats = variables.pop("batch_stats", {})
+    expected = stepped(norm)(variables, stats, x, dy, mask)
+
+    grid = mesh(8, kind=kind)
+    spec, mask_spec = (P("d"), P("d")) if sharded == "batch" else (P(None, None, "d"), P())
+    x, dy = jax.device_put((x, dy), NamedSharding(grid, spec))
+    mask = mask if mask is None else jax.device_put(mask, NamedSharding(grid, mask_spec))
+    found = [stepped(norm)(variables, stats, x, dy, mask)]
+    if kind == AxisType.Explicit:  # where a type says more with a mesh that is set
+        with jax.set_mesh(grid):
+            found.append(stepped(norm)(variables, stats, x, dy, mask))
+    for result in found:
+        chex.assert_trees_all_close(jax.device_get(result), jax.device_get(expected), rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("norm", ["none", "layer", "batch_step"])
+def test_cells_on_explicit_devices_are_an_error_with_a_remedy(norm: str) -> None:
+    rnn = linen.RNN(linen.LSTMCell(4, norm=norm, use_running_average=False))
+    x = jax.device_put(normal(8, 3, 6), NamedSharding(mesh(8, kind=AxisType.Explicit), P("d")))
+    with pytest.raises(ValueError, match=r"type `jax\.sharding\.AxisType\.Auto`, got inputs sharded.*`jax\.shard_map`"):
+        rnn.init(jax.random.key(0), x)

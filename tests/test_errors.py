@@ -1,5 +1,6 @@
 """Every error says what was expected, what came, and what to do; and comes before any computation."""
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -126,6 +127,24 @@ CASES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ),
     ("complex", lambda: F.layer_norm(X + 1j), TypeError, r"`x` to be real, got complex64\. Normalize `x\.real`"),
     ("complex batch", lambda: F.batch_norm(X + 1j), TypeError, r"`x` to be real"),
+    (
+        "output in 8 bits",
+        lambda: init(linen.LayerNorm(dtype=jnp.float8_e5m2)),
+        TypeError,
+        r"`dtype` to be a real float of 16 bits or more, got float8_e5m2\. Leave it out",
+    ),
+    (
+        "complex parameters",
+        lambda: nnx.RMSNorm(6, param_dtype=jnp.complex64, rngs=rngs())(X),
+        TypeError,
+        r"`param_dtype` of `scale` to be a real float of 16 bits or more, got complex64",
+    ),
+    (
+        "norm that is gone",
+        lambda: pickle.loads(pickle.dumps(norms.get("batch")).replace(b"batch", b"gauss")),
+        UnknownNorm,
+        r"norm 'gauss' to be registered where it is loaded.*Import the module that calls `normlab\.norms\.register`",
+    ),
     (
         "narrow",
         lambda: init(linen.LayerNorm(force_float32_reductions=False)),
@@ -259,3 +278,147 @@ def test_groups_of_devices_are_of_equal_size() -> None:
 
     with pytest.raises(ValueError, match=r"groups of equal size in `axis_index_groups`, got \(\(0, 1, 2\), \(3,\)\)"):
         jax.vmap(f, axis_name="d")(X)
+
+
+STREAM = (F.OnlineErrors(SIX, SIX), F.initial_streaming((6,)))
+FUNCTIONS: dict[str, Callable[[Any], Any]] = {
+    "layer": F.layer_norm,
+    "rms": F.rms_norm,
+    "group": lambda x: F.group_norm(x, num_groups=2),
+    "instance": F.instance_norm,
+    "batch": F.batch_norm,
+    "renorm": lambda x: F.batch_renorm(x, RUNNING),
+    "moments": F.batch_moments,
+    "inference": lambda x: F.normalize(x, SIX, SIX),
+    "online": lambda x: F.online_norm(x, RUNNING, STREAM[0]),
+    "online inference": lambda x: F.evaluate_online_norm(x, RUNNING),
+    "streaming": lambda x: F.streaming_norm(x, *STREAM[1]),
+}
+MODULES: dict[str, Callable[[Any], Any]] = {
+    f"{api} {name}": call
+    for name in norms.names()
+    if name != "none"
+    for options in ({"num_groups": 2} if name in ("group", "continual") else {},)
+    for api, call in {
+        "linen": lambda x, name=name, o=options: init(norms.get(name, **o).linen(train=True), x),
+        "linen, evaluating": lambda x, name=name, o=options: init(norms.get(name, **o).linen(train=False), x),
+        "nnx": lambda x, name=name, o=options: norms.get(name, **o).nnx(6, rngs=rngs())(x),
+    }.items()
+}
+CELLS: dict[str, Callable[[Any], Any]] = {
+    f"{api} {name}": call
+    for name in norms.cell_names()
+    if name != "none"
+    for api, call in {
+        "linen": lambda x, n=name: init(linen.RNN(linen.LSTMCell(4, norm=n, use_running_average=False)), x[:, 0]),
+        "nnx": lambda x, n=name: nnx.RNN(nnx.GRUCell(6, 4, norm=n, rngs=rngs()), rngs=rngs())(x[:, 0]),
+    }.items()
+}
+NARROW = [jnp.dtype(d) for d in ("float8_e4m3fn", "float8_e5m2", "float4_e2m1fn", "int4", "uint4", "int2")]
+
+
+@pytest.mark.parametrize("call", [*FUNCTIONS.values(), *MODULES.values()], ids=[*FUNCTIONS, *MODULES])
+def test_dtypes_that_no_norm_computes_in(call: Callable[[Any], Any]) -> None:
+    for dtype in NARROW:
+        message = (
+            rf"`x` in a dtype that JAX promotes to float32, got {dtype}\. Cast it, as in `x\.astype\(jnp\.bfloat16\)`"
+        )
+        with pytest.raises(TypeError, match=message):
+            call(X.astype(dtype))
+    with pytest.raises(TypeError, match=r"`x` to be real, got complex64\. Normalize `x\.real` and `x\.imag`"):
+        call(X + 1j)
+    for dtype in (jnp.bool_, jnp.int8, jnp.uint8, jnp.float16):
+        jax.eval_shape(call, X.astype(dtype))
+
+
+@pytest.mark.parametrize("call", CELLS.values(), ids=CELLS)
+def test_dtypes_that_no_norm_in_a_cell_computes_in(call: Callable[[Any], Any]) -> None:
+    for dtype in NARROW:
+        with pytest.raises(
+            TypeError, match=rf"`inputs` in a dtype that JAX promotes to float32, got {dtype}\. Cast it"
+        ):
+            call(X.astype(dtype))
+    with pytest.raises(TypeError, match=r"`inputs` to be real, got complex64\. Normalize `inputs\.real`"):
+        call(X + 1j)
+
+
+def recurrent(**options: Any) -> Any:
+    """A Linen RNN by shape alone."""
+    cell = {k: options.pop(k) for k in ("use_running_average", "norm") if k in options}
+    cell = linen.LSTMCell(4, **{"norm": "batch_step", "use_running_average": False, **cell})
+    return init(linen.RNN(cell, **options), X[:, 0])
+
+
+def unrolled(flag: Any) -> Any:
+    """One step of a cell as a function."""
+    parameters = F.CellParameters(jnp.ones((6, 2)), jnp.ones((2, 2)), jnp.zeros(2))
+    return F.unroll(F.SIMPLE, F.cell_norm("none"), parameters, X[:, :, 0], jnp.zeros((3, 2)), train=flag)
+
+
+def viewed(flag: Any) -> Any:
+    """An NNX norm whose mode is set from outside."""
+    norm = nnx.BatchNorm(6, rngs=rngs())
+    norm.set_view(use_running_average=flag)
+    return norm(X)
+
+
+FLAGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "linen batch": ("use_running_average", lambda f: init(linen.BatchNorm(use_running_average=f))),
+    "linen batch, call": (
+        "use_running_average",
+        lambda f: linen.BatchNorm().init(jax.random.key(0), X, use_running_average=f),
+    ),
+    "linen renorm": ("use_running_average", lambda f: init(linen.BatchRenorm(use_running_average=f))),
+    "linen online": ("use_running_average", lambda f: init(linen.OnlineNorm(use_running_average=f))),
+    "linen streaming": ("use_running_average", lambda f: init(linen.StreamingNorm(use_running_average=f))),
+    "linen continual": (
+        "use_running_average",
+        lambda f: init(linen.ContinualNorm(use_running_average=f, num_groups=2)),
+    ),
+    "linen cell": ("use_running_average", lambda f: recurrent(use_running_average=f)),
+    "linen scale": ("use_scale", lambda f: init(linen.LayerNorm(use_scale=f))),
+    "linen bias": ("use_bias", lambda f: init(linen.GroupNorm(use_bias=f))),
+    "linen fast": ("use_fast_variance", lambda f: init(linen.InstanceNorm(use_fast_variance=f))),
+    "linen force": ("force_float32_reductions", lambda f: init(linen.RMSNorm(force_float32_reductions=f))),
+    "linen frozen": ("frozen", lambda f: call(frozen=f)),
+    "linen unbiased": ("unbiased_running_var", lambda f: call(unbiased_running_var=f)),
+    "linen first batch": (
+        "initialize_from_first_batch",
+        lambda f: init(linen.BatchRenorm(use_running_average=False, initialize_from_first_batch=f)),
+    ),
+    "linen reverse": ("reverse", lambda f: recurrent(reverse=f)),
+    "linen time": ("time_major", lambda f: recurrent(time_major=f)),
+    "linen order": ("keep_order", lambda f: recurrent(keep_order=f)),
+    "linen carry": ("return_carry", lambda f: recurrent(return_carry=f)),
+    "cell option": ("clamp", lambda f: F.cell_norm("batch_step", clamp=f)),
+    "nnx batch": ("use_running_average", lambda f: nnx.BatchNorm(6, use_running_average=f, rngs=rngs())),
+    "nnx batch, call": ("use_running_average", lambda f: nnx.BatchNorm(6, rngs=rngs())(X, use_running_average=f)),
+    "nnx view": ("use_running_average", viewed),
+    "nnx online, call": ("use_running_average", lambda f: nnx.OnlineNorm(6, rngs=rngs())(X, use_running_average=f)),
+    "nnx frozen": ("frozen", lambda f: nnx.BatchNorm(6, frozen=f, rngs=rngs())),
+    "nnx scale": ("use_scale", lambda f: nnx.LayerNorm(6, use_scale=f, rngs=rngs())),
+    "nnx cell": (
+        "use_running_average",
+        lambda f: nnx.LSTMCell(6, 4, norm="batch_step", use_running_average=f, rngs=rngs()),
+    ),
+    "nnx reverse": (
+        "reverse",
+        lambda f: nnx.RNN(nnx.GRUCell(6, 4, norm="layer", rngs=rngs()), rngs=rngs())(X[:, 0], reverse=f),
+    ),
+    "registry": ("train", lambda f: norms.get("batch").linen(train=f)),
+    "fast layer": ("use_fast_variance", lambda f: F.layer_norm(X, use_fast_variance=f)),
+    "fast batch": ("use_fast_variance", lambda f: F.batch_norm(X, use_fast_variance=f)),
+    "unbiased update": (
+        "unbiased_running_var",
+        lambda f: F.update_batch_norm(RUNNING, F.batch_moments(X), momentum=0.9, unbiased_running_var=f),
+    ),
+    "unroll": ("train", unrolled),
+}
+
+
+@pytest.mark.parametrize(("flag", "call"), FLAGS.values(), ids=FLAGS)
+def test_a_traced_flag_is_told_apart_from_a_width(flag: str, call: Callable[[Any], Any]) -> None:
+    message = rf"`{flag}` to be True, False or None when the function is traced.*`static_argnames`"
+    with pytest.raises(TypeError, match=message) as raised:
+        jax.jit(call)(True)
+    assert "number of features" not in str(raised.value).splitlines()[0]

@@ -1,5 +1,6 @@
 """The live classifier and regressor: river's own checks, growth, bad input, and files that continue bit for bit."""
 
+import copy
 import functools
 import gc
 import hashlib
@@ -22,6 +23,7 @@ from flax import linen as nn
 from flax import nnx
 from river import checks, datasets, linear_model, metrics, optim, preprocessing
 
+from normlab import norms
 from normlab.functional import StatisticsError
 from normlab.norms import Norm
 from normlab.online import Classifier, Regressor, _file
@@ -779,13 +781,18 @@ def test_saving_that_fails_keeps_what_was_there(saved: Path, tmp_path: Path, mon
         model.save(path)
 
 
-def test_a_copy_learns_by_itself() -> None:
-    model = taught(Classifier(Small, norm="online"), stream(5))
-    copy = pickle.loads(pickle.dumps(model))
+COPIES: dict[str, Callable[[Any], Any]] = {"pickle": lambda m: pickle.loads(pickle.dumps(m)), "copy": copy.deepcopy}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("norm", ["online", norms.get("batch:statistics='running'")], ids=str)
+def test_a_copy_learns_by_itself(norm: Any, copied: Callable[[Any], Any]) -> None:
+    model = taught(Classifier(Small, norm=norm), stream(5))
+    again = copied(model)
     before = model.state
-    taught(copy, stream(5, seed=1))
+    taught(again, stream(5, seed=1))
     assert_same(model.state, before)
-    assert_same(taught(model, stream(5, seed=1)).state, copy.state)
+    assert_same(taught(model, stream(5, seed=1)).state, again.state)
 
 
 def test_it_stands_at_the_end_of_a_pipeline() -> None:

@@ -1,6 +1,10 @@
 """A norm is a value: it compares, hashes, prints as its string, and a third party's joins."""
 
+import copy
 import dataclasses
+import pickle
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,7 +17,7 @@ from flax import linen as nn
 from flax import nnx
 
 from normlab import norms
-from normlab.norms import Entry, Norm, Ramp
+from normlab.norms import Entry, Norm, Ramp, UnknownNorm
 
 STRINGS = [
     "batch",
@@ -169,3 +173,62 @@ def test_lists_and_dtypes_are_read_back() -> None:
     assert hash(norm) == hash(norms.get(str(norm))) and norms.get(str(norm)) == norm
     assert norm.linen(train=True).init_with_output(jax.random.key(0), jnp.ones((2, 3, 4)))[0].dtype == jnp.bfloat16
     assert norms.get(str(norms.get("batch_renorm", r_max=float("inf")))).options == {"r_max": float("inf")}
+
+
+@pytest.mark.parametrize("name", [*STRINGS, *norms.names(), *norms.cell_names()])
+def test_a_norm_is_pickled_and_copied_as_the_value_it_is(name: str) -> None:
+    norm = norms.get(name)
+    for again in (pickle.loads(pickle.dumps(norm)), copy.deepcopy(norm), copy.copy(norm)):
+        assert again == norm and hash(again) == hash(norm) and again.entry is norm.entry
+
+
+class Holder(nn.Module):
+    """A model that holds a norm."""
+
+    norm: Norm
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Dense, then the norm."""
+        return self.norm.linen(train=train)(nn.Dense(4)(x))
+
+
+class HolderNNX(nnx.Module):
+    """The same in NNX."""
+
+    def __init__(self, norm: Norm, rngs: nnx.Rngs) -> None:
+        """Make the layers."""
+        self.kind, self.norm = norm, norm.nnx(4, rngs=rngs)
+
+
+@pytest.mark.parametrize("copied", [lambda m: pickle.loads(pickle.dumps(m)), copy.deepcopy], ids=["pickle", "copy"])
+def test_models_that_hold_a_norm_are_pickled_and_copied(copied: Any) -> None:
+    model, x = Holder(norms.get("batch_renorm:r_max=Ramp(1.0, 3.0, begin=0, end=9)")), jnp.ones((3, 4))
+    again = copied(model)
+    assert again == model and hash(again) == hash(model)
+    y = model.init_with_output(jax.random.key(0), x, train=True)[0]
+    np.testing.assert_array_equal(again.init_with_output(jax.random.key(0), x, train=True)[0], y)
+    ours = HolderNNX(norms.get("batch"), nnx.Rngs(0))
+    theirs = copied(ours)
+    assert theirs.kind == ours.kind
+    np.testing.assert_array_equal(theirs.norm(x), ours.norm(x))
+
+
+def test_a_norm_is_loaded_in_a_fresh_process() -> None:
+    norm = norms.get("batch_renorm:d_max=5.0,r_max=Ramp(1.0, 3.0, begin=5, end=9)")
+    code = f"import pickle; print(pickle.loads({pickle.dumps(norm)!r}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == str(norm)
+
+
+def test_a_third_partys_norm_is_pickled_where_it_is_registered(halve: Norm) -> None:
+    norm = norms.get("halve:by=4.0")
+    saved = pickle.dumps(norm)
+    assert pickle.loads(saved) == norm
+    with pytest.raises(UnknownNorm, match=r"'halve' to be registered where it is pickled"):
+        pickle.dumps(dataclasses.replace(norm, entry=dataclasses.replace(norm.entry, title="another")))
+    entry = halve.entry
+    norms.unregister("halve")
+    with pytest.raises(UnknownNorm, match=r"'halve' to be registered where it is loaded.*`normlab\.norms\.register`"):
+        pickle.loads(saved)
+    norms.register(entry)

@@ -73,6 +73,13 @@ def test_the_page_on_recurrent_cells_does_what_it_says(tmp_path: Path) -> None:
     run(["-c", "\n".join(code)], tmp_path)
 
 
+def test_the_page_on_state_does_what_it_says(tmp_path: Path) -> None:
+    """Its blocks are one script, with asserts."""
+    code = [text for language, text in BLOCK.findall((ROOT / "docs/state.md").read_text()) if language == "python"]
+    assert len(code) == 4 and sum("assert" in text for text in code) == 4
+    run(["-c", "\n".join(code)], tmp_path)
+
+
 def test_the_page_on_streams_does_what_it_says(tmp_path: Path) -> None:
     """Its first blocks are one script; those of the live models run in their tests."""
     parts = (blocks("docs/online.md", section) for section in ("Norms for streams", "Compare them"))

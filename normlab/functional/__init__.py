@@ -37,6 +37,8 @@ from normlab.functional._recurrent import TimedCarry as TimedCarry
 from normlab.functional._recurrent import initial_carry as initial_carry
 from normlab.functional._recurrent import initial_rows as initial_rows
 from normlab.functional._recurrent import unroll as unroll
+from normlab.functional._state import as_batch_norm as as_batch_norm
+from normlab.functional._state import as_batch_renorm as as_batch_renorm
 from normlab.functional._streaming import StreamingMemory as StreamingMemory
 from normlab.functional._streaming import StreamingSlopes as StreamingSlopes
 from normlab.functional._streaming import initial_streaming as initial_streaming

@@ -1,7 +1,7 @@
 """Norms whose statistics cross the batch: batch norm and batch renorm, whole or in ghost batches."""
 
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,6 +15,7 @@ from normlab.functional._checks import (
     StatisticsError,
     canonical_axes,
     check_epsilon,
+    check_flag,
     check_real,
     check_where,
     one_element_allowed,
@@ -34,6 +35,8 @@ from normlab.functional._statistics import (
     output_dtype,
     running_average,
     unbiased,
+    where_counted,
+    whole,
 )
 from normlab.functional._statistics import over as over_axes
 
@@ -70,14 +73,24 @@ class RunningStatistics(NamedTuple):
     """State of a batch norm between calls, all arrays.
 
     Attributes:
-        mean: Running mean, of the shape of the feature axes, float32.
-        spread: Running variance (batch norm) or running standard deviation (batch renorm).
+        mean: Running mean, of the shape of the feature axes; updates return it in float32 or wider, whatever its dtype.
+        spread: Running variance (batch norm) or running standard deviation (batch renorm), likewise.
         step: Updates so far, an int32 scalar; `None` where nothing depends on it.
     """
 
     mean: Array
     spread: Array
     step: Array | None = None
+
+    @classmethod
+    def named(cls, arrays: Mapping[str, Array], spread: str = "var") -> "RunningStatistics":
+        """Return statistics from arrays by the names of a module's variables, of which `step` can be missing."""
+        return cls(arrays["mean"], arrays[spread], arrays.get("step"))
+
+    def by_name(self, spread: str = "var") -> dict[str, Array]:
+        """Undo `named`."""
+        counted = {} if self.step is None else {"step": self.step}
+        return {"mean": self.mean, spread: self.spread, **counted}
 
 
 def batch_norm(
@@ -304,7 +317,7 @@ def update_batch_norm(
     Returns:
         The statistics after the batch; the same with fewer than two elements counted. No gradient flows into them.
     """
-    return _update(running, batch, batch.unbiased_var if unbiased_running_var else batch.var, momentum)
+    return _update(running, batch, _var(batch, unbiased_running_var), momentum)
 
 
 def update_batch_renorm(
@@ -327,7 +340,7 @@ def update_batch_renorm(
     Returns:
         The statistics after the batch; the same with fewer than two elements counted. No gradient flows into them.
     """
-    var = batch.unbiased_var if unbiased_running_var else batch.var
+    var = _var(batch, unbiased_running_var)
     return _update(running, batch, jnp.sqrt(var + epsilon), momentum)
 
 
@@ -356,7 +369,7 @@ def merge_batch_norm(
         >>> running.mean, running.spread
         (Array([2.], dtype=float32), Array([1.], dtype=float32))
     """
-    return _merge(running, batch, batch.unbiased_var if unbiased_running_var else batch.var, running.spread, momentum)
+    return _merge(running, batch, _var(batch, unbiased_running_var), running.spread, momentum)
 
 
 def merge_batch_renorm(
@@ -379,10 +392,11 @@ def merge_batch_renorm(
     Returns:
         The statistics after the batch; the same where no element counts. No gradient flows into them.
     """
-    var = (batch.unbiased_var if unbiased_running_var else batch.var) + epsilon
+    running = widened(running)
+    var = _var(batch, unbiased_running_var) + epsilon
     after = _merge(running, batch, var, lax.square(running.spread), momentum)
     counted = jnp.asarray(batch.count) > 0  # a root of a square need not be what it was
-    return after._replace(spread=jnp.where(counted, jnp.sqrt(after.spread), running.spread))
+    return after._replace(spread=where_counted(counted, jnp.sqrt(after.spread), running.spread))
 
 
 def first_batch(running: RunningStatistics, batch: BatchMoments, *, epsilon: float = 1e-5) -> RunningStatistics:
@@ -390,11 +404,20 @@ def first_batch(running: RunningStatistics, batch: BatchMoments, *, epsilon: flo
 
     A feature that a mask hides in all of the first batch keeps its initial 0 and 1.
     """
+    running = widened(running)
     first = (_required(running.step) == 0) & (jnp.asarray(batch.count) > 1)
     mean, std = (lax.stop_gradient(a) for a in (batch.mean, jnp.sqrt(batch.var + epsilon)))
     return running._replace(
-        mean=jnp.where(first, mean, running.mean).astype(running.mean.dtype),
-        spread=jnp.where(first, std, running.spread).astype(running.spread.dtype),
+        mean=where_counted(first, mean.astype(running.mean.dtype), running.mean),
+        spread=where_counted(first, std.astype(running.spread.dtype), running.spread),
+    )
+
+
+def widened(running: RunningStatistics) -> RunningStatistics:
+    """Return running statistics in float32 or wider, and the step as a whole number, whatever they were cast to."""
+    step = running.step
+    return RunningStatistics(
+        float32_or_wider(running.mean), float32_or_wider(running.spread), step if step is None else whole(step)
     )
 
 
@@ -438,6 +461,7 @@ class _Batch(NamedTuple):
     ) -> "_Batch":
         check_real(x)
         check_epsilon(epsilon)
+        check_flag("use_fast_variance", fast)
         check_where(where, x.shape)
         features = _features(x, axis)
         reduced = tuple(a for a in range(x.ndim) if a not in features)
@@ -519,6 +543,7 @@ class _Batch(NamedTuple):
 
 
 def _update(running: RunningStatistics, batch: BatchMoments, spread: Array, momentum: Momentum) -> RunningStatistics:
+    running = widened(running)
     step, count = running.step, batch.count
     return RunningStatistics(
         mean=running_average(running.mean, batch.mean, momentum, step, count),
@@ -530,9 +555,16 @@ def _update(running: RunningStatistics, batch: BatchMoments, spread: Array, mome
 def _merge(
     running: RunningStatistics, batch: BatchMoments, var: Array, old_var: Array, momentum: Momentum
 ) -> RunningStatistics:
+    running = widened(running)
     step, count = running.step, batch.count
     mean, spread = merged_average((running.mean, old_var), (batch.mean, var), momentum, step, count)
     return RunningStatistics(mean, spread, None if step is None else step + _any(count, 0).astype(step.dtype))
+
+
+def _var(batch: BatchMoments, unbiased_running_var: bool) -> Array:
+    """The variance that running statistics take up."""
+    check_flag("unbiased_running_var", unbiased_running_var)
+    return batch.unbiased_var if unbiased_running_var else batch.var
 
 
 def _any(count: Array | float, least: int) -> Array:

@@ -2,14 +2,18 @@
 
 import numbers
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
+
+T = TypeVar("T")
 
 Axes = int | Sequence[int]
 """One axis or several; negative ones count from the end."""
@@ -71,10 +75,36 @@ def canonical_axes(axes: Axes, ndim: int, name: str = "axis") -> tuple[int, ...]
     return canonical
 
 
-def check_real(x: Array) -> None:
-    """Raise a `TypeError` if `x` is complex."""
+def check_real(x: Array, name: str = "x") -> None:
+    """Raise a `TypeError` unless `x` is of bools, whole numbers of 8 bits or more, or real floats of 16 or more."""
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
-        raise TypeError(f"Expected `x` to be real, got {x.dtype}. Normalize `x.real` and `x.imag` on their own.")
+        raise TypeError(
+            f"Expected `{name}` to be real, got {x.dtype}. Normalize `{name}.real` and `{name}.imag` on their own."
+        )
+    if _is_narrow(x.dtype):
+        raise TypeError(
+            f"Expected `{name}` in a dtype that JAX promotes to float32, got {x.dtype}. Cast it, as in "
+            f"`{name}.astype(jnp.bfloat16)`, and the output back."
+        )
+
+
+def check_dtypes(x: Array, affine: Mapping[str, Array], dtype: DTypeLike | None) -> None:
+    """Raise a `TypeError` unless a module can compute in the dtypes of its input, its parameters and its output."""
+    check_real(x)
+    dtypes = {f"`param_dtype` of `{name}`": parameter.dtype for name, parameter in affine.items()}
+    for name, given in {"`dtype`": dtype, **dtypes}.items():
+        if given is not None and (jnp.issubdtype(given, jnp.complexfloating) or _is_narrow(given)):
+            raise TypeError(
+                f"Expected {name} to be a real float of 16 bits or more, got {jnp.dtype(given)}. Leave it out, and "
+                "cast outside of the norm."
+            )
+
+
+def _is_narrow(dtype: DTypeLike) -> bool:
+    """Whether JAX promotes `dtype` to nothing by itself: floats below 16 bits, whole numbers below 8."""
+    if jnp.issubdtype(dtype, jnp.floating):
+        return jnp.finfo(dtype).bits < 16
+    return jnp.issubdtype(dtype, jnp.integer) and jnp.iinfo(dtype).bits < 8
 
 
 def check_features(name: str, array: Array | None, shape: tuple[int, ...]) -> None:
@@ -118,6 +148,11 @@ def check_epsilon(epsilon: float) -> None:
 
 def check_flag(name: str, flag: object) -> None:
     """Raise a `TypeError` unless `flag` is a bool or `None`: a width passed in its place must not mean "yes"."""
+    if isinstance(flag, jax.Array):
+        raise TypeError(
+            f"Expected `{name}` to be True, False or None when the function is traced, got an array of {flag.dtype}. "
+            f"Name the argument that sets `{name}` in `static_argnames` of `jax.jit` or `nnx.jit`, and pass a bool."
+        )
     if flag is not None and not isinstance(flag, bool | np.bool_):
         raise TypeError(
             f"Expected `{name}` to be True, False or None, got {flag!r}. If this is the number of features: Linen "
@@ -131,8 +166,15 @@ def check_flags(owner: object, *names: str) -> None:
         check_flag(name, getattr(owner, name))
 
 
+def chosen(name: str, flag: bool, initializer: T) -> T | None:
+    """Return the initializer of a parameter, or `None` where `flag` says that there is none."""
+    check_flag(name, flag)
+    return initializer if flag else None
+
+
 def check_float32_reductions(force: bool) -> None:
     """Raise a `ValueError` if `force` is False: statistics are always in float32 or wider."""
+    check_flag("force_float32_reductions", force)
     if not force:
         raise ValueError(
             "Expected `force_float32_reductions=True`, got False: statistics are always in float32 or wider. "

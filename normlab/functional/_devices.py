@@ -186,8 +186,7 @@ def check_whole_groups(x: Array, size: int) -> None:
 def sharded_along(x: Array, axis: Sequence[int]) -> bool:
     """Whether `x` is sharded along any of `axis` over explicit mesh axes, where it can be reduced but not sliced."""
     sharding = jax.typeof(x).sharding
-    explicit = any(kind == AxisType.Explicit for kind in sharding.mesh.axis_types)
-    return explicit and any(sharding.spec[a] for a in axis)
+    return _is_explicit(sharding.mesh) and any(sharding.spec[a] for a in axis)
 
 
 def beside(x: Array, like: Array) -> Array:
@@ -197,6 +196,46 @@ def beside(x: Array, like: Array) -> Array:
         return x
     rest = (None,) * (x.ndim - 1)
     return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0], *rest)))
+
+
+def aligned(*arrays: Array) -> tuple[Array, ...]:
+    """Give arrays of one rank the same sharding on a mesh with explicit axes, which `jnp.where` and loops ask for.
+
+    Along an axis it is that of the first array that is sharded there; axes of size 1 are on every device.
+    """
+    shardings = [jax.typeof(x).sharding for x in arrays]
+    mesh = next((s.mesh for s in shardings if _is_explicit(s.mesh)), None)
+    if mesh is None:
+        return arrays
+    spec = [next(filter(None, along), None) for along in zip(*(s.spec for s in shardings), strict=True)]
+    return tuple(_placed(x, mesh, spec) for x in arrays)
+
+
+def spread_like(x: Array, like: Array) -> Array:
+    """Put `x` where `like` of the same rank is along each axis, on a mesh with explicit axes."""
+    sharding = jax.typeof(like).sharding
+    return _placed(x, sharding.mesh, sharding.spec) if _is_explicit(sharding.mesh) else x
+
+
+def whole_first(x: Array) -> Array:
+    """Put all of the first axis on every device, on a mesh with explicit axes: for a loop along it."""
+    sharding = jax.typeof(x).sharding
+    return _placed(x, sharding.mesh, (None, *sharding.spec[1:])) if _is_explicit(sharding.mesh) else x
+
+
+def is_sharded(x: Array) -> bool:
+    """Return whether `x` is sharded over explicit axes of a mesh."""
+    sharding = jax.typeof(x).sharding
+    return _is_explicit(sharding.mesh) and any(sharding.spec)
+
+
+def _is_explicit(mesh: Any) -> bool:
+    return any(kind == AxisType.Explicit for kind in mesh.axis_types)
+
+
+def _placed(x: Array, mesh: Any, spec: Sequence[Any]) -> Array:
+    target = NamedSharding(mesh, PartitionSpec(*(None if n == 1 else s for n, s in zip(x.shape, spec, strict=True))))
+    return x if jax.typeof(x).sharding == target else jax.sharding.reshard(x, target)
 
 
 def join_first(x: Array) -> Array:

@@ -12,6 +12,7 @@ from normlab.functional._checks import (
     canonical_axes,
     check_epsilon,
     check_features,
+    check_flag,
     check_real,
     check_where,
     resolve_groups,
@@ -280,6 +281,7 @@ def _normalize(
 ) -> Array:
     check_real(x)
     check_epsilon(epsilon)
+    check_flag("use_fast_variance", use_fast_variance)
     check_where(where, x.shape)
     wide = float32_or_wider(x)
     scale, bias = (expand(name, a, x.shape, features) for name, a in (("scale", scale), ("bias", bias)))

@@ -21,6 +21,7 @@ from normlab.functional._batch import (
     normalize,
     update_batch_norm,
     update_batch_renorm,
+    widened,
 )
 from normlab.functional._checks import (
     Axes,
@@ -76,6 +77,7 @@ def check_batch_options(layer: Any) -> None:
 def choose_mode(attribute: bool | None, argument: bool | None) -> bool:
     """Return the one given of a module's `use_running_average` and its call's."""
     check_flag("use_running_average", argument)
+    check_flag("use_running_average", attribute)
     if (attribute is None) == (argument is None):
         raise ValueError(
             "Expected `use_running_average` in the constructor or in the call, and in one of them only, got "
@@ -132,6 +134,7 @@ def batch_layer(
         renorm: Makes it batch renorm.
     """
     check_where(where, x.shape, "mask")
+    running = widened(running)
     if frozen:
         scale, bias = jax.tree.map(lax.stop_gradient, (scale, bias))
     axis = tuple(a for a in range(x.ndim) if a not in features)

@@ -1,7 +1,7 @@
 """Online norm: one example after the other, with a backward pass of its own and state on both passes."""
 
 import functools
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,16 @@ from jax import Array, lax
 
 from normlab.functional._batch import RunningStatistics, normalize
 from normlab.functional._checks import Axes, canonical_axes, check_epsilon, check_real, check_where
+from normlab.functional._devices import aligned, spread_like, whole_first
 from normlab.functional._example import expand, expand_where, rms_norm
 from normlab.functional._standardize import affine, reciprocal_root
-from normlab.functional._statistics import Over, float32_or_wider, means, moments, output_dtype
+from normlab.functional._statistics import Over, float32_or_wider, means, moments, output_dtype, wide_dtype
 from normlab.functional._statistics import over as over_axes
 
 Guard = Literal["layer_scaling", "clamp"] | None
 """What keeps outputs from running away between updates of the statistics; `None` is nothing."""
+
+States = TypeVar("States", bound=NamedTuple)
 
 CLAMPED_AT = 5.0
 """Outputs of the guard `clamp` lie between minus this and this."""
@@ -89,7 +92,8 @@ def online_norm(
             limits outputs to 5 in size.
 
     Returns:
-        `y`, with the shape and dtype of `x` (float32 for whole numbers), and mean and variance after the last example.
+        `y`, with the shape and dtype of `x` (float32 for whole numbers), and mean and variance after the last example,
+        in float32 or wider.
 
     Raises:
         ValueError: If a shape, an axis, a momentum, `epsilon` or `guard` does not fit.
@@ -112,15 +116,16 @@ def online_norm(
     scale, bias = (expand(name, a, x.shape, features) for name, a in (("scale", scale), ("bias", bias)))
     where = expand_where(where, x.ndim)
     wide = float32_or_wider(x)
-    states = {"running": (running.mean, running.spread), "errors": tuple(errors)}
+    states = {"running": (running.mean, running.spread), "errors": tuple(own_gradient(errors))}
     before, carried = (
         [wide_state(name, a, x.shape, features, wide.dtype) for a in arrays] for name, arrays in states.items()
     )
+    before, carried = ([spread_like(a, wide) for a in arrays] for arrays in (before, carried))
     over = over_axes(tuple(a for a in range(1, x.ndim) if a not in features))
     weights = [as_weights(m, wide.dtype) for m in (momentum, backward_momentum)]
     result: Any = _online(over, wide, before, carried, where, *weights, jnp.asarray(epsilon, wide.dtype))
     y, after = result
-    mean, var = (a.reshape(old.shape).astype(old.dtype) for a, old in zip(after, states["running"], strict=True))
+    mean, var = (kept_wide(a, old) for a, old in zip(after, states["running"], strict=True))
     y = guarded(scaled(y, scale, bias), guard, epsilon=epsilon, where=where)
     return y.astype(output_dtype(x)), running._replace(mean=mean, spread=var)
 
@@ -224,6 +229,36 @@ def wide_state(name: str, state: Array, shape: tuple[int, ...], features: tuple[
     return expanded.astype(dtype)
 
 
+def own_gradient(states: States) -> States:
+    """Let no gradient be taken by states, whose gradients are their new values, that are narrower than float32."""
+    named: dict[str, Array] = states._asdict()
+    return states._replace(
+        **{name: a if a.dtype == wide_dtype(a.dtype) else _not_its_gradient(name, a) for name, a in named.items()}
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _not_its_gradient(name: str, state: Array) -> Array:
+    """Return a state whose gradient, of its own narrow dtype, cannot be its new value."""
+    return state
+
+
+def _refuse_gradient(name: str, state: Array) -> tuple[Array, None]:
+    raise TypeError(
+        f"Expected `{name}` in float32 or wider, since its gradient is its new value and has its dtype, in which "
+        f"updates round away, got {state.dtype}. Cast this state back to float32 (Linen: "
+        "`_overwrite_with_gradient`, NNX: `OverwriteWithGradient`)."
+    )
+
+
+_not_its_gradient.defvjp(_refuse_gradient, lambda name, _, gradient: (gradient,))
+
+
+def kept_wide(state: Array, old: Array) -> Array:
+    """Give a new state the shape of the old one, and its dtype, or float32 where that is narrower."""
+    return state.reshape(old.shape).astype(wide_dtype(old.dtype))
+
+
 def as_weights(momentum: Array | float, dtype: Any) -> tuple[Array, Array]:
     """Return the weights of the old and the new value; a number is subtracted from 1 before it is rounded."""
     return jnp.asarray(momentum, dtype), jnp.asarray(1 - momentum, dtype)
@@ -248,12 +283,14 @@ def recurrence(decay: Array, drive: Array, start: Array) -> tuple[Array, Array]:
     """
     if drive.shape[0] == 1:
         return start, decay * start + drive
+    decay, split, start = aligned(decay, drive, start)
+    decay, drive = whole_first(decay), whole_first(split)
 
     def step(state: Array, by: tuple[Array, Array]) -> tuple[Array, Array]:
         return by[0] * state + by[1], state
 
     last, states = lax.scan(step, start[0], (decay, drive))  # a parallel scan takes as long, and longer to compile
-    return states, last[None]
+    return spread_like(states, split), last[None]
 
 
 class _Saved(NamedTuple):

@@ -23,7 +23,8 @@ from normlab.functional._cell_norm import (
     update_rows,
     with_epsilon,
 )
-from normlab.functional._devices import Devices, varying_like
+from normlab.functional._checks import check_flag, check_real
+from normlab.functional._devices import Devices, is_sharded, varying_like
 
 PRODUCT, SUM = "normlab_recurrent_product", "normlab_gate_sum"
 """Names of what the backward pass may keep of a step, beside the state; it computes all but matrix products again.
@@ -201,6 +202,8 @@ def unroll(
         Laurent et al. Batch Normalized Recurrent Neural Networks. ICASSP 2016. https://arxiv.org/abs/1510.01378
         Cooijmans et al. Recurrent Batch Normalization. ICLR 2017. https://arxiv.org/abs/1603.09025
     """
+    check_flag("train", train)
+    check_inputs(norm, inputs)
     norm = with_epsilon(norm, cell.zero_gain)
     check_lengths(seq_lengths, inputs.shape[1:-1], len(inputs))
     timed = _timed(norm, inputs, carry, seq_lengths)
@@ -369,6 +372,18 @@ def check_sequences(inputs: Any, seq_lengths: ArrayLike | None, time_major: bool
     inputs = inputs if time_major else jnp.moveaxis(inputs, -2, 0)
     check_lengths(seq_lengths, inputs.shape[1:-1], len(inputs))
     return inputs
+
+
+def check_inputs(norm: CellNorm, inputs: Array) -> None:
+    """Raise where a norm cannot normalize inputs of their dtype, or a cell cannot take them from where they are."""
+    if norm.kind != "none":
+        check_real(inputs, "inputs")
+    if is_sharded(inputs):
+        raise ValueError(
+            f"Expected inputs of a recurrent cell on mesh axes of type `jax.sharding.AxisType.Auto`, got inputs "
+            f"sharded as {jax.typeof(inputs).sharding.spec} over explicit ones. Change the type of the axes, or use "
+            "`jax.shard_map` and `axis_name`."
+        )
 
 
 def check_steps(norm: CellNorm) -> None:

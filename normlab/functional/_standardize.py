@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from normlab.functional._devices import is_sharded
 from normlab.functional._statistics import Moments, Over, means
 
 
@@ -133,7 +134,7 @@ def _product(over: Over, statistic: Array, factor: Array | None) -> Array:
     if factor is None:
         return statistic
     shape = jnp.broadcast_shapes(statistic.shape, factor.shape)
-    if over.inner or shape in (statistic.shape, factor.shape):
+    if over.inner or shape in (statistic.shape, factor.shape) or is_sharded(statistic) or is_sharded(factor):
         return statistic * factor
     left, right = (_varying(a) for a in (statistic, factor))
     out = sorted({*left, *right})

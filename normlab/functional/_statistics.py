@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from normlab.functional._checks import AxisName, StatisticsError, one_element_allowed
-from normlab.functional._devices import Devices, sharded_along
+from normlab.functional._devices import Devices, aligned, sharded_along
 
 Momentum = float | Callable[[Array], Array | float] | None
 """Weight of the OLD value; a function of the step; or `None` for the plain average of all batches so far."""
@@ -73,6 +73,11 @@ def wide_dtype(dtype: Any) -> Any:
     """Return float32, or `dtype` where it is a wider float."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.promote_types(dtype, jnp.float32)
+
+
+def whole(step: Array) -> Array:
+    """Return a count of updates as the whole number it is, whatever it was cast to."""
+    return step if jnp.issubdtype(step.dtype, jnp.integer) else lax.convert_element_type(step, jnp.int32)
 
 
 def output_dtype(x: Array) -> Any:
@@ -200,7 +205,7 @@ def running_average(old: Array, new: Array, momentum: Momentum, step: Array | No
     `momentum * old + (1 - momentum) * new`; with `momentum=None` the plain average of all batches so far.
 
     Args:
-        old: Running average.
+        old: Running average, in float32 or wider: in half precision updates would round away.
         new: Statistics of this batch, of the same shape.
         momentum: Weight of the old value, or a function of the step, or `None`.
         step: Updates made so far, an integer scalar; needed unless `momentum` is a number.
@@ -212,7 +217,7 @@ def running_average(old: Array, new: Array, momentum: Momentum, step: Array | No
     decay = _decay(momentum, step, old.dtype)
     moved = decay * old + (1 - decay) * new.astype(old.dtype)
     if isinstance(count, Array) or count < 2:
-        moved = jnp.where(jnp.asarray(count) > 1, moved, old)
+        moved = where_counted(jnp.asarray(count) > 1, moved, old)
     return lax.stop_gradient(moved)
 
 
@@ -226,7 +231,7 @@ def merged_average(
     weighing the same (Chan et al., 1979).
 
     Args:
-        old: Running mean and variance.
+        old: Running mean and variance, in float32 or wider.
         new: Those of this batch.
         momentum: See `running_average`.
         step: See `running_average`.
@@ -240,9 +245,14 @@ def merged_average(
     apart = new_mean - mean
     moved = mean + (1 - decay) * apart, decay * var + (1 - decay) * (new_var + decay * lax.square(apart))
     if isinstance(count, Array) or count < 1:
-        moved = (jnp.where(jnp.asarray(count) > 0, a, b) for a, b in zip(moved, old, strict=True))
+        moved = (where_counted(jnp.asarray(count) > 0, a, b) for a, b in zip(moved, old, strict=True))
     mean, var = map(lax.stop_gradient, moved)
     return mean, var
+
+
+def where_counted(counted: Array, moved: Array, old: Array) -> Array:
+    """Return the new running average where there is one, and the old one elsewhere."""
+    return jnp.where(*(aligned(counted, moved, old) if counted.ndim else (counted, *aligned(moved, old))))
 
 
 def _decay(momentum: Momentum, step: Array | None, dtype: Any) -> Any:

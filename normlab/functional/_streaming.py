@@ -11,10 +11,19 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from normlab.functional._checks import Axes, check_epsilon, check_where
+from normlab.functional._devices import aligned, spread_like
 from normlab.functional._example import expand, expand_where
-from normlab.functional._online import as_weights, check_weight, scaled, stream_features, wide_state
+from normlab.functional._online import (
+    as_weights,
+    check_weight,
+    kept_wide,
+    own_gradient,
+    scaled,
+    stream_features,
+    wide_state,
+)
 from normlab.functional._standardize import reciprocal_root
-from normlab.functional._statistics import Over, float32_or_wider, means, moments, output_dtype
+from normlab.functional._statistics import Over, float32_or_wider, means, moments, output_dtype, whole
 from normlab.functional._statistics import over as over_axes
 
 Mix = Sequence[float]
@@ -144,19 +153,19 @@ def streaming_norm(
     before, carried = (
         state._replace(
             **{
-                name: wide_state(name, a, x.shape, features, wide.dtype)
+                name: spread_like(wide_state(name, a, x.shape, features, wide.dtype), wide)
                 for name, a in state._asdict().items()
                 if name != "step"
             }
         )
-        for state in (memory, slopes)
+        for state in (memory._replace(step=whole(memory.step)), own_gradient(slopes))
     )
     over = over_axes(tuple(a for a in range(x.ndim) if a not in features))
     static = _Static(over, _three(mix), _three(backward_mix), calls_per_update)
     weights = [as_weights(m, wide.dtype) for m in (momentum, backward_momentum)]
     result: Any = _streaming(static, wide, before, carried, where, *weights, jnp.asarray(epsilon, wide.dtype))
     y, after = result
-    after = jax.tree.map(lambda a, old: a.reshape(old.shape).astype(old.dtype), after, memory)
+    after = StreamingMemory(*map(kept_wide, after[:-1], memory[:-1]), step=after.step)
     return scaled(y, scale, bias).astype(output_dtype(x)), after
 
 
@@ -228,7 +237,7 @@ class _Part(NamedTuple):
 
     def unless(self, missing: Array, other: "_Part") -> "_Part":
         """Return `other` where this one is missing."""
-        return _Part(*(jnp.where(missing, b, a) for a, b in zip(self, other, strict=True)))
+        return _Part(*(jnp.where(*aligned(missing, b, a)) for a, b in zip(self, other, strict=True)))
 
 
 def _mixed(*parts: tuple[Array | float, _Part]) -> _Part:

@@ -7,6 +7,7 @@ from normlab.linen._example import Identity as Identity
 from normlab.linen._example import InstanceNorm as InstanceNorm
 from normlab.linen._example import LayerNorm as LayerNorm
 from normlab.linen._example import RMSNorm as RMSNorm
+from normlab.linen._frozen import trainable as trainable
 from normlab.linen._online import ContinualNorm as ContinualNorm
 from normlab.linen._online import OnlineNorm as OnlineNorm
 from normlab.linen._online import StreamingNorm as StreamingNorm

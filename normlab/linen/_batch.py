@@ -21,6 +21,7 @@ from normlab.functional._layer import (
 )
 from normlab.functional._statistics import Momentum
 from normlab.linen._example import affine_parameters, promote, while_making
+from normlab.linen._state import state_variables
 
 Initializer = Callable[..., Any]
 
@@ -102,14 +103,11 @@ class BatchNorm(nn.Module):
         features = canonical_axes(self.axis, x.ndim)
         shape = tuple(x.shape[a] for a in features)
 
-        renorm = self._renorm()
+        renorm, making = self._renorm(), self.is_initializing()
         start = initial_statistics(shape, step=needs_step(self.momentum, renorm is not None))
-        names = ("mean", self._spread, "step")
-        state = {
-            name: self.variable("batch_stats", name, lambda value=value: value)
-            for name, value in zip(names, start, strict=True)
-            if value is not None
-        }
+        needed = start.by_name(self._spread)
+        counts = "step" in needed and not (evaluating or self.frozen)
+        state = state_variables(self, {"batch_stats": needed}, () if counts else ("step",))
         affine = affine_parameters(
             self,
             shape,
@@ -119,13 +117,12 @@ class BatchNorm(nn.Module):
         x, dtype = promote(x, affine, self.dtype)
         with while_making(self):
             x = self._prepared(x, mask)
-        making = self.is_initializing()
         reduced = tuple(a for a in range(x.ndim) if a not in features)
         if making and F.batch_elements(x, reduced) == 1:
             evaluating = True  # a single example is enough to make parameters
         y, running = batch_layer(
             x,
-            F.RunningStatistics(*(variable.value for variable in state.values())),
+            F.RunningStatistics.named({name: variable.value for name, variable in state.items()}, self._spread),
             affine.get("scale"),
             affine.get("bias"),
             use_running_average=evaluating,
@@ -143,8 +140,8 @@ class BatchNorm(nn.Module):
             renorm=renorm,
         )
         if not (making or evaluating or self.frozen):
-            for variable, value in zip(state.values(), running, strict=False):
-                variable.value = value
+            for name, value in running.by_name(self._spread).items():
+                state[name].value = value
         return y.astype(dtype)
 
 

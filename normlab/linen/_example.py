@@ -14,11 +14,13 @@ from normlab.functional._checks import (
     Axes,
     AxisName,
     canonical_axes,
+    check_dtypes,
     check_epsilon,
     check_flags,
     check_float32_reductions,
     check_where,
     choose_groups,
+    chosen,
 )
 from normlab.functional._statistics import output_dtype
 
@@ -78,7 +80,7 @@ class LayerNorm(nn.Module):
             F.layer_norm,
             x,
             self.feature_axes,
-            self.bias_init if self.use_bias else None,
+            chosen("use_bias", self.use_bias, self.bias_init),
             where=mask,
             axis=self.reduction_axes,
             feature_axes=self.feature_axes,
@@ -171,7 +173,7 @@ class GroupNorm(nn.Module):
             F.group_norm,
             x,
             -1,
-            self.bias_init if self.use_bias else None,
+            chosen("use_bias", self.use_bias, self.bias_init),
             where=mask,
             axis=self.reduction_axes,
             num_groups=num_groups,
@@ -221,7 +223,7 @@ class InstanceNorm(nn.Module):
             F.instance_norm,
             x,
             self.feature_axes,
-            self.bias_init if self.use_bias else None,
+            chosen("use_bias", self.use_bias, self.bias_init),
             where=mask,
             feature_axes=self.feature_axes,
             use_fast_variance=self.use_fast_variance,
@@ -243,6 +245,7 @@ def affine_parameters(
 
 def promote(x: jax.Array, affine: dict[str, jax.Array], dtype: Any) -> tuple[jax.Array, Any]:
     """Return `x` in a dtype no narrower than the output's, and the output's, which is Flax's choice."""
+    check_dtypes(x, affine, dtype)
     with jax.numpy_dtype_promotion("standard"):
         out = canonicalize_dtype(x, *affine.values(), dtype=dtype)
         return x.astype(jnp.promote_types(output_dtype(x), out)), out

@@ -14,6 +14,7 @@ from normlab.functional._online import Guard
 from normlab.functional._streaming import Mix
 from normlab.linen._batch import BatchNorm
 from normlab.linen._example import affine_parameters, promote, while_making
+from normlab.linen._state import state_variables
 
 Initializer = Callable[..., Any]
 
@@ -55,7 +56,10 @@ class _StreamNorm(nn.Module):
         features = canonical_axes(self.axis, x.ndim)
         shape = tuple(x.shape[a] for a in features)
         start, backward = layer.initial(shape)
-        state = [self._held("batch_stats", *item) for item in zip(layer.names, start, strict=False)]
+        made = {"batch_stats": dict(zip(layer.names, start, strict=False))}
+        if not evaluating or self.is_initializing():  # a model that only evaluates can do without
+            made[OVERWRITE_WITH_GRADIENT] = backward._asdict()
+        state = state_variables(self, made)
         affine = affine_parameters(
             self,
             shape,
@@ -64,20 +68,14 @@ class _StreamNorm(nn.Module):
         )
         x, dtype = promote(x, affine, self.dtype)
         options = {**affine, "axis": tuple(a for a in range(x.ndim) if a not in features), "where": mask}
-        carried = []
-        if not evaluating or self.is_initializing():  # a model that only evaluates can do without
-            carried = [self._held(OVERWRITE_WITH_GRADIENT, *item) for item in backward._asdict().items()]
-        before = type(start)(*(variable.value for variable in state))
+        before = type(start)(*(state[name].value for name in layer.names))
         if evaluating:
             with while_making(self):
                 return layer.evaluate(x, before, **options).astype(dtype)
-        y, after = layer.train(x, before, type(backward)(*(v.value for v in carried)), **options)
-        for variable, value in zip(state, after, strict=False):
-            variable.value = value
+        y, after = layer.train(x, before, type(backward)(*(state[name].value for name in backward._fields)), **options)
+        for name, value in zip(layer.names, after, strict=False):
+            state[name].value = value
         return y.astype(dtype)
-
-    def _held(self, collection: str, name: str, value: jax.Array) -> nn.Variable:
-        return self.variable(collection, name, lambda: value)
 
 
 class OnlineNorm(_StreamNorm):

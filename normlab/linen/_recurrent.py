@@ -11,8 +11,9 @@ from jax.typing import ArrayLike
 
 from normlab import functional as F
 from normlab.functional._cell_norm import AnyCellNorm, resolve
-from normlab.functional._checks import check_flags
-from normlab.functional._recurrent import Carry, Cell, check_sequences, check_steps, flip
+from normlab.functional._checks import check_flag, check_flags
+from normlab.functional._recurrent import Carry, Cell, check_inputs, check_sequences, check_steps, flip
+from normlab.linen._state import state_variables
 
 Initializer = Callable[..., Any]
 
@@ -42,7 +43,7 @@ class _PathNorm(nn.Module):
     param_dtype: Any
 
     @nn.compact
-    def __call__(self) -> tuple[jax.Array, jax.Array | None, dict[str, nn.Variable]]:
+    def __call__(self, train: bool) -> tuple[jax.Array, jax.Array | None, dict[str, nn.Variable]]:
         scale_init = nn.initializers.constant(self.norm.initial_scale)
         scale = self.param("scale", scale_init, (self.features,), self.param_dtype)
         bias = (
@@ -50,13 +51,14 @@ class _PathNorm(nn.Module):
             if self.use_bias
             else None
         )
-        start = F.initial_rows(self.norm, self.features)
-        state = {
-            name: self.variable("batch_stats", name, lambda value=value: value)
-            for name, value in zip(("mean", "var", "step"), start, strict=True)
-            if self.norm.stateful and value is not None
-        }
-        return scale, bias, state
+        if not self.norm.stateful:
+            return scale, bias, {}
+        needed = F.initial_rows(self.norm, self.features).by_name()
+        return (
+            scale,
+            bias,
+            state_variables(self, {"batch_stats": needed}, () if train and "step" in needed else ("step",)),
+        )
 
 
 class NormalizedCell(nn.RNNCellBase):
@@ -119,18 +121,24 @@ class NormalizedCell(nn.RNNCellBase):
     ) -> tuple[Carry, jax.Array]:
         """Take all steps of sequences [time, *batch, inputs]; see `normlab.functional.unroll`."""
         norm, train = self.resolved, self._trains
+        inputs = jnp.asarray(inputs)
+        check_inputs(norm, inputs)
         kernels, recurrent = self._kernels(jnp.shape(inputs)[-1])
         with jax.numpy_dtype_promotion("standard"):
             inputs, *dense = promote_dtype(inputs, *kernels, *recurrent, dtype=self.dtype)
         paths = [path for path in norm.paths if path in self._cell.paths]
-        made = {path: getattr(self, f"norm_{path}")() for path in paths}
+        made = {path: getattr(self, f"norm_{path}")(train) for path in paths}
         parameters = F.CellParameters(
             *dense,
             scales={path: scale for path, (scale, _, _) in made.items()},
             biases={path: bias for path, (_, bias, _) in made.items() if bias is not None},
         )
         states = {path: state for path, (_, _, state) in made.items()}
-        running = {p: F.RunningStatistics(*(v.value for v in state.values())) for p, state in states.items() if state}
+        running = {
+            path: F.RunningStatistics.named({name: variable.value for name, variable in state.items()})
+            for path, state in states.items()
+            if state
+        }
         carry, outputs, running = F.unroll(
             self._cell,
             norm,
@@ -146,8 +154,8 @@ class NormalizedCell(nn.RNNCellBase):
         )
         if train:
             for path, state in states.items():
-                for variable, value in zip(state.values(), running[path], strict=False):
-                    variable.value = value
+                for name, variable in state.items():
+                    variable.value = running[path].by_name()[name]
         return carry, outputs
 
     def initialize_carry(
@@ -164,7 +172,7 @@ class NormalizedCell(nn.RNNCellBase):
         if self.scope is not None:  # make the running statistics here, outside of any loop
             for path in self.resolved.paths:
                 if path in self._cell.paths:
-                    getattr(self, f"norm_{path}")()
+                    getattr(self, f"norm_{path}")(self._trains)
         return F.initial_carry(self.resolved, self._initial(rng, (*input_shape[:-1], self.features)), seq_lengths)
 
     @property
@@ -405,6 +413,9 @@ class RNN(nn.RNN):
                 (self.keep_order, keep_order),
             )
         )
+        flags = {"return_carry": return_carry, "time_major": time_major, "reverse": reverse, "keep_order": keep_order}
+        for name, flag in flags.items():
+            check_flag(name, flag)
         x = check_sequences(inputs, seq_lengths, time_major)
         if reverse:
             x = flip(x, seq_lengths)

@@ -16,3 +16,4 @@ from normlab.nnx._recurrent import RNN as RNN
 from normlab.nnx._recurrent import GRUCell as GRUCell
 from normlab.nnx._recurrent import LSTMCell as LSTMCell
 from normlab.nnx._recurrent import SimpleCell as SimpleCell
+from normlab.nnx._state import FrozenParam as FrozenParam

@@ -9,7 +9,7 @@ from flax import nnx
 
 from normlab import functional as F
 from normlab.functional._batch import Schedule, check_limits
-from normlab.functional._checks import Axes, AxisName, canonical_axes, check_flag
+from normlab.functional._checks import Axes, AxisName, canonical_axes, check_flag, chosen
 from normlab.functional._layer import (
     Renorm,
     Statistics,
@@ -20,7 +20,8 @@ from normlab.functional._layer import (
     needs_step,
 )
 from normlab.functional._statistics import Momentum
-from normlab.nnx._example import NO_METADATA, Affine, Initializer, Metadata, chosen, ones, zeros
+from normlab.nnx._example import NO_METADATA, Affine, Initializer, Metadata, ones, zeros
+from normlab.nnx._state import FrozenParam, read, state_variables, write
 
 
 class BatchNorm(Affine):
@@ -108,8 +109,8 @@ class BatchNorm(Affine):
         self.ghost_batch_size, self.frozen = ghost_batch_size, frozen
         self.statistics: Statistics = statistics
         check_batch_options(self)
-        for name, value in zip(self._state_names(), self._initial(), strict=True):
-            setattr(self, name, nnx.data(None if value is None else nnx.BatchStat(value)))
+        for name, value in self._initial().by_name(self._state_names()[1]).items():
+            setattr(self, name, nnx.BatchStat(value))
 
     def __call__(
         self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
@@ -126,10 +127,11 @@ class BatchNorm(Affine):
         x, affine, dtype = self._promoted(x, self.axis)
         mask = mask if mask is None else jnp.asarray(mask)
         x = self._prepared(x, mask)
-        variables = [v for v in (getattr(self, name) for name in self._state_names()) if v is not None]
+        names = self._state_names()
+        state = state_variables(self, names, optional=("step",))
         y, running = batch_layer(
             x,
-            F.RunningStatistics(*(v[...] for v in variables)),
+            F.RunningStatistics.named({name: read(variable) for name, variable in state.items()}, names[1]),
             affine.get("scale"),
             affine.get("bias"),
             use_running_average=evaluating,
@@ -147,9 +149,24 @@ class BatchNorm(Affine):
             renorm=self._renorm(),
         )
         if not (evaluating or self.frozen):
-            for variable, value in zip(variables, running, strict=False):
-                variable[...] = value
+            for name, value in running.by_name(names[1]).items():
+                write(state[name], value)
         return y.astype(dtype)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether running statistics normalize, nothing is updated, and scale and bias are no `nnx.Param`."""
+        return self._frozen
+
+    @frozen.setter
+    def frozen(self, frozen: bool) -> None:
+        check_flag("frozen", frozen)
+        self._frozen = frozen
+        kind = FrozenParam if frozen else nnx.Param
+        for name in ("scale", "bias"):
+            variable = getattr(self, name)
+            if variable is not None and type(variable) is not kind:
+                setattr(self, name, kind(variable.get_raw_value(), **variable.get_metadata()))
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """Set the mode; called by `nnx.view`, and read by `nnx.view_info`, which expects this indentation.

@@ -15,13 +15,16 @@ from normlab.functional._checks import (
     Axes,
     AxisName,
     canonical_axes,
+    check_dtypes,
     check_epsilon,
     check_flag,
     check_where,
     choose_groups,
+    chosen,
     resolve_groups,
 )
 from normlab.functional._statistics import output_dtype
+from normlab.nnx._state import read
 
 Initializer = Callable[..., Any]
 Groups = Sequence[Sequence[int]]
@@ -73,7 +76,8 @@ class Affine(nnx.Module):
                 f"Expected `x` with {self.num_features} features (`num_features`), got {x.shape}, which has {shape}."
             )
         parameters = {"scale": self.scale, "bias": self.bias}
-        affine = {name: p[...] for name, p in parameters.items() if p is not None}
+        affine = {name: read(p) for name, p in parameters.items() if p is not None}
+        check_dtypes(x, affine, self.dtype)
         with jax.numpy_dtype_promotion("standard"):
             out = canonicalize_dtype(x, *affine.values(), dtype=self.dtype)
             return x.astype(jnp.promote_types(output_dtype(x), out)), affine, out
@@ -393,12 +397,6 @@ class InstanceNorm(_ExampleNorm):
             "use_fast_variance": self.use_fast_variance,
         }
         return self._normalize(F.instance_norm, x, mask, self.feature_axes, **options)
-
-
-def chosen(name: str, use: bool, init: Initializer) -> Initializer | None:
-    """Return the initializer of a parameter that is wanted."""
-    check_flag(name, use)
-    return init if use else None
 
 
 def _feature_shape(num_features: Any) -> tuple[int, ...]:

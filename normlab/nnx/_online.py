@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from normlab.functional._checks import Axes, canonical_axes, check_where
+from normlab.functional._checks import Axes, canonical_axes, check_where, chosen
 from normlab.functional._layer import OnlineLayer, StreamingLayer, StreamLayer, choose_mode, group_first
 from normlab.functional._online import Guard
 from normlab.functional._streaming import Mix
 from normlab.nnx._batch import BatchNorm
-from normlab.nnx._example import NO_METADATA, Affine, Initializer, Metadata, chosen, ones, zeros
+from normlab.nnx._example import NO_METADATA, Affine, Initializer, Metadata, ones, zeros
+from normlab.nnx._state import read, state_variables, write
 
 
 class OverwriteWithGradient(nnx.Variable):
@@ -64,14 +65,15 @@ class _StreamNorm(Affine):
         features = canonical_axes(self.axis, x.ndim)
         options = {**affine, "axis": tuple(a for a in range(x.ndim) if a not in features), "where": mask}
         start, backward = self.layer.initial(self.feature_shape)
-        variables = [getattr(self, name) for name in self.layer.names]
-        state = type(start)(*(variable[...] for variable in variables))
+        names = [*self.layer.names, *backward._fields]
+        variables = state_variables(self, names)
+        state = type(start)(*(read(variables[name]) for name in self.layer.names))
         if evaluating:
             return self.layer.evaluate(x, state, **options).astype(dtype)
-        carried = type(backward)(*(getattr(self, name)[...] for name in backward._fields))
+        carried = type(backward)(*(read(variables[name]) for name in backward._fields))
         y, after = self.layer.train(x, state, carried, **options)
-        for variable, value in zip(variables, after, strict=False):
-            variable[...] = value
+        for name, value in zip(self.layer.names, after, strict=False):
+            write(variables[name], value)
         return y.astype(dtype)
 
     def set_view(self, use_running_average: bool | None = None) -> None:

@@ -12,9 +12,11 @@ from jax.typing import ArrayLike
 from normlab import functional as F
 from normlab.functional._cell_norm import AnyCellNorm, resolve
 from normlab.functional._checks import check_flag
-from normlab.functional._recurrent import Carry, Cell, check_sequences, check_steps, flip
+from normlab.functional._recurrent import Carry, Cell, check_inputs, check_sequences, check_steps, flip
 from normlab.nnx._example import NO_METADATA, Initializer, Metadata, zeros
+from normlab.nnx._state import read, state_variables, write
 
+STATISTICS = ("mean", "var", "step")
 Rngs = nnx.Rngs | nnx.RngStream
 LECUN_NORMAL, ORTHOGONAL = nnx.initializers.lecun_normal(), nnx.initializers.orthogonal()
 
@@ -25,21 +27,22 @@ class PathNorm(nnx.Module):
     Attributes:
         scale: Parameter of shape [features].
         bias: Likewise, or `None`.
-        mean: Running mean, an `nnx.BatchStat` of shape [max_steps, features], or `None`.
+        stateful: Whether there are running statistics.
+        mean: Running mean, an `nnx.BatchStat` of shape [max_steps, features]; only where there are.
         var: Running variance, likewise.
         step: Updates of each row so far, where `momentum` is a function or `None`.
     """
 
     def __init__(self, norm: F.CellNorm, features: int, *, use_bias: bool, param_dtype: Any) -> None:
+        self.stateful = norm.stateful
         self.scale = nnx.Param(jnp.full(features, norm.initial_scale, param_dtype))
         self.bias = nnx.data(nnx.Param(jnp.zeros(features, param_dtype)) if use_bias else None)
-        start = F.initial_rows(norm, features) if norm.stateful else (None, None, None)
-        self.mean, self.var, self.step = (nnx.data(a if a is None else nnx.BatchStat(a)) for a in start)
+        for name, value in F.initial_rows(norm, features).by_name().items() if norm.stateful else ():
+            setattr(self, name, nnx.BatchStat(value))
 
-    @property
-    def state(self) -> list[nnx.BatchStat]:
-        """The variables of the running statistics there are."""
-        return [v for v in (self.mean, self.var, self.step) if v is not None]
+    def state(self) -> dict[str, nnx.Variable[jax.Array]]:
+        """Return the variables of the running statistics by name; of a norm without them, none."""
+        return state_variables(self, STATISTICS if self.stateful else (), optional=("step",))
 
 
 class NormalizedCell(nnx.RNNCellBase):
@@ -96,29 +99,36 @@ class NormalizedCell(nnx.RNNCellBase):
     ) -> tuple[Carry, jax.Array]:
         """Take all steps of sequences [time, *batch, inputs]; see `normlab.functional.unroll`."""
         made: dict[Any, PathNorm] = {path: getattr(self, f"norm_{path}") for path in self._paths}
+        inputs = jnp.asarray(inputs)
+        check_inputs(self.norm, inputs)
         with jax.numpy_dtype_promotion("standard"):
             inputs, *dense = promote_dtype((inputs, *self._dense()), dtype=self.dtype)
         train = self._trains
+        states = {path: norm.state() for path, norm in made.items()}
         carry, outputs, running = F.unroll(
             self._cell,
             self.norm,
             F.CellParameters(
                 *dense,
-                scales={path: norm.scale[...] for path, norm in made.items()},
-                biases={path: norm.bias[...] for path, norm in made.items() if norm.bias is not None},
+                scales={path: read(norm.scale) for path, norm in made.items()},
+                biases={path: read(norm.bias) for path, norm in made.items() if norm.bias is not None},
             ),
             inputs,
             carry,
             train=train,
             seq_lengths=seq_lengths,
-            running={p: F.RunningStatistics(*(v[...] for v in norm.state)) for p, norm in made.items() if norm.state},
+            running={
+                path: F.RunningStatistics.named({name: read(variable) for name, variable in state.items()})
+                for path, state in states.items()
+                if state
+            },
             activations=self.activations,
             unroll=unroll,
         )
         if train:
-            for path, norm in made.items():
-                for variable, value in zip(norm.state, running[path], strict=False):
-                    variable[...] = value
+            for path, state in states.items():
+                for name, value in running[path].by_name().items():
+                    write(state[name], value)
         return carry, outputs
 
     def initialize_carry(
@@ -164,6 +174,7 @@ class NormalizedCell(nnx.RNNCellBase):
     @property
     def _trains(self) -> bool:
         """Whether batch statistics are those of the batch, and the running ones move."""
+        check_flag("use_running_average", self.use_running_average)
         if self.norm.stateful and self.use_running_average is None:
             raise ValueError("Expected `use_running_average`, got None. Call `train()` or `eval()`.")
         return self.norm.stateful and not self.use_running_average
@@ -173,8 +184,8 @@ class NormalizedCell(nnx.RNNCellBase):
         inputs, recurrent, biased = (
             [getattr(self, gate) for gate in gates] for gates in (self._inputs, self._recurrent, self._biased)
         )
-        kernels = (jnp.concatenate([dense.kernel[...] for dense in path], -1) for path in (inputs, recurrent))
-        return *kernels, jnp.concatenate([dense.bias[...] for dense in biased])
+        kernels = (jnp.concatenate([read(dense.kernel) for dense in path], -1) for path in (inputs, recurrent))
+        return *kernels, jnp.concatenate([read(dense.bias) for dense in biased])
 
     def _initial(self, make: Callable[[], jax.Array]) -> Carry:
         return make()
@@ -487,6 +498,9 @@ class RNN(nnx.RNN):
                 (self.keep_order, keep_order),
             )
         )
+        flags = {"return_carry": return_carry, "time_major": time_major, "reverse": reverse, "keep_order": keep_order}
+        for name, flag in flags.items():
+            check_flag(name, flag)
         x = check_sequences(inputs, seq_lengths, time_major)
         if reverse:
             x = flip(x, seq_lengths)
