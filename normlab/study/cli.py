@@ -12,8 +12,6 @@ from normlab.study.errors import BadInput, Fault, nearest
 
 if TYPE_CHECKING:
     from normlab.study.group import Member
-    from normlab.study.invocation import Invocation
-    from normlab.study.store import Header
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -128,9 +126,10 @@ def _report(given: list[str]) -> int:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="what `normlab run` wrote to")
     if _asks_for_help(given):
         return _help(parser)
-    folder = parser.parse(given)["folder"]
-    header = _header(folder)
-    return _invocation(header, folder).report(header)
+    from normlab.study.invocation import Invocation
+
+    invocation, header = Invocation.of_folder(parser.parse(given)["folder"])
+    return invocation.report(header)
 
 
 def _merge(given: list[str]) -> int:
@@ -143,33 +142,37 @@ def _merge(given: list[str]) -> int:
         return _help(parser)
     parsed = parser.parse(given)
     folders, output = parsed["folders"], parsed["output"]
-    invocation = _invocation(_header(folders[0]), output)
+    from normlab.study.invocation import Invocation
     from normlab.study.merge import merge
 
-    return invocation.report(merge(folders, output, shlex.join(["normlab", "merge", *given])))
+    merge(folders, output, shlex.join(["normlab", "merge", *given]))
+    invocation, header = Invocation.of_folder(output)
+    return invocation.report(header)
 
 
 def _verify(given: list[str]) -> int:
     parser = arguments.Parser("normlab verify", "Do a recorded run again and compare its numbers bit by bit.")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="what `normlab run` wrote to")
     parser.add_argument("--run", metavar="KEY", help="start of a run's key (default: one evaluation run at random)")
+    parser.add_argument(
+        "--trust", action="store_true", help="run the Python file that FOLDER names; comparisons by name need no trust"
+    )
     if _asks_for_help(given):
         return _help(parser)
     parsed = parser.parse(given)
-    folder = parsed["folder"]
-    header = _header(folder)
-    invocation = _invocation(header, folder)
     from normlab.study import verify
-    from normlab.study.invocation import current
+    from normlab.study.invocation import Invocation, current
 
+    invocation, header = Invocation.of_folder(parsed["folder"])
     records = invocation.store.records()
     if "run" not in parsed:
         records = list(current(invocation.plan, header.identity, records).values())
     record = verify.choose(records, parsed.get("run"))
+    comparison = verify.load(header, trust="trust" in parsed)
     run = record.run
     print(f"Run {record.key[:12]}: `{run.cell.norm}` on `{run.cell.problem}`, {run.stage}, seed {run.seed}, ", end="")
     print(f"learning rate {run.learning_rate:g}, {', '.join(f'{name} {value}' for name, value in run.cell.config)}")
-    found = verify.verify(invocation.comparison, header.settings, record)
+    found = verify.verify(comparison, header.settings, record)
     print("\n".join(found.lines()))
     return FAILED if found.failed else OK
 
@@ -190,28 +193,6 @@ def _list(given: list[str]) -> int:
     for name in known:
         print(f"  {name:<16}{norms.get(name).title}")
     return OK
-
-
-def _header(folder: Path) -> "Header":
-    from normlab.study.store import Store
-
-    header = Store(folder).header()
-    if header is None:
-        raise BadInput(f"Expected a folder that `normlab run` wrote, got `{folder}`.")
-    if not header.settings.source:
-        raise BadInput(
-            f"Expected a comparison from a file in `{folder}`, got one that lived in a Python process: call "
-            f"`study.run(comparison, output=...)` there again, and `.report(...)`."
-        )
-    return header
-
-
-def _invocation(header: "Header", folder: Path) -> "Invocation":
-    """The invocation that made a folder, as far as it still can be made."""
-    comparison = catalogue.load(header.settings.source)
-    from normlab.study.invocation import Invocation
-
-    return Invocation(comparison, header.settings, folder, header.command)
 
 
 def _asks_for_help(given: Sequence[str]) -> bool:

@@ -20,9 +20,10 @@ Value = int | float | str
 """A value of a factor: a batch size, a sequence length, the name of a drift."""
 
 TUNE, EVALUATE = "tune", "evaluate"
-FAILURES = ("diverged", "collapsed", "oom", "error")
+FAILURES = ("diverged", "collapsed", "oom", "error", "timeout")
 """Statuses counted as failures. The others are `ok`, and `invalid` for what cannot be run at all."""
-RETRIED = ("error", "oom")
+STATUSES = ("ok", *FAILURES, "invalid")
+RETRIED = ("error", "oom", "timeout")
 """Failures that another try may mend. Divergence and collapse are results."""
 
 MEASURED_AT = (0.0, 0.25, 0.5, 0.75, 1.0)

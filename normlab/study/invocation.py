@@ -18,6 +18,7 @@ from rich.console import Console
 from normlab.study import catalogue, checks, execute, identity
 from normlab.study.arguments import Request
 from normlab.study.config import RETRIED, Cell, Comparison, Record, Run, Settings, content_key
+from normlab.study.described import RecordedPlan, describe, fits
 from normlab.study.errors import BadInput, Fault, one_line
 from normlab.study.local import Local
 from normlab.study.plan import Plan
@@ -92,6 +93,7 @@ class Invocation:
         command: For the report.
         shard: Which part; `None` is all of it.
         console: For progress and results.
+        recorded: The plan that a folder describes, where the comparison's own code is not to be run.
     """
 
     comparison: Comparison
@@ -100,6 +102,17 @@ class Invocation:
     command: str
     shard: Shard | None = None
     console: Console = field(default_factory=new_console)
+    recorded: RecordedPlan | None = None
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> "tuple[Invocation, Header]":
+        """Find what made a folder, as far as the folder says it.
+
+        Raises:
+            BadInput: If the folder is none that `normlab run` wrote.
+        """
+        header, plan = Store(folder).recorded()
+        return cls(plan.comparison, header.settings, folder, header.command, recorded=plan), header
 
     @cached_property
     def plan(self) -> Plan:
@@ -108,6 +121,8 @@ class Invocation:
         Raises:
             BadInput: If a norm has options that contradict each other.
         """
+        if self.recorded:
+            return self.recorded
         try:
             return Plan(self.comparison, self.settings)
         except (ValueError, TypeError) as error:
@@ -165,6 +180,8 @@ class Invocation:
                 wall_seconds=spent,
                 shard=str(self.shard or ""),
                 about=task.about,
+                described=describe(self.plan),
+                own_code=own_code(self.settings.source),
             )
             self.store.write_header(header)
             known = current(self.plan, task.identity, self.store.records())
@@ -204,7 +221,7 @@ class Invocation:
             records = list(current(self.plan, header.identity, found).values())
             if not records:
                 return self._nothing_to_report(len(found))
-            analysed = analysis.analyse(self.comparison, self.settings, records)
+            analysed = analysis.analyse(self.comparison, self.settings, records, self.plan)
             report.print_table(analysed, self.console)
             path = report.write_html(
                 analysed,
@@ -340,8 +357,15 @@ def current(plan: Plan, described: Mapping[str, Any], records: Iterable[Record])
     return {
         record.run: record
         for record in records
-        if record.run.cell in cells and record.key == identity.run_key(record.run, keys[record.run.cell.problem])
+        if record.run.cell in cells
+        and record.key == identity.run_key(record.run, keys[record.run.cell.problem])
+        and fits(plan, record)
     }
+
+
+def own_code(source: str) -> str:
+    """The hash of a comparison's own files; empty for one that is only in this process."""
+    return identity.code_hash(catalogue.files(source)) if source else ""
 
 
 _TOKENS: list[tuple[Comparison, str]] = []

@@ -7,10 +7,11 @@ from typing import Any
 
 from normlab.study import catalogue, checks, execute, identity
 from normlab.study.config import EVALUATE, Comparison, Record, Settings
-from normlab.study.errors import BadInput, Fault
+from normlab.study.errors import BadInput, Fault, one_line
 from normlab.study.local import Local
 from normlab.study.merge import differences
 from normlab.study.plan import Plan
+from normlab.study.store import Header
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,25 @@ def choose(records: Sequence[Record], prefix: str | None) -> Record:
     return found[0]
 
 
+def load(header: Header, *, trust: bool) -> Comparison:
+    """Run the file of a folder's comparison; those of this package need no trust.
+
+    Raises:
+        BadInput: If the folder names a file that is not trusted, with the sentence that asks for it; or nothing at all.
+    """
+    source = header.settings.source
+    if not source:
+        raise BadInput("Expected the folder of a comparison from a file, got one of an object in a Python process.")
+    if trust or source in catalogue.known():
+        return catalogue.load(source)
+    same = identity.code_hash(catalogue.files(source)) == header.own_code
+    how = "as it was recorded" if same else "which is not as it was recorded"
+    raise BadInput(
+        f"Expected `--trust`, since this would run `{source}` ({how}), got none. Read that file first, and those beside "
+        "it that it imports."
+    )
+
+
 def verify(comparison: Comparison, settings: Settings, record: Record) -> Verification:
     """Do a run again in a fresh worker process, as `run` does it.
 
@@ -87,11 +107,14 @@ def verify(comparison: Comparison, settings: Settings, record: Record) -> Verifi
         BadInput: If the comparison has changed so much that the run is no longer part of it.
         Fault: If no process can be started.
     """
-    plan, cell = Plan(comparison, settings), record.run.cell
+    cell = record.run.cell
+    changed = f"Expected run {record.key[:12]} to be part of `{settings.comparison}`, which has changed since"
+    try:
+        plan = Plan(comparison, settings)
+    except Exception as error:  # the settings are a folder's, and what they name may be no more
+        raise BadInput(f"{changed} ({one_line(error)}).") from error
     if cell not in plan.cells:
-        raise BadInput(
-            f"Expected run {record.key[:12]} to be part of `{settings.comparison}`, which has changed since."
-        )
+        raise BadInput(f"{changed}.")
 
     strategy = execute.choose_strategy(devices=plan.devices)
     data = {cell.problem: checks.traced(plan, cell).data_hash}
@@ -103,5 +126,5 @@ def verify(comparison: Comparison, settings: Settings, record: Record) -> Verifi
             made.append(repeated)
     except RuntimeError as error:
         raise Fault(str(error)) from error
-    changed = tuple(differences(record.identity, made[0].identity))
-    return Verification(recorded=record, repeated=made[0], identity=changed)
+    conditions = tuple(differences(record.identity, made[0].identity))
+    return Verification(recorded=record, repeated=made[0], identity=conditions)
