@@ -584,7 +584,7 @@ class TestRun:
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to parent and workers
         _, err = process.communicate(timeout=30)
         assert process.returncode == 130
-        assert err.strip() == "normlab: Interrupted. Finished runs are kept; the same command goes on from there."
+        assert err.strip() == "normlab: Interrupted. Finished runs are kept; the same command resumes from there."
         assert json.loads((output / "comparison.json").read_text())["wall_seconds"] > 0
         assert 3 <= len(list(output.glob("runs/??/*.json"))) < 50
 

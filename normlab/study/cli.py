@@ -1,19 +1,24 @@
 """The command `normlab`: run comparisons, write and merge their results, check them, list what there is."""
 
+import errno
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from normlab.study import arguments, catalogue
-from normlab.study.errors import BadInput, Fault, nearest
+from normlab.study.errors import BadInput, Fault, Unfinished, nearest, one_line
 
 if TYPE_CHECKING:
     from normlab.study.group import Member
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, USAGE, UNFINISHED, SIGNALED = 0, 1, 2, 3, 128
 
 _HELP = """\
 usage: normlab COMMAND ...
@@ -33,7 +38,7 @@ options:
 
 exit codes:
   0 done   1 no run succeeded, numbers differ, or the machine failed   2 bad input, nothing written
-  3 the time budget ended before the last run   130 interrupted"""
+  3 the time budget ended before the last run   128 + n ended by signal n, 130 for Ctrl-C"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,26 +46,102 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0; 1 if no run succeeded, a verification failed, or something outside broke; 2 for bad input, with one line on
-        stderr and nothing written; 3 if the time budget ended before the last run; 130 if interrupted.
+        stderr and nothing written; 3 if the time budget ended before the last run; 128 and the number of the signal if
+        interrupted, by Ctrl-C (130), SIGTERM or SIGHUP.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _command(given)
+        with _ending_at_signals() as ended:
+            return _command(given)
     except (BadInput, Fault) as error:
-        print(f"normlab: {error}", file=sys.stderr)
-        return USAGE if isinstance(error, BadInput) else FAILED
+        _say(str(error))
+        return USAGE if isinstance(error, BadInput) else UNFINISHED if isinstance(error, Unfinished) else FAILED
     except BrokenPipeError:  # `normlab ... | head`: nobody reads on, and Python must not try to tell at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except KeyboardInterrupt:
-        print("normlab: Interrupted. Finished runs are kept; the same command goes on from there.", file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted(ended)
+    except (MemoryError, OSError, RuntimeError, ImportError) as error:
+        if ended:  # the terminal is gone, and what would have left it in order fails
+            return _interrupted(ended)
+        if not _is_out_of_memory(error):
+            raise
+        _say(f"Out of memory ({one_line(error)}). Finished runs are kept. Give more memory, or fewer `--jobs`.")
+        return FAILED
+
+
+def _interrupted(by: Sequence[int]) -> int:
+    _say("Interrupted. Finished runs are kept; the same command resumes from there.")
+    return SIGNALED + (by[0] if by else signal.SIGINT)
+
+
+@contextmanager
+def _ending_at_signals() -> Iterator[list[int]]:
+    """Let SIGTERM and SIGHUP end what runs as Ctrl-C does, its children too; a second one ends it at once.
+
+    They stay as they are where somebody has chosen what they do (`nohup`), and outside of the main thread.
+
+    Yields:
+        The number of the signal, once there was one.
+    """
+    ended: list[int] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        ended.append(number)
+        raise KeyboardInterrupt
+
+    there = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    main_thread = threading.current_thread() is threading.main_thread()
+    ours = [number for number in there if main_thread and signal.getsignal(number) == signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield ended
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+ADDRESS_SPACE = 2 * 2**30
+"""Bytes below which libraries abort or spin while they are loaded, where Python cannot catch it."""
+
+
+def _check_address_space() -> None:
+    """Refuse a limit under which JAX and SciPy cannot be loaded.
+
+    Raises:
+        Fault: If `ulimit -v` is that low.
+    """
+    with suppress(ModuleNotFoundError):  # on Windows
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY and limit < ADDRESS_SPACE:
+            raise Fault(
+                f"Expected at least {ADDRESS_SPACE // 2**20} MiB of address space, which JAX and SciPy need to be "
+                f"loaded, got {limit // 2**20}. Raise the limit, as by `ulimit -v unlimited`."
+            )
+
+
+def _say(text: str) -> None:
+    """Print one line for people."""
+    with suppress(OSError):  # a terminal that is gone
+        print(f"normlab: {text}", file=sys.stderr)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    signs = ("RESOURCE_EXHAUSTED", "Out of memory", "Cannot allocate memory", "failed to map segment", "new thread")
+    return any(sign in str(error) for sign in signs)
 
 
 def _command(given: list[str]) -> int:
     name, rest = (given[0], given[1:]) if given else ("--help", [])
     commands = {"run": _run, "report": _report, "merge": _merge, "verify": _verify, "list": _list}
     if name in commands:
+        _check_address_space()
         return commands[name](rest)
     if name in ("-h", "--help"):
         print(_HELP)

@@ -54,6 +54,11 @@ def read_json(path: Path, most: int) -> Any:
         raise error if isinstance(error, Malformed) else Malformed(f"expected JSON, got something else ({error})") from error
 
 
+def printable(text: str) -> str:
+    """Text without characters that would steer a terminal."""
+    return _UNPRINTABLE.sub("?", text)
+
+
 def text(most: int = 200, pattern: str = "") -> Check:
     """Text of at most so many characters, all of them printable, that a pattern matches whole."""
 
@@ -209,7 +214,7 @@ def _wrong(expected: str, value: Any) -> Malformed:
 
 
 def _short(text: str, most: int = 60) -> str:
-    cleaned = _UNPRINTABLE.sub("?", text)
+    cleaned = printable(text)
     return cleaned if len(cleaned) <= most else f"{cleaned[: most - 3]}..."
 
 

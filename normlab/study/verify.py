@@ -7,7 +7,7 @@ from typing import Any
 
 from normlab.study import catalogue, checks, execute, identity
 from normlab.study.config import EVALUATE, Comparison, Record, Settings
-from normlab.study.errors import BadInput, Fault, one_line
+from normlab.study.errors import BadInput, Fault
 from normlab.study.local import Local
 from normlab.study.merge import differences
 from normlab.study.plan import Plan
@@ -112,7 +112,7 @@ def verify(comparison: Comparison, settings: Settings, record: Record) -> Verifi
     try:
         plan = Plan(comparison, settings)
     except Exception as error:  # the settings are a folder's, and what they name may be no more
-        raise BadInput(f"{changed} ({one_line(error)}).") from error
+        raise BadInput(f"{changed}.") from error
     if cell not in plan.cells:
         raise BadInput(f"{changed}.")
 
