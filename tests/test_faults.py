@@ -5,12 +5,14 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -248,6 +250,25 @@ class TestProcesses:
 
 
 KILLS = 50
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals")
+@pytest.mark.parametrize("command", ["report", "merge"])
+def test_fifty_kills_while_a_report_or_a_merge_is_written_leave_nothing_half(
+    command: str, toy: Path, tmp_path: Path
+) -> None:
+    """The kills come before, within and after the writing of each file; `killing.py` checks the folder after each."""
+    whole = complete(toy, tmp_path / "whole", batch_sizes=[2], ghost_batch_sizes=[2], extend=False)
+    for name, seeds in (("old", range(2)), ("rest", range(2, 4))):
+        part = Store(tmp_path / name)
+        shutil.copytree(whole.directory, part.directory)
+        part.write_header(replace(part.recorded()[0], wall_seconds=0.0))  # a second merge adds it up again
+        for record in part.records():
+            if record.run.stage == EVALUATE and record.run.seed not in seeds:
+                part.remove(record.key)
+    script = [sys.executable, "-m", "tests.killing", command, str(tmp_path), str(KILLS)]
+    result = subprocess.run(script, env=ENVIRONMENT, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert (result.stdout, result.stderr, result.returncode) == (f"{KILLS} kills\n", "", 0)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals")

@@ -200,6 +200,7 @@ def _end_with_parent() -> None:
 def _work(connection: Connection, task: Task) -> None:
     """Serve one parent until it closes the connection, or ends."""
     _end_with_parent()
+    os.umask(0o077)  # compiled programs are written by JAX; what users are to read, the parent writes
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C ends
     with suppress(EOFError, OSError):
         try:
