@@ -210,7 +210,9 @@ class TestPool:
         plan = Plan(catalogue.load(str(toy)), task.settings)
         self.runs = plan.pending([])[:3]
         lanes = execute.CellRunner(task, plan.comparison).lanes
-        for record in work(task, crew, lambda: [r for r in self.runs if r not in {m.run for m in made}], stop, lanes, limit):
+        for record in work(
+            task, crew, lambda: [r for r in self.runs if r not in {m.run for m in made}], stop, lanes, limit
+        ):
             made.append(record)
         return made
 

@@ -175,7 +175,11 @@ class TestRecords:
         for path in (*of_runs, *of_reports, *of_user):
             path.parent.mkdir(exist_ok=True)
             path.write_text("{")
-        folders = [folder / "x.tmp", folder / f"report.html.{'0' * 32}.tmp", run.with_name(f"{run.name}.{'0' * 32}.tmp")]
+        folders = [
+            folder / "x.tmp",
+            folder / f"report.html.{'0' * 32}.tmp",
+            run.with_name(f"{run.name}.{'0' * 32}.tmp"),
+        ]
         for path in folders:
             path.mkdir()
         (folder / f"analysis.json.{'1' * 32}.tmp").symlink_to(tmp_path / "toy.py")

@@ -246,7 +246,7 @@ class TestHeaders:
         assert "Expected a folder that `normlab run` wrote" in one_line(capsys, folder, "report")["report"]
 
     def test_names_and_titles_stand_in_the_report_as_they_are(self, folder: Path) -> None:
-        path, evil = folder / "comparison.json", '<script>alert(1)</script> $\\frac{ "\' %s {{ 7 * 7 }} \u202e'
+        path, evil = folder / "comparison.json", "<script>alert(1)</script> $\\frac{ \"' %s {{ 7 * 7 }} \u202e"
         header = json.loads(path.read_text())
         described = header["described"]
         for name in ("title", "question", "baseline"):

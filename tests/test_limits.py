@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
-HANGS = '''
+HANGS = """
 
 def hang():
     Path(__file__).with_suffix(f".{os.getpid()}.pid").touch()
@@ -36,7 +36,7 @@ def hang():
 
 def hang_in_callback(seed):
     return hang() if seed == 1 else seed
-'''
+"""
 
 
 @pytest.fixture
@@ -76,7 +76,11 @@ def workers(toy: Path) -> list[int]:
 def gone(process: int) -> bool:
     """Whether a process has ended, waited for by its parent or not."""
     try:
-        return "\nState:\tZ" in Path(f"/proc/{process}/status").read_text() if Path("/proc/self").exists() else _dead(process)
+        return (
+            "\nState:\tZ" in Path(f"/proc/{process}/status").read_text()
+            if Path("/proc/self").exists()
+            else _dead(process)
+        )
     except OSError:
         return True
 
@@ -230,7 +234,9 @@ class TestEnd:
 
 
 def children(parent: int) -> list[int]:
-    return [int(child) for path in Path(f"/proc/{parent}/task").glob("*/children") for child in path.read_text().split()]
+    return [
+        int(child) for path in Path(f"/proc/{parent}/task").glob("*/children") for child in path.read_text().split()
+    ]
 
 
 class TestMemory:

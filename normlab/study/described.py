@@ -1,4 +1,4 @@
-"""What a comparison's folder says of it: everything that its report needs, as plain data, so that none of its code runs.
+"""The description of a comparison in its folder: plain data that its report needs, so that none of its code runs.
 
 `describe` is written into `comparison.json` by whoever runs the comparison; `RecordedPlan` is the plan of that data.
 """
@@ -72,9 +72,7 @@ class RecordedPlan(Plan):
             for cell in described["cells"]
         ]
         self._titles, at = described["titles"], described["places"]
-        self._reasons = {
-            cell: given["incompatible"] for cell, given in zip(cells, described["cells"], strict=True)
-        }
+        self._reasons = {cell: given["incompatible"] for cell, given in zip(cells, described["cells"], strict=True)}
         self._recorded = {
             Place(problem=problem, curve=curve, value=value, norm=norm): cells[number]
             for (problem, curve, value, norm), number in zip(_coordinates(settings), at, strict=True)

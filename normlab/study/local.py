@@ -184,7 +184,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def _end_with_parent() -> None:
-    """Let this process end as soon as its parent has, whatever it is at: where it spins without Python, too, on Linux."""
+    """Let this process end as soon as its parent has; on Linux also while it spins outside of Python."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = multiprocessing.parent_process()

@@ -51,7 +51,9 @@ def read_json(path: Path, most: int) -> Any:
     except RecursionError:
         raise Malformed("expected JSON, got brackets that are nested too deeply") from None
     except ValueError as error:
-        raise error if isinstance(error, Malformed) else Malformed(f"expected JSON, got something else ({error})") from error
+        raise (
+            error if isinstance(error, Malformed) else Malformed(f"expected JSON, got something else ({error})")
+        ) from error
 
 
 def printable(text: str) -> str:

@@ -90,8 +90,8 @@ def load(header: Header, *, trust: bool) -> Comparison:
     same = identity.code_hash(catalogue.files(source)) == header.own_code
     how = "as it was recorded" if same else "which is not as it was recorded"
     raise BadInput(
-        f"Expected `--trust`, since this would run `{source}` ({how}), got none. Read that file first, and those beside "
-        "it that it imports."
+        f"Expected `--trust`, since this would run `{source}` ({how}), got none. Read that file first, and those "
+        "beside it that it imports."
     )
 
 
