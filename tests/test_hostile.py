@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from normlab import study
 from normlab.study import catalogue, schema
 from normlab.study.arguments import Request, from_python
 from normlab.study.cli import main
@@ -122,6 +123,16 @@ class TestTrust:
         catalogue.load(str(_plain(toy)))  # which forgets the norm
         assert main(["report", str(tmp_path / "out")]) == 0
         assert {path: path.read_bytes() for path in files} == before
+
+    def test_a_report_of_an_object_that_lived_in_another_process(
+        self, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        comparison = catalogue.load(str(toy))
+        study.run(comparison, norms=["none"], curves=["deployed"], seeds=2, output=tmp_path / "out", progress=False)
+        assert main(["report", str(tmp_path / "out")]) == 0
+        capsys.readouterr()
+        assert main(["verify", str(tmp_path / "out"), "--trust"]) == 2
+        assert "got one of an object in a Python process" in capsys.readouterr().err
 
     def test_a_folder_of_an_earlier_version(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         header = json.loads((folder / "comparison.json").read_text())

@@ -49,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         stderr and nothing written; 3 if the time budget ended before the last run; 128 and the number of the signal if
         interrupted, by Ctrl-C (130), SIGTERM or SIGHUP.
     """
-    given = list(sys.argv[1:] if argv is None else argv)
+    given, ended = list(sys.argv[1:] if argv is None else argv), list[int]()
     try:
-        with _ending_at_signals() as ended:
+        with _ending_at_signals(ended):
             return _command(given)
     except (BadInput, Fault) as error:
         _say(str(error))
@@ -76,15 +76,14 @@ def _interrupted(by: Sequence[int]) -> int:
 
 
 @contextmanager
-def _ending_at_signals() -> Iterator[list[int]]:
+def _ending_at_signals(ended: list[int]) -> Iterator[None]:
     """Let SIGTERM and SIGHUP end what runs as Ctrl-C does, its children too; a second one ends it at once.
 
     They stay as they are where somebody has chosen what they do (`nohup`), and outside of the main thread.
 
-    Yields:
-        The number of the signal, once there was one.
+    Args:
+        ended: Takes the number of the signal.
     """
-    ended: list[int] = []
 
     def end(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
@@ -97,7 +96,7 @@ def _ending_at_signals() -> Iterator[list[int]]:
     for number in ours:
         signal.signal(number, end)
     try:
-        yield ended
+        yield
     finally:
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
