@@ -220,7 +220,7 @@ class _Books:
         held_up = now - self.looked if now - self.looked > HELD_UP else 0.0
         self.looked = now
         for given in self.under_way.values():
-            given.since += held_up
+            given.since = min(now, given.since + held_up)
         return [
             cell
             for cell, given in self.under_way.items()

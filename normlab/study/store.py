@@ -184,7 +184,9 @@ class Store:
         """
         fields = asdict(header)
         try:
-            _HEADER_FIELDS(fields)
+            checked = _HEADER_FIELDS(fields)
+            if header.described:
+                RecordedPlan(header.settings, checked["described"])
         except Malformed as error:
             raise BadInput(
                 f"Expected names, words and numbers that the folder of a comparison can hold, got something else "
