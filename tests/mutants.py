@@ -473,7 +473,7 @@ MUTANTS = (
     Mutant(
         "streaming norm: short memory not cleared",
         STREAMING,
-        ("    kept = (jnp.where(updates, 0, a) for a in", "    kept = (1 * a for a in"),
+        ("count_left = (jnp.where(updates, 0, a) for a in", "count_left = (1 * a for a in"),
         (MEMORIES, "online_norms.py::test_the_short_memory_is_of_all_calls_since_the_update"),
     ),
     Mutant(

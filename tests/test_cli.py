@@ -459,7 +459,7 @@ def verified(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class TestVerify:
     def test_the_same_numbers(self, verified: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["verify", str(verified)]) == 0
+        assert main(["verify", str(verified), "--trust"]) == 0
         out = capsys.readouterr().out
         assert "evaluate, seed" in out
         assert out.endswith("Equal, bit by bit.\n")
@@ -473,7 +473,7 @@ class TestVerify:
         assert number is not None
         record = replace(record, metrics={**record.metrics, "test": math.nextafter(number, 1)})
         Store(copy).add(record)
-        assert main(["verify", str(copy), "--run", record.key[:20]]) == 1
+        assert main(["verify", str(copy), "--trust", "--run", record.key[:20]]) == 1
         out = capsys.readouterr().out
         assert repr(number) in out
         assert repr(math.nextafter(number, 1)) in out
@@ -481,7 +481,7 @@ class TestVerify:
         other = {**record.identity, "versions": {**record.identity["versions"], "jax": "0.0.1"}}
         key = identity.run_key(record.run, other)
         Store(copy).add(replace(record, key=key, identity=other))
-        assert main(["verify", str(copy), "--run", key]) == 0
+        assert main(["verify", str(copy), "--trust", "--run", key]) == 0
         out = capsys.readouterr().out
         assert "versions jax was 0.0.1, is 0" in out
         assert "equal bits cannot be expected" in out
@@ -596,7 +596,7 @@ class TestRun:
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to parent and workers
         _, err = process.communicate(timeout=30)
         assert process.returncode == 130
-        assert err.strip() == "normlab: Interrupted. Finished runs are kept; the same command goes on from there."
+        assert err.strip() == "normlab: Interrupted. Finished runs are kept; the same command resumes from there."
         assert json.loads((output / "comparison.json").read_text())["wall_seconds"] > 0
         assert 3 <= len(list(output.glob("runs/??/*.json"))) < 50
 

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -154,16 +155,18 @@ class TestCache:
         assert platform.machine() in compilation._machine()
 
     def test_the_oldest_entries_go(self, tmp_path: Path) -> None:
+        names = [f"jit_{name}-{'0' * 64}-cache" for name in ("0", "1", "2", "alive", "folder", "killed")]
         for age in range(3):
-            with (tmp_path / str(age)).open("wb") as file:
+            with (tmp_path / names[age]).open("wb") as file:
                 file.truncate(compilation.CACHE_BYTES // 2 - 1)
-            os.utime(tmp_path / str(age), (1e9 - age, 1e9))
-        for name in ("killed", "alive"):
+            os.utime(tmp_path / names[age], (1e9 - age, 1e9))
+        for name in (names[3], names[5], "of the user", f"of-the-user-{'0' * 64}"):
             (tmp_path / name).touch()
-        os.utime(tmp_path / "killed", (1e9, 1e9))
-        (tmp_path / "folder").mkdir()
-        cache.prune(tmp_path, compilation.CACHE_BYTES)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "alive", "folder"]
+            os.utime(tmp_path / name, (1e9, 1e9 if name != names[3] else time.time()))
+        (tmp_path / names[4]).mkdir()
+        cache.prune(tmp_path, compilation.CACHE_BYTES, cache.PROGRAMS)
+        left = sorted(path.name for path in tmp_path.iterdir())
+        assert left == sorted([*names[:2], *names[3:5], "of the user", f"of-the-user-{'0' * 64}"])
 
 
 class TestThroughput:

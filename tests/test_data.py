@@ -304,13 +304,14 @@ class TestWhatIsKept:
         def get(key: str) -> None:
             cache.kept("data", key, lambda: {"x": np.zeros(1000, np.uint8)})
 
-        for age, key in enumerate("abc"):
+        a, b, c, d = (letter * 64 for letter in "abcd")
+        for age, key in enumerate((a, b, c)):
             get(key)
             os.utime(kept / f"{key}.npy", (1e9 - age, 1e9 - age))
-        get("c")
-        monkeypatch.setattr(cache, "ARRAY_BYTES", 3 * (kept / "a.npy").stat().st_size)
-        get("d")
-        assert sorted(path.stem for path in kept.iterdir()) == ["a", "c", "d"]
+        get(c)
+        monkeypatch.setattr(cache, "ARRAY_BYTES", 3 * (kept / f"{a}.npy").stat().st_size)
+        get(d)
+        assert sorted(path.stem for path in kept.iterdir()) == [a, c, d]
 
     def test_where_nothing_can_be_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         tiny(tmp_path)

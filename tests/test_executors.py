@@ -1,5 +1,6 @@
 """Workers on this machine, on SLURM and on Ray: the same bytes from all of them, whoever kills what in the middle."""
 
+import math
 import os
 import socket
 import subprocess
@@ -197,12 +198,21 @@ class TestPool:
         settings = settings_for(toy, norms=("none",))
         return Task(source=str(toy), settings=settings, identity={"data": {}}, strategy=Strategy(**strategy))
 
-    def work(self, toy: Path, crew: Script, stop: Any = lambda: False, **strategy: Any) -> list[Record]:
+    def work(
+        self,
+        toy: Path,
+        crew: Script,
+        stop: Any = lambda: False,
+        limit: Callable[[Cell], float] = lambda cell: math.inf,
+        **strategy: Any,
+    ) -> list[Record]:
         task, made = self.task(toy, **strategy), list[Record]()
         plan = Plan(catalogue.load(str(toy)), task.settings)
         self.runs = plan.pending([])[:3]
         lanes = execute.CellRunner(task, plan.comparison).lanes
-        for record in work(task, crew, lambda: [r for r in self.runs if r not in {m.run for m in made}], stop, lanes):
+        for record in work(
+            task, crew, lambda: [r for r in self.runs if r not in {m.run for m in made}], stop, lanes, limit
+        ):
             made.append(record)
         return made
 
@@ -239,19 +249,43 @@ class TestPool:
         crew = Script(*early, self.dies("b"), *early, self.ok(toy))
         assert [record.status for record in self.work(toy, crew)] == ["ok"] * 3
 
-    def test_asked_to_stop_it_waits_for_the_run_at_hand_alone(self, toy: Path) -> None:
+    def test_asked_to_stop_it_waits_for_no_run(self, toy: Path) -> None:
         asked: list[bool] = []
         said = self.ok(toy)
-        crew = Script(lambda cell, runs: said(cell, runs)[:2], lambda cell, runs: said(cell, runs)[2:3])
+        crew = Script(lambda cell, runs: said(cell, runs)[:2])
         records = self.work(toy, crew, stop=lambda: bool(asked) or asked.append(True))
-        assert [record.run for record in records] == self.runs[:2]
-        assert crew.ended == ["dropped", "closed"]
+        assert [record.run for record in records] == self.runs[:1]
+        assert crew.ended == ["closed"]
 
-    def test_a_job_that_has_not_begun_is_not_waited_for(self, toy: Path) -> None:
-        asked: list[bool] = []
-        crew = Script(lambda cell, runs: [])
-        assert self.work(toy, crew, stop=lambda: bool(asked) or asked.append(True)) == []
-        assert crew.ended == ["dropped", "closed"]
+    def test_a_run_that_takes_too_long_is_a_timeout_and_its_worker_is_dropped(
+        self, toy: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = [0.0]
+        monkeypatch.setattr("normlab.study.pool.monotonic", lambda: now[0])
+
+        def after(seconds: float, *news: Callable[[Cell, list[Run]], list[News]]) -> Callable[..., list[News]]:
+            def act(cell: Cell, runs: list[Run]) -> list[News]:
+                now[0] += seconds
+                return [each for one in news for each in one(cell, runs)]
+
+            return act
+
+        said = self.ok(toy)
+        waits = [after(4.0)] * 2
+        for limit, acts, statuses in (
+            (5.0, [lambda c, r: said(c, r)[:2], *waits, said], ["ok", "timeout", "ok"]),
+            (9.0, [lambda c, r: said(c, r)[:2], *waits, lambda c, r: said(c, r)[2:]], ["ok", "ok", "ok"]),
+            (5.0, [lambda c, r: [Begun(c)], after(4.0), lambda c, r: [Begun(c)], after(4.0), said], ["ok"] * 3),
+            (5.0, [lambda c, r: [], *waits, said], ["ok"] * 3),  # a job that waits in its queue
+            (5.0, [lambda c, r: [Begun(c)], after(3600.0), said], ["ok"] * 3),  # everything was held up
+        ):
+            crew = Script(*acts)
+            records = self.work(toy, crew, limit=lambda cell, limit=limit: limit)
+            assert [record.status for record in records] == statuses
+            assert crew.ended == ["dropped"] * statuses.count("timeout") + ["closed"]
+        crew = Script(lambda c, r: [Begun(c)], *waits, *waits, after(0.0, said))
+        records = self.work(toy, crew, limit=lambda cell: 5.0, lanes=2)
+        assert [record.status for record in records] == ["timeout", "timeout", "ok"]
 
 
 class TestPlace:

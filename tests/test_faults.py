@@ -5,14 +5,17 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -152,16 +155,41 @@ class TestRecords:
         assert f"Left out `{path}`" in capsys.readouterr().out
         assert path.read_text() == "{"
 
-    def test_what_killed_processes_left_half_written_is_removed(self, toy: Path, tmp_path: Path) -> None:
+    def test_what_killed_processes_left_half_written_is_removed_and_nothing_else(
+        self, toy: Path, tmp_path: Path
+    ) -> None:
         store = complete(toy, tmp_path / "out")
-        halves = [store.directory / "comparison.json.17.tmp", *(tmp_path / "out/runs").glob("??")][:2]
-        halves[1] = halves[1] / "abc.json.17.tmp"
-        for path in (*halves, store.directory / "analysis.json.17.tmp"):
+        folder, end = store.directory, f"{uuid4().hex}.tmp"
+        run = next(folder.glob("runs/??/*.json"))
+        of_runs = [folder / f"comparison.json.{end}", run.with_name(f"{run.name}.{end}")]
+        of_reports = [folder / f"{name}.{end}" for name in ("report.html", "tables/cells.csv", "figures/a-b.svg")]
+        of_user = [
+            *(folder / place / "notes.tmp" for place in (".", "tables", "figures", "mine", "runs", run.parent.name)),
+            folder / f"mine/report.html.{end}",
+            folder / f"thesis.doc.{end}",
+            folder / "comparison.json.17.tmp",
+            folder / f"tables/cells.csv.{'x' * 32}.tmp",
+            run.with_name("notes.tmp"),
+            run.with_name(f"{run.name}.17.tmp"),
+        ]
+        for path in (*of_runs, *of_reports, *of_user):
+            path.parent.mkdir(exist_ok=True)
             path.write_text("{")
-        complete(toy, store.directory)
-        assert [path.name for path in store.directory.rglob("*.tmp")] == ["analysis.json.17.tmp"]
-        with store.reporting():
-            assert not list(store.directory.rglob("*.tmp"))
+        folders = [
+            folder / "x.tmp",
+            folder / f"report.html.{'0' * 32}.tmp",
+            run.with_name(f"{run.name}.{'0' * 32}.tmp"),
+        ]
+        for path in folders:
+            path.mkdir()
+        (folder / f"analysis.json.{'1' * 32}.tmp").symlink_to(tmp_path / "toy.py")
+        of_user += [*folders, folder / f"analysis.json.{'1' * 32}.tmp"]
+        complete(toy, folder)
+        assert not any(path.exists() for path in of_runs)
+        assert all(path.exists() for path in (*of_reports, *of_user))
+        assert main(["report", str(folder)]) == 0
+        assert not any(path.exists() for path in of_reports)
+        assert all(path.exists() for path in of_user)
 
 
 class TestProcesses:
@@ -226,6 +254,25 @@ class TestProcesses:
 
 
 KILLS = 50
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals")
+@pytest.mark.parametrize("command", ["report", "merge"])
+def test_fifty_kills_while_a_report_or_a_merge_is_written_leave_nothing_half(
+    command: str, toy: Path, tmp_path: Path
+) -> None:
+    """The kills come before, within and after the writing of each file; `killing.py` checks the folder after each."""
+    whole = complete(toy, tmp_path / "whole", batch_sizes=[2], ghost_batch_sizes=[2], extend=False)
+    for name, seeds in (("old", range(2)), ("rest", range(2, 4))):
+        part = Store(tmp_path / name)
+        shutil.copytree(whole.directory, part.directory)
+        part.write_header(replace(part.recorded()[0], wall_seconds=0.0))  # a second merge adds it up again
+        for record in part.records():
+            if record.run.stage == EVALUATE and record.run.seed not in seeds:
+                part.remove(record.key)
+    script = [sys.executable, "-m", "tests.killing", command, str(tmp_path), str(KILLS)]
+    result = subprocess.run(script, env=ENVIRONMENT, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert (result.stdout, result.stderr, result.returncode) == (f"{KILLS} kills\n", "", 0)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals")

@@ -284,8 +284,8 @@ def _forward(
     updates = counted & (step % static.calls_per_update == 0)
     moved = _mixed((weights[0], long), (weights[1], short))
     moved = _Part(near + moved.mean, moved.var).unless(~updates | (seen == 0), _Part(memory.mean, memory.var))
-    kept = (jnp.where(updates, 0, a) for a in (near + short.mean, short.var, seen))
-    after = StreamingMemory(*moved, *kept, step)
+    mean_left, var_left, count_left = (jnp.where(updates, 0, a) for a in (near + short.mean, short.var, seen))
+    after = StreamingMemory(moved.mean, moved.var, mean_left, var_left, count_left, step)
     return (y, after), _Saved(y, rstd, count, where, slopes, updates, backward_weights)
 
 

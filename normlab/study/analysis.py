@@ -430,18 +430,21 @@ class Analysis:
         return next(cost for cost in self.costs if (cost.problem, cost.curve, cost.norm, cost.value) == where)
 
 
-def analyse(comparison: Comparison, settings: Settings, records: Iterable[Record]) -> Analysis:
+def analyse(
+    comparison: Comparison, settings: Settings, records: Iterable[Record], plan: Plan | None = None
+) -> Analysis:
     """Say what the records show about a comparison.
 
     Args:
         comparison: The question, with baseline and margin.
         settings: What was asked for; records of other runs are left out.
         records: In any order; fewer than planned is fine.
+        plan: Of these settings; made from the comparison unless given.
 
     Returns:
         The analysis; equal for equal records.
     """
-    the_plan, ordered = Plan(comparison, settings), sorted(records, key=lambda record: record.key)
+    the_plan, ordered = plan or Plan(comparison, settings), sorted(records, key=lambda record: record.key)
     known = {record.run: record for record in ordered}
     results = _Results(the_plan, known)
     baseline, note = _baseline(comparison, settings)
@@ -460,7 +463,7 @@ def analyse(comparison: Comparison, settings: Settings, records: Iterable[Record
         baseline_note=note,
         default_learning_rate=settings.default_learning_rate,
         norms=settings.norms,
-        names={norm: norm_name(norm) for norm in settings.norms},
+        names={norm: the_plan.title(norm) for norm in settings.norms},
         problems=tuple(_problem(results, name, baseline, claims) for name in settings.problems),
         counts={"planned": len(runs) + to_come, "done": len(runs) - missing, "missing": missing + to_come},
         runs=tuple(runs),
@@ -474,18 +477,6 @@ def to_json(analysis: Analysis) -> str:
     plain = dataclasses.asdict(dataclasses.replace(analysis, runs=(), costs=(), series=()))
     del plain["runs"], plain["costs"], plain["series"]
     return json.dumps(plain, separators=(",", ":"), sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def norm_name(norm: str) -> str:
-    """What people call a norm: its title, with the options that its string names; the string itself if unknown."""
-    from normlab import norms
-
-    try:
-        spec = norms.get(norm)
-    except ValueError:
-        return norm
-    _, _, options = norm.partition(":")
-    return f"{spec.title} ({options})" if options else spec.title
 
 
 def _baseline(comparison: Comparison, settings: Settings) -> tuple[str, str]:

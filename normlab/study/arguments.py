@@ -379,6 +379,13 @@ def _rate(value: Any) -> float | None:
     return None if isinstance(value, str) and value == "none" else _number(value)
 
 
+def _run_timeout(value: Any) -> float:
+    try:
+        return _number(value)
+    except ValueError:
+        return seconds_of(value)
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(value)
@@ -534,12 +541,19 @@ _OPTIONS = (
         name="time_budget",
         kind=Kind("a duration as in 90s, 8m or 1h30m", seconds_of, "Write a number and its unit."),
         metavar="TIME",
-        help="start no more runs after this time (90s, 8m, 1h30m); the same command goes on from there",
+        help="stop after this time (90s, 8m, 1h30m), and report; the same command resumes from there",
+    ),
+    Option(
+        name="run_timeout",
+        kind=Kind("seconds, or a duration as in 90s, 8m or 1h30m", _run_timeout),
+        metavar="TIME",
+        help="record a run that takes longer as `timeout`, and stop its worker (default: 10 times the median run of "
+        "its column, at least 10 minutes)",
     ),
     Option(
         name="retry_failed",
         kind=YES_NO,
-        help="run again what ended in `error` or `oom`; divergence and collapse are results and stay",
+        help="run again what ended in `error`, `oom` or `timeout`; divergence and collapse are results and stay",
     ),
     Option(name="open", kind=YES_NO, help="show the report in the browser"),
 )
@@ -549,7 +563,7 @@ _NO_OPTIONS = ("help", "source", "config", "dry_run")
 
 _EPILOG = (
     "Exit codes: 0; 1 if no run succeeded, or the machine failed (disk, worker processes); 2 for bad input, with "
-    "nothing written; 3 if the time budget ended before the last run; 130 if interrupted."
+    "nothing written; 3 if the time budget ended before the last run; 130 if interrupted, 128 + n by another signal n."
 )
 
 

@@ -41,8 +41,9 @@ class Checkpoint:
         self._path: Path | None = None
         if jax.process_count() > 1:  # which could be killed at different places
             return
-        with suppress(RuntimeError):  # a user without a home
-            self._path = cache.folder("checkpoints") / f"{content_key('checkpoint', FORMAT, *decides)}.npy"
+        with suppress(OSError, RuntimeError):  # a RuntimeError is a user without a home
+            folder = cache.own_folder("checkpoints")
+            self._path = folder and folder / f"{content_key('checkpoint', FORMAT, *decides)}.npy"
 
     def load(self, start: Progress) -> Progress:
         """Give what was saved last, or the start where that is nothing."""
@@ -63,9 +64,8 @@ class Checkpoint:
         arrays |= {name: np.asarray(getattr(progress, name)) for name in ("losses", "windows", "seconds")}
         if self._path:
             with suppress(OSError):
-                self._path.parent.mkdir(parents=True, exist_ok=True)
                 cache.write(self._path, arrays)
-                cache.prune(self._path.parent, BYTES)
+                cache.prune(self._path.parent, BYTES, cache.ARRAYS)
 
     def remove(self) -> None:
         """Delete it: the run is done."""

@@ -1,22 +1,25 @@
 """The command `normlab`: run comparisons, write and merge their results, check them, list what there is."""
 
+import errno
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from normlab.study import arguments, catalogue
-from normlab.study.errors import BadInput, Fault, nearest
+from normlab.study.errors import BadInput, Fault, Unfinished, nearest, one_line
 from normlab.study.extras import require
 
 if TYPE_CHECKING:
     from normlab.study.group import Member
-    from normlab.study.invocation import Invocation
-    from normlab.study.store import Header
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, USAGE, UNFINISHED, SIGNALED = 0, 1, 2, 3, 128
 
 _HELP = """\
 usage: normlab COMMAND ...
@@ -36,7 +39,7 @@ options:
 
 exit codes:
   0 done   1 no run succeeded, numbers differ, or the machine failed   2 bad input, nothing written
-  3 the time budget ended before the last run   130 interrupted"""
+  3 the time budget ended before the last run   128 + n ended by signal n, 130 for Ctrl-C"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,26 +47,101 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0; 1 if no run succeeded, a verification failed, or something outside broke; 2 for bad input, with one line on
-        stderr and nothing written; 3 if the time budget ended before the last run; 130 if interrupted.
+        stderr and nothing written; 3 if the time budget ended before the last run; 128 and the number of the signal if
+        interrupted, by Ctrl-C (130), SIGTERM or SIGHUP.
     """
-    given = list(sys.argv[1:] if argv is None else argv)
+    given, ended = list(sys.argv[1:] if argv is None else argv), list[int]()
     try:
-        return _command(given)
+        with _ending_at_signals(ended):
+            return _command(given)
     except (BadInput, Fault) as error:
-        print(f"normlab: {error}", file=sys.stderr)
-        return USAGE if isinstance(error, BadInput) else FAILED
+        _say(str(error))
+        return USAGE if isinstance(error, BadInput) else UNFINISHED if isinstance(error, Unfinished) else FAILED
     except BrokenPipeError:  # `normlab ... | head`: nobody reads on, and Python must not try to tell at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except KeyboardInterrupt:
-        print("normlab: Interrupted. Finished runs are kept; the same command goes on from there.", file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted(ended)
+    except (MemoryError, OSError, RuntimeError, ImportError) as error:
+        if ended:  # the terminal is gone, and what would have left it in order fails
+            return _interrupted(ended)
+        if not _is_out_of_memory(error):
+            raise
+        _say(f"Out of memory ({one_line(error)}). Finished runs are kept. Give more memory, or fewer `--jobs`.")
+        return FAILED
+
+
+def _interrupted(by: Sequence[int]) -> int:
+    _say("Interrupted. Finished runs are kept; the same command resumes from there.")
+    return SIGNALED + (by[0] if by else signal.SIGINT)
+
+
+@contextmanager
+def _ending_at_signals(ended: list[int]) -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end what runs as Ctrl-C does, its children too; a second one ends it at once.
+
+    They stay as they are where somebody has chosen what they do (`nohup`), and outside of the main thread.
+
+    Args:
+        ended: Takes the number of the signal.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        ended.append(number)
+        raise KeyboardInterrupt
+
+    there = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    main_thread = threading.current_thread() is threading.main_thread()
+    ours = [number for number in there if main_thread and signal.getsignal(number) == signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+ADDRESS_SPACE = 2 * 2**30
+"""Bytes below which libraries abort or spin while they are loaded, where Python cannot catch it."""
+
+
+def _check_address_space() -> None:
+    """Refuse a limit under which JAX and SciPy cannot be loaded.
+
+    Raises:
+        Fault: If `ulimit -v` is that low.
+    """
+    with suppress(ModuleNotFoundError):  # on Windows
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY and limit < ADDRESS_SPACE:
+            raise Fault(
+                f"Expected at least {ADDRESS_SPACE // 2**20} MiB of address space, which JAX and SciPy need to be "
+                f"loaded, got {limit // 2**20}. Raise the limit, as by `ulimit -v unlimited`."
+            )
+
+
+def _say(text: str) -> None:
+    """Print one line for people."""
+    with suppress(OSError):  # a terminal that is gone
+        print(f"normlab: {text}", file=sys.stderr)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    signs = ("RESOURCE_EXHAUSTED", "Out of memory", "Cannot allocate memory", "failed to map segment", "new thread")
+    return any(sign in str(error) for sign in signs)
 
 
 def _command(given: list[str]) -> int:
     name, rest = (given[0], given[1:]) if given else ("--help", [])
     commands = {"run": _run, "report": _report, "merge": _merge, "verify": _verify, "list": _list}
     if name in commands:
+        _check_address_space()
         return commands[name](rest)
     if name in ("-h", "--help"):
         print(_HELP)
@@ -130,9 +208,10 @@ def _report(given: list[str]) -> int:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="what `normlab run` wrote to")
     if _asks_for_help(given):
         return _help(parser)
-    folder = parser.parse(given)["folder"]
-    header = _header(folder)
-    return _invocation(header, folder).report(header)
+    from normlab.study.invocation import Invocation
+
+    invocation, header = Invocation.of_folder(parser.parse(given)["folder"])
+    return invocation.report(header)
 
 
 def _merge(given: list[str]) -> int:
@@ -145,33 +224,37 @@ def _merge(given: list[str]) -> int:
         return _help(parser)
     parsed = parser.parse(given)
     folders, output = parsed["folders"], parsed["output"]
-    invocation = _invocation(_header(folders[0]), output)
+    from normlab.study.invocation import Invocation
     from normlab.study.merge import merge
 
-    return invocation.report(merge(folders, output, shlex.join(["normlab", "merge", *given])))
+    merge(folders, output, shlex.join(["normlab", "merge", *given]))
+    invocation, header = Invocation.of_folder(output)
+    return invocation.report(header)
 
 
 def _verify(given: list[str]) -> int:
     parser = arguments.Parser("normlab verify", "Do a recorded run again and compare its numbers bit by bit.")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="what `normlab run` wrote to")
     parser.add_argument("--run", metavar="KEY", help="start of a run's key (default: one evaluation run at random)")
+    parser.add_argument(
+        "--trust", action="store_true", help="run the Python file that FOLDER names; comparisons by name need no trust"
+    )
     if _asks_for_help(given):
         return _help(parser)
     parsed = parser.parse(given)
-    folder = parsed["folder"]
-    header = _header(folder)
-    invocation = _invocation(header, folder)
     from normlab.study import verify
-    from normlab.study.invocation import current
+    from normlab.study.invocation import Invocation, current
 
+    invocation, header = Invocation.of_folder(parsed["folder"])
     records = invocation.store.records()
     if "run" not in parsed:
         records = list(current(invocation.plan, header.identity, records).values())
     record = verify.choose(records, parsed.get("run"))
+    comparison = verify.load(header, trust="trust" in parsed)
     run = record.run
     print(f"Run {record.key[:12]}: `{run.cell.norm}` on `{run.cell.problem}`, {run.stage}, seed {run.seed}, ", end="")
     print(f"learning rate {run.learning_rate:g}, {', '.join(f'{name} {value}' for name, value in run.cell.config)}")
-    found = verify.verify(invocation.comparison, header.settings, record)
+    found = verify.verify(comparison, header.settings, record)
     print("\n".join(found.lines()))
     return FAILED if found.failed else OK
 
@@ -192,29 +275,6 @@ def _list(given: list[str]) -> int:
     for name in known:
         print(f"  {name:<16}{norms.get(name).title}")
     return OK
-
-
-def _header(folder: Path) -> "Header":
-    from normlab.study.store import Store
-
-    header = Store(folder).header()
-    if header is None:
-        raise BadInput(f"Expected a folder that `normlab run` wrote, got `{folder}`.")
-    if not header.settings.source:
-        raise BadInput(
-            f"Expected a comparison from a file in `{folder}`, got one that lived in a Python process: call "
-            f"`study.run(comparison, output=...)` there again, and `.report(...)`."
-        )
-    return header
-
-
-def _invocation(header: "Header", folder: Path) -> "Invocation":
-    """The invocation that made a folder, as far as it still can be made."""
-    require("study")
-    comparison = catalogue.load(header.settings.source)
-    from normlab.study.invocation import Invocation
-
-    return Invocation(comparison, header.settings, folder, header.command)
 
 
 def _asks_for_help(given: Sequence[str]) -> bool:

@@ -146,7 +146,8 @@ def use_cache() -> Path | None:
     deleted when the folder outgrows `CACHE_BYTES`. `JAX_ENABLE_COMPILATION_CACHE=false` turns the cache off.
 
     Returns:
-        The folder; `None` if JAX has its own, or if there is none that can be written: then everything is compiled.
+        The folder; `None` if JAX has its own, or if there is none that this user alone can write to: then everything is
+        compiled.
     """
     # JAX warns of entries that it cannot read or write, and compiles: two processes may write one entry at a time.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry", UserWarning)
@@ -156,11 +157,10 @@ def use_cache() -> Path | None:
     if of_jax and not os.environ.get("NORMLAB_CACHE"):
         return None
     with suppress(OSError, RuntimeError):  # a RuntimeError is a user without a home
-        folder = _cache_folder()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # who can write here can run code
-        if os.access(folder, os.W_OK):
+        folder = cache.own_folder(_cache_name())  # who can write here can run code
+        if folder and os.access(folder, os.W_OK):
             jax.config.update("jax_compilation_cache_dir", str(folder))
-            cache.prune(folder, CACHE_BYTES)
+            cache.prune(folder, CACHE_BYTES, cache.PROGRAMS)
             return folder
     return None
 
@@ -193,9 +193,9 @@ def _memory(compiled: Any, lanes: int) -> int | None:
     return (sum(kinds) - told.alias_size_in_bytes) // lanes
 
 
-def _cache_folder() -> Path:
-    """A folder of this machine's own: compiled code is for one kind of processor, and homes are shared by machines."""
-    return cache.folder(hashlib.sha256(_machine().encode()).hexdigest()[:16])
+def _cache_name() -> str:
+    """The name of this machine's own folder: compiled code is for one kind of processor, and machines share homes."""
+    return hashlib.sha256(_machine().encode()).hexdigest()[:16]
 
 
 def _machine() -> str:

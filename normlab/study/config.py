@@ -26,9 +26,10 @@ Value = int | float | str
 TUNE, EVALUATE = "tune", "evaluate"
 TUNING_SEEDS_FROM = 1000
 """Tuning seeds count from here, evaluation seeds from 0: they never meet as long as there are fewer of the latter."""
-FAILURES = ("diverged", "collapsed", "oom", "error")
+FAILURES = ("diverged", "collapsed", "oom", "error", "timeout")
 """Statuses counted as failures. The others are `ok`, and `invalid` for what cannot be run at all."""
-RETRIED = ("error", "oom")
+STATUSES = ("ok", *FAILURES, "invalid")
+RETRIED = ("error", "oom", "timeout")
 """Failures that another try may mend. Divergence and collapse are results."""
 
 MEASURED_AT = (0.0, 0.25, 0.5, 0.75, 1.0)

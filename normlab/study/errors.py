@@ -12,6 +12,10 @@ class Fault(RuntimeError):
     """Something outside of the program broke: the message is one line that says what is kept and how to go on."""
 
 
+class Unfinished(Fault):
+    """Time was over before the last run."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A question to put behind "unknown": the known name that looks most like `name`, or all of them."""
     known = sorted(known)

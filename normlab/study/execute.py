@@ -17,7 +17,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from normlab.study import catalogue, identity, imports
+from normlab.study import catalogue, identity, imports, schema
 from normlab.study.config import EVALUATE, Cell, Comparison, Record, Run, Settings
 from normlab.study.errors import BadInput, Fault, one_line
 from normlab.study.plan import Plan
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Pending = Callable[[], Sequence[Run]]
 Stop = Callable[[], bool]
+Limit = Callable[[Cell], float]
 Metrics = Mapping[str, float]
 
 COLLAPSED_WITHIN = 2.5
@@ -154,6 +155,7 @@ def records(
     pending: Pending,
     hire: "Callable[[Task], Crew | None]",
     stop: Stop = lambda: False,
+    limit: Limit = lambda cell: math.inf,
 ) -> Generator[Record, None, None]:
     """Execute until nothing is pending, one record at a time.
 
@@ -163,7 +165,8 @@ def records(
         pending: Gives the runs that have no record yet; called whenever there is room for more work, after all records
             so far have been taken from this iterator.
         hire: Finds workers (see `pool.Executor`); none for runs that are to be made in this process.
-        stop: Asked between runs; once it says yes, no run starts and those under way are finished.
+        stop: Once it says yes, no run starts, and workers are stopped; in this process the run under way is finished.
+        limit: Seconds that a run of a cell may take in a worker.
 
     Yields:
         A record for every run, those that cannot be run or fail included.
@@ -178,7 +181,7 @@ def records(
     if stop() or not pending():
         return
     if crew := hire(task):
-        yield from pool.work(task, crew, pending, stop, CellRunner(task, comparison).lanes)
+        yield from pool.work(task, crew, pending, stop, CellRunner(task, comparison).lanes, limit)
         return
     if task.strategy.lanes:
         from normlab.study.compilation import use_cache
@@ -247,7 +250,7 @@ def status_of(metrics: Metrics, chance: float | None) -> tuple[str, str]:
         return "diverged", f"The loss is not finite from step {step}."
     if not metrics["finite"]:
         return "diverged", "Outputs are not finite after training."
-    if not all(math.isfinite(metrics[name]) for name in ("validation", "test") if name in metrics):
+    if any(_finite(metrics[name]) is None for name in ("validation", "test") if name in metrics):
         return "diverged", "The metric is not finite after training."
     chance = metrics.get("validation_chance", chance)
     sem = metrics.get("validation_sem", 0.0)
@@ -395,7 +398,7 @@ def make_record(
         run=run,
         identity=of_problem,
         status=status,
-        reason=reason,
+        reason=schema.printable(reason),
         metrics=_kept(metrics, status) if metrics else {"validation": None},
         series=dict(series or {}),
         cost=dict(cost or {}),
@@ -438,7 +441,8 @@ def _rows(values: "np.ndarray") -> list[list[float | None]]:
 
 
 def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    """A number that records hold."""
+    return value if value is not None and abs(value) <= schema.LARGEST else None
 
 
 def _failure(error: Exception) -> tuple[str, str]:

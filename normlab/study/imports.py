@@ -102,7 +102,7 @@ def parsed(path: Path) -> ast.Module:
     """The syntax tree of a file; an empty one where there is none, which loading it will tell."""
     try:
         return ast.parse(path.read_text("utf-8"))
-    except (SyntaxError, UnicodeDecodeError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ast.Module([], [])
 
 

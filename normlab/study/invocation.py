@@ -15,10 +15,11 @@ from uuid import uuid4
 
 from rich.console import Console
 
-from normlab.study import catalogue, checks, execute, identity
+from normlab.study import catalogue, checks, execute, identity, limits
 from normlab.study.arguments import Request
 from normlab.study.config import RETRIED, Cell, Comparison, Record, Run, Settings
-from normlab.study.errors import BadInput, Fault, one_line
+from normlab.study.described import RecordedPlan, describe, fits
+from normlab.study.errors import BadInput, Fault, Unfinished, one_line
 from normlab.study.local import Local
 from normlab.study.plan import Plan
 from normlab.study.pool import Executor
@@ -40,13 +41,15 @@ class Ways:
 
     Attributes:
         executor: Where workers are.
-        time_budget: Seconds after which no more runs start.
+        time_budget: Seconds after which all workers are stopped.
+        run_timeout: Seconds that a run may take in a worker; chosen by the median run unless given (see `limits`).
         retry_failed: Whether runs with a status in `RETRIED` are done again.
         strategy: Chosen by platform unless given.
     """
 
     executor: Executor = field(default_factory=Local)
     time_budget: float = math.inf
+    run_timeout: float | None = None
     retry_failed: bool = False
     strategy: execute.Strategy | None = None
 
@@ -60,6 +63,7 @@ class Ways:
         return cls(
             executor=_executor(request),
             time_budget=request.get("time_budget", math.inf),
+            run_timeout=request.get("run_timeout"),
             retry_failed=request.get("retry_failed", False),
         )
 
@@ -94,6 +98,7 @@ class Invocation:
         command: For the report.
         shard: Which part; `None` is all of it.
         console: For progress and results.
+        recorded: The plan that a folder describes, where the comparison's own code is not to be run.
     """
 
     comparison: Comparison
@@ -102,6 +107,17 @@ class Invocation:
     command: str
     shard: Shard | None = None
     console: Console = field(default_factory=new_console)
+    recorded: RecordedPlan | None = None
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> "tuple[Invocation, Header]":
+        """Find what made a folder, as far as the folder says it.
+
+        Raises:
+            BadInput: If the folder is none that `normlab run` wrote.
+        """
+        header, plan = Store(folder).recorded()
+        return cls(plan.comparison, header.settings, folder, header.command, recorded=plan), header
 
     @cached_property
     def plan(self) -> Plan:
@@ -110,6 +126,8 @@ class Invocation:
         Raises:
             BadInput: If a norm has options that contradict each other.
         """
+        if self.recorded:
+            return self.recorded
         try:
             return Plan(self.comparison, self.settings)
         except (ValueError, TypeError) as error:
@@ -169,6 +187,7 @@ class Invocation:
                 wall_seconds=spent,
                 shard=str(self.shard or ""),
                 about=task.about,
+                described=describe(self.plan),
             )
             self.store.write_header(header)
             found = self.store.records()
@@ -214,7 +233,7 @@ class Invocation:
             outdated = identity.outdated(header.identity, found)
             if not records:
                 return self._nothing_to_report(len(found), outdated)
-            analysed = analysis.analyse(self.comparison, self.settings, records)
+            analysed = analysis.analyse(self.comparison, self.settings, records, self.plan)
             report.print_table(analysed, self.console)
             if outdated:
                 self._print(outdated)
@@ -247,10 +266,15 @@ class Invocation:
                 "Expected a comparison from a file with `executor`, got an object, whose functions cannot be sent to "
                 "other processes. Put it into a file and give its path."
             )
-        share = not isinstance(ways.executor, Local) or (ways.executor.jobs or 1) > 1
+        if not source and ways.run_timeout is not None:
+            raise BadInput(
+                "Expected a comparison from a file with `run_timeout`, got an object, whose runs are in this process, "
+                "where nothing can stop them. Put it into a file and give its path."
+            )
+        share = not isinstance(ways.executor, Local) or (ways.executor.jobs or 1) > 1 or ways.executor.apart
         strategy = ways.strategy or execute.choose_strategy(alone=not source, share=share, devices=self.plan.devices)
         ways.executor.check(strategy, self.output)
-        checked = checks.data_of(self.plan)
+        checked = self._checked(ways)
         files = catalogue.code(source) if source else {}  # now that all cells have been traced
         described = identity.describe(files, checked.hashes, strategy, checked.libraries)
         if not source:
@@ -258,6 +282,25 @@ class Invocation:
         return execute.Task(
             source=source, settings=self.settings, identity=described, strategy=strategy, about=checked.about
         )
+
+    def _checked(self, ways: Ways) -> checks.Checked:
+        """Trace every cell, which runs code of the comparison in this process.
+
+        Raises:
+            BadInput: If something is wrong, or a model takes longer than a run may.
+            Unfinished: If the time budget is over.
+        """
+        limit = math.inf if ways.run_timeout is None else ways.run_timeout
+        try:
+            with limits.at_most(min(limit, ways.time_budget)):
+                return checks.data_of(self.plan)
+        except limits.OutOfTime:
+            if ways.time_budget < limit:
+                raise Unfinished("Stopped by the time budget before the first run. Nothing is lost.") from None
+            raise BadInput(
+                f"Expected all models to be built within the {limit:g} s of `run_timeout`, got no end. Look for what "
+                "waits when a model is built, or give more time."
+            ) from None
 
     def _execute(
         self, task: execute.Task, cells: frozenset[Cell], known: dict[Run, Record], ways: Ways, deadline: float
@@ -271,13 +314,17 @@ class Invocation:
         def pending() -> list[Run]:
             return [run for run in self.plan.pending(settled()) if run.cell in cells]
 
+        limit = limits.RunLimit(self.plan, ways.run_timeout)
+        for record in known.values():
+            limit.add(record)
         display = Display(self.console, self.plan, cells, settled())
         hire = partial(ways.executor.hire, output=self.output)
-        made = execute.records(task, self.comparison, pending, hire, lambda: monotonic() > deadline)
+        made = execute.records(task, self.comparison, pending, hire, lambda: monotonic() > deadline, limit)
         with display, closing(made):
             for record in made:
                 self.store.add(record)
                 known[record.run] = record
+                limit.add(record)
                 again.discard(record.run)
                 display.add(record)
         return display.runs
@@ -349,7 +396,7 @@ def _executor(request: Request) -> Executor:
         from normlab.study.ray_core import Ray
 
         return Ray(jobs, request.get("ray_address"))
-    return Local(jobs)
+    return Local(jobs, apart=bool({"run_timeout", "time_budget"} & request.given.keys()))
 
 
 def current(plan: Plan, described: Mapping[str, Any], records: Iterable[Record]) -> dict[Run, Record]:
@@ -359,7 +406,9 @@ def current(plan: Plan, described: Mapping[str, Any], records: Iterable[Record])
     return {
         record.run: record
         for record in records
-        if record.run.cell in cells and record.key == identity.run_key(record.run, keys[record.run.cell.problem])
+        if record.run.cell in cells
+        and record.key == identity.run_key(record.run, keys[record.run.cell.problem])
+        and fits(plan, record)
     }
 
 

@@ -1,8 +1,11 @@
 """Workers on this machine: spawned processes, a pipe to each. On GPUs there is one for each device."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
+import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from normlab.study.config import Cell, Run
-from normlab.study.errors import BadInput, Fault
+from normlab.study.errors import BadInput, Fault, one_line
 from normlab.study.execute import Strategy, Task, environment, worker
 from normlab.study.identity import usable_cpus
 from normlab.study.pool import Begun, Died, Done, News
@@ -24,9 +27,11 @@ class Local:
 
     Attributes:
         jobs: How many worker processes; unless given, one a core where runs are in single threads, else none but this.
+        apart: Whether there is a worker process even where this one would do, since only another one can be stopped.
     """
 
     jobs: int | None = None
+    apart: bool = False
 
     def check(self, strategy: Strategy, output: Path | None) -> None:
         """Refuse more workers than devices."""
@@ -41,9 +46,15 @@ class Local:
 
     def hire(self, task: Task, output: Path | None = None) -> "LocalCrew | None":
         """Processes that start as they are needed."""
-        if task.strategy.alone or (task.strategy.lanes and self.jobs in (None, 1)):
+        if task.strategy.alone or (task.strategy.lanes and self.jobs in (None, 1) and not self._apart()):
             return None
-        return LocalCrew(task, self.jobs or usable_cpus())
+        return LocalCrew(task, self.jobs or (1 if task.strategy.lanes else usable_cpus()))
+
+    def _apart(self) -> bool:
+        """Whether another process can have the device, which this one has looked at."""
+        import jax
+
+        return self.apart and jax.default_backend() in ("cpu", "gpu")
 
 
 def check_devices(jobs: int, backend: str, devices: int) -> None:
@@ -169,14 +180,36 @@ def _how(exitcode: int | None) -> str:
     return f"it ended by signal {-exitcode}" if exitcode and exitcode < 0 else f"it ended with exit code {exitcode}"
 
 
+_PR_SET_PDEATHSIG = 1
+
+
+def _end_with_parent() -> None:
+    """Let this process end as soon as its parent has; on Linux also while it spins outside of Python."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
 def _work(connection: Connection, task: Task) -> None:
-    """Serve one parent until it closes the connection."""
+    """Serve one parent until it closes the connection, or ends."""
+    _end_with_parent()
+    os.umask(0o077)  # compiled programs are written by JAX; what users are to read, the parent writes
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C ends
     with suppress(EOFError, OSError):
         try:
             runner = worker(task)
         except Fault as error:
             connection.send(error)
+            return
+        except Exception as error:  # most of all where memory does not do
+            connection.send(Fault(f"Worker processes cannot start: {one_line(error)}"))
             return
         while True:
             cell, runs = connection.recv()

@@ -7,6 +7,7 @@ from typing import Any
 
 from normlab.study import identity
 from normlab.study.config import RETRIED, Record
+from normlab.study.described import RecordedPlan, fits
 from normlab.study.errors import BadInput
 from normlab.study.store import Header, Store
 
@@ -41,10 +42,7 @@ def merge(folders: Sequence[Path], output: Path, command: str) -> Header:
 
 
 def _header(folder: Path) -> Header:
-    header = Store(folder).header()
-    if header is None:
-        raise BadInput(f"Expected folders that `normlab run` wrote, got `{folder}`.")
-    return header
+    return Store(folder).recorded()[0]
 
 
 def _check_same(first: Path, header: Header, folder: Path, other: Header) -> None:
@@ -66,6 +64,8 @@ def _comparable(header: Header) -> dict[str, Any]:
 def _union(folders: Mapping[Path, Header], header: Header) -> dict[str, tuple[Path, Record]]:
     """All runs of this identity by key, each once, with the first folder that has it."""
     found: dict[str, tuple[Path, Record]] = {}
+    plan = RecordedPlan(header.settings, header.described)
+    cells = frozenset(plan.cells)
     for folder in folders:
         for path in Store(folder).damaged():
             raise BadInput(
@@ -75,6 +75,11 @@ def _union(folders: Mapping[Path, Header], header: Header) -> dict[str, tuple[Pa
         for record in Store(folder).records():
             if record.identity != identity.of_problem(header.identity, record.run.cell.problem):
                 continue
+            if record.run.cell in cells and not fits(plan, record):
+                raise BadInput(
+                    f"Expected run {record.key[:12]} in `{folder}` to have the series of `{record.run.cell.problem}`, "
+                    "got others. Delete its file to leave it out."
+                )
             before, held = found.setdefault(record.key, (folder, record))
             if held.status in RETRIED or record.status in RETRIED:  # what another try mended is mended
                 found[record.key] = (before, held) if record.status in RETRIED else (folder, record)

@@ -119,6 +119,17 @@ class Plan:
             options.pop("num_groups", None)  # the two exclude each other, and what the user wrote wins
         return norms.get(norm.name, **options), config
 
+    def title(self, norm: str) -> str:
+        """What people call a norm: its title, with the options that its string names; the string itself if unknown."""
+        from normlab import norms
+
+        try:
+            spec = norms.get(norm)
+        except ValueError:
+            return norm
+        _, _, options = norm.partition(":")
+        return f"{spec.title} ({options})" if options else spec.title
+
     def incompatible(self, cell: Cell) -> str:
         """Why a cell cannot be run at all, empty where it can."""
         from normlab import norms

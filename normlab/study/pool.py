@@ -3,23 +3,29 @@
 A crew (`local`, `slurm`, `ray_core`) knows its workers. The loop knows what is pending, which cells are under way, and
 what a death costs: a worker that dies, however it does, costs its cell a retry and nothing else. Finished records are
 kept, and what it left of its cell is pending again. A run that was under way at `DEATHS` deaths is recorded as an
-error; workers that die as often before their first run, one after another, cannot start.
+error; workers that die as often before their first run, one after another, cannot start. A worker whose run has not
+ended within its limit is stopped, and the run recorded as a timeout.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Protocol
 
 from normlab.study.config import Cell, Record, Run
-from normlab.study.execute import Pending, Stop, Strategy, Task, by_cell, make_record
+from normlab.study.execute import Limit, Pending, Stop, Strategy, Task, by_cell, make_record
 
 DEATHS = 3
+
+HELD_UP = 30.0
+"""Seconds between two looks at workers that only pass where this process, and perhaps its workers, did not run."""
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A worker is ready for the first run of a cell."""
+    """A worker is ready for the first run of a cell, or was held up on the way, so that its time counts anew."""
 
     cell: Cell
 
@@ -101,15 +107,23 @@ class Executor(Protocol):
         ...
 
 
-def work(task: Task, crew: Crew, pending: Pending, stop: Stop, lanes: Callable[[Cell], int]) -> Iterator[Record]:
+def work(
+    task: Task,
+    crew: Crew,
+    pending: Pending,
+    stop: Stop,
+    lanes: Callable[[Cell], int],
+    limit: Limit = lambda cell: math.inf,
+) -> Iterator[Record]:
     """Keep a crew at work until nothing is pending.
 
     Args:
         task: What the crew was hired for.
         crew: It is let go at the end, however that comes.
         pending: See `execute.records`.
-        stop: Once it says yes, the run that each worker is at is waited for, and no other.
+        stop: Once it says yes, all workers are stopped; the runs that they are at stay pending.
         lanes: How many runs of a cell a worker makes together.
+        limit: Seconds after which a run of a cell is given up; runs that are made together may take that for each.
 
     Yields:
         The records, in the order in which they come.
@@ -118,7 +132,7 @@ def work(task: Task, crew: Crew, pending: Pending, stop: Stop, lanes: Callable[[
         RuntimeError: If workers cannot start.
         Fault: If a worker is not what its runs would be recorded as.
     """
-    books = _Books(task, lanes)
+    books = _Books(task, lanes, limit, looked=monotonic())
     try:
         while not stop():
             _hand_out(crew, pending, books)
@@ -126,23 +140,11 @@ def work(task: Task, crew: Crew, pending: Pending, stop: Stop, lanes: Callable[[
                 return
             for news in crew.news():
                 yield from books.enter(news)
-        yield from _last(crew, books)
+            for cell in books.overdue():
+                crew.drop(cell)
+                yield from books.give_up(cell)
     finally:
         crew.close()
-
-
-def _last(crew: Crew, books: "_Books") -> Iterator[Record]:
-    """The runs that workers are at; each is let go when it has made its own."""
-    awaited = books.at_hand()
-    while True:
-        for cell in [cell for cell, runs in awaited.items() if not any(map(books.owes, runs))]:
-            del awaited[cell]
-            if books.under_way.pop(cell, None):
-                crew.drop(cell)
-        if not awaited:
-            return
-        for news in crew.news():
-            yield from books.enter(news)
 
 
 def _hand_out(crew: Crew, pending: Pending, books: "_Books") -> None:
@@ -154,10 +156,11 @@ def _hand_out(crew: Crew, pending: Pending, books: "_Books") -> None:
 
 @dataclass(eq=False)
 class _Assignment:
-    """The runs that a worker still owes, and whether it has begun with them."""
+    """The runs that a worker still owes, whether it has begun with them, and since when it is at the first of them."""
 
     owed: list[Run]
     begun: bool = False
+    since: float = 0.0
 
 
 @dataclass(eq=False)
@@ -165,6 +168,7 @@ class _Books:
     """Who is at what, and what workers have died of.
 
     Attributes:
+        looked: When workers were last looked at.
         under_way: The cells that workers have.
         deaths: For each run, how workers died that were at it.
         false_starts: How workers died before their first run, since one last began.
@@ -172,6 +176,8 @@ class _Books:
 
     task: Task
     lanes: Callable[[Cell], int]
+    limit: Limit
+    looked: float
     under_way: dict[Cell, _Assignment] = field(default_factory=dict)
     deaths: dict[Run, list[str]] = field(default_factory=dict)
     false_starts: list[str] = field(default_factory=list)
@@ -180,23 +186,42 @@ class _Books:
         """Take note of news, which may make records."""
         match news:
             case Record():
-                self.under_way[news.run.cell].owed.remove(news.run)
+                given = self.under_way[news.run.cell]
+                given.owed.remove(news.run)
+                given.since = monotonic()
                 yield news
             case Begun():
-                self.under_way[news.cell].begun = True
+                given = self.under_way[news.cell]
+                given.begun, given.since = True, monotonic()
                 self.false_starts.clear()
             case Done():
                 del self.under_way[news.cell]
             case Died():
                 yield from self._bury(news.cell, self.under_way.pop(news.cell), news.how)
 
-    def at_hand(self) -> dict[Cell, list[Run]]:
-        """For each cell the runs that its worker is at: those of a stack together, none before it begins."""
-        return {cell: self._first(cell, given) if given.begun else [] for cell, given in self.under_way.items()}
+    def overdue(self) -> list[Cell]:
+        """The cells whose workers are at a run, or at a stack of them, for longer than they may."""
+        now = monotonic()
+        held_up = now - self.looked if now - self.looked > HELD_UP else 0.0
+        self.looked = now
+        for given in self.under_way.values():
+            given.since = min(now, given.since + held_up)
+        return [
+            cell
+            for cell, given in self.under_way.items()
+            if given.begun and given.owed and now - given.since > self._limit(cell, given)
+        ]
 
-    def owes(self, run: Run) -> bool:
-        """Whether a worker that was given a run has neither made it nor died."""
-        return run.cell in self.under_way and run in self.under_way[run.cell].owed
+    def give_up(self, cell: Cell) -> Iterator[Record]:
+        """Record the runs that a cell's worker was at as timeouts; it has none of the others any more."""
+        given = self.under_way.pop(cell)
+        reason = f"No end after {self._limit(cell, given):.3g} s, the limit of `--run-timeout`: the worker was stopped."
+        for run in self._first(cell, given):
+            yield make_record(self.task, run, "timeout", reason)
+
+    def _limit(self, cell: Cell, given: _Assignment) -> float:
+        """Seconds for the runs that a worker is at."""
+        return self.limit(cell) * len(self._first(cell, given))
 
     def _first(self, cell: Cell, given: _Assignment) -> list[Run]:
         return given.owed[: self.lanes(cell)]

@@ -202,6 +202,8 @@ class SlurmCrew:
         for cell, submitted in list(self._submitted.items()):
             over = submitted.job.done()  # asked first: what it wrote before its end is there then
             yield from self._written(submitted)
+            if submitted.begun and not over and submitted.job.state != "RUNNING":
+                yield Begun(cell)  # back in the queue, where its time does not count
             if over:
                 del self._submitted[cell]
                 yield _end(submitted)

@@ -4,22 +4,29 @@ import errno
 import json
 import os
 import platform
+import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
 
-from normlab.study import identity
-from normlab.study.config import Cell, Record, Run, Settings, content_key, frozen
+from normlab.study import identity, schema
+from normlab.study.config import EVALUATE, STATUSES, TUNE, Cell, Record, Run, Settings, content_key, frozen
+from normlab.study.described import DESCRIBED, RecordedPlan
 from normlab.study.errors import BadInput, Fault
+from normlab.study.plan import TUNING_SEEDS_FROM
+from normlab.study.schema import Malformed
 
 _HEADER = "comparison.json"
 _RUN_LOCK, _REPORT_LOCK = ".run.lock", ".report.lock"
 JOBS = "submitit"
 """Where jobs of a cluster keep their logs and what they were given."""
+
+HEADER_BYTES, RECORD_BYTES = 64 * 2**20, 16 * 2**20
+"""How large `comparison.json` and the file of a run may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +40,8 @@ class Header:
         wall_seconds: Spent so far, all invocations together.
         shard: The part of the last invocation, `i/n`; empty for all of it.
         about: What the data of problems are, in words.
+        described: What a report needs of the comparison (see `described.describe`); empty in folders that an earlier
+            version wrote.
     """
 
     settings: Settings
@@ -41,6 +50,7 @@ class Header:
     wall_seconds: float = 0.0
     shard: str = ""
     about: Mapping[str, str] = field(default_factory=dict)
+    described: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Store:
@@ -85,13 +95,34 @@ class Store:
         if not path.is_file():
             return None
         try:
-            fields = json.loads(path.read_text("utf-8"))
-            return Header(settings=Settings(**_tuples(fields.pop("settings"))), **fields)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            content = schema.read_json(path, HEADER_BYTES)
+            fields = {**_HEADER_FIELDS(content), "identity": content["identity"]}
+            settings = Settings(**fields.pop("settings"))
+            _check_settings(settings)
+            if fields.get("described"):
+                RecordedPlan(settings, fields["described"])
+            return Header(settings=settings, **fields)
+        except (Malformed, OSError) as error:
             raise BadInput(
-                f"Expected `{path}` to be of this version of normlab, got something else. Choose another folder; or "
-                "delete the file, and the command that made the folder goes on from the runs in it."
+                f"Expected `{path}` to be what this version of normlab writes, got something else ({error}). Choose "
+                "another folder; or delete the file, and the command that made the folder resumes from the runs in it."
             ) from error
+
+    def recorded(self) -> tuple[Header, RecordedPlan]:
+        """Read the header, and the plan of the comparison that it describes; none of the comparison's code is run.
+
+        Raises:
+            BadInput: If there is no header, or it is not one of ours, or one of an earlier version.
+        """
+        header = self.header()
+        if header is None:
+            raise BadInput(f"Expected a folder that `normlab run` wrote, got `{self.directory}`.")
+        if not header.described or "data" not in header.identity:
+            raise BadInput(
+                f"Expected `{self.directory / _HEADER}` to describe its comparison, got one of an earlier version of "
+                "normlab. Run the command that made the folder again, or use the version that wrote it."
+            )
+        return header, RecordedPlan(header.settings, header.described)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -116,8 +147,9 @@ class Store:
             with suppress(OSError):  # who it is, for messages; a full disk is told by what matters
                 held.truncate(0)
                 print(f"process {os.getpid()} on {platform.node()}", file=held, flush=True)
-            _remove(self.directory.glob(f"{_HEADER}.*.tmp"))
-            _remove(self.directory.glob("runs/??/*.tmp"))
+            _remove_leftovers(self.directory, _HEADER_NAME)
+            for folder in self.directory.glob("runs/??"):
+                _remove_leftovers(folder, _RUN_NAME)
             yield
 
     @contextmanager
@@ -133,9 +165,8 @@ class Store:
         try:
             with held or nullcontext():
                 if held:
-                    _remove(
-                        path for at in ("*.tmp", "*/*.tmp") for path in self.directory.glob(at) if _is_of_report(path)
-                    )
+                    for folder in (self.directory, self.directory / "tables", self.directory / "figures"):
+                        _remove_leftovers(folder, _REPORT_NAME)
                 yield
         except OSError as error:
             raise Fault(
@@ -146,9 +177,20 @@ class Store:
         """Write `comparison.json`.
 
         Raises:
+            BadInput: If it could not be read again.
             Fault: If it cannot be written.
         """
-        self._write(self.directory / _HEADER, asdict(header))
+        fields = asdict(header)
+        try:
+            checked = _HEADER_FIELDS(fields)
+            if header.described:
+                RecordedPlan(header.settings, checked["described"])
+        except Malformed as error:
+            raise BadInput(
+                f"Expected names, words and numbers that the folder of a comparison can hold, got something else "
+                f"({error}). Change them in the comparison."
+            ) from error
+        self._write(self.directory / _HEADER, fields)
 
     def add(self, record: Record) -> None:
         """Write the file of a run.
@@ -251,7 +293,8 @@ def write_whole(path: Path, content: str | bytes) -> Path:
 def _record(path: Path) -> Record | None:
     """The run in a file; `None` where it is not what was written, or another than the name says."""
     try:
-        fields = json.loads(path.read_text("utf-8"))
+        fields = schema.read_json(path, RECORD_BYTES)
+        _RECORD_FIELDS(fields)
         if fields.pop("sha256") != content_key(fields):
             return None
         run = fields.pop("run")
@@ -259,30 +302,101 @@ def _record(path: Path) -> Record | None:
         config = frozen(cell.pop("config"))
         record = Record(run=Run(cell=Cell(config=config, **cell), **run), **fields)
         return record if path.stem == record.key == identity.run_key(record.run, record.identity) else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, Malformed):
         return None
 
 
-def _tuples(value: Any) -> Any:
-    """Lists as tuples, at any depth."""
-    if isinstance(value, dict):
-        return {name: _tuples(item) for name, item in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+_NAME, _LINE = schema.text(), schema.text(2000)
+_POSITIVE = schema.number(positive=True)
+_KEY = schema.text(64, "[0-9a-f]{64}")
+_ROWS = schema.listed(schema.listed(schema.optional(schema.number()), 100_000), 1000)
+
+_SETTINGS_FIELDS = schema.fields(
+    {
+        "comparison": _LINE,
+        "source": schema.text(10_000),
+        "tier": _NAME,
+        **dict.fromkeys(("problems", "norms", "curves"), schema.listed(_LINE, 1000, least=1, once=True)),
+        "values": schema.table(
+            schema.listed(schema.any_of(schema.number(), _NAME), 1000, least=1, once=True), keys=_LINE
+        ),
+        "learning_rates": schema.listed(_POSITIVE, 1000, least=1, once=True),
+        "epochs": schema.whole(1, 10**12),
+        "tuning_seeds": schema.whole(1, 10**6),
+        "seeds": schema.whole(1, TUNING_SEEDS_FROM),
+    },
+    {
+        "extend": schema.flag,
+        "default_learning_rate": schema.optional(_POSITIVE),
+        "devices": schema.whole(1, 10**6),
+        "options": schema.table(schema.plain(2)),
+    },
+)
+_HEADER_FIELDS = schema.fields(
+    {
+        "settings": _SETTINGS_FIELDS,
+        "identity": schema.fields({}, {"data": schema.table(_NAME, keys=_LINE)}, any_other=schema.plain(4)),
+        "command": schema.text(1_000_000),
+    },
+    {
+        "wall_seconds": schema.number(low=0),
+        "shard": _NAME,
+        "about": schema.table(schema.text(20_000), keys=_LINE),
+        "described": schema.any_of(schema.fields({}), DESCRIBED),
+    },
+)
+_RECORD_FIELDS = schema.fields(
+    {
+        "key": _KEY,
+        "run": schema.fields(
+            {
+                "cell": schema.fields(
+                    {"problem": _LINE, "norm": _LINE, "config": schema.table(schema.plain(3, objects=False))}
+                ),
+                "stage": schema.one_of(TUNE, EVALUATE),
+                "learning_rate": _POSITIVE,
+                "seed": schema.whole(0, 2**31 - 1),
+            }
+        ),
+        "identity": schema.table(schema.plain(4)),
+        "status": schema.one_of(*STATUSES),
+        "reason": schema.text(20_000),
+        "metrics": schema.table(schema.optional(schema.number()), keys=_LINE),
+        "series": schema.table(_ROWS, keys=_LINE),
+        "cost": schema.table(schema.number(low=0), keys=_LINE),
+        "sha256": _KEY,
+    }
+)
+
+
+def _check_settings(settings: Settings) -> None:
+    if missing := set(settings.curves) - settings.values.keys():
+        raise Malformed(f"expected those of `{min(missing)}`, got none", "settings", "values")
+
+
+_LEFTOVER = r"\.[0-9a-f]{32}\.tmp"
+"""How the name of a half-written file ends; see `write_whole`."""
+
+_HEADER_NAME, _RUN_NAME = re.escape(_HEADER), r"[0-9a-f]{64}\.json"
+_REPORT_NAME = r"[A-Za-z0-9._-]+\.(html|json|csv|toml|tex|svg|pdf)"
 
 
 def _is_ours(path: Path) -> bool:
     """Whether a process may have left it that was killed before its first header, or whose header was deleted."""
     ours = (_RUN_LOCK, _REPORT_LOCK, "runs", "report.html", "analysis.json", "tables", "figures", JOBS)
-    return path.name in ours or (path.name.startswith(_HEADER) and path.suffix == ".tmp")
+    return path.name in ours or _is_leftover(path, _HEADER_NAME)
 
 
-def _is_of_report(path: Path) -> bool:
-    return not path.name.startswith(_HEADER)
+def _is_leftover(path: Path, name: str) -> bool:
+    """Whether a file is the half of one of these names: ours, whose writer was killed."""
+    return bool(re.fullmatch(name + _LEFTOVER, path.name)) and path.is_file() and not path.is_symlink()
 
 
-def _remove(paths: Iterable[Path]) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)
+def _remove_leftovers(folder: Path, name: str) -> None:
+    """Remove the halves of files of these names, and nothing else."""
+    for path in folder.glob("*.tmp"):
+        if _is_leftover(path, name):
+            path.unlink(missing_ok=True)
 
 
 def _hold(path: Path, *, wait: bool) -> IO[str]:

@@ -10,6 +10,7 @@ from normlab.study.config import EVALUATE, Comparison, Record, Settings
 from normlab.study.errors import BadInput, Fault
 from normlab.study.local import Local
 from normlab.study.plan import Plan
+from normlab.study.store import Header
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,26 @@ def choose(records: Sequence[Record], prefix: str | None) -> Record:
     return found[0]
 
 
+def load(header: Header, *, trust: bool) -> Comparison:
+    """Run the file of a folder's comparison; those of this package need no trust.
+
+    Raises:
+        BadInput: If the folder names a file that is not trusted, with the sentence that asks for it; or nothing at all.
+    """
+    source = header.settings.source
+    if not source:
+        raise BadInput("Expected the folder of a comparison from a file, got one of an object in a Python process.")
+    if trust or source in catalogue.known():
+        return catalogue.load(source)
+    recorded = identity.files_of(header.identity)
+    same = recorded == {name: identity.file_hash(file) for name, file in catalogue.code(source, recorded).items()}
+    how = "as it was recorded" if same else "which is not as it was recorded"
+    raise BadInput(
+        f"Expected `--trust`, since this would run `{source}` ({how}), got none. Read that file first, and those "
+        "beside it that it imports."
+    )
+
+
 def verify(comparison: Comparison, settings: Settings, record: Record) -> Verification:
     """Do a run again in a fresh worker process, as `run` does it.
 
@@ -86,11 +107,14 @@ def verify(comparison: Comparison, settings: Settings, record: Record) -> Verifi
         BadInput: If the comparison has changed so much that the run is no longer part of it.
         Fault: If no process can be started.
     """
-    plan, cell = Plan(comparison, settings), record.run.cell
+    cell = record.run.cell
+    changed = f"Expected run {record.key[:12]} to be part of `{settings.comparison}`, which has changed since"
+    try:
+        plan = Plan(comparison, settings)
+    except Exception as error:  # the settings are a folder's, and what they name may be no more
+        raise BadInput(f"{changed}.") from error
     if cell not in plan.cells:
-        raise BadInput(
-            f"Expected run {record.key[:12]} to be part of `{settings.comparison}`, which has changed since."
-        )
+        raise BadInput(f"{changed}.")
 
     strategy = execute.choose_strategy(devices=plan.devices)
     program = checks.traced(plan, cell)
@@ -104,5 +128,5 @@ def verify(comparison: Comparison, settings: Settings, record: Record) -> Verifi
             made.append(repeated)
     except RuntimeError as error:
         raise Fault(str(error)) from error
-    changed = tuple(identity.differences(record.identity, made[0].identity))
-    return Verification(recorded=record, repeated=made[0], identity=changed)
+    conditions = tuple(identity.differences(record.identity, made[0].identity))
+    return Verification(recorded=record, repeated=made[0], identity=conditions)

@@ -1,0 +1,224 @@
+"""Checks of JSON that others may have written: types, lengths and ranges, declared as small values.
+
+A check takes what `json` gives and returns it as it is used (lists as tuples), or raises `Malformed`, whose message
+names the place: `settings.seeds: expected a whole number from 1 to 1000, got "3"`.
+"""
+
+import json
+import re
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+Check = Callable[[Any], Any]
+
+LARGEST = 1e75
+"""Beyond this, the fourth power of a number is not finite any more, which statistics need."""
+
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Characters that would steer a terminal, or that no file can hold."""
+
+
+class Malformed(ValueError):
+    """The message is a clause: the place, what was expected there, and what came."""
+
+    def __init__(self, problem: str, *place: str | int) -> None:
+        """Remember where in the whole it is, outermost first."""
+        self.problem, self.place = problem, place
+        where = "".join(f"[{part}]" if isinstance(part, int) else f".{_short(part)}" for part in place).lstrip(".")
+        super().__init__(f"{where}: {problem}" if where else problem)
+
+    def within(self, part: str | int) -> "Malformed":
+        """The same, seen from further out."""
+        return Malformed(self.problem, part, *self.place)
+
+
+def read_json(path: Path, most: int) -> Any:
+    """Parse a file of at most so many bytes.
+
+    Raises:
+        Malformed: If it is no regular file, too large, no JSON, nested too deeply, or holds NaN or an infinity.
+        OSError: As the system says.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise Malformed("expected a file")
+    if status.st_size > most:
+        raise Malformed(f"expected at most {most} bytes, got {status.st_size}")
+    try:
+        return json.loads(path.read_bytes().decode("utf-8"), parse_constant=_no_number)
+    except RecursionError:
+        raise Malformed("expected JSON, got brackets that are nested too deeply") from None
+    except ValueError as error:
+        raise (
+            error if isinstance(error, Malformed) else Malformed(f"expected JSON, got something else ({error})")
+        ) from error
+
+
+def printable(text: str) -> str:
+    """Text without characters that would steer a terminal."""
+    return _UNPRINTABLE.sub("?", text)
+
+
+def text(most: int = 200, pattern: str = "") -> Check:
+    """Text of at most so many characters, all of them printable, that a pattern matches whole."""
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str):
+            raise _wrong("text", value)
+        if len(value) > most:
+            raise Malformed(f"expected at most {most} characters, got {len(value)}")
+        if _UNPRINTABLE.search(value) or (pattern and not re.fullmatch(pattern, value)):
+            raise _wrong("printable text" if not pattern else f"text like `{pattern}`", value)
+        return value
+
+    return check
+
+
+def whole(low: int, high: int) -> Check:
+    """A whole number in a range, ends included."""
+
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise _wrong(f"a whole number from {low} to {high}", value)
+        return value
+
+    return check
+
+
+def number(low: float = -LARGEST, high: float = LARGEST, *, positive: bool = False) -> Check:
+    """A finite number in a range, ends included; or one above zero."""
+
+    def check(value: Any) -> float:
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        if not fits or not low <= value <= high or (positive and value <= 0):
+            raise _wrong("a positive number" if positive else f"a number from {low:g} to {high:g}", value)
+        return value
+
+    return check
+
+
+def flag(value: Any) -> bool:
+    """Check for true or false."""
+    if not isinstance(value, bool):
+        raise _wrong("true or false", value)
+    return value
+
+
+def one_of(*known: str) -> Check:
+    """One of some words."""
+
+    def check(value: Any) -> str:
+        if value not in known:
+            raise _wrong(f"one of {', '.join(known)}", value)
+        return value
+
+    return check
+
+
+def optional(check: Check) -> Check:
+    """Nothing, or what a check takes."""
+    return lambda value: None if value is None else check(value)
+
+
+def any_of(*checks: Check) -> Check:
+    """Whatever one of some checks takes."""
+
+    def check(value: Any) -> Any:
+        for each in checks[:-1]:
+            try:
+                return each(value)
+            except Malformed:
+                continue
+        return checks[-1](value)
+
+    return check
+
+
+def listed(check: Check, most: int, *, least: int = 0, once: bool = False) -> Check:
+    """A list with a number of items in a range, each of them once if so asked; gives a tuple."""
+
+    def check_all(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list | tuple):
+            raise _wrong("a list", value)
+        if not least <= len(value) <= most:
+            raise Malformed(f"expected {least} to {most} items, got {len(value)}")
+        found = tuple(_at(index, check, item) for index, item in enumerate(value))
+        if once and len(set(found)) < len(found):
+            raise Malformed("expected every item once, got one twice")
+        return found
+
+    return check_all
+
+
+def table(check: Check, most: int = 1000, keys: Check | None = None) -> Check:
+    """An object with any names, at most so many, whose values are of one kind."""
+    of_keys = keys or text()
+
+    def check_all(value: Any) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            raise _wrong("an object", value)
+        if len(value) > most:
+            raise Malformed(f"expected at most {most} names, got {len(value)}")
+        return {of_keys(name): _at(name, check, item) for name, item in value.items()}
+
+    return check_all
+
+
+def fields(
+    required: Mapping[str, Check], others: Mapping[str, Check] | None = None, any_other: Check | None = None
+) -> Check:
+    """An object with all of some names, perhaps others, and no more unless there is a check for them."""
+    known = {**required, **(others or {})}
+
+    def check(value: Any) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            raise _wrong("an object", value)
+        for name in required:
+            if name not in value:
+                raise Malformed(f"expected `{name}`, got nothing")
+        return {name: _at(name, known.get(name, any_other or _unknown), item) for name, item in value.items()}
+
+    return check
+
+
+def plain(depth: int, most: int = 1000, *, objects: bool = True) -> Check:
+    """Scalars, and lists (and objects, unless they are ruled out) of them down to some depth."""
+    scalar = any_of(flag, number(), optional(text(10_000)))
+    if not depth:
+        return scalar
+    inner = plain(depth - 1, most, objects=objects)
+
+    def check(value: Any) -> Any:
+        if objects and isinstance(value, Mapping):
+            return table(inner, most)(value)
+        return listed(inner, most)(value) if isinstance(value, list | tuple) else scalar(value)
+
+    return check
+
+
+def _unknown(_: Any) -> NoReturn:
+    raise Malformed("unknown name")
+
+
+def _at(part: str | int, check: Check, value: Any) -> Any:
+    try:
+        return check(value)
+    except Malformed as error:
+        raise error.within(part) from None
+
+
+def _wrong(expected: str, value: Any) -> Malformed:
+    if isinstance(value, Mapping | list | tuple):
+        return Malformed(f"expected {expected}, got {'an object' if isinstance(value, Mapping) else 'a list'}")
+    return Malformed(f"expected {expected}, got {_short(json.dumps(value))}")
+
+
+def _short(text: str, most: int = 60) -> str:
+    cleaned = printable(text)
+    return cleaned if len(cleaned) <= most else f"{cleaned[: most - 3]}..."
+
+
+def _no_number(name: str) -> NoReturn:
+    raise Malformed(f"expected numbers that are finite, got {name}")
