@@ -141,7 +141,7 @@ MUTANTS = (
     Mutant(
         "no spread between devices",
         STATISTICS,
-        ("(squares + n * lax.square(apart - rest))", "squares"),
+        ("(squares + n * lax.square(apart - rest[None]))", "squares"),
         (f"{DEVICES}[vmap-batch-all]",),
     ),
     Mutant(
@@ -153,7 +153,7 @@ MUTANTS = (
     Mutant(
         "rounding of each device's mean forgotten",
         STATISTICS,
-        ("(nears - near) + rests, 0)", "nears - near, 0)"),
+        ("(nears - near[None]) + rests, 0)", "nears - near[None], 0)"),
         (f"{OFFSET}[vmap-batch-all]",),
     ),
     Mutant(

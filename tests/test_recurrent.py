@@ -730,7 +730,7 @@ def trained_values(norm: str, cell: str = "lstm", variables: Tree | None = None)
 EQUAL = [
     ("lstm", "batch_shared", "batch_step:max_steps=1"),
     ("lstm", "layer_per_gate", "group:num_groups=1"),
-    ("gru", "group:num_groups=4", "group:group_size=1"),
+    ("gru", "group:num_groups=2", "group:group_size=2"),
     ("simple", "layer", "layer_per_gate"),
     ("simple", "layer", "group:num_groups=1"),
     ("gru", "batch_input:over=step,max_steps=6", "batch_input:over=step,max_steps=99,clamp=False"),

@@ -314,9 +314,9 @@ def _merged(devices: Devices, count: Array | float, near: Array, rest: Array, sq
     total = jnp.maximum(n.sum(0), 1)
     near = lax.stop_gradient(jnp.where(n > 0, nears, -jnp.inf).max(0))
     near = jnp.where(n.sum(0) > 0, near, 0)
-    apart = jnp.where(n > 0, (nears - near) + rests, 0)
+    apart = jnp.where(n > 0, (nears - near[None]) + rests, 0)
     rest = (n * apart).sum(0) / total
-    var = (squares + n * lax.square(apart - rest)).sum(0) / total
+    var = (squares + n * lax.square(apart - rest[None])).sum(0) / total
     return Moments(near, rest, var, n.sum(0) if counts else count * devices.size)
 
 
