@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,18 @@ class TestTrust:
         assert main(["verify", str(trap), "--trust"]) == 2
         assert "to define `comparison" in capsys.readouterr().err
         assert (tmp_path / "marker").exists()
+
+    def test_names_of_files_import_nothing(self, trap: Path, tmp_path: Path) -> None:
+        header = json.loads((trap / "comparison.json").read_text())
+        (trap / "evil").mkdir()
+        (trap / "evil/__init__.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w').close()\n")
+        header["identity"]["code"] = {"normlab": "0" * 64, "comparison": {"evil.module": "0" * 64, "../x.py": "0" * 64}}
+        (trap / "comparison.json").write_text(json.dumps(header))
+        done = subprocess.run(
+            [sys.executable, "-m", "normlab", "verify", "."], cwd=trap, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2 and "Expected `--trust`" in done.stderr
+        assert not (tmp_path / "marker").exists()
 
     def test_a_comparison_by_name_needs_no_trust(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         header = json.loads((folder / "comparison.json").read_text())

@@ -1,4 +1,4 @@
-"""What rounding, ranges, sizes and transformations must not change: every norm of the registry, to the last digits."""
+"""Digits, ranges, sizes and transformations: every norm of the registry keeps its numbers under them."""
 
 import functools
 from collections.abc import Callable
@@ -95,7 +95,7 @@ def test_an_offset_costs_no_digits_of_the_gradient(norm: str) -> None:
             expected = gradients(*wide)
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             a, b = np.asarray(a, np.float64), np.asarray(b)
-            assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
+            assert np.abs(a - b).max() <= 3e-6 * np.abs(b).max()
 
 
 def _wide(a: jax.Array) -> Any:
@@ -160,7 +160,8 @@ def test_squares_that_overflow_are_loud(norm: str, size: float) -> None:
     variables = initial(norm, shape)
     x = draw(shape, 0.0, size)
     y, after = jax.jit(functools.partial(train, norm))(variables, x)
-    assert np.isnan(np.asarray(y)).any()
+    expected, _ = expect(norm, variables)(np.asarray(x, np.float64))
+    assert (np.isnan(y) | np.isclose(y, expected, rtol=1e-5)).all()
     if "batch_stats" in after and norm != "continual":  # whose groups have passed NaN on
         evaluated = norms.get(norm).linen(train=False).apply({**variables, **after}, draw(shape))
         assert np.isnan(np.asarray(evaluated)).any()
@@ -273,3 +274,21 @@ def test_nnx_norms_keep_the_digits_and_the_rules_of_linen() -> None:
         options = {"use_running_average": False} if name == "BatchNorm" else {}
         expected, _ = getattr(linen, name)(**options).init_with_output(jax.random.key(0), x)
         np.testing.assert_array_equal(y, expected)
+
+
+def test_a_cell_of_one_feature_is_made_and_then_refused() -> None:
+    rnn, x = linen.RNN(linen.SimpleCell(1, norm="layer")), jnp.ones((2, 3, 2))
+    variables = rnn.init(jax.random.key(0), x)
+    with pytest.raises(StatisticsError, match=r"more than one feature, got one.*one_element"):
+        rnn.apply(variables, x)
+
+
+def test_limits_of_batch_renorm_are_constants() -> None:
+    running = F.RunningStatistics(jnp.zeros(3), jnp.ones(3))
+    f = lambda r, d: (F.batch_renorm(draw((8, 3), 9.0, 5.0), running, r_max=r, d_max=d)[0] ** 2).sum()  # noqa: E731
+    assert jax.grad(f, (0, 1))(jnp.float32(3.0), jnp.float32(5.0)) == (0, 0)
+
+
+def test_ghost_batches_return_the_mean_to_its_digits() -> None:
+    _, moments = F.batch_norm(jnp.full((4096, 3), 4321.7), ghost_batch_size=4)
+    np.testing.assert_array_equal(moments.mean, np.float32(4321.7))

@@ -435,3 +435,19 @@ def test_freezing_later_takes_parameters_out_of_sight_too() -> None:
     assert type(norm.scale) is flax_nnx.Param and norm.scale.get_metadata()["note"] == "kept"
     merged = flax_nnx.merge(*flax_nnx.split(nnx.BatchNorm(4, frozen=True, rngs=flax_nnx.Rngs(0))))
     assert merged.frozen is True and type(merged.bias) is nnx.FrozenParam
+
+
+def test_a_parameter_with_metadata_is_frozen_too() -> None:
+    boxed = nn.with_partitioning(nn.initializers.ones, (None,))
+    model, x = linen.BatchNorm(use_running_average=False, frozen=True, scale_init=boxed), jnp.ones((4, 3))
+    mask = linen.trainable(model, model.init(jax.random.key(0), x), x)
+    assert not any(jax.tree.leaves(mask)) and len(jax.tree.leaves(mask)) == 2
+    bare = linen.LayerNorm(use_scale=False, use_bias=False)
+    assert linen.trainable(bare, bare.init(jax.random.key(0), x), x) == {}
+
+
+def test_what_a_user_adds_to_an_nnx_norm_is_his_own() -> None:
+    norm = nnx.BatchNorm(3, rngs=flax_nnx.Rngs(0))
+    norm.extra, norm.weight = flax_nnx.Variable(jnp.ones(2)), flax_nnx.Param(jnp.ones(2))
+    norm.sow(flax_nnx.Intermediate, "seen", jnp.ones(1))
+    assert np.isfinite(norm(jnp.arange(12.0).reshape(4, 3))).all()

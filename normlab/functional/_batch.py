@@ -220,7 +220,7 @@ def batch_renorm(
         _required(expand(f"running.{n}", a, x.shape, features)).astype(dtype)
         for n, a in (("mean", running.mean), ("spread", running.spread))
     )
-    r_most, d_most = (jnp.asarray(limit, dtype) for limit in (r_max, d_max))
+    r_most, d_most = (lax.stop_gradient(jnp.asarray(limit, dtype)) for limit in (r_max, d_max))
 
     def correct(m: Moments, scale: Array | None, bias: Array | None) -> tuple[Array, Array]:
         std_batch = jnp.sqrt(m.var + epsilon)
@@ -503,9 +503,11 @@ class _Batch(NamedTuple):
     def _averaged(self, m: Moments) -> tuple[list[Array], Array]:
         """The moments of chunks, averaged by their counts over chunks and devices, and all that were counted."""
         one = jnp.ones_like(m.var)
-        sums = jnp.stack([(m.count * part).sum(0) for part in (m.mean, m.var, unbiased(m), one)])
+        near = m.mean[:1] if self.devices is None else jnp.zeros_like(m.mean[:1])  # devices would have to agree on one
+        sums = jnp.stack([(m.count * part).sum(0) for part in (m.mean - near, m.var, unbiased(m), one)])
         *parts, count = sums if self.devices is None else self.devices.sum(sums)
-        return [part / jnp.maximum(count, 1) for part in parts], count
+        mean, var, unbiased_var = (part / jnp.maximum(count, 1) for part in parts)
+        return [near[0] + mean, var, unbiased_var], count
 
     def _chunk(
         self,

@@ -185,6 +185,7 @@ def guarded(x: Array, guard: Guard, *, epsilon: float = 1e-5, where: Array | Non
         >>> guarded(jnp.array([[6.0, -8.0]]), "clamp")
         Array([[ 5., -5.]], dtype=float32)
     """
+    check_real(x)
     if guard == "layer_scaling":
         return rms_norm(x, axis=tuple(range(1, x.ndim)), epsilon=epsilon, where=where)
     return jnp.clip(x, -CLAMPED_AT, CLAMPED_AT) if guard == "clamp" else x

@@ -40,8 +40,8 @@ def reciprocal_root(square: Array, epsilon: Array | float) -> Array:
     least = float(kind.tiny) / float(kind.eps)  # below it, squares that vanished may have been a part
     if isinstance(epsilon, Array) or epsilon < least:
         square = jnp.where(square >= least, square, jnp.nan)
-    # A root of less than 0 where the reciprocal is 0, and else of itself; XLA:CPU makes two programs of one where it
-    # has to compare.
+    # The root of a negative number, NaN, where the reciprocal is 0; elsewhere the subtraction rounds away. A comparison
+    # would make two programs of one in XLA:CPU.
     return lax.square(jnp.sqrt(lax.rsqrt(square) - float(kind.tiny) ** 0.75))
 
 

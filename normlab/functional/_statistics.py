@@ -154,9 +154,8 @@ def _member(x: Array, over: Over, where: Array | None, count: Array | float) -> 
         return jnp.zeros(kept, x.dtype)
     if where is None and not sharded_along(x, over.axis):
         first = lax.slice(x, (0,) * x.ndim, kept)
-        if (
-            0 in over.axis
-        ):  # of a batch that `jit` may shard: else what follows is on one device, and sent time and again
+        if 0 in over.axis:
+            # Where `jit` shards the batch, else all that is made of `first` stays on one device and is sent each time.
             first = lax.expand_dims(lax.optimization_barrier(lax.squeeze(first, over.axis)), over.axis)
         return _pool(first, over, lambda groups: groups[..., :1])
     largest = x.max(over.axis, keepdims=True, initial=-jnp.inf, where=where)

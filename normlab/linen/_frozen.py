@@ -36,12 +36,17 @@ def trainable(model: nn.Module, variables: Mapping[str, Any], *inputs: Any, **op
         {'scale': False}
     """
     frozen, called = _norms(model, variables, inputs, options)
-    params = unfreeze(variables["params"])
-    owners = {_owner(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    params = unfreeze(variables.get("params", {}))
+    owners = {_owner(path) for path, _ in jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_boxed)}
     if not owners <= called:  # what `nn.jit` has traced before, it does not call again
         with jax.disable_jit():
             frozen, _ = _norms(model, variables, inputs, options)
-    return jax.tree_util.tree_map_with_path(lambda path, _: _owner(path) not in frozen, params)
+
+    def learns(path: tuple[Any, ...], parameter: Any) -> Any:
+        said = _owner(path) not in frozen
+        return parameter.replace_boxed(said) if _is_boxed(parameter) else said
+
+    return jax.tree_util.tree_map_with_path(learns, params, is_leaf=_is_boxed)
 
 
 def _norms(
@@ -60,6 +65,11 @@ def _norms(
     with nn.intercept_methods(note):
         jax.eval_shape(lambda variables: model.apply(variables, *inputs, **options, mutable=True), variables)
     return frozen, called
+
+
+def _is_boxed(parameter: Any) -> bool:
+    """Return whether a parameter carries metadata, as `nn.with_partitioning` gives it."""
+    return isinstance(parameter, nn.meta.AxisMetadata)
 
 
 def _owner(path: tuple[Any, ...]) -> Path:

@@ -13,11 +13,7 @@ from normlab.functional._online import Guard
 from normlab.functional._streaming import Mix
 from normlab.nnx._batch import BatchNorm
 from normlab.nnx._example import NO_METADATA, Affine, Initializer, Metadata, ones, zeros
-from normlab.nnx._state import read, state_variables, write
-
-
-class OverwriteWithGradient(nnx.Variable):
-    """A variable whose gradient is its new value: no optimizer may have it, and `overwrite_with_gradient` sets it."""
+from normlab.nnx._state import OverwriteWithGradient, read, state_variables, write
 
 
 def overwrite_with_gradient(module: nnx.Module, gradients: Any) -> Any:

@@ -12,6 +12,10 @@ from normlab.functional._state import check_state
 _STATISTICS = ("mean", "var", "std", "step")
 
 
+class OverwriteWithGradient(nnx.Variable):
+    """A variable whose gradient is its new value: no optimizer may have it, and `overwrite_with_gradient` sets it."""
+
+
 class FrozenParam(nnx.Variable):
     """Scale or bias of a frozen norm: no `nnx.Param`, so that no gradient is taken and no weight decay shrinks it.
 
@@ -39,7 +43,7 @@ def state_variables(
     found = [
         name
         for name, value in attributes.items()
-        if (isinstance(value, nnx.Variable) and name not in ("scale", "bias"))
+        if isinstance(value, nnx.BatchStat | OverwriteWithGradient)
         or (name in _STATISTICS and isinstance(value, jax.Array | np.ndarray))  # from a pure dict, which brings no type
     ]
     known = [name for name in names if name not in optional or isinstance(attributes.get(name), nnx.Variable)]

@@ -124,6 +124,8 @@ def support(seeds: int, norms: int) -> str:
         seeds: Evaluation seeds.
         norms: How many are compared.
     """
+    if norms < 2:
+        return ""
     sure, alike = runs_to_see(norms - 1), runs_to_see()
     if seeds < FEWEST_TO_RECOMMEND:
         few = f"no recommendation, which takes {FEWEST_TO_RECOMMEND}, or {sure} to be sure"
@@ -156,7 +158,7 @@ class _Part:
             return f"{self.problem.title}: no norm can be recommended {self._nowhere(self.choices)}."
         none = [choice for choice in self.choices if not choice.norm]
         settled = "for now use" if not any(choice.undecided for choice in chosen) else "not settled; for now use"
-        use = "use" if any(choice.sure for choice in chosen) else settled
+        use = "use" if all(choice.sure for choice in chosen) else settled
         first = f"{self.problem.title}: {use} {self._uses(chosen)}{self._certainty(chosen)}"
         if none:
             first += f"; none can be recommended {self._nowhere(none)}"

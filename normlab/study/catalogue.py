@@ -121,6 +121,19 @@ def code(source: str, also: Iterable[str] = ()) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def beside(source: str, recorded: Iterable[str]) -> dict[str, Path]:
+    """Find files of a comparison by name as `code` does, without importing anything: those in its folder alone.
+
+    Args:
+        source: Of the comparison.
+        recorded: Names of files, which a folder may have chosen.
+    """
+    folder = locate(source).parent
+    inside = {name: (folder / name).resolve() for name in recorded if name.endswith(".py")}
+    found = {name: file for name, file in inside.items() if file.is_relative_to(folder) and file.is_file()}
+    return dict(sorted((imports.named(files(source), locate(source)) | found).items()))
+
+
 _NORMS: dict[Path, set[str]] = {}
 """Names of norms that files have registered: a file that is loaded again may register them again."""
 

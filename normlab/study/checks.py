@@ -1,10 +1,11 @@
 """What is checked before anything is written: every cell is traced, none is compiled."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from normlab.study import execute
+from normlab.study import execute, limits
 from normlab.study.config import Cell
 from normlab.study.errors import BadInput, one_line
 from normlab.study.plan import Plan
@@ -31,10 +32,15 @@ class Untrainable(BadInput):
     """A cell that is recorded as `invalid` when its turn comes."""
 
 
-def data_of(plan: Plan) -> Checked:
+def data_of(plan: Plan, limit: Callable[[], float] = lambda: math.inf) -> Checked:
     """Trace the program of every cell that can be run.
 
+    Args:
+        plan: Of the cells.
+        limit: Gives the seconds that the next cell may take.
+
     Raises:
+        OutOfTime: If one takes longer.
         BadInput: If a cell cannot be traced, none can be run, or a model does not use its norm.
     """
     reasons = {cell: plan.incompatible(cell) for cell in plan.cells}
@@ -42,7 +48,8 @@ def data_of(plan: Plan) -> Checked:
     for cell, reason in reasons.items():
         if not reason:
             try:
-                programs[cell] = traced(plan, cell)
+                with limits.at_most(limit()):
+                    programs[cell] = traced(plan, cell)
             except Untrainable as error:
                 reasons[cell] = str(error)
     if all(reasons.values()):

@@ -61,18 +61,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except KeyboardInterrupt:
-        return _interrupted(ended)
+        return _interrupted(ended, given)
     except (MemoryError, OSError, RuntimeError, ImportError) as error:
         if ended:  # the terminal is gone, and what would have left it in order fails
-            return _interrupted(ended)
+            return _interrupted(ended, given)
         if not _is_out_of_memory(error):
             raise
         _say(f"Out of memory ({one_line(error)}). Finished runs are kept. Give more memory, or fewer `--jobs`.")
         return FAILED
 
 
-def _interrupted(by: Sequence[int]) -> int:
-    _say("Interrupted. Finished runs are kept; the same command resumes from there.")
+def _interrupted(by: Sequence[int], given: Sequence[str]) -> int:
+    resumes = " Finished runs are kept; the same command resumes from there." if given[:1] == ["run"] else ""
+    _say(f"Interrupted.{resumes}")
     return SIGNALED + (by[0] if by else signal.SIGINT)
 
 
@@ -270,10 +271,10 @@ def _list(given: list[str]) -> int:
     known = norms.names()  # comparisons may add their own
     print("Comparisons:")
     for name in catalogue.known():
-        print(f"  {name:<16}{catalogue.load(name).question}")
+        print(f"  {name:<20}{catalogue.load(name).question}")
     print("Norms:")
     for name in known:
-        print(f"  {name:<16}{norms.get(name).title}")
+        print(f"  {name:<20}{norms.get(name).title}")
     return OK
 
 

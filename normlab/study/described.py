@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from itertools import product
 from typing import Any, NoReturn
 
-from normlab.study import schema
+from normlab.study import expect, schema
 from normlab.study.config import (
     MEASURED_AT,
     Cell,
@@ -80,9 +80,10 @@ class RecordedPlan(Plan):
         if any((place.problem, place.norm) != (cell.problem, cell.norm) for place, cell in self._recorded.items()):
             raise Malformed("expected every place to have a cell of its problem and norm, got another", "places")
         try:
-            super().__init__(_comparison(settings, described), settings)
-        except ValueError as error:  # a metric without a margin
-            raise Malformed(str(error), "margin") from error
+            with expect.recorded():
+                super().__init__(_comparison(settings, described), settings)
+        except ValueError as error:
+            raise Malformed(str(error), "described") from error
 
     def title(self, norm: str) -> str:
         """What people call a norm."""

@@ -4,8 +4,9 @@ import inspect
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NoReturn
@@ -127,6 +128,19 @@ def check_distinct(where: str, items: Sequence[object]) -> None:
             raise BadInput(f"Expected every value of {where} once, got {shown(item)} twice. Remove one of them.")
 
 
+_RECORDED: ContextVar[bool] = ContextVar("recorded", default=False)
+
+
+@contextmanager
+def recorded() -> Iterator[None]:
+    """Take fields as they are: a folder's are checked by its schema, and name what only its own code has registered."""
+    token = _RECORDED.set(True)
+    try:
+        yield
+    finally:
+        _RECORDED.reset(token)
+
+
 def check_fields(owner: object, **kinds: Check) -> None:
     """Check fields of a frozen dataclass that is being made, and keep them converted.
 
@@ -137,6 +151,8 @@ def check_fields(owner: object, **kinds: Check) -> None:
     Raises:
         BadInput: If a field is of another kind.
     """
+    if _RECORDED.get():
+        return
     given = {name: getattr(owner, name) for name in kinds}
     for name, value in checked(type(owner).__name__, given, kinds).items():
         object.__setattr__(owner, name, value)

@@ -163,7 +163,7 @@ class Invocation:
             return code
         self._print(
             f"Stopped by the time budget: {outcome.done} of about {outcome.planned} runs are done. The same "
-            "command goes on from there."
+            "command resumes from there."
         )
         return UNFINISHED
 
@@ -287,18 +287,18 @@ class Invocation:
         """Trace every cell, which runs code of the comparison in this process.
 
         Raises:
-            BadInput: If something is wrong, or a model takes longer than a run may.
+            BadInput: If something is wrong.
             Unfinished: If the time budget is over.
         """
-        limit = math.inf if ways.run_timeout is None else ways.run_timeout
+        deadline = monotonic() + ways.time_budget
+        of_one = math.inf if ways.run_timeout is None else ways.run_timeout
         try:
-            with limits.at_most(min(limit, ways.time_budget)):
-                return checks.data_of(self.plan)
+            return checks.data_of(self.plan, lambda: min(of_one, deadline - monotonic()))
         except limits.OutOfTime:
-            if ways.time_budget < limit:
+            if monotonic() >= deadline:
                 raise Unfinished("Stopped by the time budget before the first run. Nothing is lost.") from None
             raise BadInput(
-                f"Expected all models to be built within the {limit:g} s of `run_timeout`, got no end. Look for what "
+                f"Expected each model to be built within the {of_one:g} s of `run_timeout`, got no end. Look for what "
                 "waits when a model is built, or give more time."
             ) from None
 
@@ -349,8 +349,8 @@ class Invocation:
     def _nothing_to_report(self, others: int, outdated: str) -> int:
         if others:
             raise BadInput(
-                f"Expected runs of `{self.settings.source}` as it is now in `{self.output}`, got {others} of something "
-                f"else: {outdated or 'the comparison has changed since.'} Run it again."
+                f"Expected runs of the last invocation in `{self.output}`, got {others} of earlier ones: "
+                f"{outdated or 'the comparison has changed since.'} Run it again."
             )
         self._print("No run has finished yet.")
         return OK

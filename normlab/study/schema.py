@@ -212,7 +212,7 @@ def _at(part: str | int, check: Check, value: Any) -> Any:
 def _wrong(expected: str, value: Any) -> Malformed:
     if isinstance(value, Mapping | list | tuple):
         return Malformed(f"expected {expected}, got {'an object' if isinstance(value, Mapping) else 'a list'}")
-    return Malformed(f"expected {expected}, got {_short(json.dumps(value))}")
+    return Malformed(f"expected {expected}, got {_short(json.dumps(value, default=repr))}")
 
 
 def _short(text: str, most: int = 60) -> str:

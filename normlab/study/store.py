@@ -332,10 +332,16 @@ _SETTINGS_FIELDS = schema.fields(
         "options": schema.table(schema.plain(2)),
     },
 )
+_CODE = schema.any_of(
+    schema.fields({"comparison": schema.table(_KEY, 100_000, keys=schema.text(4096))}, any_other=schema.plain(1)),
+    schema.plain(1),  # of older versions, which is read to say that the code changed
+)
 _HEADER_FIELDS = schema.fields(
     {
         "settings": _SETTINGS_FIELDS,
-        "identity": schema.fields({}, {"data": schema.table(_NAME, keys=_LINE)}, any_other=schema.plain(4)),
+        "identity": schema.fields(
+            {}, {"data": schema.table(_NAME, keys=_LINE), "code": _CODE}, any_other=schema.plain(4)
+        ),
         "command": schema.text(1_000_000),
     },
     {
@@ -358,7 +364,7 @@ _RECORD_FIELDS = schema.fields(
                 "seed": schema.whole(0, 2**31 - 1),
             }
         ),
-        "identity": schema.table(schema.plain(4)),
+        "identity": schema.fields({}, {"code": _CODE}, any_other=schema.plain(4)),
         "status": schema.one_of(*STATUSES),
         "reason": schema.text(20_000),
         "metrics": schema.table(schema.optional(schema.number()), keys=_LINE),

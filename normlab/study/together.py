@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from normlab.study.config import RETRIED, Cell, Record, Run
+from normlab.study.config import RETRIED, Cell, Record, Run, content_key
 from normlab.study.errors import BadInput, Fault
 from normlab.study.execute import CellRunner, Strategy, Task
 from normlab.study.group import Group, Member, join
@@ -124,7 +124,8 @@ def _runner(task: Task) -> CellRunner:
 
 
 def _agree(group: Group, task: Task) -> None:
-    group.agree(settings=asdict(task.settings), identity=dict(task.identity))
+    code = content_key(task.identity["code"])  # its files may be many, and lines are limited
+    group.agree(settings=asdict(task.settings), identity={**task.identity, "code": code})
 
 
 def _check(record: Record) -> None:

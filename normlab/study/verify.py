@@ -87,7 +87,7 @@ def load(header: Header, *, trust: bool) -> Comparison:
     if trust or source in catalogue.known():
         return catalogue.load(source)
     recorded = identity.files_of(header.identity)
-    same = recorded == {name: identity.file_hash(file) for name, file in catalogue.code(source, recorded).items()}
+    same = recorded == {name: identity.file_hash(file) for name, file in catalogue.beside(source, recorded).items()}
     how = "as it was recorded" if same else "which is not as it was recorded"
     raise BadInput(
         f"Expected `--trust`, since this would run `{source}` ({how}), got none. Read that file first, and those "
