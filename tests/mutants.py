@@ -184,6 +184,15 @@ MUTANTS = (
         (f"{DIGITS}[batch-rows-all]",),
     ),
     Mutant(
+        "a mean that is rounded differently in different places",
+        STATISTICS,
+        (
+            "        rest = _sum((x - near) / _at_least_one(count), over, where)\n        near, rest",
+            "        rest = _sum(x - near, over, where) / _at_least_one(count)\n        near, rest",
+        ),
+        (f"{OFFSET}[vmap-batch-all]",),
+    ),
+    Mutant(
         "squares that overflow give the bias",
         STANDARDIZE,
         (" - float(kind.tiny) ** 0.75))", "))"),

@@ -106,8 +106,13 @@ class TestTrust:
         (trap / "evil/__init__.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w').close()\n")
         header["identity"]["code"] = {"normlab": "0" * 64, "comparison": {"evil.module": "0" * 64, "../x.py": "0" * 64}}
         (trap / "comparison.json").write_text(json.dumps(header))
+        key = next((trap / "runs").glob("*/*.json")).stem
         done = subprocess.run(
-            [sys.executable, "-m", "normlab", "verify", "."], cwd=trap, capture_output=True, text=True, check=False
+            [sys.executable, "-m", "normlab", "verify", ".", "--run", key],
+            cwd=trap,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 2 and "Expected `--trust`" in done.stderr
         assert not (tmp_path / "marker").exists()

@@ -132,7 +132,7 @@ class TestRuns:
     @pytest.mark.parametrize(
         ("option", "code", "said"),
         [
-            ("--run-timeout", 2, "Expected all models to be built within the 1 s of `run_timeout`, got no end."),
+            ("--run-timeout", 2, "Expected each model to be built within the 1 s of `run_timeout`, got no end."),
             ("--time-budget", 3, "Stopped by the time budget before the first run."),
         ],
     )

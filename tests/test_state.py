@@ -449,5 +449,5 @@ def test_a_parameter_with_metadata_is_frozen_too() -> None:
 def test_what_a_user_adds_to_an_nnx_norm_is_his_own() -> None:
     norm = nnx.BatchNorm(3, rngs=flax_nnx.Rngs(0))
     norm.extra, norm.weight = flax_nnx.Variable(jnp.ones(2)), flax_nnx.Param(jnp.ones(2))
-    norm.sow(flax_nnx.Intermediate, "seen", jnp.ones(1))
+    norm.seen = flax_nnx.Intermediate(jnp.ones(1))
     assert np.isfinite(norm(jnp.arange(12.0).reshape(4, 3))).all()

@@ -1,5 +1,6 @@
 """Data that are read while a model is trained: the numbers of those that are all there, and runs that are killed."""
 
+import math
 import os
 import signal
 import subprocess
@@ -260,7 +261,8 @@ class TestLanes:
     def test_what_a_death_and_a_reason_to_stop_cost(self, runner: execute.CellRunner, norm: str, lanes: int) -> None:
         runs = [run for run in runner.plan.pending([]) if run.cell.norm == norm]
         (cell,) = {run.cell for run in runs}
-        books = pool._Books(runner.task, runner.lanes, {cell: pool._Assignment(list(runs), begun=True)})
+        under_way = {cell: pool._Assignment(list(runs), begun=True)}
+        books = pool._Books(runner.task, runner.lanes, lambda cell: math.inf, 0.0, under_way)
         assert books.at_hand() == {cell: runs[:lanes]}
         assert not list(books.enter(pool.Died(cell, "it fell")))
         assert list(books.deaths) == runs[:lanes]

@@ -62,7 +62,7 @@ def test_digits_unless_chosen() -> None:
     [
         ("conv", (20, 8, 8), np.arange(20) % 2, r"images of shape .* for `conv`, got inputs of shape \(20, 8, 8\)"),
         ("mlp", (20, 8), np.ones((20, 2), int), r"one label for each example, got labels of shape \(20, 2\)"),
-        ("mlp", (20, 8), np.ones(20), "`labels` to be classes, .* got float32"),
+        ("mlp", (40, 8), np.ones(40), "`labels` to be classes, .* got float32"),
     ],
 )
 def test_unsuitable(name: str, inputs: tuple[int, ...], labels: np.ndarray, message: str, tmp_path: Path) -> None:

@@ -109,10 +109,14 @@ def moments(x: Array, over: Over, where: Array | None = None, *, use_fast_varian
     if not over.center or use_fast_variance:
         return _one_pass(x, over, where, count)
     near = _member(x, over, where, count)
-    rest = _sum(x - near, over, where) / _at_least_one(count)
     columns = _columns(x.shape, over)
     if columns:
+        # XLA computes `near + rest` wherever it is used; after a division it may be part of a multiply-add in one place
+        # and not in another, and rounded differently. So the sum comes last.
+        rest = _sum((x - near) / _at_least_one(count), over, where)
         near, rest = _from(near + rest, near, rest)
+    else:
+        rest = _sum(x - near, over, where) / _at_least_one(count)
     square = _sum(lax.square((x - near) - rest), over, where)
     if over.devices is not None:
         return _merged(over.devices, count, near, rest, square)
