@@ -20,7 +20,7 @@ from normlab.functional._layer import (
     needs_step,
 )
 from normlab.functional._statistics import Momentum
-from normlab.linen._example import affine_parameters, promote, while_making
+from normlab.linen._example import affine_parameters, promote
 from normlab.linen._state import state_variables
 
 Initializer = Callable[..., Any]
@@ -115,8 +115,7 @@ class BatchNorm(nn.Module):
             self.bias_init if self.use_bias else None,
         )
         x, dtype = promote(x, affine, self.dtype)
-        with while_making(self):
-            x = self._prepared(x, mask)
+        x = self._prepared(x, mask)
         reduced = tuple(a for a in range(x.ndim) if a not in features)
         if making and F.batch_elements(x, reduced) == 1:
             evaluating = True  # a single example is enough to make parameters

@@ -1,7 +1,6 @@
 """Layer, RMS, group and instance norm for Linen."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -230,11 +229,6 @@ class InstanceNorm(nn.Module):
         )
 
 
-def while_making(module: nn.Module) -> AbstractContextManager[None]:
-    """Let one element be enough while a module makes its parameters: their shapes need no statistics."""
-    return F.one_element() if module.is_initializing() else nullcontext()
-
-
 def affine_parameters(
     module: Any, shape: tuple[int, ...], scale_init: Initializer | None, bias_init: Initializer | None
 ) -> dict[str, jax.Array]:
@@ -262,7 +256,7 @@ def _normalize(
     axis: Axes | None = None,
     **options: Any,
 ) -> jax.Array:
-    """Call `norm` with `module`'s parameters; while these are made, one element is enough, and no axis is mapped."""
+    """Call `norm` with `module`'s parameters; while these are made, no mapped axis is needed."""
     check_epsilon(module.epsilon)
     check_float32_reductions(module.force_float32_reductions)
     check_flags(module, "use_scale", "use_fast_variance", *(["use_bias"] if hasattr(module, "use_bias") else []))
@@ -276,5 +270,4 @@ def _normalize(
     x, dtype = promote(x, affine, module.dtype)
     if not module.is_initializing():
         options |= {"axis_name": module.axis_name, "axis_index_groups": module.axis_index_groups}
-    with while_making(module):
-        return norm(x, **affine, epsilon=module.epsilon, where=where, **options).astype(dtype)
+    return norm(x, **affine, epsilon=module.epsilon, where=where, **options).astype(dtype)

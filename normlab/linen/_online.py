@@ -13,7 +13,7 @@ from normlab.functional._layer import OnlineLayer, StreamingLayer, StreamLayer, 
 from normlab.functional._online import Guard
 from normlab.functional._streaming import Mix
 from normlab.linen._batch import BatchNorm
-from normlab.linen._example import affine_parameters, promote, while_making
+from normlab.linen._example import affine_parameters, promote
 from normlab.linen._state import state_variables
 
 Initializer = Callable[..., Any]
@@ -70,8 +70,7 @@ class _StreamNorm(nn.Module):
         options = {**affine, "axis": tuple(a for a in range(x.ndim) if a not in features), "where": mask}
         before = type(start)(*(state[name].value for name in layer.names))
         if evaluating:
-            with while_making(self):
-                return layer.evaluate(x, before, **options).astype(dtype)
+            return layer.evaluate(x, before, **options).astype(dtype)
         y, after = layer.train(x, before, type(backward)(*(state[name].value for name in backward._fields)), **options)
         for name, value in zip(layer.names, after, strict=False):
             state[name].value = value

@@ -13,7 +13,6 @@ from normlab import functional as F
 from normlab.functional._cell_norm import AnyCellNorm, resolve
 from normlab.functional._checks import check_flag, check_flags
 from normlab.functional._recurrent import Carry, Cell, check_inputs, check_sequences, check_steps, flip
-from normlab.linen._example import while_making
 from normlab.linen._state import state_variables
 
 Initializer = Callable[..., Any]
@@ -140,20 +139,19 @@ class NormalizedCell(nn.RNNCellBase):
             for path, state in states.items()
             if state
         }
-        with while_making(self):
-            carry, outputs, running = F.unroll(
-                self._cell,
-                norm,
-                parameters,
-                inputs,
-                carry,
-                train=train,
-                seq_lengths=seq_lengths,
-                running=running,
-                activations=self._activations,
-                nudges=nudges,
-                unroll=unroll,
-            )
+        carry, outputs, running = F.unroll(
+            self._cell,
+            norm,
+            parameters,
+            inputs,
+            carry,
+            train=train,
+            seq_lengths=seq_lengths,
+            running=running,
+            activations=self._activations,
+            nudges=nudges,
+            unroll=unroll,
+        )
         if train:
             for path, state in states.items():
                 for name, variable in state.items():
