@@ -617,7 +617,7 @@ class TestRun:
         assert invocation.run(replace(ALONE, time_budget=12.0)) == UNFINISHED
         there = len(invocation.store.records())
         assert 0 < there < 12
-        stopped = f"Stopped by the time budget: {there} of about 24 runs are done. The same command goes on from there."
+        stopped = f"Stopped by the time budget: {there} of about 24 runs are done. The same command resumes from there."
         assert stopped in capsys.readouterr().out
         assert (tmp_path / "out/report.html").exists()
         assert invocation.run(ALONE) == 0

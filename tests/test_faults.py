@@ -58,7 +58,7 @@ class TestDisk:
 
         output = tmp_path / "out"
         monkeypatch.setattr("normlab.study.store.write_whole", full)
-        with pytest.raises(Fault, match=r"No space left on device. Finished runs are kept; .* same command goes on"):
+        with pytest.raises(Fault, match=r"No space left on device. Finished runs are kept; .* same command resumes"):
             complete(toy, output)
         before = contents(output)
         assert len(before) == 5

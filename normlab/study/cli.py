@@ -27,8 +27,8 @@ usage: normlab COMMAND ...
 Which normalization layer for which batch size: comparisons that tune, repeat, and say what they cannot see.
 
 commands:
-  run NAME_OR_FILE   run a comparison, or go on with it, and write its report
-  report FOLDER      write the report of what is there, also while a run goes on
+  run NAME_OR_FILE   run a comparison, or resume it, and write its report
+  report FOLDER      write the report of what is there, also during a run
   merge FOLDER ...   put the runs of several folders together
   verify FOLDER      do a recorded run again and compare the numbers
   list               comparisons and norms

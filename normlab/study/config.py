@@ -30,7 +30,7 @@ FAILURES = ("diverged", "collapsed", "oom", "error", "timeout")
 """Statuses counted as failures. The others are `ok`, and `invalid` for what cannot be run at all."""
 STATUSES = ("ok", *FAILURES, "invalid")
 RETRIED = ("error", "oom", "timeout")
-"""Failures that another try may mend. Divergence and collapse are results."""
+"""Failures that another try may fix. Divergence and collapse are results."""
 
 MEASURED_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
 """At which shares of training series are measured."""

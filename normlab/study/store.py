@@ -236,8 +236,8 @@ class Store:
             write_whole(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
         except OSError as error:
             raise Fault(
-                f"Cannot write to `{self.directory}`: {error.strerror}. Finished runs are kept; once that is mended, "
-                "the same command goes on from there."
+                f"Cannot write to `{self.directory}`: {error.strerror}. Finished runs are kept; once that is fixed, "
+                "the same command resumes from there."
             ) from error
 
 
