@@ -271,7 +271,9 @@ def _forward(
     seen = memory.short_count + count
     share = count / jnp.maximum(seen, 1)
     long, now = _Part(memory.mean - near, memory.var), _Part(rest, found.var)
-    short = _mixed((1 - share, _Part(memory.short_mean - near, memory.short_var)), (share, now))
+    left = memory.short_count / jnp.maximum(seen, 1)  # 1 - share would lose the digits of a small one
+    left = jnp.where(*aligned(count > 0, left, jnp.ones_like(left)))
+    short = _mixed((left, _Part(memory.short_mean - near, memory.short_var)), (share, now))
 
     parts = (long, short.unless(seen == 0, long), now.unless(count == 0, long))
     mean, var = _mixed(*zip(static.mix, parts, strict=True))
