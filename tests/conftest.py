@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from normlab.study.compilation import use_cache
+from tests.registered import ALL  # noqa: F401  (first of all)
 from tests.toys import TOY
 
 jax.config.update("jax_num_cpu_devices", 8)  # unlike XLA_FLAGS, not inherited by the processes that studies start

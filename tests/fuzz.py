@@ -142,7 +142,7 @@ def verdict(found: np.ndarray, right: np.ndarray, x: np.ndarray, case: Case, tol
     own = 0.0 if case.dtype == "float32" else float(kind.eps) / 2
     error = np.abs(found - right) - own * np.abs(right) - float(kind.smallest_subnormal)
     if case.dtype == "float64":  # in which the reference loses digits to an offset, too
-        tolerance = 1e-12 + 1e-13 * float(np.abs(x).max(initial=0)) if np.abs(x).max(initial=0) < OVERFLOWS else 1e-9
+        tolerance = 1e-11 + 1e-13 * float(np.abs(x).max(initial=0)) if np.abs(x).max(initial=0) < OVERFLOWS else 1e-9
     if np.isnan(error).any() or error.max(initial=0) > tolerance * max(1.0, scale):
         return f"off by {error.max():.2g} of {scale:.2g} ({np.isnan(error).sum()} NaN)"
     return "loud" if loud else "right"
@@ -173,6 +173,9 @@ def results(case: Case, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
                 given = x if where is None or case.dtype == "int32" else np.where(where, x, np.nan)
                 mask = None if where is None else jnp.asarray(where)
                 y, state = run(variables, jnp.asarray(given, case.dtype), mask)
+                if not x.size:
+                    yield "right" if y.shape == x.shape else f"shape {y.shape}", f"{case}: an empty array"
+                    continue
                 right, after = expected(case, x, variables, where)
                 hidden = np.zeros(x.shape, bool) if where is None else ~np.broadcast_to(where, x.shape)
                 found = np.where(hidden, 0, np.asarray(y, np.float64))

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from normlab import norms
 from normlab.functional import StatisticsError, one_element
+from tests.registered import ALL
 
 pytestmark = pytest.mark.usefixtures("strict")
 
 SHAPE = (4, 3, 2, 64)
 INPUTS = {"1": (0.0, 1.0), "1e-3": (0.0, 1e-3), "300": (0.0, 300.0), "1e4 + 1": (1e4, 1.0), "1e4 + 300": (1e4, 300.0)}
 DTYPES = ("float32", "bfloat16", "float16")
-ALL = norms.names()
 NEED_BATCH = tuple(name for name in ALL if norms.get(name).entry.ghost_batches)
 
 

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from normlab import functional as F
 from normlab import linen, norms
+from tests.registered import ALL
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -681,7 +682,7 @@ VARIANTS = (
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
 @pytest.mark.parametrize("sharded", ["batch", "features"])
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-@pytest.mark.parametrize("norm", [*many(norms.names()), *VARIANTS])
+@pytest.mark.parametrize("norm", [*many(ALL), *VARIANTS])
 def test_every_norm_on_every_mesh_is_that_of_one_device(norm: str, kind: AxisType, sharded: str, masked: bool) -> None:
     x, dy = normal(16, 3, 16, offset=2.0), normal(16, 3, 16, seed=5)
     mask = jnp.asarray(np.random.default_rng(3).random((16, 3, 1)) < 0.7) if masked else None

@@ -13,6 +13,7 @@ from normlab import functional as F
 from normlab import linen, nnx, norms
 from normlab.functional import StatisticsError
 from normlab.norms import Ramp, UnknownNorm
+from tests.registered import ALL
 
 X = jnp.ones((4, 3, 2, 6))
 SIX = jnp.ones(6)
@@ -296,7 +297,7 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
 }
 MODULES: dict[str, Callable[[Any], Any]] = {
     f"{api} {name}": call
-    for name in norms.names()
+    for name in ALL
     if name != "none"
     for options in ({"num_groups": 2} if name in ("group", "continual") else {},)
     for api, call in {

@@ -13,12 +13,13 @@ from jax import export
 from jax.experimental.jet import jet
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from test_contract import ALL, expect, mask_of
+from test_contract import expect, mask_of
 
 from normlab import functional as F
 from normlab import linen, nnx, norms
 from normlab.functional import StatisticsError
 from normlab.functional._cell_norm import cell_norm, normalize_examples, with_epsilon
+from tests.registered import ALL
 
 SHAPES = {"rows": (64, 64), "images": (8, 5, 7, 32), "long": (20000, 4, 32)}
 BARE = "use_scale=False,use_bias=False"
@@ -293,8 +294,3 @@ def test_limits_of_batch_renorm_are_constants() -> None:
     running = F.RunningStatistics(jnp.zeros(3), jnp.ones(3))
     f = lambda r, d: (F.batch_renorm(draw((8, 3), 9.0, 5.0), running, r_max=r, d_max=d)[0] ** 2).sum()  # noqa: E731
     assert jax.grad(f, (0, 1))(jnp.float32(3.0), jnp.float32(5.0)) == (0, 0)
-
-
-def test_ghost_batches_return_the_mean_to_its_digits() -> None:
-    _, moments = F.batch_norm(jnp.full((4096, 3), 4321.7), ghost_batch_size=4)
-    np.testing.assert_array_equal(moments.mean, np.float32(4321.7))

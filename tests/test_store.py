@@ -118,5 +118,5 @@ class TestResume:
         held = Store(tmp_path / "out").header()
         assert held
         changed = dataclasses.replace(held.settings, epochs=4)
-        with pytest.raises(BadInput, match=r"Expected runs of .* as it is now .* got 18 of something else"):
+        with pytest.raises(BadInput, match=r"Expected runs of the last invocation in .* got 18 of earlier ones"):
             Invocation(catalogue.load(str(toy)), changed, tmp_path / "out", "").report(held)

@@ -263,7 +263,6 @@ class TestLanes:
         (cell,) = {run.cell for run in runs}
         under_way = {cell: pool._Assignment(list(runs), begun=True)}
         books = pool._Books(runner.task, runner.lanes, lambda cell: math.inf, 0.0, under_way)
-        assert books.at_hand() == {cell: runs[:lanes]}
         assert not list(books.enter(pool.Died(cell, "it fell")))
         assert list(books.deaths) == runs[:lanes]
 

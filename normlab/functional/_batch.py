@@ -503,11 +503,9 @@ class _Batch(NamedTuple):
     def _averaged(self, m: Moments) -> tuple[list[Array], Array]:
         """The moments of chunks, averaged by their counts over chunks and devices, and all that were counted."""
         one = jnp.ones_like(m.var)
-        near = m.mean[:1] if self.devices is None else jnp.zeros_like(m.mean[:1])  # devices would have to agree on one
-        sums = jnp.stack([(m.count * part).sum(0) for part in (m.mean - near, m.var, unbiased(m), one)])
+        sums = jnp.stack([(m.count * part).sum(0) for part in (m.mean, m.var, unbiased(m), one)])
         *parts, count = sums if self.devices is None else self.devices.sum(sums)
-        mean, var, unbiased_var = (part / jnp.maximum(count, 1) for part in parts)
-        return [near[0] + mean, var, unbiased_var], count
+        return [part / jnp.maximum(count, 1) for part in parts], count
 
     def _chunk(
         self,

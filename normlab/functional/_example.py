@@ -116,7 +116,7 @@ def rms_norm(
         ValueError: If a shape, an axis or `epsilon` does not fit.
 
     Example:
-        >>> rms_norm(jnp.array([1.0, 7.0]), epsilon=0.0)
+        >>> rms_norm(jnp.array([1.0, 7.0]), epsilon=0.0).round(3)
         Array([0.2, 1.4], dtype=float32)
 
     References:

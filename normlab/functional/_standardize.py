@@ -19,9 +19,12 @@ from normlab.functional._statistics import Moments, Over, means
 def reciprocal_std(m: Moments, epsilon: float) -> Array:
     """Return `1 / sqrt(var + epsilon)`, and 0 where nothing counted, so that the output there is the bias.
 
-    `epsilon` may be traced, but is a constant to autodiff: `standardize` is differentiated as a function of `x`.
+    `epsilon` may be traced, but is a constant to autodiff: `standardize` is differentiated as a function of `x`. NaN as in
+    `reciprocal_root`, by the root of a negative number where the reciprocal is 0; elsewhere the subtraction rounds away.
+    A comparison would make two programs of one in XLA:CPU.
     """
-    rstd = reciprocal_root(m.var + epsilon, epsilon)
+    square = _not_vanished(m.var + epsilon, epsilon)
+    rstd = lax.square(jnp.sqrt(lax.rsqrt(square) - float(jnp.finfo(square.dtype).tiny) ** 0.75))
     return jnp.where(m.count > 0, rstd, 0) if isinstance(m.count, Array) else rstd
 
 
@@ -36,13 +39,17 @@ def reciprocal_root(square: Array, epsilon: Array | float) -> Array:
         square: A variance or a mean square plus `epsilon`.
         epsilon: The latter; unless it is traced or almost 0, nothing can vanish beside it.
     """
+    square = _not_vanished(square, epsilon)
+    return jnp.where(square < jnp.inf, lax.rsqrt(square), jnp.nan)
+
+
+def _not_vanished(square: Array, epsilon: Array | float) -> Array:
+    """Return `square`, and NaN where squares that vanished may have been a part of it."""
     kind = jnp.finfo(square.dtype)
-    least = float(kind.tiny) / float(kind.eps)  # below it, squares that vanished may have been a part
+    least = float(kind.tiny) / float(kind.eps)
     if isinstance(epsilon, Array) or epsilon < least:
         square = jnp.where(square >= least, square, jnp.nan)
-    # The root of a negative number, NaN, where the reciprocal is 0; elsewhere the subtraction rounds away. A comparison
-    # would make two programs of one in XLA:CPU.
-    return lax.square(jnp.sqrt(lax.rsqrt(square) - float(kind.tiny) ** 0.75))
+    return square
 
 
 def affine(centered: Array, rstd: Array, scale: Array | None, bias: Array | None) -> Array:
