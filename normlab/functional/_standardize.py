@@ -19,9 +19,9 @@ from normlab.functional._statistics import Moments, Over, means
 def reciprocal_std(m: Moments, epsilon: float) -> Array:
     """Return `1 / sqrt(var + epsilon)`, and 0 where nothing counted, so that the output there is the bias.
 
-    `epsilon` may be traced, but is a constant to autodiff: `standardize` is differentiated as a function of `x`. NaN as in
-    `reciprocal_root`, by the root of a negative number where the reciprocal is 0; elsewhere the subtraction rounds away.
-    A comparison would make two programs of one in XLA:CPU.
+    `epsilon` may be traced, but is a constant to autodiff: `standardize` is differentiated as a function of `x`. NaN as
+    in `reciprocal_root`, by the root of a negative number where the reciprocal is 0; elsewhere the subtraction rounds
+    away. A comparison would make two programs of one in XLA:CPU.
     """
     square = _not_vanished(m.var + epsilon, epsilon)
     rstd = lax.square(jnp.sqrt(lax.rsqrt(square) - float(jnp.finfo(square.dtype).tiny) ** 0.75))
