@@ -337,7 +337,8 @@ def test_any_shape_and_axes_and_mask(family: str, data: st.DataObject) -> None:
     norm, shape, mask, seed = data.draw(case(family))
     rng = np.random.default_rng(seed)
     x, where = jnp.asarray(rng.normal(size=shape), jnp.float32), jnp.asarray(rng.random(mask) < 0.7)
-    variables = variables_of(norm, shape)
+    with one_element():
+        variables = variables_of(norm, shape)
     hidden = jnp.where(where.reshape((1,) * (x.ndim - where.ndim) + where.shape), x, jnp.nan)
     with one_element():
         result = compiled(norm)(variables, hidden, mask=where)
