@@ -270,6 +270,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "a logarithm of zero": (lambda: factor(values=(0, 1), log=True), "`log=False`"),
     "a curve without factor": (lambda: curve(factor="width"), "`factor=study.Factor(...)`"),
     "a curve of a dictionary": (lambda: curve(config={"batch_size": 2}), '`lambda value: {"batch_size": value}`'),
+    "a curve that returns fields in fields": (
+        compared(curves=(curve(config=lambda value: {"batch_size": value, "schedule": {"warmup": 2}}),)),
+        "Return a dictionary",
+    ),
     "a curve that returns a number": (compared(curves=(curve(config=lambda value: value),)), "Return a dictionary"),
     "half a batch from a curve": (
         compared(curves=(curve(config=lambda value: {"batch_size": 2.5}),)),

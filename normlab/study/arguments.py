@@ -548,7 +548,7 @@ _OPTIONS = (
         kind=Kind("seconds, or a duration as in 90s, 8m or 1h30m", _run_timeout),
         metavar="TIME",
         help="record a run that takes longer as `timeout`, and stop its worker (default: 10 times the median run of "
-        "its column, at least 10 minutes)",
+        "its column, at least 10 minutes; a day until the first of them has ended)",
     ),
     Option(
         name="retry_failed",

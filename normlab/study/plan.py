@@ -12,7 +12,7 @@ records of its tuning runs, with status `invalid`, and is never evaluated: there
 import json
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -353,9 +353,16 @@ def _margin(comparison: Comparison, problem: Problem) -> float:
     return HALF_A_POINT
 
 
+def _are_fields(value: Any) -> bool:
+    """Whether these are fields by name, each a value that can be told from others by its hash."""
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and isinstance(field, Hashable) for name, field in value.items()
+    )
+
+
 _CONFIG = expect.Kind(
-    "training fields by name",
-    expect.kept(lambda value: isinstance(value, Mapping)),
+    "training fields by name, each a number, a text or a tuple",
+    expect.kept(_are_fields),
     'Return a dictionary such as `{"batch_size": value}`.',
 )
 
