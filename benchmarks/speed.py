@@ -47,6 +47,7 @@ except ImportError:  # run as a file
     from timing import environment, interleave, ratio, write
 
 from normlab import norms
+from normlab.study import execute
 
 PEERS: dict[str, Callable[..., nn.Module]] = {
     "batch": partial(nn.BatchNorm, use_running_average=False),
@@ -245,7 +246,8 @@ def mesh_of(devices: int) -> Mesh:
         raise ValueError(f"Expected `--devices` to be at least 2, got {devices}. Leave it out for one device.")
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", devices)
-    found = jax.devices()
+    with execute.environment({"PJRT_NPROC": str(execute.THREADS_PER_DEVICE * devices)}):
+        found = jax.devices()
     if len(found) < devices:
         raise ValueError(
             f"Expected `--devices` to be at most {len(found)}, the number of devices here ({found[0].device_kind}), "

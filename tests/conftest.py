@@ -7,11 +7,13 @@ import jax
 import pytest
 
 from normlab.study.compilation import use_cache
+from normlab.study.execute import THREADS_PER_DEVICE, environment
 from tests.registered import ALL  # noqa: F401  (first of all)
 from tests.toys import TOY
 
 jax.config.update("jax_num_cpu_devices", 8)  # unlike XLA_FLAGS, not inherited by the processes that studies start
-jax.devices()  # from here on nothing changes their number, a study that asks for fewer neither
+with environment({"PJRT_NPROC": str(THREADS_PER_DEVICE * 8)}):
+    jax.devices()  # from here on nothing changes their number, a study that asks for fewer neither
 use_cache()  # most of the time of the tests is XLA's, which compiles much of it again and again
 
 

@@ -1,5 +1,6 @@
 """What a process of a group does in `test_processes.py`: MODE ADDRESS i/n PATIENCE."""
 
+import os
 import sys
 import time
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from normlab.study.execute import THREADS_PER_DEVICE
 from normlab.study.group import Group, Member, join
 
 
@@ -64,5 +66,6 @@ if __name__ == "__main__":
     mode, address, part, patience = sys.argv[1:]
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 4)
+    os.environ["PJRT_NPROC"] = str(THREADS_PER_DEVICE * 4)
     with join(Member.parse(address, part), patience=float(patience)) as group:
         MODES[mode](group)

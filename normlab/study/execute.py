@@ -41,6 +41,10 @@ alone takes a model that has learned nothing below that in 0.6 % of runs."""
 PROGRAMS_KEPT = 64
 """Compiled cells that a process keeps: evaluation comes back to a cell when its whole column has been tuned."""
 
+THREADS_PER_DEVICE = 4
+"""Of XLA's pool, where virtual devices share it: by default there is one, and when as many wait for each other in a
+collective as there are threads, nothing is left to compute what they wait for, and XLA ends the process."""
+
 _ONE_THREAD = {
     "JAX_PLATFORMS": "cpu",
     "OMP_NUM_THREADS": "1",
@@ -142,7 +146,10 @@ def choose_strategy(*, alone: bool = False, share: bool = False, devices: int = 
     if devices > 1:
         with suppress(RuntimeError):  # `train.mesh_of` says what is missing
             jax.config.update("jax_num_cpu_devices", devices)
-    with environment({"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if share else {}):
+    variables = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if share else {}
+    if alone and devices > 1:
+        variables["PJRT_NPROC"] = str(THREADS_PER_DEVICE * devices)
+    with environment(variables):
         backend = jax.default_backend()
     if backend == "cpu":
         return Strategy(alone=alone, devices=devices)
