@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from normlab import study
-from normlab.study import zoo
+from normlab.study.problems import zoo
 
 BATCH = 32
 REESTIMATED, ALIKE, LEAK = (
@@ -22,14 +22,14 @@ REESTIMATED, ALIKE, LEAK = (
 
 
 def _assess(model: Any, outputs: Any) -> dict[str, Any]:
-    from normlab.study import inference
+    from normlab.study.training import inference_measures
 
     of_training, of_test = model.alike
-    random_order = model.evaluate(inference.reestimated(model))
-    own, deployed = inference.in_batches(model, of_training)
+    random_order = model.evaluate(inference_measures.reestimated(model))
+    own, deployed = inference_measures.in_batches(model, of_training)
     return {
         REESTIMATED: model.error(random_order, model.test[1]).mean(),
-        ALIKE: inference.in_batches(model, of_test)[0],
+        ALIKE: inference_measures.in_batches(model, of_test)[0],
         LEAK: deployed - own,
     }
 

@@ -12,7 +12,7 @@ that are never used again; within a run, validation and test examples are disjoi
 from dataclasses import replace
 
 from normlab import study
-from normlab.study import zoo
+from normlab.study.problems import zoo
 
 _TIERS = study.tiers(problems=("mlp", "conv"))
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from normlab import norms, study
-from normlab.study import zoo
+from normlab.study.problems import zoo
 
 BATCH = 16
 GROUPS = {"batch_device": 1, "batch_2_devices": 2, "batch_4_devices": 4, "batch_renorm": 1}

@@ -18,13 +18,19 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from normlab import study
-from normlab.study import data, statistics
-from normlab.study.advice import recommend
-from normlab.study.analysis import Analysis, analyse
-from normlab.study.config import Cell, Comparison, Curve, Factor, Record, Run, Settings, Tier, content_key
-from normlab.study.plan import Plan
-from normlab.study.statistics import BETTER, CAUTIOUS, EQUIVALENT, WORSE, runs_to_see
-from normlab.study.train import Program
+from normlab.study.analysis import estimates
+from normlab.study.analysis.analyse import analyse
+from normlab.study.analysis.estimates import BETTER, CAUTIOUS, EQUIVALENT, WORSE, runs_to_see
+from normlab.study.analysis.results import Analysis
+from normlab.study.data import dataset
+from normlab.study.data.splits import split
+from normlab.study.design.budgets import Tier
+from normlab.study.design.comparison import Comparison, Settings
+from normlab.study.design.factors import Curve, Factor
+from normlab.study.design.plan import Plan
+from normlab.study.design.program import Program
+from normlab.study.design.records import Cell, Record, Run, content_key
+from normlab.study.report.advice import recommend
 
 MARGIN = 0.5
 SEEDS = (5, 10, 20, 30, 46)
@@ -127,7 +133,7 @@ def intervals(first: Numbers, second: Numbers, level: float, *, hall: bool = Tru
     else:
         centre, tail = mean[0] - mean[1], third[0] - third[1]
         freedom = error**4 / sum(square**2 / (size - 1) for square, size in zip(squares, n, strict=True))
-    low, high = statistics.reach(freedom, tail / error**3 if hall else 0 * centre, level)
+    low, high = estimates.reach(freedom, tail / error**3 if hall else 0 * centre, level)
     return Ends(centre - low * error, centre + high * error)
 
 
@@ -350,7 +356,7 @@ class Learner:
 
     def __init__(self, features: int, seed: int) -> None:
         """Draw the features, which stay the same for all seeds of a comparison, as a norm does."""
-        digits = data.digits()
+        digits = dataset.digits()
         inputs = digits.inputs.reshape(len(digits.inputs), -1)
         weights = np.random.default_rng(seed).normal(size=(inputs.shape[1], features)) / 4
         self.features = np.maximum(inputs @ weights, 0)
@@ -372,7 +378,7 @@ def optimism(simulations: int) -> tuple[float, float]:
     """
     learner, gains = Learner(100, 0), []
     for seed in range(simulations):
-        tuning, other = data.split(1797, 1000 + seed), data.split(1797, seed)
+        tuning, other = split(1797, 1000 + seed), split(1797, seed)
         chosen = min(STRENGTHS, key=lambda s: learner.wrong(tuning["train"], s)[tuning["validation"]].mean())
         wrong, test = learner.wrong(other["train"], chosen), other["test"]
         seen = np.isin(test, tuning["validation"])
@@ -395,15 +401,15 @@ def missed(simulations: int, *, fixed: bool, seeds: int = 10, splits: int = 200)
     errors = [_difference_of_all(*pair, splits) for pair in pairs]
     for comparison in range(simulations):
         pair, truth = pairs[comparison % 7], errors[comparison % 7]
-        held_out = data.split(1797, 10_000 + comparison)["test"]
+        held_out = split(1797, 10_000 + comparison)["test"]
         differences = []
         for seed in range(comparison * seeds, (comparison + 1) * seeds):
-            parts = data.split(1797, seed)
+            parts = split(1797, seed)
             rest = np.setdiff1d(np.random.default_rng(seed).permutation(1797), held_out, assume_unique=True)
             train, test = (rest[: len(parts["train"])], held_out) if fixed else (parts["train"], parts["test"])
             first, second = (learner.wrong(train, 1.0)[test].mean() for learner in pair)
             differences.append(first - second)
-        interval = statistics.paired(differences, [0.0] * seeds).interval
+        interval = estimates.paired(differences, [0.0] * seeds).interval
         misses += interval is not None and not interval[0] <= truth <= interval[1]
     return misses / simulations
 
@@ -411,7 +417,7 @@ def missed(simulations: int, *, fixed: bool, seeds: int = 10, splits: int = 200)
 def _difference_of_all(first: Learner, second: Learner, splits: int) -> float:
     differences = []
     for seed in range(20_000, 20_000 + splits):
-        parts = data.split(1797, seed)
+        parts = split(1797, seed)
         a, b = (learner.wrong(parts["train"], 1.0)[parts["test"]].mean() for learner in (first, second))
         differences.append(a - b)
     return float(np.mean(differences))

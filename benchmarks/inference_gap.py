@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from normlab import study
-from normlab.study import zoo
+from normlab.study.problems import zoo
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 TOO_FAST, TOO_SLOW = 0.5, 0.998
@@ -28,23 +28,23 @@ OWN = "test error by statistics of test batches as large as in training, minus a
 
 
 def _measure(model: Any) -> dict[str, Any]:
-    from normlab.study import inference
+    from normlab.study.training import inference_measures
 
-    outputs = model.network.evaluate(model.params, model.rest, model.test[0][: inference.EVALUATED])
-    return {"by_batch": 100 * inference.changes_by_size(model, outputs, SIZES)}
+    outputs = model.network.evaluate(model.params, model.rest, model.test[0][: inference_measures.EVALUATED])
+    return {"by_batch": 100 * inference_measures.changes_by_size(model, outputs, SIZES)}
 
 
 def _assess(model: Any, outputs: Any) -> dict[str, Any]:
-    from normlab.study import inference
+    from normlab.study.training import inference_measures
 
-    found = inference.compared(model, outputs, model.evaluate(inference.reestimated(model)))
+    found = inference_measures.compared(model, outputs, model.evaluate(inference_measures.reestimated(model)))
     size = len(model.batch[1])
     return {
         REESTIMATED: found["error"],
         GAP: found["gap"],
         LOGIT: found["logit"],
         FLIPPED: found["flipped"],
-        OWN: inference.changes_by_size(model, outputs, (size,))[0],
+        OWN: inference_measures.changes_by_size(model, outputs, (size,))[0],
     }
 
 

@@ -14,9 +14,13 @@ from typing import Any
 
 from normlab import study
 from normlab.norms import Norm
-from normlab.study import streams
-from normlab.study.rows import DELIMITERS
-from normlab.study.stream_problems import MEMORY, PARTS, PREFIX, RECOVERED_WITHIN, SETTLED, averages
+from normlab.study.data.tabular import DELIMITERS
+from normlab.study.problems.streaming import MEMORY, averages
+from normlab.study.streams.protocol import PARTS, PREFIX, RECOVERED_WITHIN, SETTLED
+from normlab.study.streams.recorded import bundled, from_file, recorded
+from normlab.study.streams.stream import Source
+from normlab.study.streams.synthetic import synthetic
+from normlab.study.streams.tasks import permuted_digits, split_digits
 
 HIDDEN = (64, 64)
 LENGTH = 10_000
@@ -25,7 +29,7 @@ LATE = 200
 
 
 def _mlp(norm: Norm, outputs: int) -> Any:
-    from normlab.study.models import MLP
+    from normlab.models.mlp import MLP
 
     return MLP(norm, hidden=HIDDEN, classes=outputs)
 
@@ -37,14 +41,14 @@ def _problem(name: str, title: str, source: Any, **fields: Any) -> study.Problem
 
 
 def _synthetic(name: str, title: str, kind: str, *, drift: str) -> study.Problem:
-    source = streams.synthetic(kind, n=LENGTH, drift=drift)
+    source = synthetic(kind, n=LENGTH, drift=drift)
     return _problem(name, title, source, drifting=drift in ("abrupt", "recurring"))
 
 
-def _file(stream: str = "", **options: Any) -> streams.Source:
+def _file(stream: str = "", **options: Any) -> Source:
     if not stream:
         raise ValueError("Expected the problem `file` with `--stream PATH`, got none. Name a .csv or .npz file.")
-    return streams.from_file(stream, **options)
+    return from_file(stream, **options)
 
 
 def _delimiter(value: Any) -> str:
@@ -113,17 +117,17 @@ comparison = study.Comparison(
         _synthetic("hyperplane", "MLP on a rotating hyperplane", "hyperplane", drift="incremental"),
         _synthetic("rbf", "MLP on radial basis functions, a gradual drift", "rbf", drift="gradual"),
         _synthetic("led", "MLP on LED digits, one abrupt drift", "led", drift="abrupt"),
-        _problem("split-digits", "MLP on digits, two at a time", streams.split_digits(), tasks=True),
+        _problem("split-digits", "MLP on digits, two at a time", split_digits(), tasks=True),
         _problem(
             "permuted-digits",
             "MLP on digits, five orders of pixels",
-            streams.permuted_digits(),
+            permuted_digits(),
             drifting=True,
             tasks=True,
         ),
-        _problem("phishing", "MLP on phishing sites (1,250)", streams.bundled("phishing")),
-        _problem("weather", "MLP on weather (18,159 days)", partial(streams.recorded, "weather")),
-        _problem("outdoor", "MLP on outdoor objects (4,000)", partial(streams.recorded, "outdoor")),
+        _problem("phishing", "MLP on phishing sites (1,250)", bundled("phishing")),
+        _problem("weather", "MLP on weather (18,159 days)", partial(recorded, "weather")),
+        _problem("outdoor", "MLP on outdoor objects (4,000)", partial(recorded, "outdoor")),
         _problem(
             "file",
             "MLP on a stream of your own",

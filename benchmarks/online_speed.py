@@ -41,11 +41,11 @@ except ImportError:  # run as a file
     from timing import environment, interleave, ratio, write
 
 from normlab import norms
-from normlab.online import Classifier
-from normlab.study.models import MLP
-from normlab.study.networks import Network, network
-from normlab.study.prequential import Learner, Pass, test_then_train
-from normlab.study.problems import MISCLASSIFICATION
+from normlab.introspect.pure import Network, network
+from normlab.models.mlp import MLP
+from normlab.river import Classifier
+from normlab.study.training.objectives import MISCLASSIFICATION
+from normlab.study.training.prequential import Learner, Pass, test_then_train
 
 NORMS = "none,online,layer,batch:statistics='running'"
 PLAIN = "none"

@@ -19,8 +19,8 @@ from typing import Any
 
 from normlab import study
 from normlab.norms import Norm
-from normlab.study import sequences
-from normlab.study.data import TEST, TRAIN, VALIDATION
+from normlab.study.data import sequences
+from normlab.study.data.dataset import TEST, TRAIN, VALIDATION
 
 BATCH, WIDTH, TEXT_WIDTH = 64, 32, 64
 LONGER = (8, 9, 10, 12, 16)
@@ -33,7 +33,7 @@ NAMES = {
 
 
 def _net(norm: Norm, depth: int, **fields: Any) -> Any:
-    from normlab.study.recurrent import LSTMNet
+    from normlab.models.lstm import LSTMNet
 
     return LSTMNet(norm, depth=depth, **{"features": WIDTH, **fields})
 
@@ -93,35 +93,35 @@ def _series(steps: int, error: study.Series) -> tuple[study.Series, ...]:
 
 
 def _measure(model: Any, beyond: Any) -> dict[str, Any]:
-    from normlab.study import recurrent
+    from normlab.study.training import sequence_measures
 
     return {
-        **recurrent.gradients(model),
-        "statistics": recurrent.running_variance(model),
-        **beyond(recurrent, model),
+        **sequence_measures.gradients(model),
+        "statistics": sequence_measures.running_variance(model),
+        **beyond(sequence_measures, model),
     }
 
 
-def _with_blanks(recurrent: Any, model: Any, lengths: tuple[int, ...]) -> Any:
-    found = recurrent.with_blanks(model, lengths)
+def _with_blanks(measures: Any, model: Any, lengths: tuple[int, ...]) -> Any:
+    found = measures.with_blanks(model, lengths)
     return {**found, "error_at_length": 100 * found["error_at_length"]}
 
 
-def _joined(recurrent: Any, model: Any, ends: tuple[int, ...]) -> Any:
-    return recurrent.joined(model, ends)
+def _joined(measures: Any, model: Any, ends: tuple[int, ...]) -> Any:
+    return measures.joined(model, ends)
 
 
-def _longer_sums(recurrent: Any, model: Any, lengths: tuple[int, ...]) -> Any:
+def _longer_sums(measures: Any, model: Any, lengths: tuple[int, ...]) -> Any:
     each = [length for length in lengths for _ in range(BATCH)]
-    return recurrent.longer(model, *sequences.sums(each, max(lengths), seed=2), lengths)
+    return measures.longer(model, *sequences.sums(each, max(lengths), seed=2), lengths)
 
 
 def _assess(model: Any, outputs: Any, metric: study.Error) -> dict[str, Any]:
-    from normlab.study import recurrent
+    from normlab.study.training import sequence_measures
 
-    found, (changed, gap) = recurrent.one_by_one(model, outputs), _errors(metric)
+    found, (changed, gap) = sequence_measures.one_by_one(model, outputs), _errors(metric)
     named = {NAMES[name].name: found[name] for name in NAMES}
-    return {**named, changed.name: found["error"], gap.name: recurrent.gap(model, outputs)}
+    return {**named, changed.name: found["error"], gap.name: sequence_measures.gap(model, outputs)}
 
 
 def _errors(metric: study.Error) -> tuple[study.Metric, study.Metric]:

@@ -47,7 +47,7 @@ except ImportError:  # run as a file
     from timing import environment, interleave, ratio, write
 
 from normlab import norms
-from normlab.study import execute
+from normlab.study.worker.strategy import THREADS_PER_DEVICE, environment
 
 PEERS: dict[str, Callable[..., nn.Module]] = {
     "batch": partial(nn.BatchNorm, use_running_average=False),
@@ -246,7 +246,7 @@ def mesh_of(devices: int) -> Mesh:
         raise ValueError(f"Expected `--devices` to be at least 2, got {devices}. Leave it out for one device.")
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", devices)
-    with execute.environment({"PJRT_NPROC": str(execute.THREADS_PER_DEVICE * devices)}):
+    with environment({"PJRT_NPROC": str(THREADS_PER_DEVICE * devices)}):
         found = jax.devices()
     if len(found) < devices:
         raise ValueError(

@@ -40,12 +40,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from normlab.study.data import Data, divided, shuffled, sizes
-from normlab.study.sources import chosen
+from normlab.study.data.dataset import Data
+from normlab.study.data.options import chosen
+from normlab.study.data.splits import divided, shuffled, sizes
 
 LEARNING_RATE = 0.03
 WIDTHS, STRIDES, HIDDEN, CLASSES = (16, 16, 32), (2, 1, 2), (100, 100), 10
-"""Of the models of `normlab.study.models`."""
+"""Of the models of `normlab.models.mlp`."""
 
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
@@ -300,7 +301,7 @@ def ours(case: Case) -> tuple[Train, float]:
 
 def compile_ours(case: Case) -> Any:
     """The program, compiled."""
-    from normlab.study.compilation import compile_program
+    from normlab.study.training.compilation import compile_program
 
     return compile_program(program(case))
 
@@ -308,9 +309,9 @@ def compile_ours(case: Case) -> Any:
 def program(case: Case, data: Data | None = None) -> Any:
     """The program of a cell."""
     from normlab import norms, study
-    from normlab.study import models
+    from normlab.models import mlp
 
-    model = {"mlp": models.MLP, "conv": models.ConvNet}[case.model]
+    model = {"mlp": mlp.MLP, "conv": mlp.ConvNet}[case.model]
     problem = study.supervised(name=case.model, model=model, data=data or load(case))
     norm = norms.get(f"batch:momentum={case.averaging}" if case.norm == "batch" else case.norm)
     return problem.build(norm, {"batch_size": case.batch_size, "epochs": case.epochs})
@@ -481,7 +482,7 @@ def of_data(connection: Connection, case: Case, train_examples: int | None) -> N
 
     import jax
 
-    from normlab.study.compilation import compile_program
+    from normlab.study.training.compilation import compile_program
 
     start = time.perf_counter()
     data = chosen(case.data, case.data_dir, train_examples)
@@ -515,7 +516,7 @@ def in_process(case: Case, target: Callable[..., None] | None = None, *arguments
 
 def costs(connection: Connection, case: Case) -> None:
     """Tell the seconds to compile, and those of 1, 2, 4 and 8 runs: the least of three times."""
-    from normlab.study.compilation import use_cache
+    from normlab.study.training.compilation_cache import use_cache
 
     use_cache()
     compiled = compile_ours(case)

@@ -46,9 +46,10 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from normlab.linen import RNN, LSTMCell
 from normlab.norms import get
-from normlab.study.data import digits, shuffled, split
-from normlab.study.figures import MARKERS, PALETTE, STYLES, to_svg
-from normlab.study.statistics import mean_interval
+from normlab.study.analysis.estimates import mean_interval
+from normlab.study.data.dataset import digits
+from normlab.study.data.splits import shuffled, split
+from normlab.study.report.figures import MARKERS, PALETTE, STYLES, to_svg
 
 HIDDEN, BATCH, CLASSES, PIXELS = 32, 64, 10, 64
 NOISE, LEARNING_RATE = 0.1, 0.01

@@ -36,9 +36,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from normlab.linen import BatchNorm, BatchRenorm
-from normlab.study.data import digits
-from normlab.study.group import Member, join
-from normlab.study.meeting import SECRET
+from normlab.study.data.dataset import digits
+from normlab.study.executors.meeting import SECRET
+from normlab.study.executors.process_group import Member, join
 
 BATCH, STEPS, LEARNING_RATE = 64, 20, 0.1
 NORMS, WAYS = (BatchNorm, BatchRenorm), ("jit", "shard_map")

@@ -1,7 +1,7 @@
 """Normalization layers for JAX and Flax, and the comparison that tells which one to use.
 
 `normlab.functional` holds the definitions, `normlab.linen` and `normlab.nnx` the modules, `normlab.norms` the registry,
-`normlab.study` the comparisons and `normlab.online` models that learn from streams. Each is imported when first used,
+`normlab.study` the comparisons and `normlab.river` models that learn from streams. Each is imported when first used,
 so that the command line starts quickly.
 """
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from normlab import linen as linen
     from normlab import nnx as nnx
     from normlab import norms as norms
-    from normlab import online as online
+    from normlab import river as river
     from normlab import study as study
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("functional", "linen", "nnx", "norms", "online", "study")
+_SUBMODULES = ("functional", "linen", "nnx", "norms", "river", "study")
 
 
 def __getattr__(name: str) -> ModuleType:

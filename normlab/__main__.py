@@ -2,7 +2,7 @@
 
 import sys
 
-from normlab.study.cli import main
+from normlab.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,8 +6,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from normlab.study.compilation import use_cache
-from normlab.study.execute import THREADS_PER_DEVICE, environment
+from normlab.study.training.compilation_cache import use_cache
+from normlab.study.worker.strategy import THREADS_PER_DEVICE, environment
 from tests.registered import ALL  # noqa: F401  (first of all)
 from tests.toys import TOY
 

@@ -24,7 +24,7 @@ import reference  # beside this file
 from normlab import functional as F
 from normlab import norms
 from normlab.notation import parse
-from normlab.study.compilation import use_cache
+from normlab.study.training.compilation_cache import use_cache
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 LARGEST = {"float16": 3e4, "float32": 1e30, "bfloat16": 1e30, "float64": 1e30}

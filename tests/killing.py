@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from normlab.study import report
-from normlab.study.analysis import Analysis
-from normlab.study.cli import main
-from normlab.study.store import Store
+from normlab.cli.main import main
+from normlab.study.analysis.results import Analysis
+from normlab.study.report import html
+from normlab.study.worker.store import Store
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def moments(last: int | None = None) -> Iterator[list[None]]:
 def draw_once() -> None:
     """Keep figures, which take most of the time, for reports of as many runs."""
     drawn: dict[int, Any] = {}
-    draw = report.figure_files
+    draw = html.figure_files
 
     def figure_files(analysis: Analysis) -> Any:
         done = analysis.counts["done"]
@@ -63,7 +63,7 @@ def draw_once() -> None:
             drawn[done] = draw(analysis)
         return drawn[done]
 
-    report.figure_files = figure_files
+    html.figure_files = figure_files
 
 
 def work(command: str, root: Path, folder: Path) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from normlab.study.execute import THREADS_PER_DEVICE
-from normlab.study.group import Group, Member, join
+from normlab.study.executors.process_group import Group, Member, join
+from normlab.study.worker.strategy import THREADS_PER_DEVICE
 
 
 def talk(group: Group) -> None:

@@ -11,21 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from normlab.study.analysis import Analysis, analyse
-from normlab.study.config import (
-    EVALUATE,
-    Cell,
-    Comparison,
-    Curve,
-    Factor,
-    Problem,
-    Record,
-    Run,
-    Settings,
-    Tier,
-    content_key,
-)
-from normlab.study.plan import Plan
+from normlab.study.analysis.analyse import analyse
+from normlab.study.analysis.results import Analysis
+from normlab.study.design.budgets import Tier
+from normlab.study.design.comparison import Comparison, Settings
+from normlab.study.design.factors import Curve, Factor
+from normlab.study.design.plan import Plan
+from normlab.study.design.problem import Problem
+from normlab.study.design.records import EVALUATE, Cell, Record, Run, content_key
 
 NORMS = ("none", "batch", "batch_renorm", "layer", "rms", "group", "instance")
 VALUES = (2, 4, 8, 32, 128)

@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from normlab.study import arguments, words
-from normlab.study.advice import Choice, recommend, support
-from normlab.study.analysis import Analysis
-from normlab.study.config import EVALUATE, Cell, Metric, Record
+from normlab.study.analysis.results import Analysis
+from normlab.study.design.problem import Metric
+from normlab.study.design.records import EVALUATE, Cell, Record
+from normlab.study.design.request import options
+from normlab.study.report import formatting
+from normlab.study.report.advice import Choice, recommend, support
 from tests import synthetic
 from tests.synthetic import DEPLOYED, ISOLATED, analysis_of, failed
 
@@ -184,7 +186,7 @@ def test_what_a_number_of_seeds_can_support_is_known_beforehand() -> None:
 
 
 def help_of(option: str) -> str:
-    return arguments.options(None)[option].help
+    return options(None)[option].help
 
 
 def test_the_break_of_the_baseline_is_said_where_it_is_worst() -> None:
@@ -221,43 +223,43 @@ def test_a_metric_that_is_no_fraction_keeps_its_unit() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (words.value(Metric(), 0.1789), "17.9"),
-        (words.value(Metric(), None), words.DASH),
-        (words.value(Metric(percent=False), 1.23456), "1.23"),
-        (words.value(Metric(percent=False), 123.4), "123"),
-        (words.value(Metric(percent=False), 12345.6), "12346"),
-        (words.value(Metric(percent=False), 0.0), "0.00"),
-        (words.signed(Metric(), 0.1544), "+15.4"),
-        (words.signed(Metric(), -0.1544), f"{words.MINUS}15.4"),
-        (words.signed(Metric(), -0.0001), "0.0"),
-        (words.signed(Metric(percent=False), -0.0123), f"{words.MINUS}0.0123"),
-        (words.quantity(Metric(), 0.023), "2.3 %"),
-        (words.quantity(Metric(percent=False), 0.023), "0.0230"),
-        (words.interval(Metric(), None), ""),
-        (words.interval(Metric(), (0.01, 0.034)), "[1.0, 3.4]"),
-        (words.interval(Metric(), (-0.01, 0.034), sign=True), f"[{words.MINUS}1.0, +3.4]"),
-        (words.half(Metric(), (0.01, 0.034)), "1.2"),
-        (words.number(0.0005), "0.00050"),
-        (words.number(12.0), "12"),
-        (words.number(None), words.DASH),
-        (words.p_value(1e-9), "<0.0001"),
-        (words.p_value(0.0312), "0.031"),
-        (words.ratio(1.0384), "1.0x"),
-        (words.ratio(30.0), "30x"),
-        (words.seconds(None), words.DASH),
-        (words.seconds(0.00013), "130 µs"),
-        (words.seconds(0.0000031), "3.1 µs"),
-        (words.seconds(0.00999), "9.99 ms"),
-        (words.seconds(0.346), "0.35 s"),
-        (words.seconds(59.7), "1 min 0 s"),
-        (words.seconds(252.0), "4 min 12 s"),
-        (words.seconds(7300.0), "2 h 1 min"),
-        (words.size(640), "640 B"),
-        (words.size(1_500_000), "1.5 MB"),
-        (words.size(999_999), "1 MB"),
-        (words.size(None), words.DASH),
-        (words.count(1, "seed"), "1 seed"),
-        (words.listed(["a", "b", "c"], "or"), "a, b or c"),
+        (formatting.value(Metric(), 0.1789), "17.9"),
+        (formatting.value(Metric(), None), formatting.DASH),
+        (formatting.value(Metric(percent=False), 1.23456), "1.23"),
+        (formatting.value(Metric(percent=False), 123.4), "123"),
+        (formatting.value(Metric(percent=False), 12345.6), "12346"),
+        (formatting.value(Metric(percent=False), 0.0), "0.00"),
+        (formatting.signed(Metric(), 0.1544), "+15.4"),
+        (formatting.signed(Metric(), -0.1544), f"{formatting.MINUS}15.4"),
+        (formatting.signed(Metric(), -0.0001), "0.0"),
+        (formatting.signed(Metric(percent=False), -0.0123), f"{formatting.MINUS}0.0123"),
+        (formatting.quantity(Metric(), 0.023), "2.3 %"),
+        (formatting.quantity(Metric(percent=False), 0.023), "0.0230"),
+        (formatting.interval(Metric(), None), ""),
+        (formatting.interval(Metric(), (0.01, 0.034)), "[1.0, 3.4]"),
+        (formatting.interval(Metric(), (-0.01, 0.034), sign=True), f"[{formatting.MINUS}1.0, +3.4]"),
+        (formatting.half(Metric(), (0.01, 0.034)), "1.2"),
+        (formatting.number(0.0005), "0.00050"),
+        (formatting.number(12.0), "12"),
+        (formatting.number(None), formatting.DASH),
+        (formatting.p_value(1e-9), "<0.0001"),
+        (formatting.p_value(0.0312), "0.031"),
+        (formatting.ratio(1.0384), "1.0x"),
+        (formatting.ratio(30.0), "30x"),
+        (formatting.seconds(None), formatting.DASH),
+        (formatting.seconds(0.00013), "130 µs"),
+        (formatting.seconds(0.0000031), "3.1 µs"),
+        (formatting.seconds(0.00999), "9.99 ms"),
+        (formatting.seconds(0.346), "0.35 s"),
+        (formatting.seconds(59.7), "1 min 0 s"),
+        (formatting.seconds(252.0), "4 min 12 s"),
+        (formatting.seconds(7300.0), "2 h 1 min"),
+        (formatting.size(640), "640 B"),
+        (formatting.size(1_500_000), "1.5 MB"),
+        (formatting.size(999_999), "1 MB"),
+        (formatting.size(None), formatting.DASH),
+        (formatting.count(1, "seed"), "1 seed"),
+        (formatting.listed(["a", "b", "c"], "or"), "a, b or c"),
     ],
 )
 def test_numbers_for_people(text: str, expected: str) -> None:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from normlab import norms, study
-from normlab.study.augment import PADDING, augment, crop, flip
-from normlab.study.data import Data, data_hash
-from normlab.study.models import ConvNet
+from normlab.models.mlp import ConvNet
+from normlab.study.data.augment import PADDING, augment, crop, flip
+from normlab.study.data.dataset import Data
+from normlab.study.design.provenance import data_hash
 
 IMAGES = np.random.default_rng(0).integers(1, 256, (64, 6, 5, 3), np.uint8)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from normlab.study import report
-from normlab.study.analysis import analyse
+from normlab.study.analysis.analyse import analyse
+from normlab.study.report import html
 from tests.synthetic import IDENTITY, a_comparison, simulate, some_settings
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     comparison = a_comparison()
     settings = some_settings(comparison)
     analysis = analyse(comparison, settings, simulate(comparison, settings))
-    report.write_html(
+    html.write_html(
         analysis,
         directory,
         comparison=comparison,

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from normlab.study import cache
-from normlab.study.checkpoints import Checkpoint, Progress
-from normlab.study.cli import main
-from normlab.study.compilation import use_cache
+from normlab.cli.main import main
+from normlab.study.data import cache
+from normlab.study.training.checkpoints import Checkpoint, Progress
+from normlab.study.training.compilation_cache import use_cache
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has other permissions")
 

@@ -19,16 +19,19 @@ import pytest
 from rich.console import Console
 
 from normlab import norms, study
-from normlab.study import catalogue, identity
-from normlab.study.arguments import Request, from_file, from_flags, from_python, run_parser, seconds_of, to_toml
-from normlab.study.cli import main
-from normlab.study.config import EVALUATE, Settings
-from normlab.study.errors import BadInput
-from normlab.study.execute import Strategy
-from normlab.study.invocation import UNFINISHED, Invocation, Ways
-from normlab.study.local import Local
-from normlab.study.shard import Shard
-from normlab.study.store import Store
+from normlab.cli.main import main
+from normlab.cli.parser import run_parser
+from normlab.errors import BadInput
+from normlab.study.design import discovery
+from normlab.study.design.comparison import Settings
+from normlab.study.design.options import seconds_of
+from normlab.study.design.records import EVALUATE, run_key
+from normlab.study.design.request import Request, from_file, from_flags, from_python, to_toml
+from normlab.study.design.shard import Shard
+from normlab.study.driver.driver import UNFINISHED, Invocation, Ways
+from normlab.study.executors.local import Local
+from normlab.study.worker.store import Store
+from normlab.study.worker.strategy import Strategy
 from tests.toys import TOY
 
 ROOT = Path(__file__).parents[1]
@@ -162,7 +165,7 @@ class TestBadInput:
 class TestHelp:
     def test_it_is_quick_because_it_imports_nothing_heavy(self) -> None:
         code = (
-            "import sys; from normlab.study.cli import main; main(['--help']); main(['--version']); "
+            "import sys; from normlab.cli.main import main; main(['--help']); main(['--version']); "
             "main(['run', '--help']); "
             "heavy = {'jax', 'flax', 'matplotlib', 'scipy', 'sklearn', 'rich', 'numpy'} & set(sys.modules); "
             "sys.exit(f'imported {heavy}' if heavy else 0)"
@@ -187,12 +190,12 @@ class TestHelp:
 
 def run_in_process(toy: Path, output: Path | None = None, **options: Any) -> study.Result:
     """What `normlab run` does, without worker processes."""
-    comparison = catalogue.load(str(toy))
+    comparison = discovery.load(str(toy))
     return study.run(comparison, output=output, progress=False, **options)
 
 
 def invocation_of(toy: Path, output: Path, shard: Shard | None = None, **options: Any) -> Invocation:
-    comparison = catalogue.load(str(toy))
+    comparison = discovery.load(str(toy))
     settings = Request(comparison, from_python(options, comparison)).settings(str(toy))
     return Invocation(comparison, settings, output, "normlab run toy.py", shard)
 
@@ -202,7 +205,7 @@ ALONE = Ways(strategy=Strategy(alone=True))
 
 class TestConfiguration:
     def settings(self, toy: Path, *flags: str, config: str = "") -> Settings:
-        comparison = catalogue.load(str(toy))
+        comparison = discovery.load(str(toy))
         path = toy.with_suffix(".toml")
         path.write_text(config)
         given = from_file(str(path), comparison)
@@ -243,7 +246,7 @@ class TestConfiguration:
     def test_settings_written_as_toml_come_back(self, toy: Path, rate: str) -> None:
         flags = ["--norms", "batch:epsilon=1e-12", "--curves", "isolated", "--default-learning-rate", rate]
         settings = self.settings(toy, *flags, "--learning-rates", "1e-7", "0.1")
-        text = to_toml(settings, catalogue.load(str(toy)))
+        text = to_toml(settings, discovery.load(str(toy)))
         assert text.startswith(f"# normlab run {toy} --config THIS_FILE\n")
         assert self.settings(toy, config=text) == settings
 
@@ -296,7 +299,7 @@ class TestFiles:
         (toy.parent / "parts/__init__.py").write_text("")
         (toy.parent / "parts/one.py").write_text("")
         toy.write_text(TOY.replace("PAUSE = 0.0", "def late():\n    from parts import one\nfrom layers import RATE"))
-        names = [str(path.relative_to(toy.parent)) for path in catalogue.files(str(toy))]
+        names = [str(path.relative_to(toy.parent)) for path in discovery.files(str(toy))]
         assert names == ["toy.py", "deeper.py", "layers.py", "parts/__init__.py", "parts/one.py"]
 
     def test_it_is_run_again_with_the_file(self, toy: Path) -> None:
@@ -304,7 +307,7 @@ class TestFiles:
         toy.write_text("from dataclasses import replace\n" + toy.read_text())
         for title in ("one", "another"):
             (toy.parent / "layers_of_toy.py").write_text(f"TITLE = {title!r}\n")
-            assert catalogue.load(str(toy)).title == title
+            assert discovery.load(str(toy)).title == title
 
     def test_its_change_makes_new_runs(self, toy: Path, tmp_path: Path) -> None:
         beside = toy.parent / "beside.py"
@@ -336,7 +339,7 @@ class TestFiles:
         register = "norms.register(dataclasses.replace(norms.get('layer').entry, name='mine_alone'))"
         toy.write_text(f"import dataclasses\nfrom normlab import norms\n{register}\n{TOY}")
         for _ in range(2):
-            catalogue.load(str(toy))
+            discovery.load(str(toy))
         norms.unregister("mine_alone")
 
 
@@ -367,12 +370,12 @@ class TestShards:
         assert json.loads((tmp_path / "all/comparison.json").read_text())["wall_seconds"] == pytest.approx(sum(parts))
 
     def test_the_default_folder_names_the_part(self, toy: Path) -> None:
-        comparison = catalogue.load(str(toy))
+        comparison = discovery.load(str(toy))
         request = Request(comparison, from_python({"shard": "1/2"}, comparison))
         assert request.output(request.settings(str(toy))) == Path("results/toy-quick.1of2")
 
     def test_the_default_folder_names_the_data(self) -> None:
-        comparison = catalogue.load("batch_size")
+        comparison = discovery.load("batch_size")
         given = {
             "data": "tfds:mnist:3.0.1",
             "train_examples": 500,
@@ -479,7 +482,7 @@ class TestVerify:
         assert repr(math.nextafter(number, 1)) in out
         assert "Different, where code, versions, machine and data are the same." in out
         other = {**record.identity, "versions": {**record.identity["versions"], "jax": "0.0.1"}}
-        key = identity.run_key(record.run, other)
+        key = run_key(record.run, other)
         Store(copy).add(replace(record, key=key, identity=other))
         assert main(["verify", str(copy), "--trust", "--run", key]) == 0
         out = capsys.readouterr().out
@@ -512,12 +515,12 @@ class TestPython:
             study.run(comparison, output=tmp_path / "out", seeds=seeds, progress=False)
             return {path: path.read_bytes() for path in tmp_path.glob("out/runs/??/*.json")}
 
-        comparison = catalogue.load(str(toy))
+        comparison = discovery.load(str(toy))
         before = run(comparison, seeds=2)
         after = run(comparison, seeds=3)
         assert len(after) == len(before) + 5
         assert before.items() <= after.items()
-        assert len(run(catalogue.load(str(toy)), seeds=2)) == len(after) + len(before)
+        assert len(run(discovery.load(str(toy)), seeds=2)) == len(after) + len(before)
 
     def test_what_is_wrong_is_said(self, toy: Path) -> None:
         for options, expected in {
@@ -612,7 +615,7 @@ class TestRun:
     def test_a_time_budget_stops_between_runs_and_says_how_to_go_on(
         self, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setattr("normlab.study.invocation.monotonic", count().__next__)  # a second each time it is asked
+        monkeypatch.setattr("normlab.study.driver.driver.monotonic", count().__next__)  # a second each time it is asked
         invocation = invocation_of(toy, tmp_path / "out", norms=("none",))
         assert invocation.run(replace(ALONE, time_budget=12.0)) == UNFINISHED
         there = len(invocation.store.records())

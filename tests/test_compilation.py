@@ -19,11 +19,13 @@ import pytest
 
 from benchmarks import throughput
 from normlab import norms, study
-from normlab.study import cache, compilation
-from normlab.study.compilation import compile_program, use_cache
-from normlab.study.data import digits
-from normlab.study.models import MLP
-from normlab.study.train import Program
+from normlab.models.mlp import MLP
+from normlab.study.data import cache
+from normlab.study.data.dataset import digits
+from normlab.study.design.program import Program
+from normlab.study.training import compilation_cache
+from normlab.study.training.compilation import compile_program
+from normlab.study.training.compilation_cache import CACHE_BYTES, _machine, use_cache
 
 
 def small(norm: str = "batch", batch_size: int = 128) -> Program:
@@ -80,9 +82,10 @@ SCRIPT = """
 import json
 from jax import monitoring
 from normlab import norms, study
-from normlab.study.compilation import compile_program, use_cache
-from normlab.study.data import digits
-from normlab.study.models import ConvNet
+from normlab.study.data.dataset import digits
+from normlab.study.training.compilation import compile_program
+from normlab.study.training.compilation_cache import use_cache
+from normlab.models.mlp import ConvNet
 
 events = []
 monitoring.register_event_listener(lambda event, **_: events.append(event))
@@ -139,7 +142,7 @@ class TestCache:
         assert use_cache() is None  # what JAX has been given stays
         monkeypatch.setenv("NORMLAB_CACHE", str(tmp_path / "own"))
         assert use_cache() == tmp_path / "own" / of_user.name
-        monkeypatch.setattr(compilation, "_machine", lambda: "another")
+        monkeypatch.setattr(compilation_cache, "_machine", lambda: "another")
         another = use_cache()
         assert another and another.name != of_user.name
 
@@ -151,20 +154,20 @@ class TestCache:
         assert jax.config.values["jax_compilation_cache_dir"] is None
 
     def test_a_machine_is_told_by_its_processor(self) -> None:
-        assert compilation._machine() == compilation._machine()
-        assert platform.machine() in compilation._machine()
+        assert _machine() == _machine()
+        assert platform.machine() in _machine()
 
     def test_the_oldest_entries_go(self, tmp_path: Path) -> None:
         names = [f"jit_{name}-{'0' * 64}-cache" for name in ("0", "1", "2", "alive", "folder", "killed")]
         for age in range(3):
             with (tmp_path / names[age]).open("wb") as file:
-                file.truncate(compilation.CACHE_BYTES // 2 - 1)
+                file.truncate(CACHE_BYTES // 2 - 1)
             os.utime(tmp_path / names[age], (1e9 - age, 1e9))
         for name in (names[3], names[5], "of the user", f"of-the-user-{'0' * 64}"):
             (tmp_path / name).touch()
             os.utime(tmp_path / name, (1e9, 1e9 if name != names[3] else time.time()))
         (tmp_path / names[4]).mkdir()
-        cache.prune(tmp_path, compilation.CACHE_BYTES, cache.PROGRAMS)
+        cache.prune(tmp_path, CACHE_BYTES, cache.PROGRAMS)
         left = sorted(path.name for path in tmp_path.iterdir())
         assert left == sorted([*names[:2], *names[3:5], "of the user", f"of-the-user-{'0' * 64}"])
 

@@ -19,11 +19,16 @@ import cv2
 import tensorflow_datasets as tfds
 
 from normlab import study
-from normlab.study import cache, sources, tfds_sets
-from normlab.study.data import Data, digits, sizes
-from normlab.study.errors import BadInput
-from normlab.study.sources import chosen
-from normlab.study.streamed import Streamed
+from normlab.errors import BadInput
+from normlab.study.data import cache
+from normlab.study.data import options as sources
+from normlab.study.data.dataset import Data, digits
+from normlab.study.data.options import chosen
+from normlab.study.data.splits import sizes
+from normlab.study.data.streaming import Streamed
+from normlab.study.data.tfds import folders, read, records
+from normlab.study.data.tfds.read import _taken
+from normlab.study.data.tfds.records import standardization
 from tests.prepared import Row, images, leave_out, of_images, png, write
 
 PREPARED = Path(os.environ.get("NORMLAB_DATA") or "/nowhere") / "tfds"
@@ -70,7 +75,7 @@ class TestPreparedSets:
         assert "`tiny` 1.0.0 of TensorFlow Datasets: 20 examples for training, 10 for the test" in data.about
 
     def test_a_channel_without_contrast_is_not_divided_by_zero(self) -> None:
-        mean, std = tfds_sets.standardization([np.full((2, 3, 3, 1), 255, np.uint8)])
+        mean, std = standardization([np.full((2, 3, 3, 1), 255, np.uint8)])
         assert (mean.tolist(), std.tolist()) == ([1], [1 / 255])
 
     @pytest.mark.parametrize(
@@ -187,7 +192,7 @@ class TestStreamedSets:
         for found, array in zip(data.read([29, 0, 7]), (PIXELS, LABELS), strict=True):
             np.testing.assert_array_equal(found, array[[29, 0, 7]])
         assert "are read while a model is trained" in data.about
-        monkeypatch.setattr(tfds_sets, "RESIDENT_BYTES", 1000)
+        monkeypatch.setattr(read, "RESIDENT_BYTES", 1000)
         assert isinstance(chosen("tfds:tiny", str(tmp_path), augment=["flip"]), Streamed)
         assert not isinstance(chosen("tfds:tiny", str(tmp_path), stream=False), Streamed)
 
@@ -201,7 +206,7 @@ class TestStreamedSets:
         folder = tiny(tmp_path)
         (folder / "tiny-train.tfrecord-00000-of-00001").write_bytes(bytes(10**6))
         for limit, streamed in ((taken - 1, True), (taken, False)):
-            monkeypatch.setattr(tfds_sets, "RESIDENT_BYTES", limit)
+            monkeypatch.setattr(read, "RESIDENT_BYTES", limit)
             data = chosen("tfds:tiny", str(tmp_path), **options)
             assert isinstance(data, Streamed) == streamed
             assert ("Its inputs, 0 MiB in memory, are" in data.about) == streamed
@@ -210,18 +215,18 @@ class TestStreamedSets:
         features = {**FEATURES, "image": tfds.features.Image(shape=(None, None, 3))}
         stored = (tiny(tmp_path, features) / "tiny-train.array_record-00000-of-00001").stat().st_size
         for limit, streamed in ((stored, True), (3 * stored, False)):
-            monkeypatch.setattr(tfds_sets, "RESIDENT_BYTES", limit)
+            monkeypatch.setattr(read, "RESIDENT_BYTES", limit)
             assert isinstance(chosen("tfds:tiny", str(tmp_path)), Streamed) == streamed
 
     def test_numbers_take_four_bytes(self, tmp_path: Path) -> None:
         features = {"x": tfds.features.Tensor(shape=(2,), dtype=np.float64), "label": tfds.features.Scalar(np.float32)}
         folder = write(tmp_path, {"train": [{"x": np.ones(2), "label": 1.0}] * 3}, features, keys=("x", "label"))
-        assert tfds_sets._taken(folder, None, None) == (3 * 2 * 4, "in memory")
+        assert _taken(folder, None, None) == (3 * 2 * 4, "in memory")
 
     def test_the_second_time_nothing_is_opened(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         tiny(tmp_path)
         chosen("tfds:tiny", str(tmp_path), stream=True)
-        monkeypatch.setattr(tfds_sets, "_builder", lambda *_: pytest.fail("opened"))
+        monkeypatch.setattr(records, "builder_of", lambda *_: pytest.fail("opened"))
         chosen("tfds:tiny", str(tmp_path), stream=True)
 
     def test_fingerprints(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +243,7 @@ class TestStreamedSets:
         marks.append(mark())
         monkeypatch.setattr(cv2, "__version__", "1.0")
         marks.append(mark())
-        monkeypatch.setattr(tfds_sets, "version_of", lambda name: "1.0")
+        monkeypatch.setattr(folders, "version_of", lambda name: "1.0")
         marks.append(mark())
         assert marks[0] == marks[1]
         assert marks[4] == marks[5]
@@ -257,7 +262,7 @@ class TestWhatIsKept:
         tiny(tmp_path)
         first = chosen("tfds:tiny", str(tmp_path))
         with monkeypatch.context() as patch:
-            patch.setattr(tfds_sets, "Examples", lambda *_: pytest.fail("read again"))
+            patch.setattr(read, "Examples", lambda *_: pytest.fail("read again"))
             second = chosen("tfds:tiny", str(tmp_path))
         for name, value in vars(first).items():
             np.testing.assert_array_equal(value, getattr(second, name))
@@ -544,7 +549,7 @@ class TestChosen:
 
 def requested(**given: Any) -> dict[str, Any]:
     """What `chosen` is given where this is asked for."""
-    from normlab.study.arguments import Given
+    from normlab.study.design.options import Given
 
     options = {option.name: option for option in sources.DATA_OPTIONS}
     return {name: options[name].checked(Given(value, f"`{name}`")) for name, value in given.items()}
@@ -576,7 +581,7 @@ class TestRealData:
 
     def test_neither_tensorflow_nor_jax_is_imported(self) -> None:
         code = (
-            "import sys; from normlab.study.sources import chosen; "
+            "import sys; from normlab.study.data.options import chosen; "
             f"chosen('tfds:mnist', {str(PREPARED)!r}, train_examples=10); "
             "sys.exit(bool({'tensorflow', 'jax'} & set(sys.modules)))"
         )

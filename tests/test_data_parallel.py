@@ -11,20 +11,22 @@ import pytest
 from test_supervised import LinenNet, NNXNet, three_classes
 
 from normlab import norms, study
-from normlab.study import catalogue, cli
-from normlab.study.arguments import Request
-from normlab.study.compilation import compile_program
-from normlab.study.errors import BadInput
-from normlab.study.plan import Plan, scope
-from normlab.study.train import Program, mesh_of
+from normlab.cli.main import main
+from normlab.errors import BadInput
+from normlab.study.design import discovery
+from normlab.study.design.plan import Plan, scope
+from normlab.study.design.program import Program
+from normlab.study.design.request import Request
+from normlab.study.training.compilation import compile_program
+from normlab.study.training.loop import mesh_of
 
-DISTRIBUTED = catalogue.load("distributed")
+DISTRIBUTED = discovery.load("distributed")
 MODEL = '''
 """A small problem."""
 import numpy as np
 from normlab import study
-from normlab.study.models import MLP
-from normlab.study.data import Data
+from normlab.models.mlp import MLP
+from normlab.study.data.dataset import Data
 
 def data():
     rng = np.random.default_rng(0)
@@ -87,7 +89,7 @@ def test_every_record_says_what_its_statistics_cover(tmp_path: Path) -> None:
     budget = ["--tier", "smoke", "--seeds", "1", "--learning-rates", "0.1", "--jobs", "1", "--batch-sizes", "8", "16"]
     for devices in (1, 4):
         command = ["run", str(file), *budget, "--devices", str(devices), "--output", str(tmp_path / str(devices))]
-        assert cli.main(command) == 0
+        assert main(command) == 0
     found = {}
     for path in tmp_path.glob("*/runs/*/*.json"):
         record = json.loads(path.read_text())

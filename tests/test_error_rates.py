@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks import error_rates as rates
-from normlab.study import statistics
-from normlab.study.statistics import BETTER, EQUIVALENT, runs_to_see
+from normlab.study.analysis import estimates
+from normlab.study.analysis.estimates import BETTER, EQUIVALENT, runs_to_see
 
 LEVEL = 0.05
 SIMULATIONS = 2000
@@ -23,7 +23,7 @@ def test_the_script_has_the_intervals_of_the_library(noise: rates.Noise) -> None
     first, second = noise.draw(np.random.default_rng(0), (5, 12))
     low, high = rates.intervals(first, second, 0.97)
     for row in range(5):
-        found = statistics.paired(first[row].tolist(), second[row].tolist()).at(0.97)
+        found = estimates.paired(first[row].tolist(), second[row].tolist()).at(0.97)
         assert found == pytest.approx((low[row], high[row]), rel=1e-6)
 
 

@@ -14,17 +14,22 @@ from typing import Any
 import pytest
 
 from normlab import study
-from normlab.study import catalogue, execute, identity
-from normlab.study.arguments import Request, from_python
-from normlab.study.cli import main
-from normlab.study.config import EVALUATE, Cell, Record, Run
-from normlab.study.errors import BadInput, Fault
-from normlab.study.execute import Strategy, Task
-from normlab.study.invocation import Invocation, Ways
-from normlab.study.local import Local, check_devices
-from normlab.study.plan import Plan
-from normlab.study.pool import DEATHS, Begun, Died, Done, News, work
-from normlab.study.store import JOBS, Store
+from normlab.cli.main import main
+from normlab.errors import BadInput, Fault
+from normlab.study.design import discovery
+from normlab.study.design.plan import Plan
+from normlab.study.design.records import EVALUATE, Cell, Record, Run
+from normlab.study.design.request import Request, from_python
+from normlab.study.driver import schedule
+from normlab.study.driver.driver import Invocation, Ways
+from normlab.study.executors.local import Local, check_devices
+from normlab.study.executors.protocol import Begun, Died, Done, News
+from normlab.study.executors.scheduler import DEATHS, work
+from normlab.study.worker.identity import describe
+from normlab.study.worker.outcome import make_record
+from normlab.study.worker.runner import CellRunner
+from normlab.study.worker.store import JOBS, Store
+from normlab.study.worker.strategy import Strategy, Task
 from tests.toys import TOY, settings_for
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # or a token in the home folder decides what can join what
@@ -87,7 +92,7 @@ def cluster() -> Iterator[str]:
 @pytest.fixture
 def address(cluster: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Of a cluster that may take its time."""
-    monkeypatch.setattr("normlab.study.ray_core.JOINED_WITHIN", 120.0)
+    monkeypatch.setattr("normlab.study.executors.ray.JOINED_WITHIN", 120.0)
     return cluster
 
 
@@ -207,9 +212,9 @@ class TestPool:
         **strategy: Any,
     ) -> list[Record]:
         task, made = self.task(toy, **strategy), list[Record]()
-        plan = Plan(catalogue.load(str(toy)), task.settings)
+        plan = Plan(discovery.load(str(toy)), task.settings)
         self.runs = plan.pending([])[:3]
-        lanes = execute.CellRunner(task, plan.comparison).lanes
+        lanes = CellRunner(task, plan.comparison).lanes
         for record in work(
             task, crew, lambda: [r for r in self.runs if r not in {m.run for m in made}], stop, lanes, limit
         ):
@@ -219,7 +224,7 @@ class TestPool:
     def ok(self, toy: Path) -> Callable[[Cell, list[Run]], list[News]]:
         return lambda cell, runs: [
             Begun(cell),
-            *(execute.make_record(self.task(toy), run, "ok", "") for run in runs),
+            *(make_record(self.task(toy), run, "ok", "") for run in runs),
             Done(cell),
         ]
 
@@ -261,7 +266,7 @@ class TestPool:
         self, toy: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         now = [0.0]
-        monkeypatch.setattr("normlab.study.pool.monotonic", lambda: now[0])
+        monkeypatch.setattr("normlab.study.executors.scheduler.monotonic", lambda: now[0])
 
         def after(seconds: float, *news: Callable[[Cell, list[Run]], list[News]]) -> Callable[..., list[News]]:
             def act(cell: Cell, runs: list[Run]) -> list[News]:
@@ -295,18 +300,18 @@ class TestPlace:
     def test_a_worker_that_differs_is_refused_by_name(self, name: str, toy: Path, tmp_path: Path) -> None:
         settings = settings_for(toy, norms=("none",))
         strategy = Strategy()
-        described = identity.describe(catalogue.code(str(toy)), {"scalar": ""}, strategy)
+        described = describe(discovery.code(str(toy)), {"scalar": ""}, strategy)
         described["versions"]["flax"] = "0.1"
         task = Task(source=str(toy), settings=settings, identity=described, strategy=strategy)
-        comparison = catalogue.load(str(toy))
+        comparison = discovery.load(str(toy))
         executor: Any = Local(1)
         if name == "slurm":
-            from normlab.study.slurm import Slurm
+            from normlab.study.executors.slurm import Slurm
 
             executor = Slurm(1, [("cluster", "local")])
         hire = partial(executor.hire, output=tmp_path)
         with pytest.raises(Fault, match=r"got `versions flax` [\d.]+ on .* instead of 0\.1\. Install the same there"):
-            list(execute.records(task, comparison, lambda: Plan(comparison, settings).pending([]), hire))
+            list(schedule.records(task, comparison, lambda: Plan(comparison, settings).pending([]), hire))
 
     def test_the_environment_of_a_worker(self) -> None:
         threads = Strategy().environment({"XLA_FLAGS": "--mine"}, 3)
@@ -327,7 +332,7 @@ class TestPlace:
             check_devices(2, "tpu", 4)
 
     def test_stacks_in_workers_are_those_of_this_process(self, toy: Path, tmp_path: Path) -> None:
-        comparison = catalogue.load(str(toy))
+        comparison = discovery.load(str(toy))
         given = from_python({"norms": ["none"], "extend": False, "curves": ["deployed"]}, comparison)
         settings = Request(comparison, given).settings(str(toy))
         found = []
@@ -421,7 +426,7 @@ class TestSlurm:
         with pytest.raises(BadInput, match="Expected `output` with the executor `slurm`"):
             study.run(toy, **options)
         with pytest.raises(BadInput, match=r"comparison from a file with `executor`, .* Put it into a file"):
-            study.run(catalogue.load(str(toy)), output=tmp_path / "out", **options)
+            study.run(discovery.load(str(toy)), output=tmp_path / "out", **options)
 
 
 class TestRay:
@@ -452,7 +457,7 @@ class TestRay:
         monkeypatch: pytest.MonkeyPatch,
         capfd: pytest.CaptureFixture[str],
     ) -> None:
-        monkeypatch.setattr("normlab.study.ray_core.JOINED_WITHIN", 2.0)
+        monkeypatch.setattr("normlab.study.executors.ray.JOINED_WITHIN", 2.0)
         with socket.create_server(("127.0.0.1", 0)) as server:
             given = f"127.0.0.1:{server.getsockname()[1]}" if address == "silent" else address
             arguments = ["--output", str(tmp_path / "out"), "--executor", "ray", "--ray-address", given]
@@ -484,8 +489,8 @@ class TestOptions:
         self, name: str, package: str, toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setitem(sys.modules, package, None)
-        for module in ("slurm", "ray_core"):
-            monkeypatch.delitem(sys.modules, f"normlab.study.{module}", raising=False)
+        for module in ("slurm", "ray"):
+            monkeypatch.delitem(sys.modules, f"normlab.study.executors.{module}", raising=False)
         assert main(["run", str(toy), "--executor", name, "--dry-run"]) == 2
         assert capsys.readouterr().err == (
             f"normlab: Expected `{package}` to be installed, got none. Run `pip install 'normlab[cluster]'`.\n"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from normlab.study.errors import BadInput
-from normlab.study.extras import EXTRAS, MissingExtra, importing, remedy_for, require
+from normlab.errors import BadInput
+from normlab.extras import EXTRAS, MissingExtra, importing, remedy_for, require
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,7 +30,7 @@ def line(call, *kinds):
     return "nothing"
 
 def printed(*arguments):
-    from normlab.study.cli import main
+    from normlab.cli.main import main
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(arguments)
@@ -77,7 +77,7 @@ def test_each_package_of_the_study_is_asked_for_before_anything_runs(tmp_path: P
     run(
         """
 from normlab import study
-from normlab.study.extras import EXTRAS
+from normlab.extras import EXTRAS
 for package in EXTRAS["study"]:
     sys.meta_path.insert(0, Without(package))
     said = missing(f"`{package}`", "study")
@@ -117,7 +117,9 @@ def test_a_package_is_named_with_its_command_where_it_is_needed(
 sys.meta_path.insert(0, Without({package!r}))
 import importlib
 from normlab import norms, study
-from normlab.study import data, streams, tfds_sets
+from normlab.study import streams
+from normlab.study.data.dataset import digits
+from normlab.study.data.tfds import folders
 
 def build(make):
     from flax import linen as nn
@@ -133,13 +135,13 @@ def streaming():
 calls = {{
     "build(supervised)": lambda: build(supervised)(),
     "build(streaming)": lambda: build(streaming)(),
-    "digits": data.digits,
-    "online": lambda: importlib.import_module("normlab.online"),
+    "digits": digits,
+    "online": lambda: importlib.import_module("normlab.river"),
     "streams.synthetic('sea')": lambda: streams.synthetic("sea")(0),
     "streams.bundled('phishing')": lambda: streams.bundled("phishing")(0),
-    "chosen": lambda: tfds_sets._package(),
-    "slurm": lambda: importlib.import_module("normlab.study.slurm"),
-    "ray": lambda: importlib.import_module("normlab.study.ray_core"),
+    "chosen": lambda: folders.package(),
+    "slurm": lambda: importlib.import_module("normlab.study.executors.slurm"),
+    "ray": lambda: importlib.import_module("normlab.study.executors.ray"),
 }}
 assert line(calls[{code!r}], ImportError) == missing("`{package}`", {extra!r}), line(calls[{code!r}], ImportError)
 """,

@@ -20,14 +20,14 @@ from uuid import uuid4
 import pytest
 
 from normlab import study
-from normlab.study import catalogue
-from normlab.study.arguments import Request, from_python
-from normlab.study.cli import main
-from normlab.study.config import EVALUATE
-from normlab.study.errors import BadInput, Fault
-from normlab.study.execute import Strategy
-from normlab.study.invocation import Invocation, Ways
-from normlab.study.store import Store, write_whole
+from normlab.cli.main import main
+from normlab.errors import BadInput, Fault
+from normlab.study.design import discovery
+from normlab.study.design.records import EVALUATE
+from normlab.study.design.request import Request, from_python
+from normlab.study.driver.driver import Invocation, Ways
+from normlab.study.worker.store import Store, write_whole
+from normlab.study.worker.strategy import Strategy
 from tests.toys import TOY
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
@@ -36,7 +36,7 @@ NOBODY = 65534
 
 def complete(toy: Path, output: Path, **options: Any) -> Store:
     """What `normlab run` does, in this process and without a report."""
-    comparison = catalogue.load(str(toy))
+    comparison = discovery.load(str(toy))
     settings = Request(comparison, from_python({"norms": ["none"], **options}, comparison)).settings(str(toy))
     Invocation(comparison, settings, output, "normlab run toy.py").complete(Ways(strategy=Strategy(alone=True)))
     return Store(output)
@@ -57,7 +57,7 @@ class TestDisk:
             return write_whole(path, content)
 
         output = tmp_path / "out"
-        monkeypatch.setattr("normlab.study.store.write_whole", full)
+        monkeypatch.setattr("normlab.study.worker.store.write_whole", full)
         with pytest.raises(Fault, match=r"No space left on device. Finished runs are kept; .* same command resumes"):
             complete(toy, output)
         before = contents(output)
@@ -207,7 +207,7 @@ class TestProcesses:
     def test_ctrl_c_in_python_keeps_what_is_done(self, toy: Path, tmp_path: Path) -> None:
         toy.write_text(TOY.replace("time.sleep(PAUSE)", "STOP and seed == 1 and STOP.pop()()"))
         toy.write_text(toy.read_text() + "\n\ndef stop():\n    raise KeyboardInterrupt\n\n\nSTOP = [stop]\n")
-        comparison = catalogue.load(str(toy))
+        comparison = discovery.load(str(toy))
         with pytest.raises(KeyboardInterrupt):
             study.run(comparison, norms=["none"], output=tmp_path / "out", progress=False)
         before = contents(tmp_path / "out")
@@ -222,7 +222,7 @@ class TestProcesses:
         def refuse(*_: Any, **__: Any) -> None:
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-        monkeypatch.setattr("normlab.study.store._lock", refuse)
+        monkeypatch.setattr("normlab.study.worker.store._lock", refuse)
         assert complete(toy, tmp_path / "out").records()
 
     def test_a_clock_that_jumps_changes_no_time_that_is_reported(

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from normlab import study
-from normlab.study import catalogue, schema
-from normlab.study.arguments import Request, from_python
-from normlab.study.cli import main
-from normlab.study.config import content_key
-from normlab.study.execute import Strategy
-from normlab.study.invocation import Invocation, Ways
-from normlab.study.store import HEADER_BYTES, RECORD_BYTES, Store
+from normlab.cli.main import main
+from normlab.study.design import discovery, schema
+from normlab.study.design.records import content_key
+from normlab.study.design.request import Request, from_python
+from normlab.study.driver.driver import Invocation, Ways
+from normlab.study.worker.store import HEADER_BYTES, RECORD_BYTES, Store
+from normlab.study.worker.strategy import Strategy
 from tests.toys import TOY
 
 Edit = Callable[[dict[str, Any]], Any]
@@ -30,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with runs and no report, as a comparison from a file makes it."""
     toy = tmp_path_factory.mktemp("made") / "toy.py"
     toy.write_text(TOY)
-    comparison = catalogue.load(str(toy))
+    comparison = discovery.load(str(toy))
     given = {"norms": ["none", "batch"], "curves": ["deployed"], "batch_sizes": [2], "seeds": 3, "extend": False}
     settings = Request(comparison, from_python(given, comparison)).settings(str(toy))
     Invocation(comparison, settings, toy.with_name("out"), "normlab run").complete(Ways(strategy=Strategy(alone=True)))
@@ -130,7 +130,7 @@ class TestTrust:
         text = "from normlab import norms\nimport dataclasses\n"
         text += "norms.register(dataclasses.replace(norms.get('layer').entry, name='mine', title='my own norm'))\n"
         toy.write_text(f"{text}{TOY}")
-        comparison = catalogue.load(str(toy))
+        comparison = discovery.load(str(toy))
         settings = Request(comparison, from_python({"norms": ["batch", "mine"], "seeds": 2}, comparison)).settings(
             str(toy)
         )
@@ -139,14 +139,14 @@ class TestTrust:
         files = [tmp_path / "out/report.html", *(tmp_path / "out/tables").iterdir(), tmp_path / "out/analysis.json"]
         before = {path: path.read_bytes() for path in files}
         assert b"my own norm" in before[files[0]]
-        catalogue.load(str(_plain(toy)))  # which forgets the norm
+        discovery.load(str(_plain(toy)))  # which forgets the norm
         assert main(["report", str(tmp_path / "out")]) == 0
         assert {path: path.read_bytes() for path in files} == before
 
     def test_a_report_of_an_object_that_lived_in_another_process(
         self, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        comparison = catalogue.load(str(toy))
+        comparison = discovery.load(str(toy))
         study.run(comparison, norms=["none"], curves=["deployed"], seeds=2, output=tmp_path / "out", progress=False)
         assert main(["report", str(tmp_path / "out")]) == 0
         capsys.readouterr()

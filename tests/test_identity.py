@@ -15,15 +15,19 @@ from typing import Any
 import pytest
 
 import normlab
+from normlab.errors import BadInput
 from normlab.norms import get
-from normlab.study import catalogue, identity, imports, result
-from normlab.study.arguments import Request, from_python
-from normlab.study.config import EVALUATE, Cell, Record, Run
-from normlab.study.errors import BadInput
-from normlab.study.execute import Strategy
-from normlab.study.invocation import Invocation, Ways
-from normlab.study.local import Local
-from normlab.study.store import Store
+from normlab.study import api
+from normlab.study.design import discovery, imports
+from normlab.study.design.provenance import EXCUSED, code_hash, deciding, is_excused, modules, versions
+from normlab.study.design.records import EVALUATE, Cell, Record, Run, of_problem, run_key
+from normlab.study.design.request import Request, from_python
+from normlab.study.driver.driver import Invocation, Ways
+from normlab.study.executors.local import Local
+from normlab.study.worker import identity
+from normlab.study.worker.identity import describe, differences, outdated
+from normlab.study.worker.store import Store
+from normlab.study.worker.strategy import Strategy
 from tests.toys import TOY
 
 PACKAGE = Path(normlab.__file__).parent
@@ -35,7 +39,7 @@ RUN = Run(cell=CELL, stage=EVALUATE, learning_rate=0.1, seed=0)
 
 
 def invocation_of(source: Path, output: Path | None = None, **options: Any) -> Invocation:
-    comparison = catalogue.load(str(source))
+    comparison = discovery.load(str(source))
     settings = Request(comparison, from_python({**FEW, **options}, comparison)).settings(str(source))
     return Invocation(comparison, settings, output, "normlab run")
 
@@ -44,55 +48,65 @@ class TestModules:
     """All of this package is in the key, but for what is excused."""
 
     def test_every_module_is_in_the_key_or_excused_with_a_reason(self) -> None:
-        files = {str(file.relative_to(PACKAGE.parent)) for file in PACKAGE.rglob("*.py")}
-        hashed = {str(file.relative_to(PACKAGE.parent)) for file in identity.deciding(PACKAGE).values()}
-        excused = {f"{name.replace('.', '/')}.py" for name in identity.EXCUSED}
-        assert excused <= files  # no excuse is left over from a module that is gone
-        assert hashed == files - excused
-        assert all(len(reason) > 10 for reason in identity.EXCUSED.values())
+        files = {
+            file for file in PACKAGE.rglob("*.py") if file.relative_to(PACKAGE).parts[0] not in imports.COMPARISONS
+        }
+        excused = {file for name, file in modules(PACKAGE).items() if is_excused(name)}
+        assert set(deciding(PACKAGE).values()) == files - excused
+        for name in EXCUSED:  # no excuse is left over from a module that is gone
+            assert name in modules(PACKAGE)
+        assert all(len(reason) > 10 for reason in EXCUSED.values())
 
     def test_what_trains_on_streams_and_plans_counts(self) -> None:
-        study = "prequential streams generators stream_problems baselines rows checkpoints config defaults plan cache"
-        names = {f"normlab.study.{name}" for name in study.split()} | {"normlab.norms", "normlab", "normlab.study"}
-        assert names <= identity.deciding(PACKAGE).keys()
+        folders = ("training", "streams", "data", "data.tfds", "problems", "design")
+        names = {f"normlab.study.{name}" for name in folders} | {"normlab.norms", "normlab", "normlab.study"}
+        names |= {f"normlab.{name}" for name in ("functional", "linen", "nnx", "models", "introspect")}
+        names |= {
+            f"normlab.study.training.{name}" for name in ("prequential", "supervised", "streaming", "checkpoints")
+        }
+        names |= {f"normlab.study.{name}" for name in ("design.plan", "design.budgets", "worker.runner", "data.cache")}
+        assert names <= deciding(PACKAGE).keys()
 
     def test_an_edit_anywhere_makes_another_key_unless_it_is_excused(self, tmp_path: Path) -> None:
         copy = tmp_path / "normlab"
         shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-        before = identity.code_hash(identity.deciding(copy))
-        for name, file in identity.modules(copy).items():
+        before = code_hash(deciding(copy))
+        for name, file in modules(copy).items():
             content = file.read_text()
             file.write_text(f"{content}#\n")
-            assert (identity.code_hash(identity.deciding(copy)) == before) == (name in identity.EXCUSED), name
+            assert (code_hash(deciding(copy)) == before) == is_excused(name), name
             file.write_text(content)
-        assert identity.code_hash(identity.deciding(copy)) == before
+        assert code_hash(deciding(copy)) == before
         (copy / "study/parts/deep").mkdir(parents=True)
         (copy / "study/parts/deep/new.py").write_text("")
-        assert "normlab.study.parts.deep.new" in identity.deciding(copy)
-        assert identity.code_hash(identity.deciding(copy)) != before
+        assert "normlab.study.parts.deep.new" in deciding(copy)
+        assert code_hash(deciding(copy)) != before
 
     def test_comparisons_that_a_wheel_brings_along_do_not_count(self, tmp_path: Path) -> None:
         for path in ("a.py", "_benchmarks/b.py", "_experiments/c.py"):
             (tmp_path / "normlab" / path).parent.mkdir(exist_ok=True, parents=True)
             (tmp_path / "normlab" / path).write_text("")
-        assert list(identity.modules(tmp_path / "normlab")) == ["normlab.a"]
+        assert list(modules(tmp_path / "normlab")) == ["normlab.a"]
 
     def test_what_decides_imports_what_is_excused_for_known_reasons_only(self) -> None:
         """An excuse holds as long as nothing that trains is made of the module."""
         found = set()
-        for name, file in identity.deciding(PACKAGE).items():
+        for name, file in deciding(PACKAGE).items():
             package = name if file.stem == "__init__" else name.rpartition(".")[0]
             names = set(imports.mentioned_in(file, f"{package}.x"))
-            found |= {(name.removeprefix("normlab.study."), used) for used in names & identity.EXCUSED.keys()}
+            found |= {(name.removeprefix("normlab.study."), used) for used in names & EXCUSED.keys()}
         allowed = {
-            "arguments": {"normlab.study", "config", "problems", "sources", "stream_problems"},  # options, by type
-            "result": {"normlab.study"},  # handed on to the user
-            "identity": {"execute", "compilation", "fed"},  # keys, and the number of processors
-            "imports": {"execute", "catalogue"},  # keys
-            "pool": {"execute"},  # its loop is given the runs
+            "api": {"normlab.study"},  # handed on to the user
+            "normlab.river": {"normlab"},  # likewise
+            "worker.identity": {"worker.runner"},  # keys
+            "design.imports": {"worker.runner", "design.discovery", "design.provenance"},  # keys
         }
-        messages = {(name, used) for name, used in found if used == "normlab.study.errors"}
-        assert found - messages == {(name, f"normlab.study.{used}") for used in allowed for name in allowed[used]}
+        messages = {(name, used) for name, used in found if used == "normlab.errors"}
+        assert found - messages == {
+            (name, used if used == "normlab.river" else f"normlab.study.{used}")
+            for used in allowed
+            for name in allowed[used]
+        }
 
     WRITES = """
 import json, os, sys
@@ -106,7 +120,7 @@ def write_modules():
 from dataclasses import replace
 from normlab import study
 from normlab.study import streams
-from normlab.study.models import MLP
+from normlab.models.mlp import MLP
 from write import write_modules
 
 source = streams.synthetic("sea", n=200)
@@ -140,14 +154,14 @@ comparison = study.Comparison(
         process, found = json.loads((tmp_path / "write.json").read_text())
         assert process != os.getpid()
         ours = {name for name in found if name.partition(".")[0] == "normlab"}
-        known = identity.deciding(PACKAGE).keys() | identity.EXCUSED.keys()
-        assert ours <= known
+        assert ours <= modules(PACKAGE).keys()
         files = {Path(file) for name, file in found.items() if file and Path(file).is_relative_to(PACKAGE)}
-        assert files <= set(identity.modules(PACKAGE).values())
-        expected = {"execute", "compilation", "train", "config", "plan", "catalogue"}
+        assert files <= set(modules(PACKAGE).values())
+        expected = {"worker.runner", "training.compilation", "training.loop", "design.comparison", "design.discovery"}
         if kind == "stream":
-            expected |= {"prequential", "streams", "generators", "stream_problems", "baselines", "cache", "rows"}
-        assert {f"normlab.study.{name}" for name in expected} <= ours & identity.deciding(PACKAGE).keys()
+            expected |= {"training.prequential", "streams.generators", "problems.streaming", "streams.baselines"}
+            expected |= {"data.cache", "data.tabular"}
+        assert {f"normlab.study.{name}" for name in expected} <= ours & deciding(PACKAGE).keys()
         assert set(outcome.header.identity["code"]["comparison"]) == {"toy.py", "write.py"}
 
 
@@ -232,7 +246,7 @@ class TestFiles:
         assert {path for path in names if not path.startswith("parts/")} == {"toy.py", label} - {"parts/deep.py"}
         assert described() == first
         helper.write_text("A = 2\n")
-        changed = list(identity.differences(first, described()))
+        changed = list(differences(first, described()))
         assert [what for what, _, _ in changed] == [f"code comparison {label}"]
 
     def test_what_was_imported_before_by_others_counts_where_it_is_named(self, source: Path) -> None:
@@ -293,7 +307,7 @@ class TestFiles:
         assert "got `late_one.py`, which has changed since" in by_seed[1].reason
 
     def test_a_file_of_the_standard_library_of_normlab_or_installed_does_not_count(self, source: Path) -> None:
-        source.write_text(self.text("import colorsys, wave, markupsafe\nfrom normlab.study import augment, vit"))
+        source.write_text(self.text("import colorsys, wave, markupsafe\nfrom normlab.models import vit"))
         for name in ("colorsys", "wave"):
             sys.modules.pop(name, None)
         assert invocation_of(source).task(ALONE).identity["code"]["comparison"].keys() == {"toy.py"}
@@ -312,17 +326,17 @@ class TestVersions:
     def test_are_in_the_key_of_those_that_use_them(self) -> None:
         libraries = {"digits": ("scikit-learn",), "sea": ("river", "scikit-learn")}
         data = {"digits": "a", "sea": "b", "own": "c"}
-        described = identity.describe({}, data, Strategy(alone=True), libraries)
+        described = describe({}, data, Strategy(alone=True), libraries)
         always = {"python", "jax", "jaxlib", "flax", "optax", "numpy"}
-        of = {problem: identity.of_problem(described, problem) for problem in data}
+        of = {problem: of_problem(described, problem) for problem in data}
         assert of["own"]["versions"].keys() == always
         assert of["digits"]["versions"].keys() == always | {"scikit-learn"}
         assert of["sea"]["versions"].keys() == always | {"scikit-learn", "river"}
         assert all(of["sea"]["versions"].values())
-        assert len({identity.run_key(RUN, found) for found in of.values()}) == 3
+        assert len({run_key(RUN, found) for found in of.values()}) == 3
 
     def test_a_missing_package_is_no_fault(self) -> None:
-        assert identity.versions(["no-such-package-anywhere"]) == {"no-such-package-anywhere": None}
+        assert versions(["no-such-package-anywhere"]) == {"no-such-package-anywhere": None}
 
     def test_each_problem_says_what_it_uses(self) -> None:
         for source, problem, libraries in (
@@ -332,7 +346,7 @@ class TestVersions:
             ("online", "sea", ("river",)),
             ("online", "split-digits", ("scikit-learn", "river")),
         ):
-            comparison = catalogue.load(source)
+            comparison = discovery.load(source)
             found = next(one for one in comparison.problems if one.name == problem)
             config = {"batch_size": 8, "epochs": 1, **({"depth": 1} if source == "recurrent" else {})}
             assert found.build(get("none"), config).libraries == libraries, problem
@@ -374,16 +388,16 @@ class TestOutdated:
         ],
     )
     def test_the_reason_is_said(self, change: dict[str, Any], why: str) -> None:
-        of = identity.of_problem(self.NOW, "scalar")
-        assert identity.outdated(self.NOW, [self.record(of), self.record(of, "else")]) == ""
+        of = of_problem(self.NOW, "scalar")
+        assert outdated(self.NOW, [self.record(of), self.record(of, "else")]) == ""
         records = [self.record({**of, **change}), self.record(of)]
-        assert identity.outdated(self.NOW, records) == f"Set aside, and in none of the numbers: 1 record ({why})."
+        assert outdated(self.NOW, records) == f"Set aside, and in none of the numbers: 1 record ({why})."
 
     def test_reasons_are_counted(self) -> None:
-        of = identity.of_problem(self.NOW, "scalar")
+        of = of_problem(self.NOW, "scalar")
         records = [*[self.record({**of, "data": "z"})] * 3, self.record({**of, "code": "z"})]
         expected = "Set aside, and in none of the numbers: 3 records (the data changed), 1 record (the code changed)."
-        assert identity.outdated(self.NOW, records) == expected
+        assert outdated(self.NOW, records) == expected
 
     def record(self, of: dict[str, Any], problem: str = "scalar") -> Record:
         run = dataclasses.replace(RUN, cell=dataclasses.replace(RUN.cell, problem=problem))
@@ -416,10 +430,10 @@ class TestOutdated:
         assert sorted(shown) == pytest.approx(expected, abs=1e-6)
 
     def test_a_result_in_python_knows(self, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        comparison = catalogue.load(str(toy))
+        comparison = discovery.load(str(toy))
         found = [
-            result.run(comparison, output=tmp_path / "out", progress=False, **{**FEW, "seeds": 2})
-            for comparison in (comparison, catalogue.load(str(toy)))
+            api.run(comparison, output=tmp_path / "out", progress=False, **{**FEW, "seeds": 2})
+            for comparison in (comparison, discovery.load(str(toy)))
         ]
         assert found[0].outdated == ""
         assert found[1].outdated.endswith(" records (the code changed).")

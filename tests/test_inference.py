@@ -10,12 +10,14 @@ import pytest
 
 from normlab import norms, study
 from normlab.functional import StatisticsError
-from normlab.study import inference
-from normlab.study.config import MEASURED_AT
-from normlab.study.data import Data, composed
-from normlab.study.learning import Fitted
-from normlab.study.models import MLP, ConvNet
-from normlab.study.train import Program, training
+from normlab.models.mlp import MLP, ConvNet
+from normlab.study.data.dataset import Data
+from normlab.study.data.splits import composed
+from normlab.study.design.problem import MEASURED_AT
+from normlab.study.design.program import Program
+from normlab.study.training import inference_measures
+from normlab.study.training.loop import training
+from normlab.study.training.supervised import Fitted
 
 HIDDEN, CLASSES, BATCH, EPSILON = 5, 3, 8, 1e-5
 
@@ -67,13 +69,13 @@ def head(model: Fitted, normalized: np.ndarray) -> np.ndarray:
 def test_reestimated(norm: str) -> None:
     model, _ = fitted(norm)
     x = hidden(model, model.take(model.train[: len(model.train) // BATCH * BATCH])[0])
-    found = inference.reestimated(model)[0]["batch_stats"]["norm_0"]
+    found = inference_measures.reestimated(model)[0]["batch_stats"]["norm_0"]
     np.testing.assert_allclose(found["mean"], x.mean(0), rtol=1e-5)
     power = 2 if norm == "batch_renorm" else 1
     np.testing.assert_allclose(
         found["std" if power == 2 else "var"] ** power, x.var(0) + EPSILON * (power - 1), rtol=1e-4
     )
-    outputs = model.evaluate(inference.reestimated(model))
+    outputs = model.evaluate(inference_measures.reestimated(model))
     spread = np.sqrt(x.var(0) + EPSILON)
     expected = head(model, (hidden(model, model.test[0]) - x.mean(0)) / spread)
     np.testing.assert_allclose(outputs, expected, rtol=1e-3, atol=1e-4)
@@ -86,7 +88,7 @@ def test_reestimated_is_blind_to_the_running_statistics(norm: str) -> None:
     shifted = jax.tree.map(lambda x: x + 1, averages["batch_stats"])
     other = model._replace(rest=({**averages, "batch_stats": shifted}, seed))
     for one, same in zip(
-        *(jax.tree.leaves(_statistics(inference.reestimated(m))) for m in (model, other)), strict=True
+        *(jax.tree.leaves(_statistics(inference_measures.reestimated(m))) for m in (model, other)), strict=True
     ):
         np.testing.assert_array_equal(one, same)
 
@@ -111,39 +113,39 @@ def test_own_statistics() -> None:
     batches = hidden(model, inputs).reshape(10, 4, HIDDEN)
     normalized = (batches - batches.mean(1, keepdims=True)) / np.sqrt(batches.var(1, keepdims=True) + EPSILON)
     own = head(model, normalized).reshape(40, -1)
-    np.testing.assert_allclose(inference.by_batches(model, inputs, 4), own, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(inference_measures.by_batches(model, inputs, 4), own, rtol=1e-3, atol=1e-4)
 
     changed = (own.argmax(-1) != labels).mean() - (np.asarray(outputs).argmax(-1) != labels).mean()
-    found = inference.changes_by_size(model, outputs, (1, 4, 64))
+    found = inference_measures.changes_by_size(model, outputs, (1, 4, 64))
     np.testing.assert_allclose(found, [np.nan, changed, np.nan], atol=1e-6)
 
 
 def test_one_element_is_an_error_in_dense_layers_only() -> None:
     model, _ = fitted("batch")
     with pytest.raises(StatisticsError, match="one"):
-        inference.by_batches(model, model.test[0], 1)
+        inference_measures.by_batches(model, model.test[0], 1)
     images, outputs = fitted("batch", lambda norm, classes: ConvNet(norm, (4,), (1,), classes), images=1)
-    assert np.isfinite(inference.changes_by_size(images, outputs, (1,))).all()
+    assert np.isfinite(inference_measures.changes_by_size(images, outputs, (1,))).all()
 
 
 @pytest.mark.parametrize("norm", ["layer", "group:num_groups=1", "none"])
 def test_norms_within_an_example_have_no_gap(norm: str) -> None:
     model, outputs = fitted(norm, classes_per_batch=1)
-    found = inference.compared(model, outputs, model.evaluate(inference.reestimated(model)))
+    found = inference_measures.compared(model, outputs, model.evaluate(inference_measures.reestimated(model)))
     assert {name: float(value) for name, value in found.items() if name != "error"} == {
         "gap": 0,
         "logit": 0,
         "flipped": 0,
     }
-    assert inference.changes_by_size(model, outputs, (1, 4, 40)).tolist() == [0, 0, 0]
-    own, deployed = inference.in_batches(model, model.alike[0])
+    assert inference_measures.changes_by_size(model, outputs, (1, 4, 40)).tolist() == [0, 0, 0]
+    own, deployed = inference_measures.in_batches(model, model.alike[0])
     assert own == deployed
 
 
 def test_compared() -> None:
     model, outputs = fitted("batch")
     others = -outputs
-    found = inference.compared(model, outputs, others)
+    found = inference_measures.compared(model, outputs, others)
     labels = np.asarray(model.test[1])
     error, other = ((np.asarray(x).argmax(-1) != labels).mean() for x in (outputs, others))
     assert found["error"] == pytest.approx(other)
@@ -167,7 +169,7 @@ def test_batches_like_in_training() -> None:
     deployed = head(model, (x - kept["mean"]) / np.sqrt(kept["var"] + EPSILON))
     expected = [(outputs.argmax(-1) != labels).mean() for outputs in (own, deployed)]
     assert expected[0] != expected[1]
-    np.testing.assert_allclose(inference.in_batches(model, model.alike[1]), expected, atol=1e-6)
+    np.testing.assert_allclose(inference_measures.in_batches(model, model.alike[1]), expected, atol=1e-6)
 
 
 def test_series_at_the_end_alone() -> None:

@@ -17,12 +17,14 @@ from flax import linen as nn
 from flax import nnx
 
 from normlab import norms, study
+from normlab.cli.main import main
+from normlab.errors import BadInput
 from normlab.norms import Norm
-from normlab.study import execute, streams
-from normlab.study.cli import main
-from normlab.study.config import Problem
-from normlab.study.data import Data, sizes
-from normlab.study.errors import BadInput
+from normlab.study.data.dataset import Data
+from normlab.study.data.splits import sizes
+from normlab.study.design.problem import Problem
+from normlab.study.driver import schedule
+from normlab.study.streams.stream import Source, Stream
 
 
 class Net(nn.Module):
@@ -112,16 +114,16 @@ def run(**options: Any) -> Callable[[], study.Result]:
     return lambda: study.run(comparison(), **{"tier": "smoke", "progress": False, **options})
 
 
-STREAM = streams.Stream(name="mine", inputs=X, labels=Y, classes=3)
-SOURCE = streams.Source("mine", lambda seed: STREAM, replicated=False)
+STREAM = Stream(name="mine", inputs=X, labels=Y, classes=3)
+SOURCE = Source("mine", lambda seed: STREAM, replicated=False)
 
 
 def streaming(**options: Any) -> Callable[[], Problem]:
     return lambda: study.streaming(**{"name": "net", "model": Net, "source": SOURCE, **options})
 
 
-def stream(**fields: Any) -> Callable[[], streams.Stream]:
-    return lambda: streams.Stream(**{"name": "mine", "inputs": X, "labels": Y, "classes": 3, **fields})
+def stream(**fields: Any) -> Callable[[], Stream]:
+    return lambda: Stream(**{"name": "mine", "inputs": X, "labels": Y, "classes": 3, **fields})
 
 
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
@@ -332,7 +334,7 @@ def test_what_is_wrong_is_said_in_one_line_before_anything_is_trained_or_written
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(execute, "records", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(schedule, "records", lambda *_: pytest.fail("trained"))
     make, expected = BAD[case]
     with pytest.raises(BadInput, match=re.escape(expected)) as caught:
         made = make()

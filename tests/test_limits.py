@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from normlab import study
-from normlab.study import catalogue, limits
-from normlab.study.cli import main
-from normlab.study.config import EVALUATE, Record
-from normlab.study.errors import BadInput
-from normlab.study.limits import LEAST, TIMES, UNKNOWN, OutOfTime, RunLimit, at_most
-from normlab.study.plan import Plan
-from normlab.study.store import Store
+from normlab.cli.main import main
+from normlab.errors import BadInput
+from normlab.study.design import discovery
+from normlab.study.design.plan import Plan
+from normlab.study.design.records import EVALUATE, Record
+from normlab.study.driver import limits
+from normlab.study.driver.limits import LEAST, TIMES, UNKNOWN, OutOfTime, RunLimit, at_most
+from normlab.study.worker.store import Store
 from tests.test_store import a_record
 from tests.toys import TOY, settings_for
 
@@ -148,12 +149,12 @@ class TestRuns:
 
     def test_what_runs_in_this_process_cannot_have_a_limit(self, toy: Path) -> None:
         with pytest.raises(BadInput, match="Expected a comparison from a file with `run_timeout`, got an object"):
-            study.run(catalogue.load(str(toy)), run_timeout=5, progress=False)
+            study.run(discovery.load(str(toy)), run_timeout=5, progress=False)
 
 
 class TestLimit:
     def limit(self, toy: Path, seconds: list[float], given: float | None = None, **changes: Any) -> float:
-        plan = Plan(catalogue.load(str(toy)), settings_for(toy, values={"deployed": (2, 4)}))
+        plan = Plan(discovery.load(str(toy)), settings_for(toy, values={"deployed": (2, 4)}))
         limit, cell = RunLimit(plan, given), plan.cells[0]
         for each in seconds:
             limit.add(self.record(plan, each, **changes))
@@ -263,7 +264,7 @@ class TestMemory:
         def fail(*_: Any) -> None:
             raise error
 
-        monkeypatch.setattr("normlab.study.cli._run", fail)
+        monkeypatch.setattr("normlab.cli.main._run", fail)
         assert main(["run", str(toy)]) == 1
         err = capsys.readouterr().err
         assert err.startswith("normlab: Out of memory (")

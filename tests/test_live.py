@@ -26,8 +26,8 @@ from river import checks, datasets, linear_model, metrics, optim, preprocessing
 from normlab import norms
 from normlab.functional import StatisticsError
 from normlab.norms import Norm
-from normlab.online import Classifier, Regressor, _file
-from normlab.online._network import Learned, programs
+from normlab.river import Classifier, Regressor, _file
+from normlab.river._network import Learned, programs
 from tests.test_own_model import blocks, run
 
 Live = Classifier | Regressor

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from normlab.study import meeting
-from normlab.study.errors import BadInput, Fault
-from normlab.study.group import Group
-from normlab.study.meeting import GUESTS, LONGEST, SECRET, Line, Member, Met, meet
+from normlab.errors import BadInput, Fault
+from normlab.study.executors import meeting
+from normlab.study.executors.meeting import GUESTS, LONGEST, SECRET, Line, Member, Met, meet
+from normlab.study.executors.process_group import Group
 
 KNOWN = "the secret of the tests"
 PATIENCE = 30.0

@@ -16,15 +16,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scipy.special import erf, expit, softmax
 
 from normlab import norms
+from normlab.introspect.pure import network
+from normlab.models import convolution, resnet
+from normlab.models import nnx as nnx_models
+from normlab.models.convolution import Conv, convolve, halved
+from normlab.models.mlp import MLP
+from normlab.models.resnet import Layer, ResNet, ResNet50
+from normlab.models.vgg import VGG
+from normlab.models.vit import ViTTiny
 from normlab.norms import Norm
-from normlab.study import convolution, models_nnx, resnet
-from normlab.study.compilation import collective_bytes
-from normlab.study.convolution import Conv, convolve, halved
-from normlab.study.models import MLP
-from normlab.study.networks import network
-from normlab.study.resnet import Layer, ResNet, ResNet50
-from normlab.study.vgg import VGG
-from normlab.study.vit import ViTTiny
+from normlab.study.training.compilation import collective_bytes
 
 Tree = Mapping[str, Any]
 QUICK = {"xla_backend_optimization_level": 0}
@@ -87,7 +88,7 @@ class TestPublishedSizes:
         assert logits.shape == (2, module.classes)
 
     def test_parameters_in_nnx(self) -> None:
-        net = nnx.eval_shape(lambda: models_nnx.ResNet(norm_of("batch"), rngs=nnx.Rngs(0)))
+        net = nnx.eval_shape(lambda: nnx_models.ResNet(norm_of("batch"), rngs=nnx.Rngs(0)))
         assert count(nnx.state(net, nnx.Param)) == 269_722
 
     @pytest.mark.parametrize("name", norms.names())
@@ -336,9 +337,9 @@ class TestBothAPIs:
         [
             (
                 partial(MLP, hidden=(20, 30), activation="sigmoid"),
-                partial(models_nnx.MLP, inputs=192, hidden=(20, 30), activation="sigmoid"),
+                partial(nnx_models.MLP, inputs=192, hidden=(20, 30), activation="sigmoid"),
             ),
-            (partial(ResNet, depth=8), partial(models_nnx.ResNet, depth=8)),
+            (partial(ResNet, depth=8), partial(nnx_models.ResNet, depth=8)),
         ],
         ids=["mlp", "resnet"],
     )
@@ -363,7 +364,7 @@ class TestBothAPIs:
         x, mask = images(4, 6), np.array([True, True, True, False])
 
         def call(x: jax.Array, **counted: Any) -> jax.Array:
-            return models_nnx.MLP(norm_of("batch"), inputs=6, hidden=(5,), rngs=nnx.Rngs(KEY))(x, **counted)
+            return nnx_models.MLP(norm_of("batch"), inputs=6, hidden=(5,), rngs=nnx.Rngs(KEY))(x, **counted)
 
         call = jax.jit(call, compiler_options=QUICK)
         np.testing.assert_allclose(call(x, mask=mask)[:3], call(x[:3]), rtol=1e-4, atol=1e-5)

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from normlab.study import npz, streams
-from normlab.study.data import load
-from normlab.study.errors import BadInput
+from normlab.errors import BadInput
+from normlab.study.data import npz
+from normlab.study.data.dataset import load
+from normlab.study.streams.recorded import from_file
 
 NAMES = ("inputs", "labels")
 DAY = (1980, 1, 1, 0, 0, 0)
@@ -74,7 +75,7 @@ def test_a_header_that_lies_is_one_line(how: str, tmp_path: Path) -> None:
     path = archive(tmp_path / "mine.npz", {"inputs.npy": content, "labels.npy": LABELS}, sizes)
     tracemalloc.start()
     try:
-        for read in (lambda: load(path), lambda: streams.from_file(path)(0)):
+        for read in (lambda: load(path), lambda: from_file(path)(0)):
             with pytest.raises(ValueError, match=rf"Expected an \.npz file with .*mine\.npz`: .*{message}") as caught:
                 read()
             assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
@@ -94,7 +95,7 @@ def test_what_unpacks_to_more_than_is_free_is_not_unpacked(tmp_path: Path, monke
         with pytest.raises(ValueError, match=r"`inputs` and `labels` take 100\.7 MB of memory, 100\.7 MB are free"):
             load(path)
         with pytest.raises(BadInput, match="MB of memory, 100"):
-            streams.from_file(path)(0)
+            from_file(path)(0)
         assert tracemalloc.get_traced_memory()[1] < 2**23
     finally:
         tracemalloc.stop()

@@ -18,8 +18,8 @@ from flax.training.train_state import TrainState
 
 from normlab import functional as F
 from normlab import nnx, norms
-from normlab.study.defaults import batch_size_curves
-from normlab.study.networks import network
+from normlab.introspect.pure import network
+from normlab.study.design.factors import batch_size_curves
 
 pytestmark = pytest.mark.usefixtures("strict")
 

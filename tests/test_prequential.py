@@ -12,14 +12,26 @@ import pytest
 from flax import linen as nn
 
 from normlab import norms
+from normlab.cli.main import main
 from normlab.functional import StatisticsError
+from normlab.introspect.pure import network
 from normlab.norms import Norm
-from normlab.study import cli, prequential, stream_problems
-from normlab.study.compilation import compile_program
-from normlab.study.networks import network
-from normlab.study.stream_problems import PARTS
-from normlab.study.streams import Source, Stream, bursts
-from normlab.study.train import Program
+from normlab.study.design.program import Program
+from normlab.study.problems.streaming import PREQUENTIAL_ERROR
+from normlab.study.streams.protocol import (
+    ALL_TASKS,
+    DROP,
+    FINAL,
+    FORGETTING,
+    LOST,
+    NOT_RECOVERED,
+    PARTS,
+    PREFIX,
+    RECOVERY,
+)
+from normlab.study.streams.stream import Source, Stream, bursts
+from normlab.study.training import prequential
+from normlab.study.training.compilation import compile_program
 
 N, FEATURES, CLASSES = 2 * PARTS + 7, 3, 4
 
@@ -59,7 +71,7 @@ SOURCE = Source("made", made, True)
 def program(norm: str = "none", source: Source = SOURCE, **options: Any) -> Program:
     """A pass over streams of `source`."""
     model = network(Linear, norms.get(norm), source(0).inputs[:2], outputs=CLASSES)
-    return prequential.prequential(source, model, **{"error": stream_problems.PREQUENTIAL_ERROR, **options})
+    return prequential.prequential(source, model, **{"error": PREQUENTIAL_ERROR, **options})
 
 
 @functools.cache
@@ -160,10 +172,10 @@ def test_drops_and_recoveries_are_those_of_the_errors() -> None:
     errors[300:] = 1  # never recovered from
     assert of_drifts(errors, (5, 200, 300)) == pytest.approx(
         {
-            stream_problems.DROP: 1.0,
-            stream_problems.RECOVERY: (50 + 200) / 2,
-            stream_problems.NOT_RECOVERED: 0.5,
-            stream_problems.LOST: (35 + 200) / 2,
+            DROP: 1.0,
+            RECOVERY: (50 + 200) / 2,
+            NOT_RECOVERED: 0.5,
+            LOST: (35 + 200) / 2,
         }
     )
     assert of_drifts(errors, (200,), scored=160) == {}
@@ -176,7 +188,7 @@ def test_a_rise_that_stays_is_no_recovery_however_lucky_a_window() -> None:
     for rise in (0.05, 0.0):
         chances = np.where(np.arange(n) < n // 2, 0.2, 0.2 + rise)
         streams = [random.random(n) < chances for _ in range(20)]
-        found.append([of_drifts(errors, (n // 2,))[stream_problems.NOT_RECOVERED] for errors in streams])
+        found.append([of_drifts(errors, (n // 2,))[NOT_RECOVERED] for errors in streams])
     assert np.mean(found[0]) >= 0.8
     assert np.mean(found[1]) <= 0.1
 
@@ -185,8 +197,8 @@ def test_forgetting_is_the_rise_since_the_best() -> None:
     table = np.array([[0.2, 0.9, 0.9], [0.5, 0.1, 0.9], [0.4, 0.6, 0.3]], np.float32)
     state = passed(source=Source("tasks", functools.partial(made, tasks=(0, 40, 80)), True))._replace(by_task=table)
     found = prequential._of_tasks(None, None, state)  # pyright: ignore[reportArgumentType]
-    assert float(found[stream_problems.FORGETTING]) == pytest.approx((0.2 + 0.5) / 2)
-    assert float(found[stream_problems.FINAL]) == pytest.approx((0.4 + 0.6 + 0.3) / 3)
+    assert float(found[FORGETTING]) == pytest.approx((0.2 + 0.5) / 2)
+    assert float(found[FINAL]) == pytest.approx((0.4 + 0.6 + 0.3) / 3)
 
 
 def test_each_task_is_tested_when_one_ends() -> None:
@@ -206,7 +218,7 @@ def test_the_cross_task_effect_is_that_of_statistics_of_all_tasks() -> None:
     norm = "batch:statistics='running',momentum=0.9"
     state = passed(norm, source)
     forgetful = network(Linear, norms.get(norm, momentum=0.0), source(0).inputs[:2], outputs=CLASSES)
-    does = prequential.Pass(forgetful, lambda *_: 0, stream_problems.PREQUENTIAL_ERROR.function, lambda _: None, False)  # pyright: ignore[reportArgumentType]
+    does = prequential.Pass(forgetful, lambda *_: 0, PREQUENTIAL_ERROR.function, lambda _: None, False)  # pyright: ignore[reportArgumentType]
     found = prequential._of_tasks(does, forgetful, state)
     stream, norms_of = source(3), state.params["norm"]
     assert stream.held_out is not None
@@ -214,7 +226,7 @@ def test_the_cross_task_effect_is_that_of_statistics_of_all_tasks() -> None:
     x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) * norms_of["scale"] + norms_of["bias"]
     wrong = (x @ state.params["head"]["kernel"] + state.params["head"]["bias"]).argmax(-1) != stream.held_out[1]
     expected = float(state.by_task[-1].mean() - np.asarray(wrong).mean())
-    assert float(found[stream_problems.ALL_TASKS]) == pytest.approx(expected, abs=1e-6)
+    assert float(found[ALL_TASKS]) == pytest.approx(expected, abs=1e-6)
 
 
 def test_lag_is_running_against_true_statistics() -> None:
@@ -267,10 +279,10 @@ def test_chance_is_that_of_the_part_that_is_judged() -> None:
 
     def stream(seed: int) -> Stream:
         found = made(0)
-        found.labels[round(stream_problems.PREFIX * N) :] = 1
+        found.labels[round(PREFIX * N) :] = 1
         return found
 
-    of, prefix = program(source=Source("one", stream, False)), round(stream_problems.PREFIX * N)
+    of, prefix = program(source=Source("one", stream, False)), round(PREFIX * N)
     assert of.chance == 0
     metrics = compile_program(of, None, dict(of.data)).train([0.3], [0])
     found = next(iter(metrics)).metrics
@@ -336,7 +348,7 @@ from normlab.study import streams
 
 
 def model(norm, outputs):
-    from normlab.study.models import MLP
+    from normlab.models.mlp import MLP
 
     return MLP(norm, hidden=(8,), classes=outputs)
 
@@ -378,7 +390,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = np.random.default_rng(0).normal(size=(600, 2))
     lines = ["a,b,sum", *(f"{a},{b},{'more' if a + b > 0 else 'less'}" for a, b in rows)]
     (folder / "mine.csv").write_text("\n".join(lines))
-    assert cli.main(typed(folder)) == 0
+    assert main(typed(folder)) == 0
     return folder / "out"
 
 
@@ -403,9 +415,10 @@ def test_what_cannot_be_is_invalid_with_the_reason(output: Path) -> None:
 
 
 def test_baselines_stand_beside_the_norms(output: Path) -> None:
-    from normlab.study import baselines, streams
+    from normlab.study.streams import baselines
+    from normlab.study.streams.recorded import from_file
 
-    stream = streams.from_file(output.parent / "mine.csv")(0)
+    stream = from_file(output.parent / "mine.csv")(0)
     scored = round(0.2 * len(stream.labels))
     expected = {name: errors[scored:].mean() for name, errors in baselines.errors(stream).items()}
     evaluated = [r for r in records(output) if r["run"]["stage"] == "evaluate"]
@@ -430,17 +443,17 @@ def test_what_is_measured_along_the_stream_is_in_the_report(output: Path) -> Non
 
 def test_going_on_does_nothing_more(output: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (output / "runs").rglob("*.json")}
-    assert cli.main(typed(output.parent)) == 0
+    assert main(typed(output.parent)) == 0
     assert before == {path: path.stat().st_mtime_ns for path in (output / "runs").rglob("*.json")}
 
 
 def test_a_stream_that_is_not_there(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = typed(output.parent)
-    assert cli.main([*command[:2], "--output", f"{output.parent / 'other'}", "--stream", "nowhere.csv"]) == 2
+    assert main([*command[:2], "--output", f"{output.parent / 'other'}", "--stream", "nowhere.csv"]) == 2
     assert "nowhere.csv" in capsys.readouterr().err
     assert not (output.parent / "other").exists()
 
 
 def test_the_file_of_the_comparison_on_streams_needs_its_stream(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["run", "online", "--problems", "file", "--tier", "smoke", "--dry-run"]) == 2
+    assert main(["run", "online", "--problems", "file", "--tier", "smoke", "--dry-run"]) == 2
     assert "--stream PATH" in capsys.readouterr().err

@@ -15,9 +15,9 @@ import jax
 import pytest
 
 from experiments import two_processes as example
-from normlab.study import meeting
-from normlab.study.errors import BadInput, Fault
-from normlab.study.group import Member, join
+from normlab.errors import BadInput, Fault
+from normlab.study.executors import meeting
+from normlab.study.executors.process_group import Member, join
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -10,23 +10,15 @@ import numpy as np
 import pytest
 
 from normlab import norms
-from normlab.study.analysis import Analysis, CellResult, analyse, to_json
-from normlab.study.config import (
-    EVALUATE,
-    Cell,
-    Comparison,
-    Curve,
-    Factor,
-    Metric,
-    Problem,
-    Record,
-    Run,
-    Settings,
-    Tier,
-    content_key,
-)
-from normlab.study.plan import Plan
-from normlab.study.statistics import BETTER, EQUIVALENT, INCONCLUSIVE, WORSE
+from normlab.study.analysis.analyse import analyse
+from normlab.study.analysis.estimates import BETTER, EQUIVALENT, INCONCLUSIVE, WORSE
+from normlab.study.analysis.results import Analysis, CellResult, to_json
+from normlab.study.design.budgets import Tier
+from normlab.study.design.comparison import Comparison, Settings
+from normlab.study.design.factors import Curve, Factor
+from normlab.study.design.plan import Plan
+from normlab.study.design.problem import Metric, Problem
+from normlab.study.design.records import EVALUATE, Cell, Record, Run, content_key
 
 COPIES = ("layer", *(f"copy_{i}" for i in range(6)))
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)

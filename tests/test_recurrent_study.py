@@ -15,15 +15,26 @@ import numpy as np
 import pytest
 
 from normlab import norms, study
+from normlab.cli.main import main
+from normlab.cli.parser import run_parser
+from normlab.errors import BadInput
+from normlab.models.lstm import LSTMNet
 from normlab.norms import Norm
-from normlab.study import catalogue, cli, recurrent, sequences
-from normlab.study.arguments import Request, from_flags, from_python, run_parser, to_toml
-from normlab.study.compilation import compile_program
-from normlab.study.config import Comparison, Curve, Factor, Problem, Tier
-from normlab.study.data import Data, digits, sizes, split
-from normlab.study.errors import BadInput
-from normlab.study.plan import Plan
-from normlab.study.train import Program, training
+from normlab.study.data import sequences
+from normlab.study.data.dataset import Data, digits
+from normlab.study.data.splits import sizes, split
+from normlab.study.design import discovery
+from normlab.study.design.budgets import Tier
+from normlab.study.design.comparison import Comparison
+from normlab.study.design.factors import Curve, Factor
+from normlab.study.design.plan import Plan
+from normlab.study.design.problem import Problem
+from normlab.study.design.program import Program
+from normlab.study.design.request import Request, from_flags, from_python, to_toml
+from normlab.study.training import sequence_measures
+from normlab.study.training.compilation import compile_program
+from normlab.study.training.loop import training
+from normlab.study.training.sequence_measures import gradients, one_by_one
 
 SERIES = study.Series(name="path", title="Path", x_label="place", y_label="weight", x=(1, 2, 3), during=True)
 ONCE = study.Series(name="once", title="Once", x_label="", y_label="weight", x=(0,), log=True)
@@ -175,17 +186,17 @@ class TestText:
         if content is not None:
             path.write_bytes(content)
         before = sorted(tmp_path.iterdir())
-        assert cli.main([*self.FLAGS, "--text", str(path)]) == 2
+        assert main([*self.FLAGS, "--text", str(path)]) == 2
         error = capsys.readouterr().err
         assert re.search(message, error) and error.count("\n") == 1
         assert sorted(tmp_path.iterdir()) == before
 
     def test_help_names_it(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert cli.main(["run", "recurrent", "--help"]) == 0
+        assert main(["run", "recurrent", "--help"]) == 0
         assert "--text PATH" in capsys.readouterr().out
 
     def test_it_needs_its_problem(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert cli.main(["run", "recurrent", "--problems", "rows", "--text", __file__]) == 2
+        assert main(["run", "recurrent", "--problems", "rows", "--text", __file__]) == 2
         assert "`--text` only with its problem, which is not among `problems`" in capsys.readouterr().err
 
 
@@ -221,7 +232,7 @@ class TestOptions:
             run_parser(a_comparison(problems=(problem,)))
 
     def test_a_tier_may_choose_problems_and_norms(self) -> None:
-        comparison = catalogue.load("recurrent")
+        comparison = discovery.load("recurrent")
         settings = Request(comparison, from_python({"tier": "smoke"}, comparison)).settings("recurrent")
         assert settings.problems == ("rows",) and settings.norms == ("none", "batch_step")
 
@@ -306,7 +317,7 @@ class TestInvalid:
         given["batch_size"] = ["layer_per_gate", "batch_step", "batch_shared", "batch_input", "layer"]
         plans = {}
         for name, names in given.items():
-            comparison = catalogue.load(name)
+            comparison = discovery.load(name)
             chosen = {"norms": names, "problems": [comparison.problems[0].name], "curves": [comparison.curves[0].name]}
             plans[name] = Plan(comparison, Request(comparison, from_python(chosen, comparison)).settings(name))
         yield plans
@@ -321,7 +332,7 @@ class TestInvalid:
         assert set(reasons["recurrent"].values()) == set(reasons["batch_size"].values()) == {""}
 
 
-class Leaky(recurrent.LSTMNet):
+class Leaky(LSTMNet):
     """A network whose examples see each other."""
 
     def __call__(self, x: jax.Array, **options: Any) -> Any:
@@ -330,7 +341,7 @@ class Leaky(recurrent.LSTMNet):
         return found._replace(outputs=found.outputs + seen) if options.get("trace") else found + seen
 
 
-def small(norm: str, data: Data, depth: int = 1, net: Any = recurrent.LSTMNet, **fields: Any) -> Program:
+def small(norm: str, data: Data, depth: int = 1, net: Any = LSTMNet, **fields: Any) -> Program:
     """A network of one or two small cells."""
     gap = study.Metric(name="gap", percent=False)
     measured = [study.Series(name=name, title="", x_label="", y_label="", x=(0,)) for name in ("from_zero",)]
@@ -341,9 +352,9 @@ def small(norm: str, data: Data, depth: int = 1, net: Any = recurrent.LSTMNet, *
         recurrent=True,
         norm_options={"group": {"num_groups": 2}},
         series=[*measured, dataclasses.replace(measured[0], name="parameter_gradient")],
-        measure=recurrent.gradients,
+        measure=gradients,
         side=[gap, *(dataclasses.replace(gap, name=name) for name in ("blank", "alone", "error"))],
-        assess=lambda model, out: {**recurrent.one_by_one(model, out), "gap": recurrent.gap(model, out)},
+        assess=lambda model, out: {**one_by_one(model, out), "gap": sequence_measures.gap(model, out)},
     )
     config = {"batch_size": 16, "epochs": 1, "depth": depth}
     return problem.build(norms.get(norm, **problem.norm_options(norms.get(norm).name, config)), config)
@@ -386,6 +397,6 @@ class TestMeasures:
         jax.tree.map(np.testing.assert_array_equal, params[0]["cell_0"], params[1]["cell_0"])
 
     def test_a_field_that_the_model_does_not_take_is_named(self, blank_at_first: Data) -> None:
-        problem = study.supervised(name="deaf", model=partial(recurrent.LSTMNet), data=blank_at_first, recurrent=True)
+        problem = study.supervised(name="deaf", model=partial(LSTMNet), data=blank_at_first, recurrent=True)
         with pytest.raises(ValueError, match="`model` to take a norm and `width`"):
             problem.build(norms.get("none"), {"batch_size": 16, "epochs": 1, "width": 2})

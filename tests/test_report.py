@@ -18,11 +18,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from normlab.study import advice, arguments, figures, report, tables
-from normlab.study.analysis import Analysis, Basin, Cost, analyse, to_json
-from normlab.study.config import EVALUATE, Comparison, Metric, Record, Settings
-from normlab.study.statistics import BETTER, INCONCLUSIVE, WORSE
-from normlab.study.words import MINUS
+from normlab.study.analysis.analyse import analyse
+from normlab.study.analysis.estimates import BETTER, INCONCLUSIVE, WORSE
+from normlab.study.analysis.results import Analysis, Basin, Cost, to_json
+from normlab.study.design.comparison import Comparison, Settings
+from normlab.study.design.problem import Metric
+from normlab.study.design.records import EVALUATE, Record
+from normlab.study.design.request import Request, from_file
+from normlab.study.report import advice, figures, tables
+from normlab.study.report import html as report
+from normlab.study.report.formatting import MINUS
 from tests import synthetic
 from tests.synthetic import DEPLOYED, IDENTITY, a_comparison, analysis_of, failed, simulate, some_settings, two_diverge
 
@@ -234,8 +239,8 @@ def test_json_leaves_out_what_a_repetition_changes(analysis: Analysis, records: 
 
 
 def test_settings_can_be_given_back(folder: Path) -> None:
-    given = arguments.from_file(str(folder / "tables" / "settings.toml"), COMPARISON)
-    again = arguments.Request(COMPARISON, given).settings(SETTINGS.source)
+    given = from_file(str(folder / "tables" / "settings.toml"), COMPARISON)
+    again = Request(COMPARISON, given).settings(SETTINGS.source)
     assert again == SETTINGS
     settings = json.loads((folder / "tables" / "settings.json").read_text("utf-8"))
     assert settings["comparison"]["curves"][1]["config"]["2"] == {"batch_size": 128}
@@ -484,6 +489,6 @@ def test_unknown_costs_are_dashes(tmp_path: Path) -> None:
 
 
 def test_reporting_loads_no_jax_and_draws_only_when_asked() -> None:
-    code = "import sys, normlab.study.report as r; print(*(m.split('.')[0] for m in sys.modules), sep='\\n')"
+    code = "import sys, normlab.study.report.html as r; print(*(m.split('.')[0] for m in sys.modules), sep='\\n')"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"jax", "scipy", "matplotlib", "jinja2"} & set(loaded)

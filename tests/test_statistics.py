@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from normlab.study import statistics as S
+from normlab.study.analysis import estimates as S
 
 SIMULATIONS = 2000
 RNG = np.random.default_rng

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from normlab.study import catalogue, identity
-from normlab.study.config import TUNE, Cell, Record, Run
-from normlab.study.errors import BadInput
-from normlab.study.execute import Strategy
-from normlab.study.invocation import Invocation, Ways
-from normlab.study.store import Header, Store
+from normlab.errors import BadInput
+from normlab.study.design import discovery
+from normlab.study.design.records import TUNE, Cell, Record, Run, run_key
+from normlab.study.driver.driver import Invocation, Ways
+from normlab.study.worker.store import Header, Store
+from normlab.study.worker.strategy import Strategy
 from tests.toys import TOY, settings_for
 
 
@@ -20,7 +20,7 @@ def a_record(**changes: Any) -> Record:
     run = Run(cell=cell, stage=TUNE, learning_rate=0.1, seed=1000)
     of_problem = {"code": "x", "data": "y"}
     fields: dict[str, Any] = {"status": "diverged", "metrics": {"validation": None}, "cost": {"run": 0.5}, **changes}
-    return Record(key=identity.run_key(run, of_problem), run=run, identity=of_problem, **fields)
+    return Record(key=run_key(run, of_problem), run=run, identity=of_problem, **fields)
 
 
 def header(comparison: str = "toy") -> Header:
@@ -93,7 +93,7 @@ class TestStore:
 class TestResume:
     def invoke(self, toy: Path, output: Path, **changes: Any) -> dict[Run, Any]:
         """The costs of all runs in a folder, which tell one execution from another."""
-        comparison, settings = catalogue.load(str(toy)), settings_for(toy, **changes)
+        comparison, settings = discovery.load(str(toy)), settings_for(toy, **changes)
         Invocation(comparison, settings, output, "").complete(Ways(strategy=Strategy(lanes=2)))
         return {record.run: record.cost for record in Store(output).records()}
 
@@ -119,4 +119,4 @@ class TestResume:
         assert held
         changed = dataclasses.replace(held.settings, epochs=4)
         with pytest.raises(BadInput, match=r"Expected runs of the last invocation in .* got 18 of earlier ones"):
-            Invocation(catalogue.load(str(toy)), changed, tmp_path / "out", "").report(held)
+            Invocation(discovery.load(str(toy)), changed, tmp_path / "out", "").report(held)

@@ -18,16 +18,25 @@ import pytest
 pytest.importorskip("grain", reason="the extra `data` is not installed")
 
 from normlab import norms, study
-from normlab.study import catalogue, execute, fed, learning, pool
-from normlab.study.checkpoints import Checkpoint, Progress
-from normlab.study.compilation import Compiled, compile_program
-from normlab.study.config import Cell, Record, Run
-from normlab.study.data import Data, digits
-from normlab.study.errors import BadInput
-from normlab.study.models import MLP
-from normlab.study.networks import ignores_norm
-from normlab.study.streamed import Streamed
-from normlab.study.train import Program, check
+from normlab.errors import BadInput
+from normlab.models.mlp import MLP
+from normlab.study.data.dataset import Data, digits
+from normlab.study.data.streaming import Streamed
+from normlab.study.design import discovery
+from normlab.study.design.program import Program
+from normlab.study.design.records import Cell, Record, Run
+from normlab.study.driver.preflight import ignores_norm
+from normlab.study.driver.schedule import _in_this_process
+from normlab.study.executors.protocol import Died
+from normlab.study.executors.scheduler import _Assignment, _Books
+from normlab.study.training import streaming, supervised
+from normlab.study.training.checkpoints import Checkpoint, Progress
+from normlab.study.training.compilation import Compiled, compile_program
+from normlab.study.training.loop import check
+from normlab.study.worker import runner
+from normlab.study.worker.outcome import make_record
+from normlab.study.worker.runner import CellRunner
+from normlab.study.worker.strategy import Strategy, Task
 from tests.toys import settings_for
 
 IMAGES = (digits().inputs[:300] * 255).astype(np.uint8)
@@ -70,8 +79,8 @@ def small_windows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NORMLAB_CACHE", str(folder))
-        patch.setattr(learning, "WINDOW_BYTES", 5 * 16 * 64)
-        patch.setattr(learning, "EVALUATED_AT_ONCE", 50)
+        patch.setattr(supervised, "WINDOW_BYTES", 5 * 16 * 64)
+        patch.setattr(supervised, "EVALUATED_AT_ONCE", 50)
         yield folder / "checkpoints"
 
 
@@ -159,9 +168,9 @@ class TestPrograms:
 KILLED = """
 import os, signal
 from tests import test_streamed
-from normlab.study import fed, learning
-learning.WINDOW_BYTES, learning.EVALUATED_AT_ONCE, fed.SAVED_EVERY = 5 * 16 * 64, 50, 0.0
-save, saved = fed.Checkpoint.save, []
+from normlab.study.training import streaming, supervised
+supervised.WINDOW_BYTES, supervised.EVALUATED_AT_ONCE, streaming.SAVED_EVERY = 5 * 16 * 64, 50, 0.0
+save, saved = streaming.Checkpoint.save, []
 
 def save_and_die(self, progress):
     save(self, progress)
@@ -169,7 +178,7 @@ def save_and_die(self, progress):
     if len(saved) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 
-fed.Checkpoint.save = save_and_die
+streaming.Checkpoint.save = save_and_die
 test_streamed.train(test_streamed.build(test_streamed.on_disk()))
 """
 
@@ -194,7 +203,7 @@ class TestCheckpoints:
 
     def test_other_runs_do_not_find_it(self, fitted: Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
         named: list[Any] = []
-        monkeypatch.setattr(fed, "Checkpoint", lambda *decides: named.append(decides) or Checkpoint(*decides))
+        monkeypatch.setattr(streaming, "Checkpoint", lambda *decides: named.append(decides) or Checkpoint(*decides))
         other = compile_program(build(on_disk(fingerprint="cd" * 32)))
         composed = [compile_program(build(on_disk(), config={"classes_per_batch": n})) for n in (1, 2)]
         less = compile_program(build(on_disk(), validation=0.19))
@@ -233,37 +242,37 @@ class TestLanes:
     """Where runs are stacked, those whose data are read meanwhile are not, whoever asks."""
 
     @pytest.fixture
-    def runner(self, toy: Path, monkeypatch: pytest.MonkeyPatch) -> execute.CellRunner:
+    def runner(self, toy: Path, monkeypatch: pytest.MonkeyPatch) -> CellRunner:
         """Makes records without a run; of norms, `batch` stands for data that are read meanwhile."""
-        task = execute.Task(
+        task = Task(
             source=str(toy),
             settings=settings_for(toy, norms=("none", "batch")),
             identity={"data": {}},
-            strategy=execute.Strategy(lanes=16),
+            strategy=Strategy(lanes=16),
         )
 
-        def stack(self: execute.CellRunner, cell: Cell, runs: Sequence[Run]) -> list[Record]:
-            return [execute.make_record(task, run, "ok", "") for run in runs]
+        def stack(self: CellRunner, cell: Cell, runs: Sequence[Run]) -> list[Record]:
+            return [make_record(task, run, "ok", "") for run in runs]
 
-        monkeypatch.setattr(execute, "build", lambda plan, cell: SimpleNamespace(feed=cell.norm == "batch"))
-        monkeypatch.setattr(execute.CellRunner, "_stack", stack)
-        return execute.CellRunner(task, catalogue.load(str(toy)))
+        monkeypatch.setattr(runner, "build", lambda plan, cell: SimpleNamespace(feed=cell.norm == "batch"))
+        monkeypatch.setattr(CellRunner, "_stack", stack)
+        return CellRunner(task, discovery.load(str(toy)))
 
     @pytest.mark.parametrize(("norm", "lanes"), [("batch", 1), ("none", 6)])
-    def test_what_is_made_after_a_reason_to_stop(self, runner: execute.CellRunner, norm: str, lanes: int) -> None:
+    def test_what_is_made_after_a_reason_to_stop(self, runner: CellRunner, norm: str, lanes: int) -> None:
         runs = [run for run in runner.plan.pending([]) if run.cell.norm == norm]
         made: list[Record] = []
-        for record in execute._in_this_process(runner, lambda: runs, lambda: bool(made)):
+        for record in _in_this_process(runner, lambda: runs, lambda: bool(made)):
             made.append(record)
         assert (len(runs), len(made)) == (6, lanes)
 
     @pytest.mark.parametrize(("norm", "lanes"), [("batch", 1), ("none", 6)])
-    def test_what_a_death_and_a_reason_to_stop_cost(self, runner: execute.CellRunner, norm: str, lanes: int) -> None:
+    def test_what_a_death_and_a_reason_to_stop_cost(self, runner: CellRunner, norm: str, lanes: int) -> None:
         runs = [run for run in runner.plan.pending([]) if run.cell.norm == norm]
         (cell,) = {run.cell for run in runs}
-        under_way = {cell: pool._Assignment(list(runs), begun=True)}
-        books = pool._Books(runner.task, runner.lanes, lambda cell: math.inf, 0.0, under_way)
-        assert not list(books.enter(pool.Died(cell, "it fell")))
+        under_way = {cell: _Assignment(list(runs), begun=True)}
+        books = _Books(runner.task, runner.lanes, lambda cell: math.inf, 0.0, under_way)
+        assert not list(books.enter(Died(cell, "it fell")))
         assert list(books.deaths) == runs[:lanes]
 
 

@@ -19,11 +19,18 @@ from river import datasets, evaluate, linear_model, metrics, multiclass, preproc
 from river.datasets import synth
 from sklearn.ensemble import RandomForestClassifier
 
-from normlab.study import baselines, cli, generators, streams
-from normlab.study.data import data_hash, digits
-from normlab.study.errors import BadInput
-from normlab.study.generators import KINDS, river_seed
-from normlab.study.streams import Source, Stream
+from normlab.cli.main import main
+from normlab.errors import BadInput
+from normlab.study.data.dataset import digits
+from normlab.study.design.provenance import data_hash
+from normlab.study.streams import baselines, generators
+from normlab.study.streams import stream as stream_module
+from normlab.study.streams.generators import KINDS, river_seed
+from normlab.study.streams.preprocessing import standardized
+from normlab.study.streams.recorded import bundled, from_file, recorded
+from normlab.study.streams.stream import FORMAT, Source, Stream, bursts
+from normlab.study.streams.synthetic import synthetic
+from normlab.study.streams.tasks import permuted_digits, split_digits
 
 GIVEN: dict[str, tuple[Callable[..., Any], list[dict[str, Any]]]] = {
     "sea": (synth.SEA, [{"variant": 2}, {"variant": 3}]),
@@ -68,19 +75,19 @@ def digest(stream: Stream) -> str:
 @pytest.mark.parametrize("kind", KINDS)
 class TestSynthetic:
     def test_no_drift_is_rivers_generator(self, kind: str) -> None:
-        stream = streams.synthetic(kind, n=200, drift="none", standardize=False)(4)
+        stream = synthetic(kind, n=200, drift="none", standardize=False)(4)
         assert_joined(stream, [taken(concept(kind, 4, 0), 200)])
         assert stream.drifts == ()
         assert stream.classes == (10 if kind == "led" else 2)
 
     def test_abrupt(self, kind: str) -> None:
-        stream = streams.synthetic(kind, n=300, standardize=False, positions=(80, 190))(3)
+        stream = synthetic(kind, n=300, standardize=False, positions=(80, 190))(3)
         assert stream.drifts == (80, 190)
         parts = [taken(concept(kind, 3, 0), 80), taken(concept(kind, 3, 1), 110)]
         assert_joined(replace(stream, inputs=stream.inputs[:190], labels=stream.labels[:190], drifts=()), parts)
 
     def test_a_concept_that_recurs_goes_on(self, kind: str) -> None:
-        stream = streams.synthetic(kind, n=400, drift="recurring", standardize=False, positions=(90, 200, 250))(3)
+        stream = synthetic(kind, n=400, drift="recurring", standardize=False, positions=(90, 200, 250))(3)
         first, second = concept(kind, 3, 0), concept(kind, 3, 1)
         parts = [taken(first, 90), taken(second, 110), taken(first, 50, 90), taken(second, 150, 110)]
         assert_joined(stream, parts)
@@ -88,7 +95,7 @@ class TestSynthetic:
             assert len(np.unique(stream.inputs, axis=0)) == 400
 
     def test_gradual_is_rivers_mixture(self, kind: str) -> None:
-        source = streams.synthetic(kind, n=200, drift="gradual", standardize=False)
+        source = synthetic(kind, n=200, drift="gradual", standardize=False)
         for seed in range(len(kind), len(kind) + 3):  # others for other kinds: a single position later shows in few
             mixture = synth.ConceptDriftStream(
                 concept(kind, seed, 0), concept(kind, seed, 1), position=101, width=20, seed=river_seed(seed, 1, 2)
@@ -97,14 +104,14 @@ class TestSynthetic:
             assert_joined(source(seed), [taken(mixture, 200)])
 
     def test_what_was_learned_becomes_wrong(self, kind: str) -> None:
-        stream = streams.synthetic(kind, n=2000, positions=(1400,))(0)
+        stream = synthetic(kind, n=2000, positions=(1400,))(0)
         forest = RandomForestClassifier(30, random_state=0).fit(stream.inputs[:1000], stream.labels[:1000])
         wrong = forest.predict(stream.inputs) != stream.labels
         least = {"sea": 0.15, "agrawal": 0.5, "hyperplane": 0.1, "rbf": 0.3, "led": 0.5}[kind]
         assert wrong[1400:].mean() - wrong[1000:1400].mean() > least
 
     def test_seeds(self, kind: str) -> None:
-        source = streams.synthetic(kind, n=50)
+        source = synthetic(kind, n=50)
         assert source.replicated
         assert len({digest(source(seed)) for seed in range(4)}) == 4
         kept = {digest(source(2)), digest(replace(source, content=None)(2))}
@@ -113,14 +120,14 @@ class TestSynthetic:
 
 class TestDrift:
     def test_the_label_function_changes_at_the_position(self) -> None:
-        stream = streams.synthetic("sea", n=3000, drift="recurring", positions=(700, 1900), standardize=False)(0)
+        stream = synthetic("sea", n=3000, drift="recurring", positions=(700, 1900), standardize=False)(0)
         total = stream.inputs[:, 0].astype(np.float64) + stream.inputs[:, 1]
         after = (np.arange(3000) >= 700) & (np.arange(3000) < 1900)
         np.testing.assert_array_equal(stream.labels, total > np.where(after, 9.5, 7.0))
 
     def test_share_of_the_new_concept(self) -> None:
         """Of examples between the two thresholds it is seen which concept they are of."""
-        source = streams.synthetic("sea", n=20_000, drift="gradual", width=4000, standardize=False)
+        source = synthetic("sea", n=20_000, drift="gradual", width=4000, standardize=False)
         stream = source(0)
         total = stream.inputs[:, :2].sum(1)
         told = (total > 7.01) & (total < 9.49)
@@ -133,7 +140,7 @@ class TestDrift:
         first, second = synth.SEA(variant=2, seed=0), synth.SEA(variant=3, seed=1)
         with pytest.raises(OverflowError):
             next(iter(synth.ConceptDriftStream(first, second, position=5000, width=10)))
-        stream = streams.synthetic("sea", drift="gradual", width=10, standardize=False)(0)
+        stream = synthetic("sea", drift="gradual", width=10, standardize=False)(0)
         late = stream.inputs[:, :2].sum(1) > 7
         np.testing.assert_array_equal(stream.labels[:4900], late[:4900])
         assert (stream.labels[5100:] != late[5100:]).mean() == pytest.approx(0.206, abs=0.03)
@@ -142,12 +149,12 @@ class TestDrift:
         ("kind", "options"), [("hyperplane", {"mag_change": 0.003}), ("rbf", {"change_speed": 1e-4})]
     )
     def test_incremental_is_rivers_generator(self, kind: str, options: dict[str, float]) -> None:
-        stream = streams.synthetic(kind, n=200, drift="incremental", standardize=False)(1)
+        stream = synthetic(kind, n=200, drift="incremental", standardize=False)(1)
         assert_joined(stream, [taken(concept(kind, 1, 0, **options), 200)])
-        assert digest(stream) != digest(streams.synthetic(kind, n=200, drift="none", standardize=False)(1))
+        assert digest(stream) != digest(synthetic(kind, n=200, drift="none", standardize=False)(1))
 
     def test_options_go_to_river(self) -> None:
-        stream = streams.synthetic("sea", n=200, positions=(100,), variant=(0, 1), noise=0.2, standardize=False)(0)
+        stream = synthetic("sea", n=200, positions=(100,), variant=(0, 1), noise=0.2, standardize=False)(0)
         first, second = (concept("sea", 0, number, variant=number, noise=0.2) for number in (0, 1))
         assert_joined(stream, [taken(first, 100), taken(second, 100)])
         assert "variant=(0, 1), noise=0.2" in stream.about
@@ -171,12 +178,12 @@ class TestDrift:
     )
     def test_what_makes_no_stream(self, arguments: dict[str, Any], message: str) -> None:
         with pytest.raises(BadInput, match=message):
-            streams.synthetic(**arguments)
+            synthetic(**arguments)
 
     @pytest.mark.parametrize("options", [{"noises": 1}, {"variant": (2, 9)}, {"seed": 3}])
     def test_options_that_river_does_not_know(self, options: dict[str, Any]) -> None:
         with pytest.raises(BadInput, match="Expected options of river's `SEA`, got"):
-            streams.synthetic("sea", **options)(0)
+            synthetic("sea", **options)(0)
 
 
 class TestStandardized:
@@ -188,15 +195,15 @@ class TestStandardized:
         for row in inputs:
             scaler.learn_one(dict(enumerate(row)))
             expected.append(list(scaler.transform_one(dict(enumerate(row))).values()))
-        np.testing.assert_allclose(streams.standardized(inputs), expected, atol=1e-5)
+        np.testing.assert_allclose(standardized(inputs), expected, atol=1e-5)
 
     def test_nothing_of_the_future(self) -> None:
         inputs = np.random.default_rng(1).normal(5, 3, (80, 2, 3))
-        np.testing.assert_array_equal(streams.standardized(inputs)[:30], streams.standardized(inputs[:30]))
+        np.testing.assert_array_equal(standardized(inputs)[:30], standardized(inputs[:30]))
 
     def test_switched_off(self) -> None:
-        raw, ours = (streams.synthetic("agrawal", n=50, drift="none", standardize=on)(0) for on in (False, True))
-        np.testing.assert_allclose(ours.inputs, streams.standardized(raw.inputs), atol=1e-4)
+        raw, ours = (synthetic("agrawal", n=50, drift="none", standardize=on)(0) for on in (False, True))
+        np.testing.assert_allclose(ours.inputs, standardized(raw.inputs), atol=1e-4)
         assert raw.inputs.max() > 1e5
         assert "standardized by the mean and standard deviation of the examples so far" in ours.about
         assert "standardized" not in raw.about
@@ -204,9 +211,10 @@ class TestStandardized:
 
 CODE = """
 import sys
-from normlab.study import baselines, streams
+from normlab.study import streams
+from normlab.study.streams import baselines
 assert not {"jax", "river", "sklearn"} & set(sys.modules), sys.modules.keys()
-from normlab.study.data import data_hash
+from normlab.study.design.provenance import data_hash
 for kind in ("agrawal", "rbf"):
     stream = streams.synthetic(kind, n=100, drift="gradual")(7)
     print(data_hash({"inputs": stream.inputs, "labels": stream.labels}))
@@ -216,7 +224,7 @@ assert "jax" not in sys.modules
 
 class TestCache:
     def test_processes_at_the_same_time(self, cache: Path) -> None:
-        here = [digest(streams.synthetic(kind, n=100, drift="gradual")(7)) for kind in ("agrawal", "rbf")]
+        here = [digest(synthetic(kind, n=100, drift="gradual")(7)) for kind in ("agrawal", "rbf")]
         for entry in cache.iterdir():
             entry.unlink()
         command = [sys.executable, "-W", "error", "-c", CODE]
@@ -232,11 +240,11 @@ class TestCache:
     )
     def test_bytes_are_always_the_same(self, kind: str, told: str) -> None:
         """Written down with river 0.26.1 and Python 3.11; 3.12 and 3.13 gave the same."""
-        assert digest(streams.synthetic(kind, n=100, drift="gradual")(7))[:16] == told
+        assert digest(synthetic(kind, n=100, drift="gradual")(7))[:16] == told
 
     def test_what_is_kept_is_read(self, cache: Path) -> None:
         made = []
-        source = streams.permuted_digits(tasks=2, per_task=20, held_out=10)
+        source = permuted_digits(tasks=2, per_task=20, held_out=10)
         counting = replace(source, make=lambda seed: made.append(seed) or source.make(seed))
         first, second = counting(1), counting(1)
         assert made == [1]
@@ -249,7 +257,7 @@ class TestCache:
         assert len(list(cache.iterdir())) == 2
 
     def test_damage(self, cache: Path) -> None:
-        source = streams.split_digits(per_task=2, held_out=1)
+        source = split_digits(per_task=2, held_out=1)
         whole = digest(source(0))
         (path,) = cache.iterdir()
         content = path.read_bytes()
@@ -266,54 +274,54 @@ class TestCache:
     def test_every_option_is_in_the_key(self, cache: Path, tmp_path: Path) -> None:
         path = write(tmp_path, "a,b,y\n1,2,0\n3,4,1\n5,6,0\n")
         made = [
-            streams.synthetic("sea", n=50),
-            streams.synthetic("sea", n=51),
-            streams.synthetic("led", n=50),
-            streams.synthetic("sea", n=50, drift="none"),
-            streams.synthetic("sea", n=50, drift="gradual"),
-            streams.synthetic("sea", n=50, drift="gradual", width=9),
-            streams.synthetic("sea", n=50, positions=(20,)),
-            streams.synthetic("sea", n=50, standardize=False),
-            streams.synthetic("sea", n=50, noise=0.1),
-            streams.bundled("phishing"),
-            streams.bundled("phishing", standardize=False),
-            streams.split_digits(per_task=3, held_out=2),
-            streams.split_digits(per_task=2, held_out=2),
-            streams.split_digits(per_task=3, held_out=3),
-            streams.permuted_digits(tasks=2, per_task=3, held_out=2),
-            streams.permuted_digits(tasks=3, per_task=3, held_out=2),
-            streams.from_file(path),
-            streams.from_file(path, label="y"),
-            streams.from_file(path, classes=("0", "1")),
-            streams.from_file(path, numbers=True),
-            streams.from_file(path, drifts=(1,)),
-            streams.from_file(path, skip_nonfinite=True),
-            streams.from_file(path, standardize=False),
-            streams.from_file(path, drop=("b",)),
-            streams.from_file(path, header=True),
+            synthetic("sea", n=50),
+            synthetic("sea", n=51),
+            synthetic("led", n=50),
+            synthetic("sea", n=50, drift="none"),
+            synthetic("sea", n=50, drift="gradual"),
+            synthetic("sea", n=50, drift="gradual", width=9),
+            synthetic("sea", n=50, positions=(20,)),
+            synthetic("sea", n=50, standardize=False),
+            synthetic("sea", n=50, noise=0.1),
+            bundled("phishing"),
+            bundled("phishing", standardize=False),
+            split_digits(per_task=3, held_out=2),
+            split_digits(per_task=2, held_out=2),
+            split_digits(per_task=3, held_out=3),
+            permuted_digits(tasks=2, per_task=3, held_out=2),
+            permuted_digits(tasks=3, per_task=3, held_out=2),
+            from_file(path),
+            from_file(path, label="y"),
+            from_file(path, classes=("0", "1")),
+            from_file(path, numbers=True),
+            from_file(path, drifts=(1,)),
+            from_file(path, skip_nonfinite=True),
+            from_file(path, standardize=False),
+            from_file(path, drop=("b",)),
+            from_file(path, header=True),
         ]
         for source in made:
             source(0)
         assert len(list(cache.iterdir())) == len(made)
         path.write_text("a,b,y\n1,2,0\n3,4,1\n5,7,0\n")
-        assert streams.from_file(path, standardize=False)(0).inputs[2].tolist() == [5, 7]
+        assert from_file(path, standardize=False)(0).inputs[2].tolist() == [5, 7]
 
     def test_river_and_the_format_are_in_the_key(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        source = streams.synthetic("sea", n=20)
+        source = synthetic("sea", n=20)
         source(0)
-        monkeypatch.setattr(streams, "FORMAT", streams.FORMAT + 1)
+        monkeypatch.setattr(stream_module, "FORMAT", FORMAT + 1)
         source(0)
-        monkeypatch.setattr(streams, "version", lambda name: "0.0")
+        monkeypatch.setattr(stream_module, "version", lambda name: "0.0")
         source(0)
         assert len(list(cache.iterdir())) == 3
 
     def test_a_folder_that_cannot_be_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("NORMLAB_CACHE", str(tmp_path / "file"))
-        assert len(streams.synthetic("sea", n=20)(0).labels) == 20
+        assert len(synthetic("sea", n=20)(0).labels) == 20
 
     def test_threads(self) -> None:
-        source = streams.synthetic("sea", n=500)
+        source = synthetic("sea", n=500)
         with ThreadPoolExecutor(8) as pool:
             assert len({digest(stream) for stream in pool.map(source, [0] * 16)}) == 1
 
@@ -321,9 +329,9 @@ class TestCache:
         def missing(name: str) -> str:
             raise PackageNotFoundError(name)
 
-        monkeypatch.setattr(streams, "version", missing)
+        monkeypatch.setattr(stream_module, "version", missing)
         with pytest.raises(BadInput, match=r"Expected `river` to be installed, got none. Run `pip install"):
-            streams.synthetic("sea")(0)
+            synthetic("sea")(0)
 
     def test_ones_own_source(self) -> None:
         source = Source("mine", lambda seed: Stream(name="", inputs=[[seed], [1]], labels=[0, 1], classes=2), True)
@@ -342,7 +350,7 @@ class TestRecorded:
         ],
     )
     def test_bundled(self, name: str, dataset: Callable[[], Any], classes: int, cache: Path) -> None:
-        source = streams.bundled(name, standardize=False)
+        source = bundled(name, standardize=False)
         stream, (x, y) = source(5), zip(*dataset(), strict=True)
         assert not source.replicated
         assert digest(source(6)) == digest(stream)
@@ -356,7 +364,7 @@ class TestRecorded:
     @pytest.mark.skipif(not os.environ.get("NORMLAB_DATA"), reason="NORMLAB_DATA is not set")
     @pytest.mark.parametrize(("name", "n", "features"), [("weather", 18_159, 8), ("outdoor", 4_000, 21)])
     def test_recorded(self, name: str, n: int, features: int) -> None:
-        stream = streams.recorded(name, standardize=False)(0)
+        stream = recorded(name, standardize=False)(0)
         assert stream.inputs.shape == (n, features)
         counts = np.bincount(stream.labels).tolist()
         assert counts == ([12_461, 5_698] if name == "weather" else [100] * 40)
@@ -367,21 +375,21 @@ class TestRecorded:
         write(tmp_path, "feat_1,target\n1.5,0\n2.5,1\n", "raw/weather/weather.csv")
         monkeypatch.delenv("NORMLAB_DATA", raising=False)
         with pytest.raises(BadInput, match=r"got none. Set `NORMLAB_DATA`"):
-            streams.recorded("weather")
-        assert streams.recorded("weather", tmp_path)(0).labels.tolist() == [0, 1]
+            recorded("weather")
+        assert recorded("weather", tmp_path)(0).labels.tolist() == [0, 1]
         monkeypatch.setenv("NORMLAB_DATA", str(tmp_path))
-        assert streams.recorded("weather", standardize=False)(0).inputs.tolist() == [[1.5], [2.5]]
+        assert recorded("weather", standardize=False)(0).inputs.tolist() == [[1.5], [2.5]]
         write(tmp_path, "1 2\n3 4\n", "raw/outdoor/outdoorStream.data")
         with pytest.raises(BadInput, match=r"`outdoor` in `.*outdoorStream.labels`, got no such file"):
-            streams.recorded("outdoor")
+            recorded("outdoor")
         write(tmp_path, "1\n0\n", "raw/outdoor/outdoorStream.labels")
-        assert streams.recorded("outdoor")(0).labels.tolist() == [1, 0]
+        assert recorded("outdoor")(0).labels.tolist() == [1, 0]
 
     def test_unknown_names(self) -> None:
         with pytest.raises(BadInput, match=r"Expected a data set of river's, got `fishing`. Did you mean `phishing`"):
-            streams.bundled("fishing")
+            bundled("fishing")
         with pytest.raises(BadInput, match=r"Expected a recorded stream, got `whether`. Did you mean `weather`"):
-            streams.recorded("whether")
+            recorded("whether")
 
 
 def write(folder: Path, content: str | bytes, name: str = "mine.csv") -> Path:
@@ -394,7 +402,7 @@ def write(folder: Path, content: str | bytes, name: str = "mine.csv") -> Path:
 class TestFromFile:
     def test_csv(self, tmp_path: Path) -> None:
         path = write(tmp_path, "\ufeffa, b,kind\r\n1,-2.5e1,cat\r\n\r\n3,4,dog\r\n5,6,cat\r\n")
-        stream = streams.from_file(path, standardize=False, drifts=(2,))(0)
+        stream = from_file(path, standardize=False, drifts=(2,))(0)
         assert stream.inputs.tolist() == [[1, -25], [3, 4], [5, 6]]
         assert stream.labels.tolist() == [0, 1, 0]
         assert (stream.name, stream.classes, stream.drifts) == ("mine", 2, (2,))
@@ -420,20 +428,20 @@ class TestFromFile:
         ],
     )
     def test_ways_to_write_a_csv(self, tmp_path: Path, content: str, options: dict[str, Any]) -> None:
-        stream = streams.from_file(write(tmp_path, content), standardize=False, **options)(0)
+        stream = from_file(write(tmp_path, content), standardize=False, **options)(0)
         assert stream.inputs.tolist() == [[1.5, 2], [3, 4]]
         assert (stream.labels.tolist(), stream.classes) == ([0, 1], 2)
 
     def test_labels_are_stripped(self, tmp_path: Path) -> None:
         path = write(tmp_path, "a,y\n1,u\n2,u \n3,\tv\n4,v\u00a0\n5, u\n")
         for options in ({}, {"classes": ("u", "v")}):
-            stream = streams.from_file(path, **options)(0)
+            stream = from_file(path, **options)(0)
             assert (stream.labels.tolist(), stream.classes) == ([0, 0, 1, 1, 0], 2)
 
     def test_options_of_csv_are_not_for_npz(self) -> None:
         for options in ({"drop": ("a",)}, {"header": True}, {"header": False}, {"delimiter": ";"}):
             with pytest.raises(BadInput, match="Expected `drop`, `header` and `delimiter` for a "):
-                streams.from_file("mine.npz", **options)
+                from_file("mine.npz", **options)
 
     def test_the_command_line_hands_them_on(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -447,10 +455,10 @@ class TestFromFile:
             (["--delimiter", ";", "--no-header"], "got `x` in line 1. Write it as a number, or leave the column out"),
             (["--delimiter", ";", "--no-header", "--drop", "5"], "Expected columns of"),
         ):
-            assert cli.main([*plan, *options]) == 2
+            assert main([*plan, *options]) == 2
             assert message in capsys.readouterr().err
-        assert cli.main([*plan, "--delimiter", ";", "--no-header", "--drop", "1"]) == 0
-        assert cli.main([*plan, "--delimiter", ";", "--no-header", "--drop", "1,2", "--label", "4"]) == 0
+        assert main([*plan, "--delimiter", ";", "--no-header", "--drop", "1"]) == 0
+        assert main([*plan, "--delimiter", ";", "--no-header", "--drop", "1,2", "--label", "4"]) == 0
 
     @pytest.mark.parametrize(
         ("cells", "options", "labels", "classes"),
@@ -470,8 +478,8 @@ class TestFromFile:
         values = np.array(cells) if "a" in cells else np.array(cells, np.float64 if "0.5" in cells else np.int64)
         np.savez(tmp_path / "mine.npz", inputs=np.ones((3, 1)), labels=values)
         for source in (
-            streams.from_file(path, label="y", **options),
-            streams.from_file(tmp_path / "mine.npz", **options),
+            from_file(path, label="y", **options),
+            from_file(tmp_path / "mine.npz", **options),
         ):
             stream = source(0)
             assert stream.labels.tolist() == labels
@@ -480,13 +488,13 @@ class TestFromFile:
     def test_npz_of_images(self, tmp_path: Path) -> None:
         images = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), np.uint8)
         np.savez(tmp_path / "mine.npz", inputs=images, labels=np.arange(9) % 2 == 1)
-        stream = streams.from_file(tmp_path / "mine.npz")(0)
-        np.testing.assert_allclose(stream.inputs, streams.standardized(images), rtol=1e-6)
+        stream = from_file(tmp_path / "mine.npz")(0)
+        np.testing.assert_allclose(stream.inputs, standardized(images), rtol=1e-6)
         assert stream.labels.tolist() == [0, 1] * 4 + [0]
 
     def test_what_is_not_finite_is_left_out(self, tmp_path: Path) -> None:
         path = write(tmp_path, "a,b,y\n1,2,0\nnan,2,1\n3,4,1\n5,inf,0\n5,6,\n,6,0\n7,8,1\n1e300,0,1\n")
-        stream = streams.from_file(path, skip_nonfinite=True, standardize=False, drifts=(4,))(0)
+        stream = from_file(path, skip_nonfinite=True, standardize=False, drifts=(4,))(0)
         assert stream.inputs.tolist() == [[1, 2], [3, 4], [7, 8]]
         assert stream.labels.tolist() == [0, 1, 1]
         assert (stream.skipped, stream.drifts) == (5, (2,))
@@ -569,7 +577,7 @@ class TestFromFile:
     def test_bad_csv(self, tmp_path: Path, content: str | bytes, options: dict[str, Any], message: str) -> None:
         path = write(tmp_path, content)
         with pytest.raises(BadInput, match=message) as caught:
-            streams.from_file(path, **options)(0)
+            from_file(path, **options)(0)
         assert "\n" not in str(caught.value)
         assert path.exists()
 
@@ -596,18 +604,18 @@ class TestFromFile:
     ) -> None:
         np.savez(tmp_path / "mine.npz", **arrays)  # pyright: ignore[reportArgumentType]
         with pytest.raises(BadInput, match=message):
-            streams.from_file(tmp_path / "mine.npz", **options)(0)
+            from_file(tmp_path / "mine.npz", **options)(0)
 
     def test_no_such_file(self, tmp_path: Path) -> None:
         for name in ("mine.csv", "mine.npz"):
             with pytest.raises(BadInput, match=rf"in `.*{name}`, which cannot be read: No such file"):
-                streams.from_file(tmp_path / name)(0)
+                from_file(tmp_path / name)(0)
         with pytest.raises(BadInput, match=r"Expected a .csv or .npz file, got `mine.txt`"):
-            streams.from_file("mine.txt")
+            from_file("mine.txt")
         np.save(tmp_path / "one.npy", np.ones(3))
         for content in (b"", b"text", b"PK\x03\x04", (tmp_path / "one.npy").read_bytes()):
             with pytest.raises(BadInput, match=r"Expected an .npz file with `inputs` and `labels`"):
-                streams.from_file(write(tmp_path, content, "mine.npz"))(0)
+                from_file(write(tmp_path, content, "mine.npz"))(0)
 
 
 class TestStream:
@@ -628,7 +636,7 @@ class TestStream:
 
 class TestDigits:
     def test_split(self) -> None:
-        stream = streams.split_digits(per_task=290, held_out=60)(0)
+        stream = split_digits(per_task=290, held_out=60)(0)
         assert stream.tasks == (0, 290, 580, 870, 1160)
         assert stream.drifts == stream.tasks[1:]
         np.testing.assert_array_equal(stream.labels // 2, np.repeat(np.arange(5), 290))
@@ -643,10 +651,10 @@ class TestDigits:
         known = {row.tobytes() for row in digits().inputs}
         assert {row.tobytes() for row in both} <= known
         assert len({row.tobytes() for row in both}) == len(both)  # no digit twice, in the stream or held out
-        assert digest(streams.split_digits()(1)) != digest(stream)
+        assert digest(split_digits()(1)) != digest(stream)
 
     def test_permuted(self) -> None:
-        stream = streams.permuted_digits(tasks=3, per_task=100, held_out=40)(0)
+        stream = permuted_digits(tasks=3, per_task=100, held_out=40)(0)
         assert stream.held_out is not None
         inputs, labels, task = stream.held_out
         held_out = inputs.reshape(3, 40, 64)
@@ -664,18 +672,18 @@ class TestDigits:
 
     def test_too_few(self) -> None:
         with pytest.raises(BadInput, match="up to 354 together, got 300 and 60"):
-            streams.split_digits(per_task=300, held_out=60)(0)
+            split_digits(per_task=300, held_out=60)(0)
         with pytest.raises(BadInput, match="up to 1797 together, got 1700 and 100"):
-            streams.permuted_digits(per_task=1700, held_out=100)(0)
+            permuted_digits(per_task=1700, held_out=100)(0)
         with pytest.raises(BadInput, match="at least 1 task, got 0"):
-            streams.permuted_digits(tasks=0)
+            permuted_digits(tasks=0)
 
 
 class TestBursts:
     @pytest.mark.parametrize("varying", [False, True])
     @pytest.mark.parametrize(("n", "size"), [(1, 1), (1, 5), (10, 1), (10, 5), (103, 8)])
     def test_every_example_once_and_in_order(self, n: int, size: int, varying: bool) -> None:
-        index, counted = streams.bursts(n, size, varying=varying, seed=3)
+        index, counted = bursts(n, size, varying=varying, seed=3)
         assert index.dtype == np.int32 and counted.dtype == bool
         np.testing.assert_array_equal(index[counted], np.arange(n))
         np.testing.assert_array_equal(index[~counted], n - 1)
@@ -685,16 +693,16 @@ class TestBursts:
             assert (sizes[:-1] == size).all()
 
     def test_sizes_vary(self) -> None:
-        sizes = streams.bursts(10_000, 4, varying=True, seed=0)[1].sum(1)
+        sizes = bursts(10_000, 4, varying=True, seed=0)[1].sum(1)
         assert set(sizes[:-1]) == set(range(1, 8))
         assert sizes.mean() == pytest.approx(4, abs=0.2)
-        assert sizes.tolist() == streams.bursts(10_000, 4, varying=True, seed=0)[1].sum(1).tolist()
-        assert sizes.tolist() != streams.bursts(10_000, 4, varying=True, seed=1)[1].sum(1).tolist()
+        assert sizes.tolist() == bursts(10_000, 4, varying=True, seed=0)[1].sum(1).tolist()
+        assert sizes.tolist() != bursts(10_000, 4, varying=True, seed=1)[1].sum(1).tolist()
 
     @pytest.mark.parametrize(("n", "size"), [(0, 1), (4, 0)])
     def test_nothing_to_divide(self, n: int, size: int) -> None:
         with pytest.raises(BadInput, match="Expected `n` and `size` of at least 1"):
-            streams.bursts(n, size)
+            bursts(n, size)
 
 
 def little(labels: list[float], classes: int) -> Stream:
@@ -728,7 +736,7 @@ class TestBaselines:
     @pytest.mark.parametrize("delay", [0, 1, 40])
     @pytest.mark.parametrize("name", ["phishing", "image_segments", "trump_approval"])
     def test_is_rivers_score(self, name: str, delay: int) -> None:
-        whole = streams.bundled(name)(0)
+        whole = bundled(name)(0)
         stream = replace(whole, inputs=whole.inputs[:400], labels=whole.labels[:400])
         examples = [dict(enumerate(row)) for row in stream.inputs.tolist()]
         labels = [bool(label) for label in stream.labels] if stream.classes == 2 else stream.labels.tolist()

@@ -13,35 +13,40 @@ import numpy as np
 import pytest
 
 from normlab import norms
-from normlab.study import catalogue, execute, identity
-from normlab.study import plan as plan_module
-from normlab.study.config import EVALUATE, TUNE, Cell, Record, Run
-from normlab.study.data import data_hash, digits
-from normlab.study.local import Local
-from normlab.study.models import MLP, ConvNet
-from normlab.study.plan import Plan
+from normlab.models.mlp import MLP, ConvNet
+from normlab.study.data.dataset import digits
+from normlab.study.design import discovery
+from normlab.study.design.plan import Plan
+from normlab.study.design.provenance import data_hash
+from normlab.study.design.records import EVALUATE, TUNE, Cell, Record, Run, run_key
+from normlab.study.design.tuning import Choice, choose_learning_rate, further
+from normlab.study.driver import schedule
+from normlab.study.executors.local import Local
+from normlab.study.worker.identity import describe
+from normlab.study.worker.outcome import status_of
+from normlab.study.worker.strategy import Strategy, Task
 from tests.toys import TOY, settings_for
 
 
 def plan_for(toy: Path, **changes: Any) -> Plan:
-    return Plan(catalogue.load(str(toy)), settings_for(toy, **changes))
+    return Plan(discovery.load(str(toy)), settings_for(toy, **changes))
 
 
 def run_all(
     source: Path,
-    strategy: execute.Strategy,
+    strategy: Strategy,
     known: Sequence[Record] = (),
     stop: Callable[[list[Record]], bool] = lambda made: False,
     **changes: Any,
 ) -> list[Record]:
     """Execute a comparison without a folder."""
-    comparison, settings = catalogue.load(str(source)), settings_for(source, **changes)
+    comparison, settings = discovery.load(str(source)), settings_for(source, **changes)
     data = {"scalar": data_hash({"target": np.float32(0.5)})}
-    described = identity.describe(catalogue.code(str(source)), data, strategy)
-    task = execute.Task(source=str(source), settings=settings, identity=described, strategy=strategy)
+    described = describe(discovery.code(str(source)), data, strategy)
+    task = Task(source=str(source), settings=settings, identity=described, strategy=strategy)
     made = list(known)
     pending = partial(Plan(comparison, settings).pending, made)
-    for record in execute.records(task, comparison, pending, Local(2).hire, stop=lambda: stop(made)):
+    for record in schedule.records(task, comparison, pending, Local(2).hire, stop=lambda: stop(made)):
         made.append(record)
     return made
 
@@ -106,13 +111,13 @@ class TestPlan:
     )
     def test_choice_of_the_learning_rate(self, errors: Any, chosen: float, edge: bool) -> None:
         records = tuned(errors)
-        assert plan_module.choose_learning_rate(records) == plan_module.Choice(chosen, edge)
-        assert plan_module.choose_learning_rate(records[::-1]) == plan_module.Choice(chosen, edge)
+        assert choose_learning_rate(records) == Choice(chosen, edge)
+        assert choose_learning_rate(records[::-1]) == Choice(chosen, edge)
 
     def test_nothing_to_choose_from(self) -> None:
-        assert plan_module.choose_learning_rate([]) is None
+        assert choose_learning_rate([]) is None
         invalid = [dataclasses.replace(record, status="invalid") for record in tuned({0.1: [None]})]
-        assert plan_module.choose_learning_rate(invalid) is None
+        assert choose_learning_rate(invalid) is None
 
     def test_evaluation_follows_tuning_with_other_seeds(self, toy: Path) -> None:
         plan = plan_for(toy, norms=("none",))
@@ -132,7 +137,7 @@ class TestPlan:
         records = best_at({"none": 0.1, "batch": 1e-9}, column)
         more = [run for run in plan.pending(records) if run not in tuning]
         assert {(run.stage, run.cell.norm, run.learning_rate) for run in more} == {
-            (TUNE, norm, rate) for norm in ("none", "batch") for rate in plan_module.further((0.01, 0.1, 0.3))[0]
+            (TUNE, norm, rate) for norm in ("none", "batch") for rate in further((0.01, 0.1, 0.3))[0]
         }
         assert {dict(run.cell.config)["batch_size"] for run in more} == {2}
         records += best_at({"none": 0.1, "batch": 1e-9}, more)
@@ -169,7 +174,7 @@ class TestPlan:
         assert {run.learning_rate for run in plan.pending(best_at({"none": 0.3}, first))} == {0.3}
 
     def test_a_norm_that_the_factor_does_not_touch_is_one_cell(self) -> None:
-        comparison = catalogue.load("batch_size")
+        comparison = discovery.load("batch_size")
         curves = {curve.name: curve.factor.values for curve in comparison.curves}
         settings = settings_for(
             "batch_size", problems=("mlp",), norms=("layer", "batch"), curves=tuple(curves), values=curves
@@ -206,7 +211,7 @@ class TestPlan:
         assert {len(found.runs) for cell, found in plan.of([]).items() if cell == instance} == {6}
 
     def test_a_written_group_size_replaces_the_number_of_groups(self) -> None:
-        comparison = catalogue.load("batch_size")
+        comparison = discovery.load("batch_size")
         written = {"group": {"num_groups": 10}, "group:group_size=5": {"group_size": 5}}
         settings = settings_for("batch_size", problems=("mlp",), norms=tuple(written))
         plan = Plan(comparison, settings)
@@ -215,12 +220,12 @@ class TestPlan:
     def test_key_changes_with_run_config_and_identity_only(self) -> None:
         run = tuned({0.1: [0.1]})[0].run
         other = dataclasses.replace(run.cell, config=(("batch_size", 4), ("norm", "none")))
-        base = identity.run_key(run, {"code": "a"})
-        assert base == identity.run_key(dataclasses.replace(run), {"code": "a"})
+        base = run_key(run, {"code": "a"})
+        assert base == run_key(dataclasses.replace(run), {"code": "a"})
         others = [
-            identity.run_key(dataclasses.replace(run, seed=1), {"code": "a"}),
-            identity.run_key(dataclasses.replace(run, cell=other), {"code": "a"}),
-            identity.run_key(run, {"code": "b"}),
+            run_key(dataclasses.replace(run, seed=1), {"code": "a"}),
+            run_key(dataclasses.replace(run, cell=other), {"code": "a"}),
+            run_key(run, {"code": "b"}),
         ]
         assert len({base, *others}) == 4
 
@@ -233,12 +238,12 @@ class TestPlan:
         ],
     )
     def test_a_grid_goes_on_as_it_began(self, grid: Any, below: Any, above: Any) -> None:
-        assert plan_module.further(grid) == (below, above)
+        assert further(grid) == (below, above)
 
 
 class TestExecution:
     def test_failures_are_records_and_the_rest_goes_on(self, toy: Path) -> None:
-        records = run_all(toy, execute.Strategy(), norms=("none", "rms", "layer", "group", "instance"))
+        records = run_all(toy, Strategy(), norms=("none", "rms", "layer", "group", "instance"))
         by_norm = {
             norm: {r.run.seed: r for r in records if r.run.cell.norm == norm and r.run.stage == EVALUATE}
             for norm in ("none", "rms", "layer", "group", "instance")
@@ -257,55 +262,53 @@ class TestExecution:
         assert all("test" not in r.metrics for r in records if r.run.stage == TUNE)
 
     def test_stacks_in_one_process_agree_with_workers(self, toy: Path) -> None:
-        alone = {r.run: r for r in run_all(toy, execute.Strategy())}
-        stacked = {r.run: r for r in run_all(toy, execute.Strategy(lanes=4))}
+        alone = {r.run: r for r in run_all(toy, Strategy())}
+        stacked = {r.run: r for r in run_all(toy, Strategy(lanes=4))}
         assert alone.keys() == stacked.keys()
         for run, record in alone.items():
             assert stacked[run].key != record.key
             assert stacked[run].metrics == pytest.approx(record.metrics, abs=1e-6)
 
     def test_the_order_of_work_does_not_change_numbers(self, toy: Path) -> None:
-        whole = run_all(toy, execute.Strategy())
-        resumed = run_all(toy, execute.Strategy(), known=whole[3:7])
+        whole = run_all(toy, Strategy())
+        resumed = run_all(toy, Strategy(), known=whole[3:7])
         assert numbers(whole) == numbers(resumed)
 
-    @pytest.mark.parametrize("strategy", [execute.Strategy(), execute.Strategy(alone=True)], ids=str)
-    def test_asked_to_stop_it_ends_between_runs_and_goes_on_later(self, toy: Path, strategy: execute.Strategy) -> None:
+    @pytest.mark.parametrize("strategy", [Strategy(), Strategy(alone=True)], ids=str)
+    def test_asked_to_stop_it_ends_between_runs_and_goes_on_later(self, toy: Path, strategy: Strategy) -> None:
         first = run_all(toy, strategy, stop=lambda made: len(made) >= 4)
         assert 4 <= len(first) <= 7
         assert numbers(run_all(toy, strategy, known=first)) == numbers(run_all(toy, strategy))
 
     def test_a_worker_that_is_killed_once_costs_nothing(self, toy: Path) -> None:
-        records = run_all(toy, execute.Strategy(), norms=("batch_renorm",))
+        records = run_all(toy, Strategy(), norms=("batch_renorm",))
         assert toy.with_suffix(".killed").exists()
         assert {record.status for record in records} == {"ok"}
 
     def test_a_cell_that_does_not_compile_fails_all_its_runs(self, toy: Path) -> None:
         toy.write_text(TOY.replace("def evaluate(state, data):", "def evaluate(state, data):\n        state['gone']"))
-        records = run_all(toy, execute.Strategy(alone=True), norms=("none",))
+        records = run_all(toy, Strategy(alone=True), norms=("none",))
         assert {(record.status, record.reason) for record in records} == {("error", "KeyError: 'gone'")}
 
     def test_data_that_change_are_found(self, toy: Path) -> None:
         toy.write_text(TOY.replace("np.float32(0.5)", "np.float32(np.random.default_rng().normal())"))
-        records = run_all(toy, execute.Strategy(alone=True), norms=("none",))
+        records = run_all(toy, Strategy(alone=True), norms=("none",))
         assert {record.status for record in records} == {"error"}
         assert "Expected the same data" in records[0].reason
 
     @pytest.mark.parametrize("value", [math.nan, math.inf])
     def test_a_metric_that_is_not_finite_is_a_failure(self, value: float) -> None:
         metrics = {"first_nonfinite": -1, "finite": 1, "validation": 0.1, "test": 0.1}
-        assert execute.status_of(metrics, 0.9)[0] == "ok"
+        assert status_of(metrics, 0.9)[0] == "ok"
         for name in ("validation", "test"):
-            assert execute.status_of({**metrics, name: value}, None)[0] == "diverged"
+            assert status_of({**metrics, name: value}, None)[0] == "diverged"
 
     def test_workers_that_cannot_start_end_it(self, toy: Path) -> None:
         plan = plan_for(toy)
-        task = execute.Task(
-            source="gone.py", settings=plan.settings, identity={"data": {}}, strategy=execute.Strategy()
-        )
+        task = Task(source="gone.py", settings=plan.settings, identity={"data": {}}, strategy=Strategy())
         with pytest.raises(RuntimeError, match="cannot start"):
-            list(execute.records(task, plan.comparison, lambda: plan.pending([]), Local(1).hire))
+            list(schedule.records(task, plan.comparison, lambda: plan.pending([]), Local(1).hire))
 
     def test_without_cells_that_can_be_run_nothing_is_trained(self, toy: Path) -> None:
-        records = run_all(toy, execute.Strategy(lanes=4), norms=("instance",))
+        records = run_all(toy, Strategy(lanes=4), norms=("instance",))
         assert {record.status for record in records} == {"invalid"}

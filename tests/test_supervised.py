@@ -15,17 +15,20 @@ from flax import linen as nn
 from flax import nnx
 
 from normlab import norms, study
+from normlab.errors import BadInput
+from normlab.models.mlp import MLP
 from normlab.norms import Entry, Norm
-from normlab.study import execute
-from normlab.study.checks import data_of
-from normlab.study.compilation import compile_program
-from normlab.study.config import Problem, Settings
-from normlab.study.data import Data, data_hash, digits, divided, load, shuffled, sizes, split
-from normlab.study.errors import BadInput
-from normlab.study.models import MLP
-from normlab.study.networks import ignores_norm
-from normlab.study.plan import Plan
-from normlab.study.train import Program, check
+from normlab.study.data.dataset import Data, digits, load
+from normlab.study.data.splits import divided, shuffled, sizes, split
+from normlab.study.design.comparison import Settings
+from normlab.study.design.plan import Plan
+from normlab.study.design.problem import Problem
+from normlab.study.design.program import Program
+from normlab.study.design.provenance import data_hash
+from normlab.study.driver.preflight import data_of, ignores_norm
+from normlab.study.training.compilation import compile_program
+from normlab.study.training.loop import check
+from normlab.study.worker.outcome import status_of
 
 
 class LinenNet(nn.Module):
@@ -269,11 +272,11 @@ class TestTraining:
     def test_divergence_is_seen_in_the_loss_and_in_outputs(self) -> None:
         metrics = train(small("none", batch_size=32), 1e30)
         assert metrics["first_nonfinite"] > 0
-        status, reason = execute.status_of(metrics, 0.9)
+        status, reason = status_of(metrics, 0.9)
         assert status == "diverged"
         assert f"step {int(metrics['first_nonfinite'])}" in reason
         only_outputs = {"first_nonfinite": -1, "finite": 0, "validation": 0.9}
-        assert execute.status_of(only_outputs, 0.9)[0] == "diverged"
+        assert status_of(only_outputs, 0.9)[0] == "diverged"
 
     @pytest.mark.parametrize(
         ("error", "n", "status"),
@@ -289,7 +292,7 @@ class TestTraining:
     def test_collapse_is_near_chance_or_above(self, error: float, n: int, status: str) -> None:
         sem = (error * (1 - error) / n) ** 0.5
         metrics = {**ENDED, "validation": error, "validation_sem": sem, "test": error}
-        assert execute.status_of(metrics, 0.9)[0] == status
+        assert status_of(metrics, 0.9)[0] == status
 
     @pytest.mark.parametrize(
         ("bits", "sem", "status"),
@@ -303,19 +306,19 @@ class TestTraining:
     )
     def test_bits_below_chance_are_no_collapse(self, bits: float, sem: float, status: str) -> None:
         """A text whose characters have an entropy of 4.32 bits: what is predicted better has learned something."""
-        found, reason = execute.status_of({**ENDED, "validation": bits, "validation_sem": sem}, 4.32)
+        found, reason = status_of({**ENDED, "validation": bits, "validation_sem": sem}, 4.32)
         assert found == status
         assert ("chance is 4.32" in reason) == (found == "collapsed")
 
     def test_without_a_standard_error_the_number_is_taken_as_it_is(self) -> None:
-        assert execute.status_of({**ENDED, "validation": 0.899}, 0.9)[0] == "ok"
-        assert execute.status_of({**ENDED, "validation": 0.9}, 0.9)[0] == "collapsed"
-        assert execute.status_of({**ENDED, "validation": 0.9}, None)[0] == "ok"
+        assert status_of({**ENDED, "validation": 0.899}, 0.9)[0] == "ok"
+        assert status_of({**ENDED, "validation": 0.9}, 0.9)[0] == "collapsed"
+        assert status_of({**ENDED, "validation": 0.9}, None)[0] == "ok"
 
     def test_chance_of_the_validation_examples_comes_first(self) -> None:
         metrics = {**ENDED, "validation": 0.4, "validation_sem": 0.01}
-        assert execute.status_of({**metrics, "validation_chance": 0.5}, 0.3)[0] == "ok"
-        assert execute.status_of({**metrics, "validation_chance": 0.4}, 0.5)[0] == "collapsed"
+        assert status_of({**metrics, "validation_chance": 0.5}, 0.3)[0] == "ok"
+        assert status_of({**metrics, "validation_chance": 0.4}, 0.5)[0] == "collapsed"
 
     @pytest.mark.parametrize("n", [50, 256, 2000])
     @pytest.mark.parametrize("majority", [0.1, 0.5, 0.9])
@@ -326,7 +329,7 @@ class TestTraining:
         def collapsed(error: float) -> float:
             found = random.binomial(n, error, 5000) / n
             judged = [
-                execute.status_of({**ENDED, "validation": one, "validation_sem": (one * (1 - one) / n) ** 0.5}, chance)
+                status_of({**ENDED, "validation": one, "validation_sem": (one * (1 - one) / n) ** 0.5}, chance)
                 for one in found
             ]
             return float(np.mean([status == "collapsed" for status, _ in judged]))
@@ -345,7 +348,7 @@ class TestTraining:
             losses = random.gamma((mean / 2.5) ** 2, 2.5**2 / mean, (2000, 1000))
             sems = losses.std(1) / 1000**0.5
             judged = [
-                execute.status_of({**ENDED, "validation": one, "validation_sem": sem}, 4.32)[0]
+                status_of({**ENDED, "validation": one, "validation_sem": sem}, 4.32)[0]
                 for one, sem in zip(losses.mean(1), sems, strict=True)
             ]
             return float(np.mean([status == "collapsed" for status in judged]))
@@ -366,12 +369,12 @@ class TestTraining:
             metrics = train(program)
             expected = (metrics["validation"] * (1 - metrics["validation"]) / 60) ** 0.5
             assert metrics["validation_sem"] == pytest.approx(expected, rel=1e-4)
-            assert execute.status_of(metrics, program.chance)[0] == status
+            assert status_of(metrics, program.chance)[0] == status
 
     def test_a_loss_that_is_not_finite_before_any_update_is_not_the_learning_rates_fault(self) -> None:
         metrics = train(build("none", loss=lambda outputs, labels: jnp.log(-jnp.abs(outputs.sum(-1)))))
         assert metrics["first_nonfinite"] == 0
-        status, reason = execute.status_of(metrics, None)
+        status, reason = status_of(metrics, None)
         assert status == "diverged"
         assert "before any update" in reason
 
@@ -393,7 +396,7 @@ class TestTraining:
 
     def test_many_held_out_examples_are_evaluated_in_chunks(self, monkeypatch: pytest.MonkeyPatch) -> None:
         whole = train(build())
-        monkeypatch.setattr("normlab.study.learning.EVALUATED_AT_ONCE", 50)
+        monkeypatch.setattr("normlab.study.training.supervised.EVALUATED_AT_ONCE", 50)
         assert train(build()) == pytest.approx(whole)
 
 

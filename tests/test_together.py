@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from test_data_parallel import MODEL
 
-from normlab.study import cli
+from normlab.cli.main import main
 
 BUDGET = ("--tier", "smoke", "--seeds", "1", "--learning-rates", "0.1", "--batch-sizes", "8", "--devices", "4")
 TIMEOUT = 120
@@ -70,7 +70,7 @@ def errors_of(folder: Path) -> dict[tuple[Any, ...], dict[str, float]]:
 
 def test_two_processes_find_what_one_finds_and_one_of_them_writes(comparison: Path) -> None:
     alone = comparison.parent / "alone"
-    assert cli.main(["run", str(comparison), *BUDGET, "--output", str(alone), "--jobs", "1"]) == 0
+    assert main(["run", str(comparison), *BUDGET, "--output", str(alone), "--jobs", "1"]) == 0
     port = free_port()
     first, second = ended(*(start(comparison, process, port) for process in (1, 2)))
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
@@ -149,5 +149,5 @@ def test_bad_input(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("NORMLAB_GROUP_SECRET", raising=False)
-    assert cli.main(["run", str(comparison), *options]) == 2
+    assert main(["run", str(comparison), *options]) == 2
     assert message in capsys.readouterr().err

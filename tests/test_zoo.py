@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from normlab import norms
-from normlab.study import train, zoo
-from normlab.study.config import Problem
+from normlab.study.design.problem import Problem
+from normlab.study.problems import zoo
+from normlab.study.training.loop import check
 
 CLASSES = 3
 
@@ -30,7 +31,7 @@ def test_is_trained_on_the_data_that_are_chosen(name: str, images: str) -> None:
     config = {"batch_size": 8, "epochs": 1, "data": images}
     options = problem(name).norm_options("group", config)
     program = problem(name).build(norms.get("group", **options), config)
-    train.check(program)
+    check(program)
     state = jax.eval_shape(lambda: program.init(0))
     sizes = [leaf.shape for leaf in jax.tree.leaves(state.params)]
     assert (CLASSES,) in sizes
@@ -42,7 +43,7 @@ def test_says_whether_there_are_positions(name: str, images: str) -> None:
     config = {"batch_size": 8, "epochs": 1, "data": images}
 
     def traced() -> None:
-        train.check(problem(name).build(norms.get("instance"), config))
+        check(problem(name).build(norms.get("instance"), config))
 
     if problem(name).spatial:
         traced()

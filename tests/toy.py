@@ -12,7 +12,7 @@ def build(norm, config):
     import jax.numpy as jnp
     import numpy as np
 
-    from normlab.study.train import Program
+    from normlab.study.design.program import Program
 
     def init(seed):
         if norm.name == "rms" and seed == 1:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from normlab.study.config import Settings
+from normlab.study.design.comparison import Settings
 
 TOY = (Path(__file__).parent / "toy.py").read_text()
 

@@ -6,18 +6,22 @@ Importing this package imports neither JAX nor matplotlib; the modules that need
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from normlab.study.config import Cell, Comparison, Curve, Factor, Metric, Problem, Record, Run, Series, Settings, Tier
-from normlab.study.extras import require
+from normlab.expect import Kind
+from normlab.extras import require
+from normlab.study.design.budgets import TIERS, Tier, tiers
+from normlab.study.design.comparison import Comparison, Settings
+from normlab.study.design.factors import Curve, Factor, batch_size_curves
+from normlab.study.design.problem import Metric, Problem, Series
+from normlab.study.design.records import Cell, Record, Run
 
 if TYPE_CHECKING:
-    from normlab.study.arguments import FILE, TEXT, WHOLE, YES_NO, Option
-    from normlab.study.data import Data
-    from normlab.study.defaults import TIERS, batch_size_curves, tiers
-    from normlab.study.expect import Kind
-    from normlab.study.problems import MEAN_SQUARED_ERROR, MISCLASSIFICATION, Error, supervised
-    from normlab.study.result import Result, run
-    from normlab.study.sources import DATA_OPTIONS, chosen
-    from normlab.study.stream_problems import streaming
+    from normlab.study.api import Result, run
+    from normlab.study.data.dataset import Data
+    from normlab.study.data.options import DATA_OPTIONS, chosen
+    from normlab.study.design.options import FILE, TEXT, WHOLE, YES_NO, Option
+    from normlab.study.problems.streaming import streaming
+    from normlab.study.problems.supervised import supervised
+    from normlab.study.training.objectives import MEAN_SQUARED_ERROR, MISCLASSIFICATION, Error
 
 __all__ = [
     "Comparison",
@@ -53,25 +57,21 @@ __all__ = [
 ]
 
 _LATER = {
-    "run": "result",
-    "Result": "result",
-    "supervised": "problems",
-    "streaming": "stream_problems",
-    "Error": "problems",
-    "MISCLASSIFICATION": "problems",
-    "MEAN_SQUARED_ERROR": "problems",
-    "Data": "data",
-    "chosen": "sources",
-    "DATA_OPTIONS": "sources",
-    "Option": "arguments",
-    "Kind": "expect",
-    "FILE": "arguments",
-    "TEXT": "arguments",
-    "WHOLE": "arguments",
-    "YES_NO": "arguments",
-    "batch_size_curves": "defaults",
-    "tiers": "defaults",
-    "TIERS": "defaults",
+    "run": "api",
+    "Result": "api",
+    "supervised": "problems.supervised",
+    "streaming": "problems.streaming",
+    "Error": "training.objectives",
+    "MISCLASSIFICATION": "training.objectives",
+    "MEAN_SQUARED_ERROR": "training.objectives",
+    "Data": "data.dataset",
+    "chosen": "data.options",
+    "DATA_OPTIONS": "data.options",
+    "Option": "design.options",
+    "FILE": "design.options",
+    "TEXT": "design.options",
+    "WHOLE": "design.options",
+    "YES_NO": "design.options",
 }
 """Names whose modules import more than a comparison's file needs."""
 

@@ -206,7 +206,7 @@ COMMANDS = ("", "run", "report", "merge", "verify", "list")
 
 def help_texts() -> str:
     """What the command line says of itself, 80 columns wide."""
-    from normlab.study.cli import main
+    from normlab.cli.main import main
 
     said = []
     for command in COMMANDS:
@@ -229,7 +229,7 @@ def _said(call: Callable[[], object]) -> str:
 
 def reported(folder: Path) -> dict[str, str]:
     """The report's numbers of the kept runs, written in a folder."""
-    from normlab.study.cli import main
+    from normlab.cli.main import main
 
     with tarfile.open(FOLDER / "results.tar.gz") as archive:
         archive.extractall(folder, filter="data")

@@ -1,0 +1,290 @@
+"""The command `normlab`: run comparisons, write and merge their results, check them, list what there is."""
+
+import errno
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from normlab.cli.parser import Parser, run_parser, source_of
+from normlab.errors import BadInput, Fault, Unfinished, nearest, one_line
+from normlab.extras import require
+from normlab.study.design import discovery
+from normlab.study.design.request import Request, from_file, from_flags
+
+if TYPE_CHECKING:
+    from normlab.study.executors.process_group import Member
+
+
+OK, FAILED, USAGE, UNFINISHED, SIGNALED = 0, 1, 2, 3, 128
+
+_HELP = """\
+usage: normlab COMMAND ...
+
+Which normalization layer for which batch size: comparisons that tune, repeat, and say what they cannot see.
+
+commands:
+  run NAME_OR_FILE   run a comparison, or resume it, and write its report
+  report FOLDER      write the report of what is there, also during a run
+  merge FOLDER ...   put the runs of several folders together
+  verify FOLDER      do a recorded run again and compare the numbers
+  list               comparisons and norms
+
+options:
+  -h, --help         this text; `normlab COMMAND --help` for a command's options
+  --version          the version
+
+exit codes:
+  0 done   1 no run succeeded, numbers differ, or the machine failed   2 bad input, nothing written
+  3 the time budget ended before the last run   128 + n ended by signal n, 130 for Ctrl-C"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Returns:
+        0; 1 if no run succeeded, a verification failed, or something outside broke; 2 for bad input, with one line on
+        stderr and nothing written; 3 if the time budget ended before the last run; 128 and the number of the signal if
+        interrupted, by Ctrl-C (130), SIGTERM or SIGHUP.
+    """
+    given, ended = list(sys.argv[1:] if argv is None else argv), list[int]()
+    try:
+        with _ending_at_signals(ended):
+            return _command(given)
+    except (BadInput, Fault) as error:
+        _say(str(error))
+        return USAGE if isinstance(error, BadInput) else UNFINISHED if isinstance(error, Unfinished) else FAILED
+    except BrokenPipeError:  # `normlab ... | head`: nobody reads on, and Python must not try to tell at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except KeyboardInterrupt:
+        return _interrupted(ended, given)
+    except (MemoryError, OSError, RuntimeError, ImportError) as error:
+        if ended:  # the terminal is gone, and what would have left it in order fails
+            return _interrupted(ended, given)
+        if not _is_out_of_memory(error):
+            raise
+        _say(f"Out of memory ({one_line(error)}). Finished runs are kept. Give more memory, or fewer `--jobs`.")
+        return FAILED
+
+
+def _interrupted(by: Sequence[int], given: Sequence[str]) -> int:
+    resumes = " Finished runs are kept; the same command resumes from there." if given[:1] == ["run"] else ""
+    _say(f"Interrupted.{resumes}")
+    return SIGNALED + (by[0] if by else signal.SIGINT)
+
+
+@contextmanager
+def _ending_at_signals(ended: list[int]) -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end what runs as Ctrl-C does, its children too; a second one ends it at once.
+
+    They stay as they are where somebody has chosen what they do (`nohup`), and outside of the main thread.
+
+    Args:
+        ended: Takes the number of the signal.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        ended.append(number)
+        raise KeyboardInterrupt
+
+    there = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    main_thread = threading.current_thread() is threading.main_thread()
+    ours = [number for number in there if main_thread and signal.getsignal(number) == signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+ADDRESS_SPACE = 2 * 2**30
+"""Bytes below which libraries abort or spin while they are loaded, where Python cannot catch it."""
+
+
+def _check_address_space() -> None:
+    """Refuse a limit under which JAX and SciPy cannot be loaded.
+
+    Raises:
+        Fault: If `ulimit -v` is that low.
+    """
+    with suppress(ModuleNotFoundError):  # on Windows
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY and limit < ADDRESS_SPACE:
+            raise Fault(
+                f"Expected at least {ADDRESS_SPACE // 2**20} MiB of address space, which JAX and SciPy need to be "
+                f"loaded, got {limit // 2**20}. Raise the limit, as by `ulimit -v unlimited`."
+            )
+
+
+def _say(text: str) -> None:
+    """Print one line for people."""
+    with suppress(OSError):  # a terminal that is gone
+        print(f"normlab: {text}", file=sys.stderr)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    signs = ("RESOURCE_EXHAUSTED", "Out of memory", "Cannot allocate memory", "failed to map segment", "new thread")
+    return any(sign in str(error) for sign in signs)
+
+
+def _command(given: list[str]) -> int:
+    name, rest = (given[0], given[1:]) if given else ("--help", [])
+    commands = {"run": _run, "report": _report, "merge": _merge, "verify": _verify, "list": _list}
+    if name in commands:
+        _check_address_space()
+        return commands[name](rest)
+    if name in ("-h", "--help"):
+        print(_HELP)
+    elif name == "--version":
+        from normlab import __version__
+
+        print(f"normlab {__version__}")
+    else:
+        raise BadInput(f"Unknown command `{name}`. {nearest(name, [*commands, '--help', '--version'])}")
+    return OK
+
+
+def _run(given: list[str]) -> int:
+    source = source_of(given)
+    if source is None:
+        return _help(run_parser(None))
+    comparison = discovery.load(source)
+    parser = run_parser(comparison)
+    if _asks_for_help(given):
+        return _help(parser)
+    parsed = parser.parse(given)
+    require("study")
+    of_file = from_file(parsed["config"], comparison) if "config" in parsed else {}
+    request = Request(comparison, {**of_file, **from_flags(parsed, comparison)})
+    settings = request.settings(source)
+    output, command = request.output(settings), shlex.join(["normlab", "run", *given])
+    from normlab.study.driver.driver import Invocation, Ways
+
+    invocation = Invocation(comparison, settings, output, command, request.get("shard"))
+    member, show = _member(request), request.get("open", False)
+    if "dry_run" in parsed:
+        invocation.dry_run(Ways.of(request))
+        return OK
+    if member is None:
+        return invocation.run(Ways.of(request), show=show)
+    from normlab.study.driver import multiprocess
+
+    return multiprocess.run(invocation, Ways.of(request), member, show=show)
+
+
+def _member(request: Request) -> "Member | None":
+    """Which process of a group this is; `None` where it is alone."""
+    given = {name for name in ("coordinator", "process") if request.get(name)}
+    if not given:
+        return None
+    if len(given) < 2 or request.get("devices", 1) == 1:
+        raise BadInput(
+            "Expected `--coordinator`, `--process` and `--devices` (of all processes together, two or more) with each "
+            f"other, got {' and '.join(f'`--{name}`' for name in sorted(given))}"
+            f"{' with one device' if len(given) == 2 else ' alone'}."
+        )
+    for other in ("executor", "jobs"):
+        if other in request.given:
+            raise BadInput(
+                f"Expected {request.given[other].where} not with `--coordinator`: its processes work as one."
+            )
+    from normlab.study.executors.process_group import Member
+
+    return Member.parse(request.get("coordinator"), request.get("process"))
+
+
+def _report(given: list[str]) -> int:
+    parser = Parser("normlab report", "Print and write the report of what has been run so far.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="what `normlab run` wrote to")
+    if _asks_for_help(given):
+        return _help(parser)
+    from normlab.study.driver.driver import Invocation
+
+    invocation, header = Invocation.of_folder(parser.parse(given)["folder"])
+    return invocation.report(header)
+
+
+def _merge(given: list[str]) -> int:
+    parser = Parser(
+        "normlab merge", "Put the runs of folders of one comparison together, e.g. those of `--shard`, and report."
+    )
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="what `normlab run` wrote to")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new, or of the same comparison")
+    if _asks_for_help(given):
+        return _help(parser)
+    parsed = parser.parse(given)
+    folders, output = parsed["folders"], parsed["output"]
+    from normlab.study.driver.driver import Invocation
+    from normlab.study.driver.merge import merge
+
+    merge(folders, output, shlex.join(["normlab", "merge", *given]))
+    invocation, header = Invocation.of_folder(output)
+    return invocation.report(header)
+
+
+def _verify(given: list[str]) -> int:
+    parser = Parser("normlab verify", "Do a recorded run again and compare its numbers bit by bit.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="what `normlab run` wrote to")
+    parser.add_argument("--run", metavar="KEY", help="start of a run's key (default: one evaluation run at random)")
+    parser.add_argument(
+        "--trust", action="store_true", help="run the Python file that FOLDER names; comparisons by name need no trust"
+    )
+    if _asks_for_help(given):
+        return _help(parser)
+    parsed = parser.parse(given)
+    from normlab.study.driver import verify
+    from normlab.study.driver.driver import Invocation, current
+
+    invocation, header = Invocation.of_folder(parsed["folder"])
+    records = invocation.store.records()
+    if "run" not in parsed:
+        records = list(current(invocation.plan, header.identity, records).values())
+    record = verify.choose(records, parsed.get("run"))
+    comparison = verify.load(header, trust="trust" in parsed)
+    run = record.run
+    print(f"Run {record.key[:12]}: `{run.cell.norm}` on `{run.cell.problem}`, {run.stage}, seed {run.seed}, ", end="")
+    print(f"learning rate {run.learning_rate:g}, {', '.join(f'{name} {value}' for name, value in run.cell.config)}")
+    found = verify.verify(comparison, header.settings, record)
+    print("\n".join(found.lines()))
+    return FAILED if found.failed else OK
+
+
+def _list(given: list[str]) -> int:
+    from normlab import norms
+
+    if _asks_for_help(given):
+        print("usage: normlab list\n\nPrint the comparisons that `normlab run` knows by name, and the norms.")
+        return OK
+    if given:
+        raise BadInput(f"Expected no arguments after `list`, got `{given[0]}`.")
+    known = norms.names()  # comparisons may add their own
+    print("Comparisons:")
+    for name in discovery.known():
+        print(f"  {name:<20}{discovery.load(name).question}")
+    print("Norms:")
+    for name in known:
+        print(f"  {name:<20}{norms.get(name).title}")
+    return OK
+
+
+def _asks_for_help(given: Sequence[str]) -> bool:
+    return bool({"-h", "--help"} & set(given))
+
+
+def _help(parser: Parser) -> int:
+    parser.print_help()
+    return OK

@@ -1,0 +1,203 @@
+"""A Flax model, Linen or NNX, as pure functions."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import nnx
+from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
+
+from normlab.expect import refusal
+from normlab.introspect.signature import check_call, check_takes
+from normlab.nnx import OverwriteWithGradient
+from normlab.norms import Norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A model as functions of its state, which has two parts: what is trained, and the rest.
+
+    The rest is what training changes by other means than an optimizer: running statistics, what norms carry from one
+    backward pass to the next, and where random numbers come from.
+
+    Attributes:
+        init: `seed -> (parameters, rest)`.
+        train: `(parameters, rest, inputs, t, mask=None) -> (outputs, rest)`, step t of training; the mask, (batch,),
+            is True for examples that count, and the module is given it, as `mask=`, only where there is one.
+        evaluate: `(parameters, rest, inputs) -> outputs`.
+        carried: `rest -> (carried, put)`: the part whose gradient is its new value, and the rest with another one.
+        module: The Linen module; `None` for NNX.
+    """
+
+    init: Callable[[int], tuple[Any, Any]]
+    train: Callable[..., tuple[Any, Any]]
+    evaluate: Callable[[Any, Any, jax.Array], Any]
+    carried: Callable[[Any], tuple[Any, Callable[[Any], Any]]]
+    module: nn.Module | None = None
+
+    def gradients(
+        self,
+        objective: Callable[[Any], tuple[jax.Array, Any]],
+        params: Any,
+        rest: Any,
+        inputs: jax.Array,
+        t: jax.Array,
+        mask: jax.Array | None = None,
+    ) -> tuple[tuple[jax.Array, Any], Any, Any]:
+        """Differentiate one step of training.
+
+        Args:
+            objective: `outputs -> (loss, anything else)`.
+            params: Parameters.
+            rest: What else training changes.
+            inputs: Examples.
+            t: Number of the step.
+            mask: Examples that count, (batch,); `None` is all of them.
+
+        Returns:
+            `(loss, anything else)`, the gradients of the parameters, and the rest after the step: running statistics
+            after the forward pass, and what norms carry after the backward pass.
+        """
+        carried, put = self.carried(rest)
+
+        def loss(params: Any, carried: Any) -> tuple[jax.Array, Any]:
+            outputs, after = self.train(params, put(carried), inputs, t, mask)
+            value, aux = objective(outputs)
+            return value, (aux, after)
+
+        (value, (aux, after)), (gradients, new) = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, carried)
+        return (value, aux), gradients, self.carried(after)[1](new)
+
+
+def network(model: Callable[..., Any], norm: Norm, inputs: np.ndarray, **fields: Any) -> Network:
+    """Make a network from a model; one that takes `rngs` is NNX.
+
+    Under one seed all parameters that are not the norm's start the same for every norm: Linen draws them by the path of
+    their module, and in NNX the norm draws from a stream of its own.
+
+    Args:
+        model: `model(norm)` gives a Linen module, called as `module(inputs, train=...)`; `model(norm, rngs=...)` gives
+            an NNX module, called as `module(inputs)`.
+        norm: For the model.
+        inputs: A few examples.
+        **fields: For the model, too.
+
+    Raises:
+        ValueError: If the model is neither.
+    """
+    is_nnx = _is_nnx(model)
+    check_takes(model, [*fields, *["rngs"] * is_nnx])
+    if fields:
+        model = functools.partial(model, **fields)
+    if is_nnx:
+        return _nnx(model, norm)
+    module = model(norm)
+    if not isinstance(module, nn.Module):
+        raise refusal(
+            "`model(norm)` to be a Linen module, or `model(norm, rngs=...)` an NNX one", module, "Return the module."
+        )
+    check_call(type(module))
+    return _linen(module, inputs)
+
+
+def _linen(module: nn.Module, inputs: np.ndarray) -> Network:
+    def init(seed: int) -> tuple[Any, Any]:
+        variables = dict(module.init(jax.random.key(seed), inputs, train=False))
+        return variables.pop("params", {}), (variables, np.uint32(seed))
+
+    def train(
+        params: Any, rest: Any, inputs: jax.Array, t: jax.Array, mask: jax.Array | None = None
+    ) -> tuple[Any, Any]:
+        averages, seed = rest
+        rngs = {"params": jax.random.fold_in(jax.random.key(seed), t)}  # what dropout and others fall back to
+        variables = {"params": params, **averages}
+        options = {"train": True, "mutable": list(averages), "rngs": rngs, **_masked(mask)}
+        outputs, averages = module.apply(variables, inputs, **options)
+        return outputs, (averages, seed)
+
+    def evaluate(params: Any, rest: Any, inputs: jax.Array) -> Any:
+        return module.apply({"params": params, **rest[0]}, inputs, train=False)
+
+    def carried(rest: Any) -> tuple[Any, Callable[[Any], Any]]:
+        variables, seed = rest
+        if OVERWRITE_WITH_GRADIENT not in variables:
+            return {}, lambda new: rest
+        return variables[OVERWRITE_WITH_GRADIENT], lambda new: ({**variables, OVERWRITE_WITH_GRADIENT: new}, seed)
+
+    return Network(init=init, train=train, evaluate=evaluate, carried=carried, module=module)
+
+
+def _nnx(model: Callable[..., Any], norm: Norm) -> Network:
+    def make(seed: int) -> nnx.Module:
+        module = model(_with_own_stream(norm, seed), rngs=nnx.Rngs(seed))
+        if not isinstance(module, nnx.Module):
+            raise refusal("`model(norm, rngs=...)` to be an NNX module", module, "Return the module.")
+        return module
+
+    module = nnx.eval_shape(lambda: make(0))
+    module.train()
+    training, _, abstract = nnx.split(module, nnx.Param, ...)
+    module.eval()
+    evaluating = nnx.split(module, nnx.Param, ...)[0]
+
+    def init(seed: int) -> tuple[Any, Any]:
+        _, params, rest = nnx.split(make(seed), nnx.Param, ...)
+        return params, _without_keys(rest)
+
+    def merged(graph: Any, params: Any, rest: Any) -> Any:
+        rest = jax.tree.map(lambda of, leaf: jax.random.wrap_key_data(leaf) if _is_key(of) else leaf, abstract, rest)
+        return nnx.merge(graph, params, rest)
+
+    def train(
+        params: Any, rest: Any, inputs: jax.Array, t: jax.Array, mask: jax.Array | None = None
+    ) -> tuple[Any, Any]:
+        module = merged(training, params, rest)
+        outputs = module(inputs, **_masked(mask))
+        _, _, rest = nnx.split(module, nnx.Param, ...)
+        return outputs, _without_keys(rest)
+
+    def evaluate(params: Any, rest: Any, inputs: jax.Array) -> Any:
+        return merged(evaluating, params, rest)(inputs)
+
+    def carried(rest: Any) -> tuple[Any, Callable[[Any], Any]]:
+        part, others = nnx.split_state(rest, OverwriteWithGradient, ...)
+        return part, lambda new: nnx.merge_state(new, others)
+
+    return Network(init=init, train=train, evaluate=evaluate, carried=carried)
+
+
+def _masked(mask: jax.Array | None) -> dict[str, jax.Array]:
+    """The mask as an argument where there is one: models that never meet one need not take it."""
+    return {} if mask is None else {"mask": mask}
+
+
+def _is_nnx(model: Callable[..., Any]) -> bool:
+    while isinstance(model, functools.partial):
+        model = model.func
+    if isinstance(model, type):  # Flax's metaclass hides the arguments of NNX classes
+        return issubclass(model, nnx.Module)
+    return "rngs" in inspect.signature(model).parameters
+
+
+def _with_own_stream(norm: Norm, seed: int) -> Norm:
+    """The norm, drawing its parameters from a stream of its own: others must not depend on how many it draws."""
+    rngs = nnx.Rngs(jax.random.fold_in(jax.random.key(seed), 2**32 - 1))  # the model's own count from 0
+    make = norm.entry.nnx
+    entry = dataclasses.replace(norm.entry, nnx=lambda features, _, options: make(features, rngs, options))
+    return dataclasses.replace(norm, entry=entry)
+
+
+def _without_keys(rest: Any) -> Any:
+    """Random keys as the numbers behind them, which NumPy can stack."""
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, rest)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -1,0 +1,1 @@
+"""Networks that take a norm as a value."""

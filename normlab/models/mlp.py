@@ -1,0 +1,78 @@
+"""Small models that take a norm as a value.
+
+Layers have explicit names, so that under one seed every parameter that is not the norm's starts at the same number for
+every norm; for the same reason dense and convolutional layers keep their bias even where a norm makes it redundant.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import jax
+from flax import linen as nn
+
+from normlab.models.convolution import Conv
+from normlab.norms import Norm
+
+_ACTIVATIONS = {"relu": nn.relu, "sigmoid": nn.sigmoid}
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron: dense, norm, activation for each hidden layer, then a dense layer to the classes.
+
+    Attributes:
+        norm: What stands before each activation.
+        hidden: Widths of the hidden layers.
+        classes: Number of outputs.
+        activation: `relu`, or `sigmoid` as in the first experiment of Ioffe & Szegedy (2015).
+    """
+
+    norm: Norm
+    hidden: Sequence[int] = (100, 100)
+    classes: int = 10
+    activation: Literal["relu", "sigmoid"] = "relu"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
+        """Map inputs (batch, ...) to logits (batch, classes); `mask` (batch,) is True for examples that count."""
+        activate = activation(self.activation)
+        x = x.reshape(x.shape[0], -1)
+        counted = {} if mask is None else {"mask": mask[:, None]}
+        for i, width in enumerate(self.hidden):
+            x = nn.Dense(width, name=f"dense_{i}")(x)
+            x = activate(self.norm.linen(train=train, name=f"norm_{i}")(x, **counted))
+        return nn.Dense(self.classes, name="head")(x)
+
+
+class ConvNet(nn.Module):
+    """3 x 3 convolutions, each with norm and ReLU, then a mean over positions and a dense layer to the classes.
+
+    Attributes:
+        norm: What stands before each ReLU.
+        widths: Output channels of each convolution.
+        strides: Stride of each convolution.
+        classes: Number of outputs.
+    """
+
+    norm: Norm
+    widths: Sequence[int] = (16, 16, 32)
+    strides: Sequence[int] = (2, 1, 2)
+    classes: int = 10
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Map images (batch, height, width, channels) to logits (batch, classes)."""
+        for i, (width, stride) in enumerate(zip(self.widths, self.strides, strict=True)):
+            x = Conv(width, stride=stride, name=f"conv_{i}")(x)
+            x = nn.relu(self.norm.linen(train=train, name=f"norm_{i}")(x))
+        return nn.Dense(self.classes, name="head")(x.mean(axis=(1, 2)))
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """Return an activation of `MLP`.
+
+    Raises:
+        ValueError: If there is none of this name.
+    """
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"Expected `activation` to be 'relu' or 'sigmoid', got {name!r}.")
+    return _ACTIVATIONS[name]

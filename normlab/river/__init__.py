@@ -1,0 +1,10 @@
+"""Learning from a stream as it arrives: river's interface around any Flax model with any norm."""
+
+from normlab.extras import importing
+
+with importing("online"):
+    import optax as optax
+    import river as river
+
+from normlab.river._live import Classifier as Classifier
+from normlab.river._live import Regressor as Regressor

@@ -1,0 +1,1 @@
+"""What do records show?"""

@@ -1,0 +1,398 @@
+"""Analyse records: the results of each configuration, column and problem."""
+
+import dataclasses
+import math
+import statistics as quantiles
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from normlab.study.analysis.estimates import (
+    BETTER,
+    FEWEST_TO_RECOMMEND,
+    Estimate,
+    mean_interval,
+    minimal_difference,
+    wilson,
+)
+from normlab.study.analysis.gaps import counting_failures, difference_between, gaps_to, with_failures_counted
+from normlab.study.analysis.results import (
+    LEVEL,
+    SEEDS_FOR_CLAIMS,
+    Analysis,
+    Basin,
+    CellResult,
+    Cost,
+    CurveResult,
+    Failures,
+    Line,
+    Point,
+    ProblemResult,
+    RunStatus,
+    SeriesResult,
+    Standing,
+    TuningPoint,
+    Untuned,
+)
+from normlab.study.design.comparison import Comparison, Settings
+from normlab.study.design.factors import Curve, Value
+from normlab.study.design.plan import CellPlan, Place, Plan
+from normlab.study.design.problem import Metric, Problem
+from normlab.study.design.records import FAILURES, TUNE, Cell, Record, Run
+from normlab.study.design.tuning import validation_error
+
+
+def analyse(
+    comparison: Comparison, settings: Settings, records: Iterable[Record], plan: Plan | None = None
+) -> Analysis:
+    """Say what the records show about a comparison.
+
+    Args:
+        comparison: The question, with baseline and margin.
+        settings: What was asked for; records of other runs are left out.
+        records: In any order; fewer than planned is fine.
+        plan: Of these settings; made from the comparison unless given.
+
+    Returns:
+        The analysis; equal for equal records.
+    """
+    the_plan, ordered = plan or Plan(comparison, settings), sorted(records, key=lambda record: record.key)
+    known = {record.run: record for record in ordered}
+    results = _Results(the_plan, known)
+    baseline, note = _baseline(comparison, settings)
+    claims = comparison.tiers[settings.tier].claims
+    runs = [_status(run, known.get(run)) for planned in results.planned.values() for run in planned.runs]
+    missing = sum(run.status == "missing" for run in runs)
+    to_come = sum(planned.to_come for planned in results.planned.values())
+    return Analysis(
+        comparison=comparison.name,
+        tier=settings.tier,
+        claims=claims,
+        exploratory=settings.seeds < SEEDS_FOR_CLAIMS,
+        seeds=settings.seeds,
+        level=LEVEL,
+        baseline=baseline,
+        baseline_note=note,
+        default_learning_rate=settings.default_learning_rate,
+        norms=settings.norms,
+        names={norm: the_plan.title(norm) for norm in settings.norms},
+        problems=tuple(_problem(results, name, baseline, claims) for name in settings.problems),
+        counts={"planned": len(runs) + to_come, "done": len(runs) - missing, "missing": missing + to_come},
+        runs=tuple(runs),
+        costs=tuple(_cost(place, results.records(cell)) for place, cell in the_plan.places.items()),
+        series=tuple(found for name in settings.problems for found in _series(results, name) if found.lines),
+    )
+
+
+def _baseline(comparison: Comparison, settings: Settings) -> tuple[str, str]:
+    if comparison.baseline in settings.norms:
+        return comparison.baseline, ""
+    first = settings.norms[0]
+    return first, f"The declared baseline `{comparison.baseline}` is not among the norms; `{first}` takes its place."
+
+
+class _Results:
+    """The records of each cell, and what they alone show."""
+
+    def __init__(self, the_plan: Plan, known: Mapping[Run, Record]) -> None:
+        self.plan, self.known = the_plan, known
+        self.planned = the_plan.of(known.values())
+        places = {cell: place for place, cell in the_plan.places.items()}
+        self._alone = {cell: self._result(cell, place) for cell, place in places.items()}
+
+    def records(self, cell: Cell) -> list[Record]:
+        return [self.known[run] for run in self.planned[cell].runs if run in self.known]
+
+    def evaluated(self, cell: Cell) -> list[Record]:
+        """The records of the evaluation at the tuned learning rate."""
+        return [self.known[run] for run in self.planned[cell].evaluation if run in self.known]
+
+    def at(self, place: Place) -> CellResult:
+        """The result of the cell at a place, without comparisons to others."""
+        cell = self.plan.places[place]
+        row = {self.plan.places[place_] for place_ in self._row(place)}
+        flat = len(row) == 1 and len(self.plan.settings.values[place.curve]) > 1
+        return dataclasses.replace(self._alone[cell], curve=place.curve, value=place.value, flat=flat)
+
+    def _row(self, place: Place) -> list[Place]:
+        values = self.plan.settings.values[place.curve]
+        return [dataclasses.replace(place, value=value) for value in values]
+
+    def _result(self, cell: Cell, place: Place) -> CellResult:
+        records, planned, settings = self.records(cell), self.planned[cell], self.plan.settings
+        tuned = [record for record in records if record.run.stage == TUNE]
+        points = tuple(_point(record) for record in self.evaluated(cell))
+        invalid = next((r.reason or "cannot be run" for r in records if r.status == "invalid"), "")
+        chance = next((c for r in records if (c := _finite(r.metrics.get("chance"))) is not None), None)
+        curve = _tuning(tuned)
+        return CellResult(
+            problem=cell.problem,
+            curve=place.curve,
+            norm=cell.norm,
+            value=place.value,
+            flat=False,
+            counts=_counts(points, 0 if invalid else settings.seeds),
+            invalid=invalid,
+            learning_rate=planned.choice.learning_rate if planned.choice else None,
+            edge=planned.choice.edge if planned.choice else False,
+            added=tuple(sorted({run.learning_rate for run in planned.tuning} - set(settings.learning_rates))),
+            tuning=curve,
+            basin=_basin(curve, self.plan.margin(cell.problem)) if planned.choice else None,
+            points=points,
+            error=mean_interval([point.error for point in points], LEVEL),
+            failure_error=chance,
+            error_counting_failures=counting_failures(points, chance),
+            failures=_failures(points),
+            train_loss=mean_interval([point.train_loss for point in points], LEVEL),
+            side=_side(self.plan.problem(cell.problem).side, self.evaluated(cell)),
+            untuned=self._untuned(planned, points),
+        )
+
+    def _untuned(self, planned: CellPlan, tuned: Sequence[Point]) -> Untuned | None:
+        points = [_point(self.known[run]) for run in planned.untuned if run in self.known]
+        if not points:
+            return None
+        loss = difference_between(points, tuned)
+        return Untuned(
+            learning_rate=planned.untuned[0].learning_rate,
+            points=tuple(points),
+            error=mean_interval([point.error for point in points], LEVEL),
+            error_counting_failures=counting_failures(points, None),
+            failures=_failures(points),
+            loss=None if loss.mean is None else loss,
+        )
+
+
+def _problem(results: _Results, name: str, baseline: str, claims: bool) -> ProblemResult:
+    problem, settings = results.plan.problem(name), results.plan.settings
+    curves = tuple(_curve(results, problem, results.plan.curve(curve), baseline, claims) for curve in settings.curves)
+    cells = [cell for curve in curves for cell in curve.cells]
+    return ProblemResult(
+        name=problem.name,
+        title=problem.title,
+        metric=problem.metric,
+        margin=results.plan.margin(name),
+        side=problem.side,
+        curves=curves,
+        minimal_difference=_minimal_difference(cells, settings.seeds),
+        same_for_all_norms=_same_for_all_norms(curves),
+    )
+
+
+def _curve(results: _Results, problem: Problem, curve: Curve, baseline: str, claims: bool) -> CurveResult:
+    settings, margin = results.plan.settings, results.plan.margin(problem.name)
+    cells: list[CellResult] = []
+    standings: list[Standing] = []
+    for value in settings.values[curve.name]:
+        places = [Place(problem=problem.name, curve=curve.name, value=value, norm=norm) for norm in settings.norms]
+        column = with_failures_counted([results.at(place) for place in places])
+        gaps = gaps_to(column, baseline, margin, claims)
+        cells += [dataclasses.replace(cell, gap=gaps.get(cell.norm)) for cell in column]
+        standings.append(_standing(value, column, margin, claims))
+    reference = curve.factor.reference if curve.factor.reference in settings.values[curve.name] else None
+    return CurveResult(
+        name=curve.name,
+        title=curve.title,
+        factor={
+            "name": curve.factor.name,
+            "label": curve.factor.label,
+            "log": curve.factor.log,
+            "reference": reference,
+        },
+        values=settings.values[curve.name],
+        shows=curve.shows,
+        hides=curve.hides,
+        advises=curve.advises,
+        cells=tuple(_with_change(cell, cells, reference) for cell in cells),
+        standings=tuple(standings),
+    )
+
+
+def _series(results: _Results, name: str) -> Iterator[SeriesResult]:
+    """The series of a problem at the reference value of the first curve, or at its first value."""
+    problem, settings = results.plan.problem(name), results.plan.settings
+    curve = results.plan.curve(settings.curves[0])
+    values = settings.values[curve.name]
+    value = curve.factor.reference if curve.factor.reference in values else values[0]
+    assert value is not None
+    places = {norm: Place(problem=name, curve=curve.name, value=value, norm=norm) for norm in settings.norms}
+    records = {norm: results.evaluated(results.plan.places[place]) for norm, place in places.items()}
+    for series in problem.series:
+        taken = {norm: [r.series[series.name] for r in of if series.name in r.series] for norm, of in records.items()}
+        drawn = {
+            norm: tuple(_line(rows, series.log) for rows in zip(*runs, strict=True)) for norm, runs in taken.items()
+        }
+        lines = {
+            norm: found for norm, found in drawn.items() if any(x is not None for one in found for x in one.middle)
+        }
+        without = tuple(norm for norm, runs in taken.items() if runs and norm not in lines)
+        yield SeriesResult(problem=name, curve=curve.name, value=value, series=series, lines=lines, without=without)
+
+
+def _line(rows: Sequence[Sequence[float | None]], log: bool) -> Line:
+    """One time of training, a row for every run."""
+    columns = [sorted(x for x in column if x is not None) for column in zip(*rows, strict=True)]
+    middle = quantiles.median if log else quantiles.fmean
+    return Line(
+        middle=tuple(middle(column) if column else None for column in columns),
+        low=tuple(min(column, default=None) for column in columns),
+        high=tuple(max(column, default=None) for column in columns),
+        seeds=len(rows),
+    )
+
+
+def _side(metrics: Sequence[Metric], records: Sequence[Record]) -> dict[str, Estimate]:
+    good = [record for record in records if record.status == "ok"]
+    return {
+        metric.name: mean_interval([_finite(record.metrics.get(metric.name)) for record in good], LEVEL)
+        for metric in metrics
+    }
+
+
+def _same_for_all_norms(curves: Sequence[CurveResult]) -> bool:
+    """Whether in every column that has results, all norms that can be run have the same numbers, bit by bit."""
+    columns = [[c for c in k.cells if c.value == v and c.error.n] for k in curves for v in k.values]
+    columns = [column for column in columns if len(column) > 1]
+    return bool(columns) and all(len({_numbers(cell) for cell in column}) == 1 for column in columns)
+
+
+def _numbers(cell: CellResult) -> tuple[Any, ...]:
+    return tuple((point.seed, point.error, point.train_loss) for point in cell.points)
+
+
+def _failures(points: Sequence[Point]) -> Failures:
+    failed = sum(point.status in FAILURES for point in points)
+    return Failures(k=failed, n=len(points), interval=wilson(failed, len(points), LEVEL))
+
+
+def _basin(curve: Sequence[TuningPoint], margin: float) -> Basin | None:
+    """The contiguous rates around the best one whose error is within the margin of the best."""
+    errors = [math.inf if point.error is None else point.error for point in curve]
+    if not errors or min(errors) == math.inf:
+        return None
+    low = high = errors.index(min(errors))
+    within = min(errors) + margin
+    while low > 0 and errors[low - 1] <= within:
+        low -= 1
+    while high < len(errors) - 1 and errors[high + 1] <= within:
+        high += 1
+    return Basin(
+        low=curve[low].learning_rate,
+        high=curve[high].learning_rate,
+        open_low=low == 0,
+        open_high=high == len(errors) - 1,
+    )
+
+
+def _status(run: Run, record: Record | None) -> RunStatus:
+    config = dict(run.cell.config)
+    return RunStatus(
+        problem=run.cell.problem,
+        norm=run.cell.norm,
+        options=config.pop("norm"),
+        config=config,
+        stage=run.stage,
+        learning_rate=run.learning_rate,
+        seed=run.seed,
+        status=record.status if record else "missing",
+        reason=record.reason if record else "",
+        metrics=dict(record.metrics) if record else {},
+    )
+
+
+def _point(record: Record) -> Point:
+    ended_well = record.status == "ok"
+    return Point(
+        seed=record.run.seed,
+        status=record.status,
+        reason=record.reason,
+        error=_finite(record.metrics.get("test")) if ended_well else None,
+        train_loss=_finite(record.metrics.get("train_loss")) if ended_well else None,
+    )
+
+
+def _counts(points: Sequence[Point], planned: int) -> dict[str, int]:
+    counts = {status: 0 for status in ("ok", *FAILURES)}
+    for point in points:
+        counts[point.status] = counts.get(point.status, 0) + 1
+    return counts | {"missing": max(0, planned - len(points))}
+
+
+def _tuning(records: Sequence[Record]) -> tuple[TuningPoint, ...]:
+    """The learning-rate curve, judged as the choice is: a failed run is worse than any error."""
+    by_rate: dict[float, list[Record]] = {}
+    for record in records:
+        if record.status != "invalid":
+            by_rate.setdefault(record.run.learning_rate, []).append(record)
+    return tuple(
+        TuningPoint(
+            learning_rate=rate,
+            error=_finite(quantiles.median(sorted(validation_error(record) for record in found))),
+            failures=sum(record.status in FAILURES for record in found),
+            runs=len(found),
+            statuses=dict(sorted(Counter(record.status for record in found if record.status in FAILURES).items())),
+        )
+        for rate, found in sorted(by_rate.items())
+    )
+
+
+def _with_change(cell: CellResult, cells: Sequence[CellResult], reference: Value | None) -> CellResult:
+    """Compare a cell with the same norm at the reference value, paired by seed."""
+    against = next((other for other in cells if (other.norm, other.value) == (cell.norm, reference)), None)
+    if against is None or against is cell or cell.flat:
+        return cell
+    change = difference_between(cell.points, against.points)
+    return cell if change.mean is None else dataclasses.replace(cell, change=change)
+
+
+def _standing(value: Value, column: Sequence[CellResult], margin: float, claims: bool) -> Standing:
+    cells = [cell for cell in column if cell.error.mean is not None and cell.failures.n >= FEWEST_TO_RECOMMEND]
+    if not cells:
+        return Standing(value=value, trained=None, counted=None, best=None, gaps={})
+    trained, counted = min(cells, key=_mean), min(cells, key=_mean_counted)
+    gaps = gaps_to(column, counted.norm, margin, claims)
+    lost = gaps.get(trained.norm)
+    reversed_ = any(gap.when_trained == BETTER for gap in gaps.values()) or (lost is not None and lost.fails_less)
+    return Standing(
+        value=value,
+        trained=trained.norm,
+        counted=counted.norm,
+        best=None if reversed_ else counted.norm,
+        gaps={} if reversed_ else gaps,
+    )
+
+
+def _mean(cell: CellResult) -> float:
+    return math.inf if cell.error.mean is None else cell.error.mean
+
+
+def _mean_counted(cell: CellResult) -> tuple[float, float]:
+    mean = cell.error_counting_failures.mean
+    return math.inf if mean is None else mean, _mean(cell)
+
+
+def _minimal_difference(cells: Sequence[CellResult], seeds: int) -> float | None:
+    spreads = [cell.gap.difference.sd for cell in cells if cell.gap and cell.gap.difference.sd is not None]
+    return _finite(minimal_difference(quantiles.median(sorted(spreads)), seeds)) if spreads else None
+
+
+def _cost(place: Place, records: Sequence[Record]) -> Cost:
+    def median(name: str) -> float | None:
+        there = sorted(record.cost[name] for record in records if name in record.cost)
+        return quantiles.median(there) if there else None
+
+    return Cost(
+        problem=place.problem,
+        curve=place.curve,
+        norm=place.norm,
+        value=place.value,
+        step=median("step"),
+        run=median("run"),
+        compile=median("compile"),
+        memory=median("memory"),
+        moved=median("moved"),
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,183 @@
+"""Comparisons from Python: `study.run` does what `normlab run` does and returns what it found."""
+
+import multiprocessing
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from normlab import expect
+from normlab.errors import BadInput, Fault
+from normlab.study.design import discovery
+from normlab.study.design.comparison import Comparison, Settings
+from normlab.study.design.options import FOLDER
+from normlab.study.design.records import Record
+from normlab.study.design.request import Request, from_python
+from normlab.study.driver.driver import Invocation, Ways, new_console
+from normlab.study.worker.store import Header
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from normlab.study.analysis.results import Analysis
+    from normlab.study.report.advice import Recommendation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a comparison found.
+
+    Attributes:
+        comparison: The question.
+        settings: What was asked for.
+        records: One for every run.
+        header: Identity, command and time, as in a folder.
+        outdated: How many records of a folder are of another identity, and why; empty where none are.
+    """
+
+    comparison: Comparison
+    settings: Settings
+    records: tuple[Record, ...]
+    header: Header
+    outdated: str = ""
+
+    @cached_property
+    def analysis(self) -> "Analysis":
+        """Estimates, intervals and verdicts."""
+        from normlab.study.analysis.analyse import analyse
+
+        return analyse(self.comparison, self.settings, self.records)
+
+    def __str__(self) -> str:
+        """The table."""
+        return self.table()
+
+    def table(self, width: int = 100) -> str:
+        """Errors, failures and verdicts as text of `width` characters, and the recommendation."""
+        from normlab.study.report import html
+
+        return html.table_text(self.analysis, width)
+
+    def plot(self) -> "Figure":
+        """A matplotlib figure, a panel for every problem and curve."""
+        from normlab.study.report import figures
+
+        return figures.plot(self.analysis)
+
+    def recommend(self) -> "Recommendation":
+        """Which norm at which factor value, how sure, and what it costs; or that the data cannot decide."""
+        from normlab.study.report import advice
+
+        return advice.recommend(self.analysis)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A dictionary for every place of the tables, e.g. for `pandas.DataFrame`."""
+        from normlab.study.report import html
+
+        return html.rows(self.analysis)
+
+    def report(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the HTML report and its tables to a folder, which is made; the path of the HTML file."""
+        from normlab.study.report import html
+
+        return html.write_html(
+            self.analysis,
+            folder,
+            comparison=self.comparison,
+            settings=self.settings,
+            identity=self.header.identity,
+            command=self.header.command,
+            wall_seconds=self.header.wall_seconds,
+            about=self.header.about,
+            outdated=self.outdated,
+        )
+
+
+def run(
+    comparison: Comparison | str | os.PathLike[str],
+    *,
+    tier: str | None = None,
+    norms: Iterable[Any] | None = None,
+    problems: Iterable[str] | None = None,
+    curves: Iterable[str] | None = None,
+    seeds: int | None = None,
+    output: str | os.PathLike[str] | None = None,
+    jobs: int | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Result:
+    """Run a comparison and return what it found.
+
+    A comparison from a file or by name runs in worker processes, so a script must call this under
+    `if __name__ == "__main__":`. A `Comparison` object runs in this process, since its functions cannot be sent to
+    others.
+
+    Args:
+        comparison: The object, a name that `normlab list` shows, or the path of a file that defines one.
+        tier: Budget; `quick` unless given.
+        norms: Instead of the comparison's.
+        problems: Some of the comparison's.
+        curves: Some of the comparison's.
+        seeds: Evaluation seeds, instead of the tier's.
+        output: Folder to keep runs in; the same call goes on from there, for a `Comparison` object in the same process
+            only, since there is no file to tell by whether it has changed. Without it nothing is written.
+        jobs: Cells at a time, each in a worker of its own; on CPU one a core unless given.
+        progress: Whether to show how far it is.
+        **options: The other options of `normlab run`, e.g. `batch_sizes=(2, 8)`, `learning_rates=(0.01, 0.1)`, or
+            `executor="slurm", slurm=["partition=gpu"]`.
+
+    Raises:
+        BadInput: For what is unknown or cannot be run.
+        Fault: If something outside broke; with `output`, finished runs are kept.
+    """
+    _refuse_in_workers()
+    source = "" if isinstance(comparison, Comparison) else _SOURCE.of("`comparison`", comparison)
+    found = comparison if isinstance(comparison, Comparison) else discovery.load(source)
+    progress = expect.SWITCH.of("`progress`", progress)
+    options |= {"tier": tier, "norms": norms, "problems": problems, "curves": curves, "seeds": seeds, "jobs": jobs}
+    given = {name: value for name, value in options.items() if value is not None}
+    request = Request(found, from_python(given, found))
+    for name in {"coordinator", "process"} & request.given.keys():
+        raise BadInput(
+            f"Expected `{name}` on the command line of `normlab run` only: a process of a group ends with it."
+        )
+    settings = request.settings(source)
+    folder = None if output is None else FOLDER.of("`output`", output)
+    call = ", ".join(
+        [repr(source) if source else "comparison", *(f"{name}={value!r}" for name, value in given.items())]
+    )
+    console = new_console(quiet=not progress)
+    invocation = Invocation(found, settings, folder, f"study.run({call})", request.get("shard"), console)
+    try:
+        outcome = invocation.complete(Ways.of(request))
+    except Fault as error:
+        raise Fault(f"{error}{_HINT if source and 'cannot start' in str(error) else ''}") from error
+    return Result(
+        comparison=found,
+        settings=settings,
+        records=tuple(outcome.records),
+        header=outcome.header,
+        outdated=outcome.outdated,
+    )
+
+
+def _path_of_comparison(value: Any) -> str:
+    path = os.fspath(value)
+    return path if isinstance(path, str) and path else expect.TEXT.convert(None)
+
+
+_SOURCE = expect.Kind(
+    "a `Comparison`, the name of one, or the path of a file that defines one",
+    _path_of_comparison,
+    "Make one with `study.Comparison(...)`.",
+)
+
+_HINT = ' In a script, call `study.run` under `if __name__ == "__main__":`: workers import the script again.'
+
+
+def _refuse_in_workers() -> None:
+    """End a worker that imports a script which calls `run` unguarded; its parent says what to do."""
+    if multiprocessing.parent_process() and multiprocessing.current_process().name == "normlab-worker":
+        raise SystemExit(1)

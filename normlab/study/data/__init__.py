@@ -1,0 +1,1 @@
+"""On what? Data sets."""

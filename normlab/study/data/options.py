@@ -1,0 +1,165 @@
+"""Which data a comparison is made on: `--data` and what goes with it. NumPy only until something is read."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from normlab.errors import BadInput
+from normlab.expect import Kind, refusal
+from normlab.study.data.dataset import AUGMENTATIONS, Data, digits, load
+from normlab.study.data.splits import sizes
+from normlab.study.design.options import FILE, FOLDER, WHOLE, YES_NO, Option
+
+
+def chosen(
+    data: str = "digits",
+    data_dir: str | None = None,
+    train_examples: int | None = None,
+    augment: Sequence[str] = (),
+    image_size: int | None = None,
+    stream: bool | None = None,
+) -> Data:
+    """Load the data that were asked for; goes with `DATA_OPTIONS` into `normlab.study.supervised`.
+
+    Args:
+        data: `digits`; `npz:PATH`, a user's own arrays, see `load`; or `tfds:NAME[:VERSION]`, see `tfds.read.read`.
+        data_dir: Where the data sets of TensorFlow Datasets are.
+        train_examples: A budget: only the first of the examples outside of given validation and test sets are used.
+        augment: See `Data`.
+        image_size: To what images of TensorFlow Datasets are resized.
+        stream: Whether inputs of TensorFlow Datasets are read while a model is trained; so are large ones unless given.
+
+    Raises:
+        BadInput: If there are no such data.
+    """
+    kind, name = _parts(data)
+    if kind == "tfds":
+        from normlab.study.data.tfds.read import read
+
+        found = read(name, data_dir, train_examples, image_size, stream)
+        if train_examples:
+            _check_enough(found, train_examples)
+    else:
+        for option, value in (("--data-dir", data_dir), ("--image-size", image_size), ("--stream", stream)):
+            if value:
+                raise BadInput(f"Expected `{option}` only with data `tfds:NAME`, got it with `{data}`.")
+        found = digits() if kind == "digits" else load(name)
+        found = _first(found, train_examples) if train_examples else found
+    return replace(found, augment=tuple(augment)) if augment else found
+
+
+def _first(data: Data, n: int) -> Data:
+    """Only the first examples outside of given validation and test sets, and these."""
+    free = len(data.labels) - data.validation - data.test
+    if n > free:
+        raise BadInput(
+            f"Expected `--train-examples` up to {free:,}, which is all that there are, got {n:,}. Choose fewer."
+        )
+    stay = np.r_[:n, free : len(data.labels)]
+    validation, test = (part / free if part >= 1 else part for part in data.drawn)
+    first = replace(data, inputs=data.inputs[stay], labels=data.labels[stay], drawn=(validation, test))
+    _check_enough(first, n)
+    return replace(first, about=_about(data, first))
+
+
+def _about(data: Data, first: Data) -> str:
+    """What data are of which only the first are left, and how the digits are divided then."""
+    before, n = (len(one.labels) - one.validation - one.test for one in (data, first))
+    what, divided, _ = data.about.partition("; each seed has its own split into")
+    if not divided:
+        outside = " that are not given for validation or test" if data.test else ""
+        return f"{what} Of the {before:,} examples{outside}, the first {n:,} are used.".strip()
+    train, validating = sizes(first)
+    return (
+        f"{what}, of which the first {n:,} are used{divided} {train:,} for training, {validating:,} for validation and "
+        f"{n - train - validating:,} for the test."
+    )
+
+
+def _check_enough(data: Data, n: int) -> None:
+    """Refuse a budget out of which seeds cannot draw what they have to."""
+    try:
+        sizes(data)
+    except ValueError:
+        raise BadInput(
+            f"Expected `--train-examples` to leave examples to train on and for each part that seeds draw, got {n:,}. "
+            "Choose more."
+        ) from None
+
+
+def _parts(data: Any) -> tuple[str, str]:
+    """The kind of data, and which of them."""
+    kind, _, name = data.partition(":") if isinstance(data, str) else ("", "", "")
+    if data != "digits" and not (kind in ("npz", "tfds") and name):
+        raise refusal("data to be `digits`, `npz:PATH` or `tfds:NAME[:VERSION]`", data, _ONE_OF_THEM)
+    return kind, name
+
+
+def _absolute(data: Any) -> str:
+    """Data that mean the same to workers elsewhere."""
+    kind, name = _parts(data)
+    return f"npz:{FILE.convert(name)}" if kind == "npz" else data
+
+
+def _named(data: str) -> str:
+    """Data in the name of a folder."""
+    kind, name = _parts(data)
+    return Path(name).stem if kind == "npz" else (name or kind).replace("/", "-").replace(":", "-")
+
+
+def _way(value: Any) -> str:
+    if not isinstance(value, str) or value not in AUGMENTATIONS:
+        raise ValueError(value)
+    return value
+
+
+_ONE_OF_THEM = "Write one of them."
+
+DATA_OPTIONS = (
+    Option(
+        name="data",
+        kind=Kind("`digits`, `npz:PATH` or `tfds:NAME[:VERSION]`", _absolute, _ONE_OF_THEM),
+        metavar="DATA",
+        help="`digits` (the default), `npz:PATH` for arrays of your own, or `tfds:NAME[:VERSION]` for a data set of "
+        "TensorFlow Datasets that is on this disk",
+        folder=_named,
+    ),
+    Option(
+        name="data_dir",
+        kind=Kind(FOLDER.words, lambda value: str(FOLDER.convert(value).expanduser().resolve()), FOLDER.remedy),
+        metavar="FOLDER",
+        help="where data sets of TensorFlow Datasets are (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
+    ),
+    Option(
+        name="train_examples",
+        kind=WHOLE,
+        metavar="N",
+        help="a budget: only the first N examples for training are used; validation is drawn out of them, and the test "
+        "where the data bring none",
+        folder=lambda n: f"{n}",
+    ),
+    Option(
+        name="augment",
+        kind=Kind(f"one of {', '.join(AUGMENTATIONS)}", _way, _ONE_OF_THEM),
+        many=True,
+        metavar="WAY",
+        help="change images at random in training: crop (out of 4 black pixels around) and flip (left to right)",
+        folder="-".join,
+    ),
+    Option(
+        name="image_size",
+        kind=WHOLE,
+        metavar="N",
+        help="resize the shorter side of the images of a data set to N pixels, and cut out the centre",
+        folder=lambda size: f"{size}px",
+    ),
+    Option(
+        name="stream",
+        kind=YES_NO,
+        help="read inputs from disk while a model is trained (default: where they take over 2 GiB)",
+    ),
+)
+"""For `normlab.study.supervised`, whose `data` is `chosen`."""

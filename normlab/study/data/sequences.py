@@ -1,0 +1,152 @@
+"""Data that are sequences: digits read pixel by pixel, the adding problem, text. NumPy only, the same every time."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from normlab.study.data.dataset import Data, digits
+
+PERMUTATION_SEED = 0
+"""Of NumPy's `default_rng`, for the one order in which `permuted` reads the pixels."""
+
+WINDOW = 64
+"""Characters that are predicted in an example."""
+
+SYMBOLS = 128
+"""How many characters a model of text tells apart."""
+
+PARTS = (2048, 256, 512)
+"""Windows for training, validation and test, as far as the text goes."""
+
+SHORTEST = 88 * WINDOW + 1
+"""Characters of which 64, 8 and 16 windows can be made."""
+
+
+def rows() -> Data:
+    """Give digits as 8 steps of the 8 pixels of a row."""
+    return _of_digits(digits().inputs[..., 0])
+
+
+def pixels() -> Data:
+    """Give digits as 64 steps of one pixel, row by row."""
+    return _of_digits(digits().inputs.reshape(-1, 64, 1))
+
+
+def permuted() -> Data:
+    """Give digits as 64 steps of one pixel, in an order that is the same for all: a permutation, each pixel once."""
+    return _of_digits(pixels().inputs[:, order()])
+
+
+def order() -> np.ndarray:
+    """Which pixel `permuted` reads at each step."""
+    return np.random.default_rng(PERMUTATION_SEED).permutation(64)
+
+
+@cache
+def adding(examples: int = 4864, steps: int = 64) -> Data:
+    """Make the adding problem (Hochreiter & Schmidhuber, 1997): the sum of the two marked numbers of a sequence.
+
+    Args:
+        examples: How many.
+        steps: The longest sequence; lengths are drawn from half of it to all of it.
+
+    Returns:
+        Inputs of shape (examples, steps, 3) as `sums` gives them, and the sums.
+    """
+    lengths = np.random.default_rng(0).integers(steps // 2, steps + 1, examples)
+    return Data(*sums(lengths, steps, seed=1))
+
+
+def sums(lengths: Sequence[int] | np.ndarray, steps: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw sequences with a marked number in their first half and another in their second.
+
+    Args:
+        lengths: Of the sequences.
+        steps: The length they are filled up to.
+        seed: Decides all.
+
+    Returns:
+        Inputs of shape (examples, steps, 3): numbers in [0, 1), marks, and whether the sequence goes on; and the sum of
+        the two numbers for each, of mean 1 and variance 1/6.
+    """
+    lengths, draw = np.asarray(lengths), np.random.default_rng(seed)
+    there = np.arange(steps) < lengths[:, None]
+    numbers = draw.random((len(lengths), steps)) * there
+    first = draw.integers(0, lengths // 2)
+    second = draw.integers(lengths // 2, lengths)
+    examples = np.arange(len(lengths))
+    marks = np.zeros_like(numbers)
+    marks[examples, first] = marks[examples, second] = 1
+    return np.stack([numbers, marks, there], axis=-1, dtype=np.float32), (numbers * marks).sum(axis=1)
+
+
+def characters(text: str | None = None) -> Data:
+    """Make next-character prediction from a text, cut into windows that do not overlap.
+
+    The beginning of the text is for training, what follows for validation, then for the test; a text longer than
+    `PARTS` is cut. Characters have numbers by how often they are in the training part; rarer ones than `SYMBOLS` - 1
+    share the last number.
+
+    Args:
+        text: The path of a file in UTF-8; unless given, the topics of Python's own `help`.
+
+    Returns:
+        Inputs and labels of shape (windows, `WINDOW`): characters, and those that follow.
+
+    Raises:
+        ValueError: If the file cannot be read, is not UTF-8, or too short.
+    """
+    name, content = _topics() if text is None else (f"`{Path(text).name}`", _read(text))
+    whole = content.decode()
+    if len(whole) < SHORTEST:
+        raise ValueError(f"Expected a text of at least {SHORTEST} characters, got {len(whole)} in {name}.")
+    windows = min(sum(PARTS), (len(whole) - 1) // WINDOW)
+    test, validation = (windows * part // sum(PARTS) for part in (PARTS[2], PARTS[1]))
+    train = windows - test - validation
+    known = [character for character, _ in Counter(sorted(whole[: train * WINDOW])).most_common(SYMBOLS - 1)]
+    number = {character: index for index, character in enumerate(known)}
+    codes = np.array([number.get(character, SYMBOLS - 1) for character in whole[: windows * WINDOW + 1]])
+    about = (
+        f"{name}, {len(whole):,} characters, {len(set(whole))} different; sha256 of its UTF-8: "
+        f"{hashlib.sha256(content).hexdigest()}. Used are the first {windows * WINDOW:,} characters in windows of "
+        f"{WINDOW}: {train:,} windows for training, then {validation:,} for validation, then {test:,} for the test."
+    )
+    return Data(codes[:-1].reshape(windows, WINDOW), codes[1:].reshape(windows, WINDOW), test, validation, about=about)
+
+
+def unigram_bits(data: Data) -> float:
+    """Bits per character of who knows how often each character is in the training part, and nothing else.
+
+    Each character is counted once more than it is there, so that none is impossible.
+    """
+    train = len(data.labels) - data.validation - data.test
+    counts = np.bincount(data.labels[:train].ravel(), minlength=SYMBOLS) + 1
+    held_out = data.labels[train : train + data.validation]
+    return float(-np.log2(counts / counts.sum())[held_out].mean())
+
+
+def _of_digits(inputs: np.ndarray) -> Data:
+    return Data(inputs, digits().labels, libraries=digits().libraries)
+
+
+def _topics() -> tuple[str, bytes]:
+    from pydoc_data.topics import topics  # part of Python: what `help("SEQUENCES")` and its like print
+
+    return "The topics of Python's `help`", "\n".join(topics[name] for name in sorted(topics)).encode()
+
+
+def _read(path: str) -> bytes:
+    try:
+        content = Path(path).read_bytes()
+        content.decode()
+    except OSError as error:
+        raise ValueError(f"Expected a text, got `{path}`, which cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"Expected a text in UTF-8, got `{path}`, where byte {error.start} is none. Convert it, e.g. by `iconv`."
+        ) from error
+    return content

@@ -1,0 +1,199 @@
+"""Finding the user's files that a comparison runs, in whatever way it imports them, while this process runs it."""
+
+import ast
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from functools import cache
+from importlib.util import find_spec, resolve_name
+from pathlib import Path
+from typing import Any
+
+_PACKAGE = Path(__file__).resolve().parents[2]
+COMPARISONS = ("_benchmarks", "_experiments")
+"""Folders of comparisons in a package that was installed from a wheel: each counts where it is what is run."""
+
+_VERSIONED = ("jax", "jaxlib", "flax", "optax", "numpy")
+"""Packages that are known by their versions, also where they are not installed but lie in a folder of their own."""
+
+_INSTALLED = frozenset({"site-packages", "dist-packages"})
+"""Folders that installers write to."""
+
+COMPUTED = "*"
+
+_RUN: list[str] = []
+"""Names of files whose code this process has run since it loaded its first comparison, in that order."""
+
+_SINCE: dict[Path, int] = {}
+"""How many there were when a comparison was loaded last, or asked for last."""
+
+_OF: dict[Path, dict[Path, None]] = {}
+"""The user's files that a comparison has been found to run."""
+
+
+def begin(comparison: Path) -> None:
+    """Note from now on which files this process runs, and forget modules beside the comparison that it has run before.
+
+    Python says whenever it runs the code of a file, which also finds what is in no `sys.modules`.
+    """
+    _watch()
+    beside = {file for file in _OF.get(comparison, ()) if file.is_relative_to(comparison.parent)}
+    for name, file in _modules().items():
+        if file in beside and file != comparison:
+            sys.modules.pop(name, None)
+    _SINCE[comparison] = len(_RUN)
+
+
+def run_by(comparison: Path, *, mentioned: bool = True) -> list[Path]:
+    """Find the user's files that this process has run since it loaded a comparison.
+
+    Args:
+        comparison: Its file.
+        mentioned: Whether to add what these files import by name and this process had imported before.
+    """
+    found = _OF.setdefault(comparison, {})
+    new = dict.fromkeys(_RUN[_SINCE.get(comparison, len(_RUN)) :])
+    if comparison in _SINCE:
+        _SINCE[comparison] = len(_RUN)
+    found |= {file: None for name in new if (file := _file(name)) and _is_users(file, comparison.parent)}
+    return list(dict.fromkeys([*found, *(_mentioned([comparison, *found], comparison.parent) if mentioned else [])]))
+
+
+def named(files: Iterable[Path], comparison: Path) -> dict[str, Path]:
+    """Name files: by the path in the comparison's folder, else by the module, else by the whole path."""
+    folder = comparison.parent
+    names = {file: name for name, file in _modules().items()}
+    return {
+        file.relative_to(folder).as_posix() if file.is_relative_to(folder) else names.get(file, file.as_posix()): file
+        for file in files
+    }
+
+
+def find(name: str, comparison: Path) -> Path | None:
+    """The file that `named` would give this name; `None` where there is none here."""
+    if (comparison.parent / name).is_file():
+        return comparison.parent / name
+    try:
+        spec = find_spec(name)
+    except Exception:  # of the packages that the module is in, which this imports
+        return None
+    return _file(spec.origin) if spec and spec.origin else None
+
+
+def mentioned_in(path: Path, module: str = "") -> Iterator[str]:
+    """The names of all modules that a file imports wherever in its text, also by `importlib.import_module("name")`.
+
+    `COMPUTED` stands for a name that is no constant.
+
+    Args:
+        path: The file.
+        module: What it is as a module, by which relative imports are understood; those of a package end in `.__init__`.
+    """
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from _imported_from(node, module.rpartition(".")[0])
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            yield _constant(node.args[0]) if node.args else COMPUTED
+
+
+def parsed(path: Path) -> ast.Module:
+    """The syntax tree of a file; an empty one where there is none, which loading it will tell."""
+    try:
+        return ast.parse(path.read_text("utf-8"))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ast.Module([], [])
+
+
+def _constant(name: ast.expr) -> str:
+    constant = name.value if isinstance(name, ast.Constant) else None
+    return constant if isinstance(constant, str) and not constant.startswith(".") else COMPUTED
+
+
+def _imported_from(node: ast.ImportFrom, package: str) -> Iterator[str]:
+    name = "." * node.level + (node.module or "")
+    if node.level:
+        try:
+            name = resolve_name(name, package)
+        except ImportError:  # beyond the top, which running it will tell
+            return
+    yield name
+    yield from (f"{name}.{alias.name}" for alias in node.names)
+
+
+def _mentioned(files: Iterable[Path], folder: Path) -> list[Path]:
+    """The user's modules in this process that files import by name, directly or not; for any name all in a folder."""
+    modules = _modules()
+    names = {file: name for name, file in modules.items()}
+    any_name = {name for name, file in modules.items() if file.is_relative_to(folder)}
+    found, waiting = dict[Path, None](), list(files)
+    while waiting:
+        file = waiting.pop()
+        own = names.get(file, "")
+        for name in mentioned_in(file, f"{own}.__init__" if file.stem == "__init__" else own):
+            parents = [name[:end] for end, letter in enumerate(f"{name}.") if letter == "."]
+            for module in any_name if name == COMPUTED else parents:
+                imported = modules.get(module)
+                if imported and imported not in found and imported.is_file() and _is_users(imported, folder):
+                    found[imported] = None
+                    waiting.append(imported)
+    return list(found)
+
+
+def _modules() -> dict[str, Path]:
+    """The modules in this process that have a file, by name; not the script that Python was started with."""
+    found = {name: _file_of(module) for name, module in list(sys.modules.items())}
+    mains = ("__main__", "__mp_main__")
+    return {name: file for name, file in found.items() if file and name not in mains}
+
+
+def _file_of(module: object) -> Path | None:
+    """The file of a module; `None` where it has none, as a namespace package and what was made by hand."""
+    try:  # not by `getattr`, which would run what some modules do when they are asked for a name
+        name = object.__getattribute__(module, "__dict__").get("__file__")
+    except AttributeError:
+        return None
+    return Path(name) if isinstance(name, str) else None
+
+
+def _file(name: str) -> Path | None:
+    """A file as code names it, or the archive that holds it; `None` where there is none."""
+    path = Path(name).absolute()
+    return next((file for file in (path, *path.parents) if file.is_file()), None)
+
+
+def _is_users(file: Path, folder: Path) -> bool:
+    """Say whether a file is neither part of Python, nor of this package, nor installed."""
+    within = file.relative_to(folder) if file.is_relative_to(folder) else file
+    if not _INSTALLED.isdisjoint(within.parts):
+        return False
+    if any(place.is_relative_to(library) for place in (file, file.resolve()) for library in _standard_library()):
+        return False
+    modules = [_file_of(sys.modules.get(name)) for name in _VERSIONED]
+    if any(module and file.is_relative_to(module.parent) for module in modules):
+        return False
+    of_package = file.resolve().is_relative_to(_PACKAGE)
+    return not of_package or any(file.resolve().is_relative_to(_PACKAGE / name) for name in COMPARISONS)
+
+
+@cache
+def _standard_library() -> tuple[Path, ...]:
+    paths = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")]
+    return tuple(dict.fromkeys([*paths, *(path.resolve() for path in paths)]))
+
+
+@cache
+def _watch() -> None:
+    """Take note of files that are run, until this process ends: Python has no way to stop that."""
+    run = _RUN
+
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "exec":
+            name = arguments[0].co_filename
+        else:
+            name = arguments[1] if event == "import" else None
+        if isinstance(name, str) and not name.startswith("<"):  # `import` has a file for compiled extensions alone
+            run.append(name)
+
+    sys.addaudithook(note)

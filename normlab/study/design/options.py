@@ -1,0 +1,165 @@
+"""Options of a comparison, and the kinds of values that they take."""
+
+import argparse
+import ast
+import os
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from normlab.errors import BadInput
+from normlab.expect import NAME, Kind, Several, an, check_fields, positive, whole
+
+
+class Given(NamedTuple):
+    """A value, and where it was given, for messages."""
+
+    value: Any
+    where: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """Something that can be asked for.
+
+    Attributes:
+        name: The key in files and in Python; the flag is `--` and the name with dashes.
+        kind: What it takes.
+        help: For the command line.
+        many: Whether it takes several values, each once.
+        metavar: Stands for a value in the help; none for what is on or off.
+        folder: What of its value is in the name of the default folder; nothing unless given.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    many: bool = False
+    metavar: str | None = None
+    folder: Callable[[Any], str] | None = None
+
+    def __post_init__(self) -> None:
+        """Check what it is made of.
+
+        Raises:
+            BadInput: If its name or kind cannot be one.
+        """
+        check_fields(self, name=NAME, kind=an(Kind, "Write `study.TEXT`, or `study.Kind(words, convert)`."))
+
+    @property
+    def flag(self) -> str:
+        """How it is given on the command line."""
+        return f"--{self.name.replace('_', '-')}"
+
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        """Let a parser collect its text."""
+        if self.metavar is None:
+            parser.add_argument(self.flag, action=argparse.BooleanOptionalAction, help=self.help)
+        else:
+            parser.add_argument(self.flag, nargs="+" if self.many else None, metavar=self.metavar, help=self.help)
+
+    def checked(self, given: Given) -> Any:
+        """The value, converted.
+
+        Raises:
+            BadInput: If it is not of this option's kind, or a list holds something twice.
+        """
+        kind = Several(self.kind) if self.many else self.kind
+        return kind.of(given.where, given.value)
+
+
+def seconds_of(duration: Any) -> float:
+    """The seconds of `90s`, `8m`, `2h` or `1h30m`.
+
+    >>> seconds_of("1h30m")
+    5400.0
+
+    Raises:
+        ValueError: If it is not a duration, or no time at all.
+    """
+    match = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", text_of(duration))
+    parts = match.groups() if match else ()
+    seconds = sum(unit * float(part) for unit, part in zip((3600, 60, 1), parts, strict=False) if part)
+    if not seconds > 0:
+        raise ValueError(duration)
+    return seconds
+
+
+def _whole(value: Any) -> int:
+    return whole(int(value) if isinstance(value, str) else value)
+
+
+def _number(value: Any) -> float:
+    return positive(float(value) if isinstance(value, str) else value)
+
+
+def rate_of(value: Any) -> float | None:
+    """Convert a learning rate; `none` is `None`."""
+    return None if isinstance(value, str) and value == "none" else _number(value)
+
+
+def timeout_of(value: Any) -> float:
+    """Convert seconds, or a duration such as `90s`."""
+    try:
+        return _number(value)
+    except ValueError:
+        return seconds_of(value)
+
+
+def text_of(value: Any) -> str:
+    """Return a text as it is, and refuse anything else."""
+    if not isinstance(value, str):
+        raise ValueError(value)
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(value)
+    return value
+
+
+def _path(value: Any) -> Path:
+    path = os.fspath(value)
+    if not text_of(path) or "\0" in path:
+        raise ValueError(value)
+    return Path(path)
+
+
+def _file(value: Any) -> str:
+    path = _path(value).expanduser().resolve()  # the same for workers elsewhere
+    if not path.is_file():
+        raise BadInput(
+            f"Expected the path of a file, got `{value}`, which {'is none' if path.exists() else 'does not exist'}."
+        )
+    return str(path)
+
+
+def key_value(value: Any) -> tuple[str, Any]:
+    """A pair, the value as in the string of a norm: a Python literal, or just text."""
+    key, equals, text = text_of(value).partition("=")
+    if not equals or not key.isidentifier():
+        raise ValueError(value)
+    words = {"true": True, "false": False}
+    if text.lower() in words:
+        return key, words[text.lower()]
+    with suppress(ValueError, SyntaxError):
+        return key, ast.literal_eval(text)
+    return key, text
+
+
+WHOLE = Kind("a positive whole number", _whole, "Give one such as 5.")
+NUMBER = Kind("a positive number", _number, "Give one such as 0.1.")
+TEXT = Kind("text", text_of, "Write it in quotes.")
+YES_NO = Kind("true or false", _flag, "Write one of them.")
+FILE = Kind("the path of a file", _file, "Write it in quotes.")
+FOLDER = Kind("the path of a folder", _path, "Write one such as `results`.")
+"""For options of a problem."""
+
+
+def stable(source: str) -> str:
+    """A source that means the same from another folder."""
+    return str(Path(source).resolve()) if source.endswith(".py") or os.sep in source else source

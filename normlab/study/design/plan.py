@@ -1,0 +1,297 @@
+"""Which runs a comparison needs, derived from what has been recorded: pure, and therefore resumable.
+
+A cell is tuned first (every learning rate x every tuning seed), then evaluated at the chosen learning rate with seeds
+that tuning never saw. Cells whose training differs in the norm alone share one grid: where the optimum of any of them
+lies at an end, the grid of all grows there by two points, once. Those are the norms of a column (a problem, a curve, a
+factor value), and all columns of a curve whose factor is an option of the norm.
+
+A cell that cannot be run at all (a norm over spatial axes where there are none, a statistic over one element) has the
+records of its tuning runs, with status `invalid`, and is never evaluated: there is no learning rate to evaluate it at.
+"""
+
+import json
+import math
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from normlab import expect
+from normlab.study.design.comparison import Comparison, Settings
+from normlab.study.design.factors import Curve, Value
+from normlab.study.design.problem import Problem
+from normlab.study.design.records import EVALUATE, TUNE, TUNING_SEEDS_FROM, Cell, Record, Run, canonical_json, frozen
+from normlab.study.design.tuning import Choice, Grid, choose_learning_rate, further
+
+if TYPE_CHECKING:
+    from normlab.norms import Norm
+
+
+HALF_A_POINT = 0.005
+"""The margin of metrics that are fractions, unless a comparison says otherwise."""
+
+Known = Mapping[Run, Record]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a cell stands: a column (problem, curve, value) and a row (norm) of a table."""
+
+    problem: str
+    curve: str
+    value: Value
+    norm: str
+
+
+class Plan:
+    """The cells of a comparison under some settings, and from records the runs that are needed.
+
+    Attributes:
+        places: Every place of every table with the cell that stands there, column by column.
+        cells: The cells, each once, in the order of their first place.
+        groups: The cells again, those together that share a grid.
+    """
+
+    def __init__(self, comparison: Comparison, settings: Settings) -> None:
+        """Resolve every cell.
+
+        Raises:
+            ValueError: If a norm has options that contradict each other, or the comparison needs a margin.
+        """
+        self.comparison, self.settings = comparison, settings
+        self._margins = {problem.name: _margin(comparison, problem) for problem in comparison.problems}
+        self.places = {place: self._cell(place) for place in self._all_places()}
+        self.cells = tuple(dict.fromkeys(self.places.values()))
+        self.groups = tuple(self._grouped())
+
+    def place(self, cell: Cell) -> Place:
+        """The first place of a cell."""
+        return self._first[cell]
+
+    def problem(self, name: str) -> Problem:
+        """The comparison's problem of that name."""
+        return next(problem for problem in self.comparison.problems if problem.name == name)
+
+    def margin(self, problem: str) -> float:
+        """The margin of a problem: its metric's, else the comparison's, else half a percentage point."""
+        return self._margins[problem]
+
+    def curve(self, name: str) -> Curve:
+        """The comparison's curve of that name."""
+        return next(curve for curve in self.comparison.curves if curve.name == name)
+
+    def resolve(self, place: Place) -> "tuple[Norm, dict[str, Any]]":
+        """The norm at a place with all its options, and the fields its training sees, the problem's options included.
+
+        What the norm's own string says wins over what the factor sets, and that over the problem's defaults.
+        """
+        from normlab import norms
+
+        problem, curve, norm = self.problem(place.problem), self.curve(place.curve), norms.get(place.norm)
+        devices = {"devices": self.settings.devices} if self.settings.devices > 1 else {}
+        of_curve = _CONFIG.of(f"what `config` of the curve `{curve.name}` returns", curve.config(place.value))
+        if both := devices.keys() & of_curve.keys():
+            raise ValueError(
+                f"Expected no `{both.pop()}`, which the curve `{curve.name}` sets, got {devices['devices']}."
+            )
+        config = {"epochs": self.settings.epochs, **devices, **of_curve, **self._options(problem)}
+        defaults = problem.norm_options(norm.name, config)
+        options = {**defaults, **curve.norm_options(norm.name, place.value), **norm.options}
+        if "group_size" in norm.options and "num_groups" not in norm.options:
+            options.pop("num_groups", None)  # the two exclude each other, and what the user wrote wins
+        return norms.get(norm.name, **options), config
+
+    def title(self, norm: str) -> str:
+        """What people call a norm: its title, with the options that its string names; the string itself if unknown."""
+        from normlab import norms
+
+        try:
+            spec = norms.get(norm)
+        except ValueError:
+            return norm
+        _, _, options = norm.partition(":")
+        return f"{spec.title} ({options})" if options else spec.title
+
+    def incompatible(self, cell: Cell) -> str:
+        """Why a cell cannot be run at all, empty where it can."""
+        from normlab import norms
+
+        norm, problem = norms.get(cell.norm), self.problem(cell.problem)
+        if norm.entry.cell_only and not problem.recurrent:
+            return f"`{cell.norm}` is a norm of recurrent cells, and `{cell.problem}` has none."
+        if problem.recurrent and norm.entry.cell is None:
+            return f"`{cell.norm}` has no place in the recurrent cell of `{cell.problem}`."
+        if norm.needs_spatial and not problem.spatial:
+            return f"`{cell.norm}` needs spatial axes, and activations of `{cell.problem}` have none."
+        return ""
+
+    def of(self, records: Iterable[Record]) -> "dict[Cell, CellPlan]":
+        """For every cell the runs that it needs, as far as the records tell."""
+        known = {record.run: record for record in records}
+        return {cell: self._of(cell, grid, known) for group, grid in self._grids(known) for cell in group}
+
+    def planned(self, records: Iterable[Record]) -> list[Run]:
+        """All runs that are known to be needed, whether done or not, in the order in which they should run."""
+        return [run for planned in self.of(records).values() for run in planned.runs]
+
+    def pending(self, records: Iterable[Record]) -> list[Run]:
+        """The planned runs that have no record. Empty at the end, not before: tuning results bring evaluation runs."""
+        known = {record.run: record for record in records}
+        return [run for run in self.planned(known.values()) if run not in known]
+
+    def relevant(self, records: Iterable[Record]) -> list[Record]:
+        """The records of planned runs, in the plan's order; those of other grids, seeds or norms are left out."""
+        known = {record.run: record for record in records}
+        return [known[run] for run in self.planned(known.values()) if run in known]
+
+    def tuning_runs(self, cell: Cell, grid: Sequence[float]) -> tuple[Run, ...]:
+        """Every learning rate with every tuning seed."""
+        seeds = range(TUNING_SEEDS_FROM, TUNING_SEEDS_FROM + self.settings.tuning_seeds)
+        return tuple(Run(cell=cell, stage=TUNE, learning_rate=rate, seed=seed) for rate in grid for seed in seeds)
+
+    def evaluation_runs(self, cell: Cell, rate: float) -> tuple[Run, ...]:
+        """Every evaluation seed at one learning rate."""
+        seeds = range(self.settings.seeds)
+        return tuple(Run(cell=cell, stage=EVALUATE, learning_rate=rate, seed=seed) for seed in seeds)
+
+    @cached_property
+    def devices(self) -> int:
+        """The most devices that train one model together."""
+        return max(dict(cell.config).get("devices", 1) for cell in self.cells)
+
+    @cached_property
+    def _first(self) -> dict[Cell, Place]:
+        return {cell: place for place, cell in reversed(self.places.items())}
+
+    def _all_places(self) -> Iterator[Place]:
+        for problem in self.settings.problems:
+            for curve in self.settings.curves:
+                for value in self.settings.values[curve]:
+                    for norm in self.settings.norms:
+                        yield Place(problem=problem, curve=curve, value=value, norm=norm)
+
+    def _options(self, problem: Problem) -> dict[str, Any]:
+        given = self.settings.options
+        return {option.name: given[option.name] for option in problem.options if option.name in given}
+
+    def _cell(self, place: Place) -> Cell:
+        norm, config = self.resolve(place)
+        given = self._options(self.problem(place.problem))
+        config = {name: value for name, value in config.items() if name not in given}  # in a key, data have a hash
+        plain = json.loads(canonical_json({**config, "norm": str(norm), "statistics": scope(norm, config)}))
+        return Cell(problem=place.problem, norm=place.norm, config=frozen(plain))
+
+    def _grouped(self) -> Iterator[tuple[Cell, ...]]:
+        """Cells that differ in their norm alone make one group."""
+        groups: dict[tuple[Any, ...], list[Cell]] = {}
+        for cell in self.cells:
+            rest = tuple((name, value) for name, value in cell.config if name not in ("norm", "statistics"))
+            groups.setdefault((cell.problem, rest), []).append(cell)
+        yield from map(tuple, groups.values())
+
+    def _grids(self, known: Known) -> "Iterator[tuple[Sequence[Cell], Grid]]":
+        """Every group with its grid: the settings', grown at the ends where a tuned cell has its optimum."""
+        base = self.settings.learning_rates
+        for group in self.groups:
+            found = [known.get(run) for cell in group for run in self.tuning_runs(cell, base)]
+            there = [record for record in found if record]
+            if not self.settings.extend:
+                yield group, Grid(base, final=True)
+            elif len(there) < len(found):
+                yield group, Grid(base, final=False)
+            else:
+                yield group, self._grown(there)
+
+    def _grown(self, tuned: Sequence[Record]) -> "Grid":
+        base = self.settings.learning_rates
+        by_cell: dict[Cell, list[Record]] = {}
+        for record in tuned:
+            by_cell.setdefault(record.run.cell, []).append(record)
+        chosen = {choice.learning_rate for found in by_cell.values() if (choice := choose_learning_rate(found))}
+        below, above = further(base)
+        below, above = (below if base[0] in chosen else ()), (above if base[-1] in chosen else ())
+        return Grid((*below, *base, *above), final=True)
+
+    def _of(self, cell: Cell, grid: "Grid", known: Known) -> "CellPlan":
+        if self.incompatible(cell):
+            return CellPlan(tuning=self.tuning_runs(cell, self.settings.learning_rates))
+        tuning, default = self.tuning_runs(cell, grid.rates), self.settings.default_learning_rate
+        tuned = [known[run] for run in tuning if run in known]
+        complete = grid.final and len(tuned) == len(tuning)
+        choice = choose_learning_rate(tuned) if complete else None
+        return CellPlan(
+            tuning=tuning,
+            untuned=() if default is None else self.evaluation_runs(cell, default),
+            choice=choice,
+            evaluation=self.evaluation_runs(cell, choice.learning_rate) if choice else (),
+            to_come=0 if complete else self.settings.seeds,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellPlan:
+    """The runs of a cell, as far as records tell.
+
+    Attributes:
+        tuning: On the grid.
+        untuned: At the default learning rate; they wait for nothing.
+        choice: What tuning chose; `None` while it is not complete, and for a cell that cannot be run.
+        evaluation: At the chosen learning rate.
+        to_come: How many more runs there will be once tuning is complete, at most.
+    """
+
+    tuning: tuple[Run, ...]
+    untuned: tuple[Run, ...] = ()
+    choice: Choice | None = None
+    evaluation: tuple[Run, ...] = ()
+    to_come: int = 0
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """All of them, each once, in the order in which they should run."""
+        return tuple(dict.fromkeys((*self.tuning, *self.untuned, *self.evaluation)))
+
+
+def scope(norm: "Norm", config: Mapping[str, Any]) -> str:
+    """How many examples share the statistics of a norm in training, and on how many devices they are.
+
+    >>> from normlab import norms
+    >>> scope(norms.get("batch:ghost_batch_size=4"), {"batch_size": 16, "devices": 8})
+    '4 examples on 2 devices'
+    >>> scope(norms.get("layer"), {"batch_size": 16, "devices": 8})
+    '1 example'
+    """
+    if not norm.needs_batch:
+        return "1 example"
+    batch, ghost = config.get("batch_size"), norm.options.get("ghost_batch_size")
+    if not isinstance(batch, int):
+        return "the batch"
+    examples = ghost if isinstance(ghost, int) and ghost < batch else batch
+    devices = math.ceil(examples * config.get("devices", 1) / batch)
+    return f"{examples} example{'s' * (examples > 1)}{f' on {devices} devices' * (devices > 1)}"
+
+
+def _margin(comparison: Comparison, problem: Problem) -> float:
+    for margin in (problem.metric.margin, comparison.margin):
+        if margin is not None:
+            return margin
+    if not problem.metric.percent:
+        raise ValueError(
+            f"Expected `margin` in the unit of `{problem.metric.name}`, the metric of `{problem.name}`, got none. "
+            "Say in the comparison what difference would not matter to you."
+        )
+    return HALF_A_POINT
+
+
+def _are_fields(value: Any) -> bool:
+    """Whether these are fields by name, each a value that can be told from others by its hash."""
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and isinstance(field, Hashable) for name, field in value.items()
+    )
+
+
+_CONFIG = expect.Kind(
+    "training fields by name, each a number, a text or a tuple",
+    expect.kept(_are_fields),
+    'Return a dictionary such as `{"batch_size": value}`.',
+)

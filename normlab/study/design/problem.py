@@ -1,0 +1,169 @@
+"""Problems: what is trained and what is reported of it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from normlab import expect
+from normlab.errors import BadInput, one_line
+
+if TYPE_CHECKING:
+    from normlab.norms import Norm
+    from normlab.study.design.options import Option
+    from normlab.study.design.program import Program
+
+
+MEASURED_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""At which shares of training series are measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """What is reported of a model; lower is better.
+
+    Attributes:
+        name: For axes and headings, e.g. `test error`.
+        percent: Whether it is a fraction, shown in percent; any other number is shown as it is.
+        margin: Differences below this are of no practical interest; see `Comparison.margin`, which holds unless given.
+        shared: Whether it is that of something beside the norms, such as a baseline, and therefore the same for all of
+            them at a factor value; shown once, and drawn across the figure of errors.
+    """
+
+    name: str = "test error"
+    percent: bool = True
+    margin: float | None = None
+    shared: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the fields; see `Factor`."""
+        expect.check_fields(
+            self,
+            name=expect.LABEL,
+            percent=expect.SWITCH,
+            margin=expect.optional(expect.MARGIN),
+            shared=expect.SWITCH,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """Numbers that are measured of a model before training, at each quarter of it and at its end.
+
+    Attributes:
+        name: Short, for records and files, e.g. `gradient`.
+        title: A heading.
+        x_label: What the numbers lie along, with its unit, e.g. `time step`.
+        y_label: What they are, with the unit.
+        x: Where each of them lies; for a single number the share of training takes its place.
+        log: Whether the numbers are drawn on a logarithmic axis; then medians over seeds are drawn, else means.
+        log_x: Whether where they lie is.
+        during: Whether the middle of training is drawn, too.
+        at_end: Whether only what is there at the end is drawn, such as a record of the whole training. Where that is so
+            of all series of a problem, nothing is measured before.
+        shows: Sentences for the report: what can be read off it, and how it is measured.
+    """
+
+    name: str
+    title: str
+    x_label: str
+    y_label: str
+    x: tuple[float, ...]
+    log: bool = False
+    log_x: bool = False
+    during: bool = False
+    at_end: bool = False
+    shows: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the fields; see `Factor`."""
+        switches = dict.fromkeys(("log", "log_x", "during", "at_end"), expect.SWITCH)
+        texts = dict.fromkeys(("title", "x_label", "y_label", "shows"), expect.TEXT)
+        expect.check_fields(self, name=expect.NAME, x=expect.Several(expect.NUMBER), **texts, **switches)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A data set, a model family, a loss and a metric. `normlab.study.supervised` makes one from a Flax model.
+
+    Attributes:
+        name: Short, for records and flags, e.g. `mlp`.
+        title: For people, e.g. `MLP 64-100-100-10 on digits`.
+        build: `(norm, config) -> Program`: the pure `init`, `step` and `evaluate` of one cell; `config` holds the
+            training fields of that cell (`epochs`, and what `Curve.config` gives for the factor's value). It imports
+            JAX inside and raises `ValueError` for what cannot be trained.
+        norm_options: `(norm name, config) -> options` that a norm gets here unless its string names them, e.g. the
+            number of groups that fits the width.
+        spatial: Whether activations have spatial axes; norms that need them are recorded as `invalid` elsewhere.
+        recurrent: Whether the norm goes into a recurrent cell; norms of cells are recorded as `invalid` elsewhere, and
+            norms that no cell takes are here.
+        metric: What is reported.
+        side: What else is reported of evaluated models; names are those that `Program.evaluate` gives.
+        series: What is measured before, during and after training; names are those that `Program.series` gives.
+        options: What can be asked for on the command line besides; `build` and `norm_options` find what was given in
+            `config`. None of it is in a run's key, which has the hash of the data.
+    """
+
+    name: str
+    title: str
+    build: "Callable[[Norm, Mapping[str, Any]], Program]"
+    norm_options: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] = lambda norm, config: {}
+    spatial: bool = False
+    recurrent: bool = False
+    metric: Metric = field(default_factory=Metric)
+    side: tuple[Metric, ...] = ()
+    series: tuple[Series, ...] = ()
+    options: "tuple[Option, ...]" = ()
+
+    def __post_init__(self) -> None:
+        """Check the fields; see `Factor`."""
+        from normlab.study.design.options import Option  # which knows comparisons
+
+        options = expect.an(Option, "Write `study.Option(...)`.")
+        expect.check_fields(
+            self,
+            name=expect.NAME,
+            title=expect.LABEL,
+            build=expect.function(
+                "a function of a norm and a config", "Write `lambda norm, config: program`.", arguments=2
+            ),
+            norm_options=expect.function(
+                "a function of a norm's name and a config", "Write `lambda norm, config: {}`.", arguments=2
+            ),
+            spatial=expect.SWITCH,
+            recurrent=expect.SWITCH,
+            metric=_METRIC,
+            side=SIDE,
+            series=SERIES,
+            options=expect.Several(options, empty=True),
+        )
+        for field_name in ("side", "series", "options"):
+            names = [named.name for named in getattr(self, field_name)]
+            expect.check_distinct(f"`{field_name}` of `Problem`", names)
+
+
+def _a_norm(value: Any) -> str:
+    """A norm as its string, which has been read."""
+    from normlab import norms
+
+    if not isinstance(value, str | norms.Norm):
+        raise TypeError(value)
+    try:
+        norms.get(value)
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"{one_line(error)} See `normlab list`.") from error
+    return str(value)
+
+
+def several_norms(*, empty: bool = False) -> expect.Several:
+    """Make the kind of a tuple of norms."""
+    return expect.Several(NORM, empty, remedy='Write a tuple, also of a single one: `norms=("batch",)`.')
+
+
+NORM = expect.Kind(
+    "the name of a norm", _a_norm, 'Write one such as "batch" or "group:num_groups=8"; `normlab list` shows them all.'
+)
+_METRIC = expect.an(Metric, 'Write `study.Metric(name="...")`.')
+SIDE = expect.Several(_METRIC, empty=True, remedy="Write `side=(metric,)`, with the comma.")
+SERIES = expect.Several(
+    expect.an(Series, "Write `study.Series(...)`."), empty=True, remedy="Write `series=(one,)`, with the comma."
+)

@@ -1,0 +1,91 @@
+"""A training program: what a problem builds and the loop runs."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from normlab.study.design.provenance import data_hash
+
+Arrays = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """How a program whose data do not fit gets them: in windows of arrays, which it finds among its data by name.
+
+    `Program.step` then sees the window that its step is in, and `Program.evaluate` one window of held-out examples
+    after the other, of which it gives `errors`, one for each example, and `finite`.
+
+    Attributes:
+        steps: How many updates a window is for.
+        mark: `seed -> a hash` of which examples are in which of its windows.
+        windows: `(seed, n) -> windows`, those behind the first n; the last one is filled up.
+        held_out: `seed -> windows` of the examples for validation and the test; the last one is filled up.
+        shapes: Of the arrays of these two kinds of windows.
+        metrics: `errors of all held-out examples -> metrics`.
+    """
+
+    steps: int
+    mark: Callable[[int], str]
+    windows: Callable[[int, int], Iterator[Arrays]]
+    held_out: Callable[[int], Iterator[Arrays]]
+    shapes: tuple[Arrays, Arrays]
+    metrics: Callable[[np.ndarray], Mapping[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """The training of one cell, as functions; a run is `init`, then `steps` times `step`, then `evaluate`.
+
+    `step` and `evaluate` are pure and traced once a cell. `init` runs operation by operation, outside of the compiled
+    programs: its operations are the same in all cells of a problem, so a process compiles them once, where inside they
+    were more than half of the time to compile a cell (3 of 5 s for the MLP).
+
+    Attributes:
+        data: Arrays that all runs share, by name.
+        marks: What else is to tell these data from others, by name; no device sees it.
+        init: `seed -> state`, a pytree of arrays that holds all that the seed decides: split, parameters, order.
+        step: `(state, t, learning_rate, data) -> (state, loss)` for t = 0, 1, ..., `steps - 1`.
+        evaluate: `(state, data) -> metrics`: scalars `validation`, `test` and `finite` (whether all outputs are finite:
+            the argmax of NaN is class 0, so an error alone does not show it); `validation_sem`, the standard error of
+            `validation`, and `validation_chance`, chance on the validation examples where that is another, say what
+            has collapsed (see `execute.status_of`); others are kept beside them.
+        steps: Number of updates.
+        last: Over how many of the last steps `train_loss` is averaged.
+        chance: The metric of a model that has learned nothing; `None` where there is no such number.
+        mesh: The devices that train one model together, each with its share of every batch; `None` is one device.
+        series: `(state, data) -> vectors by name`, measured at all of `config.MEASURED_AT`; `None` for nothing.
+        at_end: Whether series are measured at the end alone, and are NaN before.
+        about: What the data are, in words, for the report.
+        feed: Where the rest of the data comes from while the program runs; `None` if all of them are in `data`.
+        libraries: Distributions beside JAX, Flax, Optax and NumPy that decide its numbers, e.g. `river`; their versions
+            are in the key of every run.
+    """
+
+    data: Mapping[str, np.ndarray]
+    init: Callable[[int], Any]
+    step: Callable[[Any, jax.Array, jax.Array, Arrays], tuple[Any, jax.Array]]
+    evaluate: Callable[[Any, Arrays], Mapping[str, jax.Array]]
+    steps: int
+    last: int
+    chance: float | None = None
+    mesh: Mesh | None = None
+    series: Callable[[Any, Arrays], Mapping[str, jax.Array]] | None = None
+    at_end: bool = False
+    about: str = ""
+    feed: Feed | None = None
+    marks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    libraries: tuple[str, ...] = ()
+
+    @property
+    def data_hash(self) -> str:
+        """The sha256 of data and marks, for run keys."""
+        return data_hash({**self.data, **self.marks})
+
+    def sees(self, *, held_out: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
+        """Tell the shapes of all data that a step sees, or an evaluation."""
+        return {**jax.eval_shape(lambda: dict(self.data)), **(self.feed.shapes[held_out] if self.feed else {})}

@@ -1,0 +1,128 @@
+"""Configurations, runs and records, and the keys by which they are kept."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+TUNE, EVALUATE = "tune", "evaluate"
+TUNING_SEEDS_FROM = 1000
+"""Tuning seeds count from here, evaluation seeds from 0: they never meet as long as there are fewer of the latter."""
+FAILURES = ("diverged", "collapsed", "oom", "error", "timeout")
+"""Statuses counted as failures. The others are `ok`, and `invalid` for what cannot be run at all."""
+STATUSES = ("ok", *FAILURES, "invalid")
+RETRIED = ("error", "oom", "timeout")
+"""Failures that another try may fix. Divergence and collapse are results."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One compile, many runs. Equal cells are one, wherever they stand (see `plan.Place`).
+
+    Attributes:
+        problem: Name of the problem.
+        norm: The norm as it was asked for.
+        config: All fields that the training sees, by name; `norm`: the norm with every option; and `statistics`: how
+            many examples share statistics in training, and on how many devices they are.
+    """
+
+    problem: str
+    norm: str
+    config: tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One trained model.
+
+    Attributes:
+        cell: Where it belongs.
+        stage: `tune` or `evaluate`.
+        learning_rate: Peak learning rate.
+        seed: Drives split, initialization and order; tuning and evaluation seeds are disjoint.
+    """
+
+    cell: Cell
+    stage: str
+    learning_rate: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What is kept of a run: one JSON file.
+
+    Attributes:
+        key: sha256 of everything that decides the numbers (`run`, `identity`).
+        run: The run, nested as dataclasses.
+        identity: Code hash, versions, platform, data hash, strategy.
+        status: `ok`, one of `FAILURES`, or `invalid`.
+        reason: One line, empty when `ok`.
+        metrics: `validation` (always), `test` and what else the program's `evaluate` gives (evaluation runs only),
+            `train_loss`, `chance`; non-finite is None.
+        series: Of evaluation runs, by name: a row of numbers for each time they were taken; non-finite is None.
+        cost: `compile`: seconds until the cell's program was ready; `run` and `step`: seconds of training, all of it
+            and per update; `memory`: bytes that the training program holds on the device; `moved`: bytes that
+            collectives give to a device in an update, where there are several. Never part of a comparison.
+    """
+
+    key: str
+    run: Run
+    identity: Mapping[str, Any]
+    status: str
+    reason: str = ""
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    series: Mapping[str, list[list[float | None]]] = field(default_factory=dict)
+    cost: Mapping[str, float] = field(default_factory=dict)
+
+
+def frozen(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """`config` as a cell holds it: sorted, and lists as tuples, so that it can be hashed."""
+    return tuple(sorted((name, _frozen(value)) for name, value in config.items()))
+
+
+def canonical_json(value: Any) -> str:
+    """`value` as JSON with sorted keys, the same text for equal values; dataclasses become objects, NaN is an error."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
+
+
+def content_key(*parts: Any) -> str:
+    """The sha256 of the canonical JSON of `parts`."""
+    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {"type": type(value).__name__, **dataclasses.asdict(value)}
+    raise TypeError(f"Expected something JSON can hold, got {value!r}.")
+
+
+def of_problem(identity: Mapping[str, Any], problem: str) -> dict[str, Any]:
+    """The identity of a problem's runs: without the data and the libraries of other problems."""
+    own = {**identity, "data": identity["data"].get(problem, "")}
+    libraries = own.pop("libraries", {}).get(problem, {})
+    return {**own, "versions": {**own.get("versions", {}), **libraries}} if libraries else own
+
+
+def run_key(run: Run, identity: Mapping[str, Any]) -> str:
+    """The key of a run. How many other runs there are is not in it: more seeds keep what has been done.
+
+    Args:
+        run: The run.
+        identity: See `of_problem`.
+    """
+    return content_key(run, identity)
+
+
+def by_cell(runs: Sequence[Run]) -> dict[Cell, list[Run]]:
+    """Group runs, in their order."""
+    groups: dict[Cell, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.cell, []).append(run)
+    return groups

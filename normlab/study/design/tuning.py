@@ -1,0 +1,73 @@
+"""Tuning: the grid of learning rates, and the choice from it."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from normlab.study.design.records import TUNE, Record
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A learning rate, and whether it is the smallest or largest that was tried (the optimum may lie beyond)."""
+
+    learning_rate: float
+    edge: bool
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Learning rates in ascending order, and whether they will not grow any more."""
+
+    rates: tuple[float, ...]
+    final: bool
+
+
+def further(grid: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Two points below a grid and two above it, which continue its pattern.
+
+    >>> further((0.01, 0.03, 0.1, 0.3))
+    ((0.001, 0.003), (1.0, 3.0))
+    >>> further((0.1,))
+    ((), ())
+    """
+    if len(grid) < 2:
+        return (), ()
+    period = min(3, len(grid))
+    step_down, step_up = grid[period - 1] / grid[0], grid[-1] / grid[-period]
+    if period == 2:
+        return _rounded(grid[0] / step_down**2, grid[0] / step_down), _rounded(grid[1] * step_up, grid[1] * step_up**2)
+    return _rounded(*(rate / step_down for rate in grid[:2])), _rounded(*(rate * step_up for rate in grid[-2:]))
+
+
+def choose_learning_rate(records: Sequence[Record]) -> Choice | None:
+    """Choose from the tuning records of one cell: least median validation error over seeds.
+
+    A failed run counts as worse than any error; ties, all-failed included, go to the smaller learning rate.
+
+    Args:
+        records: The tuning records of one cell, in any order; records of other stages are ignored.
+
+    Returns:
+        The choice, or `None` where nothing was tuned or the cell is `invalid`.
+    """
+    errors: dict[float, list[float]] = {}
+    for record in records:
+        if record.run.stage == TUNE and record.status != "invalid":
+            errors.setdefault(record.run.learning_rate, []).append(validation_error(record))
+    if not errors:
+        return None
+    best = min(errors, key=lambda rate: (statistics.median(errors[rate]), rate))
+    return Choice(best, edge=best in (min(errors), max(errors)))
+
+
+def validation_error(record: Record) -> float:
+    """The validation error of a run, infinite where the run failed."""
+    value = record.metrics.get("validation") if record.status == "ok" else None
+    return math.inf if value is None else value
+
+
+def _rounded(*rates: float) -> tuple[float, ...]:
+    """Without the dust of binary fractions."""
+    return tuple(float(f"{rate:.6g}") for rate in rates)

@@ -1,0 +1,1 @@
+"""Who drives? The loop, its checks before the first run, merging and verifying."""

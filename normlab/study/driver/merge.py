@@ -1,0 +1,104 @@
+"""Putting folders of one comparison together: the parts of `--shard`, or what several machines of one kind ran."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from normlab.errors import BadInput
+from normlab.study.design.recorded import RecordedPlan, fits
+from normlab.study.design.records import RETRIED, Record, of_problem
+from normlab.study.worker.identity import differences
+from normlab.study.worker.store import Header, Store
+
+
+def merge(folders: Sequence[Path], output: Path, command: str) -> Header:
+    """Write the union of the runs in some folders to another, which may be one of them or hold runs already.
+
+    Returns:
+        The header of the union.
+
+    Raises:
+        BadInput: If settings or identities differ, or a run is there twice with different numbers; nothing is written.
+        Fault: If the output cannot be written.
+    """
+    first = _header(folders[0])
+    store = Store(output)
+    store.check(first.settings.comparison)
+    sources = {output: held} if (held := store.header()) else {}
+    sources |= {folder: _header(folder) for folder in folders}
+    for folder, other in sources.items():
+        _check_same(folders[0], first, folder, other)
+    found = _union(sources, first)
+    bringing = {folder for folder, _ in found.values()}
+    seconds = sum(sources[folder].wall_seconds for folder in bringing)
+    header = dataclasses.replace(first, command=command, wall_seconds=seconds, shard="")
+    with store.writing():
+        store.write_header(header)
+        for folder, record in found.values():
+            if folder != output:
+                store.add(record)
+    return header
+
+
+def _header(folder: Path) -> Header:
+    return Store(folder).recorded()[0]
+
+
+def _check_same(first: Path, header: Header, folder: Path, other: Header) -> None:
+    ours, theirs = (_comparable(side) for side in (header, other))
+    for what, one, two in differences(ours, theirs):
+        raise BadInput(
+            f"Expected folders of one comparison with the same settings, code, versions and kind of machine, got "
+            f"`{what}` {_short(one)} in `{first}` and {_short(two)} in `{folder}`."
+        )
+
+
+def _comparable(header: Header) -> dict[str, Any]:
+    """What must be equal: where the comparison and other files lie need not, their content is in the identity."""
+    files = ("source", "options")
+    settings = {name: value for name, value in dataclasses.asdict(header.settings).items() if name not in files}
+    return {**settings, **header.identity}
+
+
+def _union(folders: Mapping[Path, Header], header: Header) -> dict[str, tuple[Path, Record]]:
+    """All runs of this identity by key, each once, with the first folder that has it."""
+    found: dict[str, tuple[Path, Record]] = {}
+    plan = RecordedPlan(header.settings, header.described)
+    cells = frozenset(plan.cells)
+    for folder in folders:
+        for path in Store(folder).damaged():
+            raise BadInput(
+                f"Expected a run in `{path}`, got something else. Run the command that made `{folder}` again, which "
+                "repeats it; or delete the file to leave it out."
+            )
+        for record in Store(folder).records():
+            if record.identity != of_problem(header.identity, record.run.cell.problem):
+                continue
+            if record.run.cell in cells and not fits(plan, record):
+                raise BadInput(
+                    f"Expected run {record.key[:12]} in `{folder}` to have the series of `{record.run.cell.problem}`, "
+                    "got others. Delete its file to leave it out."
+                )
+            before, held = found.setdefault(record.key, (folder, record))
+            if held.status in RETRIED or record.status in RETRIED:  # what another try mended is mended
+                found[record.key] = (before, held) if record.status in RETRIED else (folder, record)
+            elif (held.status, held.metrics, held.series) != (record.status, record.metrics, record.series):
+                raise BadInput(_contradiction(before, held, folder, record))
+    return found
+
+
+def _contradiction(before: Path, held: Record, folder: Path, record: Record) -> str:
+    cell = record.run.cell
+    ours, theirs = ({"status": side.status, **side.metrics} for side in (held, record))
+    name, one, two = next(differences(ours, theirs))
+    return (
+        f"Expected a run to have the same numbers everywhere, got `{name}` {one} in `{before}` and {two} in `{folder}` "
+        f"for run {record.key[:12]} (`{cell.norm}` on `{cell.problem}`, seed {record.run.seed}). "
+        "`normlab verify` tells which one is repeatable."
+    )
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

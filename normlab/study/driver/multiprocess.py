@@ -1,0 +1,184 @@
+"""One model on the devices of several processes: every process trains its part, process 1 decides and writes.
+
+All run the same command; `group` connects them. Process 1 goes through the comparison as if it were alone, and tells
+the others which runs come next. They make the same runs at the same time, and keep nothing.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from normlab.errors import BadInput, Fault
+from normlab.study.design.plan import Plan
+from normlab.study.design.records import RETRIED, Cell, Record, Run, content_key
+from normlab.study.driver.driver import Invocation, Ways
+from normlab.study.executors.process_group import Group, Member, join
+from normlab.study.executors.protocol import Begun, Done, News
+from normlab.study.worker.runner import CellRunner
+from normlab.study.worker.strategy import Strategy, Task
+
+
+def run(invocation: Invocation, ways: Ways, member: Member, *, show: bool = False) -> int:
+    """Do what `Invocation.run` does, with the processes of a group.
+
+    Args:
+        invocation: The same in all processes; only process 1 writes to its folder.
+        ways: How to execute; `executor` is not used.
+        member: Which process this is.
+        show: Open the report in the browser of process 1.
+
+    Returns:
+        The exit code, the same in all processes.
+
+    Raises:
+        BadInput: Before anything is written: also if the processes were not given the same.
+        Fault: If something outside broke, the other processes included; finished runs are kept.
+    """
+    _check_equal(invocation)
+    _pretend(invocation.settings.devices, member.processes)
+    with join(member) as group:
+        _check_devices(invocation.settings.devices)
+        ways = replace(ways, strategy=Strategy(alone=True, processes=member.processes), executor=_Together(group))
+        if member.process > 1:
+            return _follow(group, invocation, ways)
+        code = invocation.run(ways, show=show)
+        group.broadcast(["end", code])
+        return code
+
+
+@dataclass(frozen=True)
+class _Together:
+    """The executor of process 1."""
+
+    group: Group
+
+    def check(self, strategy: Strategy, output: Path | None) -> None:
+        """Refuse nothing."""
+
+    def hire(self, task: Task, output: Path | None) -> "_Crew":
+        """Make sure that the other processes would train the same."""
+        self.group.broadcast(["agree", None])
+        _agree(self.group, task)
+        return _Crew(self.group, _runner(task))
+
+
+class _Crew:
+    """All processes together are one worker: they have one cell at a time."""
+
+    jobs = 1
+
+    def __init__(self, group: Group, runner: CellRunner) -> None:
+        """Take who makes the runs here."""
+        self._group, self._runner = group, runner
+        self._given: dict[Cell, list[Run]] = {}
+
+    def give(self, cells: Mapping[Cell, Sequence[Run]], room: int) -> Collection[Cell]:
+        """Take one."""
+        cell = next(iter(cells))
+        self._given[cell] = list(cells[cell])
+        return [cell]
+
+    def news(self) -> Iterator[News]:
+        """One run, made while this is waited for."""
+        ((cell, runs),) = self._given.items()
+        yield Begun(cell)
+        run = runs.pop(0)
+        self._group.broadcast(["run", _told(self._runner.plan, run)])
+        (record,) = self._runner(cell, [run])
+        yield record
+        _check(record)
+        if not runs:
+            del self._given[cell]
+            yield Done(cell)
+
+    def drop(self, cell: Cell) -> None:
+        """Forget a cell."""
+        self._given.pop(cell, None)
+
+    def close(self) -> None:
+        """Leave the others as they are: they wait for what comes next."""
+
+
+def _follow(group: Group, invocation: Invocation, ways: Ways) -> int:
+    """Do as process 1 says; its exit code at the end."""
+    task = invocation.task(ways)
+    runner = _runner(task)
+    while True:
+        what, content = group.broadcast()
+        if what == "end":
+            return content
+        if what == "agree":
+            _agree(group, task)
+        else:
+            run = _heard(runner.plan, content)
+            _check(*runner(run.cell, [run]))
+
+
+def _runner(task: Task) -> CellRunner:
+    from normlab.study.design import discovery
+    from normlab.study.training.compilation_cache import use_cache
+
+    use_cache()
+    return CellRunner(task, discovery.load(task.source))
+
+
+def _agree(group: Group, task: Task) -> None:
+    code = content_key(task.identity["code"])  # its files may be many, and lines are limited
+    group.agree(settings=asdict(task.settings), identity={**task.identity, "code": code})
+
+
+def _check(record: Record) -> None:
+    """End the group where a run failed in this process, since others may wait in a collective for it.
+
+    Process 1 has kept the record by then, and the same command goes on behind it.
+
+    Raises:
+        Fault: With the reason.
+    """
+    run = record.run
+    if record.status in RETRIED:
+        raise Fault(f"`{run.cell.norm}`, seed {run.seed}, learning rate {run.learning_rate:g}: {record.reason}")
+
+
+def _told(plan: Plan, run: Run) -> list[Any]:
+    """A run as it is told to others, who have the same plan."""
+    return [plan.cells.index(run.cell), run.stage, run.learning_rate, run.seed]
+
+
+def _heard(plan: Plan, told: Sequence[Any]) -> Run:
+    cell, stage, learning_rate, seed = told
+    return Run(cell=plan.cells[cell], stage=stage, learning_rate=learning_rate, seed=seed)
+
+
+def _check_equal(invocation: Invocation) -> None:
+    """Refuse a comparison whose models are not all trained by the same devices."""
+    if any(dict(cell.config).get("devices", 1) != invocation.settings.devices for cell in invocation.plan.cells):
+        raise BadInput(
+            f"Expected every model to be trained by the {invocation.settings.devices} devices of `--devices`, got a "
+            "comparison that sets their number itself. Run it in one process."
+        )
+
+
+def _pretend(devices: int, processes: int) -> None:
+    """Let a CPU be this process's share of the devices, before JAX looks at it."""
+    if devices % processes:
+        raise BadInput(
+            f"Expected `--devices` to be those of all {processes} processes together, the same number for each, got "
+            f"{devices}."
+        )
+    import jax
+
+    with suppress(RuntimeError):  # its backend is at work already: what is there is compared below
+        jax.config.update("jax_num_cpu_devices", devices // processes)
+
+
+def _check_devices(devices: int) -> None:
+    import jax
+
+    if jax.device_count() != devices:
+        raise BadInput(
+            f"Expected `--devices {jax.device_count()}`, all that the processes have together "
+            f"({jax.local_device_count()} here), got {devices}."
+        )

@@ -1,0 +1,74 @@
+"""Records of the runs that are wanted, from workers or from this process."""
+
+import math
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING
+
+from normlab.study.design.comparison import Comparison
+from normlab.study.design.plan import Plan
+from normlab.study.design.records import Record, by_cell
+from normlab.study.executors.protocol import Limit, Pending, Stop
+from normlab.study.worker.outcome import make_record
+from normlab.study.worker.runner import CellRunner
+from normlab.study.worker.strategy import Task
+
+if TYPE_CHECKING:
+    from normlab.study.executors.protocol import Crew
+
+
+def records(
+    task: Task,
+    comparison: Comparison,
+    pending: Pending,
+    hire: "Callable[[Task], Crew | None]",
+    stop: Stop = lambda: False,
+    limit: Limit = lambda cell: math.inf,
+) -> Generator[Record, None, None]:
+    """Execute until nothing is pending, one record at a time.
+
+    Args:
+        task: What to execute, and how.
+        comparison: The comparison of `task.source`.
+        pending: Gives the runs that have no record yet; called whenever there is room for more work, after all records
+            so far have been taken from this iterator.
+        hire: Finds workers (see `pool.Executor`); none for runs that are to be made in this process.
+        stop: Once it says yes, no run starts, and workers are stopped; in this process the run under way is finished.
+        limit: Seconds that a run of a cell may take in a worker.
+
+    Yields:
+        A record for every run, those that cannot be run or fail included.
+
+    Raises:
+        RuntimeError: If workers cannot start.
+        Fault: If a worker is not what its runs would be recorded as.
+    """
+    from normlab.study.executors.scheduler import work  # which is made of what is here
+
+    yield from _invalid(task, Plan(comparison, task.settings), pending)
+    if stop() or not pending():
+        return
+    if crew := hire(task):
+        yield from work(task, crew, pending, stop, CellRunner(task, comparison).lanes, limit)
+        return
+    if task.strategy.lanes:
+        from normlab.study.training.compilation_cache import use_cache
+
+        use_cache()
+    yield from _in_this_process(CellRunner(task, comparison), pending, stop)
+
+
+def _invalid(task: Task, plan: Plan, pending: Pending) -> Iterator[Record]:
+    for cell, runs in by_cell(pending()).items():
+        reason = plan.incompatible(cell)
+        if reason:
+            yield from [make_record(task, run, "invalid", reason) for run in runs]
+
+
+def _in_this_process(runner: CellRunner, pending: Pending, stop: Stop) -> Iterator[Record]:
+    while not stop() and (jobs := by_cell(pending())):
+        cell, runs = next(iter(jobs.items()))
+        lanes = runner.lanes(cell)
+        for start in range(0, len(runs), lanes):
+            if stop():
+                return
+            yield from runner(cell, runs[start : start + lanes])

@@ -1,0 +1,220 @@
+"""Workers on this machine: spawned processes, a pipe to each. On GPUs there is one for each device."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from normlab.errors import BadInput, Fault, one_line
+from normlab.study.design.provenance import usable_cpus
+from normlab.study.design.records import Cell, Run
+from normlab.study.executors.protocol import Begun, Died, Done, News
+from normlab.study.worker.runner import worker
+from normlab.study.worker.strategy import Strategy, Task, environment
+
+
+@dataclass(frozen=True)
+class Local:
+    """This machine.
+
+    Attributes:
+        jobs: How many worker processes; unless given, one a core where runs are in single threads, else none but this.
+        apart: Whether there is a worker process even where this one would do, since only another one can be stopped.
+    """
+
+    jobs: int | None = None
+    apart: bool = False
+
+    def check(self, strategy: Strategy, output: Path | None) -> None:
+        """Refuse more workers than devices."""
+        if strategy.lanes and self.jobs and self.jobs > 1:
+            import jax
+
+            check_devices(self.jobs, jax.default_backend(), jax.local_device_count())
+        if strategy.alone and strategy.devices > 1 and (self.jobs or 1) > 1:
+            raise BadInput(
+                f"Expected one job where {strategy.devices} devices of this machine train each model, got {self.jobs}."
+            )
+
+    def hire(self, task: Task, output: Path | None = None) -> "LocalCrew | None":
+        """Processes that start as they are needed."""
+        if task.strategy.alone or (task.strategy.lanes and self.jobs in (None, 1) and not self._apart()):
+            return None
+        return LocalCrew(task, self.jobs or (1 if task.strategy.lanes else usable_cpus()))
+
+    def _apart(self) -> bool:
+        """Whether another process can have the device, which this one has looked at."""
+        import jax
+
+        return self.apart and jax.default_backend() in ("cpu", "gpu")
+
+
+def check_devices(jobs: int, backend: str, devices: int) -> None:
+    """Refuse what cannot share a machine.
+
+    Raises:
+        BadInput: If there are more jobs than GPUs, or several on devices that one process holds together.
+    """
+    most = devices if backend in ("cpu", "gpu") else 1
+    if backend != "cpu" and jobs > most:
+        raise BadInput(
+            f"Expected `jobs` to be at most {most} (one process for each GPU, one in all for other "
+            f"accelerators; here are {devices} of `{backend}`), got {jobs}."
+        )
+
+
+@dataclass(eq=False)
+class _Worker:
+    """A process as its parent sees it.
+
+    Attributes:
+        index: Which device it has, where workers have one each.
+        cell: What it is at; `None` while it waits.
+        compiled: What it has been at so far.
+    """
+
+    process: BaseProcess
+    connection: Connection
+    index: int
+    cell: Cell | None = None
+    compiled: set[Cell] = field(default_factory=set)
+
+    def give(self, cell: Cell, runs: Sequence[Run]) -> None:
+        self.cell = cell
+        self.compiled.add(cell)
+        with suppress(OSError):  # it died while idle, which shows when it is waited for
+            self.connection.send((cell, list(runs)))
+
+    def news(self, cell: Cell) -> News:
+        """Receive one message, or find that there will be none.
+
+        Raises:
+            Fault: If that is the message.
+        """
+        try:
+            message = self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            return Died(cell, _how(self.process.exitcode))
+        if isinstance(message, Fault):
+            raise message
+        if isinstance(message, Done):
+            self.cell = None
+        return message
+
+
+class LocalCrew:
+    """Processes, each started when there is a first cell for it."""
+
+    def __init__(self, task: Task, jobs: int) -> None:
+        """Nothing is started yet."""
+        self.jobs = jobs
+        self._task, self._workers = task, list[_Worker]()
+
+    def give(self, cells: Mapping[Cell, Sequence[Run]], room: int) -> Collection[Cell]:
+        """Give each idle worker a cell, one that it has compiled if there is one."""
+        waiting, taken = dict(cells), list[Cell]()
+        idle = [one for one in self._workers if one.cell is None]
+        idle += [self._start() for _ in range(min(room, len(waiting)) - len(idle))]
+        for one in idle[: len(waiting)]:
+            taken.append(self._best(one, waiting))
+            one.give(taken[-1], waiting.pop(taken[-1]))
+        return taken
+
+    def news(self) -> Iterator[News]:
+        """One message of each worker that has any; none after a second, so that a reason to stop is noticed."""
+        busy = {one.connection: one for one in self._workers if one.cell}
+        for connection in wait(list(busy), timeout=1.0):
+            if isinstance(connection, Connection) and (cell := busy[connection].cell):
+                news = busy[connection].news(cell)
+                if isinstance(news, Died):
+                    self._end(busy[connection])
+                yield news
+
+    def drop(self, cell: Cell) -> None:
+        """Kill the process that has it."""
+        for one in [one for one in self._workers if one.cell == cell]:
+            self._end(one)
+
+    def close(self) -> None:
+        """Kill all."""
+        for one in list(self._workers):
+            self._end(one)
+
+    def _end(self, one: _Worker) -> None:
+        """Make sure that a process has ended, and forget it."""
+        self._workers.remove(one)
+        one.connection.close()
+        one.process.kill()
+        one.process.join()
+
+    def _best(self, one: _Worker, cells: Iterable[Cell]) -> Cell:
+        """A cell that a worker has compiled, else one that no other has."""
+        others = set[Cell]().union(*(other.compiled for other in self._workers if other is not one))
+        return min(cells, key=lambda cell: (cell not in one.compiled, cell in others))
+
+    def _start(self) -> _Worker:
+        taken = {one.index for one in self._workers}
+        index = next(index for index in count() if index not in taken)
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs, self._task), daemon=True, name="normlab-worker")
+        with environment(self._task.strategy.environment(os.environ, index)):
+            process.start()
+        theirs.close()
+        self._workers.append(_Worker(process, ours, index))
+        return self._workers[-1]
+
+
+def _how(exitcode: int | None) -> str:
+    if exitcode == -signal.SIGKILL:
+        return "it was killed, as the system does when memory runs out"
+    return f"it ended by signal {-exitcode}" if exitcode and exitcode < 0 else f"it ended with exit code {exitcode}"
+
+
+_PR_SET_PDEATHSIG = 1
+
+
+def _end_with_parent() -> None:
+    """Let this process end as soon as its parent has; on Linux also while it spins outside of Python."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def _work(connection: Connection, task: Task) -> None:
+    """Serve one parent until it closes the connection, or ends."""
+    _end_with_parent()
+    os.umask(0o077)  # compiled programs are written by JAX; what users are to read, the parent writes
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C ends
+    with suppress(EOFError, OSError):
+        try:
+            runner = worker(task)
+        except Fault as error:
+            connection.send(error)
+            return
+        except Exception as error:  # most of all where memory does not do
+            connection.send(Fault(f"Worker processes cannot start: {one_line(error)}"))
+            return
+        while True:
+            cell, runs = connection.recv()
+            connection.send(Begun(cell))
+            for record in runner(cell, runs):
+                connection.send(record)
+            connection.send(Done(cell))

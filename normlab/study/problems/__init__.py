@@ -1,0 +1,1 @@
+"""Which problems are there? Supervised and streaming ones, and a zoo."""

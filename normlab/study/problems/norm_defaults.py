@@ -1,0 +1,29 @@
+"""Defaults of norms that depend on the length of training."""
+
+from typing import Any
+
+from normlab import norms
+from normlab.norms import Ramp
+
+
+def averages(norm: str, memory: int, batch_size: int) -> dict[str, float]:
+    """Options by which the running statistics of a norm remember so many examples; none where it has no such option.
+
+    Args:
+        norm: Its name.
+        memory: In examples: what is older weighs less than 1 / e.
+        batch_size: Examples an update.
+    """
+    seen = {"batch": batch_size, "example": 1, "": 0}[norms.get(norm).entry.averages]
+    return {"momentum": max(0.0, 1 - seen / memory)} if seen else {}
+
+
+def ramps_over(steps: int) -> dict[str, Any]:
+    """Batch renorm's limits, opened between 10 % and 35 % of the updates."""
+    begin = round(0.1 * steps)
+    end = max(begin + 1, round(0.35 * steps))
+    return {
+        "r_max": Ramp(1.0, 3.0, begin, end),
+        "d_max": Ramp(0.0, 5.0, begin, end),
+        "initialize_from_first_batch": True,
+    }

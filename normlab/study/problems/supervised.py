@@ -1,0 +1,362 @@
+"""Problems of supervised learning, from a model, data and a loss."""
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from normlab import expect, norms
+from normlab.errors import BadInput
+from normlab.extras import require
+from normlab.introspect.signature import check_call, signature_of
+from normlab.norms import Norm
+from normlab.study.data.dataset import Data, Source, load
+from normlab.study.data.splits import check_enough, sizes
+from normlab.study.design.options import Option
+from normlab.study.design.problem import NORM, SERIES, SIDE, Metric, Problem, Series
+from normlab.study.problems.norm_defaults import averages, ramps_over
+from normlab.study.training.objectives import (
+    A_LOSS,
+    AN_OPTIMIZER,
+    MEAN_SQUARED_ERROR,
+    MISCLASSIFICATION,
+    Error,
+    Loss,
+    Optimizer,
+)
+
+if TYPE_CHECKING:
+    from normlab.study.design.program import Program
+    from normlab.study.training.supervised import Fitted
+
+
+Measure = Callable[["Fitted"], Mapping[str, Any]]
+Assess = Callable[["Fitted", Any], Mapping[str, Any]]
+
+
+_TRAINING = ("batch_size", "epochs", "devices", "classes_per_batch")
+"""What of a cell's config training takes; the model takes the rest."""
+
+
+def supervised(
+    *,
+    name: str,
+    model: Callable[..., Any],
+    data: Source,
+    title: str = "",
+    loss: Loss | None = None,
+    metric: Error | Loss | None = None,
+    chance: float | Callable[[Data], float] | None = None,
+    optimizer: Optimizer | None = None,
+    norm_options: Mapping[str, Mapping[str, Any]] | None = None,
+    spatial: bool = False,
+    recurrent: bool = False,
+    validation: float | None = None,
+    test: float | None = None,
+    series: Sequence[Series] = (),
+    measure: Measure = lambda model: {},
+    side: Sequence[Metric] = (),
+    assess: Assess = lambda model, outputs: {},
+    options: Sequence[Option] = (),
+) -> Problem:
+    """Make a problem from a Flax model and labelled data.
+
+    Norms with running averages have them over about one epoch of examples, batch renorm also the schedule of its paper
+    scaled to the run, unless `norm_options` or the norm's own string say otherwise.
+
+    Args:
+        name: Short, for records and flags.
+        model: Linen: `model(norm)` gives a module that is called as `module(inputs, train=...)`. NNX: `model(norm,
+            rngs=...)` gives a module that is called as `module(inputs)` after `train()` or `eval()`. The norm goes
+            into it as `norm.linen(train=train)` or `norm.nnx(features, rngs=rngs)`. A model that has an argument
+            `classes` is told how many there are. What a curve sets besides the batch size, classes in a batch, epochs
+            and devices is handed on: `model(norm, depth=2)`.
+        data: A `Data`, a function that returns one, or the path of an `.npz` file; see `data.dataset.load`.
+        title: For people; the name unless given.
+        loss: `(outputs, labels) -> number, or one for each example`. Unless given: softmax cross entropy for integer
+            labels, squared error for others.
+        metric: An `Error`, or its function. Unless given: the share of wrong classes or the mean squared error, for
+            which labels are looked at now.
+        chance: The metric of a model that has learned nothing, or a function of the data that gives it. Unless given:
+            that of the best constant answer where the metric is one of these two, else unknown, and then no run is
+            found to have collapsed.
+        optimizer: `learning-rate schedule -> optax.GradientTransformation`, e.g. `optax.adamw`. Unless given: SGD with
+            momentum 0.9.
+        norm_options: For norms by name, e.g. `{"group": {"num_groups": 4}}`.
+        spatial: Whether activations have axes between batch and features, which instance norm needs.
+        recurrent: Whether the norm goes into a recurrent cell.
+        validation: How much of the data chooses learning rates: a number of examples, or below 1 a share; without
+            effect where the data bring their own. Unless given, what the data say, which is 0.2 unless they are told.
+        test: How much is reported on, likewise.
+        series: What is measured of a model before, during and after training.
+        measure: `Fitted -> vectors by name`; a norm that has no such thing gives NaN, or leaves it out.
+        side: What is reported of evaluated models beside the metric.
+        assess: `(Fitted, outputs of the test examples) -> numbers by name`, likewise.
+        options: What can be asked for on the command line besides; what is given is handed to the function `data` by
+            name.
+
+    Raises:
+        BadInput: If an argument cannot be what it should; of data and model, as far as it can be known by now.
+    """
+    given = expect.checked("supervised", locals(), {**KINDS, **_SUPERVISED})
+    task = Task(
+        model=model,
+        data=data,
+        loss=loss,
+        given_error=given["metric"],
+        chance=given["chance"],
+        optimizer=optimizer,
+        given_options=given["norm_options"],
+        validation=given["validation"],
+        test=given["test"],
+        observed={name: given[name] for name in ("series", "measure", "side", "assess")},
+        asked=[option.name for option in given["options"]],
+    )
+    judged = task.error({})
+    return Problem(
+        name=name,
+        title=title or name,
+        build=task.build,
+        norm_options=task.norm_options,
+        spatial=spatial,
+        recurrent=recurrent,
+        metric=Metric(name=judged.name, percent=judged.percent, margin=judged.margin),
+        side=given["side"],
+        series=given["series"],
+        options=given["options"],
+    )
+
+
+def _a_model(value: Any) -> Callable[..., Any]:
+    linen, nnx = sys.modules.get("flax.linen"), sys.modules.get("flax.nnx")
+    kinds = tuple(module.Module for module in (linen, nnx) if module)
+    if not callable(value) or isinstance(value, kinds):
+        name = type(value).__name__
+        remedy = (
+            f"Write `model={name}`, or `model=lambda norm: {name}(norm)`." if isinstance(value, kinds) else _A_MODEL
+        )
+        raise expect.refusal("`model` to be a class or function that makes a model from a norm", value, remedy)
+    is_linen = linen is not None and isinstance(value, type) and issubclass(value, linen.Module)
+    signature = signature_of(value)
+    try:
+        signature.bind_partial(None)
+    except TypeError:
+        raise expect.refusal("`model` to take a norm", value, _A_MODEL) from None
+    if is_linen and next(iter(signature.parameters)) == "parent":  # what Flax adds behind the fields
+        raise expect.refusal("`model` to have a field `norm`", value, _A_MODEL)
+    if is_linen and isinstance(value, type):
+        check_call(value)
+    return value
+
+
+def _is_source(value: object) -> bool:
+    return not isinstance(value, type) and (isinstance(value, Data | str | os.PathLike) or callable(value))
+
+
+def _a_metric(value: Any) -> Error:
+    return value if isinstance(value, Error) else _named(A_LOSS.convert(value))
+
+
+def _a_chance(value: Any) -> Any:
+    return value if callable(value) else expect.finite(value)
+
+
+def _by_norm(value: Any) -> Mapping[str, Mapping[str, Any]]:
+    if not isinstance(value, Mapping | None):
+        raise TypeError(value)
+    for name, options in (value or {}).items():
+        if not isinstance(options, Mapping) or not all(isinstance(option, str) for option in options):
+            raise TypeError(value)
+        NORM.of("each name in `norm_options`", name)
+    return value or {}
+
+
+_A_MODEL = "Write a class with a field `norm`, or `lambda norm: Net(norm)`."
+_OBSERVER = "Write a function that returns a dictionary."
+
+KINDS: Mapping[str, expect.Check] = {
+    "name": expect.NAME,
+    "model": expect.Kind("a class or function that makes a model from a norm", _a_model),
+    "title": expect.TEXT,
+    "loss": expect.optional(A_LOSS),
+    "optimizer": expect.optional(
+        expect.function("a function of the learning rate that returns an optimizer", AN_OPTIMIZER, arguments=1)
+    ),
+    "norm_options": expect.Kind(
+        "options by the names of norms", _by_norm, 'Write a dictionary such as `{"group": {"num_groups": 8}}`.'
+    ),
+    "options": expect.Several(expect.an(Option, "Write `study.Option(...)`."), empty=True),
+}
+"""Kinds of the arguments that all problems have."""
+
+_SUPERVISED: Mapping[str, expect.Check] = {
+    "data": expect.Kind(
+        "a `Data`, a function that returns one, or the path of an .npz file",
+        expect.kept(_is_source),
+        "Write `data=study.Data(inputs, labels)`.",
+    ),
+    "metric": expect.optional(
+        expect.Kind("a `study.Error`, or a function of outputs and labels", _a_metric, "Write `study.Error(...)`.")
+    ),
+    "chance": expect.optional(
+        expect.Kind("a finite number, or a function of the data", _a_chance, "Give the error of a model that guesses.")
+    ),
+    "spatial": expect.SWITCH,
+    "recurrent": expect.SWITCH,
+    "validation": expect.optional(expect.SHARE),
+    "test": expect.optional(expect.SHARE),
+    "series": SERIES,
+    "measure": expect.function("a function of a `Fitted`", _OBSERVER, arguments=1),
+    "side": SIDE,
+    "assess": expect.function("a function of a `Fitted` and its outputs", _OBSERVER, arguments=2),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a supervised problem does; see `supervised`. Data are loaded when they are needed, and once."""
+
+    model: Callable[..., Any]
+    data: Source
+    loss: Loss | None
+    given_error: Error | None
+    chance: float | Callable[[Data], float] | None
+    optimizer: Optimizer | None
+    given_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    validation: float | None
+    test: float | None
+    observed: Mapping[str, Any] = field(default_factory=dict)
+    asked: Sequence[str] = ()
+    _loaded: dict[tuple[Any, ...], Data] = field(default_factory=dict, init=False)
+
+    def loaded(self, config: Mapping[str, Any]) -> Data:
+        """The data, as far as options decide what they are."""
+        options = {name: config[name] for name in self.asked if name in config}
+        key = tuple(options.items())
+        if key not in self._loaded:
+            data = load(self.data, **options)
+            check_enough(data, self.validation, self.test)
+            if self.loss is None:
+                self._check_labels(data, complete="train_examples" not in options)
+            self._loaded[key] = data
+        return self._loaded[key]
+
+    def _check_labels(self, data: Data, *, complete: bool) -> None:
+        """Refuse labels that the losses of this package would take for something else.
+
+        Args:
+            data: All of them.
+            complete: False for a budget of the examples, which may leave out a class.
+
+        Raises:
+            BadInput: If they are one-hot, no classes for the metric of classes, or not counted from 0.
+        """
+        labels, about = data.labels, f"{data.labels.dtype} of shape {data.labels.shape}"
+        if (
+            labels.ndim == 2
+            and labels.shape[1] > 1
+            and ((labels == 0) | (labels == 1)).all()
+            and (labels.sum(1) == 1).all()
+        ):
+            raise BadInput(
+                f"Expected `labels` to be a class for each example, got one-hot rows, {about}. Write "
+                "`labels.argmax(1)`, or give `loss` and `metric`."
+            )
+        if not data.classes:
+            return self._check_targets(labels)
+        if labels.ndim != 1:
+            raise BadInput(
+                f"Expected `labels` to be a class for each example, shape (examples,), got {about}. Write "
+                "`labels.astype(float)` if they are numbers to predict, or give `loss` and `metric`."
+            )
+        there = np.unique(labels)
+        if there[0] < 0 or (complete and there[-1] >= len(there)):
+            raise BadInput(
+                f"Expected `labels` from 0 to {len(there) - 1}, since there are {len(there)} classes, counted from 0 "
+                f"without gaps, got {there[0]} to {there[-1]}. Write `np.unique(labels, return_inverse=True)[1]`."
+            )
+        if complete and len(there) == 1:
+            raise BadInput(
+                f"Expected `labels` of two classes or more, got {there[0]} for all {len(labels)} examples. Add the "
+                "others."
+            )
+        return None
+
+    def _check_targets(self, labels: np.ndarray) -> None:
+        """Refuse classes that are no integers, as far as they can be told from numbers to predict."""
+        there = np.unique(labels)
+        counted = 1 < len(there) <= len(labels) // 2 and (there == np.arange(len(there))).all()
+        classes = labels.ndim == 1 and counted
+        if self.given_error is MISCLASSIFICATION or (classes and self.given_error is None):
+            came = f"{labels.dtype}, only 0 to {there[-1]:g}" if classes else labels.dtype
+            raise BadInput(
+                f"Expected `labels` to be classes, integers from 0 on, got {came}. Write `labels.astype(int)`, or "
+                "`metric=study.MEAN_SQUARED_ERROR` where they are numbers to predict."
+            )
+
+    def error(self, config: Mapping[str, Any]) -> Error:
+        """What is measured."""
+        return self.given_error or (MISCLASSIFICATION if self.loaded(config).classes else MEAN_SQUARED_ERROR)
+
+    def build(self, norm: Norm, config: Mapping[str, Any]) -> "Program":
+        """The program of a cell; see `Problem.build`.
+
+        Raises:
+            ValueError: For what cannot be trained.
+        """
+        require("study", "optax")
+        from normlab.introspect.pure import network
+        from normlab.study.training.supervised import learn
+
+        ghost = norm.options.get("ghost_batch_size")
+        if isinstance(ghost, int) and ghost > config["batch_size"]:
+            raise ValueError(f"Expected `ghost_batch_size` up to the batch of {config['batch_size']}, got {ghost}.")
+        data = self.loaded(config)
+        training = {name: config[name] for name in _TRAINING if name in config}
+        fields = {name: value for name, value in config.items() if name not in (*training, *self.asked)}
+        fields |= self._classes(data)
+        first = data.prepared(data.inputs[:2])
+        return learn(
+            data,
+            lambda norm: network(self.model, norm, first, **fields),
+            norm,
+            error=self.error(config),
+            loss=self.loss,
+            optimizer=self.optimizer,
+            chance=self.chance(data) if callable(self.chance) else self.chance,
+            validation=self.validation,
+            test=self.test,
+            **self.observed,
+            **training,
+        )
+
+    def _classes(self, data: Data) -> dict[str, int]:
+        """How many there are, for a model that wants to know."""
+        parameter = inspect.signature(self.model).parameters.get("classes")
+        if parameter is None or not (data.classes or parameter.default is parameter.empty):
+            return {}
+        if not data.classes:
+            raise ValueError(
+                f"Expected `labels` to be classes, integers from 0 on, which the model's `classes` counts, got "
+                f"{data.labels.dtype}. Convert them, or take another model."
+            )
+        return {"classes": int(data.labels.max()) + 1}
+
+    def norm_options(self, norm: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Options of a norm; see `Problem.norm_options`."""
+        options = self.given_options.get(norm, {})
+        if not norms.get(norm).entry.averages:
+            return options
+        train, _ = sizes(self.loaded(config), self.validation, self.test)
+        ramps = ramps_over(config["epochs"] * max(1, train // config["batch_size"])) if norm == "batch_renorm" else {}
+        return {**averages(norm, train, config["batch_size"]), **ramps, **options}
+
+
+def _named(function: Loss) -> Error:
+    """A function as an error that has its name."""
+    name = getattr(function, "__name__", "").strip("<>_").replace("_", " ")
+    return Error(name=name if name and name != "lambda" else "error", function=function)

@@ -1,0 +1,196 @@
+"""The files of a report, which lie beside the page and are contained in it: data, tables and figures."""
+
+import base64
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from markupsafe import Markup
+
+from normlab.study.analysis.results import Analysis, CurveResult, ProblemResult, SeriesResult, to_json
+from normlab.study.design.comparison import Comparison, Settings
+from normlab.study.design.records import canonical_json
+from normlab.study.design.request import to_toml
+from normlab.study.report.tables import rows, run_rows, series_rows, slug, to_csv, to_latex
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+_SAFE = "".join(chr(code) for code in range(33, 127) if chr(code) not in "%#&<>'")
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file that the page holds and that lies beside it, too.
+
+    Attributes:
+        path: Relative to the page.
+        kind: Its media type.
+        content: Its bytes.
+        about: What it holds.
+    """
+
+    path: str
+    kind: str
+    content: bytes
+    about: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the browser saves it as."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def uri(self) -> str:
+        """The file as a link for an attribute in single quotes; text as text, since base64 is a third longer."""
+        if self.kind.startswith("text/"):
+            return Markup(f"data:{self.kind},{quote(self.content, safe=_SAFE)}")
+        return Markup(f"data:{self.kind};base64,{base64.b64encode(self.content).decode()}")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure for the page, and as files."""
+
+    svg: str
+    files: tuple[Download, ...]
+
+
+def describe(
+    analysis: Analysis, comparison: Comparison, settings: Settings, identity: Mapping[str, Any], outdated: str = ""
+) -> str:
+    """Give every setting as JSON text: the comparison, what was asked for, every cell, what it ran on and left out."""
+    fields = ("name", "title", "question", "baseline", "margin", "default_learning_rate", "fixed")
+    plain = {
+        "comparison": {
+            **{name: getattr(comparison, name) for name in fields},
+            "problems": [
+                {
+                    **{name: getattr(problem, name) for name in ("name", "title", "spatial", "recurrent")},
+                    "metric": dataclasses.asdict(problem.metric),
+                }
+                for problem in comparison.problems
+                if problem.name in settings.problems
+            ],
+            "curves": [
+                {
+                    **{name: getattr(curve, name) for name in ("name", "title", "shows", "hides", "advises")},
+                    "factor": dataclasses.asdict(curve.factor),
+                    "config": {str(value): dict(curve.config(value)) for value in settings.values[curve.name]},
+                }
+                for curve in comparison.curves
+                if curve.name in settings.curves
+            ],
+        },
+        "settings": dataclasses.asdict(settings),
+        "cells": cells(analysis),
+        "identity": dict(identity),
+        "outdated": outdated,
+    }
+    return json.dumps(plain, indent=2, ensure_ascii=False, default=str) + "\n"
+
+
+def figure_files(analysis: Analysis) -> dict[tuple[str, str, str], Figure]:
+    """Figures by problem, curve and kind."""
+    from normlab.study.report import figures  # loads matplotlib
+
+    kinds = {"error": figures.error_figure, "loss": figures.loss_figure, "tuning": figures.tuning_figure}
+    found = {}
+    for stem, problem, curve in _stems(analysis):
+        for kind, draw in kinds.items():
+            label = f"{_ABOUT[kind]}: {problem.title}, {curve.title}"
+            found[problem.name, curve.name, kind] = _figure(draw(analysis, problem, curve), f"{kind}-{stem}", label)
+    return found
+
+
+_ABOUT = {
+    "error": "Error against the factor",
+    "loss": "Training loss against the factor",
+    "tuning": "Validation error against the learning rate",
+}
+
+
+def series_files(analysis: Analysis) -> list[tuple[SeriesResult, Figure, Download]]:
+    """Every series with its figure and its numbers."""
+    from normlab.study.report import figures  # loads matplotlib
+
+    found = []
+    for number, one in enumerate(analysis.series):
+        name = f"series-{slug(f'{one.problem}-{one.series.name}')}"
+        if any(table.name == f"{name}.csv" for _, _, table in found):
+            name = f"{name}.{number}"
+        drawn = _figure(figures.series_figure(analysis, one), name, f"{one.series.title}: {one.problem}")
+        csv = to_csv(series_rows(one)).encode()
+        found.append((one, drawn, Download(f"tables/{name}.csv", "text/csv;charset=utf-8", csv)))
+    return found
+
+
+def _figure(drawing: "Drawing", name: str, label: str) -> Figure:
+    """A drawing for the page, and as files of that name."""
+    from normlab.study.report import figures
+
+    svg = figures.to_svg(drawing)
+    return Figure(
+        svg=Markup(figures.inline(svg, name, label)),
+        files=(
+            Download(f"figures/{name}.svg", "image/svg+xml", svg.encode()),
+            Download(f"figures/{name}.pdf", "application/pdf", figures.to_pdf(drawing)),
+        ),
+    )
+
+
+def norm_keys(analysis: Analysis) -> list[str]:
+    """The colour and marker of every norm."""
+    from normlab.study.report import figures  # loads matplotlib
+
+    return [Markup(figures.key(index)) for index in range(len(analysis.norms))]
+
+
+def data_files(
+    analysis: Analysis, comparison: Comparison, settings: Settings, identity: Mapping[str, Any], outdated: str = ""
+) -> Iterator[Download]:
+    """Results, runs and settings."""
+    config = describe(analysis, comparison, settings, identity, outdated)
+    csv, text = "text/csv;charset=utf-8", "text/plain;charset=utf-8"
+    yield Download("analysis.json", text, to_json(analysis).encode(), "every number of this page but times")
+    yield Download("tables/cells.csv", csv, to_csv(rows(analysis)).encode(), "a row for every norm, value and curve")
+    yield Download(
+        "tables/runs.csv", csv, to_csv(run_rows(analysis)).encode(), "status and metrics of every planned run"
+    )
+    yield Download("tables/settings.json", text, config.encode(), "every setting, and what it ran on")
+    toml = to_toml(settings, comparison)
+    yield Download("tables/settings.toml", text, toml.encode(), "for `normlab run NAME --config`")
+
+
+def latex_files(analysis: Analysis) -> dict[tuple[str, str], Download]:
+    """Tables by problem and curve."""
+    return {
+        (problem.name, curve.name): Download(
+            f"tables/{stem}.tex", "text/plain;charset=utf-8", to_latex(analysis, problem, curve).encode()
+        )
+        for stem, problem, curve in _stems(analysis)
+    }
+
+
+def _stems(analysis: Analysis) -> Iterator[tuple[str, ProblemResult, CurveResult]]:
+    """Every problem and curve with a file name of its own."""
+    taken: Counter[str] = Counter()
+    for problem in analysis.problems:
+        for curve in problem.curves:
+            stem = slug(f"{problem.name}-{curve.name}")
+            taken[stem.lower()] += 1
+            again = taken[stem.lower()]
+            yield stem if again == 1 else f"{stem}.{again}", problem, curve
+
+
+def cells(analysis: Analysis) -> list[dict[str, Any]]:
+    """Every cell that is trained: `problem`, `norm`, `options` (all of the norm's), `config` (what training sees)."""
+    found: dict[str, dict[str, Any]] = {}
+    for run in analysis.runs:
+        cell = {"problem": run.problem, "norm": run.norm, "options": run.options, "config": dict(run.config)}
+        found.setdefault(canonical_json(cell), cell)
+    return list(found.values())

@@ -1,0 +1,218 @@
+"""A comparison's result for people: one HTML file that needs no network, and tables and figures beside it.
+
+What else shows a result is here by name: the table of the terminal, and the rows behind the tables.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from normlab.study.analysis.estimates import CAUTIOUS, runs_to_see, wilson
+from normlab.study.analysis.results import Analysis, Basin, CellResult, CurveResult, Point, TuningPoint
+from normlab.study.design.comparison import Comparison, Settings
+from normlab.study.design.factors import Value
+from normlab.study.design.records import FAILURES
+from normlab.study.design.request import to_toml
+from normlab.study.report import advice, formatting
+from normlab.study.report.advice import Choice
+from normlab.study.report.files import cells, data_files, figure_files, latex_files, norm_keys, series_files
+from normlab.study.report.tables import rows
+from normlab.study.report.terminal import print_table, table_text
+from normlab.study.worker.store import write_whole
+
+__all__ = ["print_table", "table_text", "rows", "write_html"]
+
+
+def write_html(
+    analysis: Analysis,
+    directory: str | os.PathLike[str],
+    *,
+    comparison: Comparison,
+    settings: Settings,
+    identity: Mapping[str, Any],
+    command: str,
+    wall_seconds: float,
+    about: Mapping[str, str] | None = None,
+    outdated: str = "",
+) -> Path:
+    """Write `report.html`, which opens offline, `analysis.json`, and the folders `tables` and `figures` beside it.
+
+    Each file appears whole or not at all, the page last.
+
+    Args:
+        analysis: What to report.
+        directory: Where to; made if it is not there.
+        comparison: The question and what is fixed.
+        settings: What was asked for.
+        identity: Code, versions and hardware, as in the records.
+        command: What reproduces it.
+        wall_seconds: Time from start to end.
+        about: What the data of problems are, in words.
+        outdated: Which records of the folder are in none of the numbers, and why; see `identity.outdated`.
+
+    Returns:
+        The path of the HTML file.
+    """
+    data = list(data_files(analysis, comparison, settings, identity, outdated))
+    latex, figures, series = latex_files(analysis), figure_files(analysis), series_files(analysis)
+    page = _template().render(
+        analysis=analysis,
+        comparison=comparison,
+        settings=settings,
+        tier=comparison.tiers[settings.tier],
+        recommendation=advice.recommend(analysis),
+        data=data,
+        latex=latex,
+        figures=figures,
+        series=series,
+        about=_of_problems(about or {}),
+        keys=norm_keys(analysis),
+        moves=any(cost.moved is not None for cost in analysis.costs),
+        costs={(cost.problem, cost.curve, cost.norm, cost.value): cost for cost in analysis.costs},
+        statuses=_statuses(analysis),
+        invalid=_invalid(analysis),
+        norm_settings=_norm_settings(analysis),
+        unseen_failure_rate=wilson(0, settings.seeds, analysis.level)[1],
+        environment=list(_flat(identity)),
+        command=command,
+        toml=to_toml(settings, comparison),
+        wall_seconds=wall_seconds,
+        outdated=outdated,
+    )
+    drawn = [*figures.values(), *(figure for _, figure, _ in series)]
+    files = [*data, *latex.values(), *(table for _, _, table in series), *(f for figure in drawn for f in figure.files)]
+    folder = Path(directory)
+    for file in files:
+        (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / file.path, file.content)
+    return write_whole(folder / "report.html", page)
+
+
+def _template() -> Any:
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    own = (_reasons, _basin_width, _basin_ends, _factor, _grown, _sure, _pair, _rates, _at_rate)
+    environment.filters.update({function.__name__.removeprefix("_"): function for function in own})
+    style, script = Markup(_asset("report.css")), Markup(_asset("report.js"))
+    environment.globals.update(words=formatting, style=style, script=script, step_times=advice.STEP_TIMES)
+    environment.globals.update(cautious=CAUTIOUS, runs_to_see=runs_to_see)
+    return environment.from_string(_asset("report.html.jinja"))
+
+
+def _of_problems(about: Mapping[str, str]) -> dict[str, str]:
+    """Words about data, and the names of all problems that have them."""
+    return {text: ", ".join(name for name, same in about.items() if same == text) for text in about.values()}
+
+
+def _asset(name: str) -> str:
+    return resources.files("normlab.study.report").joinpath(name).read_text("utf-8")
+
+
+def _factor(curve: CurveResult) -> str:
+    """A curve's factor in a sentence: `ghost batch size`."""
+    return str(curve.factor["name"]).replace("_", " ")
+
+
+def _grown(curve: CurveResult) -> list[tuple[Value, tuple[float, ...]]]:
+    """The values at which the grid has grown, and by which rates."""
+    found = {cell.value: cell.added for cell in curve.cells if cell.added}
+    return list(found.items())
+
+
+def _basin_width(basin: Basin) -> str:
+    """`30x`; an end that may lie further out makes the width a lower bound."""
+    return f"{'at least ' if basin.open_low or basin.open_high else ''}{formatting.ratio(basin.width)}"
+
+
+def _basin_ends(basin: Basin) -> str:
+    """`0.01 to 0.3`."""
+    return (
+        f"{formatting.rate(basin.low)} to {formatting.rate(basin.high)}"
+        if basin.width > 1
+        else formatting.rate(basin.low)
+    )
+
+
+def _rates(curve: CurveResult) -> list[float]:
+    """The learning rates that any of its cells was tuned over."""
+    return sorted({point.learning_rate for cell in curve.cells for point in cell.tuning})
+
+
+def _at_rate(cell: CellResult, rate: float) -> TuningPoint | None:
+    """What became of a cell's tuning runs at a learning rate; `None` where there were none."""
+    return next((point for point in cell.tuning if point.learning_rate == rate), None)
+
+
+def _pair(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Names that stand for themselves in a list to choose from."""
+    return [(name, name) for name in names]
+
+
+def _sure(choice: Choice, names: Mapping[str, str]) -> str:
+    """Whether the data decide a choice, and if not, between what."""
+    if not choice.norm:
+        return choice.reason
+    if choice.sure:
+        return "yes"
+    seeds = f"; about {choice.seeds_needed} seeds would tell" if choice.seeds_needed else ""
+    if not choice.undecided:
+        return f"for now; {choice.seeds_needed} seeds would be sure"
+    others = formatting.listed([advice.in_sentence(names[norm]) for norm in choice.undecided], "or")
+    return f"no: perhaps {others}{seeds}"
+
+
+def _reasons(points: Iterable[Point]) -> str:
+    """Why runs failed, equal reasons together: `diverged: loss is not finite (seeds 1, 4)`."""
+    seeds: dict[str, list[str]] = {}
+    for point in points:
+        if point.status in FAILURES:
+            why = ": ".join(part for part in (point.status, point.reason.rstrip(".")) if part)
+            seeds.setdefault(why, []).append(str(point.seed))
+    return "; ".join(f"{why} ({'seed' if len(s) == 1 else 'seeds'} {', '.join(s)})" for why, s in seeds.items())
+
+
+def _invalid(analysis: Analysis) -> list[tuple[str, str]]:
+    """Norms that cannot be run on a problem, and why."""
+    found = {
+        (f"{analysis.names[cell.norm]} on {problem.title}", cell.invalid): None
+        for problem in analysis.problems
+        for cell in problem.cells
+        if cell.invalid
+    }
+    return list(found)
+
+
+def _statuses(analysis: Analysis) -> dict[str, Counter[str]]:
+    """Planned runs by stage and status; those that tuning will bring have no status yet."""
+    counts: dict[str, Counter[str]] = {}
+    for run in analysis.runs:
+        counts.setdefault(run.stage, Counter())[run.status] += 1
+    to_come = analysis.counts["planned"] - len(analysis.runs)
+    if to_come:
+        counts.setdefault("evaluate", Counter())["missing"] += to_come
+    return counts
+
+
+def _norm_settings(analysis: Analysis) -> list[tuple[str, str, str, list[str]]]:
+    """Problem, norm, all its options, and with what training; equal options together."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for cell in cells(analysis):
+        training = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in cell["config"].items())
+        found.setdefault((cell["problem"], cell["norm"], cell["options"]), []).append(training)
+    return [(*key, where) for key, where in found.items()]
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested mappings as lines `versions jax`: `0.10.2`."""
+    if isinstance(value, Mapping):
+        for key in value:
+            yield from _flat(value[key], f"{prefix} {key}".strip())
+    elif isinstance(value, list | tuple):
+        yield prefix, ", ".join(str(item) for item in value)
+    else:
+        yield prefix, str(value)

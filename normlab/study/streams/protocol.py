@@ -1,0 +1,21 @@
+"""Constants of the test-then-train protocol, and the names of its metrics."""
+
+PARTS = 50
+"""Parts of a stream over which errors are averaged; the window of drops and recovery is as long as one."""
+
+PREFIX = 0.2
+"""Share of a single real stream that chooses learning rates, and is not reported on."""
+
+RECOVERED_WITHIN = 0.02
+"""How close the error must come to that before a drift."""
+
+SETTLED = 5
+"""Parts of the stream over which an error is taken to be a level."""
+
+DROP = "rise of the error in the window after a drift"
+RECOVERY = "examples until recovered"
+NOT_RECOVERED = "drifts not recovered from"
+LOST = "additional errors until recovered"
+FINAL = "error on all tasks at the end"
+FORGETTING = "forgetting"
+ALL_TASKS = "cross-task effect: that error minus the one by statistics of all tasks"

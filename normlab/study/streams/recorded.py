@@ -1,0 +1,214 @@
+"""Recorded streams: bundled with river, prepared on disk, or from a file."""
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from normlab.errors import BadInput, nearest
+from normlab.study.data.tabular import DELIMITERS, Rows, numbered, read_csv, read_npz
+from normlab.study.streams.preprocessing import features_of
+from normlab.study.streams.stream import (
+    Source,
+    Stream,
+    check_positions,
+    description,
+    river_version,
+    sha256_of,
+    source_of,
+)
+
+
+def bundled(name: str, *, standardize: bool = True) -> Source:
+    """Read one of the data sets that river brings along; nothing is downloaded.
+
+    Args:
+        name: `phishing`, `bananas`, `image_segments`, `shuttle` (classes), or `trump_approval` (numbers).
+        standardize: Whether features are standardized online; see `standardized`.
+
+    Raises:
+        BadInput: If there is no such data set.
+    """
+    if name not in _BUNDLED:
+        raise BadInput(f"Expected a data set of river's, got `{name}`. {nearest(name, _BUNDLED)}")
+    return source_of(name, partial(_bundled, name=name, standardize=standardize), libraries=("river",))
+
+
+def recorded(name: str, data_dir: str | os.PathLike[str] | None = None, *, standardize: bool = True) -> Source:
+    """Read a stream that was recorded in the world.
+
+    Args:
+        name: `weather`: 18,159 days at an air base, 8 measurements, whether it rained. `outdoor`: 4,000 pictures of 40
+            objects out of doors, 21 chromaticities.
+        data_dir: The folder in which `raw/weather/weather.csv`, or `raw/outdoor/outdoorStream.data` and `.labels` are;
+            `NORMLAB_DATA` unless given.
+        standardize: Whether features are standardized online; see `standardized`.
+
+    Raises:
+        BadInput: If there is no such stream.
+    """
+    if name not in _RECORDED:
+        raise BadInput(f"Expected a recorded stream, got `{name}`. {nearest(name, _RECORDED)}")
+    folder = data_dir or os.environ.get("NORMLAB_DATA")
+    if not folder:
+        raise BadInput(f"Expected the folder of recorded streams for `{name}`, got none. Set `NORMLAB_DATA`.")
+    files = [str(Path(folder, "raw", name, file)) for file in _RECORDED[name].files]
+    missing = next((file for file in files if not os.path.isfile(file)), None)
+    if missing:
+        raise BadInput(f"Expected the stream `{name}` in `{missing}`, got no such file. Check `NORMLAB_DATA`.")
+    return source_of(name, partial(_recorded, name=name, files=files, standardize=standardize), files=files)
+
+
+def from_file(
+    path: str | os.PathLike[str],
+    *,
+    label: str | None = None,
+    classes: Sequence[str | int] | None = None,
+    numbers: bool = False,
+    drifts: Sequence[int] = (),
+    skip_nonfinite: bool = False,
+    standardize: bool = True,
+    drop: Sequence[str] = (),
+    header: bool | None = None,
+    delimiter: str = ",",
+) -> Source:
+    """Read a stream of your own, in the order of the file.
+
+    Args:
+        path: A `.csv` file in UTF-8 with names of columns in its first line and numbers below, an example a line; or an
+            `.npz` file with `inputs`, shape (n, ...), and `labels`, shape (n,).
+        label: The column of labels; the last one unless given.
+        classes: All labels that there can be, in the order of the outputs. Unless given: integers are classes
+            themselves, counted from 0; other numbers are targets; text is a class, counted as it first appears.
+        numbers: Whether labels are targets though all of them are integers.
+        drifts: Index of the first example of each new concept, as far as known, counted in the file.
+        skip_nonfinite: Leave out examples in which something is missing, NaN or infinite; they are refused otherwise.
+        standardize: Whether features are standardized online; see `standardized`.
+        drop: Columns that are left out, whatever is in them.
+        header: Whether the first line has names of columns; without them, columns are counted from 1. Unless given it
+            has, and is refused where it looks like an example.
+        delimiter: Between values: `","`, `";"`, `"|"` or `"tab"`.
+
+    Raises:
+        BadInput: If there is no such file, or something in it cannot be learned from; when the stream is asked for.
+    """
+    path = os.fspath(path)
+    if Path(path).suffix not in (".csv", ".npz"):
+        raise BadInput(f"Expected a .csv or .npz file, got `{path}`.")
+    if delimiter not in DELIMITERS:
+        raise BadInput(f"Expected `delimiter` to be one of {', '.join(DELIMITERS)}, got `{delimiter}`.")
+    of_csv = {"label": label, "drop": [str(name) for name in drop], "header": header, "delimiter": delimiter}
+    if path.endswith(".npz"):
+        if label is not None:
+            raise BadInput(f"Expected no `label` for an .npz file, got `{label}`. Its labels are the array `labels`.")
+        if drop or header is not None or delimiter != ",":
+            raise BadInput(f"Expected `drop`, `header` and `delimiter` for a .csv file only, got `{path}`.")
+    make = partial(
+        _own,
+        path=path,
+        of_csv=of_csv,
+        classes=None if classes is None else [str(name) for name in classes],
+        numbers=numbers,
+        drifts=tuple(map(int, drifts)),
+        skip_nonfinite=skip_nonfinite,
+        standardize=standardize,
+    )
+    return source_of(Path(path).stem, make, files=[path])
+
+
+class _Recorded(NamedTuple):
+    """A recorded stream: its files, and what it is in words."""
+
+    files: Sequence[str]
+    about: str
+
+
+_BUNDLED = {
+    "phishing": ("Phishing", "web pages, whether they are phishing"),
+    "bananas": ("Bananas", "points of two clusters in the shape of bananas"),
+    "image_segments": ("ImageSegments", "segments of images, which of 7 things they show"),
+    "shuttle": ("Shuttle", "sensor readings of a space shuttle, whether they are out of the ordinary"),
+    "trump_approval": ("TrumpApproval", "ratings by five polling agencies, from which a sixth follows"),
+}
+
+_RECORDED = {
+    "weather": _Recorded(("weather.csv",), "Days at Offutt Air Force Base, 1949 to 1999, whether it rained"),
+    "outdoor": _Recorded(
+        ("outdoorStream.data", "outdoorStream.labels"),
+        "Pictures of 40 objects out of doors, chromaticities (Losing et al., 2015)",
+    ),
+}
+
+
+def materialized(dataset: Any, n: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs, float64, and labels as they are, of the first `n` examples, features in the order of the first."""
+    inputs, labels = [], []
+    for x, y in islice(dataset, n):
+        inputs.append(list(x.values()))
+        labels.append(y)
+    return np.array(inputs, np.float64), np.array(labels)
+
+
+def _bundled(seed: int, *, name: str, standardize: bool) -> Stream:
+    from river import datasets
+
+    dataset, about = _BUNDLED[name]
+    if not hasattr(datasets, dataset):
+        raise BadInput(f"Expected a river that brings `{dataset}` along, got river {river_version()}. Update it.")
+    rows = numbered(name, *materialized(getattr(datasets, dataset)()))
+    return _of_rows(rows, f"{dataset} of river {river_version()}: {about}", standardize=standardize)
+
+
+def _recorded(seed: int, *, name: str, files: Sequence[str], standardize: bool) -> Stream:
+    if name == "weather":
+        rows = read_csv(files[0])
+    else:
+        inputs, labels = (np.loadtxt(file) for file in files)
+        rows = numbered(name, inputs, labels.astype(int))
+    return _of_rows(rows, _RECORDED[name].about, standardize=standardize)
+
+
+def _own(
+    seed: int,
+    *,
+    path: str,
+    of_csv: Mapping[str, Any],
+    classes: Sequence[str] | None,
+    numbers: bool,
+    drifts: Sequence[int],
+    skip_nonfinite: bool,
+    standardize: bool,
+) -> Stream:
+    rows = read_npz(path) if path.endswith(".npz") else read_csv(path, **of_csv)
+    about = f"`{Path(path).name}`, sha256 {sha256_of(path)}"
+    return _of_rows(rows, about, classes, numbers, drifts, skip_nonfinite, standardize)
+
+
+def _of_rows(
+    rows: Rows,
+    about: str,
+    classes: Sequence[str] | None = None,
+    numbers: bool = False,
+    drifts: Sequence[int] = (),
+    skip_nonfinite: bool = False,
+    standardize: bool = True,
+) -> Stream:
+    """A stream of what is in a file, if all of it can be learned from."""
+    stays = rows.whole(skip=skip_nonfinite)
+    drifts = [int(stays[:drift].sum()) for drift in check_positions(drifts, len(stays))]
+    labels, number = rows.classes(classes, numbers, stays)
+    skipped = int(np.sum(~stays))
+    left_out = f", {skipped:,} left out because a value was not finite" if skipped else ""
+    return Stream(
+        name=Path(rows.path).stem,
+        inputs=features_of(rows.inputs[stays], standardize),
+        labels=labels,
+        classes=number,
+        drifts=tuple(drifts),
+        about=description(f"{about}, {len(labels):,} examples{left_out}", standardize),
+        skipped=skipped,
+    )

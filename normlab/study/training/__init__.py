@@ -1,0 +1,1 @@
+"""How does one model get its numbers?"""

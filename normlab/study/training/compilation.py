@@ -1,0 +1,134 @@
+"""Compile the program of a configuration once for all its runs."""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import jax
+import numpy as np
+
+from normlab.study.design.program import Program
+from normlab.study.training.loop import Outcome, on_devices, replicated, training
+
+Train = Callable[[Sequence[float], Sequence[int]], Iterator[Outcome]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """A program that is ready to run.
+
+    Attributes:
+        train: `(learning_rates, seeds) -> outcomes`, made as they are asked for: one run, or one stack, at a time.
+        seconds: To initialize a first state, to trace, and to compile or to load what was compiled before.
+        memory: Bytes that training needs on the device: data, state and what lives within a step. For stacked runs, a
+            lane's share. `None` where the backend does not say.
+        moved: Bytes that collectives give to a device in an update; 0 on one device.
+    """
+
+    train: Train
+    seconds: float
+    memory: int | None
+    moved: int
+
+
+def compile_program(
+    program: Program, lanes: int | None = None, data: Mapping[str, jax.Array] | None = None
+) -> Compiled:
+    """Compile training and evaluation, apart from each other so that the cost of training is told alone.
+
+    Args:
+        program: Of one cell.
+        lanes: How many runs are stacked by `vmap`; `None` is one after another. A stack that is not full is filled up
+            with copies of its last run: there is one program, and the numbers of a run do not depend on how many
+            others are asked for.
+        data: The program's data on the device, where other programs use them too; put there unless given.
+    """
+    start = perf_counter()
+    here: Mapping[str, jax.Array] = on_devices(program, dict(program.data)) if data is None else data
+    if program.feed:
+        from normlab.study.training.streaming import Fed  # which is made of what is here
+
+        fed = Fed(program, program.feed, here)
+        train, fitting, lanes = fed.train, fed.fitting, None
+    else:
+        train, fitting = _with_all_data(program, lanes, here)
+    seconds = perf_counter() - start
+    moved = collective_bytes(fitting.as_text() or "") if program.mesh else 0
+    return Compiled(train=train, seconds=seconds, memory=_memory(fitting, lanes or 1), moved=moved)
+
+
+def _with_all_data(program: Program, lanes: int | None, data: Mapping[str, jax.Array]) -> tuple[Train, Any]:
+    """Compile a program whose data are on the device: what makes its runs, and the executable that trains."""
+    fit, evaluate = training(program), program.evaluate
+    if lanes:
+        fit, evaluate = jax.vmap(fit, in_axes=(0, 0, None)), jax.vmap(evaluate, in_axes=(0, None))
+    rates, states = _inputs(program, lanes, [0.0], [0])
+    everywhere = replicated(program.mesh) if program.mesh else None
+    fitting = jax.jit(fit, out_shardings=everywhere).lower(rates, states, data).compile()
+    evaluation = jax.jit(evaluate, out_shardings=everywhere).lower(states, data).compile()
+    size = lanes or 1
+
+    def train(learning_rates: Sequence[float], seeds: Sequence[int]) -> Iterator[Outcome]:
+        for first in range(0, len(seeds), size):
+            stack = slice(first, first + size)
+            rates, states = jax.block_until_ready(_inputs(program, lanes, learning_rates[stack], seeds[stack]))
+            start = perf_counter()
+            states, metrics, series = jax.block_until_ready(fitting(rates, states, data))
+            seconds = (perf_counter() - start) / size
+            metrics, series = jax.device_get(({**evaluation(states, data), **metrics}, series))
+            for lane in range(len(seeds[stack])):
+                yield Outcome(
+                    metrics={name: float(np.ravel(value)[lane]) for name, value in metrics.items()},
+                    series={name: value[lane] if lanes else value for name, value in series.items()},
+                    seconds=seconds,
+                )
+
+    return train, fitting
+
+
+def collective_bytes(text: str) -> int:
+    """Bytes of what the collectives of a compiled program give to a device, each counted once.
+
+    >>> collective_bytes("%a = (f32[8,2]{1,0}, bf16[3]{0}) all-reduce(%b, %c), to_apply=%add")
+    70
+    >>> collective_bytes("%a = (f32[4]{0}, f32[32]{0}) all-gather-start(%b), dimensions={0}")
+    128
+    """
+    total = 0
+    for result, kind, start in re.findall(rf"= (.+?) ({_COLLECTIVES})(-start)?\(", text):
+        shapes = re.findall(r"\b(pred|[a-z]+\d+)\w*\[([\d,]*)\]", result)
+        if start and kind != "all-reduce":  # what was handed over comes before what is given
+            shapes = shapes[len(shapes) // 2 :]
+        total += sum(_width(kind) * math.prod(int(n) for n in sizes.split(",") if n) for kind, sizes in shapes)
+    return total
+
+
+def _inputs(program: Program, lanes: int | None, learning_rates: Sequence[float], seeds: Sequence[int]) -> Any:
+    """The learning rate and state of one run, or those of a stack."""
+    states = [program.init(seed) for seed in seeds]
+    if not lanes:
+        return on_devices(program, (np.float32(learning_rates[0]), states[0]))
+    fill = lanes - len(seeds)
+    rates = np.asarray([*learning_rates, *[learning_rates[-1]] * fill], np.float32)
+    return rates, jax.tree.map(lambda *leaves: np.stack(leaves), *states, *states[-1:] * fill)
+
+
+_COLLECTIVES = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+
+
+def _width(kind: str) -> int:
+    """Bytes of a number of a type as XLA names it: f32, bf16, s8, pred."""
+    return max(1, int("".join(filter(str.isdigit, kind)) or 8) // 8)
+
+
+def _memory(compiled: Any, lanes: int) -> int | None:
+    """Bytes of an executable's arguments, outputs and temporaries; XLA's own peak leaves out temporaries on CPU."""
+    try:
+        told = compiled.memory_analysis()
+        kinds = (told.argument_size_in_bytes, told.output_size_in_bytes, told.temp_size_in_bytes)
+    except (AttributeError, NotImplementedError, jax.errors.JaxRuntimeError):
+        return None
+    return (sum(kinds) - told.alias_size_in_bytes) // lanes

@@ -1,0 +1,146 @@
+"""The training loop as one compiled program, and what comes out of a run."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from normlab.study.design.problem import MEASURED_AT
+from normlab.study.design.program import Arrays, Program
+
+Trained = tuple[Any, dict[str, jax.Array], Mapping[str, jax.Array]]
+
+
+def mesh_of(devices: int) -> Mesh | None:
+    """The first `devices` devices of all processes as a mesh with the one axis `data`; `None` for one.
+
+    Raises:
+        ValueError: If there are fewer.
+    """
+    if devices == 1:
+        return None
+    there = jax.devices()
+    if len(there) < devices:
+        raise ValueError(
+            f"Expected {devices} devices for one model, got {len(there)} ({there[0].platform}). On CPU, where JAX can "
+            f"pretend, call `jax.config.update('jax_num_cpu_devices', {devices})` before JAX is first used."
+        )
+    return Mesh(np.asarray(there[:devices]), ("data",))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """All of an array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def shared_out(tree: Any, mesh: Mesh | None) -> Any:
+    """Divide the first axis of arrays among the devices, within a compiled program."""
+    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec("data")))
+
+
+def standard_error(errors: jax.Array | np.ndarray) -> jax.Array:
+    """The standard error of the mean of the errors of examples, one for each."""
+    return jnp.asarray(errors, jnp.float32).std() / len(errors) ** 0.5
+
+
+def training(program: Program) -> Callable[[jax.Array, Any, Arrays], Trained]:
+    """The function that trains one model, `(learning_rate, state, data) -> (state, metrics, series)`, to be compiled.
+
+    Metrics are `train_loss` and `first_nonfinite`: the step of the first loss that is not finite, -1 if there is none.
+    Series have a row for each of `MEASURED_AT`.
+    """
+
+    def train(learning_rate: jax.Array, state: Any, data: Arrays) -> Trained:
+        def step(state: Any, t: jax.Array) -> tuple[Any, jax.Array]:
+            return program.step(state, t, learning_rate, data)
+
+        if measure := program.series:
+            measured = _measured(step, program.steps, state, lambda state: measure(state, data), program.at_end)
+            state, losses, series = measured
+        else:
+            (state, losses), series = jax.lax.scan(step, state, jnp.arange(program.steps)), {}
+        bad = ~jnp.isfinite(losses)
+        first = jnp.where(bad.any(), jnp.argmax(bad), -1)
+        return state, {"train_loss": losses[-program.last :].mean(), "first_nonfinite": first}, series
+
+    return train
+
+
+def window_training(program: Program, steps: int) -> Callable[..., tuple[Any, jax.Array]]:
+    """The function that trains on a window, `(learning_rate, state, data, first, n) -> (state, losses)`.
+
+    It makes the n updates from `first` on; there are as many losses as a window has steps, those behind the n zero.
+    """
+
+    def train(learning_rate: jax.Array, state: Any, data: Arrays, first: jax.Array, n: jax.Array) -> Any:
+        def one(i: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+            state, loss = program.step(carry[0], first + i, learning_rate, data)
+            return state, carry[1].at[i].set(loss)
+
+        return jax.lax.fori_loop(0, n, one, (state, jnp.zeros(steps)))
+
+    return train
+
+
+def _measured(
+    step: Callable[[Any, jax.Array], tuple[Any, jax.Array]],
+    steps: int,
+    state: Any,
+    measure: Callable[[Any], Mapping[str, jax.Array]],
+    at_end: bool,
+) -> tuple[Any, jax.Array, Mapping[str, jax.Array]]:
+    """Train with a measurement at each of `MEASURED_AT`; step and measurement are in the program once.
+
+    The loops within are as long as their bounds say, so any number of steps can be divided.
+    """
+
+    def one(t: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+        state, loss = step(carry[0], t)
+        return state, carry[1].at[t].set(loss)
+
+    def part(carry: Any, bounds: jax.Array) -> tuple[Any, Mapping[str, jax.Array]]:
+        carry = jax.lax.fori_loop(bounds[0], bounds[1], one, carry)
+        if not at_end:
+            return carry, measure(carry[0])
+        nothing = jax.tree.map(lambda shape: jnp.full(shape.shape, jnp.nan), jax.eval_shape(measure, carry[0]))
+        return carry, jax.lax.cond(bounds[1] == steps, measure, lambda _: nothing, carry[0])
+
+    ends = [round(share * steps) for share in MEASURED_AT]
+    (state, losses), series = jax.lax.scan(part, (state, jnp.zeros(steps)), jnp.asarray([[0, *ends[:-1]], ends]).T)
+    return state, losses, series
+
+
+def check(program: Program) -> None:
+    """Trace a program without compiling or running it.
+
+    Raises:
+        Exception: Whatever the model raises for shapes it cannot take.
+    """
+    state, learning_rate = jax.eval_shape(lambda: program.init(0)), jax.ShapeDtypeStruct((), jnp.float32)
+    state, _, _ = jax.eval_shape(training(program), learning_rate, state, program.sees())
+    jax.eval_shape(program.evaluate, state, program.sees(held_out=True))
+
+
+class Outcome(NamedTuple):
+    """A finished run.
+
+    Attributes:
+        metrics: Those of `training` and of the program's `evaluate`, as Python numbers.
+        series: Those of `training`: a row for each time they were taken.
+        seconds: Of all its updates and series; evaluation is not in it. For stacked runs, a stack's time divided by its
+            lanes.
+    """
+
+    metrics: dict[str, float]
+    series: dict[str, np.ndarray]
+    seconds: float
+
+
+def on_devices(program: Program, tree: Any) -> Any:
+    """Put arrays on the program's device, or on all of its devices."""
+    if program.mesh is None:
+        return jax.device_put(tree)
+    return jax.device_put(jax.device_get(tree), replicated(program.mesh))  # from the host of each process

@@ -1,0 +1,405 @@
+"""The program of supervised learning: a loss, mini-batches, a learning rate that decays to zero."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from normlab import expect
+from normlab.introspect.pure import Network
+from normlab.norms import Norm
+from normlab.study.data.augment import augment
+from normlab.study.data.dataset import Data
+from normlab.study.data.splits import composed, divided, shuffled, sizes
+from normlab.study.data.streaming import WINDOW_BYTES, Streamed
+from normlab.study.design.problem import Metric, Series
+from normlab.study.design.program import Arrays, Feed, Program
+from normlab.study.design.provenance import data_hash
+from normlab.study.training.loop import mesh_of, shared_out, standard_error
+from normlab.study.training.objectives import (
+    MEAN_SQUARED_ERROR,
+    MISCLASSIFICATION,
+    Error,
+    Loss,
+    Optimizer,
+    check_transformation,
+)
+
+EVALUATED_AT_ONCE = 1024
+"""Held-out examples that go through the model together."""
+
+
+class Learner(NamedTuple):
+    """State of supervised training.
+
+    Attributes:
+        params: What the optimizer trains.
+        rest: What else training changes in the model; see `Network`.
+        moments: State of the optimizer.
+        order: Examples of all batches, shape (steps, batch).
+        train: Examples for training, in a random order.
+        held_out: Examples for validation and, behind them, for the test.
+        alike: Where batches have a number of classes: batches of examples for training, and of those of the test,
+            composed likewise, each of shape (batches, batch).
+        seed: Of the run, for what is drawn in training.
+    """
+
+    params: Any
+    rest: Any
+    moments: Any
+    order: Any
+    train: Any
+    held_out: Any
+    alike: tuple[Any, ...]
+    seed: Any
+
+
+class Fitted(NamedTuple):
+    """A model at some time of its training, as series and side metrics see it.
+
+    Attributes:
+        network: Its functions.
+        variant: `norm -> the functions of this model with another norm`.
+        norm: The norm that is in it.
+        params: What the optimizer trains.
+        rest: What else training changes in the model; see `Network`.
+        batch: Inputs and labels of the first batch of training.
+        train: Which examples it is trained on, in a random order.
+        test: Inputs and labels of the test examples.
+        take: `examples -> their inputs and labels`, as the model takes them.
+        evaluate: `rest -> outputs of the test examples`, with that rest in place of the model's own.
+        alike: See `Learner`.
+        loss: `(outputs, labels) -> number`.
+        error: `(outputs, labels) -> one number for each example`: the metric.
+    """
+
+    network: Network
+    variant: Callable[[Norm], Network]
+    norm: Norm
+    params: Any
+    rest: Any
+    batch: tuple[jax.Array, jax.Array]
+    train: jax.Array
+    test: tuple[jax.Array, jax.Array]
+    take: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+    evaluate: Callable[[Any], Any]
+    alike: tuple[jax.Array, ...]
+    loss: Callable[[Any, jax.Array], jax.Array]
+    error: Callable[[Any, jax.Array], jax.Array]
+
+
+def learn(
+    data: Data,
+    made: Callable[[Norm], Network],
+    norm: Norm,
+    *,
+    batch_size: int,
+    epochs: int,
+    classes_per_batch: int | None = None,
+    devices: int = 1,
+    error: Error,
+    loss: Loss | None = None,
+    optimizer: Optimizer | None = None,
+    chance: float | None = None,
+    validation: float | None = None,
+    test: float | None = None,
+    series: Sequence[Series] = (),
+    measure: Callable[[Fitted], Mapping[str, Any]] = lambda model: {},
+    side: Sequence[Metric] = (),
+    assess: Callable[[Fitted, Any], Mapping[str, Any]] = lambda model, outputs: {},
+) -> Program:
+    """Make the program.
+
+    Every seed has its own split (`data.split`); every epoch is a new permutation of the training set, and a last batch
+    that would be smaller than the others is left out. The learning rate decays to zero along a cosine.
+
+    Args:
+        data: Inputs and labels; of `Streamed` the program has a feed.
+        made: `norm -> the model`.
+        norm: For the model.
+        batch_size: Examples an update.
+        epochs: Passes over the training set.
+        classes_per_batch: How many classes a batch has, drawn anew for each, as its examples are from theirs, so that
+            an epoch is as many examples but not each once; unless given a batch is as it comes.
+        devices: Among which every batch is divided; statistics of batch norms are still those of the whole batch.
+        error: What is measured on held-out examples.
+        loss: `(outputs, labels) -> number, or one for each example`; softmax cross entropy or squared error unless
+            given.
+        optimizer: Made from a learning-rate schedule; SGD with momentum 0.9 unless given.
+        chance: Error of a model that has learned nothing; computed for the errors of this package unless given.
+        validation: See `data.sizes`.
+        test: See `data.sizes`.
+        series: What is measured before, during and after training.
+        measure: Gives it by name; what it leaves out is NaN.
+        side: What is reported beside the error.
+        assess: Gives it by name, likewise; it also takes the outputs of the test examples.
+
+    Raises:
+        ValueError: If a batch is larger than the training set or cannot be divided among the devices, or a part of the
+            data would be empty; when traced, if outputs do not fit the labels, the loss or the error.
+    """
+    batch_size, epochs = expect.WHOLE.of("`batch_size`", batch_size), expect.WHOLE.of("`epochs`", epochs)
+    training, validating = sizes(data, validation, test)
+    if not 1 <= batch_size <= training:
+        raise ValueError(
+            f"Expected a batch of 1 to {training} examples (the training set), got {batch_size}. Choose a smaller one."
+        )
+    if batch_size % devices:
+        raise ValueError(
+            f"Expected a batch that {devices} devices can share equally, got {batch_size} examples. Choose a multiple."
+        )
+    if classes_per_batch is not None:
+        _check_composition(data, classes_per_batch, batch_size)
+    mesh, network = mesh_of(devices), made(norm)
+    per_epoch = training // batch_size
+    steps = epochs * per_epoch
+    if steps >= 2**31:
+        raise ValueError(f"Expected fewer than 2^31 updates, got {steps:,}. Choose fewer epochs or larger batches.")
+    make_optimizer, objective = optimizer or _sgd, loss or (_cross_entropy if data.classes else _squared_error)
+    check = _check_of(data, loss, error)
+
+    def optimizer_at(learning_rate: Any) -> optax.GradientTransformation:
+        made = make_optimizer(lambda t: learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * t / steps)))
+        check_transformation(made)
+        return made
+
+    def examples(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        parts = divided(data, seed, validation, test)
+        train, held_out = parts["train"], np.concatenate([parts["validation"], parts["test"]])
+        order = alike_of(train, steps, seed) if classes_per_batch else shuffled(train, batch_size, epochs, seed)
+        return order, train, held_out
+
+    def alike_of(some: np.ndarray, count: int, seed: int) -> np.ndarray:
+        return some[composed(data.labels[some], count, batch_size, classes_per_batch or 1, seed)]
+
+    feed = _feed(data, examples, steps, batch_size, training, validating) if isinstance(data, Streamed) else None
+    if feed and (series or side):
+        raise ValueError(
+            "Expected data that are all on the device, of which series and side metrics are taken, got data that are "
+            "read while a model is trained. Pass `--no-stream`, or take a comparison without them."
+        )
+
+    def init(seed: int) -> Learner:
+        order, train, held_out = _places(feed, batch_size) if feed else examples(seed)
+        alike = (train, held_out[validating:]) if classes_per_batch and not feed else ()
+        alike = tuple(alike_of(some, max(1, len(some) // batch_size), seed) for some in alike)
+        params, rest = network.init(seed)
+        return Learner(
+            params=params,
+            rest=rest,
+            moments=optimizer_at(0.0).init(params),
+            order=order,
+            train=train,
+            held_out=held_out,
+            alike=alike,
+            seed=np.uint32(seed),
+        )
+
+    def step(state: Learner, t: jax.Array, learning_rate: jax.Array, arrays: Arrays) -> tuple[Learner, jax.Array]:
+        batch = state.order[t % feed.steps if feed else t]
+        inputs, labels = shared_out((arrays["inputs"][batch], arrays["labels"][batch]), mesh)
+        if data.augment:
+            draws = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), 1), t)  # the model has its own
+            inputs = augment(data.augment, draws, inputs)
+        inputs = data.prepared(inputs)
+
+        def mean_loss(outputs: Any) -> tuple[jax.Array, None]:
+            check(outputs)
+            return _numbers("loss", objective(outputs, labels), [(), (batch_size,)]).mean(), None
+
+        (value, _), gradients, rest = network.gradients(mean_loss, state.params, state.rest, inputs, t)
+        updates, moments = optimizer_at(learning_rate).update(gradients, state.moments, state.params)
+        params: Any = optax.apply_updates(state.params, updates)
+        return state._replace(params=params, rest=rest, moments=moments), value
+
+    def evaluate(state: Learner, arrays: Arrays) -> dict[str, jax.Array]:
+        outputs = outputs_of(state.held_out, state, arrays)
+        errors = error.function(outputs, arrays["labels"][state.held_out])
+        errors = _numbers("metric", errors, [state.held_out.shape])
+        finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(outputs)]).all()
+        if feed:
+            return {"errors": errors, "finite": finite}
+        aside = assess(fitted(state, arrays), jax.tree.map(lambda x: x[validating:], outputs)) if side else {}
+        return {
+            **{metric.name: _numbers(metric.name, aside.get(metric.name, jnp.nan), [()]) for metric in side},
+            "validation": errors[:validating].mean(),
+            "validation_sem": standard_error(errors[:validating]),
+            "test": errors[validating:].mean(),
+            "finite": finite,
+        }
+
+    def outputs_of(examples: jax.Array, state: Learner, arrays: Arrays) -> Any:
+        return _in_chunks(
+            lambda chunk: network.evaluate(state.params, state.rest, data.prepared(arrays["inputs"][chunk])), examples
+        )
+
+    def fitted(state: Learner, arrays: Arrays) -> Fitted:
+        def take(examples: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return data.prepared(arrays["inputs"][examples]), arrays["labels"][examples]
+
+        return Fitted(
+            network=network,
+            variant=made,
+            norm=norm,
+            params=state.params,
+            rest=state.rest,
+            batch=take(state.order[0]),
+            train=state.train,
+            test=take(state.held_out[validating:]),
+            take=take,
+            evaluate=lambda rest: outputs_of(state.held_out[validating:], state._replace(rest=rest), arrays),
+            alike=state.alike,
+            loss=lambda outputs, labels: objective(outputs, labels).mean(),
+            error=lambda outputs, labels: jnp.asarray(error.function(outputs, labels), jnp.float32),
+        )
+
+    def measured(state: Learner, arrays: Arrays) -> dict[str, jax.Array]:
+        found = measure(fitted(state, arrays))
+        missing = {one.name: jnp.full(len(one.x), jnp.nan) for one in series}
+        return {one.name: _numbers(one.name, {**missing, **found}[one.name], [(len(one.x),)]) for one in series}
+
+    return Program(
+        data=data.arrays,
+        marks=data.marks,
+        init=init,
+        step=step,
+        evaluate=evaluate,
+        steps=steps,
+        last=per_epoch,
+        chance=_chance(data, error) if chance is None else chance,
+        mesh=mesh,
+        series=measured if series else None,
+        at_end=all(one.at_end for one in series),
+        about=_about(data),
+        feed=feed,
+        libraries=data.libraries,
+    )
+
+
+def _about(data: Data) -> str:
+    """Describe the data, and say that seeds share examples where no test set stands apart."""
+    shared = (
+        "" if data.test else "No test set stands apart: learning rates are chosen on examples that other seeds test."
+    )
+    return f"{data.about} {shared}".strip()
+
+
+def _feed(
+    data: Streamed,
+    examples: Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]],
+    steps: int,
+    batch_size: int,
+    training: int,
+    validating: int,
+) -> Feed:
+    """Windows of the batches that a seed has, in their order, and of its held-out examples."""
+    held_out = len(data.labels) - training
+    per_window = max(1, min(steps, WINDOW_BYTES // (batch_size * data.inputs[0].nbytes)))
+    sizes = per_window * batch_size, min(EVALUATED_AT_ONCE, held_out)
+
+    def rows(wanted: np.ndarray, size: int) -> np.ndarray:
+        return np.resize(wanted, (-(-wanted.size // size), size))  # filled up from its beginning
+
+    def shapes(size: int) -> Arrays:
+        named = {"inputs": data.inputs, "labels": data.labels}
+        return {name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype) for name, array in named.items()}
+
+    return Feed(
+        steps=per_window,
+        mark=lambda seed: data_hash(dict(zip(("order", "train", "held_out"), examples(seed), strict=True))),
+        windows=lambda seed, n: data.windows(rows(examples(seed)[0], sizes[0])[n:]),
+        held_out=lambda seed: data.windows(rows(examples(seed)[2], sizes[1])),
+        shapes=(shapes(sizes[0]), shapes(sizes[1])),
+        metrics=lambda errors: {
+            "validation": errors[:validating].mean(),
+            "validation_sem": float(standard_error(errors[:validating])),
+            "test": errors[validating:held_out].mean(),
+        },
+    )
+
+
+def _places(feed: Feed, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where the examples of batches, and those that are held out, are within a window."""
+    places, held_out = (np.arange(len(shapes["labels"]), dtype=np.int32) for shapes in feed.shapes)
+    return places.reshape(feed.steps, batch_size), places[:0], held_out
+
+
+def _check_composition(data: Data, classes_per_batch: int, batch_size: int) -> None:
+    if not data.classes or data.labels.ndim != 1:
+        raise ValueError("Expected `labels` to be a class for each example where batches have a number of classes.")
+    most = min(len(np.unique(data.labels)), batch_size)
+    if not 1 <= classes_per_batch <= most:
+        raise ValueError(f"Expected 1 to {most} classes in a batch of {batch_size} examples, got {classes_per_batch}.")
+
+
+def _sgd(schedule: optax.Schedule) -> optax.GradientTransformation:
+    return optax.sgd(schedule, momentum=0.9)
+
+
+def _cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
+
+
+_squared_error = MEAN_SQUARED_ERROR.function
+
+
+def _in_chunks(function: Callable[[jax.Array], Any], indices: jax.Array) -> Any:
+    """Map examples to outputs, a limited number at a time; the last chunk is filled up with examples seen before."""
+    n = len(indices)
+    if n <= EVALUATED_AT_ONCE:
+        return function(indices)
+    chunks = jnp.resize(indices, (-(-n // EVALUATED_AT_ONCE), EVALUATED_AT_ONCE))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], jax.lax.map(function, chunks))
+
+
+def _check_of(data: Data, loss: Loss | None, error: Error) -> Callable[[Any], None]:
+    """What can be known about outputs from the labels: nothing where loss and error are the user's own."""
+    if data.classes and (loss is None or error is MISCLASSIFICATION):
+        low, high = int(data.labels.min()), int(data.labels.max())
+        return lambda outputs: _check_classes(outputs.shape, low, high)
+    if not data.classes and (loss is None or error is MEAN_SQUARED_ERROR):
+        return lambda outputs: _check_targets(outputs.shape, data.labels.shape[1:])
+    return lambda outputs: None
+
+
+def _check_classes(shape: tuple[int, ...], low: int, high: int) -> None:
+    if len(shape) != 2:
+        raise ValueError(
+            f"Expected the model's outputs to be logits of shape (batch, classes), got {shape}. End it with "
+            f"`nn.Dense({high + 1})`, or give `loss` and `metric`."
+        )
+    if low < 0 or high >= shape[1]:
+        raise ValueError(
+            f"Expected `labels` from 0 to {shape[1] - 1}, since the model has {shape[1]} outputs, got {low} to {high}. "
+            f"Give it {high + 1} outputs."
+        )
+
+
+def _check_targets(shape: tuple[int, ...], target: tuple[int, ...]) -> None:
+    if shape[1:] not in (target, (*target, 1)):
+        like = ", ".join(["batch", *map(str, target)])
+        raise ValueError(
+            f"Expected the model's outputs to be shaped like `labels`, ({like}), got {shape}. Give it as many outputs; "
+            "where labels are classes, write `labels.astype(int)`."
+        )
+
+
+def _numbers(name: str, values: Any, shapes: list[tuple[int, ...]]) -> jax.Array:
+    if jnp.shape(values) not in shapes:
+        raise ValueError(
+            f"Expected `{name}` to give shape {' or '.join(map(str, shapes))}, got {jnp.shape(values)}. Return "
+            "numbers of that shape."
+        )
+    return jnp.asarray(values)
+
+
+def _chance(data: Data, error: Error) -> float | None:
+    """The error of the best constant answer."""
+    if error is MISCLASSIFICATION:
+        return float(1 - np.unique(data.labels, return_counts=True)[1].max() / len(data.labels))
+    if error is MEAN_SQUARED_ERROR:
+        return float(data.labels.var(axis=0, dtype=np.float64).mean())
+    return None

@@ -1,0 +1,114 @@
+"""The identity of runs: code, versions, platform, data and strategy, and where two of them differ."""
+
+import json
+import os
+import platform
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from normlab.study.design.provenance import file_hash, own_code, usable_cpus, versions
+from normlab.study.design.records import Record, canonical_json, of_problem
+
+if TYPE_CHECKING:
+    from normlab.study.worker.strategy import Strategy
+
+
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def describe(
+    files: Mapping[str, Path],
+    data: Mapping[str, str],
+    strategy: "Strategy",
+    libraries: Mapping[str, Iterable[str]] | None = None,
+) -> dict[str, Any]:
+    """Collect the identity of the runs that this process would make. Imports JAX.
+
+    Args:
+        files: The user's files by name; see `catalogue.code`.
+        data: For each problem the hash of its data.
+        strategy: How runs are executed.
+        libraries: For each problem the libraries that it uses beyond those that all use; see `Program.libraries`.
+    """
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    described = {
+        "code": {"normlab": own_code(), "comparison": {name: file_hash(file) for name, file in files.items()}},
+        "versions": {"python": python, **versions(_LIBRARIES)},
+        "libraries": {problem: versions(names) for problem, names in (libraries or {}).items()},
+        "platform": _platform(strategy),
+        "data": dict(data),
+        "strategy": str(strategy),
+    }
+    return json.loads(canonical_json(described))  # in the order in which a folder gives it back
+
+
+def files_of(identity: Mapping[str, Any]) -> dict[str, str]:
+    """The user's files that an identity has, and the hash of each; none where it is of an older form."""
+    code = identity.get("code", {})
+    return dict(code.get("comparison", {})) if isinstance(code, Mapping) else {}
+
+
+def differences(one: Any, other: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two trees of mappings differ: `versions jax`, and both values."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        for key in sorted({*one, *other}, key=str):
+            yield from differences(one.get(key), other.get(key), f"{name} {key}".strip())
+    elif one != other:
+        yield name, one, other
+
+
+def outdated(identity: Mapping[str, Any], records: Iterable[Record]) -> str:
+    """Say how many records are of another identity, and where it differs; empty where there are none.
+
+    Args:
+        identity: Of all runs as they would be made.
+        records: Those of a folder. Problems that the identity does not know are left out.
+    """
+    reasons: Counter[str] = Counter()
+    for record in records:
+        if record.run.cell.problem in identity["data"]:
+            now = of_problem(identity, record.run.cell.problem)
+            if changes := [_change(*found) for found in differences(record.identity, now)]:
+                reasons["; ".join(dict.fromkeys(changes))] += 1
+    if not reasons:
+        return ""
+    groups = [f"{count} record{'s' * (count > 1)} ({why})" for why, count in reasons.most_common()]
+    return f"Set aside, and in none of the numbers: {', '.join(groups)}."
+
+
+def _change(what: str, then: Any, now: Any) -> str:
+    """Put a difference of identities into words."""
+    kind, _, name = what.partition(" ")
+    if what == "code normlab":
+        return "the code of normlab changed"
+    if what.startswith("code comparison "):
+        file = f"`{what.removeprefix('code comparison ')}`"
+        return f"{file} changed" if then and now else f"{file} is {'imported now' if now else 'no longer imported'}"
+    if kind in ("code", "data"):
+        return f"the {kind} changed"
+    if kind in ("versions", "platform"):
+        before, after = ("none" if value in (None, "") else value for value in (then, now))
+        return f"{name} {before} instead of {after}"
+    return f"{what} `{then}` instead of `{now}`"
+
+
+def _platform(strategy: "Strategy") -> dict[str, Any]:
+    """What runs see of the machine, whether this process makes them or gives them to others."""
+    import jax
+    import jax.numpy as jnp
+
+    device = jax.devices()[0]
+    environment = {**os.environ, **strategy.environment(os.environ)}
+    divided = device.platform == "cpu" and not strategy.one_thread
+    return {
+        "backend": device.platform,
+        "device": device.device_kind,
+        "machine": platform.machine(),
+        "x64": jnp.zeros(()).dtype == jnp.float64,
+        "xla_flags": environment.get("XLA_FLAGS", ""),
+        # XLA cuts large matrix products by the processors that it sees, which changes their last digits.
+        "cpus": usable_cpus() if divided else 1,
+    }

@@ -1,0 +1,198 @@
+"""Run the runs of a configuration in this process, and make a record of each."""
+
+import platform
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from normlab.errors import BadInput, Fault
+from normlab.study.design import discovery, imports
+from normlab.study.design.comparison import Comparison
+from normlab.study.design.plan import Plan
+from normlab.study.design.provenance import file_hash
+from normlab.study.design.records import EVALUATE, Cell, Record, Run
+from normlab.study.worker.identity import describe, differences, files_of
+from normlab.study.worker.outcome import TUNING_SEES, failure, make_record, rows_of, status_of
+from normlab.study.worker.strategy import Task
+
+if TYPE_CHECKING:
+    from normlab.study.design.program import Program
+    from normlab.study.training.compilation import Compiled
+    from normlab.study.training.loop import Outcome
+
+
+PROGRAMS_KEPT = 64
+"""Compiled cells that a process keeps: evaluation comes back to a cell when its whole column has been tuned."""
+
+
+def worker(task: Task) -> "CellRunner":
+    """Become a worker, in a process of its own: load the comparison, and check that this is the place for it.
+
+    Raises:
+        Fault: If the comparison cannot be loaded, or code, versions or platform are not those of who gives the task.
+    """
+    from normlab.study.training.compilation_cache import use_cache
+
+    use_cache()
+    try:
+        comparison = discovery.load(task.source)
+        files = discovery.code(task.source, files_of(task.identity))
+    except BadInput as error:
+        raise Fault(f"Worker processes cannot start on {platform.node()}: {error}") from error
+    here = describe(files, task.identity["data"], task.strategy, task.identity.get("libraries"))
+    for what, theirs, ours in differences(_findable(task.identity, files), here):
+        raise Fault(
+            f"Expected workers like the process that gives them runs, got `{what}` {ours} on {platform.node()} instead "
+            f"of {theirs}. Install the same there, or leave that machine out; finished runs are kept."
+        )
+    return CellRunner(task, comparison)
+
+
+def _findable(told: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Any]:
+    """An identity without the user's files that this process has not come to yet; see `CellRunner`."""
+    known = {name: content for name, content in files_of(told).items() if name in files}
+    return {**told, "code": {**told.get("code", {}), "comparison": known}}
+
+
+class CellRunner:
+    """Makes records of the runs of cells in this process; the programs of the latest cells are kept."""
+
+    def __init__(self, task: Task, comparison: Comparison) -> None:
+        """Take what all cells share; nothing is compiled yet."""
+        self.task, self.plan = task, Plan(comparison, task.settings)
+        self._programs: OrderedDict[Cell, _Ready | Exception] = OrderedDict()
+        self._data: dict[tuple[str, Any], Any] = {}
+        self._lanes: dict[Cell, int] = {}
+        self._file = discovery.locate(task.source) if files_of(task.identity) else None
+        self._checked = set(self._run_here())
+
+    def __call__(self, cell: Cell, runs: Sequence[Run]) -> Iterator[Record]:
+        """Make the records of some runs of a cell, in order; an exception becomes a record."""
+        lanes = self.lanes(cell)
+        for start in range(0, len(runs), lanes):
+            yield from self._stack(cell, runs[start : start + lanes])
+
+    def lanes(self, cell: Cell) -> int:
+        """How many runs are made together: one where data are read meanwhile, so that none is lost with another."""
+        if cell not in self._lanes:
+            self._lanes[cell] = self.task.strategy.lanes or 1
+            with suppress(Exception):  # which becomes a record where runs are made
+                if self._lanes[cell] > 1 and build(self.plan, cell).feed:
+                    self._lanes[cell] = 1
+        return self._lanes[cell]
+
+    def _stack(self, cell: Cell, runs: Sequence[Run]) -> list[Record]:
+        start = perf_counter()
+        try:
+            ready = self._ready(cell)
+            outcomes = list(ready.compiled.train([run.learning_rate for run in runs], [run.seed for run in runs]))
+        except Exception as error:
+            status, seconds = failure(error), (perf_counter() - start) / len(runs)
+            return [make_record(self.task, run, *status, cost={"run": seconds}) for run in runs]
+        return [self._finished(run, outcome, ready) for run, outcome in zip(runs, outcomes, strict=True)]
+
+    def _run_here(self) -> list[Path]:
+        return imports.run_by(self._file, mentioned=False) if self._file else []
+
+    def _not_in_key(self) -> str:
+        """Say why the key of the runs does not have all that they were made of; empty where it has.
+
+        The user's files are looked for before there are runs, when every cell has been traced. One that is imported
+        later, such as by what draws a batch, or that has changed by then, is found here.
+        """
+        known = files_of(self.task.identity)
+        new = [file for file in self._run_here() if file not in self._checked]
+        for name, file in imports.named(new, self._file).items() if self._file and new else ():
+            if not file.is_file() or known.get(name) != file_hash(file):
+                found = "which has changed since" if name in known else "imported during a run"
+                return (
+                    f"Expected all files that `{self.task.source}` imports to be known before its runs, got `{name}`, "
+                    f"{found}. Import it at the top of the comparison's file, and run the same command again."
+                )
+            self._checked.add(file)
+        return ""
+
+    def _finished(self, run: Run, outcome: "Outcome", ready: "_Ready") -> Record:
+        """The record of a finished run; of a tuning run, what is measured of test examples is dropped unseen."""
+        if why := self._not_in_key():
+            return make_record(self.task, run, "error", why, cost=_cost(ready, outcome.seconds))
+        evaluated = run.stage == EVALUATE
+        seen = {name: value for name, value in outcome.metrics.items() if evaluated or name in TUNING_SEES}
+        status = status_of(seen, ready.program.chance)
+        return make_record(
+            self.task,
+            run,
+            *status,
+            metrics={**seen, "chance": ready.program.chance},
+            series={name: rows_of(rows) for name, rows in outcome.series.items()} if evaluated else {},
+            cost=_cost(ready, outcome.seconds),
+        )
+
+    def _ready(self, cell: Cell) -> "_Ready":
+        """The compiled program of a cell; what failed to compile once fails again at once."""
+        if cell not in self._programs:
+            try:
+                self._programs[cell] = self._prepared(cell)
+            except Exception as error:
+                self._programs[cell] = error
+            if len(self._programs) > PROGRAMS_KEPT:
+                self._programs.popitem(last=False)
+        self._programs.move_to_end(cell)
+        found = self._programs[cell]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _prepared(self, cell: Cell) -> "_Ready":
+        """Build and compile; the data of a problem are on the device once.
+
+        Raises:
+            ValueError: If they are not those that the comparison began with.
+        """
+        from normlab.study.training.compilation import compile_program
+        from normlab.study.training.loop import on_devices
+
+        program = build(self.plan, cell)
+        there = cell.problem, program.mesh
+        if there not in self._data:
+            found = program.data_hash
+            if self.task.identity["data"].get(cell.problem, found) != found:  # none where no cell could be traced
+                raise ValueError("Expected the same data whenever they are loaded, got others. Seed what draws them.")
+            self._data[there] = on_devices(program, dict(program.data))
+        return _Ready(program, compile_program(program, self.task.strategy.lanes, self._data[there]))
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A program and its executables."""
+
+    program: "Program"
+    compiled: "Compiled"
+
+
+def _cost(ready: _Ready, seconds: float) -> dict[str, float]:
+    cost = {"compile": ready.compiled.seconds, "run": seconds, "step": seconds / ready.program.steps}
+    if ready.program.mesh:
+        cost["moved"] = float(ready.compiled.moved)
+    return cost if ready.compiled.memory is None else {**cost, "memory": float(ready.compiled.memory)}
+
+
+def build(plan: Plan, cell: Cell) -> "Program":
+    """Build the program of a cell.
+
+    Raises:
+        Exception: Whatever the problem raises for what it cannot train.
+    """
+    norm, config = plan.resolve(plan.place(cell))
+    program = plan.problem(cell.problem).build(norm, config)
+    devices, found = config.get("devices", 1), program.mesh.size if program.mesh else 1
+    if devices != found:
+        raise ValueError(
+            f"Expected a program for the {devices} devices of `config['devices']`, got one for {found}: `build` makes "
+            "`Program(mesh=...)` by `normlab.study.training.loop.mesh_of`, or the problem by `study.supervised`."
+        )
+    return program

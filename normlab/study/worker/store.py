@@ -1,0 +1,446 @@
+"""The folder of a comparison: `comparison.json`, and one JSON file a run under `runs/`, each whole or not there."""
+
+import errno
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+from uuid import uuid4
+
+from normlab.errors import BadInput, Fault
+from normlab.study.design import schema
+from normlab.study.design.comparison import Settings
+from normlab.study.design.plan import TUNING_SEEDS_FROM
+from normlab.study.design.recorded import DESCRIBED, RecordedPlan
+from normlab.study.design.records import EVALUATE, STATUSES, TUNE, Cell, Record, Run, content_key, frozen, run_key
+from normlab.study.design.schema import Malformed
+
+_HEADER = "comparison.json"
+_RUN_LOCK, _REPORT_LOCK = ".run.lock", ".report.lock"
+JOBS = "submitit"
+"""Where jobs of a cluster keep their logs and what they were given."""
+
+HEADER_BYTES, RECORD_BYTES = 64 * 2**20, 16 * 2**20
+"""How large `comparison.json` and the file of a run may be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a folder holds.
+
+    Attributes:
+        settings: Of the last invocation.
+        identity: Of the last invocation; runs of another identity stay in the folder, unused.
+        command: Of the last invocation.
+        wall_seconds: Spent so far, all invocations together.
+        shard: The part of the last invocation, `i/n`; empty for all of it.
+        about: What the data of problems are, in words.
+        described: What a report needs of the comparison (see `described.describe`); empty in folders that an earlier
+            version wrote.
+    """
+
+    settings: Settings
+    identity: Mapping[str, Any]
+    command: str
+    wall_seconds: float = 0.0
+    shard: str = ""
+    about: Mapping[str, str] = field(default_factory=dict)
+    described: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Store:
+    """A folder with the runs of one comparison, each file complete for who reads it.
+
+    One process writes, and the jobs of a cluster to which it gives runs.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Name a folder; nothing is read or written yet."""
+        self.directory = Path(directory)
+
+    def check(self, comparison: str) -> None:
+        """Refuse a folder that is not ours to write to.
+
+        Raises:
+            BadInput: If the folder holds another comparison, or anything else.
+        """
+        if not self.directory.exists():
+            return
+        if not self.directory.is_dir():
+            raise BadInput(f"Expected a folder, got the file `{self.directory}`. Choose another with `--output`.")
+        held = self.header()
+        if held is None and any(not _is_ours(path) for path in self.directory.iterdir()):
+            raise BadInput(
+                f"Expected an empty folder or one of `{comparison}`, got `{self.directory}`, which holds other things. "
+                "Choose another with `--output`."
+            )
+        if held is not None and held.settings.comparison != comparison:
+            raise BadInput(
+                f"Expected a folder of `{comparison}`, got `{self.directory}`, which holds the comparison "
+                f"`{held.settings.comparison}`. Choose another with `--output`."
+            )
+
+    def header(self) -> Header | None:
+        """What the folder says it holds; `None` where it says nothing.
+
+        Raises:
+            BadInput: If `comparison.json` is not one of ours.
+        """
+        path = self.directory / _HEADER
+        if not path.is_file():
+            return None
+        try:
+            content = schema.read_json(path, HEADER_BYTES)
+            fields = {**_HEADER_FIELDS(content), "identity": content["identity"]}
+            settings = Settings(**fields.pop("settings"))
+            _check_settings(settings)
+            if fields.get("described"):
+                RecordedPlan(settings, fields["described"])
+            return Header(settings=settings, **fields)
+        except (Malformed, OSError) as error:
+            raise BadInput(
+                f"Expected `{path}` to be what this version of normlab writes, got something else ({error}). Choose "
+                "another folder; or delete the file, and the command that made the folder resumes from the runs in it."
+            ) from error
+
+    def recorded(self) -> tuple[Header, RecordedPlan]:
+        """Read the header, and the plan of the comparison that it describes; none of the comparison's code is run.
+
+        Raises:
+            BadInput: If there is no header, or it is not one of ours, or one of an earlier version.
+        """
+        header = self.header()
+        if header is None:
+            raise BadInput(f"Expected a folder that `normlab run` wrote, got `{self.directory}`.")
+        if not header.described or "data" not in header.identity:
+            raise BadInput(
+                f"Expected `{self.directory / _HEADER}` to describe its comparison, got one of an earlier version of "
+                "normlab. Run the command that made the folder again, or use the version that wrote it."
+            )
+        return header, RecordedPlan(header.settings, header.described)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keep other processes from running this comparison, and remove what killed ones left half-written.
+
+        Raises:
+            BadInput: If the folder cannot be written to, or another process runs here.
+        """
+        lock = self.directory / _RUN_LOCK
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            held = _hold(lock, wait=False)
+        except BlockingIOError as error:
+            raise BadInput(
+                f"Expected to be alone in `{self.directory}`, where {lock.read_text('utf-8').strip() or 'another'} is "
+                "at work. Wait for it, or choose another folder with `--output`."
+            ) from error
+        except OSError as error:
+            reason = f"Cannot write to `{self.directory}`: {error.strerror}. Choose another with `--output`."
+            raise BadInput(reason) from error
+        with held:
+            with suppress(OSError):  # who it is, for messages; a full disk is told by what matters
+                held.truncate(0)
+                print(f"process {os.getpid()} on {platform.node()}", file=held, flush=True)
+            _remove_leftovers(self.directory, _HEADER_NAME)
+            for folder in self.directory.glob("runs/??"):
+                _remove_leftovers(folder, _RUN_NAME)
+            yield
+
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Let one process at a time read the runs and write the report, so that the last report has the last run.
+
+        Raises:
+            Fault: If the folder cannot be written to.
+        """
+        held = None
+        with suppress(OSError):  # a folder that cannot be written to can still be read
+            held = _hold(self.directory / _REPORT_LOCK, wait=True)
+        try:
+            with held or nullcontext():
+                if held:
+                    for folder in (self.directory, self.directory / "tables", self.directory / "figures"):
+                        _remove_leftovers(folder, _REPORT_NAME)
+                yield
+        except OSError as error:
+            raise Fault(
+                f"Cannot write the report to `{self.directory}`: {error.strerror}. The runs are kept."
+            ) from error
+
+    def write_header(self, header: Header) -> None:
+        """Write `comparison.json`.
+
+        Raises:
+            BadInput: If it could not be read again.
+            Fault: If it cannot be written.
+        """
+        fields = asdict(header)
+        try:
+            checked = _HEADER_FIELDS(fields)
+            if header.described:
+                RecordedPlan(header.settings, checked["described"])
+        except Malformed as error:
+            raise BadInput(
+                f"Expected names, words and numbers that the folder of a comparison can hold, got something else "
+                f"({error}). Change them in the comparison."
+            ) from error
+        self._write(self.directory / _HEADER, fields)
+
+    def add(self, record: Record) -> None:
+        """Write the file of a run.
+
+        Raises:
+            Fault: If it cannot be written; no part of it is left, and an older one is as it was.
+        """
+        fields = asdict(record)
+        fields["run"]["cell"]["config"] = dict(record.run.cell.config)
+        self._write(self._path(record.key), {**fields, "sha256": content_key(fields)})
+
+    def record(self, key: str) -> Record | None:
+        """Read the run of a key, if it is there and not damaged."""
+        return _record(self._path(key))
+
+    def remove(self, key: str) -> None:
+        """Forget a run, which is to be done again."""
+        self._path(key).unlink(missing_ok=True)
+
+    def records(self) -> list[Record]:
+        """Read all runs, of whatever settings and identity; `damaged` tells what else is there."""
+        return [record for path in self._files() if (record := _record(path))]
+
+    def damaged(self) -> list[Path]:
+        """Files that should hold a run and do not: truncated, changed, or the run of another file."""
+        return [path for path in self._files() if not _record(path)]
+
+    def set_aside(self, path: Path) -> Path:
+        """Rename a damaged file so that its run is done again; its new name."""
+        aside = path.with_name(f"{path.name}.corrupt")
+        os.replace(path, aside)
+        return aside
+
+    def _files(self) -> list[Path]:
+        return sorted(self.directory.glob("runs/??/*.json"))
+
+    def _path(self, key: str) -> Path:
+        return self.directory / "runs" / key[:2] / f"{key}.json"
+
+    def _write(self, path: Path, content: Mapping[str, Any]) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
+        except OSError as error:
+            raise Fault(
+                f"Cannot write to `{self.directory}`: {error.strerror}. Finished runs are kept; once that is fixed, "
+                "the same command resumes from there."
+            ) from error
+
+
+class NoStore:
+    """What stands for a folder where nothing is written."""
+
+    def header(self) -> None:
+        """Nothing is held."""
+
+    def writing(self) -> nullcontext[None]:
+        """Nobody else can be here."""
+        return nullcontext()
+
+    def write_header(self, header: Header) -> None:
+        """Keep nothing."""
+
+    def add(self, record: Record) -> None:
+        """Keep nothing."""
+
+    def check(self, comparison: str) -> None:
+        """Refuse nothing."""
+
+    def records(self) -> list[Record]:
+        """Have nothing."""
+        return []
+
+    def damaged(self) -> list[Path]:
+        """Have nothing."""
+        return []
+
+    def set_aside(self, path: Path) -> Path:
+        """Rename nothing."""
+        return path
+
+
+def write_whole(path: Path, content: str | bytes) -> Path:
+    """Write a file so that nobody sees half of it; where that fails, what was there stays.
+
+    Raises:
+        OSError: As the system says.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")  # process ids are unique on one machine only
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _record(path: Path) -> Record | None:
+    """The run in a file; `None` where it is not what was written, or another than the name says."""
+    try:
+        fields = schema.read_json(path, RECORD_BYTES)
+        _RECORD_FIELDS(fields)
+        if fields.pop("sha256") != content_key(fields):
+            return None
+        run = fields.pop("run")
+        cell = run.pop("cell")
+        config = frozen(cell.pop("config"))
+        record = Record(run=Run(cell=Cell(config=config, **cell), **run), **fields)
+        return record if path.stem == record.key == run_key(record.run, record.identity) else None
+    except (OSError, Malformed):
+        return None
+
+
+_NAME, _LINE = schema.text(), schema.text(2000)
+_POSITIVE = schema.number(positive=True)
+_KEY = schema.text(64, "[0-9a-f]{64}")
+_ROWS = schema.listed(schema.listed(schema.optional(schema.number()), 100_000), 1000)
+
+_SETTINGS_FIELDS = schema.fields(
+    {
+        "comparison": _LINE,
+        "source": schema.text(10_000),
+        "tier": _NAME,
+        **dict.fromkeys(("problems", "norms", "curves"), schema.listed(_LINE, 1000, least=1, once=True)),
+        "values": schema.table(
+            schema.listed(schema.any_of(schema.number(), _NAME), 1000, least=1, once=True), keys=_LINE
+        ),
+        "learning_rates": schema.listed(_POSITIVE, 1000, least=1, once=True),
+        "epochs": schema.whole(1, 10**12),
+        "tuning_seeds": schema.whole(1, 10**6),
+        "seeds": schema.whole(1, TUNING_SEEDS_FROM),
+    },
+    {
+        "extend": schema.flag,
+        "default_learning_rate": schema.optional(_POSITIVE),
+        "devices": schema.whole(1, 10**6),
+        "options": schema.table(schema.plain(2)),
+    },
+)
+_CODE = schema.any_of(
+    schema.fields({"comparison": schema.table(_KEY, 100_000, keys=schema.text(4096))}, any_other=schema.plain(1)),
+    schema.plain(1),  # of older versions, which is read to say that the code changed
+)
+_HEADER_FIELDS = schema.fields(
+    {
+        "settings": _SETTINGS_FIELDS,
+        "identity": schema.fields(
+            {}, {"data": schema.table(_NAME, keys=_LINE), "code": _CODE}, any_other=schema.plain(4)
+        ),
+        "command": schema.text(1_000_000),
+    },
+    {
+        "wall_seconds": schema.number(low=0),
+        "shard": _NAME,
+        "about": schema.table(schema.text(20_000), keys=_LINE),
+        "described": schema.any_of(schema.fields({}), DESCRIBED),
+    },
+)
+_RECORD_FIELDS = schema.fields(
+    {
+        "key": _KEY,
+        "run": schema.fields(
+            {
+                "cell": schema.fields(
+                    {"problem": _LINE, "norm": _LINE, "config": schema.table(schema.plain(3, objects=False))}
+                ),
+                "stage": schema.one_of(TUNE, EVALUATE),
+                "learning_rate": _POSITIVE,
+                "seed": schema.whole(0, 2**31 - 1),
+            }
+        ),
+        "identity": schema.fields({}, {"code": _CODE}, any_other=schema.plain(4)),
+        "status": schema.one_of(*STATUSES),
+        "reason": schema.text(20_000),
+        "metrics": schema.table(schema.optional(schema.number()), keys=_LINE),
+        "series": schema.table(_ROWS, keys=_LINE),
+        "cost": schema.table(schema.number(low=0), keys=_LINE),
+        "sha256": _KEY,
+    }
+)
+
+
+def _check_settings(settings: Settings) -> None:
+    if missing := set(settings.curves) - settings.values.keys():
+        raise Malformed(f"expected those of `{min(missing)}`, got none", "settings", "values")
+
+
+_LEFTOVER = r"\.[0-9a-f]{32}\.tmp"
+"""How the name of a half-written file ends; see `write_whole`."""
+
+_HEADER_NAME, _RUN_NAME = re.escape(_HEADER), r"[0-9a-f]{64}\.json"
+_REPORT_NAME = r"[A-Za-z0-9._-]+\.(html|json|csv|toml|tex|svg|pdf)"
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a process may have left it that was killed before its first header, or whose header was deleted."""
+    ours = (_RUN_LOCK, _REPORT_LOCK, "runs", "report.html", "analysis.json", "tables", "figures", JOBS)
+    return path.name in ours or _is_leftover(path, _HEADER_NAME)
+
+
+def _is_leftover(path: Path, name: str) -> bool:
+    """Whether a file is the half of one of these names: ours, whose writer was killed."""
+    return bool(re.fullmatch(name + _LEFTOVER, path.name)) and path.is_file() and not path.is_symlink()
+
+
+def _remove_leftovers(folder: Path, name: str) -> None:
+    """Remove the halves of files of these names, and nothing else."""
+    for path in folder.glob("*.tmp"):
+        if _is_leftover(path, name):
+            path.unlink(missing_ok=True)
+
+
+def _hold(path: Path, *, wait: bool) -> IO[str]:
+    """Take the lock of a file, which lasts until the file is closed or this process ends, however it does.
+
+    Raises:
+        BlockingIOError: If another process has it and we do not wait.
+        OSError: If there can be no such file.
+    """
+    file = path.open("a+", encoding="utf-8")
+    try:
+        _lock(file, wait=wait)
+    except BlockingIOError:
+        file.close()
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            file.close()
+            raise
+    return file
+
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Some network file systems have no locks; who works there alone needs none."""
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(file: IO[str], *, wait: bool) -> None:
+        file.seek(1 << 30)  # what is locked cannot be read on Windows, so that lies behind the process id
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError(*error.args) from error
+
+else:
+    import fcntl
+
+    def _lock(file: IO[str], *, wait: bool) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
