@@ -29,3 +29,7 @@ def one_line(error: BaseException, limit: int = 300, *, kind: bool = True) -> st
     prefix = f"{type(error).__name__}: " if kind and not isinstance(error, ValueError) else ""
     text = f"{prefix}{lines[0].strip()}"
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+class StatisticsError(ValueError):
+    """Raised at trace time where there is nothing to take statistics over, so that the output would be constant."""

@@ -257,7 +257,7 @@ def _ours(name: str, title: str, module: str, *, in_cells: bool = False, **needs
         kind = getattr(importlib.import_module("normlab.linen"), module)
         check(kind, options, [f.name for f in dataclasses.fields(kind)])
         if needs.get("stateful"):
-            importlib.import_module("normlab.functional._checks").check_flag("train", train)
+            importlib.import_module("normlab._core.checks").check_flag("train", train)
         return kind(**({"use_running_average": not train} if needs.get("stateful") else {}), **options)
 
     def nnx(num_features: Any, rngs: Any, options: Mapping[str, Any]) -> Any:

@@ -47,20 +47,21 @@ DIGITS, CONSTANT = (
     "numerics.py::test_a_constant_gives_the_bias_exactly",
 )
 DIGITS_OF_GRADIENT = f"{DIGITS}_of_the_gradient"
-STATISTICS, STANDARDIZE = "functional/_statistics.py", "functional/_standardize.py"
-BATCH, LAYER = "functional/_batch.py", "functional/_layer.py"
-RECURRENT, CELL_NORM = "functional/_recurrent.py", "functional/_cell_norm.py"
+MOMENTS, STANDARDIZE, RUNNING = "_core/moments.py", "_core/standardize.py", "_core/running.py"
+BATCH, BATCH_RENORM, BATCH_LAYER = "_core/batch.py", "functional/batch_renorm.py", "functional/_batch_layer.py"
+CELL_NORM = "functional/recurrent/cell_norm.py"
+CELL, UNROLL = "functional/recurrent/cells.py", "functional/recurrent/unroll.py"
 CELLS = "recurrent.py::test_values_and_gradients_in_float64_are_those_of_the_reference"
 STEP = "batch_step:max_steps=4,momentum=0.9"
 RSTD = "    square = _not_vanished(m.var + epsilon, epsilon)\n"
 RENORM = "    y, batch = batch_renorm(x, running, scale, bias, **limits, **options)\n"
-ONLINE, STREAMING = "functional/_online.py", "functional/_streaming.py"
+ONLINE, STREAMING = "functional/online_norm.py", "functional/streaming_norm.py"
 STREAM = "online_norms.py::test_both_passes_are_those_of_the_reference_call_after_call"
 ONE_BY_ONE = f"{STREAM}[online:guard=None,momentum=0.8,backward_momentum=0.7-shape0-all]"
 SHARES = "mix=(0.2,0.5,0.3),backward_mix=(0.2,0.5,0.3)"
 MEMORIES = f"{STREAM}[streaming:{SHARES},calls_per_update=3,backward_momentum=0.4-shape5-all]"
 REFUSED = "inputs.py::test_what_is_wrong_is_said_in_one_line_before_anything_is_trained_or_written"
-AVERAGE = "    return _update(running, batch, jnp.sqrt(var + epsilon), momentum)\n"
+AVERAGE = "    return update(running, batch, jnp.sqrt(var + epsilon), momentum)\n"
 
 MUTANTS = (
     Mutant(
@@ -77,19 +78,19 @@ MUTANTS = (
     ),
     Mutant(
         "statistics in the dtype of the input",
-        "functional/_example.py",
+        "_core/per_example.py",
         ("    wide = float32_or_wider(x)\n", "    wide = x\n"),
         (f"{ROUNDS}[layer-bfloat16-1]",),
     ),
     Mutant(
         "one pass where two are needed",
-        STATISTICS,
+        MOMENTS,
         ("    if not over.center or use_fast_variance:\n", "    if True:\n"),
         (f"{ROUNDS}[layer-float32-1e4 + 1]",),
     ),
     Mutant(
         "biased where unbiased",
-        STATISTICS,
+        MOMENTS,
         ("    return m.var * jnp.where(n > 1, n / jnp.maximum(n - 1, 1), 1)\n", "    return m.var\n"),
         ("modules.py::test_unbiased_running_variance_is_that_of_the_sample[BatchNorm]",),
     ),
@@ -119,19 +120,19 @@ MUTANTS = (
     ),
     Mutant(
         "mask ignored in the count",
-        STATISTICS,
+        MOMENTS,
         ("    if where is None:\n        n = math", "    if True:\n        n = math"),
         (f"{MASKED}[layer-(B,T,W,C)]",),
     ),
     Mutant(
         "mask ignored in the sums",
-        STATISTICS,
+        MOMENTS,
         ("    if where is not None:\n        x = jnp.where(where, x, 0)\n", ""),
         (f"{MASKED}[batch-(B,1,1,1)]",),
     ),
     Mutant(
         "unweighted means across devices",
-        STATISTICS,
+        MOMENTS,
         (
             "    n = counts[0] if counts else jnp.full_like(nears, count)\n",
             "    n = jnp.full_like(nears, jnp.asarray(counts[0] if counts else count).mean())\n",
@@ -140,19 +141,19 @@ MUTANTS = (
     ),
     Mutant(
         "no spread between devices",
-        STATISTICS,
+        MOMENTS,
         ("(squares + n * lax.square(apart - rest[None]))", "squares"),
         (f"{DEVICES}[vmap-batch-all]",),
     ),
     Mutant(
         "one device's count for all",
-        STATISTICS,
+        MOMENTS,
         ("if counts else count * devices.size", "if counts else count"),
         (f"{DEVICES}[vmap-batch-all]",),
     ),
     Mutant(
         "rounding of each device's mean forgotten",
-        STATISTICS,
+        MOMENTS,
         ("(nears - near[None]) + rests, 0)", "nears - near[None], 0)"),
         (f"{OFFSET}[vmap-batch-all]",),
     ),
@@ -167,25 +168,25 @@ MUTANTS = (
     ),
     Mutant(
         "means counted from 0",
-        STATISTICS,
+        MOMENTS,
         ("    near = _member(x, over, where, count)\n", "    near = jnp.zeros_like(_member(x, over, where, count))\n"),
         (f"{DIGITS}[layer-rows-all]", f"{CONSTANT}[layer-jit]"),
     ),
     Mutant(
         "a masked element is the member that means are counted from",
-        STATISTICS,
+        MOMENTS,
         ("    if where is None and not sharded", "    if not sharded"),
         (f"{CONSTANT}[batch-masked]",),
     ),
     Mutant(
         "rest of the mean lost between passes over columns",
-        STATISTICS,
+        MOMENTS,
         ("    return nearer, (near - nearer) + rest\n", "    return nearer, jnp.zeros_like(rest)\n"),
         (f"{DIGITS}[batch-rows-all]",),
     ),
     Mutant(
         "a mean that is rounded differently in different places",
-        STATISTICS,
+        MOMENTS,
         (
             "        rest = _sum((x - near) / _at_least_one(count), over, where)\n        near, rest",
             "        rest = _sum(x - near, over, where) / _at_least_one(count)\n        near, rest",
@@ -212,13 +213,13 @@ MUTANTS = (
     ),
     Mutant(
         "any axis may be missing on one device",
-        "functional/_devices.py",
+        "_core/collectives.py",
         ("if name in _ONE_DEVICE.get():", "if _ONE_DEVICE.get():"),
         ("devices.py::test_one_device_is_said_and_only_for_the_axes_named",),
     ),
     Mutant(
         "r and d from the statistics after the update",
-        LAYER,
+        BATCH_LAYER,
         (
             RENORM,
             RENORM
@@ -229,42 +230,42 @@ MUTANTS = (
     ),
     Mutant(
         "average of variances in batch renorm",
-        BATCH,
+        BATCH_RENORM,
         (
             AVERAGE,
             "    squares = running._replace(spread=lax.square(running.spread))\n"
-            "    after = _update(squares, batch, var + epsilon, momentum)\n"
+            "    after = update(squares, batch, var + epsilon, momentum)\n"
             "    return after._replace(spread=jnp.sqrt(after.spread))\n",
         ),
         (f"{ROUNDS}[batch_renorm-float32-300]",),
     ),
     Mutant(
         "no epsilon in the running deviation",
-        BATCH,
+        BATCH_RENORM,
         (AVERAGE, AVERAGE.replace(" + epsilon", "")),
         (f"{ROUNDS}[batch_renorm-float32-1e-3]",),
     ),
     Mutant(
         "d not clipped",
-        BATCH,
+        BATCH_RENORM,
         ("/ std), -d_most, d_most)", "/ std), -jnp.inf, jnp.inf)"),
         ("metamorphic.py::test_batch_renorm_that_may_not_correct_is_batch_norm",),
     ),
     Mutant(
         "gradient through r",
-        BATCH,
+        BATCH_RENORM,
         ("r = jnp.clip(lax.stop_gradient(", "r = jnp.clip(("),
         ("gradients.py::test_batch_renorm_takes_r_and_d_for_constants[free]",),
     ),
     Mutant(
         "momentum inverted",
-        STATISTICS,
+        RUNNING,
         ("moved = decay * old + (1 - decay) * new", "moved = (1 - decay) * old + decay * new"),
         ("modules.py::test_momentum_weighs_the_old_value[BatchNorm]",),
     ),
     Mutant(
         "gradient into running statistics",
-        STATISTICS,
+        RUNNING,
         ("    return lax.stop_gradient(moved)\n", "    return moved\n"),
         ("gradients.py::test_no_gradient_flows_into_or_through_running_statistics[batch-options0]",),
     ),
@@ -276,7 +277,7 @@ MUTANTS = (
     ),
     Mutant(
         "ghost batches strided",
-        "functional/_devices.py",
+        "_core/chunking.py",
         (
             "return x[: chunks * size].reshape(shape)",
             "return x[: chunks * size].reshape(size, -1, *x.shape[1:]).swapaxes(0, 1)",
@@ -293,7 +294,7 @@ MUTANTS = (
     ),
     Mutant(
         "groups of every n-th feature",
-        STATISTICS,
+        MOMENTS,
         (
             "x.reshape(*x.shape[:-1], x.shape[-1] // over.pool, over.pool)",
             "x.reshape(*x.shape[:-1], over.pool, x.shape[-1] // over.pool)",
@@ -310,25 +311,25 @@ MUTANTS = (
     ),
     Mutant(
         "running statistics move when nothing counts",
-        STATISTICS,
+        RUNNING,
         ("    if isinstance(count, Array) or count < 2:\n", "    if False:\n"),
         ("contract.py::test_a_batch_that_is_masked_out_changes_nothing[batch]",),
     ),
     Mutant(
         "a frozen norm learns",
-        LAYER,
+        BATCH_LAYER,
         ("    if frozen:\n", "    if False:\n"),
         ("gradients.py::test_a_frozen_norm_has_no_gradient_in_scale_and_bias[batch]",),
     ),
     Mutant(
         "RMS norm subtracts the mean",
-        "functional/_example.py",
+        "functional/rms_norm.py",
         ("center=False)", "center=True)"),
         (f"{ROUNDS}[rms-float32-300]",),
     ),
     Mutant(
         "batch norm inside the update of the cell state",
-        RECURRENT,
+        CELL,
         (
             "    return c, activations.gate(o) * activations.state(memory(c))\n",
             "    c = memory(c)\n    return c, activations.gate(o) * activations.state(c)\n",
@@ -349,7 +350,7 @@ MUTANTS = (
     ),
     Mutant(
         "rows off by one at evaluation",
-        RECURRENT,
+        UNROLL,
         ("jnp.minimum(start + t, self.last)", "jnp.minimum(start + t + 1, self.last)"),
         (f"recurrent.py::test_at_evaluation_each_sequence_takes_the_row_of_its_own_step[{STEP}]",),
     ),
@@ -376,25 +377,25 @@ MUTANTS = (
     ),
     Mutant(
         "batch statistics at evaluation",
-        RECURRENT,
+        UNROLL,
         ("        if self.train:\n", "        if True:\n"),
         (f"recurrent.py::test_at_evaluation_each_sequence_takes_the_row_of_its_own_step[{STEP}]",),
     ),
     Mutant(
         "layer norm of each gate where it is of all",
-        RECURRENT,
+        CELL,
         ('LSTM = Cell(("i", "f", "g", "o"), (4,)', 'LSTM = Cell(("i", "f", "g", "o"), (1, 1, 1, 1)'),
         (f"{CELLS}[lstm-layer]",),
     ),
     Mutant(
         "update gate inverted",
-        RECURRENT,
+        CELL,
         ("    return (1 - z) * n + z * carry\n", "    return z * n + (1 - z) * carry\n"),
         (f"{CELLS}[gru-layer]",),
     ),
     Mutant(
         "no reset gate",
-        RECURRENT,
+        CELL,
         (
             "activations.state(x[2] + r * checkpoint_name(h[2], SUM))",
             "activations.state(x[2] + checkpoint_name(h[2], SUM))",
@@ -403,19 +404,19 @@ MUTANTS = (
     ),
     Mutant(
         "the bias added twice",
-        RECURRENT,
+        UNROLL,
         ("        if self.by_step:\n            x = self.biased", "        if True:\n            x = self.biased"),
         (f"{CELLS}[lstm-none]",),
     ),
     Mutant(
         "the state of a finished sequence goes on",
-        RECURRENT,
+        CELL,
         ("    return new if where is None else jnp.where(where, new, old)\n", "    return new\n"),
         (f"{CELLS}[gru-layer]",),
     ),
     Mutant(
         "what lies past the end is read",
-        RECURRENT,
+        UNROLL,
         ("        inputs = jnp.where(where, inputs, 0)\n", "        pass\n"),
         (f"{CELLS}[lstm-layer]",),
     ),
@@ -427,19 +428,19 @@ MUTANTS = (
     ),
     Mutant(
         "sequences reversed with their padding",
-        RECURRENT,
+        UNROLL,
         ("    if seq_lengths is None:\n        return jnp.flip(x, 0)\n", "    return jnp.flip(x, 0)\n"),
         (f"recurrent.py::test_both_directions_at_once[{STEP}]",),
     ),
     Mutant(
         "gradient of a hidden state without what comes after",
-        RECURRENT,
-        ("_with_hidden(new, hidden), carry)", "new, carry)"),
+        UNROLL,
+        ("with_hidden(new, hidden), carry)", "new, carry)"),
         ("recurrent.py::test_perturbations_have_the_gradient_of_each_hidden_state[gru-layer]",),
     ),
     Mutant(
         "online norm: statistics after the example instead of before",
-        ONLINE,
+        RUNNING,
         (
             "        return by[0] * state + by[1], state\n",
             "        return by[0] * state + by[1], by[0] * state + by[1]\n",
@@ -499,7 +500,7 @@ MUTANTS = (
     ),
     Mutant(
         "running statistics that normalize leave out the spread between batches",
-        STATISTICS,
+        RUNNING,
         ("(new_var + decay * lax.square(apart))", "new_var"),
         ("online_norms.py::test_running_statistics_of_single_examples_are_mean_and_variance_of_all[batch]",),
     ),
@@ -511,7 +512,7 @@ MUTANTS = (
     ),
     Mutant(
         "running statistics of streams in the dtype of the state",
-        ONLINE,
+        "_core/stream.py",
         (
             "return state.reshape(old.shape).astype(wide_dtype(old.dtype))",
             "return state.reshape(old.shape).astype(old.dtype)",
@@ -520,19 +521,19 @@ MUTANTS = (
     ),
     Mutant(
         "deviations of a loaded batch norm without epsilon",
-        "functional/_state.py",
+        "functional/state.py",
         ('jnp.sqrt(_wide(stats["var"]) + epsilon)', 'jnp.sqrt(_wide(stats["var"]))'),
         ("state.py::test_linen_statistics_of_batch_norm_resume_as_batch_renorm_and_back",),
     ),
     Mutant(
         "variances of a loaded batch renorm below zero",
-        "functional/_state.py",
+        "functional/state.py",
         ('jnp.maximum(lax.square(_wide(stats["std"])) - epsilon, 0)', 'lax.square(_wide(stats["std"])) - epsilon'),
         ("state.py::test_linen_statistics_of_batch_norm_resume_as_batch_renorm_and_back",),
     ),
     Mutant(
         "half of a state is completed in silence",
-        "functional/_state.py",
+        "functional/state.py",
         ("    if not (missing or unknown):\n", "    if not unknown:\n"),
         ("state.py::test_half_of_a_state_is_refused[batch-mean]",),
     ),

@@ -18,7 +18,7 @@ from test_contract import expect, mask_of
 from normlab import functional as F
 from normlab import linen, nnx, norms
 from normlab.functional import StatisticsError
-from normlab.functional._cell_norm import cell_norm, normalize_examples, with_epsilon
+from normlab.functional.recurrent.cell_norm import cell_norm, normalize_examples, with_epsilon
 from tests.registered import ALL
 
 SHAPES = {"rows": (64, 64), "images": (8, 5, 7, 32), "long": (20000, 4, 32)}

@@ -9,10 +9,9 @@ from flax import linen as nn
 from flax.linen.dtypes import canonicalize_dtype
 
 from normlab import functional as F
-from normlab.functional._checks import (
-    Axes,
+from normlab._core.axes import Axes, canonical_axes
+from normlab._core.checks import (
     AxisName,
-    canonical_axes,
     check_dtypes,
     check_epsilon,
     check_flags,
@@ -21,7 +20,7 @@ from normlab.functional._checks import (
     choose_groups,
     chosen,
 )
-from normlab.functional._statistics import output_dtype
+from normlab._core.dtypes import output_dtype
 
 Initializer = Callable[..., Any]
 Groups = Sequence[Sequence[int]]

@@ -8,10 +8,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 
-from normlab.functional._checks import Axes, canonical_axes, check_flags, check_where
-from normlab.functional._layer import OnlineLayer, StreamingLayer, StreamLayer, choose_mode, group_first
-from normlab.functional._online import Guard
-from normlab.functional._streaming import Mix
+from normlab._core.axes import Axes, canonical_axes
+from normlab._core.checks import check_flags, check_where
+from normlab._core.layer import StreamLayer
+from normlab.functional._batch_layer import choose_mode
+from normlab.functional.continual_norm import group_first
+from normlab.functional.online_norm import Guard, OnlineLayer
+from normlab.functional.streaming_norm import Mix, StreamingLayer
 from normlab.linen._batch import BatchNorm
 from normlab.linen._example import affine_parameters, promote
 from normlab.linen._state import state_variables

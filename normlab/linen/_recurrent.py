@@ -10,9 +10,10 @@ from flax.linen.dtypes import promote_dtype
 from jax.typing import ArrayLike
 
 from normlab import functional as F
-from normlab.functional._cell_norm import AnyCellNorm, resolve
-from normlab.functional._checks import check_flag, check_flags
-from normlab.functional._recurrent import Carry, Cell, check_inputs, check_sequences, check_steps, flip
+from normlab._core.checks import check_flag, check_flags
+from normlab.functional.recurrent.cell_norm import AnyCellNorm, resolve
+from normlab.functional.recurrent.cells import Carry, Cell
+from normlab.functional.recurrent.unroll import check_inputs, check_sequences, check_steps, flip
 from normlab.linen._state import state_variables
 
 Initializer = Callable[..., Any]

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 import jax
 from flax import linen as nn
 
-from normlab.functional._state import check_state
+from normlab.functional.state import check_state
 
 Collections = Mapping[str, Mapping[str, jax.Array]]
 """Initial values by collection and name."""

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from normlab import functional as F
-from normlab.functional._batch import Schedule, check_limits
-from normlab.functional._checks import Axes, AxisName, canonical_axes, check_flag, chosen
-from normlab.functional._layer import (
+from normlab._core.axes import Axes, canonical_axes
+from normlab._core.checks import AxisName, check_flag, chosen
+from normlab._core.running import Momentum
+from normlab.functional._batch_layer import (
     Renorm,
     Statistics,
     batch_layer,
@@ -19,7 +20,7 @@ from normlab.functional._layer import (
     initial_statistics,
     needs_step,
 )
-from normlab.functional._statistics import Momentum
+from normlab.functional.batch_renorm import Schedule, check_limits
 from normlab.nnx._example import NO_METADATA, Affine, Initializer, Metadata, ones, zeros
 from normlab.nnx._state import FrozenParam, read, state_variables, write
 

@@ -11,10 +11,9 @@ from flax import nnx
 from flax.nnx.nn.dtypes import canonicalize_dtype
 
 from normlab import functional as F
-from normlab.functional._checks import (
-    Axes,
+from normlab._core.axes import Axes, canonical_axes
+from normlab._core.checks import (
     AxisName,
-    canonical_axes,
     check_dtypes,
     check_epsilon,
     check_flag,
@@ -23,7 +22,7 @@ from normlab.functional._checks import (
     chosen,
     resolve_groups,
 )
-from normlab.functional._statistics import output_dtype
+from normlab._core.dtypes import output_dtype
 from normlab.nnx._state import read
 
 Initializer = Callable[..., Any]

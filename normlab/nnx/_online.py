@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from normlab.functional._checks import Axes, canonical_axes, check_where, chosen
-from normlab.functional._layer import OnlineLayer, StreamingLayer, StreamLayer, choose_mode, group_first
-from normlab.functional._online import Guard
-from normlab.functional._streaming import Mix
+from normlab._core.axes import Axes, canonical_axes
+from normlab._core.checks import check_where, chosen
+from normlab._core.layer import StreamLayer
+from normlab.functional._batch_layer import choose_mode
+from normlab.functional.continual_norm import group_first
+from normlab.functional.online_norm import Guard, OnlineLayer
+from normlab.functional.streaming_norm import Mix, StreamingLayer
 from normlab.nnx._batch import BatchNorm
 from normlab.nnx._example import NO_METADATA, Affine, Initializer, Metadata, ones, zeros
 from normlab.nnx._state import OverwriteWithGradient, read, state_variables, write

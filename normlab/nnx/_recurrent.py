@@ -10,9 +10,10 @@ from flax.nnx.nn.dtypes import promote_dtype
 from jax.typing import ArrayLike
 
 from normlab import functional as F
-from normlab.functional._cell_norm import AnyCellNorm, resolve
-from normlab.functional._checks import check_flag
-from normlab.functional._recurrent import Carry, Cell, check_inputs, check_sequences, check_steps, flip
+from normlab._core.checks import check_flag
+from normlab.functional.recurrent.cell_norm import AnyCellNorm, resolve
+from normlab.functional.recurrent.cells import Carry, Cell
+from normlab.functional.recurrent.unroll import check_inputs, check_sequences, check_steps, flip
 from normlab.nnx._example import NO_METADATA, Initializer, Metadata, zeros
 from normlab.nnx._state import read, state_variables, write
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from normlab.functional._state import check_state
+from normlab.functional.state import check_state
 
 _STATISTICS = ("mean", "var", "std", "step")
 

@@ -1,24 +1,33 @@
 """Online norm: one example after the other, with a backward pass of its own and state on both passes."""
 
 import functools
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from normlab.functional._batch import RunningStatistics, normalize
-from normlab.functional._checks import Axes, canonical_axes, check_epsilon, check_real, check_where
-from normlab.functional._devices import aligned, spread_like, whole_first
-from normlab.functional._example import expand, expand_where, rms_norm
-from normlab.functional._standardize import affine, reciprocal_root
-from normlab.functional._statistics import Over, float32_or_wider, means, moments, output_dtype, wide_dtype
-from normlab.functional._statistics import over as over_axes
+from normlab._core.axes import Axes, expand, expand_where
+from normlab._core.batch import normalize
+from normlab._core.checks import (
+    check_epsilon,
+    check_real,
+    check_where,
+)
+from normlab._core.dtypes import float32_or_wider, output_dtype
+from normlab._core.moments import means, moments
+from normlab._core.reduction import Over
+from normlab._core.reduction import over as over_axes
+from normlab._core.running import RunningStatistics, as_weights, recurrence
+from normlab._core.sharding import spread_like
+from normlab._core.standardize import reciprocal_root
+from normlab._core.stream import check_weight, kept_wide, own_gradient, scaled, stream_features, wide_state
+from normlab.functional._batch_layer import initial_statistics
+from normlab.functional.rms_norm import rms_norm
 
 Guard = Literal["layer_scaling", "clamp"] | None
 """What keeps outputs from running away between updates of the statistics; `None` is nothing."""
-
-States = TypeVar("States", bound=NamedTuple)
 
 CLAMPED_AT = 5.0
 """Outputs of the guard `clamp` lie between minus this and this."""
@@ -206,94 +215,6 @@ def check_online_options(momentum: Any, backward_momentum: Any, epsilon: float, 
     check_guard(guard)
 
 
-def check_weight(name: str, weight: Any) -> None:
-    """Raise a `ValueError` unless a weight of an old value is a number in [0, 1]."""
-    if isinstance(weight, jax.Array):  # traced: a study may vary it
-        return
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
-        raise ValueError(f"Expected `{name}`, the weight of the old value, to lie in [0, 1], got {weight!r}.")
-
-
-def stream_features(x: Array, axis: Axes | None) -> tuple[int, ...]:
-    """Check a stream of examples, and return the feature axes: those that are not in `axis`."""
-    check_real(x)
-    reduced = tuple(range(x.ndim - 1)) if axis is None else canonical_axes(axis, x.ndim)
-    if 0 not in reduced:
-        raise ValueError(f"Expected `x` of shape [examples, ..., features] and its first axis in `axis`, got {axis}.")
-    return tuple(a for a in range(x.ndim) if a not in reduced)
-
-
-def wide_state(name: str, state: Array, shape: tuple[int, ...], features: tuple[int, ...], dtype: Any) -> Array:
-    """Give a state the rank and the dtype of activations; the gradient goes back through both."""
-    expanded = expand(name, state, shape, features)
-    assert expanded is not None
-    return expanded.astype(dtype)
-
-
-def own_gradient(states: States) -> States:
-    """Let no gradient be taken by states, whose gradients are their new values, that are narrower than float32."""
-    named: dict[str, Array] = states._asdict()
-    return states._replace(
-        **{name: a if a.dtype == wide_dtype(a.dtype) else _not_its_gradient(name, a) for name, a in named.items()}
-    )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _not_its_gradient(name: str, state: Array) -> Array:
-    """Return a state whose gradient, of its own narrow dtype, cannot be its new value."""
-    return state
-
-
-def _refuse_gradient(name: str, state: Array) -> tuple[Array, None]:
-    raise TypeError(
-        f"Expected `{name}` in float32 or wider, since its gradient is its new value and has its dtype, in which "
-        f"updates round away, got {state.dtype}. Cast this state back to float32 (Linen: "
-        "`_overwrite_with_gradient`, NNX: `OverwriteWithGradient`)."
-    )
-
-
-_not_its_gradient.defvjp(_refuse_gradient, lambda name, _, gradient: (gradient,))
-
-
-def kept_wide(state: Array, old: Array) -> Array:
-    """Give a new state the shape of the old one, and its dtype, or float32 where that is narrower."""
-    return state.reshape(old.shape).astype(wide_dtype(old.dtype))
-
-
-def as_weights(momentum: Array | float, dtype: Any) -> tuple[Array, Array]:
-    """Return the weights of the old and the new value; a number is subtracted from 1 before it is rounded."""
-    return jnp.asarray(momentum, dtype), jnp.asarray(1 - momentum, dtype)
-
-
-def scaled(y: Array, scale: Array | None, bias: Array | None) -> Array:
-    """Return `y * scale + bias` in the dtype of `y`."""
-    scale, bias = (a if a is None else a.astype(y.dtype) for a in (scale, bias))
-    return affine(y, jnp.ones((1,) * y.ndim, y.dtype), scale, bias)
-
-
-def recurrence(decay: Array, drive: Array, start: Array) -> tuple[Array, Array]:
-    """Solve `state[i + 1] = decay[i] * state[i] + drive[i]` along the first axis.
-
-    Args:
-        decay: `[n, ...]`.
-        drive: `[n, ...]`.
-        start: The first state, `[1, ...]`.
-
-    Returns:
-        The states that each step starts from, `[n, ...]`, and the last state, `[1, ...]`.
-    """
-    if drive.shape[0] == 1:
-        return start, decay * start + drive
-    decay, split, start = aligned(decay, drive, start)
-    decay, drive = whole_first(decay), whole_first(split)
-
-    def step(state: Array, by: tuple[Array, Array]) -> tuple[Array, Array]:
-        return by[0] * state + by[1], state
-
-    last, states = lax.scan(step, start[0], (decay, drive))  # a parallel scan takes as long, and longer to compile
-    return spread_like(states, split), last[None]
-
-
 class _Saved(NamedTuple):
     """What the backward pass needs of the forward pass.
 
@@ -364,3 +285,34 @@ _online.defvjp(_forward, _backward)
 def _where_counted(count: Array | float, value: Array, otherwise: Array) -> Array:
     """Return `value`, and something else for examples of which a mask leaves nothing."""
     return jnp.where(count > 0, value, otherwise) if isinstance(count, Array) else value
+
+
+@dataclass(frozen=True)
+class OnlineLayer:
+    """Online norm with its options; see `online_norm`."""
+
+    momentum: Array | float
+    backward_momentum: Array | float
+    epsilon: float
+    guard: Guard
+
+    names: ClassVar[tuple[str, ...]] = ("mean", "var")
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        check_online_options(self.momentum, self.backward_momentum, self.epsilon, self.guard)
+
+    def initial(self, shape: tuple[int, ...]) -> tuple[RunningStatistics, OnlineErrors]:
+        """Return mean 0, variance 1 and no errors."""
+        zeros = jnp.zeros(shape, jnp.float32)
+        return initial_statistics(shape, step=False), OnlineErrors(zeros, zeros)
+
+    def train(
+        self, x: Array, state: RunningStatistics, carried: OnlineErrors, **options: Any
+    ) -> tuple[Array, RunningStatistics]:
+        """Normalize the next examples of the stream."""
+        return online_norm(x, state, carried, **vars(self), **options)
+
+    def evaluate(self, x: Array, state: RunningStatistics, **options: Any) -> Array:
+        """Normalize by the running statistics."""
+        return evaluate_online_norm(x, state, epsilon=self.epsilon, guard=self.guard, **options)

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from normlab.functional._devices import is_sharded
-from normlab.functional._statistics import Moments, Over, means
+from normlab._core.moments import Moments, means
+from normlab._core.reduction import Over
+from normlab._core.sharding import is_sharded
 
 
 def reciprocal_std(m: Moments, epsilon: float) -> Array:

@@ -1,19 +1,16 @@
-"""Moments: two-pass, masked, across devices; and the running averages of them."""
+"""Moments: two-pass, masked, across devices."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from normlab.functional._checks import AxisName, StatisticsError, one_element_allowed
-from normlab.functional._devices import Devices, aligned, sharded_along
-
-Momentum = float | Callable[[Array], Array | float] | None
-"""Weight of the OLD value; a function of the step; or `None` for the plain average of all batches so far."""
+from normlab._core.collectives import Devices
+from normlab._core.reduction import Over
+from normlab._core.sharding import sharded_along
 
 
 @jax.tree_util.register_dataclass
@@ -44,45 +41,6 @@ class Moments:
         assert self.near is not None
         near = self.near if other is None else self.near - other
         return near if self.rest is None else near + self.rest
-
-
-class Over(NamedTuple):
-    """What statistics are taken over; hashable, so that it can be a static argument.
-
-    Attributes:
-        axis: Reduced axes of the array, non-negative.
-        inner: Those of them along which scale and bias do not vary.
-        devices: Whose elements count, too; `None` for this device alone.
-        pool: Neighbours on the last axis that share a statistic, which is repeated for each of them.
-        center: Whether the mean is subtracted.
-    """
-
-    axis: tuple[int, ...]
-    inner: tuple[int, ...] = ()
-    devices: Devices | None = None
-    pool: int = 1
-    center: bool = True
-
-
-def float32_or_wider(x: Array) -> Array:
-    """Return `x` in float32, or unchanged where it is wider."""
-    return lax.convert_element_type(x, wide_dtype(x.dtype))
-
-
-def wide_dtype(dtype: Any) -> Any:
-    """Return float32, or `dtype` where it is a wider float."""
-    with jax.numpy_dtype_promotion("standard"):
-        return jnp.promote_types(dtype, jnp.float32)
-
-
-def whole(step: Array) -> Array:
-    """Return a count of updates as the whole number it is, whatever it was cast to."""
-    return step if jnp.issubdtype(step.dtype, jnp.integer) else lax.convert_element_type(step, jnp.int32)
-
-
-def output_dtype(x: Array) -> Any:
-    """Return the dtype of a norm's output: that of `x`, or float32 where `x` is of whole numbers."""
-    return x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else wide_dtype(x.dtype)
 
 
 def moments(x: Array, over: Over, where: Array | None = None, *, use_fast_variance: bool = False) -> Moments:
@@ -175,96 +133,10 @@ def means(values: Sequence[Array], over: Over, where: Array | None, count: Array
     return [s / _at_least_one(count) for s in sums]
 
 
-def elements(shape: Sequence[int], over: Over) -> int:
-    """Return how many elements, devices included, one statistic covers if all count."""
-    return math.prod(shape[a] for a in over.axis) * over.pool * (over.devices.size if over.devices else 1)
-
-
-def check_more_than_one(shape: Sequence[int], over: Over, remedy: str) -> None:
-    """Raise a `StatisticsError` where statistics would be over a single element and `one_element` is not in force.
-
-    Args:
-        shape: Of `x`.
-        over: What statistics are taken over.
-        remedy: What else to do, a sentence without its end.
-    """
-    if elements(shape, over) == 1 and not one_element_allowed():
-        groups = f" in groups of {over.pool} features" if over.pool > 1 else ""
-        raise StatisticsError(
-            f"Expected statistics over more than one element, got one: `x` of shape {tuple(shape)} is reduced over "
-            f"axes {over.axis}{groups}. {remedy}; or say that it is meant: `with normlab.functional.one_element():`."
-        )
-
-
 def unbiased(m: Moments) -> Array:
     """Return the variance times n / (n - 1), unchanged where n is at most 1."""
     n = jnp.asarray(m.count, m.var.dtype)
     return m.var * jnp.where(n > 1, n / jnp.maximum(n - 1, 1), 1)
-
-
-def running_average(old: Array, new: Array, momentum: Momentum, step: Array | None, count: Array | float) -> Array:
-    """Move the running average `old` towards `new`; no gradient, and no change with fewer than two elements counted.
-
-    `momentum * old + (1 - momentum) * new`; with `momentum=None` the plain average of all batches so far.
-
-    Args:
-        old: Running average, in float32 or wider: in half precision updates would round away.
-        new: Statistics of this batch, of the same shape.
-        momentum: Weight of the old value, or a function of the step, or `None`.
-        step: Updates made so far, an integer scalar; needed unless `momentum` is a number.
-        count: Elements behind `new`, broadcastable to it.
-
-    Returns:
-        The new running average, in the dtype of `old`.
-    """
-    decay = _decay(momentum, step, old.dtype)
-    moved = decay * old + (1 - decay) * new.astype(old.dtype)
-    if isinstance(count, Array) or count < 2:
-        moved = where_counted(jnp.asarray(count) > 1, moved, old)
-    return lax.stop_gradient(moved)
-
-
-def merged_average(
-    old: tuple[Array, Array], new: tuple[Array, Array], momentum: Momentum, step: Array | None, count: Array | float
-) -> tuple[Array, Array]:
-    """Move running mean and TOTAL variance towards those of a batch; no gradient, no change with nothing counted.
-
-    `momentum * var + (1 - momentum) * (new_var + momentum * (new_mean - mean)^2)`: the spread between batches counts,
-    too, so that one element is enough. With `momentum=None` these are mean and variance of all that came, every batch
-    weighing the same (Chan et al., 1979).
-
-    Args:
-        old: Running mean and variance, in float32 or wider.
-        new: Those of this batch.
-        momentum: See `running_average`.
-        step: See `running_average`.
-        count: Elements behind `new`, broadcastable to it.
-
-    Returns:
-        The new running mean and variance, in the dtype of the old ones.
-    """
-    (mean, var), (new_mean, new_var) = old, (a.astype(b.dtype) for a, b in zip(new, old, strict=True))
-    decay = _decay(momentum, step, mean.dtype)
-    apart = new_mean - mean
-    moved = mean + (1 - decay) * apart, decay * var + (1 - decay) * (new_var + decay * lax.square(apart))
-    if isinstance(count, Array) or count < 1:
-        moved = (where_counted(jnp.asarray(count) > 0, a, b) for a, b in zip(moved, old, strict=True))
-    mean, var = map(lax.stop_gradient, moved)
-    return mean, var
-
-
-def where_counted(counted: Array, moved: Array, old: Array) -> Array:
-    """Return the new running average where there is one, and the old one elsewhere."""
-    return jnp.where(*(aligned(counted, moved, old) if counted.ndim else (counted, *aligned(moved, old))))
-
-
-def _decay(momentum: Momentum, step: Array | None, dtype: Any) -> Any:
-    """The weight of the old value, as a number where it is one, to be subtracted from 1 before it is rounded."""
-    decay: Any = momentum
-    if momentum is None or callable(momentum):
-        assert step is not None
-        decay = step / (step + 1) if momentum is None else momentum(step)
-    return decay if isinstance(decay, int | float) else jnp.asarray(decay, dtype)
 
 
 def _one_pass(x: Array, over: Over, where: Array | None, count: Array | float) -> Moments:
@@ -321,17 +193,3 @@ def _merged(devices: Devices, count: Array | float, near: Array, rest: Array, sq
     rest = (n * apart).sum(0) / total
     var = (squares + n * lax.square(apart - rest[None])).sum(0) / total
     return Moments(near, rest, var, n.sum(0) if counts else count * devices.size)
-
-
-def over(
-    axis: tuple[int, ...],
-    *,
-    affine: tuple[int, ...] = (),
-    axis_name: AxisName | None = None,
-    axis_index_groups: Sequence[Sequence[int]] | None = None,
-    pool: int = 1,
-    center: bool = True,
-) -> Over:
-    """Describe a reduction over `axis` and `axis_name`; scale and bias vary along the axes in `affine`."""
-    inner = tuple(a for a in axis if a not in affine)
-    return Over(axis, inner if affine else (), Devices.of(axis_name, axis_index_groups), pool, center)

@@ -12,18 +12,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from normlab.functional._batch import BatchMoments, RunningStatistics, batch_norm, update_batch_norm
-from normlab.functional._checks import (
-    AxisName,
-    StatisticsError,
-    check_epsilon,
-    check_flag,
-    one_element_allowed,
-    resolve_groups,
-)
-from normlab.functional._example import group_norm
-from normlab.functional._standardize import reciprocal_root
-from normlab.functional._statistics import Momentum, float32_or_wider
+from normlab._core.batch import BatchMoments
+from normlab._core.checks import AxisName, check_epsilon, check_flag, one_element_allowed, resolve_groups
+from normlab._core.dtypes import float32_or_wider
+from normlab._core.running import Momentum, RunningStatistics
+from normlab._core.standardize import reciprocal_root
+from normlab.errors import StatisticsError
+from normlab.functional.batch_norm import batch_norm, update_batch_norm
+from normlab.functional.group_norm import group_norm
 from normlab.notation import UnknownNorm, parse, unknown
 
 Path = str

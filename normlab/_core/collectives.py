@@ -1,6 +1,5 @@
-"""Statistics across devices: the mapped axes that `jax.shard_map`, `jax.pmap` or `jax.vmap` have bound."""
+"""Mapped axes: sums and gathers across devices."""
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -9,9 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from normlab.functional._checks import AxisName
+from normlab._core.checks import AxisName
 
 _ONE_DEVICE: ContextVar[frozenset[str]] = ContextVar("one_device", default=frozenset())
 
@@ -144,119 +142,7 @@ def _varying_along(x: Array, names: frozenset[str]) -> Array:
     return lax.pcast(x, missing, to="varying") if missing else x
 
 
-def split_first(x: Array, size: int) -> Array:
-    """Split the first axis into `(chunks, size)`, without a remainder; what lies on a device stays there.
-
-    Raises:
-        ValueError: On a mesh with explicit axes, if chunks do not begin and end where the parts of devices do.
-    """
-    chunks = x.shape[0] // size
-    shape, whole = (chunks, size, *x.shape[1:]), chunks * size == x.shape[0]
-    sharding = _explicit(x)
-    if sharding is None or not sharding.spec[0]:
-        return x[: chunks * size].reshape(shape)
-    names, mesh = _names(sharding.spec[0]), sharding.mesh
-    for cut in range(len(names), -1, -1):
-        outer, inner = names[:cut], names[cut:]
-        groups = math.prod(mesh.shape[name] for name in outer)
-        if whole and (chunks == groups or (not inner and not chunks % groups)):
-            spec = PartitionSpec(outer or None, inner or None, *sharding.spec[1:])
-            return lax.reshape(x, shape, out_sharding=NamedSharding(mesh, spec))
-    raise ValueError(
-        f"Expected `ghost_batch_size` to cut a batch of {x.shape[0]} between devices, since it is sharded as "
-        f"{sharding.spec} over the explicit mesh axes {dict(mesh.shape)}, got {size}. Take a device's share or a part "
-        "of it that divides it; for groups of devices split the mesh axis in two, or make it of type "
-        "`jax.sharding.AxisType.Auto`."
-    )
-
-
-def check_whole_groups(x: Array, size: int) -> None:
-    """Raise a `ValueError` where groups of neighbours on the last axis lie on several devices of an explicit axis."""
-    sharding = jax.typeof(x).sharding
-    explicit = any(kind == AxisType.Explicit for kind in sharding.mesh.axis_types)
-    names = _names(sharding.spec[-1]) if explicit and x.ndim else ()
-    if x.shape[-1] // size % math.prod(sharding.mesh.shape[name] for name in names):
-        raise ValueError(
-            f"Expected groups of {size} features to lie within devices, since the features of `x` are sharded as "
-            f"{sharding.spec} over the explicit mesh axes {dict(sharding.mesh.shape)}. Make the axis of type "
-            "`jax.sharding.AxisType.Auto`, or use `jax.shard_map` and `axis_name`."
-        )
-
-
-def sharded_along(x: Array, axis: Sequence[int]) -> bool:
-    """Whether `x` is sharded along any of `axis` over explicit mesh axes, where it can be reduced but not sliced."""
-    sharding = jax.typeof(x).sharding
-    return _is_explicit(sharding.mesh) and any(sharding.spec[a] for a in axis)
-
-
-def beside(x: Array, like: Array) -> Array:
-    """Put the first axis of `x` where that of `like` is, on a mesh with explicit axes."""
-    sharding = _explicit(like)
-    if sharding is None:
-        return x
-    rest = (None,) * (x.ndim - 1)
-    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0], *rest)))
-
-
-def aligned(*arrays: Array) -> tuple[Array, ...]:
-    """Give arrays of one rank the same sharding on a mesh with explicit axes, which `jnp.where` and loops ask for.
-
-    Along an axis it is that of the first array that is sharded there; axes of size 1 are on every device.
-    """
-    shardings = [jax.typeof(x).sharding for x in arrays]
-    mesh = next((s.mesh for s in shardings if _is_explicit(s.mesh)), None)
-    if mesh is None:
-        return arrays
-    spec = [next(filter(None, along), None) for along in zip(*(s.spec for s in shardings), strict=True)]
-    return tuple(_placed(x, mesh, spec) for x in arrays)
-
-
-def spread_like(x: Array, like: Array) -> Array:
-    """Put `x` where `like` of the same rank is along each axis, on a mesh with explicit axes."""
-    sharding = jax.typeof(like).sharding
-    return _placed(x, sharding.mesh, sharding.spec) if _is_explicit(sharding.mesh) else x
-
-
-def whole_first(x: Array) -> Array:
-    """Put all of the first axis on every device, on a mesh with explicit axes: for a loop along it."""
-    sharding = jax.typeof(x).sharding
-    return _placed(x, sharding.mesh, (None, *sharding.spec[1:])) if _is_explicit(sharding.mesh) else x
-
-
-def is_sharded(x: Array) -> bool:
-    """Return whether `x` is sharded over explicit axes of a mesh."""
-    sharding = jax.typeof(x).sharding
-    return _is_explicit(sharding.mesh) and any(sharding.spec)
-
-
-def _is_explicit(mesh: Any) -> bool:
-    return any(kind == AxisType.Explicit for kind in mesh.axis_types)
-
-
-def _placed(x: Array, mesh: Any, spec: Sequence[Any]) -> Array:
-    target = NamedSharding(mesh, PartitionSpec(*(None if n == 1 else s for n, s in zip(x.shape, spec, strict=True))))
-    return x if jax.typeof(x).sharding == target else jax.sharding.reshard(x, target)
-
-
-def join_first(x: Array) -> Array:
-    """Undo `split_first`."""
-    shape = (x.shape[0] * x.shape[1], *x.shape[2:])
-    sharding = _explicit(x)
-    if sharding is None:
-        return x.reshape(shape)
-    outer, inner, *rest = sharding.spec
-    spec = PartitionSpec((*_names(outer), *_names(inner)) or None, *rest)
-    return lax.reshape(x, shape, out_sharding=NamedSharding(sharding.mesh, spec))
-
-
-def _explicit(x: Array) -> Any:
-    """The sharding that is part of the type of `x`; `None` where its first axis has none."""
-    sharding = jax.typeof(x).sharding
-    explicit = any(kind == AxisType.Explicit for kind in sharding.mesh.axis_types)
-    return sharding if explicit and any(sharding.spec[:2]) else None
-
-
-def _names(entry: Any) -> tuple[str, ...]:
+def names_in(entry: Any) -> tuple[str, ...]:
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from normlab.functional._statistics import float32_or_wider
+from normlab._core.dtypes import float32_or_wider
 
 Tree = Mapping[str, Any]
 """Statistics of a model: arrays by name, in mappings by the names of modules."""

@@ -1,6 +1,6 @@
-"""Recurrent cells with a norm inside, as pure functions: simple RNN, LSTM and GRU, for a step or for sequences."""
+"""Unroll a cell over time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +11,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from normlab.functional._batch import BatchMoments, RunningStatistics
-from normlab.functional._cell_norm import (
+from normlab._core.batch import BatchMoments
+from normlab._core.checks import check_flag, check_real
+from normlab._core.collectives import Devices, varying_like
+from normlab._core.running import RunningStatistics
+from normlab._core.sharding import is_sharded
+from normlab.functional.recurrent.cell_norm import (
     CellNorm,
     Gates,
     Path,
@@ -23,18 +27,19 @@ from normlab.functional._cell_norm import (
     update_rows,
     with_epsilon,
 )
-from normlab.functional._checks import check_flag, check_real
-from normlab.functional._devices import Devices, is_sharded, varying_like
-
-PRODUCT, SUM = "normlab_recurrent_product", "normlab_gate_sum"
-"""Names of what the backward pass may keep of a step, beside the state; it computes all but matrix products again.
-
-Of a normalized recurrent path it needs the product before the norm, of another the sum that enters the gate. On CPU
-the memory that is saved is the time that is saved.
-"""
-
-Carry = Any
-"""State of a cell: `(c, h)` of an LSTM, `h` of the others, each of shape [*batch, features]; or a `TimedCarry`."""
+from normlab.functional.recurrent.cells import (
+    PRODUCT,
+    SIGMOID_AND_TANH,
+    SUM,
+    Activations,
+    Carry,
+    Cell,
+    CellParameters,
+    hidden_of,
+    row_of,
+    where_kept,
+    with_hidden,
+)
 
 Running = Mapping[Path, RunningStatistics]
 """Running statistics of what is normalized, each of shape [max_steps, features]."""
@@ -52,97 +57,6 @@ class TimedCarry(NamedTuple):
     carry: Carry
     step: Array
     length: Array | None = None
-
-
-class CellParameters(NamedTuple):
-    """Parameters of a cell.
-
-    Attributes:
-        kernel: Shape [inputs, gates * features].
-        recurrent_kernel: Shape [features, gates * features].
-        bias: Shape [gates * features].
-        recurrent_bias: Shape [gates * features], added to the recurrent path by itself; `None` where the sum of both
-            paths is all that counts.
-        scales: Of each norm, shape [gates * features]; of the cell state [features].
-        biases: Of each norm that has one: that of the cell state.
-    """
-
-    kernel: Array
-    recurrent_kernel: Array
-    bias: Array
-    recurrent_bias: Array | None = None
-    scales: Mapping[Path, Array] = {}
-    biases: Mapping[Path, Array] = {}
-
-
-class Activations(NamedTuple):
-    """Nonlinearities of a cell.
-
-    Attributes:
-        gate: Of gates.
-        state: Of new content, and of what leaves an LSTM's cell state.
-        residual: Whether a simple RNN adds its old state inside the nonlinearity.
-    """
-
-    gate: Callable[[Array], Array] = jax.nn.sigmoid
-    state: Callable[[Array], Array] = jnp.tanh
-    residual: bool = False
-
-
-SIGMOID_AND_TANH = Activations()
-"""Those of the usual cells."""
-
-Memory = Callable[[Array], Array]
-"""Normalizes an LSTM's cell state on its way to the output."""
-
-
-class Cell(NamedTuple):
-    """The equations of a cell between its norms.
-
-    Attributes:
-        gates: Names of the gates, in the order of the parameters.
-        blocks: How many neighbouring gates layer norm takes together.
-        paths: What can be normalized.
-        zero_gain: A norm without variance multiplies by `scale / sqrt(epsilon)`. The largest square of that (of the
-            product of both norms on the way, in an LSTM) by which gradients at a state of zero do not grow from step to
-            step, inverted; with an orthogonal recurrent kernel, gates half open, and no input.
-        advance: `(carry, input path, recurrent path, memory, activations) -> carry`; both paths come gate by gate.
-    """
-
-    gates: tuple[str, ...]
-    blocks: tuple[int, ...]
-    paths: tuple[Path, ...]
-    zero_gain: float
-    advance: Callable[[Carry, Gates, Gates, Memory, Activations], Carry]
-
-
-def _simple(carry: Array, x: Gates, h: Gates, memory: Memory, activations: Activations) -> Array:
-    z = checkpoint_name(x[0] + h[0], SUM)
-    return activations.state(z + carry if activations.residual else z)
-
-
-def _lstm(
-    carry: tuple[Array, Array], x: Gates, h: Gates, memory: Memory, activations: Activations
-) -> tuple[Array, Array]:
-    i, f, g, o = (checkpoint_name(a + b, SUM) for a, b in zip(x, h, strict=True))
-    c = activations.gate(f) * carry[0] + activations.gate(i) * activations.state(g)
-    return c, activations.gate(o) * activations.state(memory(c))
-
-
-def _gru(carry: Array, x: Gates, h: Gates, memory: Memory, activations: Activations) -> Array:
-    r, z = (activations.gate(checkpoint_name(x[k] + h[k], SUM)) for k in (0, 1))
-    n = activations.state(x[2] + r * checkpoint_name(h[2], SUM))
-    return (1 - z) * n + z * carry
-
-
-SIMPLE = Cell(("",), (1,), ("x", "h"), 1.0, _simple)
-"""`h' = tanh(N(x W) + N(h U) + b)`"""
-
-LSTM = Cell(("i", "f", "g", "o"), (4,), ("x", "h", "c"), 0.5, _lstm)
-"""`i, f, g, o = N(x W) + N(h U) + b`, `c' = sigmoid(f) c + sigmoid(i) tanh(g)`, `h' = sigmoid(o) tanh(N(c'))`"""
-
-GRU = Cell(("r", "z", "n"), (2, 1), ("x", "h"), 0.25, _gru)
-"""`r, z = sigmoid(N(x W) + N(h U) + b)`, `n = tanh(N(x W) + b + r (N(h U) + b'))`, `h' = (1 - z) n + z h`"""
 
 
 def unroll(
@@ -191,6 +105,7 @@ def unroll(
         ValueError: If a shape, a length or the number of steps does not fit.
 
     Example:
+        >>> from normlab.functional import SIMPLE
         >>> zeros, ones = jnp.zeros((1, 2)), jnp.ones((1, 2))
         >>> parameters = CellParameters(ones, jnp.ones((2, 2)), jnp.zeros(2))
         >>> carry, outputs, _ = unroll(SIMPLE, CellNorm(kind="none", paths=()), parameters, jnp.ones((3, 1, 1)), zeros)
@@ -217,9 +132,9 @@ def unroll(
     def body(carry: Carry, at: tuple[Any, ...]) -> tuple[Carry, tuple[Array, Mapping[Path, BatchMoments]]]:
         t, x, where, nudge = at
         new, moments = call.step(carry, t, x, where)
-        hidden = _hidden(new) if nudge is None else _hidden(new) + nudge
+        hidden = hidden_of(new) if nudge is None else hidden_of(new) + nudge
         output = hidden if where is None else jnp.where(where, hidden, 0)
-        return jax.tree.map(lambda a, b: _kept(a, b, where), _with_hidden(new, hidden), carry), (output, moments)
+        return jax.tree.map(lambda a, b: where_kept(a, b, where), with_hidden(new, hidden), carry), (output, moments)
 
     kept = jax.checkpoint_policies.save_only_these_names(PRODUCT if "h" in norm.paths else SUM)
     body = jax.checkpoint(body, prevent_cse=False, policy=kept)
@@ -286,7 +201,7 @@ class _Call(NamedTuple):
         if not self.norm.clamp:  # only where steps are traced can any be late
             late = (self.start + t >= self.norm.max_steps)[..., None]
             x = tuple(jnp.where(late, jnp.nan, a) for a in x)
-        hidden, kernels = _hidden(carry).astype(x[0].dtype), self.gates(self.parameters.recurrent_kernel)
+        hidden, kernels = hidden_of(carry).astype(x[0].dtype), self.gates(self.parameters.recurrent_kernel)
         h = normalize("h", tuple(checkpoint_name(hidden @ kernel, PRODUCT) for kernel in kernels))
         if self.parameters.recurrent_bias is not None:
             h = self.biased(h, self.parameters.recurrent_bias)
@@ -295,7 +210,7 @@ class _Call(NamedTuple):
 
     def biased(self, path: Gates, bias: Array) -> Gates:
         """A path with the bias of each gate."""
-        return tuple(a + _row(b, a) for a, b in zip(path, self.gates(bias), strict=True))
+        return tuple(a + row_of(b, a) for a, b in zip(path, self.gates(bias), strict=True))
 
     def gates(self, joined: Array) -> Gates:
         """What belongs to each gate."""
@@ -333,7 +248,7 @@ def initial_carry(norm: CellNorm, carry: Carry, seq_lengths: ArrayLike | None = 
     """The state a cell starts in, from its own; `seq_lengths`, shape [*batch], matter to batch statistics alone."""
     if not norm.stateful:
         return carry
-    batch = _hidden(carry).shape[:-1]
+    batch = hidden_of(carry).shape[:-1]
     check_lengths(seq_lengths, batch)
     lengths = seq_lengths if seq_lengths is None else jnp.asarray(seq_lengths, jnp.int32)
     return TimedCarry(carry, jnp.zeros(batch, jnp.int32), lengths)
@@ -464,22 +379,3 @@ def _advanced(norm: CellNorm, timed: TimedCarry, carry: Carry, steps: int, seq_l
 def _steps(inputs: Array, ndim: int = 1) -> Array:
     """Steps of a call, counted from 0, along the first of `ndim` axes."""
     return jnp.arange(len(inputs), dtype=jnp.int32).reshape(-1, *[1] * (ndim - 1))
-
-
-def _row(bias: Array, like: Array) -> Array:
-    """A bias with the rank of what it is added to."""
-    return bias.reshape((1,) * (like.ndim - 1) + bias.shape)
-
-
-def _hidden(carry: Carry) -> Array:
-    return carry[1] if isinstance(carry, tuple) else carry
-
-
-def _with_hidden(carry: Carry, hidden: Array) -> Carry:
-    return (carry[0], hidden) if isinstance(carry, tuple) else hidden
-
-
-def _kept(new: Array, old: Array, where: Array | None) -> Array:
-    """The new state where the sequence goes on, in the type of the old one."""
-    new = new.astype(old.dtype)
-    return new if where is None else jnp.where(where, new, old)

@@ -1,48 +1,19 @@
-"""One call of a layer that keeps state, shared by Linen and NNX: what to normalize by, and what the state becomes."""
+"""Batch norm and batch renorm as Flax modules call them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from normlab.functional._batch import (
-    RunningStatistics,
-    Schedule,
-    batch_moments,
-    batch_norm,
-    batch_renorm,
-    check_ghost,
-    first_batch,
-    merge_batch_norm,
-    merge_batch_renorm,
-    normalize,
-    update_batch_norm,
-    update_batch_renorm,
-    widened,
-)
-from normlab.functional._checks import (
-    Axes,
-    AxisName,
-    canonical_axes,
-    check_epsilon,
-    check_flag,
-    check_flags,
-    check_where,
-    choose_groups,
-)
-from normlab.functional._example import group_norm
-from normlab.functional._online import Guard, OnlineErrors, check_online_options, evaluate_online_norm, online_norm
-from normlab.functional._statistics import Momentum, float32_or_wider
-from normlab.functional._streaming import (
-    Mix,
-    StreamingMemory,
-    StreamingSlopes,
-    check_streaming_options,
-    initial_streaming,
-    streaming_norm,
+from normlab._core.batch import batch_moments, check_ghost, first_batch, normalize, widened
+from normlab._core.checks import AxisName, check_epsilon, check_flag, check_flags, check_where
+from normlab._core.running import Momentum, RunningStatistics
+from normlab.functional.batch_norm import batch_norm, merge_batch_norm, update_batch_norm
+from normlab.functional.batch_renorm import Schedule, batch_renorm, merge_batch_renorm, update_batch_renorm
+from normlab.functional.streaming_norm import (
+    at_step,
 )
 
 Statistics = Literal["auto", "batch", "running"]
@@ -171,27 +142,9 @@ def batch_layer(
     if renorm.initialize_from_first_batch:
         _, batch = batch_norm(x, **options)
         running = first_batch(running, batch, epsilon=epsilon)
-    limits = {name: _at(running.step, getattr(renorm, name)) for name in ("r_max", "d_max")}
+    limits = {name: at_step(running.step, getattr(renorm, name)) for name in ("r_max", "d_max")}
     y, batch = batch_renorm(x, running, scale, bias, **limits, **options)
     return y, update_batch_renorm(running, batch, epsilon=epsilon, **update)
-
-
-def group_first(
-    x: Array,
-    where: Array | None,
-    *,
-    num_groups: int | None,
-    group_size: int | None,
-    axis: Axes,
-    epsilon: float,
-) -> Array:
-    """Apply the group norm of continual norm, which has no scale and no bias, and keep float32 for the batch norm."""
-    features = canonical_axes(axis, x.ndim)
-    if features != (x.ndim - 1,):
-        raise ValueError(f"Expected `axis` to be the last, along which features are grouped, got {axis}.")
-    num_groups, group_size = choose_groups(num_groups, group_size)
-    x = float32_or_wider(x)
-    return group_norm(x, num_groups=num_groups, group_size=group_size, epsilon=epsilon, where=where)
 
 
 def initial_statistics(shape: Sequence[int], *, step: bool) -> RunningStatistics:
@@ -200,93 +153,3 @@ def initial_statistics(shape: Sequence[int], *, step: bool) -> RunningStatistics
     return RunningStatistics(
         jnp.zeros(shape, jnp.float32), jnp.ones(shape, jnp.float32), jnp.zeros((), jnp.int32) if step else None
     )
-
-
-class StreamLayer(Protocol):
-    """A norm with a state that the forward pass changes, and one whose gradient is its new value.
-
-    Attributes:
-        names: Of the arrays of the first.
-    """
-
-    names: ClassVar[tuple[str, ...]]
-
-    def initial(self, shape: tuple[int, ...]) -> tuple[Any, Any]:
-        """Return both states at the start, named tuples."""
-        ...
-
-    def train(self, x: Array, state: Any, carried: Any, **options: Any) -> tuple[Array, Any]:
-        """Normalize, and return the first state after it, too."""
-        ...
-
-    def evaluate(self, x: Array, state: Any, **options: Any) -> Array:
-        """Normalize by the first state."""
-        ...
-
-
-@dataclass(frozen=True)
-class OnlineLayer:
-    """Online norm with its options; see `online_norm`."""
-
-    momentum: Array | float
-    backward_momentum: Array | float
-    epsilon: float
-    guard: Guard
-
-    names: ClassVar[tuple[str, ...]] = ("mean", "var")
-
-    def __post_init__(self) -> None:
-        """Check the options."""
-        check_online_options(self.momentum, self.backward_momentum, self.epsilon, self.guard)
-
-    def initial(self, shape: tuple[int, ...]) -> tuple[RunningStatistics, OnlineErrors]:
-        """Return mean 0, variance 1 and no errors."""
-        zeros = jnp.zeros(shape, jnp.float32)
-        return initial_statistics(shape, step=False), OnlineErrors(zeros, zeros)
-
-    def train(
-        self, x: Array, state: RunningStatistics, carried: OnlineErrors, **options: Any
-    ) -> tuple[Array, RunningStatistics]:
-        """Normalize the next examples of the stream."""
-        return online_norm(x, state, carried, **vars(self), **options)
-
-    def evaluate(self, x: Array, state: RunningStatistics, **options: Any) -> Array:
-        """Normalize by the running statistics."""
-        return evaluate_online_norm(x, state, epsilon=self.epsilon, guard=self.guard, **options)
-
-
-@dataclass(frozen=True)
-class StreamingLayer:
-    """Streaming norm with its options; see `streaming_norm`."""
-
-    mix: Mix
-    backward_mix: Mix
-    momentum: Array | float
-    backward_momentum: Array | float
-    calls_per_update: int
-    epsilon: float
-
-    names: ClassVar[tuple[str, ...]] = StreamingMemory._fields
-
-    def __post_init__(self) -> None:
-        """Check the options."""
-        check_streaming_options(**vars(self))
-
-    def initial(self, shape: tuple[int, ...]) -> tuple[StreamingMemory, StreamingSlopes]:
-        """Return a long memory of mean 0 and variance 1, and nothing else."""
-        return initial_streaming(shape)
-
-    def train(
-        self, x: Array, state: StreamingMemory, carried: StreamingSlopes, **options: Any
-    ) -> tuple[Array, StreamingMemory]:
-        """Normalize a batch."""
-        return streaming_norm(x, state, carried, **vars(self), **options)
-
-    def evaluate(self, x: Array, state: StreamingMemory, **options: Any) -> Array:
-        """Normalize by the long memory, which after an update of the weights has taken up the short one."""
-        options.pop("where")  # which no output depends on
-        return normalize(x, state.mean, state.var, epsilon=self.epsilon, **options)
-
-
-def _at(step: Array | None, schedule: Schedule) -> Array | float:
-    return schedule(step) if callable(schedule) and step is not None else schedule  # pyright: ignore[reportReturnType]

@@ -4,27 +4,25 @@ import functools
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from normlab.functional._checks import Axes, check_epsilon, check_where
-from normlab.functional._devices import aligned, spread_like
-from normlab.functional._example import expand, expand_where
-from normlab.functional._online import (
-    as_weights,
-    check_weight,
-    kept_wide,
-    own_gradient,
-    scaled,
-    stream_features,
-    wide_state,
-)
-from normlab.functional._standardize import reciprocal_root
-from normlab.functional._statistics import Over, float32_or_wider, means, moments, output_dtype, whole
-from normlab.functional._statistics import over as over_axes
+from normlab._core.axes import Axes, expand, expand_where
+from normlab._core.batch import normalize
+from normlab._core.checks import check_epsilon, check_where
+from normlab._core.dtypes import float32_or_wider, output_dtype, whole
+from normlab._core.moments import means, moments
+from normlab._core.reduction import Over
+from normlab._core.reduction import over as over_axes
+from normlab._core.running import as_weights
+from normlab._core.sharding import aligned, spread_like
+from normlab._core.standardize import reciprocal_root
+from normlab._core.stream import check_weight, kept_wide, own_gradient, scaled, stream_features, wide_state
+from normlab.functional.batch_renorm import Schedule
 
 Mix = Sequence[float]
 """Weights of the long, the short and the current memory; without the last, it is 0."""
@@ -314,3 +312,41 @@ def _backward(static: _Static, saved: _Saved, cotangents: tuple[Array, Any]) -> 
 
 
 _streaming.defvjp(_forward, _backward)
+
+
+@dataclass(frozen=True)
+class StreamingLayer:
+    """Streaming norm with its options; see `streaming_norm`."""
+
+    mix: Mix
+    backward_mix: Mix
+    momentum: Array | float
+    backward_momentum: Array | float
+    calls_per_update: int
+    epsilon: float
+
+    names: ClassVar[tuple[str, ...]] = StreamingMemory._fields
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        check_streaming_options(**vars(self))
+
+    def initial(self, shape: tuple[int, ...]) -> tuple[StreamingMemory, StreamingSlopes]:
+        """Return a long memory of mean 0 and variance 1, and nothing else."""
+        return initial_streaming(shape)
+
+    def train(
+        self, x: Array, state: StreamingMemory, carried: StreamingSlopes, **options: Any
+    ) -> tuple[Array, StreamingMemory]:
+        """Normalize a batch."""
+        return streaming_norm(x, state, carried, **vars(self), **options)
+
+    def evaluate(self, x: Array, state: StreamingMemory, **options: Any) -> Array:
+        """Normalize by the long memory, which after an update of the weights has taken up the short one."""
+        options.pop("where")  # which no output depends on
+        return normalize(x, state.mean, state.var, epsilon=self.epsilon, **options)
+
+
+def at_step(step: Array | None, schedule: Schedule) -> Array | float:
+    """Evaluate a schedule; a number is itself."""
+    return schedule(step) if callable(schedule) and step is not None else schedule  # pyright: ignore[reportReturnType]

@@ -1,8 +1,7 @@
-"""The checks that several norms share, each with its message: what was expected, what came, what to do."""
+"""Checks of what norms are given, and the one way to allow statistics over a single element."""
 
 import numbers
-import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
@@ -15,15 +14,8 @@ from jax.typing import DTypeLike
 
 T = TypeVar("T")
 
-Axes = int | Sequence[int]
-"""One axis or several; negative ones count from the end."""
-
 AxisName = str | tuple[str, ...]
 """The name of a mapped axis of devices (or of `jax.vmap`), or several."""
-
-
-class StatisticsError(ValueError):
-    """Raised at trace time where there is nothing to take statistics over, so that the output would be constant."""
 
 
 _ONE_ELEMENT: ContextVar[bool] = ContextVar("one_element", default=False)
@@ -53,26 +45,6 @@ def one_element() -> Iterator[None]:
 def one_element_allowed() -> bool:
     """Whether `one_element` is in force."""
     return _ONE_ELEMENT.get()
-
-
-def canonical_axes(axes: Axes, ndim: int, name: str = "axis") -> tuple[int, ...]:
-    """Return `axes` as sorted non-negative integers.
-
-    Args:
-        axes: One axis or several.
-        ndim: Rank of the array they belong to.
-        name: The argument's name, for the message.
-
-    Raises:
-        ValueError: If an axis is out of range or named twice.
-    """
-    given = tuple(operator.index(a) for a in axes) if isinstance(axes, Iterable) else (operator.index(axes),)
-    if any(not -ndim <= a < ndim for a in given):
-        raise ValueError(f"Expected `{name}` to lie in [{-ndim}, {ndim}) for `x` of rank {ndim}, got {axes}.")
-    canonical = tuple(sorted(a % ndim for a in given))
-    if len(set(canonical)) < len(canonical):
-        raise ValueError(f"Expected `{name}` to name each axis once, got {axes} for `x` of rank {ndim}.")
-    return canonical
 
 
 def check_real(x: Array, name: str = "x") -> None:

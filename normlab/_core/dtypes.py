@@ -1,0 +1,28 @@
+"""Dtypes of statistics and outputs."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+
+def float32_or_wider(x: Array) -> Array:
+    """Return `x` in float32, or unchanged where it is wider."""
+    return lax.convert_element_type(x, wide_dtype(x.dtype))
+
+
+def wide_dtype(dtype: Any) -> Any:
+    """Return float32, or `dtype` where it is a wider float."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(dtype, jnp.float32)
+
+
+def whole(step: Array) -> Array:
+    """Return a count of updates as the whole number it is, whatever it was cast to."""
+    return step if jnp.issubdtype(step.dtype, jnp.integer) else lax.convert_element_type(step, jnp.int32)
+
+
+def output_dtype(x: Array) -> Any:
+    """Return the dtype of a norm's output: that of `x`, or float32 where `x` is of whole numbers."""
+    return x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else wide_dtype(x.dtype)

@@ -1,0 +1,75 @@
+"""What norms for streams share: state that is updated by the backward pass."""
+
+import functools
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from normlab._core.axes import Axes, canonical_axes, expand
+from normlab._core.checks import check_real
+from normlab._core.dtypes import wide_dtype
+from normlab._core.standardize import affine
+
+States = TypeVar("States", bound=NamedTuple)
+
+
+def check_weight(name: str, weight: Any) -> None:
+    """Raise a `ValueError` unless a weight of an old value is a number in [0, 1]."""
+    if isinstance(weight, jax.Array):  # traced: a study may vary it
+        return
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
+        raise ValueError(f"Expected `{name}`, the weight of the old value, to lie in [0, 1], got {weight!r}.")
+
+
+def stream_features(x: Array, axis: Axes | None) -> tuple[int, ...]:
+    """Check a stream of examples, and return the feature axes: those that are not in `axis`."""
+    check_real(x)
+    reduced = tuple(range(x.ndim - 1)) if axis is None else canonical_axes(axis, x.ndim)
+    if 0 not in reduced:
+        raise ValueError(f"Expected `x` of shape [examples, ..., features] and its first axis in `axis`, got {axis}.")
+    return tuple(a for a in range(x.ndim) if a not in reduced)
+
+
+def wide_state(name: str, state: Array, shape: tuple[int, ...], features: tuple[int, ...], dtype: Any) -> Array:
+    """Give a state the rank and the dtype of activations; the gradient goes back through both."""
+    expanded = expand(name, state, shape, features)
+    assert expanded is not None
+    return expanded.astype(dtype)
+
+
+def own_gradient(states: States) -> States:
+    """Let no gradient be taken by states, whose gradients are their new values, that are narrower than float32."""
+    named: dict[str, Array] = states._asdict()
+    return states._replace(
+        **{name: a if a.dtype == wide_dtype(a.dtype) else _not_its_gradient(name, a) for name, a in named.items()}
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _not_its_gradient(name: str, state: Array) -> Array:
+    """Return a state whose gradient, of its own narrow dtype, cannot be its new value."""
+    return state
+
+
+def _refuse_gradient(name: str, state: Array) -> tuple[Array, None]:
+    raise TypeError(
+        f"Expected `{name}` in float32 or wider, since its gradient is its new value and has its dtype, in which "
+        f"updates round away, got {state.dtype}. Cast this state back to float32 (Linen: "
+        "`_overwrite_with_gradient`, NNX: `OverwriteWithGradient`)."
+    )
+
+
+_not_its_gradient.defvjp(_refuse_gradient, lambda name, _, gradient: (gradient,))
+
+
+def kept_wide(state: Array, old: Array) -> Array:
+    """Give a new state the shape of the old one, and its dtype, or float32 where that is narrower."""
+    return state.reshape(old.shape).astype(wide_dtype(old.dtype))
+
+
+def scaled(y: Array, scale: Array | None, bias: Array | None) -> Array:
+    """Return `y * scale + bias` in the dtype of `y`."""
+    scale, bias = (a if a is None else a.astype(y.dtype) for a in (scale, bias))
+    return affine(y, jnp.ones((1,) * y.ndim, y.dtype), scale, bias)

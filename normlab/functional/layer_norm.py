@@ -1,0 +1,64 @@
+"""Layer norm."""
+
+import jax.numpy as jnp
+from jax import Array
+
+from normlab._core.axes import Axes, canonical_axes
+from normlab._core.checks import AxisName
+from normlab._core.per_example import REMEDY, Groups, normalize
+from normlab._core.reduction import check_more_than_one
+from normlab._core.reduction import over as over_axes
+
+
+def layer_norm(
+    x: Array,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: Axes = -1,
+    feature_axes: Axes | None = None,
+    epsilon: float = 1e-6,
+    where: Array | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: Groups | None = None,
+    use_fast_variance: bool = False,
+) -> Array:
+    """Standardize each example over its features (Ba et al., 2016).
+
+    `y = (x - mean) / sqrt(var + epsilon) * scale + bias`
+
+    Statistics: over `axis`, per remaining position, in float32 or wider.
+
+    Args:
+        x: Activations, `[..., features]`.
+        scale: Gain, of the shape of the feature axes of `x`; `None` is 1.
+        bias: Shift, of the same shape; `None` is 0.
+        axis: Axes reduced. The default, the last alone, normalizes each position of an image by itself; the papers
+            that compare norms on images mean `axis=(1, 2, 3)`.
+        feature_axes: Axes along which `scale` and `bias` vary; `None` means `axis`.
+        epsilon: Added to the variance, inside the root.
+        where: True where an element counts, broadcastable to `x`; the others are normalized by the same statistics.
+        axis_name: Mapped axes over which the features are spread.
+        axis_index_groups: Sub-groups of devices along `axis_name` (`jax.pmap` only).
+        use_fast_variance: Whether to use E[x^2] - E[x]^2, as Flax does by default: wrong where the mean is large.
+
+    Returns:
+        `y`, with the shape and dtype of `x` (float32 for whole numbers).
+
+    Raises:
+        StatisticsError: If a statistic would be over one element.
+        ValueError: If a shape, an axis or `epsilon` does not fit.
+
+    Example:
+        >>> layer_norm(jnp.array([1.0, 3.0]), epsilon=0.0)
+        Array([-1.,  1.], dtype=float32)
+
+    References:
+        Ba, Kiros, Hinton. Layer Normalization. 2016. https://arxiv.org/abs/1607.06450
+    """
+    x = jnp.asarray(x)
+    axis = canonical_axes(axis, x.ndim)
+    features = axis if feature_axes is None else canonical_axes(feature_axes, x.ndim, "feature_axes")
+    over = over_axes(axis, affine=features, axis_name=axis_name, axis_index_groups=axis_index_groups)
+    check_more_than_one(x.shape, over, REMEDY)
+    return normalize(x, scale, bias, over, features, epsilon, where, use_fast_variance)

@@ -1,0 +1,1 @@
+"""Recurrent cells with a norm inside, as pure functions."""

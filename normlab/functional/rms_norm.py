@@ -1,0 +1,59 @@
+"""RMS norm."""
+
+import jax.numpy as jnp
+from jax import Array
+
+from normlab._core.axes import Axes, canonical_axes
+from normlab._core.checks import AxisName
+from normlab._core.per_example import REMEDY, Groups, normalize
+from normlab._core.reduction import check_more_than_one
+from normlab._core.reduction import over as over_axes
+
+
+def rms_norm(
+    x: Array,
+    scale: Array | None = None,
+    *,
+    axis: Axes = -1,
+    feature_axes: Axes | None = None,
+    epsilon: float = 1e-6,
+    where: Array | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: Groups | None = None,
+) -> Array:
+    """Divide each example by the root mean square of its features (Zhang & Sennrich, 2019).
+
+    `y = x / sqrt(mean(x^2) + epsilon) * scale`
+
+    Statistics: over `axis`, per remaining position, in float32 or wider.
+
+    Args:
+        x: Activations, `[..., features]`.
+        scale: Gain, of the shape of the feature axes of `x`; `None` is 1.
+        axis: Axes reduced.
+        feature_axes: Axes along which `scale` varies; `None` means `axis`.
+        epsilon: Added to the mean square, inside the root. At `x = 0` the gradient is `1 / sqrt(epsilon)`.
+        where: True where an element counts, broadcastable to `x`.
+        axis_name: Mapped axes over which the features are spread.
+        axis_index_groups: Sub-groups of devices along `axis_name` (`jax.pmap` only).
+
+    Returns:
+        `y`, with the shape and dtype of `x` (float32 for whole numbers).
+
+    Raises:
+        StatisticsError: If a statistic would be over one element.
+        ValueError: If a shape, an axis or `epsilon` does not fit.
+
+    Example:
+        >>> jnp.allclose(rms_norm(jnp.array([1.0, 7.0]), epsilon=0.0), jnp.array([0.2, 1.4]))
+        Array(True, dtype=bool)
+
+    References:
+        Zhang, Sennrich. Root Mean Square Layer Normalization. NeurIPS 2019. https://arxiv.org/abs/1910.07467
+    """
+    x = jnp.asarray(x)
+    axis = canonical_axes(axis, x.ndim)
+    features = axis if feature_axes is None else canonical_axes(feature_axes, x.ndim, "feature_axes")
+    over = over_axes(axis, affine=features, axis_name=axis_name, axis_index_groups=axis_index_groups, center=False)
+    check_more_than_one(x.shape, over, REMEDY)
+    return normalize(x, scale, None, over, features, epsilon, where)
