@@ -581,13 +581,13 @@ MUTANTS = (
     ),
     Mutant(
         "re-estimated statistics of batch renorm depend on the old ones",
-        "study/training/inference_measures.py",
-        ('model.norm.name == "batch_renorm" else {}', "False else {}"),
+        "tools/recalibrate.py",
+        ('norm.name == "batch_renorm" else {}', "False else {}"),
         ("inference.py::test_reestimated_is_blind_to_the_running_statistics[batch_renorm]",),
     ),
     Mutant(
         "re-estimated variance without that of the means",
-        "study/training/inference_measures.py",
+        "tools/recalibrate.py",
         (' + stacked[(*path, "mean")].var(0)', ""),
         ("inference.py::test_reestimated[batch]",),
     ),

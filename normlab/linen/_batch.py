@@ -81,7 +81,8 @@ class BatchNorm(nn.Module):
     def _renorm(self) -> Renorm | None:
         return None
 
-    def _prepared(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def normalized(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """Return the array whose statistics are taken, by default `x` itself."""
         return x
 
     @nn.compact
@@ -116,7 +117,7 @@ class BatchNorm(nn.Module):
             self.bias_init if self.use_bias else None,
         )
         x, dtype = promote(x, affine, self.dtype)
-        x = self._prepared(x, mask)
+        x = self.normalized(x, mask)
         reduced = tuple(a for a in range(x.ndim) if a not in features)
         if making and F.batch_elements(x, reduced) == 1:
             evaluating = True  # a single example is enough to make parameters

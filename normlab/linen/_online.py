@@ -167,7 +167,8 @@ class ContinualNorm(BatchNorm):
     num_groups: int | None = 32
     group_size: int | None = None
 
-    def _prepared(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def normalized(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """Return the group norm of `x`, whose statistics are taken."""
         check_where(mask, x.shape, "mask")
         options: dict[str, Any] = {"num_groups": self.num_groups, "group_size": self.group_size, "axis": self.axis}
         return group_first(x, mask, epsilon=self.epsilon, **options)

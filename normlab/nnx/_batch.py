@@ -127,7 +127,7 @@ class BatchNorm(Affine):
         evaluating = choose_mode(attribute, use_running_average)
         x, affine, dtype = self._promoted(x, self.axis)
         mask = mask if mask is None else jnp.asarray(mask)
-        x = self._prepared(x, mask)
+        x = self.normalized(x, mask)
         names = self._state_names()
         state = state_variables(self, names, optional=("step",))
         y, running = batch_layer(
@@ -184,7 +184,8 @@ class BatchNorm(Affine):
     def _renorm(self) -> Renorm | None:
         return None
 
-    def _prepared(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def normalized(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """Return the array whose statistics are taken, by default `x` itself."""
         return x
 
     def _initial(self) -> F.RunningStatistics:

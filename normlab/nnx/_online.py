@@ -245,7 +245,8 @@ class ContinualNorm(BatchNorm):
         super().__init__(num_features, rngs=rngs, **options)
         self.num_groups, self.group_size = num_groups, group_size
 
-    def _prepared(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def normalized(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """Return the group norm of `x`, whose statistics are taken."""
         check_where(mask, x.shape, "mask")
         options: dict[str, Any] = {"num_groups": self.num_groups, "group_size": self.group_size, "axis": self.axis}
         return group_first(x, mask, epsilon=self.epsilon, **options)
