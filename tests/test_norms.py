@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,8 +17,11 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from normlab import norms
+import normlab
+from normlab import linen, norms
+from normlab import nnx as our_nnx
 from normlab.norms import Entry, Norm, Ramp, UnknownNorm
+from tests.registered import ALL
 
 STRINGS = [
     "batch",
@@ -232,3 +236,14 @@ def test_a_third_partys_norm_is_pickled_where_it_is_registered(halve: Norm) -> N
     with pytest.raises(UnknownNorm, match=r"'halve' to be registered where it is loaded.*`normlab\.norms\.register`"):
         pickle.loads(saved)
     norms.register(entry)
+
+
+def test_the_table_of_the_readme_is_the_registrys() -> None:
+    readme = (Path(normlab.__file__).parents[1] / "README.md").read_text("utf-8")
+    table = norms.table()
+    assert f"\n{table}\n" in readme, "Write the result of `normlab.norms.table()` into README.md."
+    for name in ALL:
+        entry = norms.get(name).entry
+        assert f"| `{name}` | {entry.formula} | {entry.over} |" in table
+        assert all(hasattr(modules, entry.module) for modules in (linen, our_nnx))
+        assert name == "none" or (entry.paper and entry.url.startswith("https://"))
