@@ -269,8 +269,9 @@ def _list(given: list[str]) -> int:
 
     if _asks_for_help(given):
         print(
-            "usage: normlab list [norms]\n\nPrint the comparisons that `normlab run` knows by name, and the norms; with\n"
-            "`norms` the formula, the statistics and the paper of each."
+            "usage: normlab list [norms]\n\n"
+            "Print the comparisons that `normlab run` knows by name, and the norms; with `norms` the\n"
+            "formula, the statistics and the paper of each."
         )
         return OK
     if given == ["norms"]:
