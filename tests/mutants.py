@@ -48,7 +48,7 @@ DIGITS, CONSTANT = (
 )
 DIGITS_OF_GRADIENT = f"{DIGITS}_of_the_gradient"
 MOMENTS, STANDARDIZE, RUNNING = "_core/moments.py", "_core/standardize.py", "_core/running.py"
-BATCH, BATCH_RENORM, BATCH_LAYER = "_core/batch.py", "functional/batch_renorm.py", "functional/_batch_layer.py"
+BATCH, BATCH_NORM, BATCH_RENORM = "_core/batch.py", "functional/batch_norm.py", "functional/batch_renorm.py"
 CELL_NORM = "functional/recurrent/cell_norm.py"
 CELL, UNROLL = "functional/recurrent/cells.py", "functional/recurrent/unroll.py"
 CELLS = "recurrent.py::test_values_and_gradients_in_float64_are_those_of_the_reference"
@@ -219,7 +219,7 @@ MUTANTS = (
     ),
     Mutant(
         "r and d from the statistics after the update",
-        BATCH_LAYER,
+        BATCH_RENORM,
         (
             RENORM,
             RENORM
@@ -317,8 +317,8 @@ MUTANTS = (
     ),
     Mutant(
         "a frozen norm learns",
-        BATCH_LAYER,
-        ("    if frozen:\n", "    if False:\n"),
+        BATCH_NORM,
+        ("        if self.frozen:\n", "        if False:\n"),
         ("gradients.py::test_a_frozen_norm_has_no_gradient_in_scale_and_bias[batch]",),
     ),
     Mutant(

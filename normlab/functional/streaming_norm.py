@@ -23,7 +23,6 @@ from normlab._core.running import as_weights
 from normlab._core.sharding import aligned, spread_like
 from normlab._core.standardize import reciprocal_root
 from normlab._core.stream import check_weight, kept_wide, own_gradient, scaled, stream_features, wide_state
-from normlab.functional.batch_renorm import Schedule
 
 Mix = Sequence[float]
 """Weights of the long, the short and the current memory; without the last, it is 0."""
@@ -357,8 +356,3 @@ class StreamingLayer:
         slopes = StreamingSlopes(**gradient_state)
         y, memory = streaming_norm(x, memory, slopes, **vars(self), **given, where=mask)
         return y, memory._asdict()
-
-
-def at_step(step: Array | None, schedule: Schedule) -> Array | float:
-    """Evaluate a schedule; a number is itself."""
-    return schedule(step) if callable(schedule) and step is not None else schedule  # pyright: ignore[reportReturnType]

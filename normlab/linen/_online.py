@@ -9,9 +9,8 @@ from flax import linen as nn
 from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 
 from normlab._core.axes import Axes, canonical_axes
-from normlab._core.checks import check_flags, check_where
+from normlab._core.checks import check_flags, check_where, choose_mode
 from normlab._core.layer import Layer
-from normlab.functional._batch_layer import choose_mode
 from normlab.functional.continual_norm import group_first
 from normlab.functional.online_norm import Guard, OnlineLayer
 from normlab.functional.streaming_norm import Mix, StreamingLayer

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from normlab._core.axes import Axes, canonical_axes
-from normlab._core.checks import check_where, chosen
+from normlab._core.checks import check_where, choose_mode, chosen
 from normlab._core.layer import Layer
-from normlab.functional._batch_layer import choose_mode
 from normlab.functional.continual_norm import group_first
 from normlab.functional.online_norm import Guard, OnlineLayer
 from normlab.functional.streaming_norm import Mix, StreamingLayer
