@@ -54,7 +54,7 @@ CELL, UNROLL = "functional/recurrent/cells.py", "functional/recurrent/unroll.py"
 CELLS = "recurrent.py::test_values_and_gradients_in_float64_are_those_of_the_reference"
 STEP = "batch_step:max_steps=4,momentum=0.9"
 RSTD = "    square = _not_vanished(m.var + epsilon, epsilon)\n"
-RENORM = "    y, batch = batch_renorm(x, running, scale, bias, **limits, **options)\n"
+RENORM = "        y, batch = batch_renorm(x, running, **parameters, **limits, **options)\n"
 ONLINE, STREAMING = "functional/online_norm.py", "functional/streaming_norm.py"
 STREAM = "online_norms.py::test_both_passes_are_those_of_the_reference_call_after_call"
 ONE_BY_ONE = f"{STREAM}[online:guard=None,momentum=0.8,backward_momentum=0.7-shape0-all]"
@@ -223,7 +223,7 @@ MUTANTS = (
         (
             RENORM,
             RENORM
-            + "    then = update_batch_renorm(running, batch, epsilon=epsilon, **update)\n"
+            + "        then = update_batch_renorm(running, batch, epsilon=self.epsilon, **self._update)\n"
             + RENORM.replace("running", "then"),
         ),
         (f"{ROUNDS}[batch_renorm-float32-1]",),
