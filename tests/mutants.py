@@ -723,6 +723,7 @@ MUTANTS = (
 def run(edited: Mutant | None, tests: tuple[str, ...]) -> int:
     """Run tests against a copy of the package with the edits of a mutant; return pytest's exit code."""
     with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(ROOT / "pyproject.toml", folder)  # marks are declared there
         for part in ("normlab", "tests"):
             shutil.copytree(ROOT / part, Path(folder, part), ignore=shutil.ignore_patterns("__pycache__"))
         if edited is not None:

@@ -96,6 +96,7 @@ def address(cluster: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return cluster
 
 
+@pytest.mark.slow
 class TestEquality:
     """A worker is killed in the middle of each; all come to the bytes of one that was not disturbed."""
 
@@ -135,6 +136,7 @@ class TestEquality:
         assert ("raylet" in out, err) == (False, "")  # Ray says nothing of its own
 
 
+@pytest.mark.slow
 class TestDeaths:
     """What workers elsewhere do when they are killed; those of this machine are in `test_faults.py`."""
 
@@ -430,6 +432,7 @@ class TestSlurm:
 
 
 class TestRay:
+    @pytest.mark.slow
     @RAY
     def test_it_joins_a_running_cluster_without_a_folder(
         self, address: str, toy: Path, monkeypatch: pytest.MonkeyPatch

@@ -240,6 +240,7 @@ class TestProcesses:
             assert (one.key, one.metrics) == (other.key, other.metrics)
             assert all(0 <= seconds < 1e6 for name, seconds in other.cost.items() if name != "memory")
 
+    @pytest.mark.slow
     def test_a_worker_that_the_system_kills(self, toy: Path, tmp_path: Path) -> None:
         norms = ["--norms", "none", "batch_renorm", "layer"]
         arguments = ["--curves", "deployed", "--batch-sizes", "2", "--no-extend", "--seeds", "3", "--jobs", "2"]
@@ -256,6 +257,7 @@ class TestProcesses:
 KILLS = 50
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals")
 @pytest.mark.parametrize("command", ["report", "merge"])
 def test_fifty_kills_while_a_report_or_a_merge_is_written_leave_nothing_half(
@@ -275,6 +277,7 @@ def test_fifty_kills_while_a_report_or_a_merge_is_written_leave_nothing_half(
     assert (result.stdout, result.stderr, result.returncode) == (f"{KILLS} kills\n", "", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals")
 class TestKill:
     def test_fifty_kills_lose_nothing_and_change_nothing(self, toy: Path, tmp_path: Path) -> None:

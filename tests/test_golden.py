@@ -21,6 +21,7 @@ def test_signatures_and_trees() -> None:
             assert now[part][name] == value, name
 
 
+@pytest.mark.slow
 def test_bits_of_outputs_state_and_gradients() -> None:
     known = kept("bits.json")
     if record.processor() not in known:

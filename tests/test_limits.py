@@ -104,6 +104,7 @@ def until(condition: Any, process: "subprocess.Popen[str] | None" = None) -> Non
     raise AssertionError("It has not come about within a minute.")
 
 
+@pytest.mark.slow
 class TestRuns:
     def test_a_run_that_does_not_end_is_a_timeout_and_the_others_are_made(
         self, hanging: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -195,6 +196,7 @@ class TestLimit:
         assert a_record().status == "diverged"
 
 
+@pytest.mark.slow
 @POSIX
 class TestEnd:
     @pytest.fixture

@@ -811,6 +811,7 @@ def test_models_of_one_recipe_share_their_programs() -> None:
     assert re.match(r"Classifier \(", repr(a))
 
 
+@pytest.mark.slow
 def test_the_page_does_what_it_says(tmp_path: Path) -> None:
     """Its blocks are one script, with asserts."""
     code = [text for language, text in blocks("docs/online.md", "Use it live") if language == "python"]

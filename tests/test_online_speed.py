@@ -9,6 +9,7 @@ import pytest
 from benchmarks import online_speed
 
 
+@pytest.mark.slow
 def test_live_and_compiled_are_measured_beside_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 LIMIT = 100  # seconds: a process that takes longer hangs
 MEETING = 60.0
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")]
 
 
 def address(host: str = "127.0.0.1") -> str:

@@ -119,6 +119,7 @@ def test_one_seed_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "Expected `--seeds` to be at least 2" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_speed_is_measured_beside_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "find_spec", lambda name: None)
     given = ["--cell", "simple", "--norms", "batch_step", "--shapes", "4x2x4", "--rounds", "1"]

@@ -28,6 +28,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_one_device_is_measured_by_default(tmp_path: Path) -> None:
     done = run(*TINY, "--norms", "batch,instance", "--output", str(tmp_path / "speed"))
     assert (done.returncode, done.stderr) == (0, "")
@@ -41,6 +42,7 @@ def test_one_device_is_measured_by_default(tmp_path: Path) -> None:
     assert all(line in page for line in done.stdout.splitlines()[:-1])  # the last says where it is
 
 
+@pytest.mark.slow
 def test_norms_across_devices_are_measured_beside_their_peers(tmp_path: Path) -> None:
     done = run(*TINY, "--devices", "2", "--norms", "batch_renorm", "--output", str(tmp_path / "speed"))
     assert (done.returncode, done.stderr) == (0, "")
@@ -90,6 +92,7 @@ def test_more_devices_than_there_are_is_one_clear_error() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_more_workers_are_measured_beside_one(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = ["--output", str(tmp_path / "scaling")]
     monkeypatch.setattr("sys.argv", ["scaling.py", "--rounds", "1", *output, "--", str(toy), "--no-extend"])

@@ -15,6 +15,8 @@ from test_data_parallel import MODEL
 
 from normlab.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 BUDGET = ("--tier", "smoke", "--seeds", "1", "--learning-rates", "0.1", "--batch-sizes", "8", "--devices", "4")
 TIMEOUT = 120
 
