@@ -52,10 +52,10 @@ check: $(VENV)/test.stamp
 	$(BIN)/lint-imports
 
 mutants: $(VENV)/test.stamp
-	$(BIN)/python tests/mutants.py
+	$(BIN)/python -m tests.mutants
 
 fuzz: $(VENV)/test.stamp
-	$(BIN)/python tests/fuzz.py
+	$(BIN)/python -m tests.support.fuzz
 
 speed: $(VENV)/study.stamp
 	$(BIN)/python benchmarks/speed.py
