@@ -58,22 +58,22 @@ fuzz: $(VENV)/test.stamp
 	$(BIN)/python -m tests.support.fuzz
 
 speed: $(VENV)/study.stamp
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python -m benchmarks.speed.norms
 
 speed-devices: $(VENV)/study.stamp
-	$(BIN)/python benchmarks/speed.py --devices 8
+	$(BIN)/python -m benchmarks.speed.norms --devices 8
 
 speed-recurrent: $(VENV)/peers.stamp
-	$(BIN)/python benchmarks/recurrent_speed.py
+	$(BIN)/python -m benchmarks.speed.recurrent
 
 speed-online: $(VENV)-peers/online.stamp
-	$(VENV)-peers/bin/python benchmarks/online_speed.py
+	$(VENV)-peers/bin/python -m benchmarks.speed.online
 
 scaling: $(VENV)/study.stamp
-	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python -m benchmarks.speed.scaling
 
 throughput: $(VENV)/peers.stamp
-	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python -m benchmarks.speed.throughput
 
 $(VENV)/peers.stamp: $(VENV)/study.stamp
 	$(PIP) --editable '.[study,peers]'

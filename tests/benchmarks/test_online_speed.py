@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import online_speed
+from benchmarks.speed import online as online_speed
 
 
 @pytest.mark.slow
@@ -16,7 +16,7 @@ def test_live_and_compiled_are_measured_beside_each_other(
     monkeypatch.setattr(online_speed, "MEMORY_AT", (20, 40))
     monkeypatch.setattr(online_speed, "peers_of", lambda stream: ({}, ["Left out: deep-river (not there)."]))
     arguments = ["--examples", "200", "--rounds", "1", "--norms", "layer", "--output", str(tmp_path / "speed")]
-    monkeypatch.setattr("sys.argv", ["online_speed.py", *arguments])
+    monkeypatch.setattr("sys.argv", ["online.py", *arguments])
     online_speed.main()
     with (tmp_path / "speed.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -52,7 +52,7 @@ def test_the_same_errors_come_out_of_the_loop_and_the_pass() -> None:
 def test_bad_input_is_one_clear_error(
     arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["online_speed.py", *arguments])
+    monkeypatch.setattr("sys.argv", ["online.py", *arguments])
     with pytest.raises(SystemExit, match="2"):
         online_speed.main()
     assert re.search(message, capsys.readouterr().err.splitlines()[-1])

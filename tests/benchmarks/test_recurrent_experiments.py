@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import recurrent_speed as speed
+from benchmarks.speed import recurrent as speed
 from experiments import recurrent_gradients as study
 
 PLAN = study.Plan(seeds=3, scales=(0.1, 1.0), lengths=(4, 8), trained_length=8)
@@ -123,7 +123,7 @@ def test_one_seed_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_speed_is_measured_beside_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "find_spec", lambda name: None)
     given = ["--cell", "simple", "--norms", "batch_step", "--shapes", "4x2x4", "--rounds", "1"]
-    monkeypatch.setattr("sys.argv", ["recurrent_speed.py", *given, "--output", str(tmp_path / "speed")])
+    monkeypatch.setattr("sys.argv", ["recurrent.py", *given, "--output", str(tmp_path / "speed")])
     speed.main()
     with (tmp_path / "speed.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -167,7 +167,7 @@ def test_bars_are_those_of_an_lstm(ours: str, other: str, ratio: float, kept: bo
 def test_speed_refuses_bad_input(
     arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["recurrent_speed.py", *arguments])
+    monkeypatch.setattr("sys.argv", ["recurrent.py", *arguments])
     with pytest.raises(SystemExit, match="2"):
         speed.main()
     assert re.search(message, capsys.readouterr().err.splitlines()[-1])

@@ -5,21 +5,23 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from benchmarks import scaling, speed
+from benchmarks.speed import norms as speed
+from benchmarks.speed import scaling
+from tests.support.paths import ROOT
 
-SPEED = Path(speed.__file__)
 TINY = ("--shapes", "16x4x4x8", "--rounds", "2")
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the script as its readers do, away from the repository."""
-    found = {"PYTHONPATH": str(SPEED.parents[1]), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **environment}
-    command = [sys.executable, "-W", "error", str(SPEED), *arguments]
-    return subprocess.run(command, env={**os.environ, **found}, cwd=SPEED.anchor, capture_output=True, text=True)
+    """Run the module as its readers do, in a process of its own."""
+    found = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **environment}
+    command = [sys.executable, "-W", "error", "-m", speed.__name__, *arguments]
+    return subprocess.run(command, env={**os.environ, **found}, cwd=ROOT, capture_output=True, text=True)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -38,7 +40,9 @@ def test_one_device_is_measured_by_default(tmp_path: Path) -> None:
     ]
     assert all(row["shape"] == "16x4x4x8" and row["rounds"] == "2" and float(row["ratio"]) > 0 for row in rows)
     page = (tmp_path / "speed.md").read_text()
+    assert done.stdout.splitlines()[0].startswith(f"jax {version('jax')}, flax ")
     assert done.stdout.splitlines()[1] == speed.OneDevice.HEADING
+    assert page.splitlines()[2].startswith("`python -m benchmarks.speed.norms --shapes 16x4x4x8 ")
     assert all(line in page for line in done.stdout.splitlines()[:-1])  # the last says where it is
 
 
@@ -59,6 +63,7 @@ def test_norms_across_devices_are_measured_beside_their_peers(tmp_path: Path) ->
     assert found[speed.FORWARD, "shard_map", "ours"] == found[speed.FORWARD, "shard_map", "Flax"] == 1
     assert found[speed.TRAINING, "shard_map", "ours"] == 2
     assert found[speed.FORWARD, "shard_map", speed.LOCAL] == 0
+    assert ", 2 x " in done.stdout.splitlines()[0]
     assert done.stdout.splitlines()[1] == speed.AcrossDevices.HEADING
 
 
@@ -79,7 +84,7 @@ def test_norms_across_devices_are_measured_beside_their_peers(tmp_path: Path) ->
 def test_bad_input_is_one_clear_error(
     arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["speed.py", *arguments])
+    monkeypatch.setattr("sys.argv", ["norms.py", *arguments])
     with pytest.raises(SystemExit, match="2"):
         speed.main()
     assert re.search(message, capsys.readouterr().err.splitlines()[-1])

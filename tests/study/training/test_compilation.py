@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import throughput
+from benchmarks.speed import throughput
 from normlab import norms, study
 from normlab.models.mlp import MLP
 from normlab.study.data import cache

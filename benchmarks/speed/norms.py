@@ -4,10 +4,10 @@ Forward, and forward plus backward (gradients of input, scale and bias), each no
 in one process: contenders take turns in shuffled rounds, medians are quoted. Compile time is not included. On one
 device, all times are also given in units of the time of copying the input, measured in the same rounds.
 
-    python benchmarks/speed.py                                        # all norms, all shapes, one device
-    python benchmarks/speed.py --norms layer,batch --rounds 50 --shapes "transformer,64x8x8x32"
-    python benchmarks/speed.py --output benchmarks/results/speed-cpu  # writes .csv and .md
-    python benchmarks/speed.py --devices 8                            # statistics across devices
+    python -m benchmarks.speed.norms                                        # all norms, all shapes, one device
+    python -m benchmarks.speed.norms --norms layer,batch --rounds 50 --shapes "transformer,64x8x8x32"
+    python -m benchmarks.speed.norms --output benchmarks/results/speed-cpu  # writes .csv and .md
+    python -m benchmarks.speed.norms --devices 8                            # statistics across devices
 
 With `--devices`, a batch of these shapes is divided over devices. On CPU they are virtual and share the cores: their
 times tell of work and of waiting for each other, not of a network. A training step runs under `jax.shard_map`
@@ -25,7 +25,6 @@ import math
 import os
 import re
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -38,16 +37,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-try:
-    from benchmarks.cases import SHAPES
-    from benchmarks.timing import environment, interleave, ratio, write
-except ImportError:  # run as a file
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
-    from cases import SHAPES
-    from timing import environment, interleave, ratio, write
-
+from benchmarks.speed._shapes import SHAPES
+from benchmarks.speed._timing import environment, interleave, ratio, write
 from normlab import norms
-from normlab.study.worker.strategy import THREADS_PER_DEVICE, environment
+from normlab.study.worker import strategy
 
 PEERS: dict[str, Callable[..., nn.Module]] = {
     "batch": partial(nn.BatchNorm, use_running_average=False),
@@ -246,7 +239,7 @@ def mesh_of(devices: int) -> Mesh:
         raise ValueError(f"Expected `--devices` to be at least 2, got {devices}. Leave it out for one device.")
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", devices)
-    with environment({"PJRT_NPROC": str(THREADS_PER_DEVICE * devices)}):
+    with strategy.environment({"PJRT_NPROC": str(strategy.THREADS_PER_DEVICE * devices)}):
         found = jax.devices()
     if len(found) < devices:
         raise ValueError(

@@ -6,9 +6,9 @@ parts are the start (until the first record is there: imports, plan, workers, th
 one) and the report (until the command ends). `cores` is how many its processes kept busy, on average: with
 two workers much less than two means that others used the machine, too.
 
-    python benchmarks/scaling.py                                            # seven norms in a conv net
-    python benchmarks/scaling.py --output benchmarks/results/scaling-cpu    # writes .csv and .md
-    python benchmarks/scaling.py --jobs 4 -- my_comparison.py --tier quick  # what `normlab run` is given
+    python -m benchmarks.speed.scaling                                            # seven norms in a conv net
+    python -m benchmarks.speed.scaling --output benchmarks/results/scaling-cpu    # writes .csv and .md
+    python -m benchmarks.speed.scaling --jobs 4 -- my_comparison.py --tier quick  # what `normlab run` is given
 """
 
 import argparse
@@ -24,11 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-try:
-    from benchmarks.timing import environment, turns, write
-except ImportError:  # run as a file
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
-    from timing import environment, turns, write
+from benchmarks.speed._timing import environment, turns, write
 
 WORK = "batch_size --tier smoke --problems conv --curves deployed --epochs 60".split()
 """A minute of training with one worker."""

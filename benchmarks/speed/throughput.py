@@ -4,10 +4,10 @@ Same data, nets, optimizer, epochs and cores; each contender as its users would 
 own. They take turns in shuffled rounds; a turn is as many whole trainings as take about `--turn` seconds. What is
 needed before the second update (building, compiling, warming up) is measured apart.
 
-    python benchmarks/throughput.py                                             # MLP and conv net, batches of 4 and 32
-    python benchmarks/throughput.py --models conv --norms batch --batch-sizes 4 --rounds 3
-    python benchmarks/throughput.py --data tfds:mnist tfds:cifar10 --data-dir DIR --norms batch --rounds 3
-    python benchmarks/throughput.py --output benchmarks/results/throughput-cpu  # writes .csv and .md
+    python -m benchmarks.speed.throughput                          # MLP and conv net, batches of 4 and 32
+    python -m benchmarks.speed.throughput --models conv --norms batch --batch-sizes 4 --rounds 3
+    python -m benchmarks.speed.throughput --data tfds:mnist tfds:cifar10 --data-dir DIR --norms batch --rounds 3
+    python -m benchmarks.speed.throughput --output benchmarks/results/throughput-cpu  # writes .csv and .md
 
 Contenders:
     ours        two processes of one thread, the whole training compiled, as the workers of `normlab run`
@@ -26,7 +26,6 @@ import os
 import platform
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +39,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.speed._timing import command_line
 from normlab.study.data.dataset import Data
 from normlab.study.data.options import chosen
 from normlab.study.data.splits import divided, shuffled, sizes
@@ -573,8 +573,7 @@ def write(output: Path, rows: Sequence[Row], told: Sequence[str]) -> None:
         writer.writeheader()
         writer.writerows(dataclasses.asdict(row) for row in rows)
     table = "\n".join([header(), *map(line, rows)])
-    command = "python " + " ".join(sys.argv)
-    page = ["# Models a minute, beside Flax and PyTorch", f"`{command}`", f"```\n{table}\n```", *told]
+    page = ["# Models a minute, beside Flax and PyTorch", f"`{command_line()}`", f"```\n{table}\n```", *told]
     output.with_suffix(".md").write_text("\n\n".join(page) + "\n")
 
 

@@ -65,6 +65,11 @@ def load() -> str:
     return f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
 
 
+def command_line() -> str:
+    """The command that this measurement was made with, from the root of the repository."""
+    return " ".join(["python -m", f"benchmarks.speed.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+
+
 def write(output: Path, title: str, rows: Sequence[Any], table: str, summary: str) -> None:
     """Write dataclasses as OUTPUT.csv, and their table and summary as the page OUTPUT.md."""
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +77,6 @@ def write(output: Path, title: str, rows: Sequence[Any], table: str, summary: st
         writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(rows[0])])
         writer.writeheader()
         writer.writerows(dataclasses.asdict(row) for row in rows)
-    command = "python " + " ".join(sys.argv)
+    command = command_line()
     output.with_suffix(".md").write_text(f"# {title}\n\n`{command}`\n\n```\n{table}\n```\n\n{summary}\n")
     print(f"wrote {output.with_suffix('.csv')} and {output.with_suffix('.md')}")

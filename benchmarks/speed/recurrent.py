@@ -5,9 +5,9 @@ running statistics updated), in one process: all contenders take turns in shuffl
 ratios within rounds are quoted. Compile time is not included; the memory that a compiled program takes beside its
 arguments and results is.
 
-    python benchmarks/recurrent_speed.py                                # LSTM, all norms, hidden 128 and 512
-    python benchmarks/recurrent_speed.py --cell gru --norms layer,batch_step --shapes 64x64x128 --rounds 30
-    python benchmarks/recurrent_speed.py --output benchmarks/results/recurrent-speed-cpu  # writes .csv and .md
+    python -m benchmarks.speed.recurrent                                # LSTM, all norms, hidden 128 and 512
+    python -m benchmarks.speed.recurrent --cell gru --norms layer,batch_step --shapes 64x64x128 --rounds 30
+    python -m benchmarks.speed.recurrent --output benchmarks/results/recurrent-speed-cpu  # writes .csv and .md
 
 A shape is batch x time x features; inputs and hidden state have the same number of features. The plain cell is measured
 beside each peer: Flax's `nn.RNN` over its cells, and `torch.nn` (extra `peers`) where it is installed, with as many
@@ -18,7 +18,6 @@ import argparse
 import os
 import re
 import statistics
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -29,15 +28,9 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-try:
-    from benchmarks.speed import FORWARD, TRAINING, draw, sizes, training_call
-    from benchmarks.timing import environment, interleave, ratio, write
-except ImportError:  # run as a file
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
-    from speed import FORWARD, TRAINING, draw, sizes, training_call
-    from timing import environment, interleave, ratio, write
-
 import normlab.linen
+from benchmarks.speed._timing import environment, interleave, ratio, write
+from benchmarks.speed.norms import FORWARD, TRAINING, draw, sizes, training_call
 from normlab import norms
 
 

@@ -7,9 +7,9 @@ ratio is a contender's time for an example over that of the compiled program wit
 time is not included. Before that, single calls of the live wrapper are timed, and the memory of the process is seen
 while it has no peer in it.
 
-    python benchmarks/online_speed.py
-    python benchmarks/online_speed.py --examples 20000 --rounds 20 --norms none,online
-    python benchmarks/online_speed.py --output benchmarks/results/online-speed-cpu  # writes .csv and .md
+    python -m benchmarks.speed.online
+    python -m benchmarks.speed.online --examples 20000 --rounds 20 --norms none,online
+    python -m benchmarks.speed.online --output benchmarks/results/online-speed-cpu  # writes .csv and .md
 
 Contenders that are not installed are named and left out. deep-river 0.3 needs river 0.25.
 """
@@ -34,12 +34,7 @@ import numpy as np
 import optax
 from river import datasets, evaluate, linear_model, metrics, preprocessing, tree
 
-try:
-    from benchmarks.timing import environment, interleave, ratio, write
-except ImportError:  # run as a file
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
-    from timing import environment, interleave, ratio, write
-
+from benchmarks.speed._timing import environment, interleave, ratio, write
 from normlab import norms
 from normlab.introspect.pure import Network, network
 from normlab.models.mlp import MLP
