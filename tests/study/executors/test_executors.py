@@ -30,10 +30,11 @@ from normlab.study.worker.outcome import make_record
 from normlab.study.worker.runner import CellRunner
 from normlab.study.worker.store import JOBS, Store
 from normlab.study.worker.strategy import Strategy, Task
-from tests.support.paths import ENVIRONMENT
+from tests.support.paths import ROOT
 from tests.support.toys import TOY, settings_for
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # or a token in the home folder decides what can join what
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 HERE = ["--executor", "slurm", "--slurm", "cluster=local"]
 
 

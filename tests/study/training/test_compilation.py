@@ -120,6 +120,7 @@ def no_cache_of_jax() -> Iterator[None]:
 
 
 class TestCache:
+    @pytest.mark.slow
     def test_a_cached_program_gives_the_numbers_of_a_fresh_one(self, tmp_path: Path) -> None:
         fresh = start(tmp_path, JAX_ENABLE_COMPILATION_CACHE="false")
         together = [start(tmp_path), start(tmp_path)]

@@ -185,6 +185,7 @@ test_streamed.train(test_streamed.build(test_streamed.on_disk()))
 
 
 class TestCheckpoints:
+    @pytest.mark.slow
     def test_a_killed_run_goes_on_bit_for_bit(self, small_windows: Path, fitted: Compiled) -> None:
         expected = run(fitted)
         killed = subprocess.run([sys.executable, "-c", KILLED], cwd=ROOT, env=os.environ)
