@@ -351,6 +351,7 @@ class TestShards:
             assert all(any(shard.issuperset(group) for shard in shards) for group in plan.groups)
             assert max(map(len, shards)) - min(map(len, shards)) <= max(map(len, plan.groups))
 
+    @pytest.mark.slow
     def test_merged_shards_are_the_bytes_of_the_whole(
         self, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -529,6 +530,7 @@ class TestPython:
             with pytest.raises(BadInput, match=expected):
                 run_in_process(toy, **dict([options]))
 
+    @pytest.mark.slow
     def test_files_run_in_workers_and_scripts_need_their_guard(self, toy: Path, tmp_path: Path) -> None:
         call = "study.run('toy.py', norms=['none'], curves=['deployed'], extend=False, progress=False)"
         scripts = {
@@ -581,6 +583,7 @@ class TestRun:
         assert main([*arguments, "--output", str(tmp_path / "out")]) == 1
         assert (tmp_path / "out" / "report.html").exists()
 
+    @pytest.mark.slow
     def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(self, toy: Path, tmp_path: Path) -> None:
         toy.write_text(TOY.replace("PAUSE = 0.0", "PAUSE = 0.1"))
         output = tmp_path / "out"

@@ -143,6 +143,7 @@ comparison = study.Comparison(
 )
 """
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["toy", "stream"])
     def test_a_real_worker_imports_nothing_that_is_not_in_the_key_or_excused(self, kind: str, tmp_path: Path) -> None:
         (tmp_path / "write.py").write_text(self.WRITES)

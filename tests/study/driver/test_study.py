@@ -261,6 +261,7 @@ class TestExecution:
         assert {r.status for r in records if r.run.cell.norm == "instance"} == {"invalid"}
         assert all("test" not in r.metrics for r in records if r.run.stage == TUNE)
 
+    @pytest.mark.slow
     def test_stacks_in_one_process_agree_with_workers(self, toy: Path) -> None:
         alone = {r.run: r for r in run_all(toy, Strategy())}
         stacked = {r.run: r for r in run_all(toy, Strategy(lanes=4))}
@@ -274,6 +275,7 @@ class TestExecution:
         resumed = run_all(toy, Strategy(), known=whole[3:7])
         assert numbers(whole) == numbers(resumed)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("strategy", [Strategy(), Strategy(alone=True)], ids=str)
     def test_asked_to_stop_it_ends_between_runs_and_goes_on_later(self, toy: Path, strategy: Strategy) -> None:
         first = run_all(toy, strategy, stop=lambda made: len(made) >= 4)
