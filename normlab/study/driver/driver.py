@@ -227,7 +227,7 @@ class Invocation:
             Fault: If it cannot be written.
         """
         from normlab.study.analysis.analyse import analyse
-        from normlab.study.report import html
+        from normlab.study.report import advice, html
 
         assert isinstance(self.store, Store)
         with self.store.reporting():
@@ -239,7 +239,8 @@ class Invocation:
             if not records:
                 return self._nothing_to_report(len(found), outdated)
             analysed = analyse(self.comparison, self.settings, records, self.plan)
-            html.print_table(analysed, self.console)
+            recommendation = advice.recommend(analysed)
+            html.print_table(analysed, self.console, recommendation)
             if outdated:
                 self._print(outdated)
             path = html.write_html(
@@ -252,6 +253,7 @@ class Invocation:
                 wall_seconds=header.wall_seconds,
                 about=header.about,
                 outdated=outdated,
+                recommendation=recommendation,
             )
         self._print(f"Report: {path}")
         if show and _has_display():
@@ -322,7 +324,7 @@ class Invocation:
             limit.add(record)
         display = Display(self.console, self.plan, cells, settled())
         hire = partial(ways.executor.hire, output=self.output)
-        made = schedule.records(task, self.comparison, pending, hire, lambda: monotonic() > deadline, limit)
+        made = schedule.records(task, self.plan, pending, hire, lambda: monotonic() > deadline, limit)
         with display, closing(made):
             for record in made:
                 self.store.add(record)

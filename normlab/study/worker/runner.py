@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from normlab.errors import BadInput, Fault
 from normlab.study.design import discovery, imports
-from normlab.study.design.comparison import Comparison
 from normlab.study.design.plan import Plan
 from normlab.study.design.provenance import file_hash
 from normlab.study.design.records import EVALUATE, Cell, Record, Run
@@ -49,7 +48,7 @@ def worker(task: Task) -> "CellRunner":
             f"Expected workers like the process that gives them runs, got `{what}` {ours} on {platform.node()} instead "
             f"of {theirs}. Install the same there, or leave that machine out; finished runs are kept."
         )
-    return CellRunner(task, comparison)
+    return CellRunner(task, Plan(comparison, task.settings))
 
 
 def _findable(told: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Any]:
@@ -61,9 +60,9 @@ def _findable(told: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, A
 class CellRunner:
     """Makes records of the runs of cells in this process; the programs of the latest cells are kept."""
 
-    def __init__(self, task: Task, comparison: Comparison) -> None:
+    def __init__(self, task: Task, plan: Plan) -> None:
         """Take what all cells share; nothing is compiled yet."""
-        self.task, self.plan = task, Plan(comparison, task.settings)
+        self.task, self.plan = task, plan
         self._programs: OrderedDict[Cell, _Ready | Exception] = OrderedDict()
         self._data: dict[tuple[str, Any], Any] = {}
         self._lanes: dict[Cell, int] = {}
