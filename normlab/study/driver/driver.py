@@ -210,11 +210,14 @@ class Invocation:
         return Outcome(header=header, records=records, done=done, planned=planned, outdated=outdated)
 
     def dry_run(self, ways: Ways) -> None:
-        """Check everything and print the plan."""
-        task = self.task(ways)
+        """Check what can be checked soon, and print the plan."""
+        strategy = self._strategy(ways)
+        checked = self._checked(ways, every=False)
+        task = self._task(strategy, checked)
         found = self.store.records()
         done = self.plan.relevant(current(self.plan, task.identity, found).values())
-        self._print("\n".join([*self._described(done), *filter(None, [identity.outdated(task.identity, found)])]))
+        said = [_not_traced(checked), identity.outdated(task.identity, found)]
+        self._print("\n".join([*self._described(done), *filter(None, said)]))
 
     def report(self, header: Header, *, show: bool = False) -> int:
         """Print and write the report of what is in the folder.
@@ -266,6 +269,15 @@ class Invocation:
         Raises:
             BadInput: If something is wrong.
         """
+        strategy = self._strategy(ways)
+        return self._task(strategy, self._checked(ways))
+
+    def _strategy(self, ways: Ways) -> Strategy:
+        """Check the folder and the ways, and choose how runs are executed, before JAX looks at its devices.
+
+        Raises:
+            BadInput: If something is wrong.
+        """
         self.store.check(self.settings.comparison)
         source = self.settings.source
         if not source and not isinstance(ways.executor, Local):
@@ -281,15 +293,18 @@ class Invocation:
         share = not isinstance(ways.executor, Local) or (ways.executor.jobs or 1) > 1 or ways.executor.apart
         strategy = ways.strategy or choose_strategy(alone=not source, share=share, devices=self.plan.devices)
         ways.executor.check(strategy, self.output)
-        checked = self._checked(ways)
+        return strategy
+
+    def _task(self, strategy: Strategy, checked: preflight.Checked) -> Task:
+        source = self.settings.source
         files = discovery.code(source) if source else {}  # now that all cells have been traced
         described = identity.describe(files, checked.hashes, strategy, checked.libraries)
         if not source:
             described["code"]["object"] = _token(self.comparison)
         return Task(source=source, settings=self.settings, identity=described, strategy=strategy, about=checked.about)
 
-    def _checked(self, ways: Ways) -> preflight.Checked:
-        """Trace every cell, which runs code of the comparison in this process.
+    def _checked(self, ways: Ways, *, every: bool = True) -> preflight.Checked:
+        """Trace every cell, or the representatives alone, which runs code of the comparison in this process.
 
         Raises:
             BadInput: If something is wrong.
@@ -298,7 +313,7 @@ class Invocation:
         deadline = monotonic() + ways.time_budget
         of_one = math.inf if ways.run_timeout is None else ways.run_timeout
         try:
-            return preflight.data_of(self.plan, lambda: min(of_one, deadline - monotonic()))
+            return preflight.data_of(self.plan, lambda: min(of_one, deadline - monotonic()), every=every)
         except limits.OutOfTime:
             if monotonic() >= deadline:
                 raise Unfinished("Stopped by the time budget before the first run. Nothing is lost.") from None
@@ -402,6 +417,15 @@ def _executor(request: Request) -> Executor:
 
         return Ray(jobs, request.get("ray_address"))
     return Local(jobs, apart=bool({"run_timeout", "time_budget"} & request.given.keys()))
+
+
+def _not_traced(checked: preflight.Checked) -> str:
+    if checked.traced == checked.built:
+        return ""
+    return (
+        f"All {checked.built} programs were built and {checked.traced} of them traced, one for each norm of a curve; "
+        "without `--dry-run` all are, before the first run."
+    )
 
 
 def current(plan: Plan, described: Mapping[str, Any], records: Iterable[Record]) -> dict[Run, Record]:
