@@ -28,7 +28,7 @@ from normlab.study.driver.progress import Display
 from normlab.study.executors.local import Local
 from normlab.study.executors.protocol import Executor
 from normlab.study.worker import identity
-from normlab.study.worker.store import Header, NoStore, Store
+from normlab.study.worker.store import Header, MemoryStore, RunStore, Store
 from normlab.study.worker.strategy import Strategy, Task, choose_strategy
 
 OK, FAILED, UNFINISHED = 0, 1, 3
@@ -143,9 +143,9 @@ class Invocation:
         return self.shard.cells(self.plan) if self.shard else frozenset(self.plan.cells)
 
     @cached_property
-    def store(self) -> Store | NoStore:
-        """The folder."""
-        return NoStore() if self.output is None else Store(self.output)
+    def store(self) -> RunStore:
+        """The folder, or the memory of this process."""
+        return MemoryStore() if self.output is None else Store(self.output)
 
     def run(self, ways: Ways, *, show: bool = False) -> int:
         """Check, run what has no record yet, report.
@@ -232,11 +232,13 @@ class Invocation:
         from normlab.study.analysis.analyse import analyse
         from normlab.study.report import advice, html
 
-        assert isinstance(self.store, Store)
-        with self.store.reporting():
-            for path in self.store.damaged():
+        if self.output is None:
+            raise ValueError("Expected an invocation with a folder, where its report is written, got none.")
+        store = Store(self.output)
+        with store.reporting():
+            for path in store.damaged():
                 self._print(f"Left out `{path}`, which does not hold the run that it should; `normlab run` repeats it.")
-            found = self.store.records()
+            found = store.records()
             records = list(current(self.plan, header.identity, found).values())
             outdated = identity.outdated(header.identity, found)
             if not records:
@@ -248,7 +250,7 @@ class Invocation:
                 self._print(outdated)
             path = html.write_html(
                 analysed,
-                self.store.directory,
+                self.output,
                 comparison=self.comparison,
                 settings=self.settings,
                 identity=header.identity,
@@ -355,8 +357,7 @@ class Invocation:
         return filter(None, [support(self.settings.seeds, len(self.settings.norms))])
 
     def _set_aside(self) -> None:
-        for path in self.store.damaged():
-            aside = self.store.set_aside(path)
+        for path, aside in self.store.set_aside_damaged():
             self._print(
                 f"`{path}` does not hold the run that it should; it is `{aside.name}` now, and the run repeated."
             )
