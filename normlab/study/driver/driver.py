@@ -133,9 +133,15 @@ class Invocation:
         if self.recorded:
             return self.recorded
         try:
-            return Plan(self.comparison, self.settings)
+            with discovery.importing(self._file):
+                return Plan(self.comparison, self.settings)
         except (ValueError, TypeError) as error:
             raise BadInput(one_line(error)) from error
+
+    @property
+    def _file(self) -> Path | None:
+        """The comparison's; `None` where it is an object."""
+        return discovery.locate(self.settings.source) if self.settings.source else None
 
     @cached_property
     def cells(self) -> frozenset[Cell]:
@@ -315,7 +321,8 @@ class Invocation:
         deadline = monotonic() + ways.time_budget
         of_one = math.inf if ways.run_timeout is None else ways.run_timeout
         try:
-            return preflight.data_of(self.plan, lambda: min(of_one, deadline - monotonic()), every=every)
+            with discovery.importing(self._file):
+                return preflight.data_of(self.plan, lambda: min(of_one, deadline - monotonic()), every=every)
         except limits.OutOfTime:
             if monotonic() >= deadline:
                 raise Unfinished("Stopped by the time budget before the first run. Nothing is lost.") from None
