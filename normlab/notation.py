@@ -3,7 +3,8 @@
 import ast
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from normlab.schedules import Ramp
@@ -32,6 +33,13 @@ def parse(norm: str) -> tuple[str, dict[str, Any]]:
     Raises:
         ValueError: If the text is malformed.
     """
+    name, options = _parsed(norm)
+    return name, dict(options)
+
+
+@lru_cache(maxsize=1024)
+def _parsed(norm: str) -> tuple[str, Mapping[str, Any]]:
+    """Parse a text once; whether there is such a norm is not asked."""
     name, _, text = norm.partition(":")
     return name.strip(), _parse_options(norm, text)
 

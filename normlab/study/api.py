@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from normlab.errors import BadInput, Fault
 from normlab.study.design import discovery
 from normlab.study.design.comparison import Comparison, Settings
 from normlab.study.design.options import FOLDER
+from normlab.study.design.plan import Plan
 from normlab.study.design.records import Record
 from normlab.study.design.request import Request, from_python
 from normlab.study.driver.driver import Invocation, Ways, new_console
@@ -34,6 +35,7 @@ class Result:
         settings: What was asked for.
         records: One for every run.
         header: Identity, command and time, as in a folder.
+        plan: The cells and their runs.
         outdated: How many records of a folder are of another identity, and why; empty where none are.
     """
 
@@ -41,6 +43,7 @@ class Result:
     settings: Settings
     records: tuple[Record, ...]
     header: Header
+    plan: Plan = field(repr=False, compare=False)
     outdated: str = ""
 
     @cached_property
@@ -48,7 +51,7 @@ class Result:
         """Estimates, intervals and verdicts."""
         from normlab.study.analysis.analyse import analyse
 
-        return analyse(self.comparison, self.settings, self.records)
+        return analyse(self.comparison, self.settings, self.records, self.plan)
 
     def __str__(self) -> str:
         """The table."""
@@ -58,7 +61,7 @@ class Result:
         """Errors, failures and verdicts as text of `width` characters, and the recommendation."""
         from normlab.study.report import html
 
-        return html.table_text(self.analysis, width)
+        return html.table_text(self.analysis, width, self._recommendation)
 
     def plot(self) -> "Figure":
         """A matplotlib figure, a panel for every problem and curve."""
@@ -68,6 +71,10 @@ class Result:
 
     def recommend(self) -> "Recommendation":
         """Which norm at which factor value, how sure, and what it costs; or that the data cannot decide."""
+        return self._recommendation
+
+    @cached_property
+    def _recommendation(self) -> "Recommendation":
         from normlab.study.report import advice
 
         return advice.recommend(self.analysis)
@@ -92,6 +99,7 @@ class Result:
             wall_seconds=self.header.wall_seconds,
             about=self.header.about,
             outdated=self.outdated,
+            recommendation=self._recommendation,
         )
 
 
@@ -159,6 +167,7 @@ def run(
         settings=settings,
         records=tuple(outcome.records),
         header=outcome.header,
+        plan=invocation.plan,
         outdated=outcome.outdated,
     )
 

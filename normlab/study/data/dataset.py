@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -183,19 +185,28 @@ def load(source: Source, **options: Any) -> Data:
 @cache
 def digits() -> Data:
     """Load scikit-learn's 1,797 handwritten digits: 8 x 8 pixels in [0, 1], 10 classes; no download."""
-    with importing("study"):
-        from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    inputs = (bunch.images / 16).astype(np.float32)[..., None]  # pyright: ignore[reportAttributeAccessIssue]
+    rows = _rows_of_digits()
     return Data(
-        inputs,
-        bunch.target.astype(np.int32),  # pyright: ignore[reportAttributeAccessIssue]
+        (rows[:, :-1].reshape(-1, 8, 8, 1) / 16).astype(np.float32),
+        rows[:, -1].astype(np.int32),
         about=f"Scikit-learn's 1,797 digits of 8 x 8 pixels; each seed has its own split into {TRAIN:,} for training, "
         f"{VALIDATION} for validation and {TEST} for the test.",
         drawn=(VALIDATION, TEST),
         libraries=("scikit-learn",),
     )
+
+
+def _rows_of_digits() -> np.ndarray:
+    """Read 64 pixels and the class a row from the file of scikit-learn, whose import takes a second; else import it."""
+    with importing("study"):
+        spec = find_spec("sklearn")
+        file = Path(spec.origin if spec and spec.origin else "none").with_name("datasets") / "data" / "digits.csv.gz"
+        if file.is_file():
+            return np.loadtxt(file, delimiter=",")
+        from sklearn.datasets import load_digits
+
+    pixels, classes = load_digits(return_X_y=True)
+    return np.column_stack([pixels, classes])
 
 
 def numbers_of(name: str, value: Any) -> np.ndarray:

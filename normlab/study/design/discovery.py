@@ -2,9 +2,12 @@
 
 import ast
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from normlab.errors import BadInput, nearest, one_line
 from normlab.extras import remedy_for
@@ -74,21 +77,21 @@ def files(source: str) -> list[Path]:
 def load(source: str) -> Comparison:
     """Run the file of a comparison and return its `comparison`.
 
-    The file may import what lies beside it, now or later; those files are run again with it.
+    The file may import what lies beside it, now or while its functions run (see `importing`); those files are run again
+    with it.
 
     Raises:
         BadInput: If the file is missing, fails, or defines none.
     """
     path = locate(source)
-    module = ModuleType(f"normlab_comparison_{path.stem}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # dataclasses look their module up by name
-    _import_from(path.parent, [_module_name(file, path.parent) for file in files(source)[1:]])
+    for file in files(source)[1:]:
+        sys.modules.pop(_module_name(file, path.parent), None)
     _forget_norms_of(path)
     imports.begin(path)
     before = _norms()
     try:
-        exec(compile(path.read_bytes(), path, "exec"), module.__dict__)  # not from a cache: keys hash the source
+        with importing(path):
+            module = _executed(path)
     except Exception as error:
         raise BadInput(f"`{source}` cannot be loaded: {one_line(error)}{remedy_for(error)}") from error
     finally:
@@ -97,6 +100,49 @@ def load(source: str) -> Comparison:
     if not isinstance(found, Comparison):
         raise BadInput(f"Expected `{source}` to define `comparison = Comparison(...)`, got {type(found).__name__}.")
     return found
+
+
+@contextmanager
+def importing(path: Path | None) -> Iterator[None]:
+    """Look imports up in the folder of a comparison first, as for a script, while code of it runs.
+
+    Args:
+        path: The comparison's file; `None` where there is none.
+    """
+    if path is None:
+        yield
+        return
+    folder = str(path.parent)
+    at = sys.path.index(folder) if folder in sys.path else None
+    if at is not None:
+        sys.path.remove(folder)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:  # what the code has added to the path stays
+        with suppress(ValueError):
+            sys.path.remove(folder)
+        if at is not None:
+            sys.path.insert(at, folder)
+
+
+class _Uncached(SourceFileLoader):
+    """Loads what is in a file and never what was compiled before, since keys hash the source."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+def _executed(path: Path) -> ModuleType:
+    """Run a file as a module of its own."""
+    name = f"normlab_comparison_{path.stem}"
+    loader = _Uncached(name, str(path))
+    spec = spec_from_loader(name, loader)
+    assert spec
+    module = module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up by name
+    loader.exec_module(module)
+    return module
 
 
 def code(source: str, also: Iterable[str] = ()) -> dict[str, Path]:
@@ -149,13 +195,6 @@ def _forget_norms_of(path: Path) -> None:
 
     for name in _NORMS.pop(path, set()) & _norms():
         norms.unregister(name)
-
-
-def _import_from(folder: Path, modules: list[str]) -> None:
-    """Put a folder first where imports are looked up, as for a script, and forget older modules of these names."""
-    sys.path[:] = [str(folder), *(entry for entry in sys.path if entry != str(folder))]
-    for name in modules:
-        sys.modules.pop(name, None)
 
 
 def _beside(folder: Path, name: str) -> list[Path]:

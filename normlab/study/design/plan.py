@@ -114,16 +114,7 @@ class Plan:
 
     def incompatible(self, cell: Cell) -> str:
         """Why a cell cannot be run at all, empty where it can."""
-        from normlab import norms
-
-        norm, problem = norms.get(cell.norm), self.problem(cell.problem)
-        if norm.entry.cell_only and not problem.recurrent:
-            return f"`{cell.norm}` is a norm of recurrent cells, and `{cell.problem}` has none."
-        if problem.recurrent and norm.entry.cell is None:
-            return f"`{cell.norm}` has no place in the recurrent cell of `{cell.problem}`."
-        if norm.needs_spatial and not problem.spatial:
-            return f"`{cell.norm}` needs spatial axes, and activations of `{cell.problem}` have none."
-        return ""
+        return self._reasons[cell]
 
     def of(self, records: Iterable[Record]) -> "dict[Cell, CellPlan]":
         """For every cell the runs that it needs, as far as the records tell."""
@@ -162,6 +153,22 @@ class Plan:
     @cached_property
     def _first(self) -> dict[Cell, Place]:
         return {cell: place for place, cell in reversed(self.places.items())}
+
+    @cached_property
+    def _reasons(self) -> dict[Cell, str]:
+        return {cell: self._reason(cell) for cell in self.cells}
+
+    def _reason(self, cell: Cell) -> str:
+        from normlab import norms
+
+        norm, problem = norms.get(cell.norm), self.problem(cell.problem)
+        if norm.entry.cell_only and not problem.recurrent:
+            return f"`{cell.norm}` is a norm of recurrent cells, and `{cell.problem}` has none."
+        if problem.recurrent and norm.entry.cell is None:
+            return f"`{cell.norm}` has no place in the recurrent cell of `{cell.problem}`."
+        if norm.needs_spatial and not problem.spatial:
+            return f"`{cell.norm}` needs spatial axes, and activations of `{cell.problem}` have none."
+        return ""
 
     def _all_places(self) -> Iterator[Place]:
         for problem in self.settings.problems:

@@ -50,6 +50,8 @@ class Program:
         marks: What else is to tell these data from others, by name; no device sees it.
         init: `seed -> state`, a pytree of arrays that holds all that the seed decides: split, parameters, order.
         step: `(state, t, learning_rate, data) -> (state, loss)` for t = 0, 1, ..., `steps - 1`.
+        forward: `(state, t, data) -> loss`: a step as far as its loss, where shapes that do not fit show. Where it is
+            given, cells that differ in a factor's value alone have the whole step traced once before the runs.
         evaluate: `(state, data) -> metrics`: scalars `validation`, `test` and `finite` (whether all outputs are finite:
             the argmax of NaN is class 0, so an error alone does not show it); `validation_sem`, the standard error of
             `validation`, and `validation_chance`, chance on the validation examples where that is another, say what
@@ -76,6 +78,7 @@ class Program:
     mesh: Mesh | None = None
     series: Callable[[Any, Arrays], Mapping[str, jax.Array]] | None = None
     at_end: bool = False
+    forward: Callable[[Any, jax.Array, Arrays], Any] | None = None
     about: str = ""
     feed: Feed | None = None
     marks: Mapping[str, np.ndarray] = field(default_factory=dict)

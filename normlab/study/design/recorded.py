@@ -81,10 +81,6 @@ class RecordedPlan(Plan):
         """What people call a norm."""
         return self._titles[norm]
 
-    def incompatible(self, cell: Cell) -> str:
-        """Why a cell cannot be run at all, empty where it can."""
-        return self._reasons[cell]
-
     def _cell(self, place: Place) -> Cell:
         return self._recorded[place]
 

@@ -28,7 +28,7 @@ from normlab.study.driver.progress import Display
 from normlab.study.executors.local import Local
 from normlab.study.executors.protocol import Executor
 from normlab.study.worker import identity
-from normlab.study.worker.store import Header, NoStore, Store
+from normlab.study.worker.store import Header, MemoryStore, RunStore, Store
 from normlab.study.worker.strategy import Strategy, Task, choose_strategy
 
 OK, FAILED, UNFINISHED = 0, 1, 3
@@ -133,9 +133,15 @@ class Invocation:
         if self.recorded:
             return self.recorded
         try:
-            return Plan(self.comparison, self.settings)
+            with discovery.importing(self._file):
+                return Plan(self.comparison, self.settings)
         except (ValueError, TypeError) as error:
             raise BadInput(one_line(error)) from error
+
+    @property
+    def _file(self) -> Path | None:
+        """The comparison's; `None` where it is an object."""
+        return discovery.locate(self.settings.source) if self.settings.source else None
 
     @cached_property
     def cells(self) -> frozenset[Cell]:
@@ -143,9 +149,9 @@ class Invocation:
         return self.shard.cells(self.plan) if self.shard else frozenset(self.plan.cells)
 
     @cached_property
-    def store(self) -> Store | NoStore:
-        """The folder."""
-        return NoStore() if self.output is None else Store(self.output)
+    def store(self) -> RunStore:
+        """The folder, or the memory of this process."""
+        return MemoryStore() if self.output is None else Store(self.output)
 
     def run(self, ways: Ways, *, show: bool = False) -> int:
         """Check, run what has no record yet, report.
@@ -210,11 +216,14 @@ class Invocation:
         return Outcome(header=header, records=records, done=done, planned=planned, outdated=outdated)
 
     def dry_run(self, ways: Ways) -> None:
-        """Check everything and print the plan."""
-        task = self.task(ways)
+        """Check what can be checked soon, and print the plan."""
+        strategy = self._strategy(ways)
+        checked = self._checked(ways, every=False)
+        task = self._task(strategy, checked)
         found = self.store.records()
         done = self.plan.relevant(current(self.plan, task.identity, found).values())
-        self._print("\n".join([*self._described(done), *filter(None, [identity.outdated(task.identity, found)])]))
+        said = [_not_traced(checked), identity.outdated(task.identity, found)]
+        self._print("\n".join([*self._described(done), *filter(None, said)]))
 
     def report(self, header: Header, *, show: bool = False) -> int:
         """Print and write the report of what is in the folder.
@@ -227,24 +236,27 @@ class Invocation:
             Fault: If it cannot be written.
         """
         from normlab.study.analysis.analyse import analyse
-        from normlab.study.report import html
+        from normlab.study.report import advice, html
 
-        assert isinstance(self.store, Store)
-        with self.store.reporting():
-            for path in self.store.damaged():
+        if self.output is None:
+            raise ValueError("Expected an invocation with a folder, where its report is written, got none.")
+        store = Store(self.output)
+        with store.reporting():
+            for path in store.damaged():
                 self._print(f"Left out `{path}`, which does not hold the run that it should; `normlab run` repeats it.")
-            found = self.store.records()
+            found = store.records()
             records = list(current(self.plan, header.identity, found).values())
             outdated = identity.outdated(header.identity, found)
             if not records:
                 return self._nothing_to_report(len(found), outdated)
             analysed = analyse(self.comparison, self.settings, records, self.plan)
-            html.print_table(analysed, self.console)
+            recommendation = advice.recommend(analysed)
+            html.print_table(analysed, self.console, recommendation)
             if outdated:
                 self._print(outdated)
             path = html.write_html(
                 analysed,
-                self.store.directory,
+                self.output,
                 comparison=self.comparison,
                 settings=self.settings,
                 identity=header.identity,
@@ -252,6 +264,7 @@ class Invocation:
                 wall_seconds=header.wall_seconds,
                 about=header.about,
                 outdated=outdated,
+                recommendation=recommendation,
             )
         self._print(f"Report: {path}")
         if show and _has_display():
@@ -260,6 +273,15 @@ class Invocation:
 
     def task(self, ways: Ways) -> Task:
         """Check everything that can be checked before a run.
+
+        Raises:
+            BadInput: If something is wrong.
+        """
+        strategy = self._strategy(ways)
+        return self._task(strategy, self._checked(ways))
+
+    def _strategy(self, ways: Ways) -> Strategy:
+        """Check the folder and the ways, and choose how runs are executed, before JAX looks at its devices.
 
         Raises:
             BadInput: If something is wrong.
@@ -279,15 +301,18 @@ class Invocation:
         share = not isinstance(ways.executor, Local) or (ways.executor.jobs or 1) > 1 or ways.executor.apart
         strategy = ways.strategy or choose_strategy(alone=not source, share=share, devices=self.plan.devices)
         ways.executor.check(strategy, self.output)
-        checked = self._checked(ways)
+        return strategy
+
+    def _task(self, strategy: Strategy, checked: preflight.Checked) -> Task:
+        source = self.settings.source
         files = discovery.code(source) if source else {}  # now that all cells have been traced
         described = identity.describe(files, checked.hashes, strategy, checked.libraries)
         if not source:
             described["code"]["object"] = _token(self.comparison)
         return Task(source=source, settings=self.settings, identity=described, strategy=strategy, about=checked.about)
 
-    def _checked(self, ways: Ways) -> preflight.Checked:
-        """Trace every cell, which runs code of the comparison in this process.
+    def _checked(self, ways: Ways, *, every: bool = True) -> preflight.Checked:
+        """Trace every cell, or the representatives alone, which runs code of the comparison in this process.
 
         Raises:
             BadInput: If something is wrong.
@@ -296,7 +321,8 @@ class Invocation:
         deadline = monotonic() + ways.time_budget
         of_one = math.inf if ways.run_timeout is None else ways.run_timeout
         try:
-            return preflight.data_of(self.plan, lambda: min(of_one, deadline - monotonic()))
+            with discovery.importing(self._file):
+                return preflight.data_of(self.plan, lambda: min(of_one, deadline - monotonic()), every=every)
         except limits.OutOfTime:
             if monotonic() >= deadline:
                 raise Unfinished("Stopped by the time budget before the first run. Nothing is lost.") from None
@@ -322,7 +348,7 @@ class Invocation:
             limit.add(record)
         display = Display(self.console, self.plan, cells, settled())
         hire = partial(ways.executor.hire, output=self.output)
-        made = schedule.records(task, self.comparison, pending, hire, lambda: monotonic() > deadline, limit)
+        made = schedule.records(task, self.plan, pending, hire, lambda: monotonic() > deadline, limit)
         with display, closing(made):
             for record in made:
                 self.store.add(record)
@@ -338,8 +364,7 @@ class Invocation:
         return filter(None, [support(self.settings.seeds, len(self.settings.norms))])
 
     def _set_aside(self) -> None:
-        for path in self.store.damaged():
-            aside = self.store.set_aside(path)
+        for path, aside in self.store.set_aside_damaged():
             self._print(
                 f"`{path}` does not hold the run that it should; it is `{aside.name}` now, and the run repeated."
             )
@@ -400,6 +425,15 @@ def _executor(request: Request) -> Executor:
 
         return Ray(jobs, request.get("ray_address"))
     return Local(jobs, apart=bool({"run_timeout", "time_budget"} & request.given.keys()))
+
+
+def _not_traced(checked: preflight.Checked) -> str:
+    if checked.traced == checked.built:
+        return ""
+    return (
+        f"All {checked.built} programs were built and {checked.traced} of them traced, one for each norm of a curve; "
+        "without `--dry-run` all are, before the first run."
+    )
 
 
 def current(plan: Plan, described: Mapping[str, Any], records: Iterable[Record]) -> dict[Run, Record]:

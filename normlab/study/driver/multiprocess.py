@@ -40,7 +40,9 @@ def run(invocation: Invocation, ways: Ways, member: Member, *, show: bool = Fals
     _pretend(invocation.settings.devices, member.processes)
     with join(member) as group:
         _check_devices(invocation.settings.devices)
-        ways = replace(ways, strategy=Strategy(alone=True, processes=member.processes), executor=_Together(group))
+        ways = replace(
+            ways, strategy=Strategy(alone=True, processes=member.processes), executor=_Together(group, invocation.plan)
+        )
         if member.process > 1:
             return _follow(group, invocation, ways)
         code = invocation.run(ways, show=show)
@@ -53,6 +55,7 @@ class _Together:
     """The executor of process 1."""
 
     group: Group
+    plan: Plan
 
     def check(self, strategy: Strategy, output: Path | None) -> None:
         """Refuse nothing."""
@@ -61,7 +64,7 @@ class _Together:
         """Make sure that the other processes would train the same."""
         self.group.broadcast(["agree", None])
         _agree(self.group, task)
-        return _Crew(self.group, _runner(task))
+        return _Crew(self.group, _runner(task, self.plan))
 
 
 class _Crew:
@@ -104,7 +107,7 @@ class _Crew:
 def _follow(group: Group, invocation: Invocation, ways: Ways) -> int:
     """Do as process 1 says; its exit code at the end."""
     task = invocation.task(ways)
-    runner = _runner(task)
+    runner = _runner(task, invocation.plan)
     while True:
         what, content = group.broadcast()
         if what == "end":
@@ -116,12 +119,11 @@ def _follow(group: Group, invocation: Invocation, ways: Ways) -> int:
             _check(*runner(run.cell, [run]))
 
 
-def _runner(task: Task) -> CellRunner:
-    from normlab.study.design import discovery
+def _runner(task: Task, plan: Plan) -> CellRunner:
     from normlab.study.training.compilation_cache import use_cache
 
     use_cache()
-    return CellRunner(task, discovery.load(task.source))
+    return CellRunner(task, plan)
 
 
 def _agree(group: Group, task: Task) -> None:

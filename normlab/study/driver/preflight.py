@@ -1,9 +1,14 @@
-"""What is checked before anything is written: every cell is traced, none is compiled."""
+"""What is checked before anything is written: every cell is traced, none is compiled.
+
+The cells of a curve that differ in the factor's value alone share a representative, the first that can be trained. Its
+whole step is traced, that of the others as far as the loss (see `Program.forward`); a dry run traces it alone.
+"""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from enum import Enum
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +21,6 @@ from normlab.study.design.records import Cell
 from normlab.study.driver import limits
 from normlab.study.worker.runner import build
 
-if TYPE_CHECKING:
-    from normlab.study.design.program import Program
-
 
 class Checked(NamedTuple):
     """What a comparison's data are: for each problem their hash, words where there are any, and whose they are.
@@ -27,23 +29,28 @@ class Checked(NamedTuple):
         hashes: See `Program.data_hash`.
         about: See `Program.about`.
         libraries: See `Program.libraries`.
+        built: How many programs could be built.
+        traced: How many of them were traced.
     """
 
     hashes: dict[str, str]
     about: dict[str, str]
     libraries: dict[str, tuple[str, ...]]
+    built: int
+    traced: int
 
 
 class Untrainable(BadInput):
     """A cell that is recorded as `invalid` when its turn comes."""
 
 
-def data_of(plan: Plan, limit: Callable[[], float] = lambda: math.inf) -> Checked:
-    """Trace the program of every cell that can be run.
+def data_of(plan: Plan, limit: Callable[[], float] = lambda: math.inf, *, every: bool = True) -> Checked:
+    """Build the program of every cell that can be run, and trace it.
 
     Args:
         plan: Of the cells.
         limit: Gives the seconds that the next cell may take.
+        every: Whether to trace more than the representatives.
 
     Raises:
         OutOfTime: If one takes longer.
@@ -51,11 +58,15 @@ def data_of(plan: Plan, limit: Callable[[], float] = lambda: math.inf) -> Checke
     """
     reasons = {cell: plan.incompatible(cell) for cell in plan.cells}
     programs: dict[Cell, Program] = {}
+    representatives: dict[Hashable, Cell] = {}
     for cell, reason in reasons.items():
         if not reason:
             try:
                 with limits.at_most(limit()):
-                    programs[cell] = traced(plan, cell)
+                    known = _alike(plan, cell) in representatives
+                    trace = Trace.NOTHING if known and not every else Trace.FORWARD if known else Trace.WHOLE
+                    programs[cell] = traced(plan, cell, trace)
+                    representatives.setdefault(_alike(plan, cell), cell)
             except Untrainable as error:
                 reasons[cell] = str(error)
     if all(reasons.values()):
@@ -67,10 +78,24 @@ def data_of(plan: Plan, limit: Callable[[], float] = lambda: math.inf) -> Checke
         hashes={problem: programs[cell].data_hash for problem, cell in first.items()},
         about={problem: about for problem, cell in first.items() if (about := programs[cell].about)},
         libraries={problem: used for problem, cell in first.items() if (used := programs[cell].libraries)},
+        built=len(programs),
+        traced=len(programs if every else representatives),
     )
 
 
-def traced(plan: Plan, cell: Cell) -> "Program":
+class Trace(Enum):
+    """How much of a program is traced."""
+
+    NOTHING, FORWARD, WHOLE = range(3)
+
+
+def _alike(plan: Plan, cell: Cell) -> Hashable:
+    """What cells have in common that differ in the value of a factor alone."""
+    place = plan.place(cell)
+    return place.problem, place.curve, place.norm
+
+
+def traced(plan: Plan, cell: Cell, trace: Trace = Trace.WHOLE) -> Program:
     """Build the program of a cell and trace it.
 
     Raises:
@@ -82,7 +107,9 @@ def traced(plan: Plan, cell: Cell) -> "Program":
 
     try:
         program = build(plan, cell)
-        check(program)
+        program = replace(program, step=jax.jit(program.step))  # which keeps the trace for `ignores_norm`
+        if trace is not Trace.NOTHING:
+            check(program, whole=trace is Trace.WHOLE)
     except Exception as error:
         place = plan.place(cell)
         factor = plan.curve(place.curve).factor.name
@@ -92,14 +119,12 @@ def traced(plan: Plan, cell: Cell) -> "Program":
     return program
 
 
-def _check_norm_is_used(plan: Plan, first: Cell, programs: "Mapping[Cell, Program]") -> None:
+def _check_norm_is_used(plan: Plan, first: Cell, programs: Mapping[Cell, Program]) -> None:
     """Compare the programs of a problem's first column.
 
     Raises:
         BadInput: If they are the same for all norms.
     """
-    from normlab.study.driver.preflight import IGNORED, ignores_norm
-
     place = plan.place(first)
     column = {cell: replace(place, norm=cell.norm) for cell in programs if cell.problem == first.problem}
     same = {where: cell for cell, where in column.items() if plan.places.get(where) == cell}

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING
 
-from normlab.study.design.comparison import Comparison
 from normlab.study.design.plan import Plan
 from normlab.study.design.records import Record, by_cell
 from normlab.study.executors.protocol import Limit, Pending, Stop
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 def records(
     task: Task,
-    comparison: Comparison,
+    plan: Plan,
     pending: Pending,
     hire: "Callable[[Task], Crew | None]",
     stop: Stop = lambda: False,
@@ -28,7 +27,7 @@ def records(
 
     Args:
         task: What to execute, and how.
-        comparison: The comparison of `task.source`.
+        plan: Of the comparison of `task.source`, under the settings of the task.
         pending: Gives the runs that have no record yet; called whenever there is room for more work, after all records
             so far have been taken from this iterator.
         hire: Finds workers (see `pool.Executor`); none for runs that are to be made in this process.
@@ -44,17 +43,17 @@ def records(
     """
     from normlab.study.executors.scheduler import work  # which is made of what is here
 
-    yield from _invalid(task, Plan(comparison, task.settings), pending)
+    yield from _invalid(task, plan, pending)
     if stop() or not pending():
         return
     if crew := hire(task):
-        yield from work(task, crew, pending, stop, CellRunner(task, comparison).lanes, limit)
+        yield from work(task, crew, pending, stop, CellRunner(task, plan).lanes, limit)
         return
     if task.strategy.lanes:
         from normlab.study.training.compilation_cache import use_cache
 
         use_cache()
-    yield from _in_this_process(CellRunner(task, comparison), pending, stop)
+    yield from _in_this_process(CellRunner(task, plan), pending, stop)
 
 
 def _invalid(task: Task, plan: Plan, pending: Pending) -> Iterator[Record]:

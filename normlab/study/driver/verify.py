@@ -114,22 +114,25 @@ def verify(comparison: Comparison, settings: Settings, record: Record) -> Verifi
     """
     cell = record.run.cell
     changed = f"Expected run {record.key[:12]} to be part of `{settings.comparison}`, which has changed since"
+    file = discovery.locate(settings.source)
     try:
-        plan = Plan(comparison, settings)
+        with discovery.importing(file):
+            plan = Plan(comparison, settings)
     except Exception as error:  # the settings are a folder's, and what they name may be no more
         raise BadInput(f"{changed}.") from error
     if cell not in plan.cells:
         raise BadInput(f"{changed}.")
 
     strategy = choose_strategy(devices=plan.devices)
-    program = preflight.traced(plan, cell)
+    with discovery.importing(file):
+        program = preflight.traced(plan, cell)
     files = discovery.code(settings.source, files_of(record.identity))
     libraries = {cell.problem: program.libraries}
     now = describe(files, {cell.problem: program.data_hash}, strategy, libraries)
     task = Task(source=settings.source, settings=settings, identity=now, strategy=strategy)
     made: list[Record] = []
     try:
-        for repeated in schedule.records(task, comparison, lambda: [] if made else [record.run], Local(1).hire):
+        for repeated in schedule.records(task, plan, lambda: [] if made else [record.run], Local(1).hire):
             made.append(repeated)
     except RuntimeError as error:
         raise Fault(str(error)) from error

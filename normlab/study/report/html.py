@@ -17,7 +17,7 @@ from normlab.study.design.factors import Value
 from normlab.study.design.records import FAILURES
 from normlab.study.design.request import to_toml
 from normlab.study.report import advice, formatting
-from normlab.study.report.advice import Choice
+from normlab.study.report.advice import Choice, Recommendation
 from normlab.study.report.files import cells, data_files, figure_files, latex_files, norm_keys, series_files
 from normlab.study.report.tables import rows
 from normlab.study.report.terminal import print_table, table_text
@@ -37,6 +37,7 @@ def write_html(
     wall_seconds: float,
     about: Mapping[str, str] | None = None,
     outdated: str = "",
+    recommendation: Recommendation | None = None,
 ) -> Path:
     """Write `report.html`, which opens offline, `analysis.json`, and the folders `tables` and `figures` beside it.
 
@@ -52,6 +53,7 @@ def write_html(
         wall_seconds: Time from start to end.
         about: What the data of problems are, in words.
         outdated: Which records of the folder are in none of the numbers, and why; see `worker.identity.outdated`.
+        recommendation: Of this analysis; made from it unless given.
 
     Returns:
         The path of the HTML file.
@@ -63,7 +65,7 @@ def write_html(
         comparison=comparison,
         settings=settings,
         tier=comparison.tiers[settings.tier],
-        recommendation=advice.recommend(analysis),
+        recommendation=recommendation or advice.recommend(analysis),
         data=data,
         latex=latex,
         figures=figures,

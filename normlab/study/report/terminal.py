@@ -12,7 +12,7 @@ from normlab.study.analysis.results import Analysis, CellResult, CurveResult, Pr
 from normlab.study.design.factors import Value
 from normlab.study.design.problem import Metric
 from normlab.study.report import advice, formatting
-from normlab.study.report.advice import Choice
+from normlab.study.report.advice import Choice, Recommendation
 from normlab.study.report.tables import MARKS
 
 COLOURS = {BETTER: "green", WORSE: "red"}
@@ -21,28 +21,31 @@ EDGE = "^"
 _CELL_WIDTH = 12
 
 
-def print_table(analysis: Analysis, console: Console) -> None:
+def print_table(analysis: Analysis, console: Console, recommendation: Recommendation | None = None) -> None:
     """Print errors, failures and verdicts, a table for each problem and curve, then what to use.
 
     Args:
         analysis: What to print.
         console: Where; plain text without colour if it is no terminal.
+        recommendation: Of this analysis; made from it unless given.
     """
-    _Printer(analysis, console).print()
+    _Printer(analysis, console, recommendation).print()
 
 
-def table_text(analysis: Analysis, width: int = 100) -> str:
+def table_text(analysis: Analysis, width: int = 100, recommendation: Recommendation | None = None) -> str:
     """What `print_table` prints, as text of at most `width` characters a line."""
     console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None)
-    _Printer(analysis, console, plus_minus="±").print()
+    _Printer(analysis, console, recommendation, plus_minus="±").print()
     return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class _Printer:
-    def __init__(self, analysis: Analysis, console: Console, plus_minus: str = "") -> None:
+    def __init__(
+        self, analysis: Analysis, console: Console, recommendation: Recommendation | None, plus_minus: str = ""
+    ) -> None:
         self.analysis, self.console = analysis, console
         self.plus_minus = plus_minus or ("±" if console.encoding.lower().startswith("utf") else "+-")
-        self.recommendation = advice.recommend(analysis)
+        self.recommendation = recommendation or advice.recommend(analysis)
 
     def print(self) -> None:
         for problem in self.analysis.problems:

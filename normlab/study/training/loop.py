@@ -113,14 +113,24 @@ def _measured(
     return state, losses, series
 
 
-def check(program: Program) -> None:
+def check(program: Program, *, whole: bool = True) -> None:
     """Trace a program without compiling or running it.
+
+    Args:
+        program: Of one cell.
+        whole: Whether to trace the backward pass and the update, too, where the program tells them apart: most of the
+            time, and the same for all values of a factor.
 
     Raises:
         Exception: Whatever the model raises for shapes it cannot take.
     """
     state, learning_rate = jax.eval_shape(lambda: program.init(0)), jax.ShapeDtypeStruct((), jnp.float32)
-    state, _, _ = jax.eval_shape(training(program), learning_rate, state, program.sees())
+    if whole or not program.forward:
+        state, _, _ = jax.eval_shape(training(program), learning_rate, state, program.sees())
+    else:
+        jax.eval_shape(program.forward, state, jax.ShapeDtypeStruct((), jnp.int32), program.sees())
+        if program.series:
+            jax.eval_shape(program.series, state, program.sees())
     jax.eval_shape(program.evaluate, state, program.sees(held_out=True))
 
 

@@ -198,19 +198,29 @@ def learn(
             seed=np.uint32(seed),
         )
 
-    def step(state: Learner, t: jax.Array, learning_rate: jax.Array, arrays: Arrays) -> tuple[Learner, jax.Array]:
+    def batch_at(state: Learner, t: jax.Array, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
         batch = state.order[t % feed.steps if feed else t]
         inputs, labels = shared_out((arrays["inputs"][batch], arrays["labels"][batch]), mesh)
         if data.augment:
             draws = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), 1), t)  # the model has its own
             inputs = augment(data.augment, draws, inputs)
-        inputs = data.prepared(inputs)
+        return data.prepared(inputs), labels
 
-        def mean_loss(outputs: Any) -> tuple[jax.Array, None]:
-            check(outputs)
-            return _numbers("loss", objective(outputs, labels), [(), (batch_size,)]).mean(), None
+    def mean_loss(outputs: Any, labels: jax.Array) -> jax.Array:
+        check(outputs)
+        return _numbers("loss", objective(outputs, labels), [(), (batch_size,)]).mean()
 
-        (value, _), gradients, rest = network.gradients(mean_loss, state.params, state.rest, inputs, t)
+    def forward(state: Learner, t: jax.Array, arrays: Arrays) -> jax.Array:
+        inputs, labels = batch_at(state, t, arrays)
+        return mean_loss(network.train(state.params, state.rest, inputs, t)[0], labels)
+
+    def step(state: Learner, t: jax.Array, learning_rate: jax.Array, arrays: Arrays) -> tuple[Learner, jax.Array]:
+        inputs, labels = batch_at(state, t, arrays)
+
+        def loss_of(outputs: Any) -> tuple[jax.Array, None]:
+            return mean_loss(outputs, labels), None
+
+        (value, _), gradients, rest = network.gradients(loss_of, state.params, state.rest, inputs, t)
         updates, moments = optimizer_at(learning_rate).update(gradients, state.moments, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         return state._replace(params=params, rest=rest, moments=moments), value
@@ -266,6 +276,7 @@ def learn(
         marks=data.marks,
         init=init,
         step=step,
+        forward=forward,
         evaluate=evaluate,
         steps=steps,
         last=per_epoch,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from normlab.errors import BadInput, Fault
 from normlab.study.design import discovery, imports
-from normlab.study.design.comparison import Comparison
 from normlab.study.design.plan import Plan
 from normlab.study.design.provenance import file_hash
 from normlab.study.design.records import EVALUATE, Cell, Record, Run
@@ -49,7 +48,9 @@ def worker(task: Task) -> "CellRunner":
             f"Expected workers like the process that gives them runs, got `{what}` {ours} on {platform.node()} instead "
             f"of {theirs}. Install the same there, or leave that machine out; finished runs are kept."
         )
-    return CellRunner(task, comparison)
+    with discovery.importing(discovery.locate(task.source)):
+        plan = Plan(comparison, task.settings)
+    return CellRunner(task, plan)
 
 
 def _findable(told: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Any]:
@@ -61,9 +62,9 @@ def _findable(told: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, A
 class CellRunner:
     """Makes records of the runs of cells in this process; the programs of the latest cells are kept."""
 
-    def __init__(self, task: Task, comparison: Comparison) -> None:
+    def __init__(self, task: Task, plan: Plan) -> None:
         """Take what all cells share; nothing is compiled yet."""
-        self.task, self.plan = task, Plan(comparison, task.settings)
+        self.task, self.plan = task, plan
         self._programs: OrderedDict[Cell, _Ready | Exception] = OrderedDict()
         self._data: dict[tuple[str, Any], Any] = {}
         self._lanes: dict[Cell, int] = {}
@@ -80,7 +81,7 @@ class CellRunner:
         """How many runs are made together: one where data are read meanwhile, so that none is lost with another."""
         if cell not in self._lanes:
             self._lanes[cell] = self.task.strategy.lanes or 1
-            with suppress(Exception):  # which becomes a record where runs are made
+            with suppress(Exception), discovery.importing(self._file):  # which becomes a record where runs are made
                 if self._lanes[cell] > 1 and build(self.plan, cell).feed:
                     self._lanes[cell] = 1
         return self._lanes[cell]
@@ -88,8 +89,9 @@ class CellRunner:
     def _stack(self, cell: Cell, runs: Sequence[Run]) -> list[Record]:
         start = perf_counter()
         try:
-            ready = self._ready(cell)
-            outcomes = list(ready.compiled.train([run.learning_rate for run in runs], [run.seed for run in runs]))
+            with discovery.importing(self._file):
+                ready = self._ready(cell)
+                outcomes = list(ready.compiled.train([run.learning_rate for run in runs], [run.seed for run in runs]))
         except Exception as error:
             status, seconds = failure(error), (perf_counter() - start) / len(runs)
             return [make_record(self.task, run, *status, cost={"run": seconds}) for run in runs]

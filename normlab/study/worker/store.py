@@ -7,10 +7,10 @@ import platform
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 from uuid import uuid4
 
 from normlab.errors import BadInput, Fault
@@ -52,6 +52,59 @@ class Header:
     shard: str = ""
     about: Mapping[str, str] = field(default_factory=dict)
     described: Mapping[str, Any] = field(default_factory=dict)
+
+
+class RunStore(Protocol):
+    """Where an invocation keeps its runs."""
+
+    def check(self, comparison: str) -> None:
+        """Refuse to hold another comparison.
+
+        Raises:
+            BadInput: If something else is there.
+        """
+        ...
+
+    def header(self) -> Header | None:
+        """What is held; `None` where nothing is.
+
+        Raises:
+            BadInput: If it cannot be told.
+        """
+        ...
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Keep others from writing meanwhile.
+
+        Raises:
+            BadInput: If another is at it, or nothing can be written.
+        """
+        ...
+
+    def write_header(self, header: Header) -> None:
+        """Keep what an invocation is of.
+
+        Raises:
+            BadInput: If it could not be read again.
+            Fault: If it cannot be written.
+        """
+        ...
+
+    def add(self, record: Record) -> None:
+        """Keep a run, in place of an older one of the same key.
+
+        Raises:
+            Fault: If it cannot be written.
+        """
+        ...
+
+    def records(self) -> list[Record]:
+        """All runs, of whatever settings and identity."""
+        ...
+
+    def set_aside_damaged(self) -> list[tuple[Path, Path]]:
+        """Rename what should hold a run and does not, so that the run is done again; old and new names."""
+        ...
 
 
 class Store:
@@ -219,11 +272,12 @@ class Store:
         """Files that should hold a run and do not: truncated, changed, or the run of another file."""
         return [path for path in self._files() if not _record(path)]
 
-    def set_aside(self, path: Path) -> Path:
-        """Rename a damaged file so that its run is done again; its new name."""
-        aside = path.with_name(f"{path.name}.corrupt")
-        os.replace(path, aside)
-        return aside
+    def set_aside_damaged(self) -> list[tuple[Path, Path]]:
+        """Rename damaged files so that their runs are done again; old and new names."""
+        renamed = [(path, path.with_name(f"{path.name}.corrupt")) for path in self.damaged()]
+        for path, aside in renamed:
+            os.replace(path, aside)
+        return renamed
 
     def _files(self) -> list[Path]:
         return sorted(self.directory.glob("runs/??/*.json"))
@@ -242,36 +296,46 @@ class Store:
             ) from error
 
 
-class NoStore:
-    """What stands for a folder where nothing is written."""
+class MemoryStore:
+    """The runs of one comparison in this process; they go with it."""
 
-    def header(self) -> None:
-        """Nothing is held."""
+    def __init__(self) -> None:
+        """Hold nothing yet."""
+        self._header: Header | None = None
+        self._records: dict[str, Record] = {}
 
-    def writing(self) -> nullcontext[None]:
-        """Nobody else can be here."""
+    def check(self, comparison: str) -> None:
+        """Refuse to hold two comparisons.
+
+        Raises:
+            BadInput: If another is held.
+        """
+        if self._header and self._header.settings.comparison != comparison:
+            raise BadInput(f"Expected runs of `{comparison}`, got those of `{self._header.settings.comparison}`.")
+
+    def header(self) -> Header | None:
+        """What is held; `None` before the first invocation."""
+        return self._header
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Let this process write; no other can."""
         return nullcontext()
 
     def write_header(self, header: Header) -> None:
-        """Keep nothing."""
+        """Keep what an invocation is of."""
+        self._header = header
 
     def add(self, record: Record) -> None:
-        """Keep nothing."""
-
-    def check(self, comparison: str) -> None:
-        """Refuse nothing."""
+        """Keep a run, in place of an older one of the same key."""
+        self._records[record.key] = record
 
     def records(self) -> list[Record]:
-        """Have nothing."""
-        return []
+        """All runs, of whatever settings and identity."""
+        return list(self._records.values())
 
-    def damaged(self) -> list[Path]:
-        """Have nothing."""
+    def set_aside_damaged(self) -> list[tuple[Path, Path]]:
+        """Runs in memory are whole: there is no file to rename."""
         return []
-
-    def set_aside(self, path: Path) -> Path:
-        """Rename nothing."""
-        return path
 
 
 def write_whole(path: Path, content: str | bytes) -> Path:

@@ -250,6 +250,19 @@ class TestFiles:
         changed = list(differences(first, described()))
         assert [what for what, _, _ in changed] == [f"code comparison {label}"]
 
+    @pytest.mark.parametrize("way", ["by name", "within `build`", "within `init`"])
+    def test_the_path_of_imports_is_left_as_it_was(self, way: str, source: Path) -> None:
+        name, code = HELPERS[way]
+        (source.parent / name).write_text("")
+        source.write_text(self.text(code))
+        before = list(sys.path)
+        outcome = invocation_of(source, tuning_seeds=1, seeds=1).complete(ALONE)
+        assert {record.status for record in outcome.records} == {"ok"}
+        source.write_text("import helper\n1 / 0")
+        with pytest.raises(BadInput, match="ZeroDivisionError"):
+            discovery.load(str(source))
+        assert sys.path == before
+
     def test_what_was_imported_before_by_others_counts_where_it_is_named(self, source: Path) -> None:
         (source.parents[1] / "lib/elsewhere.py").write_text("from helper import A\n")
         (source.parents[1] / "lib/helper.py").write_text("A = 1\n")

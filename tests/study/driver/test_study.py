@@ -45,8 +45,9 @@ def run_all(
     described = describe(discovery.code(str(source)), data, strategy)
     task = Task(source=str(source), settings=settings, identity=described, strategy=strategy)
     made = list(known)
-    pending = partial(Plan(comparison, settings).pending, made)
-    for record in schedule.records(task, comparison, pending, Local(2).hire, stop=lambda: stop(made)):
+    plan = Plan(comparison, settings)
+    pending = partial(plan.pending, made)
+    for record in schedule.records(task, plan, pending, Local(2).hire, stop=lambda: stop(made)):
         made.append(record)
     return made
 
@@ -309,7 +310,7 @@ class TestExecution:
         plan = plan_for(toy)
         task = Task(source="gone.py", settings=plan.settings, identity={"data": {}}, strategy=Strategy())
         with pytest.raises(RuntimeError, match="cannot start"):
-            list(schedule.records(task, plan.comparison, lambda: plan.pending([]), Local(1).hire))
+            list(schedule.records(task, plan, lambda: plan.pending([]), Local(1).hire))
 
     def test_without_cells_that_can_be_run_nothing_is_trained(self, toy: Path) -> None:
         records = run_all(toy, Strategy(lanes=4), norms=("instance",))

@@ -217,7 +217,7 @@ class TestPool:
         task, made = self.task(toy, **strategy), list[Record]()
         plan = Plan(discovery.load(str(toy)), task.settings)
         self.runs = plan.pending([])[:3]
-        lanes = CellRunner(task, plan.comparison).lanes
+        lanes = CellRunner(task, plan).lanes
         for record in work(
             task, crew, lambda: [r for r in self.runs if r not in {m.run for m in made}], stop, lanes, limit
         ):
@@ -306,7 +306,7 @@ class TestPlace:
         described = describe(discovery.code(str(toy)), {"scalar": ""}, strategy)
         described["versions"]["flax"] = "0.1"
         task = Task(source=str(toy), settings=settings, identity=described, strategy=strategy)
-        comparison = discovery.load(str(toy))
+        plan = Plan(discovery.load(str(toy)), settings)
         executor: Any = Local(1)
         if name == "slurm":
             from normlab.study.executors.slurm import Slurm
@@ -314,7 +314,7 @@ class TestPlace:
             executor = Slurm(1, [("cluster", "local")])
         hire = partial(executor.hire, output=tmp_path)
         with pytest.raises(Fault, match=r"got `versions flax` [\d.]+ on .* instead of 0\.1\. Install the same there"):
-            list(schedule.records(task, comparison, lambda: Plan(comparison, settings).pending([]), hire))
+            list(schedule.records(task, plan, lambda: plan.pending([]), hire))
 
     def test_the_environment_of_a_worker(self) -> None:
         threads = Strategy().environment({"XLA_FLAGS": "--mine"}, 3)

@@ -1,6 +1,7 @@
 """Supervised problems: data, their faults, both Flax APIs, losses and metrics, what is found before a run."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
+from sklearn.datasets import load_digits
 
 from normlab import norms, study
 from normlab.errors import BadInput
@@ -25,6 +27,7 @@ from normlab.study.design.plan import Plan
 from normlab.study.design.problem import Problem
 from normlab.study.design.program import Program
 from normlab.study.design.provenance import data_hash
+from normlab.study.design.request import Request, from_python
 from normlab.study.driver.preflight import data_of, ignores_norm
 from normlab.study.training.compilation import compile_program
 from normlab.study.training.loop import check
@@ -628,6 +631,28 @@ class TestChecks:
         with pytest.raises(BadInput, match=message) as caught:
             data_of(Plan(comparison, settings))
         assert "\n" not in str(caught.value)
+
+    def test_a_fault_at_one_value_is_found_before_the_first_run_and_not_by_a_dry_run(self) -> None:
+        class Picky(LinenNet):
+            @nn.compact
+            def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+                x = nn.Dense(self.outputs)(self.norm.linen(train=train)(x))
+                return x.reshape(7, -1) if len(x) == 8 else x
+
+        comparison = study.Comparison(name="mine", problems=(problem(Picky),))
+        settings = Request(comparison, from_python({"tier": "smoke", "norms": ("none", "batch")}, comparison)).settings(
+            ""
+        )
+        plan = Plan(comparison, replace(settings, curves=("deployed",), values={"deployed": (4, 8, 16)}))
+        checked = data_of(plan, every=False)
+        assert (checked.built, checked.traced) == (6, 2)
+        with pytest.raises(BadInput, match="`none` on `net` with batch_size 8: "):
+            data_of(plan)
+
+    def test_digits_are_those_of_scikit_learn(self) -> None:
+        theirs: Any = load_digits()
+        np.testing.assert_array_equal(digits().inputs[..., 0], (theirs.images / 16).astype(np.float32))
+        np.testing.assert_array_equal(digits().labels, theirs.target)
 
 
 class TestDefaults:

@@ -23,6 +23,7 @@ from normlab.models.mlp import MLP
 from normlab.study.data.dataset import Data, digits
 from normlab.study.data.streaming import Streamed
 from normlab.study.design import discovery
+from normlab.study.design.plan import Plan
 from normlab.study.design.program import Program
 from normlab.study.design.records import Cell, Record, Run
 from normlab.study.driver.preflight import ignores_norm
@@ -258,7 +259,7 @@ class TestLanes:
 
         monkeypatch.setattr(runner, "build", lambda plan, cell: SimpleNamespace(feed=cell.norm == "batch"))
         monkeypatch.setattr(CellRunner, "_stack", stack)
-        return CellRunner(task, discovery.load(str(toy)))
+        return CellRunner(task, Plan(discovery.load(str(toy)), task.settings))
 
     @pytest.mark.parametrize(("norm", "lanes"), [("batch", 1), ("none", 6)])
     def test_what_is_made_after_a_reason_to_stop(self, runner: CellRunner, norm: str, lanes: int) -> None:
