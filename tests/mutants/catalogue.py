@@ -290,7 +290,7 @@ MUTANTS = (
     Mutant(
         "running statistics move while they are made",
         "linen/_batch.py",
-        ("if not (making or evaluating or self.frozen):", "if not (evaluating or self.frozen):"),
+        ("if not (making or evaluating or layer.frozen):", "if not (evaluating or layer.frozen):"),
         ("modules/test_modules.py::test_one_example_makes_the_parameters_and_making_them_updates_nothing[BatchNorm]",),
     ),
     Mutant(
