@@ -5,11 +5,11 @@ BIN := $(VENV)/bin
 TIER ?= quick
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup compare test check mutants fuzz speed speed-devices speed-recurrent speed-online scaling throughput clean
+.PHONY: help setup compare test test-all check mutants fuzz speed speed-devices speed-recurrent speed-online scaling throughput clean
 
 help:
 	@echo "make compare     which norm at which batch size: runs the comparison on handwritten digits, opens the report"
-	@echo "make test        all tests"
+	@echo "make test        the tests but those that are slow by nature; make test-all: all of them"
 	@echo "make check       formatting, lint, types, direction of imports"
 	@echo "make mutants     break the norms on purpose; some test must notice each"
 	@echo "make fuzz        5,000 random cases of every norm and cell beside float64"
@@ -40,6 +40,9 @@ compare: $(VENV)/study.stamp
 	$(BIN)/normlab run batch_size --tier $(TIER) --open
 
 test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n 2
 
 check: $(VENV)/test.stamp
@@ -49,28 +52,28 @@ check: $(VENV)/test.stamp
 	$(BIN)/lint-imports
 
 mutants: $(VENV)/test.stamp
-	$(BIN)/python tests/mutants.py
+	$(BIN)/python -m tests.mutants
 
 fuzz: $(VENV)/test.stamp
-	$(BIN)/python tests/fuzz.py
+	$(BIN)/python -m tests.support.fuzz
 
 speed: $(VENV)/study.stamp
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python -m benchmarks.speed.norms
 
 speed-devices: $(VENV)/study.stamp
-	$(BIN)/python benchmarks/speed.py --devices 8
+	$(BIN)/python -m benchmarks.speed.norms --devices 8
 
 speed-recurrent: $(VENV)/peers.stamp
-	$(BIN)/python benchmarks/recurrent_speed.py
+	$(BIN)/python -m benchmarks.speed.recurrent
 
 speed-online: $(VENV)-peers/online.stamp
-	$(VENV)-peers/bin/python benchmarks/online_speed.py
+	$(VENV)-peers/bin/python -m benchmarks.speed.online
 
 scaling: $(VENV)/study.stamp
-	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python -m benchmarks.speed.scaling
 
 throughput: $(VENV)/peers.stamp
-	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python -m benchmarks.speed.throughput
 
 $(VENV)/peers.stamp: $(VENV)/study.stamp
 	$(PIP) --editable '.[study,peers]'

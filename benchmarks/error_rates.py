@@ -121,7 +121,7 @@ NOISES = (
 
 
 def intervals(first: Numbers, second: Numbers, level: float, *, hall: bool = True) -> Ends:
-    """Intervals of the difference of every row, as `statistics.paired` has them, or Student's alone."""
+    """Intervals of the difference of every row, as `estimates.paired` has them, or Student's alone."""
     parts = (first, second) if np.isnan(first).any() else (first - second,)
     n = [np.isfinite(part).sum(1) for part in parts]
     mean = [np.nanmean(part, 1) for part in parts]
@@ -145,7 +145,7 @@ def _third(part: Numbers, n: Numbers, mean: Numbers) -> Numbers:
 
 
 def found(first: Numbers, second: Numbers, margin: float = MARGIN, *, student: bool = False) -> Mapping[str, float]:
-    """The shares of rows that are called `better`, `worse` and `equivalent`: by `statistics.judge`, or as Student."""
+    """The shares of rows that are called `better`, `worse` and `equivalent`: by `estimates.judge`, or as Student."""
     low, high = intervals(first, second, 0.95, hall=not student)
     wide = Ends(low, high) if student else intervals(first, second, CAUTIOUS)
     runs = min(int(np.isfinite(side).sum(1).min()) for side in (first, second))

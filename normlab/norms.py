@@ -43,6 +43,11 @@ class Entry:
         needs_spatial: Whether it needs axes between batch and features.
         cell: `options -> normlab.functional.CellNorm`, how it acts inside a recurrent cell; `None` where it cannot.
         cell_only: Whether it is a norm inside recurrent cells and no layer.
+        module: Name of its class in `normlab.linen` and `normlab.nnx`; empty for norms of other packages.
+        formula: The output before `scale` and `bias`, in the words of the README.
+        over: Elements that share a statistic.
+        paper: Authors and year.
+        url: Of the paper.
     """
 
     name: str
@@ -56,6 +61,11 @@ class Entry:
     needs_spatial: bool = False
     cell: Callable[[Mapping[str, Any]], Any] | None = None
     cell_only: bool = False
+    module: str = ""
+    formula: str = ""
+    over: str = ""
+    paper: str = ""
+    url: str = ""
 
 
 @dataclass(frozen=True)
@@ -192,6 +202,26 @@ def cell_names() -> tuple[str, ...]:
     return tuple(name for name, entry in _ENTRIES.items() if entry.cell)
 
 
+def needs(entry: Entry) -> str:
+    """Return, in words, what a norm needs of its input beside features: `yes` is a batch."""
+    if entry.averages == "example":
+        return "no, but their order"
+    if entry.needs_spatial:
+        return "no, but positions"
+    return "yes" if entry.needs_batch else "no"
+
+
+def table() -> str:
+    """Return the norms of this package as a table in Markdown, a row each, as in the README."""
+    columns = ("name", "formula", "statistics over", "needs a batch?", "paper")
+    rows = [columns, tuple("---" for _ in columns)]
+    for entry in map(_find, names()):
+        if entry.module:
+            paper = f"[{entry.paper}]({entry.url})" if entry.url else entry.paper
+            rows.append((f"`{entry.name}`", entry.formula, entry.over, needs(entry), paper))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows).replace("|  |", "| |")
+
+
 def get(norm: "str | Norm", **options: Any) -> Norm:
     """Return a norm.
 
@@ -243,7 +273,7 @@ def _find(name: str) -> Entry:
     return _ENTRIES[name]
 
 
-def _ours(name: str, title: str, module: str, *, in_cells: bool = False, **needs: Any) -> None:
+def _ours(name: str, title: str, module: str, *, in_cells: bool = False, **row: Any) -> None:
     """Register a norm of this package; Flax is imported when a module is made."""
 
     def check(kind: type, options: Mapping[str, Any], known: Iterable[str]) -> None:
@@ -256,16 +286,17 @@ def _ours(name: str, title: str, module: str, *, in_cells: bool = False, **needs
     def linen(train: bool, options: Mapping[str, Any]) -> Any:
         kind = getattr(importlib.import_module("normlab.linen"), module)
         check(kind, options, [f.name for f in dataclasses.fields(kind)])
-        if needs.get("stateful"):
+        if row.get("stateful"):
             importlib.import_module("normlab._core.checks").check_flag("train", train)
-        return kind(**({"use_running_average": not train} if needs.get("stateful") else {}), **options)
+        return kind(**({"use_running_average": not train} if row.get("stateful") else {}), **options)
 
     def nnx(num_features: Any, rngs: Any, options: Mapping[str, Any]) -> Any:
         kind = getattr(importlib.import_module("normlab.nnx"), module)
         check(kind, options, _arguments(kind))
         return kind(num_features, rngs=rngs, **options)
 
-    register(Entry(name=name, title=title, linen=linen, nnx=nnx, cell=_in_cells(name) if in_cells else None, **needs))
+    cell = _in_cells(name) if in_cells else None
+    register(Entry(name=name, title=title, linen=linen, nnx=nnx, cell=cell, module=module, **row))
 
 
 def _only_in_cells(name: str, title: str, **needs: Any) -> None:
@@ -292,17 +323,103 @@ def _arguments(kind: type) -> list[str]:
 
 
 _BATCH: Mapping[str, Any] = {"needs_batch": True, "stateful": True, "averages": "batch"}
+_STANDARDIZED = "(x - mean) / sqrt(var + ε)"
 
-_ours("none", "no norm", "Identity", in_cells=True)
-_ours("batch", "batch norm", "BatchNorm", ghost_batches=True, **_BATCH)
-_ours("batch_renorm", "batch renorm", "BatchRenorm", ghost_batches=True, **_BATCH)
-_ours("layer", "layer norm", "LayerNorm", in_cells=True)
-_ours("rms", "RMS norm", "RMSNorm", in_cells=True)
-_ours("group", "group norm", "GroupNorm", in_cells=True)
-_ours("instance", "instance norm", "InstanceNorm", needs_spatial=True)
-_ours("online", "online norm", "OnlineNorm", stateful=True, averages="example")
-_ours("streaming", "streaming norm", "StreamingNorm", **_BATCH)
-_ours("continual", "continual norm", "ContinualNorm", ghost_batches=True, **_BATCH)
+_ours("none", "no norm", "Identity", in_cells=True, formula="x", over="nothing")
+_ours(
+    "batch",
+    "batch norm",
+    "BatchNorm",
+    ghost_batches=True,
+    **_BATCH,
+    formula=f"{_STANDARDIZED}; running averages at inference",
+    over="batch and positions",
+    paper="Ioffe & Szegedy 2015",
+    url="https://arxiv.org/abs/1502.03167",
+)
+_ours(
+    "batch_renorm",
+    "batch renorm",
+    "BatchRenorm",
+    ghost_batches=True,
+    **_BATCH,
+    formula="(x - mean) / std · r + d, r and d towards the running statistics",
+    over="batch and positions",
+    paper="Ioffe 2017",
+    url="https://arxiv.org/abs/1702.03275",
+)
+_ours(
+    "layer",
+    "layer norm",
+    "LayerNorm",
+    in_cells=True,
+    formula=_STANDARDIZED,
+    over="features, at each position",
+    paper="Ba et al. 2016",
+    url="https://arxiv.org/abs/1607.06450",
+)
+_ours(
+    "rms",
+    "RMS norm",
+    "RMSNorm",
+    in_cells=True,
+    formula="x / sqrt(mean(x²) + ε)",
+    over="features, at each position",
+    paper="Zhang & Sennrich 2019",
+    url="https://arxiv.org/abs/1910.07467",
+)
+_ours(
+    "group",
+    "group norm",
+    "GroupNorm",
+    in_cells=True,
+    formula=_STANDARDIZED,
+    over="a group of features and positions",
+    paper="Wu & He 2018",
+    url="https://arxiv.org/abs/1803.08494",
+)
+_ours(
+    "instance",
+    "instance norm",
+    "InstanceNorm",
+    needs_spatial=True,
+    formula=_STANDARDIZED,
+    over="positions, for each feature",
+    paper="Ulyanov et al. 2016",
+    url="https://arxiv.org/abs/1607.08022",
+)
+_ours(
+    "online",
+    "online norm",
+    "OnlineNorm",
+    stateful=True,
+    averages="example",
+    formula=f"{_STANDARDIZED} by the examples before; a backward pass of its own; then layer scaling",
+    over="positions of the examples so far",
+    paper="Chiley et al. 2019",
+    url="https://arxiv.org/abs/1905.05894",
+)
+_ours(
+    "streaming",
+    "streaming norm",
+    "StreamingNorm",
+    **_BATCH,
+    formula=f"{_STANDARDIZED}, statistics and their gradients from a long and a short memory",
+    over="batch and positions, now and before",
+    paper="Liao et al. 2016",
+    url="https://arxiv.org/abs/1610.06160",
+)
+_ours(
+    "continual",
+    "continual norm",
+    "ContinualNorm",
+    ghost_batches=True,
+    **_BATCH,
+    formula="batch norm of group norm",
+    over="a group of features, then batch and positions",
+    paper="Pham et al. 2022",
+    url="https://arxiv.org/abs/2203.16102",
+)
 _only_in_cells("layer_per_gate", "layer norm, each gate")
 _only_in_cells("batch_step", "batch norm, each time step", **_BATCH)
 _only_in_cells("batch_shared", "batch norm, shared over time", **_BATCH)

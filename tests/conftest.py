@@ -8,8 +8,8 @@ import pytest
 
 from normlab.study.training.compilation_cache import use_cache
 from normlab.study.worker.strategy import THREADS_PER_DEVICE, environment
-from tests.registered import ALL  # noqa: F401  (first of all)
-from tests.toys import TOY
+from tests.support.registered import ALL  # noqa: F401  (first of all)
+from tests.support.toys import TOY
 
 jax.config.update("jax_num_cpu_devices", 8)  # unlike XLA_FLAGS, not inherited by the processes that studies start
 with environment({"PJRT_NPROC": str(THREADS_PER_DEVICE * 8)}):

@@ -1,6 +1,5 @@
 """Without a package of an extra: what needs none works, and what needs it says which command installs it."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +8,7 @@ import pytest
 
 from normlab.errors import BadInput
 from normlab.extras import EXTRAS, MissingExtra, importing, remedy_for, require
-
-ROOT = Path(__file__).parents[1]
+from tests.support.paths import ENVIRONMENT, ROOT
 
 BLOCK = """
 import contextlib, io, sys
@@ -46,7 +44,7 @@ def run(code: str, folder: Path) -> None:
     finished = subprocess.run(
         [sys.executable, "-c", BLOCK + code],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=300,

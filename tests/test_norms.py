@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,8 +17,11 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from normlab import norms
+import normlab
+from normlab import linen, norms
+from normlab import nnx as our_nnx
 from normlab.norms import Entry, Norm, Ramp, UnknownNorm
+from tests.support.registered import ALL
 
 STRINGS = [
     "batch",
@@ -37,7 +41,7 @@ def test_strings_round_trip(text: str) -> None:
     assert repr(norm) == f"Norm({text!r})"
 
 
-@pytest.mark.parametrize("name", norms.names())
+@pytest.mark.parametrize("name", ALL)
 def test_names_round_trip(name: str) -> None:
     assert norms.get(name).name == str(norms.get(name)) == name
     assert norms.get(name).title
@@ -81,7 +85,7 @@ def test_what_each_norm_needs() -> None:
     assert needs["layer"] == needs["rms"] == needs["group"] == needs["none"] == (False, False, False)
 
 
-@pytest.mark.parametrize("name", norms.names())
+@pytest.mark.parametrize("name", ALL)
 def test_needs_are_what_is_observed(name: str) -> None:
     norm, x = norms.get(name), jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 64)), jnp.float32)
     module = norm.linen(train=True)
@@ -175,7 +179,7 @@ def test_lists_and_dtypes_are_read_back() -> None:
     assert norms.get(str(norms.get("batch_renorm", r_max=float("inf")))).options == {"r_max": float("inf")}
 
 
-@pytest.mark.parametrize("name", [*STRINGS, *norms.names(), *norms.cell_names()])
+@pytest.mark.parametrize("name", [*STRINGS, *ALL, *norms.cell_names()])
 def test_a_norm_is_pickled_and_copied_as_the_value_it_is(name: str) -> None:
     norm = norms.get(name)
     for again in (pickle.loads(pickle.dumps(norm)), copy.deepcopy(norm), copy.copy(norm)):
@@ -232,3 +236,14 @@ def test_a_third_partys_norm_is_pickled_where_it_is_registered(halve: Norm) -> N
     with pytest.raises(UnknownNorm, match=r"'halve' to be registered where it is loaded.*`normlab\.norms\.register`"):
         pickle.loads(saved)
     norms.register(entry)
+
+
+def test_the_table_of_the_readme_is_the_registrys() -> None:
+    readme = (Path(normlab.__file__).parents[1] / "README.md").read_text("utf-8")
+    table = norms.table()
+    assert f"\n{table}\n" in readme, "Write the result of `normlab.norms.table()` into README.md."
+    for name in ALL:
+        entry = norms.get(name).entry
+        assert f"| `{name}` | {entry.formula} | {entry.over} |" in table
+        assert all(hasattr(modules, entry.module) for modules in (linen, our_nnx))
+        assert name == "none" or (entry.paper and entry.url.startswith("https://"))

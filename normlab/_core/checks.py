@@ -179,3 +179,15 @@ def resolve_groups(features: int, num_groups: int | None, group_size: int | None
             f"Expected `{name}` to divide the {features} features of `x`, got {given}. Choose one of {divisors}."
         )
     return given if group_size is None else features // given
+
+
+def choose_mode(attribute: bool | None, argument: bool | None) -> bool:
+    """Return the one given of a module's `use_running_average` and its call's."""
+    check_flag("use_running_average", argument)
+    check_flag("use_running_average", attribute)
+    if (attribute is None) == (argument is None):
+        raise ValueError(
+            "Expected `use_running_average` in the constructor or in the call, and in one of them only, got "
+            f"{attribute} and {argument}. Pass False to train, True to evaluate."
+        )
+    return bool(argument if attribute is None else attribute)

@@ -1,27 +1,51 @@
 """The protocol of a norm with its options and without Flax."""
 
-from typing import Any, ClassVar, Protocol
+from collections.abc import Mapping
+from typing import Protocol
 
 from jax import Array
 
+State = Mapping[str, Array]
+"""Arrays by the names of Flax's variables."""
 
-class StreamLayer(Protocol):
-    """A norm with a state that the forward pass changes, and one whose gradient is its new value.
 
-    Attributes:
-        names: Of the arrays of the first.
+class Layer(Protocol):
+    """A norm with its options: a frozen value that the Linen and the NNX module of the norm both run.
+
+    State is known by name alone; the modules check that no name is missing and none is unknown.
     """
 
-    names: ClassVar[tuple[str, ...]]
-
-    def initial(self, shape: tuple[int, ...]) -> tuple[Any, Any]:
-        """Return both states at the start, named tuples."""
+    def state(self, shape: tuple[int, ...]) -> dict[str, Array]:
+        """Return the state at the start, which the forward pass changes, for features of `shape`."""
         ...
 
-    def train(self, x: Array, state: Any, carried: Any, **options: Any) -> tuple[Array, Any]:
-        """Normalize, and return the first state after it, too."""
+    def gradient_state(self, shape: tuple[int, ...]) -> dict[str, Array]:
+        """Return the state at the start whose gradient is its new value."""
         ...
 
-    def evaluate(self, x: Array, state: Any, **options: Any) -> Array:
-        """Normalize by the first state."""
+    def apply(
+        self,
+        x: Array,
+        parameters: State,
+        state: State,
+        gradient_state: State,
+        *,
+        axis: tuple[int, ...],
+        train: bool,
+        mask: Array | None,
+    ) -> tuple[Array, State]:
+        """Normalize `x`.
+
+        Args:
+            x: Activations.
+            parameters: `scale` and `bias`, as far as there are, of the shape of the features.
+            state: By the names of `state`.
+            gradient_state: By the names of `gradient_state`; may be empty where `train` is False.
+            axis: Reduced axes.
+            train: Whether the statistics of `x` count.
+            mask: True where an element counts.
+
+        Returns:
+            The output, and the state after it, which is `state` where `train` is False.
+        """
         ...

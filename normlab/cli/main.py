@@ -19,6 +19,7 @@ from normlab.study.design import discovery
 from normlab.study.design.request import Request, from_file, from_flags
 
 if TYPE_CHECKING:
+    from normlab.norms import Entry
     from normlab.study.executors.process_group import Member
 
 
@@ -267,10 +268,17 @@ def _list(given: list[str]) -> int:
     from normlab import norms
 
     if _asks_for_help(given):
-        print("usage: normlab list\n\nPrint the comparisons that `normlab run` knows by name, and the norms.")
+        print(
+            "usage: normlab list [norms]\n\n"
+            "Print the comparisons that `normlab run` knows by name, and the norms; with `norms` the\n"
+            "formula, the statistics and the paper of each."
+        )
+        return OK
+    if given == ["norms"]:
+        print("\n\n".join(_row(norms.get(name).entry) for name in norms.names()))
         return OK
     if given:
-        raise BadInput(f"Expected no arguments after `list`, got `{given[0]}`.")
+        raise BadInput(f"Expected `norms` or nothing after `list`, got `{given[0]}`.")
     known = norms.names()  # comparisons may add their own
     print("Comparisons:")
     for name in discovery.known():
@@ -279,6 +287,21 @@ def _list(given: list[str]) -> int:
     for name in known:
         print(f"  {name:<20}{norms.get(name).title}")
     return OK
+
+
+def _row(entry: "Entry") -> str:
+    """Print the registry's row of a norm."""
+    from normlab import norms
+
+    parts = {
+        "title": entry.title,
+        "output": entry.formula,
+        "statistics": f"over {entry.over}",
+        "needs batch": norms.needs(entry),
+        "paper": f"{entry.paper}, {entry.url}" if entry.url else "",
+        "modules": f"normlab.linen.{entry.module}, normlab.nnx.{entry.module}",
+    }
+    return "\n".join([entry.name, *(f"  {name:<13}{text}" for name, text in parts.items() if text)])
 
 
 def _asks_for_help(given: Sequence[str]) -> bool:

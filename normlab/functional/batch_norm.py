@@ -1,13 +1,27 @@
 """Batch norm."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
 
+import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from normlab._core.axes import Axes
-from normlab._core.batch import Batch, BatchMoments, merge, update, var_of
-from normlab._core.checks import AxisName
+from normlab._core.batch import (
+    Batch,
+    BatchMoments,
+    batch_moments,
+    check_ghost,
+    merge,
+    normalize,
+    update,
+    var_of,
+    widened,
+)
+from normlab._core.checks import AxisName, check_epsilon, check_flags, check_where
+from normlab._core.layer import State
 from normlab._core.running import Momentum, RunningStatistics
 
 
@@ -117,3 +131,127 @@ def merge_batch_norm(
         (Array([2.], dtype=float32), Array([1.], dtype=float32))
     """
     return merge(running, batch, var_of(batch, unbiased_running_var), running.spread, momentum)
+
+
+Statistics = Literal["auto", "batch", "running"]
+"""What normalizes: `auto`, the batch in training and running statistics at evaluation; or one of the two in both."""
+
+
+@dataclass(frozen=True)
+class BatchLayer:
+    """Batch norm with its options.
+
+    Attributes:
+        momentum: See `running_average`.
+        epsilon: Inside the root.
+        axis_name: See `batch_norm`.
+        axis_index_groups: See `batch_norm`.
+        use_fast_variance: See `batch_norm`.
+        unbiased_running_var: See `update_batch_norm`.
+        ghost_batch_size: See `batch_norm`.
+        statistics: What normalizes; `running` in training means the statistics before this batch, as constants, which
+            then take up the batch by `merge_batch_norm`, so that one element is enough and ghosts make no difference.
+        frozen: Running statistics always, no update, no gradient into scale and bias.
+    """
+
+    momentum: Momentum = 0.99
+    epsilon: float = 1e-5
+    axis_name: AxisName | None = None
+    axis_index_groups: Sequence[Sequence[int]] | None = None
+    use_fast_variance: bool = False
+    unbiased_running_var: bool = False
+    ghost_batch_size: int | None = None
+    statistics: Statistics = "auto"
+    frozen: bool = False
+
+    spread: ClassVar[str] = "var"
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        check_epsilon(self.epsilon)
+        check_ghost(self.ghost_batch_size)
+        check_flags(self, "use_fast_variance", "unbiased_running_var", "frozen")
+        if self.statistics not in get_args(Statistics):
+            raise ValueError(f"Expected `statistics` to be one of {get_args(Statistics)}, got {self.statistics!r}.")
+        check_momentum(self.momentum)
+
+    @property
+    def has_step(self) -> bool:
+        """Whether the state includes the number of updates."""
+        return self.momentum is None or callable(self.momentum)
+
+    def state(self, shape: tuple[int, ...]) -> dict[str, Array]:
+        """Return mean 0 and spread 1, float32, and step 0 where there is one."""
+        step = {"step": jnp.zeros((), jnp.int32)} if self.has_step else {}
+        return {"mean": jnp.zeros(shape, jnp.float32), self.spread: jnp.ones(shape, jnp.float32), **step}
+
+    def gradient_state(self, shape: tuple[int, ...]) -> dict[str, Array]:
+        """Return nothing."""
+        return {}
+
+    def apply(
+        self,
+        x: Array,
+        parameters: State,
+        state: State,
+        gradient_state: State,
+        *,
+        axis: tuple[int, ...],
+        train: bool,
+        mask: Array | None,
+    ) -> tuple[Array, State]:
+        """Normalize by the batch or by the running statistics; see `Layer`."""
+        check_where(mask, x.shape, "mask")
+        running = widened(RunningStatistics.named(state, self.spread))
+        if self.frozen:
+            parameters = jax.tree.map(lax.stop_gradient, dict(parameters))
+        if self.frozen or not (train or self.statistics == "batch"):
+            return self.by_running(x, running, parameters, axis), state
+        found: dict[str, Any] = {
+            "axis": axis,
+            "where": mask,
+            "axis_name": self.axis_name,
+            "axis_index_groups": self.axis_index_groups,
+            "use_fast_variance": self.use_fast_variance,
+        }
+        if train and self.statistics == "running":
+            y, running = self.before_batch(x, running, parameters, found)
+            return y, running.by_name(self.spread)
+        options = {**found, "epsilon": self.epsilon, "ghost_batch_size": self.ghost_batch_size}
+        if not train:
+            return batch_norm(x, **parameters, **options)[0], state
+        y, running = self.by_batch(x, running, parameters, options)
+        return y, running.by_name(self.spread)
+
+    def by_running(self, x: Array, running: RunningStatistics, parameters: State, axis: tuple[int, ...]) -> Array:
+        """Normalize by the running statistics."""
+        return normalize(x, running.mean, running.spread, **parameters, axis=axis, epsilon=self.epsilon)
+
+    def before_batch(
+        self, x: Array, running: RunningStatistics, parameters: State, options: dict[str, Any]
+    ) -> tuple[Array, RunningStatistics]:
+        """Normalize by the running statistics before the batch, then let them take it up."""
+        y = self.by_running(x, running, parameters, options["axis"])
+        return y, merge_batch_norm(running, batch_moments(x, **options), **self._update)
+
+    def by_batch(
+        self, x: Array, running: RunningStatistics, parameters: State, options: dict[str, Any]
+    ) -> tuple[Array, RunningStatistics]:
+        """Normalize by the batch, and move the running statistics towards it."""
+        y, batch = batch_norm(x, **parameters, **options)
+        return y, update_batch_norm(running, batch, **self._update)
+
+    @property
+    def _update(self) -> dict[str, Any]:
+        return {"momentum": self.momentum, "unbiased_running_var": self.unbiased_running_var}
+
+
+def check_momentum(momentum: Any) -> None:
+    """Raise unless `momentum` is a weight of the old value, a function of the step, or `None`."""
+    if momentum is None or callable(momentum) or isinstance(momentum, jax.Array):
+        return
+    if not isinstance(momentum, int | float) or not 0 <= momentum <= 1:
+        raise ValueError(
+            f"Expected `momentum`, the weight of the old value, to lie in [0, 1], got {momentum!r}. "
+            "PyTorch's momentum is 1 minus this one."
+        )

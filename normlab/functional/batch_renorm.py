@@ -1,16 +1,31 @@
 """Batch renorm."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax import Array, lax
 
 from normlab._core.axes import Axes, expand
-from normlab._core.batch import Batch, BatchMoments, merge, required, update, var_of, widened
-from normlab._core.checks import AxisName
+from normlab._core.batch import (
+    Batch,
+    BatchMoments,
+    batch_moments,
+    first_batch,
+    merge,
+    normalize,
+    required,
+    update,
+    var_of,
+    widened,
+)
+from normlab._core.checks import AxisName, check_flags
 from normlab._core.dtypes import float32_or_wider
+from normlab._core.layer import State
 from normlab._core.moments import Moments
 from normlab._core.running import Momentum, RunningStatistics, where_counted
+from normlab.functional.batch_norm import BatchLayer, batch_norm
 
 Schedule = float | Callable[[Array], Array | float]
 """A number, or a function of the step."""
@@ -149,3 +164,61 @@ def check_limits(r_max: object, d_max: object) -> None:
     for name, limit, least in (("r_max", r_max, 1), ("d_max", d_max, 0)):
         if isinstance(limit, int | float) and not limit >= least:
             raise ValueError(f"Expected `{name}` to be at least {least}, got {limit}.")
+
+
+@dataclass(frozen=True)
+class BatchRenormLayer(BatchLayer):
+    """Batch renorm with its options.
+
+    Attributes:
+        r_max: Largest correction of the standard deviation, or a function of the step.
+        d_max: Largest correction of the mean in standard deviations, or a function of the step.
+        initialize_from_first_batch: Whether the first batch's statistics replace the initial 0 and 1.
+    """
+
+    r_max: Schedule = 3.0
+    d_max: Schedule = 5.0
+    initialize_from_first_batch: bool = False
+
+    spread: ClassVar[str] = "std"
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        super().__post_init__()
+        check_limits(self.r_max, self.d_max)
+        check_flags(self, "initialize_from_first_batch")
+
+    @property
+    def has_step(self) -> bool:
+        """Whether the state includes the number of updates: always, so that its tree is one."""
+        return True
+
+    def by_running(self, x: Array, running: RunningStatistics, parameters: State, axis: tuple[int, ...]) -> Array:
+        """Normalize by the running statistics, whose deviation includes `epsilon`."""
+        return normalize(x, running.mean, lax.square(running.spread), **parameters, axis=axis, epsilon=0.0)
+
+    def before_batch(
+        self, x: Array, running: RunningStatistics, parameters: State, options: dict[str, Any]
+    ) -> tuple[Array, RunningStatistics]:
+        """Normalize by the running statistics before the batch, then let them take it up."""
+        batch = batch_moments(x, **options)
+        if self.initialize_from_first_batch:
+            running = first_batch(running, batch, epsilon=self.epsilon)
+        y = self.by_running(x, running, parameters, options["axis"])
+        return y, merge_batch_renorm(running, batch, epsilon=self.epsilon, **self._update)
+
+    def by_batch(
+        self, x: Array, running: RunningStatistics, parameters: State, options: dict[str, Any]
+    ) -> tuple[Array, RunningStatistics]:
+        """Normalize by the batch, corrected towards the running statistics, which then move towards it."""
+        if self.initialize_from_first_batch:
+            _, batch = batch_norm(x, **options)
+            running = first_batch(running, batch, epsilon=self.epsilon)
+        limits = {name: at_step(running.step, getattr(self, name)) for name in ("r_max", "d_max")}
+        y, batch = batch_renorm(x, running, **parameters, **limits, **options)
+        return y, update_batch_renorm(running, batch, epsilon=self.epsilon, **self._update)
+
+
+def at_step(step: Array | None, schedule: Schedule) -> Array | float:
+    """Evaluate a schedule; a number is itself."""
+    return schedule(step) if callable(schedule) and step is not None else schedule  # pyright: ignore[reportReturnType]

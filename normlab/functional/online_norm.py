@@ -2,7 +2,7 @@
 
 import functools
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from normlab._core.checks import (
     check_where,
 )
 from normlab._core.dtypes import float32_or_wider, output_dtype
+from normlab._core.layer import State
 from normlab._core.moments import means, moments
 from normlab._core.reduction import Over
 from normlab._core.reduction import over as over_axes
@@ -23,7 +24,6 @@ from normlab._core.running import RunningStatistics, as_weights, recurrence
 from normlab._core.sharding import spread_like
 from normlab._core.standardize import reciprocal_root
 from normlab._core.stream import check_weight, kept_wide, own_gradient, scaled, stream_features, wide_state
-from normlab.functional._batch_layer import initial_statistics
 from normlab.functional.rms_norm import rms_norm
 
 Guard = Literal["layer_scaling", "clamp"] | None
@@ -296,23 +296,33 @@ class OnlineLayer:
     epsilon: float
     guard: Guard
 
-    names: ClassVar[tuple[str, ...]] = ("mean", "var")
-
     def __post_init__(self) -> None:
         """Check the options."""
         check_online_options(self.momentum, self.backward_momentum, self.epsilon, self.guard)
 
-    def initial(self, shape: tuple[int, ...]) -> tuple[RunningStatistics, OnlineErrors]:
-        """Return mean 0, variance 1 and no errors."""
-        zeros = jnp.zeros(shape, jnp.float32)
-        return initial_statistics(shape, step=False), OnlineErrors(zeros, zeros)
+    def state(self, shape: tuple[int, ...]) -> dict[str, Array]:
+        """Return mean 0 and variance 1."""
+        return {"mean": jnp.zeros(shape, jnp.float32), "var": jnp.ones(shape, jnp.float32)}
 
-    def train(
-        self, x: Array, state: RunningStatistics, carried: OnlineErrors, **options: Any
-    ) -> tuple[Array, RunningStatistics]:
-        """Normalize the next examples of the stream."""
-        return online_norm(x, state, carried, **vars(self), **options)
+    def gradient_state(self, shape: tuple[int, ...]) -> dict[str, Array]:
+        """Return no errors."""
+        return {name: jnp.zeros(shape, jnp.float32) for name in OnlineErrors._fields}
 
-    def evaluate(self, x: Array, state: RunningStatistics, **options: Any) -> Array:
-        """Normalize by the running statistics."""
-        return evaluate_online_norm(x, state, epsilon=self.epsilon, guard=self.guard, **options)
+    def apply(
+        self,
+        x: Array,
+        parameters: State,
+        state: State,
+        gradient_state: State,
+        *,
+        axis: tuple[int, ...],
+        train: bool,
+        mask: Array | None,
+    ) -> tuple[Array, State]:
+        """Normalize by the examples before each, or by the running statistics; see `Layer`."""
+        running = RunningStatistics.named(state)
+        given: dict[str, Any] = {**parameters, "axis": axis, "where": mask}
+        if not train:
+            return evaluate_online_norm(x, running, epsilon=self.epsilon, guard=self.guard, **given), state
+        y, running = online_norm(x, running, OnlineErrors(**gradient_state), **vars(self), **given)
+        return y, running.by_name()

@@ -5,7 +5,7 @@ import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from normlab._core.axes import Axes, expand, expand_where
 from normlab._core.batch import normalize
 from normlab._core.checks import check_epsilon, check_where
 from normlab._core.dtypes import float32_or_wider, output_dtype, whole
+from normlab._core.layer import State
 from normlab._core.moments import means, moments
 from normlab._core.reduction import Over
 from normlab._core.reduction import over as over_axes
@@ -22,7 +23,6 @@ from normlab._core.running import as_weights
 from normlab._core.sharding import aligned, spread_like
 from normlab._core.standardize import reciprocal_root
 from normlab._core.stream import check_weight, kept_wide, own_gradient, scaled, stream_features, wide_state
-from normlab.functional.batch_renorm import Schedule
 
 Mix = Sequence[float]
 """Weights of the long, the short and the current memory; without the last, it is 0."""
@@ -325,28 +325,34 @@ class StreamingLayer:
     calls_per_update: int
     epsilon: float
 
-    names: ClassVar[tuple[str, ...]] = StreamingMemory._fields
-
     def __post_init__(self) -> None:
         """Check the options."""
         check_streaming_options(**vars(self))
 
-    def initial(self, shape: tuple[int, ...]) -> tuple[StreamingMemory, StreamingSlopes]:
+    def state(self, shape: tuple[int, ...]) -> dict[str, Array]:
         """Return a long memory of mean 0 and variance 1, and nothing else."""
-        return initial_streaming(shape)
+        return initial_streaming(shape)[0]._asdict()
 
-    def train(
-        self, x: Array, state: StreamingMemory, carried: StreamingSlopes, **options: Any
-    ) -> tuple[Array, StreamingMemory]:
-        """Normalize a batch."""
-        return streaming_norm(x, state, carried, **vars(self), **options)
+    def gradient_state(self, shape: tuple[int, ...]) -> dict[str, Array]:
+        """Return memories of no gradient."""
+        return initial_streaming(shape)[1]._asdict()
 
-    def evaluate(self, x: Array, state: StreamingMemory, **options: Any) -> Array:
-        """Normalize by the long memory, which after an update of the weights has taken up the short one."""
-        options.pop("where")  # which no output depends on
-        return normalize(x, state.mean, state.var, epsilon=self.epsilon, **options)
-
-
-def at_step(step: Array | None, schedule: Schedule) -> Array | float:
-    """Evaluate a schedule; a number is itself."""
-    return schedule(step) if callable(schedule) and step is not None else schedule  # pyright: ignore[reportReturnType]
+    def apply(
+        self,
+        x: Array,
+        parameters: State,
+        state: State,
+        gradient_state: State,
+        *,
+        axis: tuple[int, ...],
+        train: bool,
+        mask: Array | None,
+    ) -> tuple[Array, State]:
+        """Normalize by the memories, or by the long one, which has taken up the short one at an update; see `Layer`."""
+        memory = StreamingMemory(**state)
+        given: dict[str, Any] = {**parameters, "axis": axis}
+        if not train:
+            return normalize(x, memory.mean, memory.var, epsilon=self.epsilon, **given), state
+        slopes = StreamingSlopes(**gradient_state)
+        y, memory = streaming_norm(x, memory, slopes, **vars(self), **given, where=mask)
+        return y, memory._asdict()

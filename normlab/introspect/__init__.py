@@ -1,1 +1,1 @@
-"""A user's Flax model from outside: as pure functions, where its norms are, and their statistics."""
+"""A user's Flax model from outside: as pure functions, where its norms are, what they are given, their statistics."""

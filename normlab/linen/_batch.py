@@ -1,7 +1,8 @@
 """Batch norm and batch renorm for Linen."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from dataclasses import fields, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +10,10 @@ from flax import linen as nn
 
 from normlab import functional as F
 from normlab._core.axes import Axes, canonical_axes
-from normlab._core.checks import AxisName, check_flags, check_float32_reductions
+from normlab._core.checks import AxisName, check_flags, check_float32_reductions, choose_mode
 from normlab._core.running import Momentum
-from normlab.functional._batch_layer import (
-    Renorm,
-    Statistics,
-    batch_layer,
-    check_batch_options,
-    choose_mode,
-    initial_statistics,
-    needs_step,
-)
-from normlab.functional.batch_renorm import Schedule, check_limits
+from normlab.functional.batch_norm import BatchLayer, Statistics
+from normlab.functional.batch_renorm import BatchRenormLayer, Schedule
 from normlab.linen._example import affine_parameters, promote
 from normlab.linen._state import state_variables
 
@@ -76,12 +69,15 @@ class BatchNorm(nn.Module):
     statistics: Statistics = "auto"
     frozen: bool = False
 
-    _spread: ClassVar[str] = "var"
+    def layer(self) -> BatchLayer:
+        """Return the norm with the options of this module."""
+        return BatchLayer(**self._options())
 
-    def _renorm(self) -> Renorm | None:
-        return None
+    def _options(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(BatchLayer)}
 
-    def _prepared(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def normalized(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """Return the array whose statistics are taken, by default `x` itself."""
         return x
 
     @nn.compact
@@ -95,20 +91,17 @@ class BatchNorm(nn.Module):
             use_running_average: Mode of this call; give it here or to the module, not both.
             mask: Elements counted.
         """
-        check_batch_options(self)
+        layer, making = self.layer(), self.is_initializing()
         check_flags(self, "use_scale", "use_bias")
         check_float32_reductions(self.force_float32_reductions)
         evaluating = choose_mode(self.use_running_average, use_running_average)
         x = jnp.asarray(x)
         mask = mask if mask is None else jnp.asarray(mask)
         features = canonical_axes(self.axis, x.ndim)
+        axis = tuple(a for a in range(x.ndim) if a not in features)
         shape = tuple(x.shape[a] for a in features)
-
-        renorm, making = self._renorm(), self.is_initializing()
-        start = initial_statistics(shape, step=needs_step(self.momentum, renorm is not None))
-        needed = start.by_name(self._spread)
-        counts = "step" in needed and not (evaluating or self.frozen)
-        state = state_variables(self, {"batch_stats": needed}, () if counts else ("step",))
+        counts = layer.has_step and not (evaluating or layer.frozen)
+        variables = state_variables(self, {"batch_stats": layer.state(shape)}, () if counts else ("step",))
         affine = affine_parameters(
             self,
             shape,
@@ -116,32 +109,15 @@ class BatchNorm(nn.Module):
             self.bias_init if self.use_bias else None,
         )
         x, dtype = promote(x, affine, self.dtype)
-        x = self._prepared(x, mask)
-        reduced = tuple(a for a in range(x.ndim) if a not in features)
-        if making and F.batch_elements(x, reduced) == 1:
-            evaluating = True  # a single example is enough to make parameters
-        y, running = batch_layer(
-            x,
-            F.RunningStatistics.named({name: variable.value for name, variable in state.items()}, self._spread),
-            affine.get("scale"),
-            affine.get("bias"),
-            use_running_average=evaluating,
-            features=features,
-            momentum=self.momentum,
-            epsilon=self.epsilon,
-            where=mask,
-            axis_name=None if making else self.axis_name,
-            axis_index_groups=None if making else self.axis_index_groups,
-            use_fast_variance=self.use_fast_variance,
-            unbiased_running_var=self.unbiased_running_var,
-            ghost_batch_size=None if making else self.ghost_batch_size,
-            statistics="auto" if making else self.statistics,
-            frozen=self.frozen,
-            renorm=renorm,
-        )
-        if not (making or evaluating or self.frozen):
-            for name, value in running.by_name(self._spread).items():
-                state[name].value = value
+        x = self.normalized(x, mask)
+        if making:  # no mapped axis is bound, and a single example is enough to make parameters
+            layer = replace(layer, axis_name=None, axis_index_groups=None, ghost_batch_size=None, statistics="auto")
+            evaluating = evaluating or F.batch_elements(x, axis) == 1
+        state = {name: variable.value for name, variable in variables.items()}
+        y, after = layer.apply(x, affine, state, {}, axis=axis, train=not evaluating, mask=mask)
+        if not (making or evaluating or layer.frozen):
+            for name, value in after.items():
+                variables[name].value = value
         return y.astype(dtype)
 
 
@@ -161,9 +137,11 @@ class BatchRenorm(BatchNorm):
     d_max: Schedule = 5.0
     initialize_from_first_batch: bool = False
 
-    _spread: ClassVar[str] = "std"
-
-    def _renorm(self) -> Renorm:
-        check_limits(self.r_max, self.d_max)
-        check_flags(self, "initialize_from_first_batch")
-        return Renorm(self.r_max, self.d_max, self.initialize_from_first_batch)
+    def layer(self) -> BatchRenormLayer:
+        """Return the norm with the options of this module."""
+        return BatchRenormLayer(
+            **self._options(),
+            r_max=self.r_max,
+            d_max=self.d_max,
+            initialize_from_first_batch=self.initialize_from_first_batch,
+        )

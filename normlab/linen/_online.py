@@ -9,9 +9,8 @@ from flax import linen as nn
 from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 
 from normlab._core.axes import Axes, canonical_axes
-from normlab._core.checks import check_flags, check_where
-from normlab._core.layer import StreamLayer
-from normlab.functional._batch_layer import choose_mode
+from normlab._core.checks import check_flags, check_where, choose_mode
+from normlab._core.layer import Layer
 from normlab.functional.continual_norm import group_first
 from normlab.functional.online_norm import Guard, OnlineLayer
 from normlab.functional.streaming_norm import Mix, StreamingLayer
@@ -36,7 +35,7 @@ class _StreamNorm(nn.Module):
     bias_init: Initializer = nn.initializers.zeros
     scale_init: Initializer = nn.initializers.ones
 
-    def _layer(self) -> StreamLayer:
+    def _layer(self) -> Layer:
         raise NotImplementedError
 
     @nn.compact
@@ -58,11 +57,10 @@ class _StreamNorm(nn.Module):
         check_where(mask, x.shape, "mask")
         features = canonical_axes(self.axis, x.ndim)
         shape = tuple(x.shape[a] for a in features)
-        start, backward = layer.initial(shape)
-        made = {"batch_stats": dict(zip(layer.names, start, strict=False))}
+        start = {"batch_stats": layer.state(shape)}
         if not evaluating or self.is_initializing():  # a model that only evaluates can do without
-            made[OVERWRITE_WITH_GRADIENT] = backward._asdict()
-        state = state_variables(self, made)
+            start[OVERWRITE_WITH_GRADIENT] = layer.gradient_state(shape)
+        variables = state_variables(self, start)
         affine = affine_parameters(
             self,
             shape,
@@ -70,13 +68,15 @@ class _StreamNorm(nn.Module):
             self.bias_init if self.use_bias else None,
         )
         x, dtype = promote(x, affine, self.dtype)
-        options = {**affine, "axis": tuple(a for a in range(x.ndim) if a not in features), "where": mask}
-        before = type(start)(*(state[name].value for name in layer.names))
-        if evaluating:
-            return layer.evaluate(x, before, **options).astype(dtype)
-        y, after = layer.train(x, before, type(backward)(*(state[name].value for name in backward._fields)), **options)
-        for name, value in zip(layer.names, after, strict=False):
-            state[name].value = value
+        state, gradient_state = (
+            {name: variables[name].value for name in start.get(collection, {})}
+            for collection in ("batch_stats", OVERWRITE_WITH_GRADIENT)
+        )
+        axis = tuple(a for a in range(x.ndim) if a not in features)
+        y, after = layer.apply(x, affine, state, gradient_state, axis=axis, train=not evaluating, mask=mask)
+        if not evaluating:
+            for name, value in after.items():
+                variables[name].value = value
         return y.astype(dtype)
 
 
@@ -167,7 +167,8 @@ class ContinualNorm(BatchNorm):
     num_groups: int | None = 32
     group_size: int | None = None
 
-    def _prepared(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def normalized(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """Return the group norm of `x`, whose statistics are taken."""
         check_where(mask, x.shape, "mask")
         options: dict[str, Any] = {"num_groups": self.num_groups, "group_size": self.group_size, "axis": self.axis}
         return group_first(x, mask, epsilon=self.epsilon, **options)

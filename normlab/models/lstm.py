@@ -1,6 +1,6 @@
 """An LSTM whose cell takes a norm."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax import Array
 
 from normlab import linen as nl
+from normlab.introspect.statistics import Statistics, paths, read
 from normlab.norms import Norm
 
 NOISE = 0.1
@@ -96,6 +97,17 @@ class LSTMNet(nn.Module):
         if trace:
             return Trace(tuple(kept), tuple(hidden), head(h))
         return head(h if self.every_step else last_of(h, lengths))
+
+
+def first_hidden(nudges: Array) -> dict[str, Any]:
+    """Return the collection `perturbations` that adds `nudges`, (time, batch, features), to the first cell's states."""
+    return {"rnn_0": {"hidden": nudges}}
+
+
+def first_recurrent_statistics(variables: Mapping[str, Any]) -> Statistics | None:
+    """Read the running statistics of the first cell's recurrent path; `None` where its norm keeps none."""
+    path = ("cell_0", "norm_h")
+    return read(variables, path) if path in paths(variables) else None
 
 
 def _noisy(key: Array, shape: tuple[int, ...], dtype: Any, *, noise: float | Array) -> Array:

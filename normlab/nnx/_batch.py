@@ -1,26 +1,18 @@
 """Batch norm and batch renorm for NNX."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from normlab import functional as F
 from normlab._core.axes import Axes, canonical_axes
-from normlab._core.checks import AxisName, check_flag, chosen
+from normlab._core.checks import AxisName, check_flag, choose_mode, chosen
 from normlab._core.running import Momentum
-from normlab.functional._batch_layer import (
-    Renorm,
-    Statistics,
-    batch_layer,
-    check_batch_options,
-    choose_mode,
-    initial_statistics,
-    needs_step,
-)
-from normlab.functional.batch_renorm import Schedule, check_limits
+from normlab.functional.batch_norm import BatchLayer, Statistics
+from normlab.functional.batch_renorm import BatchRenormLayer, Schedule
 from normlab.nnx._example import NO_METADATA, Affine, Initializer, Metadata, ones, zeros
 from normlab.nnx._state import FrozenParam, read, state_variables, write
 
@@ -109,8 +101,9 @@ class BatchNorm(Affine):
         self.use_fast_variance, self.unbiased_running_var = use_fast_variance, unbiased_running_var
         self.ghost_batch_size, self.frozen = ghost_batch_size, frozen
         self.statistics: Statistics = statistics
-        check_batch_options(self)
-        for name, value in self._initial().by_name(self._state_names()[1]).items():
+        check_flag("use_running_average", use_running_average)
+        BatchNorm.layer(self)  # which checks the options; those of a subclass are not there yet
+        for name, value in self._state().items():
             setattr(self, name, nnx.BatchStat(value))
 
     def __call__(
@@ -127,31 +120,16 @@ class BatchNorm(Affine):
         evaluating = choose_mode(attribute, use_running_average)
         x, affine, dtype = self._promoted(x, self.axis)
         mask = mask if mask is None else jnp.asarray(mask)
-        x = self._prepared(x, mask)
-        names = self._state_names()
-        state = state_variables(self, names, optional=("step",))
-        y, running = batch_layer(
-            x,
-            F.RunningStatistics.named({name: read(variable) for name, variable in state.items()}, names[1]),
-            affine.get("scale"),
-            affine.get("bias"),
-            use_running_average=evaluating,
-            features=canonical_axes(self.axis, x.ndim),
-            momentum=self.momentum,
-            epsilon=self.epsilon,
-            where=mask,
-            axis_name=self.axis_name,
-            axis_index_groups=self.axis_index_groups,
-            use_fast_variance=self.use_fast_variance,
-            unbiased_running_var=self.unbiased_running_var,
-            ghost_batch_size=self.ghost_batch_size,
-            statistics=self.statistics,
-            frozen=self.frozen,
-            renorm=self._renorm(),
-        )
-        if not (evaluating or self.frozen):
-            for name, value in running.by_name(names[1]).items():
-                write(state[name], value)
+        x = self.normalized(x, mask)
+        layer = self.layer()
+        variables = state_variables(self, ("mean", layer.spread, "step"), optional=("step",))
+        state = {name: read(variable) for name, variable in variables.items()}
+        features = canonical_axes(self.axis, x.ndim)
+        axis = tuple(a for a in range(x.ndim) if a not in features)
+        y, after = layer.apply(x, affine, state, {}, axis=axis, train=not evaluating, mask=mask)
+        if not (evaluating or layer.frozen):
+            for name, value in after.items():
+                write(variables[name], value)
         return y.astype(dtype)
 
     @property
@@ -178,17 +156,19 @@ class BatchNorm(Affine):
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
-    def _state_names(self) -> tuple[str, str, str]:
-        return "mean", "var", "step"
+    def layer(self) -> BatchLayer:
+        """Return the norm with the options of this module."""
+        return BatchLayer(**self._options())
 
-    def _renorm(self) -> Renorm | None:
-        return None
+    def _options(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(BatchLayer)}
 
-    def _prepared(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def _state(self) -> dict[str, jax.Array]:
+        return BatchNorm.layer(self).state(self.feature_shape)
+
+    def normalized(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """Return the array whose statistics are taken, by default `x` itself."""
         return x
-
-    def _initial(self) -> F.RunningStatistics:
-        return initial_statistics(self.feature_shape, step=needs_step(self.momentum, renorm=False))
 
 
 class BatchRenorm(BatchNorm):
@@ -219,16 +199,18 @@ class BatchRenorm(BatchNorm):
             **options: The arguments of `BatchNorm`.
         """
         super().__init__(num_features, rngs=rngs, **options)
-        check_limits(r_max, d_max)
-        check_flag("initialize_from_first_batch", initialize_from_first_batch)
         self.r_max, self.d_max = r_max, d_max
         self.initialize_from_first_batch = initialize_from_first_batch
+        self.layer()  # which checks the options
 
-    def _state_names(self) -> tuple[str, str, str]:
-        return "mean", "std", "step"
+    def layer(self) -> BatchRenormLayer:
+        """Return the norm with the options of this module."""
+        return BatchRenormLayer(
+            **self._options(),
+            r_max=self.r_max,
+            d_max=self.d_max,
+            initialize_from_first_batch=self.initialize_from_first_batch,
+        )
 
-    def _renorm(self) -> Renorm:
-        return Renorm(self.r_max, self.d_max, self.initialize_from_first_batch)
-
-    def _initial(self) -> F.RunningStatistics:
-        return initial_statistics(self.feature_shape, step=True)
+    def _state(self) -> dict[str, jax.Array]:
+        return BatchRenormLayer(momentum=self.momentum).state(self.feature_shape)

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from normlab._core.axes import Axes, canonical_axes
-from normlab._core.checks import check_where, chosen
-from normlab._core.layer import StreamLayer
-from normlab.functional._batch_layer import choose_mode
+from normlab._core.checks import check_where, choose_mode, chosen
+from normlab._core.layer import Layer
 from normlab.functional.continual_norm import group_first
 from normlab.functional.online_norm import Guard, OnlineLayer
 from normlab.functional.streaming_norm import Mix, StreamingLayer
@@ -38,12 +37,11 @@ def overwrite_with_gradient(module: nnx.Module, gradients: Any) -> Any:
 class _StreamNorm(Affine):
     """What online and streaming norm share."""
 
-    def _configure(self, layer: StreamLayer, axis: Axes, use_running_average: bool | None) -> None:
+    def _configure(self, layer: Layer, axis: Axes, use_running_average: bool | None) -> None:
         self.layer, self.axis, self.use_running_average = layer, axis, use_running_average
-        start, backward = layer.initial(self.feature_shape)
-        for name, value in zip(layer.names, start, strict=False):
+        for name, value in layer.state(self.feature_shape).items():
             setattr(self, name, nnx.BatchStat(value))
-        for name, value in backward._asdict().items():
+        for name, value in layer.gradient_state(self.feature_shape).items():
             setattr(self, name, OverwriteWithGradient(value))
 
     def __call__(
@@ -62,17 +60,14 @@ class _StreamNorm(Affine):
         mask = mask if mask is None else jnp.asarray(mask)
         check_where(mask, x.shape, "mask")
         features = canonical_axes(self.axis, x.ndim)
-        options = {**affine, "axis": tuple(a for a in range(x.ndim) if a not in features), "where": mask}
-        start, backward = self.layer.initial(self.feature_shape)
-        names = [*self.layer.names, *backward._fields]
-        variables = state_variables(self, names)
-        state = type(start)(*(read(variables[name]) for name in self.layer.names))
-        if evaluating:
-            return self.layer.evaluate(x, state, **options).astype(dtype)
-        carried = type(backward)(*(read(variables[name]) for name in backward._fields))
-        y, after = self.layer.train(x, state, carried, **options)
-        for name, value in zip(self.layer.names, after, strict=False):
-            write(variables[name], value)
+        axis = tuple(a for a in range(x.ndim) if a not in features)
+        names = self.layer.state(self.feature_shape), self.layer.gradient_state(self.feature_shape)
+        variables = state_variables(self, [*names[0], *names[1]])
+        state, gradient_state = ({name: read(variables[name]) for name in part} for part in names)
+        y, after = self.layer.apply(x, affine, state, gradient_state, axis=axis, train=not evaluating, mask=mask)
+        if not evaluating:
+            for name, value in after.items():
+                write(variables[name], value)
         return y.astype(dtype)
 
     def set_view(self, use_running_average: bool | None = None) -> None:
@@ -245,7 +240,8 @@ class ContinualNorm(BatchNorm):
         super().__init__(num_features, rngs=rngs, **options)
         self.num_groups, self.group_size = num_groups, group_size
 
-    def _prepared(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def normalized(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """Return the group norm of `x`, whose statistics are taken."""
         check_where(mask, x.shape, "mask")
         options: dict[str, Any] = {"num_groups": self.num_groups, "group_size": self.group_size, "axis": self.axis}
         return group_first(x, mask, epsilon=self.epsilon, **options)

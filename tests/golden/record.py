@@ -28,7 +28,7 @@ from flax import nnx
 
 from normlab import functional, linen, norms
 from normlab import nnx as our_nnx
-from tests.registered import ALL
+from tests.support.registered import ALL
 
 FOLDER = Path(__file__).parent
 REPORTED = {"analysis.json": "analysis.json", "cells.csv": "tables/cells.csv", "runs.csv": "tables/runs.csv"}

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from normlab import expect
 from normlab.errors import BadInput, one_line
+from normlab.study.design.options import Option
 
 if TYPE_CHECKING:
     from normlab.norms import Norm
-    from normlab.study.design.options import Option
     from normlab.study.design.program import Program
 
 
@@ -116,8 +116,6 @@ class Problem:
 
     def __post_init__(self) -> None:
         """Check the fields; see `Factor`."""
-        from normlab.study.design.options import Option  # which knows comparisons
-
         options = expect.an(Option, "Write `study.Option(...)`.")
         expect.check_fields(
             self,

@@ -55,12 +55,12 @@ class Program:
         evaluate: `(state, data) -> metrics`: scalars `validation`, `test` and `finite` (whether all outputs are finite:
             the argmax of NaN is class 0, so an error alone does not show it); `validation_sem`, the standard error of
             `validation`, and `validation_chance`, chance on the validation examples where that is another, say what
-            has collapsed (see `execute.status_of`); others are kept beside them.
+            has collapsed (see `worker.outcome.status_of`); others are kept beside them.
         steps: Number of updates.
         last: Over how many of the last steps `train_loss` is averaged.
         chance: The metric of a model that has learned nothing; `None` where there is no such number.
         mesh: The devices that train one model together, each with its share of every batch; `None` is one device.
-        series: `(state, data) -> vectors by name`, measured at all of `config.MEASURED_AT`; `None` for nothing.
+        series: `(state, data) -> vectors by name`, measured at all of `problem.MEASURED_AT`; `None` for nothing.
         at_end: Whether series are measured at the end alone, and are NaN before.
         about: What the data are, in words, for the report.
         feed: Where the rest of the data comes from while the program runs; `None` if all of them are in `data`.

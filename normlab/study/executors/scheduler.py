@@ -29,7 +29,7 @@ def work(
     Args:
         task: What the crew was hired for.
         crew: It is let go at the end, however that comes.
-        pending: See `execute.records`.
+        pending: See `driver.schedule.records`.
         stop: Once it says yes, all workers are stopped; the runs that they are at stay pending.
         lanes: How many runs of a cell a worker makes together.
         limit: Seconds after which a run of a cell is given up; runs that are made together may take that for each.

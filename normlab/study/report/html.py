@@ -52,7 +52,7 @@ def write_html(
         command: What reproduces it.
         wall_seconds: Time from start to end.
         about: What the data of problems are, in words.
-        outdated: Which records of the folder are in none of the numbers, and why; see `identity.outdated`.
+        outdated: Which records of the folder are in none of the numbers, and why; see `worker.identity.outdated`.
         recommendation: Of this analysis; made from it unless given.
 
     Returns:

@@ -12,6 +12,7 @@ import numpy as np
 
 from normlab.study.design.program import Program
 from normlab.study.training.loop import Outcome, on_devices, replicated, training
+from normlab.study.training.streaming import Fed
 
 Train = Callable[[Sequence[float], Sequence[int]], Iterator[Outcome]]
 
@@ -49,8 +50,6 @@ def compile_program(
     start = perf_counter()
     here: Mapping[str, jax.Array] = on_devices(program, dict(program.data)) if data is None else data
     if program.feed:
-        from normlab.study.training.streaming import Fed  # which is made of what is here
-
         fed = Fed(program, program.feed, here)
         train, fitting, lanes = fed.train, fed.fitting, None
     else:

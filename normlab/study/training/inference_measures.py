@@ -5,17 +5,16 @@ with the weights as they are (PreciseBN: Wu & Johnson, 2021); or those of the ba
 look across examples make the same of all three, which is a check of what is measured here.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from normlab import norms
 from normlab.functional import StatisticsError
 from normlab.introspect.pure import Network
 from normlab.study.training.supervised import Fitted
+from normlab.tools import recalibrate
 
 Array = jax.Array
 
@@ -30,27 +29,23 @@ AT_ONCE = 512
 
 
 def reestimated(model: Fitted) -> Any:
-    """Estimate the running statistics again, in batches as large as in training (Wu & Johnson, 2021).
-
-    The mean is that of the batches' means; the variance the mean of their variances and the variance of their means.
+    """Estimate the running statistics again, in batches as large as in training; see `normlab.tools.recalibrate`.
 
     Returns:
-        What `model.network.evaluate` takes in place of `model.rest`.
+        The state that `model.network.evaluate` takes in place of `model.rest`.
     """
     if not model.norm.entry.ghost_batches:
         return model.rest
-    plain = {"r_max": 1.0, "d_max": 0.0} if model.norm.name == "batch_renorm" else {}  # blind to the old ones
-    latest = norms.get(model.norm, momentum=0.0, unbiased_running_var=False, **plain)  # running values: a batch's own
-    of_batch, size = model.variant(latest), len(model.batch[1])
+    of_batch, size = model.variant(recalibrate.latest_only(model.norm)), len(model.batch[1])
     examples = model.train[: min(len(model.train), REESTIMATED_FROM) // size * size].reshape(-1, size)
 
-    def one(batch: Array) -> Any:
+    def statistics_of(batch: Array) -> Any:
         _, (averages, _) = of_batch.train(model.params, model.rest, model.take(batch)[0], jnp.asarray(0))
-        return flatten_dict(averages["batch_stats"])
+        return averages["batch_stats"]
 
     averages, seed = model.rest
-    found = _merged(jax.lax.map(one, examples))
-    return {**averages, "batch_stats": unflatten_dict({**flatten_dict(averages["batch_stats"]), **found})}, seed
+    found = recalibrate.reestimated(averages["batch_stats"], statistics_of, examples)
+    return {**averages, "batch_stats": found}, seed
 
 
 def by_batches(model: Fitted, inputs: Array, size: int) -> Array:
@@ -136,16 +131,3 @@ def _change(model: Fitted, outputs: Array, size: int) -> Array:
     except StatisticsError:
         return jnp.asarray(jnp.nan)
     return (model.error(own, labels[:n]) - model.error(outputs[:n], labels[:n])).mean()
-
-
-def _merged(stacked: Mapping[Any, Array]) -> dict[Any, Array]:
-    """Statistics of all batches from those of each; batch renorm keeps standard deviations."""
-    merged = {}
-    for (*path, name), values in stacked.items():
-        if name == "mean":
-            merged[(*path, name)] = values.mean(0)
-        elif name in ("var", "std"):
-            power = 2 if name == "std" else 1
-            total = (values**power).mean(0) + stacked[(*path, "mean")].var(0)
-            merged[(*path, name)] = total ** (1 / power)
-    return merged

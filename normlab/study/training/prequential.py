@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
-from flax.traverse_util import flatten_dict
 
+from normlab.introspect import statistics
+from normlab.introspect.capture import inputs_of
 from normlab.introspect.pure import Network
 from normlab.study.design.problem import Metric
 from normlab.study.design.program import Arrays, Program
@@ -356,45 +356,25 @@ def _written(rows: jax.Array, where: jax.Array, make: Callable[[], jax.Array]) -
     return jax.lax.cond(where.any(), lambda: jnp.where(where[:, None], make(), rows), lambda: rows)
 
 
-def _first_running(network: Network, inputs: np.ndarray) -> tuple[str, ...] | None:
-    """Where the first module is that keeps a running mean; `None` where there is none, or the model is not Linen."""
+def _first_running(network: Network, inputs: np.ndarray) -> statistics.Path | None:
+    """Find the first module that keeps a running mean; `None` where there is none, or the model is not Linen."""
     if network.module is None:
         return None
     shapes = jax.eval_shape(partial(network.module.init, train=False), jax.random.key(0), inputs)
-    return next(iter(_running(shapes)), None)
+    return next(iter(statistics.paths(shapes)), None)
 
 
-def _running(variables: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Where modules are that keep a running mean."""
-    return [path[:-1] for path in flatten_dict(variables.get("batch_stats", {})) if path[-1] == "mean"]
-
-
-def _lag(network: Network, path: tuple[str, ...], state: Passing, last: jax.Array, *, window: int) -> jax.Array:
-    """Running against true statistics of what the norm at `path` is given, over the latest examples.
+def _lag(network: Network, path: statistics.Path, state: Passing, last: jax.Array, *, window: int) -> jax.Array:
+    """Compare a norm's running statistics with the true ones of its inputs, over the latest examples.
 
     Returns:
         Absolute difference of means in true standard deviations, and running over true variance: means over features.
     """
     module: Any = network.module
-    variables = state.rest[0]
+    variables = {"params": state.params, **state.rest[0]}
     inputs = jax.lax.dynamic_slice_in_dim(state.stream["inputs"], jnp.maximum(last - window + 1, 0), window)
-    given: list[jax.Array] = []
-
-    def take(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        here = context.module.path == path
-        if here and context.method_name == "__call__":
-            given.append(args[0])
-        found = call(*args, **kwargs)
-        if here and context.method_name == "_prepared":  # continual norm: what its group norm gives
-            given.append(found)
-        return found
-
-    with nn.intercept_methods(take):
-        module.apply({"params": state.params, **variables}, inputs, train=False)
-    kept: Any = variables["batch_stats"]
-    for name in path:
-        kept = kept[name]
-    mean, var = kept["mean"], kept["var"] if "var" in kept else jnp.square(kept["std"])
+    given = inputs_of(path, lambda: module.apply(variables, inputs, train=False))
+    mean, var = statistics.read(variables, path)
     x = given[-1].reshape(-1, given[-1].shape[-1])
     true_mean, true_var = x.mean(0), x.var(0) + 1e-5
     return jnp.stack([(jnp.abs(mean - true_mean) / jnp.sqrt(true_var)).mean(), (var / true_var).mean()])
@@ -452,7 +432,7 @@ def _of_tasks(does: Pass, forgetful: Network | None, state: Passing) -> dict[str
     found = {FINAL: table[-1].mean(), FORGETTING: (table[-1, :-1] - since[:-1].min(0)[:-1]).mean()}
     if forgetful:
         inputs = state.stream["held_out_inputs"]
-        for _ in _running(state.rest[0]):
+        for _ in statistics.paths(state.rest[0]):
             _, rest = forgetful.train(state.params, state.rest, inputs.reshape(-1, *inputs.shape[2:]), jnp.asarray(0))
             state = state._replace(rest=rest)
         found[ALL_TASKS] = found[FINAL] - _by_task(does, state).mean()

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from normlab import linen as nl
-from normlab.models.lstm import NOISE, last_of, lengths_of
+from normlab.models.lstm import NOISE, first_hidden, first_recurrent_statistics, last_of, lengths_of
 from normlab.study.training.supervised import Fitted
 
 ALONE = 64
@@ -29,7 +29,7 @@ def gradients(model: Fitted) -> dict[str, Array]:
     nudges = jnp.zeros((inputs.shape[1], len(inputs), module.features))
 
     def loss(params: Any, nudges: Array, noise: Array) -> Array:
-        variables = {"params": params, **averages, "perturbations": {"rnn_0": {"hidden": nudges}}}
+        variables = {"params": params, **averages, "perturbations": first_hidden(nudges)}
         rngs = {"params": jax.random.key(0)}
         outputs, _ = module.apply(variables, inputs, train=True, noise=noise, mutable=list(averages), rngs=rngs)
         return model.loss(outputs, labels)
@@ -50,10 +50,10 @@ def running_variance(model: Fitted) -> Array:
     NaN where the norm keeps none; statistics that all steps share are the same at all.
     """
     steps = model.batch[0].shape[1]
-    kept = model.rest[0].get("batch_stats", {}).get("cell_0", {}).get("norm_h")
+    kept = first_recurrent_statistics(model.rest[0])
     if kept is None:
         return jnp.full(steps, jnp.nan)
-    rows = kept["var"].mean(-1)
+    rows = kept.var.mean(-1)
     return rows[jnp.minimum(jnp.arange(steps), len(rows) - 1)]
 
 

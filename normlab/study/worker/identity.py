@@ -28,7 +28,7 @@ def describe(
     """Collect the identity of the runs that this process would make. Imports JAX.
 
     Args:
-        files: The user's files by name; see `catalogue.code`.
+        files: The user's files by name; see `discovery.code`.
         data: For each problem the hash of its data.
         strategy: How runs are executed.
         libraries: For each problem the libraries that it uses beyond those that all use; see `Program.libraries`.

@@ -23,7 +23,7 @@ def status_of(metrics: Metrics, chance: float | None) -> tuple[str, str]:
     """Judge a finished run by its metrics.
 
     Args:
-        metrics: See `train.training` and `train.Program.evaluate`; without `test` where it must not be seen. Without
+        metrics: See `loop.training` and `Program.evaluate`; without `test` where it must not be seen. Without
             `validation_sem` the validation error is taken as exact.
         chance: Error of a model that has learned nothing; `None` where that is unknown. On the validation examples it
             is `validation_chance`, where that is among the metrics.

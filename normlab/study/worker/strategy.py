@@ -111,7 +111,7 @@ def choose_strategy(*, alone: bool = False, share: bool = False, devices: int = 
     import jax
 
     if devices > 1:
-        with suppress(RuntimeError):  # `train.mesh_of` says what is missing
+        with suppress(RuntimeError):  # `loop.mesh_of` says what is missing
             jax.config.update("jax_num_cpu_devices", devices)
     variables = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if share else {}
     if alone and devices > 1:

@@ -1,0 +1,82 @@
+"""What the measurements beside this file share: turns in shuffled rounds, ratios, and writing down what came out."""
+
+import csv
+import dataclasses
+import os
+import platform
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+Name = TypeVar("Name")
+
+
+class Ratio(NamedTuple):
+    """Median and quartiles of a ratio over rounds."""
+
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
+    """Compare two contenders round by round: what slows the machine for a while slows both."""
+    ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+    quarter = len(ratios) // 4
+    return Ratio(statistics.median(ratios), ratios[quarter], ratios[-1 - quarter])
+
+
+def interleave(contenders: Mapping[Name, Callable[[], Any]], rounds: int, warm_up: int = 2) -> dict[Name, list[float]]:
+    """Seconds of each call: all contenders once per round, in shuffled order, after `warm_up` rounds that do not count.
+
+    Calls return when their work is done.
+    """
+    times: dict[Name, list[float]] = {name: [] for name in contenders}
+    for turn, name in turns(list(contenders), warm_up + rounds):
+        start = time.perf_counter()
+        contenders[name]()
+        if turn >= warm_up:
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def turns(names: Sequence[Name], rounds: int) -> Iterator[tuple[int, Name]]:
+    """Every name once per round, in shuffled order, with the number of the round."""
+    order, shuffle = list(names), random.Random(0).shuffle
+    for turn in range(rounds):
+        shuffle(order)
+        for name in order:
+            yield turn, name
+
+
+def environment(device: str) -> str:
+    """Name versions, device and load."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax"))
+    return f"{packages}, Python {platform.python_version()}, {device}, {os.cpu_count()} cores, {load()}"
+
+
+def load() -> str:
+    """Say how many processes wanted a core over the last minute: what a measurement had to share."""
+    return f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
+
+
+def command_line() -> str:
+    """The command that this measurement was made with, from the root of the repository."""
+    return " ".join(["python -m", f"benchmarks.speed.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+
+
+def write(output: Path, title: str, rows: Sequence[Any], table: str, summary: str) -> None:
+    """Write dataclasses as OUTPUT.csv, and their table and summary as the page OUTPUT.md."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(rows[0])])
+        writer.writeheader()
+        writer.writerows(dataclasses.asdict(row) for row in rows)
+    command = command_line()
+    output.with_suffix(".md").write_text(f"# {title}\n\n`{command}`\n\n```\n{table}\n```\n\n{summary}\n")
+    print(f"wrote {output.with_suffix('.csv')} and {output.with_suffix('.md')}")

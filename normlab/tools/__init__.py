@@ -1,0 +1,1 @@
+"""Tools for a user's model: its running statistics, estimated again."""

@@ -1,0 +1,710 @@
+"""Deliberate bugs: edits of the source, and the tests that are to notice each."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A deliberate bug.
+
+    Attributes:
+        name: What is wrong.
+        file: Inside `normlab/`.
+        edits: Old and new text, in turn; each old text is in the file once.
+        tests: Node ids of the tests that are to fail, without `tests/`.
+    """
+
+    name: str
+    file: str
+    edits: tuple[str, ...]
+    tests: tuple[str, ...]
+
+
+ROUNDS = "functional/test_contract.py::test_rounds_to_the_float64_reference"
+OPTIONS = "functional/test_contract.py::test_options_are_those_of_the_reference"
+MASKED = "functional/test_contract.py::test_masked_elements_are_never_read"
+CLOSED = "core/test_gradients.py::test_gradient_in_float32_is_the_closed_form"
+DEVICES = "core/test_devices.py::test_equals_one_device_on_the_whole_batch"
+OFFSET = "core/test_devices.py::test_an_offset_costs_no_digits_across_devices"
+DIGITS, CONSTANT = (
+    "functional/test_numerics.py::test_an_offset_costs_no_digits",
+    "functional/test_numerics.py::test_a_constant_gives_the_bias_exactly",
+)
+DIGITS_OF_GRADIENT = f"{DIGITS}_of_the_gradient"
+MOMENTS, STANDARDIZE, RUNNING = "_core/moments.py", "_core/standardize.py", "_core/running.py"
+BATCH, BATCH_NORM, BATCH_RENORM = "_core/batch.py", "functional/batch_norm.py", "functional/batch_renorm.py"
+CELL_NORM = "functional/recurrent/cell_norm.py"
+CELL, UNROLL = "functional/recurrent/cells.py", "functional/recurrent/unroll.py"
+CELLS = "functional/test_recurrent.py::test_values_and_gradients_in_float64_are_those_of_the_reference"
+STEP = "batch_step:max_steps=4,momentum=0.9"
+RSTD = "    square = _not_vanished(m.var + epsilon, epsilon)\n"
+RENORM = "        y, batch = batch_renorm(x, running, **parameters, **limits, **options)\n"
+ONLINE, STREAMING = "functional/online_norm.py", "functional/streaming_norm.py"
+STREAM = "functional/test_online_norms.py::test_both_passes_are_those_of_the_reference_call_after_call"
+ONE_BY_ONE = f"{STREAM}[online:guard=None,momentum=0.8,backward_momentum=0.7-shape0-all]"
+SHARES = "mix=(0.2,0.5,0.3),backward_mix=(0.2,0.5,0.3)"
+MEMORIES = f"{STREAM}[streaming:{SHARES},calls_per_update=3,backward_momentum=0.4-shape5-all]"
+REFUSED = "cli/test_inputs.py::test_what_is_wrong_is_said_in_one_line_before_anything_is_trained_or_written"
+AVERAGE = "    return update(running, batch, jnp.sqrt(var + epsilon), momentum)\n"
+
+MUTANTS = (
+    Mutant(
+        "epsilon outside the root",
+        STANDARDIZE,
+        (RSTD, "    square = lax.square(jnp.sqrt(m.var) + epsilon)\n"),
+        (f"{ROUNDS}[layer-float32-1e-3]",),
+    ),
+    Mutant(
+        "no epsilon",
+        STANDARDIZE,
+        (RSTD, "    square = _not_vanished(m.var, epsilon)\n"),
+        (f"{ROUNDS}[rms-float32-1e-3]",),
+    ),
+    Mutant(
+        "statistics in the dtype of the input",
+        "_core/per_example.py",
+        ("    wide = float32_or_wider(x)\n", "    wide = x\n"),
+        (f"{ROUNDS}[layer-bfloat16-1]",),
+    ),
+    Mutant(
+        "one pass where two are needed",
+        MOMENTS,
+        ("    if not over.center or use_fast_variance:\n", "    if True:\n"),
+        (f"{ROUNDS}[layer-float32-1e4 + 1]",),
+    ),
+    Mutant(
+        "biased where unbiased",
+        MOMENTS,
+        ("    return m.var * jnp.where(n > 1, n / jnp.maximum(n - 1, 1), 1)\n", "    return m.var\n"),
+        ("modules/test_modules.py::test_unbiased_running_variance_is_that_of_the_sample[BatchNorm]",),
+    ),
+    Mutant(
+        "no gradient through the mean",
+        STANDARDIZE,
+        ("product(-rstd * mean_dx, scale)", "product(0 * mean_dx, scale)"),
+        (f"{CLOSED}[layer-all-0.0-1.0]",),
+    ),
+    Mutant(
+        "no gradient through the variance",
+        STANDARDIZE,
+        ("product(-(rstd * rstd * rstd) * along, scale)", "product(0 * along, scale)"),
+        (f"{CLOSED}[rms-all-0.0-1.0]",),
+    ),
+    Mutant(
+        "no gradient into scale",
+        STANDARDIZE,
+        ("        slope = slope + product(rstd, dscale)\n", "        pass\n"),
+        ("core/test_gradients.py::test_first_and_second_derivatives_are_central_differences[layer-True]",),
+    ),
+    Mutant(
+        "NaN under the mask in the gradient",
+        STANDARDIZE,
+        ("    if where is not None:  # NaN", "    if False:  # NaN"),
+        ("functional/test_contract.py::test_nan_under_a_mask_reaches_no_gradient[layer]",),
+    ),
+    Mutant(
+        "mask ignored in the count",
+        MOMENTS,
+        ("    if where is None:\n        n = math", "    if True:\n        n = math"),
+        (f"{MASKED}[layer-(B,T,W,C)]",),
+    ),
+    Mutant(
+        "mask ignored in the sums",
+        MOMENTS,
+        ("    if where is not None:\n        x = jnp.where(where, x, 0)\n", ""),
+        (f"{MASKED}[batch-(B,1,1,1)]",),
+    ),
+    Mutant(
+        "unweighted means across devices",
+        MOMENTS,
+        (
+            "    n = counts[0] if counts else jnp.full_like(nears, count)\n",
+            "    n = jnp.full_like(nears, jnp.asarray(counts[0] if counts else count).mean())\n",
+        ),
+        (f"{DEVICES}[vmap-batch-masked]",),
+    ),
+    Mutant(
+        "no spread between devices",
+        MOMENTS,
+        ("(squares + n * lax.square(apart - rest[None]))", "squares"),
+        (f"{DEVICES}[vmap-batch-all]",),
+    ),
+    Mutant(
+        "one device's count for all",
+        MOMENTS,
+        ("if counts else count * devices.size", "if counts else count"),
+        (f"{DEVICES}[vmap-batch-all]",),
+    ),
+    Mutant(
+        "rounding of each device's mean forgotten",
+        MOMENTS,
+        ("(nears - near[None]) + rests, 0)", "nears - near[None], 0)"),
+        (f"{OFFSET}[vmap-batch-all]",),
+    ),
+    Mutant(
+        "rounding of the mean left in the derivative",
+        STANDARDIZE,
+        (
+            "    centered = _centered(x, near, rest)\n",
+            "    centered = _centered(x, near + rest, None) if near is not None else x\n",
+        ),
+        (f"{DIGITS_OF_GRADIENT}[batch]",),
+    ),
+    Mutant(
+        "means counted from 0",
+        MOMENTS,
+        ("    near = _member(x, over, where, count)\n", "    near = jnp.zeros_like(_member(x, over, where, count))\n"),
+        (f"{DIGITS}[layer-rows-all]", f"{CONSTANT}[layer-jit]"),
+    ),
+    Mutant(
+        "a masked element is the member that means are counted from",
+        MOMENTS,
+        ("    if where is None and not sharded", "    if not sharded"),
+        (f"{CONSTANT}[batch-masked]",),
+    ),
+    Mutant(
+        "rest of the mean lost between passes over columns",
+        MOMENTS,
+        ("    return nearer, (near - nearer) + rest\n", "    return nearer, jnp.zeros_like(rest)\n"),
+        (f"{DIGITS}[batch-rows-all]",),
+    ),
+    Mutant(
+        "a mean that is rounded differently in different places",
+        MOMENTS,
+        (
+            "        rest = _sum((x - near) / _at_least_one(count), over, where)\n        near, rest",
+            "        rest = _sum(x - near, over, where) / _at_least_one(count)\n        near, rest",
+        ),
+        (f"{OFFSET}[vmap-batch-all]",),
+    ),
+    Mutant(
+        "squares that overflow give the bias",
+        STANDARDIZE,
+        (" - float(jnp.finfo(square.dtype).tiny) ** 0.75)", ")"),
+        ("functional/test_numerics.py::test_squares_that_overflow_are_loud[1e+25-layer]",),
+    ),
+    Mutant(
+        "squares that vanish give anything",
+        STANDARDIZE,
+        ("square >= least", "square >= 0"),
+        ("functional/test_numerics.py::test_squares_that_vanish_are_loud[layer]",),
+    ),
+    Mutant(
+        "a device's chunks update running statistics alone",
+        BATCH,
+        ("sums if self.devices is None else self.devices.sum(sums)", "sums"),
+        ("core/test_devices.py::test_chunks_of_a_device_with_moments_of_all[vmap-batch-all-2]",),
+    ),
+    Mutant(
+        "any axis may be missing on one device",
+        "_core/collectives.py",
+        ("if name in _ONE_DEVICE.get():", "if _ONE_DEVICE.get():"),
+        ("core/test_devices.py::test_one_device_is_said_and_only_for_the_axes_named",),
+    ),
+    Mutant(
+        "r and d from the statistics after the update",
+        BATCH_RENORM,
+        (
+            RENORM,
+            RENORM
+            + "        then = update_batch_renorm(running, batch, epsilon=self.epsilon, **self._update)\n"
+            + RENORM.replace("running", "then"),
+        ),
+        (f"{ROUNDS}[batch_renorm-float32-1]",),
+    ),
+    Mutant(
+        "average of variances in batch renorm",
+        BATCH_RENORM,
+        (
+            AVERAGE,
+            "    squares = running._replace(spread=lax.square(running.spread))\n"
+            "    after = update(squares, batch, var + epsilon, momentum)\n"
+            "    return after._replace(spread=jnp.sqrt(after.spread))\n",
+        ),
+        (f"{ROUNDS}[batch_renorm-float32-300]",),
+    ),
+    Mutant(
+        "no epsilon in the running deviation",
+        BATCH_RENORM,
+        (AVERAGE, AVERAGE.replace(" + epsilon", "")),
+        (f"{ROUNDS}[batch_renorm-float32-1e-3]",),
+    ),
+    Mutant(
+        "d not clipped",
+        BATCH_RENORM,
+        ("/ std), -d_most, d_most)", "/ std), -jnp.inf, jnp.inf)"),
+        ("functional/test_metamorphic.py::test_batch_renorm_that_may_not_correct_is_batch_norm",),
+    ),
+    Mutant(
+        "gradient through r",
+        BATCH_RENORM,
+        ("r = jnp.clip(lax.stop_gradient(", "r = jnp.clip(("),
+        ("core/test_gradients.py::test_batch_renorm_takes_r_and_d_for_constants[free]",),
+    ),
+    Mutant(
+        "momentum inverted",
+        RUNNING,
+        ("moved = decay * old + (1 - decay) * new", "moved = (1 - decay) * old + decay * new"),
+        ("modules/test_modules.py::test_momentum_weighs_the_old_value[BatchNorm]",),
+    ),
+    Mutant(
+        "gradient into running statistics",
+        RUNNING,
+        ("    return lax.stop_gradient(moved)\n", "    return moved\n"),
+        ("core/test_gradients.py::test_no_gradient_flows_into_or_through_running_statistics[batch-options0]",),
+    ),
+    Mutant(
+        "remainder of ghost batches dropped from the running statistics",
+        BATCH,
+        ("jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), m, last)", "m"),
+        ("functional/test_metamorphic.py::test_ghost_batches_are_separate_calls[batch-all]",),
+    ),
+    Mutant(
+        "ghost batches strided",
+        "_core/chunking.py",
+        (
+            "return x[: chunks * size].reshape(shape)",
+            "return x[: chunks * size].reshape(size, -1, *x.shape[1:]).swapaxes(0, 1)",
+            "    if sharding is None:\n        return x.reshape(shape)\n",
+            "    if sharding is None:\n        return x.swapaxes(0, 1).reshape(shape)\n",
+        ),
+        ("functional/test_metamorphic.py::test_ghost_batches_are_separate_calls[batch-all]",),
+    ),
+    Mutant(
+        "ghost batches averaged without their counts",
+        BATCH,
+        ("(m.count * part).sum(0) for", "(jnp.full_like(part, jnp.asarray(m.count).mean()) * part).sum(0) for"),
+        ("functional/test_metamorphic.py::test_ghost_batches_are_separate_calls[batch-all]",),
+    ),
+    Mutant(
+        "groups of every n-th feature",
+        MOMENTS,
+        (
+            "x.reshape(*x.shape[:-1], x.shape[-1] // over.pool, over.pool)",
+            "x.reshape(*x.shape[:-1], over.pool, x.shape[-1] // over.pool)",
+            "groups.sum(-1, keepdims=True)",
+            "groups.sum(-2, keepdims=True)",
+        ),
+        (f"{ROUNDS}[group-float32-1]",),
+    ),
+    Mutant(
+        "running statistics move while they are made",
+        "linen/_batch.py",
+        ("if not (making or evaluating or self.frozen):", "if not (evaluating or self.frozen):"),
+        ("modules/test_modules.py::test_one_example_makes_the_parameters_and_making_them_updates_nothing[BatchNorm]",),
+    ),
+    Mutant(
+        "running statistics move when nothing counts",
+        RUNNING,
+        ("    if isinstance(count, Array) or count < 2:\n", "    if False:\n"),
+        ("functional/test_contract.py::test_a_batch_that_is_masked_out_changes_nothing[batch]",),
+    ),
+    Mutant(
+        "a frozen norm learns",
+        BATCH_NORM,
+        ("        if self.frozen:\n", "        if False:\n"),
+        ("core/test_gradients.py::test_a_frozen_norm_has_no_gradient_in_scale_and_bias[batch]",),
+    ),
+    Mutant(
+        "RMS norm subtracts the mean",
+        "functional/rms_norm.py",
+        ("center=False)", "center=True)"),
+        (f"{ROUNDS}[rms-float32-300]",),
+    ),
+    Mutant(
+        "batch norm inside the update of the cell state",
+        CELL,
+        (
+            "    return c, activations.gate(o) * activations.state(memory(c))\n",
+            "    c = memory(c)\n    return c, activations.gate(o) * activations.state(c)\n",
+        ),
+        (f"{CELLS}[lstm-{STEP}]",),
+    ),
+    Mutant(
+        "sequences that have finished enter the statistics",
+        CELL_NORM,
+        ('"where": where,', '"where": None,'),
+        (f"{CELLS}[lstm-{STEP}]",),
+    ),
+    Mutant(
+        "rows of running statistics off by one",
+        CELL_NORM,
+        ("jnp.minimum(first + jnp.arange", "jnp.minimum(1 + first + jnp.arange"),
+        (f"{CELLS}[lstm-{STEP}]",),
+    ),
+    Mutant(
+        "rows off by one at evaluation",
+        UNROLL,
+        ("jnp.minimum(start + t, self.last)", "jnp.minimum(start + t + 1, self.last)"),
+        (f"functional/test_recurrent.py::test_at_evaluation_each_sequence_takes_the_row_of_its_own_step[{STEP}]",),
+    ),
+    Mutant(
+        "steps beyond the last row dropped",
+        CELL_NORM,
+        ("dtype=jnp.int32), norm.max_steps - 1)", "dtype=jnp.int32), norm.max_steps)"),
+        (f"{CELLS}[lstm-{STEP}]",),
+    ),
+    Mutant(
+        "an update for each step",
+        CELL_NORM,
+        (
+            "update_batch_norm, momentum=norm.momentum,",
+            "update_batch_norm, momentum=norm.momentum ** len(moments.mean),",
+        ),
+        (f"{CELLS}[lstm-{STEP}]",),
+    ),
+    Mutant(
+        "a step that one sequence has reached moves the running statistics",
+        CELL_NORM,
+        ("jnp.where(jnp.asarray(moments.count) > 1, moments.count, 0)", "jnp.asarray(moments.count)"),
+        (f"{CELLS}[lstm-{STEP}]",),
+    ),
+    Mutant(
+        "batch statistics at evaluation",
+        UNROLL,
+        ("        if self.train:\n", "        if True:\n"),
+        (f"functional/test_recurrent.py::test_at_evaluation_each_sequence_takes_the_row_of_its_own_step[{STEP}]",),
+    ),
+    Mutant(
+        "layer norm of each gate where it is of all",
+        CELL,
+        ('LSTM = Cell(("i", "f", "g", "o"), (4,)', 'LSTM = Cell(("i", "f", "g", "o"), (1, 1, 1, 1)'),
+        (f"{CELLS}[lstm-layer]",),
+    ),
+    Mutant(
+        "update gate inverted",
+        CELL,
+        ("    return (1 - z) * n + z * carry\n", "    return z * n + (1 - z) * carry\n"),
+        (f"{CELLS}[gru-layer]",),
+    ),
+    Mutant(
+        "no reset gate",
+        CELL,
+        (
+            "activations.state(x[2] + r * checkpoint_name(h[2], SUM))",
+            "activations.state(x[2] + checkpoint_name(h[2], SUM))",
+        ),
+        (f"{CELLS}[gru-layer]",),
+    ),
+    Mutant(
+        "the bias added twice",
+        UNROLL,
+        ("        if self.by_step:\n            x = self.biased", "        if True:\n            x = self.biased"),
+        (f"{CELLS}[lstm-none]",),
+    ),
+    Mutant(
+        "the state of a finished sequence goes on",
+        CELL,
+        ("    return new if where is None else jnp.where(where, new, old)\n", "    return new\n"),
+        (f"{CELLS}[gru-layer]",),
+    ),
+    Mutant(
+        "what lies past the end is read",
+        UNROLL,
+        ("        inputs = jnp.where(where, inputs, 0)\n", "        pass\n"),
+        (f"{CELLS}[lstm-layer]",),
+    ),
+    Mutant(
+        "scales start at 1",
+        "linen/_recurrent.py",
+        ("nn.initializers.constant(self.norm.initial_scale)", "nn.initializers.ones"),
+        (f"functional/test_recurrent.py::test_fresh_parameters[gru-{STEP}]",),
+    ),
+    Mutant(
+        "sequences reversed with their padding",
+        UNROLL,
+        ("    if seq_lengths is None:\n        return jnp.flip(x, 0)\n", "    return jnp.flip(x, 0)\n"),
+        (f"functional/test_recurrent.py::test_both_directions_at_once[{STEP}]",),
+    ),
+    Mutant(
+        "gradient of a hidden state without what comes after",
+        UNROLL,
+        ("with_hidden(new, hidden), carry)", "new, carry)"),
+        ("functional/test_recurrent.py::test_perturbations_have_the_gradient_of_each_hidden_state[gru-layer]",),
+    ),
+    Mutant(
+        "online norm: statistics after the example instead of before",
+        RUNNING,
+        (
+            "        return by[0] * state + by[1], state\n",
+            "        return by[0] * state + by[1], by[0] * state + by[1]\n",
+        ),
+        (ONE_BY_ONE,),
+    ),
+    Mutant(
+        "online norm: no spread between examples",
+        ONLINE,
+        ("new * (m.var + old * lax.square(mean - shift))", "new * m.var"),
+        (ONE_BY_ONE,),
+    ),
+    Mutant(
+        "online norm: the mean gradient is carried before it is corrected",
+        ONLINE,
+        ("_where_counted(count, old, jnp.ones_like(old))", "jnp.ones_like(old)"),
+        (ONE_BY_ONE,),
+    ),
+    Mutant(
+        "online norm: errors are not paid back",
+        ONLINE,
+        ("    dx = dx - new * before\n", ""),
+        (ONE_BY_ONE,),
+    ),
+    Mutant(
+        "online norm: masked examples move statistics",
+        ONLINE,
+        (
+            "    return jnp.where(count > 0, value, otherwise) if isinstance(count, Array) else value\n",
+            "    return value\n",
+        ),
+        (f"{MASKED}[online-(B,1,1,1)]",),
+    ),
+    Mutant(
+        "online norm: masked elements in layer scaling",
+        ONLINE,
+        ("epsilon=epsilon, where=where)\n    return jnp.clip", "epsilon=epsilon)\n    return jnp.clip"),
+        (f"{MASKED}[online-(B,T,W,C)]",),
+    ),
+    Mutant(
+        "streaming norm: short memory not cleared",
+        STREAMING,
+        ("count_left = (jnp.where(updates, 0, a) for a in", "count_left = (1 * a for a in"),
+        (MEMORIES, "functional/test_online_norms.py::test_the_short_memory_is_of_all_calls_since_the_update"),
+    ),
+    Mutant(
+        "streaming norm: no gradient through the variance",
+        STREAMING,
+        ("(by_mean + 2 * (y / rstd) * by_var)", "by_mean"),
+        (MEMORIES, "functional/test_online_norms.py::test_streaming_norm_of_the_present_is_batch_norm[None]"),
+    ),
+    Mutant(
+        "streaming norm: no spread between memories",
+        STREAMING,
+        ("share * (part.var + lax.square(part.mean - mean))", "share * part.var"),
+        (MEMORIES,),
+    ),
+    Mutant(
+        "running statistics that normalize leave out the spread between batches",
+        RUNNING,
+        ("(new_var + decay * lax.square(apart))", "new_var"),
+        (
+            "functional/test_online_norms.py::test_running_statistics_of_single_examples_are_mean_and_variance_of_all[batch]",
+        ),
+    ),
+    Mutant(
+        "running averages in the dtype of the state",
+        BATCH,
+        ("float32_or_wider(running.mean), float32_or_wider(running.spread), ", "running.mean, running.spread, "),
+        ("modules/test_state.py::test_running_averages_from_half_precision_do_not_round_away[layers-batch-linen]",),
+    ),
+    Mutant(
+        "running statistics of streams in the dtype of the state",
+        "_core/stream.py",
+        (
+            "return state.reshape(old.shape).astype(wide_dtype(old.dtype))",
+            "return state.reshape(old.shape).astype(old.dtype)",
+        ),
+        ("modules/test_state.py::test_running_averages_from_half_precision_do_not_round_away[layers-online-linen]",),
+    ),
+    Mutant(
+        "deviations of a loaded batch norm without epsilon",
+        "functional/state.py",
+        ('jnp.sqrt(_wide(stats["var"]) + epsilon)', 'jnp.sqrt(_wide(stats["var"]))'),
+        ("modules/test_state.py::test_linen_statistics_of_batch_norm_resume_as_batch_renorm_and_back",),
+    ),
+    Mutant(
+        "variances of a loaded batch renorm below zero",
+        "functional/state.py",
+        ('jnp.maximum(lax.square(_wide(stats["std"])) - epsilon, 0)', 'lax.square(_wide(stats["std"])) - epsilon'),
+        ("modules/test_state.py::test_linen_statistics_of_batch_norm_resume_as_batch_renorm_and_back",),
+    ),
+    Mutant(
+        "half of a state is completed in silence",
+        "functional/state.py",
+        ("    if not (missing or unknown):\n", "    if not unknown:\n"),
+        ("modules/test_state.py::test_half_of_a_state_is_refused[batch-mean]",),
+    ),
+    Mutant(
+        "state written into restored arrays",
+        "nnx/_state.py",
+        ("    variable.set_value(value)\n", "    variable[...] = value\n"),
+        (
+            "modules/test_state.py::test_an_nnx_module_restored_from_numpy_leaves_the_checkpoint_as_it_is[batch_renorm-True]",
+        ),
+    ),
+    Mutant(
+        "frozen parameters in sight of optimizers",
+        "nnx/_batch.py",
+        ("kind = FrozenParam if frozen else nnx.Param", "kind = nnx.Param"),
+        ("modules/test_state.py::test_a_frozen_nnx_norm_is_out_of_sight_of_optimizers[BatchNorm]",),
+    ),
+    Mutant(
+        "what a norm carries is lost in a study",
+        "introspect/pure.py",
+        ("self.carried(after)[1](new)", "after"),
+        ("functional/test_online_norms.py::test_nnx_optimizer_and_the_helper_do_the_same[online:guard=None]",),
+    ),
+    Mutant(
+        "a live model is blind to the weights of examples",
+        "river/_network.py",
+        (") * weights[:, None]", ")"),
+        ("river/test_live.py::TestWeights::test_they_multiply_the_loss_as_in_rivers_regression",),
+    ),
+    Mutant(
+        "weights of examples are made to add up to their number",
+        "river/_network.py",
+        ("* weights[:, None]", "* (weights / weights.mean())[:, None]"),
+        ("river/test_live.py::TestWeights::test_they_multiply_the_loss_as_in_rivers_regression",),
+    ),
+    Mutant(
+        "a stranger is taken for a process of the group",
+        "study/executors/meeting.py",
+        ("if hello is None or not self._is_proved(guest, hello):", "if hello is None:"),
+        ("study/executors/test_meeting.py::test_a_stranger_is_sent_away_and_the_members_meet[another secret]",),
+    ),
+    Mutant(
+        "ghost batches for norms that know none",
+        "study/design/factors.py",
+        ("norms.get(norm).entry.ghost_batches", "norms.get(norm).needs_batch"),
+        ("functional/test_online_norms.py::test_norms_that_know_no_ghost_batches_are_handed_none",),
+    ),
+    Mutant(
+        "re-estimated statistics of batch renorm depend on the old ones",
+        "tools/recalibrate.py",
+        ('norm.name == "batch_renorm" else {}', "False else {}"),
+        ("study/training/test_inference.py::test_reestimated_is_blind_to_the_running_statistics[batch_renorm]",),
+    ),
+    Mutant(
+        "re-estimated variance without that of the means",
+        "tools/recalibrate.py",
+        (' + stacked[(*path, "mean")].var(0)', ""),
+        ("study/training/test_inference.py::test_reestimated[batch]",),
+    ),
+    Mutant(
+        "augmentations in another order have the same hash",
+        "study/data/dataset.py",
+        ("np.asarray(place) for place, name", "np.asarray(1) for _, name"),
+        ("study/data/test_augment.py::test_all_that_decides_is_in_the_hash",),
+    ),
+    Mutant(
+        "a class too many in a batch",
+        "study/data/splits.py",
+        ("% classes]", "% (classes + 1)]"),
+        ("study/training/test_inference.py::TestComposed::test_shares[3]",),
+    ),
+    Mutant(
+        "images are flipped upside down",
+        "study/data/augment.py",
+        ("images[:, :, ::-1]", "images[:, ::-1]"),
+        ("study/data/test_augment.py::test_flip_mirrors_about_half",),
+    ),
+    Mutant(
+        "a run goes on from where one with another order of examples was",
+        "study/training/streaming.py",
+        ("self._feed.mark(seed), ", ""),
+        ("study/training/test_streamed.py::TestCheckpoints::test_other_runs_do_not_find_it",),
+    ),
+    Mutant(
+        "norms are equivalent whatever may have been missed",
+        "study/analysis/estimates.py",
+        ("difference.n >= runs_to_see() and ", ""),
+        ("study/analysis/test_statistics.py::test_equivalent_takes_the_runs_that_show_a_bad_one_in_ten",),
+    ),
+    Mutant(
+        "intervals follow no skewness",
+        "study/analysis/estimates.py",
+        ("s = np.where(np.abs(skewness) < 1e-4, 1e-4, skewness)", "s = 1e-4 + 0 * skewness"),
+        ("study/analysis/test_statistics.py::test_a_long_tail_makes_an_interval_reach_further_on_its_side",),
+    ),
+    Mutant(
+        "recommendations are not corrected for the number of norms",
+        "study/analysis/estimates.py",
+        ("0.1 / comparisons)", "0.1)"),
+        (
+            "study/analysis/test_statistics.py::test_what_is_ruled_out_is_one_sided_and_corrected_for_the_number_of_questions",
+        ),
+    ),
+    Mutant(
+        "failures contradict no verdict",
+        "study/analysis/gaps.py",
+        ("(counted == shown and not more)", "shown"),
+        ("study/analysis/test_protocol.py::test_a_verdict_that_failures_contradict_is_not_said",),
+    ),
+    Mutant(
+        "failed runs count nothing",
+        "study/analysis/gaps.py",
+        ("worst if point.status in FAILURES else point.error", "point.error"),
+        ("study/analysis/test_protocol.py::test_a_planted_failure_is_counted_and_never_averaged",),
+    ),
+    Mutant(
+        "a norm is recommended though failures reverse the order",
+        "study/analysis/analyse.py",
+        ("best=None if reversed_ else counted.norm", "best=counted.norm"),
+        ("study/report/test_advice.py::test_an_order_that_failures_reverse_recommends_nothing[10]",),
+    ),
+    Mutant(
+        "a given test set is evaluated in the order of its file",
+        "study/data/splits.py",
+        ("    if data.test:  #", "    if False:  #"),
+        ("study/training/test_inference.py::test_given_test_examples_come_in_random_order",),
+    ),
+    Mutant(
+        "a share of one is taken",
+        "expect.py",
+        ("0 < number < 1)", "0 < number <= 1)"),
+        (f"{REFUSED}[a share of 1]",),
+    ),
+    Mutant(
+        "parts of the data may have fewer examples than there are classes",
+        "study/data/splits.py",
+        ("max(FEWEST, classes)", "FEWEST"),
+        (f"{REFUSED}[fewer than one for each class]",),
+    ),
+    Mutant(
+        "classes are counted from 1",
+        "study/problems/supervised.py",
+        ("there[-1] >= len(there)", "there[-1] > len(there)"),
+        (f"{REFUSED}[labels from 1]",),
+    ),
+    Mutant(
+        "results that beat chance by less than a twentieth are collapsed",
+        "study/worker/outcome.py",
+        ('metrics["validation"] + COLLAPSED_WITHIN * sem >= chance', 'metrics["validation"] >= 0.95 * chance'),
+        ("study/problems/test_supervised.py::TestTraining::test_bits_below_chance_are_no_collapse",),
+    ),
+    Mutant(
+        "what is below chance by luck has learned something",
+        "study/worker/outcome.py",
+        ('metrics["validation"] + COLLAPSED_WITHIN * sem >= chance', 'metrics["validation"] >= chance'),
+        ("study/problems/test_supervised.py::TestTraining::test_simulated_losses_of_tokens",),
+    ),
+    Mutant(
+        "the standard error of a single example is that of the mean",
+        "study/training/loop.py",
+        (".std() / len(errors) ** 0.5", ".std()"),
+        ("study/problems/test_supervised.py::TestTraining::test_a_model_that_answers_by_one_class_collapses",),
+    ),
+    Mutant(
+        "chance on the beginning of a stream is that of all of it",
+        "study/training/prequential.py",
+        ("_chance(first, error, slice(scored)) if scored", "_chance(first, error, slice(n)) if scored"),
+        ("study/training/test_prequential.py::test_chance_is_that_of_the_part_that_is_judged",),
+    ),
+    Mutant(
+        "modules of folders within folders are in no key",
+        "study/design/provenance.py",
+        ('in package.rglob("*.py")', 'in [*package.glob("*.py"), *package.glob("*/*.py")]'),
+        ("study/design/test_identity.py::TestModules::test_an_edit_anywhere_makes_another_key_unless_it_is_excused",),
+    ),
+    Mutant(
+        "a library is in the keys of problems that do not use it",
+        "study/design/records.py",
+        ('own.pop("libraries", {}).get(problem, {})', 'next(iter(own.pop("libraries", {}).values()), {})'),
+        ("study/design/test_identity.py::TestVersions::test_are_in_the_key_of_those_that_use_them",),
+    ),
+    Mutant(
+        "what is imported during a run is not looked for",
+        "study/worker/runner.py",
+        ("if why := self._not_in_key():", "if why := '':"),
+        ("study/design/test_identity.py::TestFiles::test_a_run_that_imports_what_no_key_has_is_refused[alone]",),
+    ),
+)
