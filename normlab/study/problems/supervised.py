@@ -38,7 +38,8 @@ Measure = Callable[["Fitted"], Mapping[str, Any]]
 Assess = Callable[["Fitted", Any], Mapping[str, Any]]
 
 
-_TRAINING = ("batch_size", "epochs", "devices", "classes_per_batch")
+_COUNTS = ("batch_size", "epochs")
+_TRAINING = (*_COUNTS, "devices", "classes_per_batch")
 """What of a cell's config training takes; the model takes the rest."""
 
 
@@ -113,7 +114,7 @@ def supervised(
         given_options=given["norm_options"],
         validation=given["validation"],
         test=given["test"],
-        observed={name: given[name] for name in ("series", "measure", "side", "assess")},
+        observed={"observe": given["measure"], **{name: given[name] for name in ("series", "side", "assess")}},
         asked=[option.name for option in given["options"]],
     )
     judged = task.error({})
@@ -310,20 +311,21 @@ class Task:
         """
         require("study", "optax")
         from normlab.introspect.pure import network
-        from normlab.study.training.supervised import learn
+        from normlab.study.training.supervised import SupervisedTraining
 
         ghost = norm.options.get("ghost_batch_size")
         if isinstance(ghost, int) and ghost > config["batch_size"]:
             raise ValueError(f"Expected `ghost_batch_size` up to the batch of {config['batch_size']}, got {ghost}.")
         data = self.loaded(config)
         training = {name: config[name] for name in _TRAINING if name in config}
+        training |= {name: expect.WHOLE.of(f"`{name}`", training[name]) for name in _COUNTS if name in training}
         fields = {name: value for name, value in config.items() if name not in (*training, *self.asked)}
         fields |= self._classes(data)
         first = data.prepared(data.inputs[:2])
-        return learn(
-            data,
-            lambda norm: network(self.model, norm, first, **fields),
-            norm,
+        return SupervisedTraining(
+            data=data,
+            made=lambda norm: network(self.model, norm, first, **fields),
+            norm=norm,
             error=self.error(config),
             loss=self.loss,
             optimizer=self.optimizer,
@@ -332,7 +334,7 @@ class Task:
             test=self.test,
             **self.observed,
             **training,
-        )
+        ).program()
 
     def _classes(self, data: Data) -> dict[str, int]:
         """How many there are, for a model that wants to know."""

@@ -1,14 +1,16 @@
 """The program of supervised learning: a loss, mini-batches, a learning rate that decays to zero."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
-from normlab import expect
 from normlab.introspect.pure import Network
 from normlab.norms import Norm
 from normlab.study.data.augment import augment
@@ -91,32 +93,14 @@ class Fitted(NamedTuple):
     error: Callable[[Any, jax.Array], jax.Array]
 
 
-def learn(
-    data: Data,
-    made: Callable[[Norm], Network],
-    norm: Norm,
-    *,
-    batch_size: int,
-    epochs: int,
-    classes_per_batch: int | None = None,
-    devices: int = 1,
-    error: Error,
-    loss: Loss | None = None,
-    optimizer: Optimizer | None = None,
-    chance: float | None = None,
-    validation: float | None = None,
-    test: float | None = None,
-    series: Sequence[Series] = (),
-    measure: Callable[[Fitted], Mapping[str, Any]] = lambda model: {},
-    side: Sequence[Metric] = (),
-    assess: Callable[[Fitted, Any], Mapping[str, Any]] = lambda model, outputs: {},
-) -> Program:
-    """Make the program.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SupervisedTraining:
+    """Supervised training of one model: what is decided, and the functions of its program.
 
     Every seed has its own split (`data.split`); every epoch is a new permutation of the training set, and a last batch
     that would be smaller than the others is left out. The learning rate decays to zero along a cosine.
 
-    Args:
+    Attributes:
         data: Inputs and labels; of `Streamed` the program has a feed.
         made: `norm -> the model`.
         norm: For the model.
@@ -133,64 +117,132 @@ def learn(
         validation: See `data.sizes`.
         test: See `data.sizes`.
         series: What is measured before, during and after training.
-        measure: Gives it by name; what it leaves out is NaN.
+        observe: Gives it by name; what it leaves out is NaN.
         side: What is reported beside the error.
         assess: Gives it by name, likewise; it also takes the outputs of the test examples.
-
-    Raises:
-        ValueError: If a batch is larger than the training set or cannot be divided among the devices, or a part of the
-            data would be empty; when traced, if outputs do not fit the labels, the loss or the error.
     """
-    batch_size, epochs = expect.WHOLE.of("`batch_size`", batch_size), expect.WHOLE.of("`epochs`", epochs)
-    training, validating = sizes(data, validation, test)
-    if not 1 <= batch_size <= training:
-        raise ValueError(
-            f"Expected a batch of 1 to {training} examples (the training set), got {batch_size}. Choose a smaller one."
+
+    data: Data
+    made: Callable[[Norm], Network]
+    norm: Norm
+    batch_size: int
+    epochs: int
+    error: Error
+    classes_per_batch: int | None = None
+    devices: int = 1
+    loss: Loss | None = None
+    optimizer: Optimizer | None = None
+    chance: float | None = None
+    validation: float | None = None
+    test: float | None = None
+    series: Sequence[Series] = ()
+    observe: Callable[[Fitted], Mapping[str, Any]] = lambda model: {}
+    side: Sequence[Metric] = ()
+    assess: Callable[[Fitted, Any], Mapping[str, Any]] = lambda model, outputs: {}
+
+    def __post_init__(self) -> None:
+        """Check what a batch is.
+
+        Raises:
+            ValueError: If a batch is larger than the training set or cannot be divided among the devices, or a part of
+                the data would be empty.
+        """
+        training, _ = self.parts
+        if not 1 <= self.batch_size <= training:
+            raise ValueError(
+                f"Expected a batch of 1 to {training} examples (the training set), got {self.batch_size}. Choose a "
+                "smaller one."
+            )
+        if self.batch_size % self.devices:
+            raise ValueError(
+                f"Expected a batch that {self.devices} devices can share equally, got {self.batch_size} examples. "
+                "Choose a multiple."
+            )
+        if self.classes_per_batch is not None:
+            _check_composition(self.data, self.classes_per_batch, self.batch_size)
+
+    def program(self) -> Program:
+        """Make the program.
+
+        Raises:
+            ValueError: If there are too few devices, too many updates, or series of data that are read meanwhile; when
+                traced, if outputs do not fit the labels, the loss or the error.
+        """
+        mesh, _ = self.mesh, self.network
+        if self.steps >= 2**31:
+            raise ValueError(
+                f"Expected fewer than 2^31 updates, got {self.steps:,}. Choose fewer epochs or larger batches."
+            )
+        if self.feed and (self.series or self.side):
+            raise ValueError(
+                "Expected data that are all on the device, of which series and side metrics are taken, got data that "
+                "are read while a model is trained. Pass `--no-stream`, or take a comparison without them."
+            )
+        return Program(
+            data=self.data.arrays,
+            marks=self.data.marks,
+            init=self.init,
+            step=self.step,
+            forward=self.forward,
+            evaluate=self.evaluate,
+            steps=self.steps,
+            last=self.per_epoch,
+            chance=_chance(self.data, self.error) if self.chance is None else self.chance,
+            mesh=mesh,
+            series=self.measure if self.series else None,
+            at_end=all(one.at_end for one in self.series),
+            about=_about(self.data),
+            feed=self.feed,
+            libraries=self.data.libraries,
         )
-    if batch_size % devices:
-        raise ValueError(
-            f"Expected a batch that {devices} devices can share equally, got {batch_size} examples. Choose a multiple."
-        )
-    if classes_per_batch is not None:
-        _check_composition(data, classes_per_batch, batch_size)
-    mesh, network = mesh_of(devices), made(norm)
-    per_epoch = training // batch_size
-    steps = epochs * per_epoch
-    if steps >= 2**31:
-        raise ValueError(f"Expected fewer than 2^31 updates, got {steps:,}. Choose fewer epochs or larger batches.")
-    make_optimizer, objective = optimizer or _sgd, loss or (_cross_entropy if data.classes else _squared_error)
-    check = _check_of(data, loss, error)
 
-    def optimizer_at(learning_rate: Any) -> optax.GradientTransformation:
-        made = make_optimizer(lambda t: learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * t / steps)))
-        check_transformation(made)
-        return made
+    @cached_property
+    def parts(self) -> tuple[int, int]:
+        """How many examples there are for training and for validation."""
+        return sizes(self.data, self.validation, self.test)
 
-    def examples(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        parts = divided(data, seed, validation, test)
-        train, held_out = parts["train"], np.concatenate([parts["validation"], parts["test"]])
-        order = alike_of(train, steps, seed) if classes_per_batch else shuffled(train, batch_size, epochs, seed)
-        return order, train, held_out
+    @property
+    def per_epoch(self) -> int:
+        """Updates an epoch."""
+        return self.parts[0] // self.batch_size
 
-    def alike_of(some: np.ndarray, count: int, seed: int) -> np.ndarray:
-        return some[composed(data.labels[some], count, batch_size, classes_per_batch or 1, seed)]
+    @property
+    def steps(self) -> int:
+        """Updates of a run."""
+        return self.epochs * self.per_epoch
 
-    feed = _feed(data, examples, steps, batch_size, training, validating) if isinstance(data, Streamed) else None
-    if feed and (series or side):
-        raise ValueError(
-            "Expected data that are all on the device, of which series and side metrics are taken, got data that are "
-            "read while a model is trained. Pass `--no-stream`, or take a comparison without them."
-        )
+    @cached_property
+    def mesh(self) -> Mesh | None:
+        """The devices; `None` is one."""
+        return mesh_of(self.devices)
 
-    def init(seed: int) -> Learner:
-        order, train, held_out = _places(feed, batch_size) if feed else examples(seed)
-        alike = (train, held_out[validating:]) if classes_per_batch and not feed else ()
-        alike = tuple(alike_of(some, max(1, len(some) // batch_size), seed) for some in alike)
-        params, rest = network.init(seed)
+    @cached_property
+    def network(self) -> Network:
+        """The model with its norm."""
+        return self.made(self.norm)
+
+    @cached_property
+    def feed(self) -> Feed | None:
+        """What reads the data while a model is trained; `None` where all of them are on the device."""
+        if not isinstance(self.data, Streamed):
+            return None
+        return _feed(self.data, self._examples, self.steps, self.batch_size, *self.parts)
+
+    @cached_property
+    def _check(self) -> Callable[[Any], None]:
+        return _check_of(self.data, self.loss, self.error)
+
+    def init(self, seed: int) -> Learner:
+        """The state of a run before its first update."""
+        feed, (_, validating) = self.feed, self.parts
+        order, train, held_out = _places(feed, self.batch_size) if feed else self._examples(seed)
+        alike = (train, held_out[validating:]) if self.classes_per_batch and not feed else ()
+        alike = tuple(self._alike(some, max(1, len(some) // self.batch_size), seed) for some in alike)
+        params, rest = self.network.init(seed)
         return Learner(
             params=params,
             rest=rest,
-            moments=optimizer_at(0.0).init(params),
+            moments=self._optimizer_at(0.0).init(params),
             order=order,
             train=train,
             held_out=held_out,
@@ -198,96 +250,111 @@ def learn(
             seed=np.uint32(seed),
         )
 
-    def batch_at(state: Learner, t: jax.Array, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
-        batch = state.order[t % feed.steps if feed else t]
-        inputs, labels = shared_out((arrays["inputs"][batch], arrays["labels"][batch]), mesh)
-        if data.augment:
-            draws = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), 1), t)  # the model has its own
-            inputs = augment(data.augment, draws, inputs)
-        return data.prepared(inputs), labels
+    def forward(self, state: Learner, t: jax.Array, arrays: Arrays) -> jax.Array:
+        """The loss of update t, which is what it differentiates."""
+        inputs, labels = self._batch(state, t, arrays)
+        return self._mean_loss(self.network.train(state.params, state.rest, inputs, t)[0], labels)
 
-    def mean_loss(outputs: Any, labels: jax.Array) -> jax.Array:
-        check(outputs)
-        return _numbers("loss", objective(outputs, labels), [(), (batch_size,)]).mean()
-
-    def forward(state: Learner, t: jax.Array, arrays: Arrays) -> jax.Array:
-        inputs, labels = batch_at(state, t, arrays)
-        return mean_loss(network.train(state.params, state.rest, inputs, t)[0], labels)
-
-    def step(state: Learner, t: jax.Array, learning_rate: jax.Array, arrays: Arrays) -> tuple[Learner, jax.Array]:
-        inputs, labels = batch_at(state, t, arrays)
+    def step(self, state: Learner, t: jax.Array, learning_rate: jax.Array, arrays: Arrays) -> tuple[Learner, jax.Array]:
+        """Make update t; its state and loss."""
+        inputs, labels = self._batch(state, t, arrays)
 
         def loss_of(outputs: Any) -> tuple[jax.Array, None]:
-            return mean_loss(outputs, labels), None
+            return self._mean_loss(outputs, labels), None
 
-        (value, _), gradients, rest = network.gradients(loss_of, state.params, state.rest, inputs, t)
-        updates, moments = optimizer_at(learning_rate).update(gradients, state.moments, state.params)
+        (value, _), gradients, rest = self.network.gradients(loss_of, state.params, state.rest, inputs, t)
+        updates, moments = self._optimizer_at(learning_rate).update(gradients, state.moments, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         return state._replace(params=params, rest=rest, moments=moments), value
 
-    def evaluate(state: Learner, arrays: Arrays) -> dict[str, jax.Array]:
-        outputs = outputs_of(state.held_out, state, arrays)
-        errors = error.function(outputs, arrays["labels"][state.held_out])
+    def evaluate(self, state: Learner, arrays: Arrays) -> dict[str, jax.Array]:
+        """Measure the held-out examples; those of a window where there is a feed."""
+        _, validating = self.parts
+        outputs = self._outputs(state.held_out, state, arrays)
+        errors = self.error.function(outputs, arrays["labels"][state.held_out])
         errors = _numbers("metric", errors, [state.held_out.shape])
         finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(outputs)]).all()
-        if feed:
+        if self.feed:
             return {"errors": errors, "finite": finite}
-        aside = assess(fitted(state, arrays), jax.tree.map(lambda x: x[validating:], outputs)) if side else {}
+        aside = {}
+        if self.side:
+            aside = self.assess(self.fitted(state, arrays), jax.tree.map(lambda x: x[validating:], outputs))
         return {
-            **{metric.name: _numbers(metric.name, aside.get(metric.name, jnp.nan), [()]) for metric in side},
+            **{metric.name: _numbers(metric.name, aside.get(metric.name, jnp.nan), [()]) for metric in self.side},
             "validation": errors[:validating].mean(),
             "validation_sem": standard_error(errors[:validating]),
             "test": errors[validating:].mean(),
             "finite": finite,
         }
 
-    def outputs_of(examples: jax.Array, state: Learner, arrays: Arrays) -> Any:
-        return _in_chunks(
-            lambda chunk: network.evaluate(state.params, state.rest, data.prepared(arrays["inputs"][chunk])), examples
-        )
+    def measure(self, state: Learner, arrays: Arrays) -> dict[str, jax.Array]:
+        """Take the series at some time of training."""
+        found = self.observe(self.fitted(state, arrays))
+        missing = {one.name: jnp.full(len(one.x), jnp.nan) for one in self.series}
+        return {one.name: _numbers(one.name, {**missing, **found}[one.name], [(len(one.x),)]) for one in self.series}
 
-    def fitted(state: Learner, arrays: Arrays) -> Fitted:
+    def fitted(self, state: Learner, arrays: Arrays) -> Fitted:
+        """The model at some time of training."""
+        objective, (_, validating) = self._objective, self.parts
+
         def take(examples: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return data.prepared(arrays["inputs"][examples]), arrays["labels"][examples]
+            return self.data.prepared(arrays["inputs"][examples]), arrays["labels"][examples]
 
         return Fitted(
-            network=network,
-            variant=made,
-            norm=norm,
+            network=self.network,
+            variant=self.made,
+            norm=self.norm,
             params=state.params,
             rest=state.rest,
             batch=take(state.order[0]),
             train=state.train,
             test=take(state.held_out[validating:]),
             take=take,
-            evaluate=lambda rest: outputs_of(state.held_out[validating:], state._replace(rest=rest), arrays),
+            evaluate=lambda rest: self._outputs(state.held_out[validating:], state._replace(rest=rest), arrays),
             alike=state.alike,
             loss=lambda outputs, labels: objective(outputs, labels).mean(),
-            error=lambda outputs, labels: jnp.asarray(error.function(outputs, labels), jnp.float32),
+            error=lambda outputs, labels: jnp.asarray(self.error.function(outputs, labels), jnp.float32),
         )
 
-    def measured(state: Learner, arrays: Arrays) -> dict[str, jax.Array]:
-        found = measure(fitted(state, arrays))
-        missing = {one.name: jnp.full(len(one.x), jnp.nan) for one in series}
-        return {one.name: _numbers(one.name, {**missing, **found}[one.name], [(len(one.x),)]) for one in series}
+    @property
+    def _objective(self) -> Loss:
+        return self.loss or (_cross_entropy if self.data.classes else _squared_error)
 
-    return Program(
-        data=data.arrays,
-        marks=data.marks,
-        init=init,
-        step=step,
-        forward=forward,
-        evaluate=evaluate,
-        steps=steps,
-        last=per_epoch,
-        chance=_chance(data, error) if chance is None else chance,
-        mesh=mesh,
-        series=measured if series else None,
-        at_end=all(one.at_end for one in series),
-        about=_about(data),
-        feed=feed,
-        libraries=data.libraries,
-    )
+    def _optimizer_at(self, learning_rate: Any) -> optax.GradientTransformation:
+        made = (self.optimizer or _sgd)(lambda t: learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * t / self.steps)))
+        check_transformation(made)
+        return made
+
+    def _examples(self, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The examples of all batches, those for training, and those held out."""
+        parts = divided(self.data, seed, self.validation, self.test)
+        train, held_out = parts["train"], np.concatenate([parts["validation"], parts["test"]])
+        if self.classes_per_batch:
+            return self._alike(train, self.steps, seed), train, held_out
+        return shuffled(train, self.batch_size, self.epochs, seed), train, held_out
+
+    def _alike(self, some: np.ndarray, count: int, seed: int) -> np.ndarray:
+        """Batches with a number of classes, of some examples."""
+        return some[composed(self.data.labels[some], count, self.batch_size, self.classes_per_batch or 1, seed)]
+
+    def _batch(self, state: Learner, t: jax.Array, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
+        """Inputs and labels of update t, as the model takes them."""
+        batch = state.order[t % self.feed.steps if self.feed else t]
+        inputs, labels = shared_out((arrays["inputs"][batch], arrays["labels"][batch]), self.mesh)
+        if self.data.augment:
+            draws = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), 1), t)  # the model has its own
+            inputs = augment(self.data.augment, draws, inputs)
+        return self.data.prepared(inputs), labels
+
+    def _mean_loss(self, outputs: Any, labels: jax.Array) -> jax.Array:
+        self._check(outputs)
+        return _numbers("loss", self._objective(outputs, labels), [(), (self.batch_size,)]).mean()
+
+    def _outputs(self, examples: jax.Array, state: Learner, arrays: Arrays) -> Any:
+        def of(chunk: jax.Array) -> Any:
+            return self.network.evaluate(state.params, state.rest, self.data.prepared(arrays["inputs"][chunk]))
+
+        return _in_chunks(of, examples)
 
 
 def _about(data: Data) -> str:
