@@ -49,7 +49,9 @@ def run_parser(comparison: Comparison | None, *, add_help: bool = True) -> Parse
     for option in options(comparison).values():
         option.add_to(parser)
     parser.add_argument("--config", metavar="FILE.toml", help="options by name; flags come before it")
-    parser.add_argument("--dry-run", action="store_true", help="check what is asked for and print the plan; write nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check what is asked for and print the plan; write nothing"
+    )
     return parser
 
 
