@@ -150,6 +150,7 @@ class Norm:
 
 
 _ENTRIES: dict[str, Entry] = {}
+_OURS: list[str] = []
 _SET_BY_CALLS = {"self", "name", "parent", "rngs", "num_features", "use_running_average"}
 
 
@@ -215,10 +216,9 @@ def table() -> str:
     """Return the norms of this package as a table in Markdown, a row each, as in the README."""
     columns = ("name", "formula", "statistics over", "needs a batch?", "paper")
     rows = [columns, tuple("---" for _ in columns)]
-    for entry in map(_find, names()):
-        if entry.module:
-            paper = f"[{entry.paper}]({entry.url})" if entry.url else entry.paper
-            rows.append((f"`{entry.name}`", entry.formula, entry.over, needs(entry), paper))
+    for entry in map(_find, _OURS):
+        paper = f"[{entry.paper}]({entry.url})" if entry.url else entry.paper
+        rows.append((f"`{entry.name}`", entry.formula, entry.over, needs(entry), paper))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows).replace("|  |", "| |")
 
 
@@ -295,6 +295,7 @@ def _ours(name: str, title: str, module: str, *, in_cells: bool = False, **row: 
         check(kind, options, _arguments(kind))
         return kind(num_features, rngs=rngs, **options)
 
+    _OURS.append(name)
     cell = _in_cells(name) if in_cells else None
     register(Entry(name=name, title=title, linen=linen, nnx=nnx, cell=cell, module=module, **row))
 

@@ -14,7 +14,9 @@ from tests.support.toys import TOY
 jax.config.update("jax_num_cpu_devices", 8)  # unlike XLA_FLAGS, not inherited by the processes that studies start
 with environment({"PJRT_NPROC": str(THREADS_PER_DEVICE * 8)}):
     jax.devices()  # from here on nothing changes their number, a study that asks for fewer neither
-use_cache()  # most of the time of the tests is XLA's, which compiles much of it again and again
+    use_cache()  # most of the time of the tests is XLA's, which compiles much of it again and again
+# XLA has crashed while it loaded one of thousands of small programs, which take no time to compile.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ class TestBadInput:
         for arguments, expected in {
             ("rnu",): "Did you mean `run`?",
             ("report", str(tmp_path)): "that `normlab run` wrote",
-            ("list", "norms"): "no arguments",
+            ("list", "all"): "`norms` or nothing after `list`, got `all`",
         }.items():
             assert main(arguments) == 2
             err = capsys.readouterr().err
