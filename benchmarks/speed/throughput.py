@@ -46,7 +46,7 @@ from normlab.study.data.splits import divided, shuffled, sizes
 
 LEARNING_RATE = 0.03
 WIDTHS, STRIDES, HIDDEN, CLASSES = (16, 16, 32), (2, 1, 2), (100, 100), 10
-"""Of the models of `normlab.models.mlp`."""
+"""Sizes of the models in `normlab.models.mlp`."""
 
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",

@@ -1,1 +1,1 @@
-"""What norms are made of: checks, axes, reductions, moments, running averages, standardization."""
+"""Building blocks of norms: checks, axes, reductions, moments, running averages, standardization."""

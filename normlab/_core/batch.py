@@ -3,7 +3,7 @@
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ _REMEDY = (
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class BatchMoments:
-    """What a batch adds to the running statistics; constants to autodiff.
+    """Statistics of a batch for the running averages; constants to autodiff.
 
     Attributes:
         mean: Means, of the shape of the feature axes.
@@ -287,7 +287,7 @@ def var_of(batch: BatchMoments, unbiased_running_var: bool) -> Array:
 
 
 def _any(count: Array | float, least: int) -> Array:
-    """Whether any statistic has more than `least` elements."""
+    """Check for a statistic over more than `least` elements."""
     return jnp.any(jnp.asarray(count) > least)
 
 
@@ -296,7 +296,7 @@ def _features(x: Array, axis: Axes | None) -> tuple[int, ...]:
     return tuple(a for a in range(x.ndim) if a not in reduced)
 
 
-def check_ghost(ghost: Any) -> None:
+def check_ghost(ghost: int | None) -> None:
     """Raise a `ValueError` unless `ghost` is a positive whole number or `None`."""
     whole = isinstance(ghost, numbers.Integral) and not isinstance(ghost, bool)
     if ghost is not None and not (whole and int(ghost) >= 1):

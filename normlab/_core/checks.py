@@ -43,7 +43,7 @@ def one_element() -> Iterator[None]:
 
 
 def one_element_allowed() -> bool:
-    """Whether `one_element` is in force."""
+    """Check whether `one_element` is in force."""
     return _ONE_ELEMENT.get()
 
 
@@ -73,7 +73,7 @@ def check_dtypes(x: Array, affine: Mapping[str, Array], dtype: DTypeLike | None)
 
 
 def _is_narrow(dtype: DTypeLike) -> bool:
-    """Whether JAX promotes `dtype` to nothing by itself: floats below 16 bits, whole numbers below 8."""
+    """Check for a dtype that JAX promotes to nothing by itself: floats below 16 bits, whole numbers below 8."""
     if jnp.issubdtype(dtype, jnp.floating):
         return jnp.finfo(dtype).bits < 16
     return jnp.issubdtype(dtype, jnp.integer) and jnp.iinfo(dtype).bits < 8

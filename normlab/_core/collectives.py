@@ -86,7 +86,7 @@ class Devices(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many devices share statistics."""
+        """Number of devices that share statistics."""
         return len(self.groups[0]) if self.groups else lax.axis_size(self.axis_name)
 
     def sum(self, x: Array) -> Array:
@@ -132,7 +132,7 @@ def varying_like(tree: Any, *others: Any) -> Any:
     return jax.tree.map(lambda x: _varying_along(x, names), tree)
 
 
-def varying_axes(x: Any) -> frozenset[str]:
+def varying_axes(x: object) -> frozenset[str]:
     """The mapped axes along which JAX knows `x` to vary; none where it does not track that."""
     return jax.typeof(x).manual_axis_type.varying
 
@@ -142,7 +142,7 @@ def _varying_along(x: Array, names: frozenset[str]) -> Array:
     return lax.pcast(x, missing, to="varying") if missing else x
 
 
-def names_in(entry: Any) -> tuple[str, ...]:
+def names_in(entry: str | Sequence[str] | None) -> tuple[str, ...]:
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 

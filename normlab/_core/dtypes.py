@@ -1,10 +1,9 @@
 """Dtypes of statistics and outputs."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 
 def float32_or_wider(x: Array) -> Array:
@@ -12,7 +11,7 @@ def float32_or_wider(x: Array) -> Array:
     return lax.convert_element_type(x, wide_dtype(x.dtype))
 
 
-def wide_dtype(dtype: Any) -> Any:
+def wide_dtype(dtype: DTypeLike) -> jnp.dtype:
     """Return float32, or `dtype` where it is a wider float."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.promote_types(dtype, jnp.float32)
@@ -23,6 +22,6 @@ def whole(step: Array) -> Array:
     return step if jnp.issubdtype(step.dtype, jnp.integer) else lax.convert_element_type(step, jnp.int32)
 
 
-def output_dtype(x: Array) -> Any:
+def output_dtype(x: Array) -> jnp.dtype:
     """Return the dtype of a norm's output: that of `x`, or float32 where `x` is of whole numbers."""
     return x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else wide_dtype(x.dtype)

@@ -84,7 +84,7 @@ def moments(x: Array, over: Over, where: Array | None = None, *, use_fast_varian
 
 
 def _columns(shape: Sequence[int], over: Over) -> bool:
-    """Whether statistics are of columns that lie side by side in memory, long or wide enough for `_from` to pay."""
+    """Check for columns that lie side by side in memory, long or wide enough for `_from` to pay."""
     wide = isinstance(shape[-1], int) and shape[-1] >= 128
     return over.axis == tuple(range(len(over.axis))) or (wide and len(shape) - 1 not in over.axis)
 

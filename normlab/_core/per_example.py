@@ -1,4 +1,4 @@
-"""What layer, RMS, group and instance norm share: statistics within one example."""
+"""Statistics within one example, shared by layer, RMS, group and instance norm."""
 
 from collections.abc import Sequence
 

@@ -10,7 +10,7 @@ from normlab.errors import StatisticsError
 
 
 class Over(NamedTuple):
-    """What statistics are taken over; hashable, so that it can be a static argument.
+    """A reduction: the elements that share a statistic. Hashable, so that it can be a static argument.
 
     Attributes:
         axis: Reduced axes of the array, non-negative.

@@ -1,10 +1,11 @@
 """Running averages of statistics."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from normlab._core.chunking import whole_first
 from normlab._core.sharding import aligned, spread_like
@@ -69,9 +70,9 @@ def where_counted(counted: Array, moved: Array, old: Array) -> Array:
     return jnp.where(*(aligned(counted, moved, old) if counted.ndim else (counted, *aligned(moved, old))))
 
 
-def _decay(momentum: Momentum, step: Array | None, dtype: Any) -> Any:
+def _decay(momentum: Momentum, step: Array | None, dtype: DTypeLike) -> Array | float:
     """The weight of the old value, as a number where it is one, to be subtracted from 1 before it is rounded."""
-    decay: Any = momentum
+    decay: Momentum | Array = momentum
     if momentum is None or callable(momentum):
         assert step is not None
         decay = step / (step + 1) if momentum is None else momentum(step)
@@ -102,7 +103,7 @@ class RunningStatistics(NamedTuple):
         return {"mean": self.mean, spread: self.spread, **counted}
 
 
-def as_weights(momentum: Array | float, dtype: Any) -> tuple[Array, Array]:
+def as_weights(momentum: Array | float, dtype: DTypeLike) -> tuple[Array, Array]:
     """Return the weights of the old and the new value; a number is subtracted from 1 before it is rounded."""
     return jnp.asarray(momentum, dtype), jnp.asarray(1 - momentum, dtype)
 

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def sharded_along(x: Array, axis: Sequence[int]) -> bool:
-    """Whether `x` is sharded along any of `axis` over explicit mesh axes, where it can be reduced but not sliced."""
+    """Check for sharding along any of `axis` over explicit mesh axes, where `x` can be reduced but not sliced."""
     sharding = jax.typeof(x).sharding
     return is_explicit(sharding.mesh) and any(sharding.spec[a] for a in axis)
 

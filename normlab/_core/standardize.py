@@ -86,7 +86,7 @@ def standardize(
 
 
 def _in_taylor_mode(x: Array | None) -> bool:
-    """Whether `jax.experimental.jet` traces `x`; it fails on every `jax.custom_jvp`, and needs no closed form."""
+    """Check for tracing by `jax.experimental.jet`, which fails on `jax.custom_jvp` and needs no closed form."""
     jet = sys.modules.get("jax.experimental.jet")
     return jet is not None and isinstance(x, jet.JetTracer)
 

@@ -1,11 +1,12 @@
-"""What norms for streams share: state that is updated by the backward pass."""
+"""State that the backward pass updates, shared by the norms for streams."""
 
 import functools
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from normlab._core.axes import Axes, canonical_axes, expand
 from normlab._core.checks import check_real
@@ -15,7 +16,7 @@ from normlab._core.standardize import affine
 States = TypeVar("States", bound=NamedTuple)
 
 
-def check_weight(name: str, weight: Any) -> None:
+def check_weight(name: str, weight: object) -> None:
     """Raise a `ValueError` unless a weight of an old value is a number in [0, 1]."""
     if isinstance(weight, jax.Array):  # traced: a study may vary it
         return
@@ -32,7 +33,7 @@ def stream_features(x: Array, axis: Axes | None) -> tuple[int, ...]:
     return tuple(a for a in range(x.ndim) if a not in reduced)
 
 
-def wide_state(name: str, state: Array, shape: tuple[int, ...], features: tuple[int, ...], dtype: Any) -> Array:
+def wide_state(name: str, state: Array, shape: tuple[int, ...], features: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Give a state the rank and the dtype of activations; the gradient goes back through both."""
     expanded = expand(name, state, shape, features)
     assert expanded is not None

@@ -134,7 +134,7 @@ def merge_batch_norm(
 
 
 Statistics = Literal["auto", "batch", "running"]
-"""What normalizes: `auto`, the batch in training and running statistics at evaluation; or one of the two in both."""
+"""Statistics that normalize: those of the batch in training and running ones at evaluation (`auto`), or one in both."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class BatchLayer:
         use_fast_variance: See `batch_norm`.
         unbiased_running_var: See `update_batch_norm`.
         ghost_batch_size: See `batch_norm`.
-        statistics: What normalizes; `running` in training means the statistics before this batch, as constants, which
+        statistics: Statistics that normalize; `running` in training means those before this batch, as constants, which
             then take up the batch by `merge_batch_norm`, so that one element is enough and ghosts make no difference.
         frozen: Running statistics always, no update, no gradient into scale and bias.
     """
@@ -177,7 +177,7 @@ class BatchLayer:
 
     @property
     def has_step(self) -> bool:
-        """Whether the state includes the number of updates."""
+        """True where the state includes the number of updates."""
         return self.momentum is None or callable(self.momentum)
 
     def state(self, shape: tuple[int, ...]) -> dict[str, Array]:
@@ -246,7 +246,7 @@ class BatchLayer:
         return {"momentum": self.momentum, "unbiased_running_var": self.unbiased_running_var}
 
 
-def check_momentum(momentum: Any) -> None:
+def check_momentum(momentum: object) -> None:
     """Raise unless `momentum` is a weight of the old value, a function of the step, or `None`."""
     if momentum is None or callable(momentum) or isinstance(momentum, jax.Array):
         return

@@ -190,7 +190,7 @@ class BatchRenormLayer(BatchLayer):
 
     @property
     def has_step(self) -> bool:
-        """Whether the state includes the number of updates: always, so that its tree is one."""
+        """True: the state always includes the number of updates, so that its tree is one."""
         return True
 
     def by_running(self, x: Array, running: RunningStatistics, parameters: State, axis: tuple[int, ...]) -> Array:

@@ -27,14 +27,14 @@ from normlab._core.stream import check_weight, kept_wide, own_gradient, scaled, 
 from normlab.functional.rms_norm import rms_norm
 
 Guard = Literal["layer_scaling", "clamp"] | None
-"""What keeps outputs from running away between updates of the statistics; `None` is nothing."""
+"""Guard against outputs that run away between updates of the statistics; `None` is none."""
 
 CLAMPED_AT = 5.0
 """Outputs of the guard `clamp` lie between minus this and this."""
 
 
 class OnlineErrors(NamedTuple):
-    """What online norm carries from one backward pass to the next, of the shape of the feature axes.
+    """State that online norm carries from one backward pass to the next, of the shape of the feature axes.
 
     Attributes:
         along_y: Accumulated component of the gradient along the normalized values.
@@ -216,7 +216,7 @@ def check_online_options(momentum: Any, backward_momentum: Any, epsilon: float, 
 
 
 class _Saved(NamedTuple):
-    """What the backward pass needs of the forward pass.
+    """Residuals of the forward pass for the backward pass.
 
     Attributes:
         y: Normalized values, 0 where nothing counts.

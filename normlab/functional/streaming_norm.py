@@ -206,7 +206,7 @@ class _Static(NamedTuple):
 
 
 class _Saved(NamedTuple):
-    """What the backward pass needs of the forward pass.
+    """Residuals of the forward pass for the backward pass.
 
     Attributes:
         y: Normalized values, 0 where nothing counts.

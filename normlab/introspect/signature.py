@@ -1,4 +1,4 @@
-"""How a model is called: the arguments that it takes. Imports no Flax."""
+"""Check the arguments that a model takes. Imports no Flax."""
 
 import inspect
 import sys

@@ -15,6 +15,7 @@ from normlab import norms
 from normlab.norms import Norm
 
 Tree = Mapping[str, Any]
+Path = tuple[str, ...]
 
 
 def latest_only(norm: Norm) -> Norm:
@@ -44,7 +45,7 @@ def reestimated(batch_stats: Tree, statistics_of: Callable[[Array], Tree], batch
     return unflatten_dict({**flatten_dict(batch_stats), **_merged(found)})
 
 
-def _merged(stacked: Mapping[Any, Array]) -> dict[Any, Array]:
+def _merged(stacked: Mapping[Path, Array]) -> dict[Path, Array]:
     """Merge the statistics of batches of one size; batch renorm keeps standard deviations."""
     merged = {}
     for (*path, name), values in stacked.items():

@@ -23,7 +23,7 @@ from normlab.functional.group_norm import group_norm
 from normlab.notation import UnknownNorm, parse, unknown
 
 Path = str
-"""What can be normalized: `x`, the input path; `h`, the recurrent path; `c`, an LSTM's state on its way out."""
+"""Paths that can be normalized: `x`, the input path; `h`, the recurrent path; `c`, an LSTM's state on its way out."""
 
 ALL: tuple[Path, ...] = ("x", "h", "c")
 
@@ -33,7 +33,7 @@ Gates = tuple[Array, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class CellNorm:
-    """How a recurrent cell normalizes; `cell_norm` makes those that have a name, as `normlab.norms.get(...)` does.
+    """The norm inside a recurrent cell; `cell_norm` makes those that have a name, as `normlab.norms.get(...)` does.
 
     Attributes:
         kind: The norm.
@@ -87,7 +87,7 @@ class CellNorm:
 
     @property
     def stateful(self) -> bool:
-        """Whether there are running statistics; then a cell's carry is a `TimedCarry`."""
+        """True where there are running statistics; then a cell's carry is a `TimedCarry`."""
         return self.kind == "batch"
 
 

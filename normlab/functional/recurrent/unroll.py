@@ -150,7 +150,7 @@ def unroll(
 
 
 class _Call(NamedTuple):
-    """What is the same at all steps of a call; see `unroll`.
+    """Constants of a call, the same at all steps; see `unroll`.
 
     Attributes:
         start: The step each sequence is at.
@@ -168,7 +168,7 @@ class _Call(NamedTuple):
 
     @property
     def by_step(self) -> bool:
-        """Whether the input path is normalized in the loop, where it takes no memory of its own.
+        """True where the input path is normalized in the loop, where it takes no memory of its own.
 
         Across devices it is not: there one collective for all steps is better than one for each.
         """
@@ -213,7 +213,7 @@ class _Call(NamedTuple):
         return tuple(a + row_of(b, a) for a, b in zip(path, self.gates(bias), strict=True))
 
     def gates(self, joined: Array) -> Gates:
-        """What belongs to each gate."""
+        """Split an array by gates."""
         return tuple(jnp.split(joined, len(self.cell.gates), -1))
 
     def normalize(
@@ -362,7 +362,7 @@ def _unfinished(inputs: Array, timed: TimedCarry, seq_lengths: ArrayLike | None)
 
 
 def _left(timed: TimedCarry, seq_lengths: ArrayLike | None) -> Array | None:
-    """How many more steps each sequence has."""
+    """Number of steps that each sequence has left."""
     limits = [] if seq_lengths is None else [jnp.asarray(seq_lengths, jnp.int32)]
     limits += [] if timed.length is None else [timed.length - timed.step]
     return jax.tree.reduce(jnp.minimum, limits) if limits else None
