@@ -15,8 +15,13 @@ jax.config.update("jax_num_cpu_devices", 8)  # unlike XLA_FLAGS, not inherited b
 with environment({"PJRT_NPROC": str(THREADS_PER_DEVICE * 8)}):
     jax.devices()  # from here on nothing changes their number, a study that asks for fewer neither
     use_cache()  # most of the time of the tests is XLA's, which compiles much of it again and again
-# XLA has crashed while it loaded one of thousands of small programs, which take no time to compile.
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs() -> Iterator[None]:
+    """Unload what was compiled: each program maps some memory, and Linux ends a process with 65,530 maps."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The command `normlab`: run comparisons, write and merge their results, check them, list what there is."""
 
+import _thread
 import errno
 import os
 import shlex
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 
 OK, FAILED, USAGE, UNFINISHED, SIGNALED = 0, 1, 2, 3, 128
+
+_BREATH = 0.1
+"""Seconds after which a signal is repeated that arrived where nothing can be raised."""
 
 _HELP = """\
 usage: normlab COMMAND ...
@@ -85,7 +89,8 @@ def _interrupted(by: Sequence[int], given: Sequence[str]) -> int:
 def _ending_at_signals(ended: list[int]) -> Iterator[None]:
     """Let SIGTERM and SIGHUP end what runs as Ctrl-C does, its children too; a second one ends it at once.
 
-    They stay as they are where somebody has chosen what they do (`nohup`), and outside of the main thread.
+    They stay as they are where somebody has chosen what they do (`nohup`), and outside of the main thread. A signal that
+    arrives while Python runs a finalizer or a callback of the garbage collector, which cannot raise, comes once more.
 
     Args:
         ended: Takes the number of the signal.
@@ -99,13 +104,31 @@ def _ending_at_signals(ended: list[int]) -> Iterator[None]:
     there = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     main_thread = threading.current_thread() is threading.main_thread()
     ours = [number for number in there if main_thread and signal.getsignal(number) == signal.SIG_DFL]
+    report = sys.unraisablehook
+
+    def repeat(ignored: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(ignored.exc_type, KeyboardInterrupt):
+            return report(ignored)
+        again = threading.Timer(_BREATH, _interrupt_main_thread)
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = repeat
     for number in ours:
         signal.signal(number, end)
     try:
         yield
     finally:
+        sys.unraisablehook = report
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
+
+
+def _interrupt_main_thread() -> None:
+    if sys.platform == "win32":
+        _thread.interrupt_main()
+    elif (main_thread := threading.main_thread().ident) is not None:  # ends a call that waits, too
+        signal.pthread_kill(main_thread, signal.SIGINT)
 
 
 ADDRESS_SPACE = 2 * 2**30

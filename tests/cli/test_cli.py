@@ -40,6 +40,18 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "normlab", *map(str, arguments)]
 
 
+INTERRUPTED_IN_A_FINALIZER = """
+import os, signal, time
+
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+
+Dying()
+time.sleep(30)
+"""
+
 BAD = {
     "unknown norm": (["batch_size", "--norms", "bach"], "'batch'"),
     "unknown option of a norm": (["batch_size", "--norms", "batch:momentun=0.9"], "'momentum'"),
@@ -603,6 +615,14 @@ class TestRun:
         assert err.strip() == "normlab: Interrupted. Finished runs are kept; the same command resumes from there."
         assert json.loads((output / "comparison.json").read_text())["wall_seconds"] > 0
         assert 3 <= len(list(output.glob("runs/??/*.json"))) < 50
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+    def test_ctrl_c_while_a_finalizer_runs_is_not_lost(self, tmp_path: Path) -> None:
+        path = tmp_path / "finalizer.py"
+        path.write_text(INTERRUPTED_IN_A_FINALIZER)
+        ended = subprocess.run(command("run", path), env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+        assert ended.stderr == "normlab: Interrupted. Finished runs are kept; the same command resumes from there.\n"
+        assert ended.returncode == 130
 
     def test_a_grid_that_grows_is_announced_with_its_reason(self, toy: Path, tmp_path: Path) -> None:
         console = Console(file=io.StringIO(), width=200)

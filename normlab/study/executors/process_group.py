@@ -77,6 +77,7 @@ class Group:
         self._patience = patience
         self._received = {process: SimpleQueue() for process in lines}
         self._over = threading.Event()
+        self._ending = threading.Lock()  # taken for good by the thread that ends the membership, or the process
         for process, line in lines.items():
             line.limit_sending(patience)
             threading.Thread(target=self._listen, args=(process,), daemon=True).start()
@@ -141,17 +142,23 @@ class Group:
 
         self.gather("leave", None)
         jax.distributed.shutdown()
-        self._over.set()
+        self._claim_the_end()
         self._tell("left")
 
     def fail(self, error: BaseException) -> None:
         """Tell the others that this process cannot go on; their exit codes will be its own."""
-        self._over.set()
+        self._claim_the_end()
         reason = "was interrupted" if isinstance(error, KeyboardInterrupt) else f"failed: {one_line(error)}"
         code = 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, BadInput) else 1
         self._tell("failed", [f"{self.member} {reason.removesuffix('.')}.", code])
         if self._lines:
             atexit.register(_exit, code)  # before JAX's own, which waits for collectives that wait for the others
+
+    def _claim_the_end(self) -> None:
+        """Keep the threads that listen from ending this process; wait where one is doing so already."""
+        if not self._ending.acquire(blocking=False) and not self._over.is_set():
+            threading.Event().wait()
+        self._over.set()
 
     def _tell(self, kind: str, content: Any = None, but: int | None = None) -> None:
         for process, line in self._lines.items():
@@ -179,7 +186,7 @@ class Group:
 
     def _end(self, process: int, reason: str, code: int = 1, delay: float = 0.0) -> None:
         """End this process because of another, wherever its main thread is, unless it is ending already."""
-        if self._over.is_set():
+        if not self._ending.acquire(blocking=False):
             return
         stderr = os.dup(2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where JAX's threads go on to report what follows from it
