@@ -89,8 +89,8 @@ def _interrupted(by: Sequence[int], given: Sequence[str]) -> int:
 def _ending_at_signals(ended: list[int]) -> Iterator[None]:
     """Let SIGTERM and SIGHUP end what runs as Ctrl-C does, its children too; a second one ends it at once.
 
-    They stay as they are where somebody has chosen what they do (`nohup`), and outside of the main thread. A signal that
-    arrives while Python runs a finalizer or a callback of the garbage collector, which cannot raise, comes once more.
+    They stay as they are where somebody has chosen what they do (`nohup`), and outside of the main thread. A signal
+    that arrives in a finalizer or in a callback of the garbage collector, which cannot raise, is repeated.
 
     Args:
         ended: Takes the number of the signal.
