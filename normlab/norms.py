@@ -390,6 +390,15 @@ _ours(
     url="https://arxiv.org/abs/1607.08022",
 )
 _ours(
+    "dyt",
+    "dynamic tanh",
+    "DyT",
+    formula="tanh(alpha · x), alpha learned",
+    over="nothing",
+    paper="Zhu et al. 2025",
+    url="https://arxiv.org/abs/2503.10622",
+)
+_ours(
     "online",
     "online norm",
     "OnlineNorm",

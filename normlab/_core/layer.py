@@ -1,51 +1,82 @@
-"""The protocol of a norm with its options and without Flax."""
+"""A norm with its options and without Flax: the base of all layers."""
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
 
 from jax import Array
+from jax.typing import DTypeLike
 
 State = Mapping[str, Array]
 """Arrays by the names of Flax's variables."""
 
+Parameters = Mapping[str, Array | None]
+"""Parameters by name; `None`, as no entry, is none."""
 
-class Layer(Protocol):
-    """A norm with its options: a frozen value that the Linen and the NNX module of the norm both run.
 
-    State is known by name alone; the modules check that no name is missing and none is unknown.
+@dataclass(frozen=True)
+class Layer:
+    """A norm with its options: a value that the Linen and the NNX module of the norm both run.
+
+    A module makes its layer from its own attributes of the same names. State is known by name alone; the modules check
+    that no name is missing and none is unknown. What is here is a norm without state that has no parameters but `scale`
+    and `bias`.
+
+    Attributes:
+        feature_option: Name of the attribute that has the feature axes.
+        parameters: Names of parameters that are neither `scale` nor `bias`.
+        stateful: Whether there is state.
+        gradient_state_names: Names of the state whose gradient is its new value.
     """
 
+    feature_option: ClassVar[str] = "feature_axes"
+    parameters: ClassVar[Sequence[str]] = ()
+    stateful: ClassVar[bool] = False
+    gradient_state_names: ClassVar[Sequence[str]] = ()
+
+    def parameter(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """Return the initial value of one of `parameters`, for features of `shape`."""
+        raise NotImplementedError
+
+    def names(self, train: bool) -> tuple[Sequence[str], Sequence[str]]:
+        """Return names of the state that the forward pass changes, and those that may be missing or in excess."""
+        return (), ()
+
     def state(self, shape: tuple[int, ...]) -> dict[str, Array]:
-        """Return the state at the start, which the forward pass changes, for features of `shape`."""
-        ...
+        """Return the state at the start, for features of `shape`."""
+        return {}
 
     def gradient_state(self, shape: tuple[int, ...]) -> dict[str, Array]:
         """Return the state at the start whose gradient is its new value."""
-        ...
+        return {}
+
+    def initializing(self, x: Array, features: tuple[int, ...], train: bool) -> tuple[Self, bool]:
+        """Return the norm and the mode to run while a module is initialized, where no mapped axis is bound."""
+        return self, train
 
     def apply(
         self,
         x: Array,
-        parameters: State,
+        parameters: Parameters,
         state: State,
         gradient_state: State,
         *,
-        axis: tuple[int, ...],
+        features: tuple[int, ...],
         train: bool,
         mask: Array | None,
     ) -> tuple[Array, State]:
         """Normalize `x`.
 
         Args:
-            x: Activations.
-            parameters: `scale` and `bias`, as far as there are, of the shape of the features.
-            state: By the names of `state`.
-            gradient_state: By the names of `gradient_state`; may be empty where `train` is False.
-            axis: Reduced axes.
+            x: Activations, of a real dtype.
+            parameters: By name; `scale` and `bias` have the shape of the features.
+            state: By `names`.
+            gradient_state: By `gradient_state_names`; may be empty where `train` is False.
+            features: Feature axes, canonical.
             train: Whether the statistics of `x` count.
-            mask: True where an element counts.
+            mask: True where an element counts, broadcastable to `x`.
 
         Returns:
-            The output, and the state after it, which is `state` where `train` is False.
+            The output, in the dtype of `x` or wider, and the state after it: `state` itself where nothing changes.
         """
-        ...
+        raise NotImplementedError

@@ -1,42 +1,74 @@
-"""Statistics within one example, shared by layer, RMS, group and instance norm."""
+"""Norms within one example, with their options: the base of layer, RMS, group and instance norm."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
+import jax.numpy as jnp
 from jax import Array
 
-from normlab._core.axes import expand, expand_where
-from normlab._core.checks import (
-    check_epsilon,
-    check_flag,
-    check_real,
-    check_where,
-)
-from normlab._core.dtypes import float32_or_wider, output_dtype
-from normlab._core.moments import moments
-from normlab._core.reduction import Over
-from normlab._core.standardize import reciprocal_std, standardize
-
-Groups = Sequence[Sequence[int]]
-
-REMEDY = "Reduce over more axes or features, or leave the norm out"
+from normlab._core.checks import AxisName, check_epsilon, check_flags
+from normlab._core.dtypes import float32_or_wider
+from normlab._core.layer import Layer, Parameters, State
+from normlab._core.reduction import Groups, Reduction, expand_affine, expand_where, moments
+from normlab._core.standardize import standardize
 
 
-def normalize(
-    x: Array,
-    scale: Array | None,
-    bias: Array | None,
-    over: Over,
-    features: tuple[int, ...],
-    epsilon: float,
-    where: Array | None,
-    use_fast_variance: bool = False,
-) -> Array:
-    check_real(x)
-    check_epsilon(epsilon)
-    check_flag("use_fast_variance", use_fast_variance)
-    check_where(where, x.shape)
-    wide = float32_or_wider(x)
-    scale, bias = (expand(name, a, x.shape, features) for name, a in (("scale", scale), ("bias", bias)))
-    where = expand_where(where, x.ndim)
-    m = moments(wide, over, where, use_fast_variance=use_fast_variance)
-    return standardize(over, wide, m, reciprocal_std(m, epsilon), scale, bias, where).astype(output_dtype(x))
+@dataclass(frozen=True)
+class PerExampleLayer(Layer):
+    """A norm without state, whose statistics are those of one example; a subclass says over what.
+
+    Attributes:
+        epsilon: Added to the variance, inside the root.
+        axis_name: Mapped axes over which the reduced axes are spread.
+        axis_index_groups: Sub-groups of devices along `axis_name`.
+        use_fast_variance: Whether to use E[x^2] - E[x]^2.
+    """
+
+    epsilon: float = 1e-6
+    axis_name: AxisName | None = None
+    axis_index_groups: Groups | None = None
+    use_fast_variance: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if type(self.epsilon) is not float or not 0 <= self.epsilon < 1:
+            check_epsilon(self.epsilon)
+        if type(self.use_fast_variance) is not bool:
+            check_flags(self, "use_fast_variance")
+
+    def initializing(self, x: Array, features: tuple[int, ...], train: bool) -> tuple[Self, bool]:
+        """Return the norm of a single device."""
+        return replace(self, axis_name=None, axis_index_groups=None), train
+
+    def over(self, x: Array, features: tuple[int, ...]) -> Reduction:
+        """Describe what a statistic is taken over, and check that it is more than one element."""
+        raise NotImplementedError
+
+    def apply(
+        self,
+        x: Array,
+        parameters: Parameters,
+        state: State,
+        gradient_state: State,
+        *,
+        features: tuple[int, ...],
+        train: bool,
+        mask: Array | None,
+    ) -> tuple[Array, State]:
+        """Standardize each example; see `Layer`."""
+        return self.normalized(x, self.over(x, features), parameters, features, mask), state
+
+    def normalized(
+        self,
+        x: Array,
+        over: Reduction,
+        parameters: Parameters,
+        features: tuple[int, ...],
+        mask: Array | None,
+    ) -> Array:
+        """Standardize over a reduction; the output is in float32 or wider."""
+        affine = expand_affine(parameters, x.shape, features)
+        where = mask if mask is None else expand_where(mask, x.ndim)
+        wide = x if x.dtype == jnp.float32 else float32_or_wider(x)
+        m = moments(wide, over, where, use_fast_variance=self.use_fast_variance)
+        return standardize(over, wide, m, self.epsilon, **affine, where=where)

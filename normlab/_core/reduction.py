@@ -1,16 +1,86 @@
-"""A reduction: what statistics are taken over."""
+"""Reductions: axes, the elements that share a statistic, and their moments: two-pass, masked, across devices."""
 
+import functools
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from normlab._core.checks import AxisName, one_element_allowed
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from normlab._core.checks import AxisName, check_features, one_element_allowed
 from normlab._core.collectives import Devices
+from normlab._core.sharding import sharded_along
 from normlab.errors import StatisticsError
 
+Axes = int | Sequence[int]
+"""One axis or several; negative ones count from the end."""
 
-class Over(NamedTuple):
-    """A reduction: the elements that share a statistic. Hashable, so that it can be a static argument.
+Groups = Sequence[Sequence[int]]
+"""Sub-groups of devices along a mapped axis."""
+
+
+def canonical_axes(axes: Axes, ndim: int, name: str = "axis") -> tuple[int, ...]:
+    """Return `axes` as sorted non-negative integers.
+
+    Args:
+        axes: One axis or several.
+        ndim: Rank of the array they belong to.
+        name: The argument's name, for the message.
+
+    Raises:
+        ValueError: If an axis is out of range or named twice.
+    """
+    if type(axes) is int and -ndim <= axes < ndim:
+        return (axes % ndim,)
+    given = tuple(map(operator.index, axes)) if isinstance(axes, Iterable) else (operator.index(axes),)
+    if any(not -ndim <= a < ndim for a in given):
+        raise ValueError(f"Expected `{name}` to lie in [{-ndim}, {ndim}) for `x` of rank {ndim}, got {axes}.")
+    canonical = tuple(sorted(a % ndim for a in given))
+    if len(set(canonical)) < len(canonical):
+        raise ValueError(f"Expected `{name}` to name each axis once, got {axes} for `x` of rank {ndim}.")
+    return canonical
+
+
+def other_axes(axes: Iterable[int], ndim: int) -> tuple[int, ...]:
+    """Return the axes of an array of rank `ndim` that are not in `axes`, which are canonical."""
+    return tuple(sorted({*range(ndim)}.difference(axes)))
+
+
+def expand(name: str, array: Array | None, shape: tuple[int, ...], features: tuple[int, ...]) -> Array | None:
+    """Check a per-feature array and give it the rank of `x`, with size 1 off the feature axes."""
+    if array is None:
+        return None
+    check_features(name, array, tuple(shape[a] for a in features))
+    return array.reshape([shape[a] if a in features else 1 for a in range(len(shape))])
+
+
+def expand_affine(
+    parameters: Mapping[str, Array | None], shape: tuple[int, ...], features: tuple[int, ...]
+) -> dict[str, Array]:
+    """Apply `expand` to the parameters there are, by name."""
+    expected, kept = tuple(map(shape.__getitem__, features)), [1] * len(shape)
+    for a in features:
+        kept[a] = shape[a]
+    expanded: dict[str, Array] = {}
+    for name, array in parameters.items():
+        if array is not None:
+            if array.shape != expected:
+                check_features(name, array, expected)
+            expanded[name] = array.reshape(kept)
+    return expanded
+
+
+def expand_where(where: Array | None, ndim: int) -> Array | None:
+    """Give a mask the rank of `x`."""
+    return where if where is None else where.reshape((1,) * (ndim - where.ndim) + where.shape)
+
+
+class Reduction(NamedTuple):
+    """The elements that share a statistic. Hashable, so that it can be a static argument.
 
     Attributes:
         axis: Reduced axes of the array, non-negative.
@@ -27,12 +97,44 @@ class Over(NamedTuple):
     center: bool = True
 
 
-def elements(shape: Sequence[int], over: Over) -> int:
+def reduction(
+    axis: tuple[int, ...],
+    *,
+    affine: tuple[int, ...] = (),
+    axis_name: AxisName | None = None,
+    axis_index_groups: Groups | None = None,
+    pool: int = 1,
+    center: bool = True,
+) -> Reduction:
+    """Describe a reduction over `axis` and `axis_name`; scale and bias vary along the axes in `affine`."""
+    devices = None
+    if axis_name is not None or axis_index_groups is not None:
+        devices = Devices.of(axis_name, axis_index_groups)
+    inner = tuple(sorted({*axis}.difference(affine))) if affine else ()
+    return Reduction(axis, inner, devices, pool, center)
+
+
+def all_but(
+    features: tuple[int, ...],
+    ndim: int,
+    *,
+    axis_name: AxisName | None = None,
+    axis_index_groups: Groups | None = None,
+) -> Reduction:
+    """Describe a reduction over all axes but `features`, along which scale and bias vary."""
+    axis = tuple(sorted({*range(ndim)}.difference(features)))
+    devices = None
+    if axis_name is not None or axis_index_groups is not None:
+        devices = Devices.of(axis_name, axis_index_groups)
+    return Reduction(axis, axis, devices)
+
+
+def elements(shape: Sequence[int], over: Reduction) -> int:
     """Return how many elements, devices included, one statistic covers if all count."""
-    return math.prod(shape[a] for a in over.axis) * over.pool * (over.devices.size if over.devices else 1)
+    return math.prod(map(shape.__getitem__, over.axis)) * over.pool * (over.devices.size if over.devices else 1)
 
 
-def check_more_than_one(shape: Sequence[int], over: Over, remedy: str) -> None:
+def check_more_than_one(shape: Sequence[int], over: Reduction, remedy: str) -> None:
     """Raise a `StatisticsError` where statistics would be over a single element and `one_element` is not in force.
 
     Args:
@@ -48,15 +150,177 @@ def check_more_than_one(shape: Sequence[int], over: Over, remedy: str) -> None:
         )
 
 
-def over(
-    axis: tuple[int, ...],
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Moments:
+    """Mean, biased variance, and the number of elements behind each.
+
+    Attributes:
+        near: A number near the mean, such as a member of the set; `None` where a norm does not centre.
+        rest: The mean minus that number. Far from 0 a rounded mean has lost the digits of the spread around it;
+            `near + rest` has them all, and `(x - near) - rest` is exact to the digits of `x`.
+        var: Biased variances (mean squares where `near` is `None`).
+        count: Elements per statistic: a number, or an array where a mask or a symbolic shape makes it one.
+    """
+
+    near: Array | None
+    rest: Array | None
+    var: Array
+    count: Array | float
+
+    @property
+    def mean(self) -> Array:
+        """Means, rounded."""
+        assert self.near is not None
+        return self.near if self.rest is None else self.near + self.rest
+
+    def mean_minus(self, other: Array) -> Array:
+        """Return the mean minus `other`, to the digits of the difference."""
+        assert self.near is not None
+        near = self.near - other
+        return near if self.rest is None else near + self.rest
+
+
+def moments(
+    x: Array,
+    over: Reduction,
+    where: Array | None = None,
     *,
-    affine: tuple[int, ...] = (),
-    axis_name: AxisName | None = None,
-    axis_index_groups: Sequence[Sequence[int]] | None = None,
-    pool: int = 1,
-    center: bool = True,
-) -> Over:
-    """Describe a reduction over `axis` and `axis_name`; scale and bias vary along the axes in `affine`."""
-    inner = tuple(a for a in axis if a not in affine)
-    return Over(axis, inner if affine else (), Devices.of(axis_name, axis_index_groups), pool, center)
+    use_fast_variance: bool = False,
+    remedy: str | None = None,
+) -> Moments:
+    """Mean and variance of `x` over `over`, reduced axes kept with size 1.
+
+    Two passes: the mean first, then the mean square of what is left, both about one member of each set. Next to an
+    offset of 1e6 the sum of a set, and even its rounded mean, have lost the digits of its spread; differences of
+    members have them all, and those of a constant are exactly 0. `use_fast_variance` takes E[x^2] - E[x]^2 in one pass
+    instead, as Flax does, and loses them. Across devices counts, means, what rounding left of them, and sums of squares
+    are gathered by one collective and merged (Chan et al., 1979).
+
+    Args:
+        x: Values in float32 or wider.
+        over: Axes and mapped axes.
+        where: True where an element counts; of the rank of `x`, broadcastable to its shape.
+        use_fast_variance: Whether to take the one-pass formula.
+        remedy: What to do instead of taking statistics over a single element, which is then an error.
+
+    Returns:
+        The moments; nothing counted gives mean 0, variance 0, count 0.
+
+    Raises:
+        StatisticsError: If a statistic would be over one element, with a `remedy`.
+    """
+    n = math.prod(map(x.shape.__getitem__, over.axis)) * over.pool
+    if remedy and n == 1:
+        check_more_than_one(x.shape, over, remedy)
+    count = float(n) if where is None and isinstance(n, int) else _counted(x, over, where, n)
+    if where is not None:  # whatever is hidden must not reach derivatives of any order, where 0 * NaN is NaN
+        x = jnp.where(where, x, 0)
+    if not over.center or use_fast_variance:
+        return _one_pass(x, over, where, count)
+    total = functools.partial(_sum, over=over, where=where)
+    if where is None and over.pool == 1:
+        total = functools.partial(jnp.sum, axis=over.axis, keepdims=True)
+    near = _member(x, over, where, count)
+    at_least_one = jnp.maximum(count, 1) if isinstance(count, Array) else max(count, 1.0)
+    last = x.shape[-1]
+    # Each pass over columns that lie side by side in memory, if they are long or wide, counts the mean from a number of
+    # its own. Counted from the same number `x - near` would be one array, and XLA:CPU would write it to memory for all
+    # passes, where each is computed faster from `x`. Along rows it is faster so.
+    columns = over.axis == (*range(len(over.axis)),) or (
+        isinstance(last, int) and last >= 128 and x.ndim - 1 not in over.axis
+    )
+    if columns:
+        # XLA computes `near + rest` wherever it is used; after a division it may be part of a multiply-add in one place
+        # and not in another, and rounded differently. So the sum comes last.
+        rest = total((x - near) / at_least_one)
+        nearer = lax.stop_gradient(near + rest)
+        near, rest = nearer, (near - nearer) + rest
+    else:
+        rest = total(x - near) / at_least_one
+    square = total(lax.square((x - near) - rest))
+    if over.devices is not None:
+        return _merged(over.devices, count, near, rest, square)
+    if columns:
+        kind = jnp.finfo(near.dtype)
+        nearer = lax.stop_gradient(lax.reduce_precision(near, kind.nexp, kind.nmant - 2))
+        near, rest = nearer, (near - nearer) + rest
+    return Moments(near, rest, square / at_least_one, count)
+
+
+def _member(x: Array, over: Reduction, where: Array | None, count: Array | float) -> Array:
+    """One counted element of each set, 0 where there is none; a constant to autodiff.
+
+    The first, which costs nothing to find. Under a mask, and where devices share an explicit axis, the largest.
+    """
+    x = lax.stop_gradient(x)
+    kept = list(x.shape)
+    for a in over.axis:
+        kept[a] = 1
+    if 0 in map(x.shape.__getitem__, over.axis):
+        return jnp.zeros(kept, x.dtype)
+    if where is None and not (jax.typeof(x).sharding.mesh.axis_types and sharded_along(x, over.axis)):
+        first = lax.slice(x, (0,) * x.ndim, kept)
+        if 0 in over.axis:
+            # Where `jit` shards the batch, else all that is made of `first` stays on one device and is sent each time.
+            first = lax.expand_dims(lax.optimization_barrier(lax.squeeze(first, over.axis)), over.axis)
+        return first if over.pool == 1 else _pool(first, over, lambda groups: groups[..., :1])
+    largest = x.max(over.axis, keepdims=True, initial=-jnp.inf, where=where)
+    largest = _pool(largest, over, lambda groups: groups.max(-1, keepdims=True))
+    return jnp.where(jnp.asarray(count) > 0, largest, 0)
+
+
+def means(values: Sequence[Array], over: Reduction, where: Array | None, count: Array | float) -> list[Array]:
+    """Means of several arrays over `over`, with one collective for all."""
+    sums = [_sum(v, over, where) for v in values]
+    if over.devices is not None:
+        sums = list(over.devices.sum(jnp.stack(sums)))
+    return [s / (jnp.maximum(count, 1) if isinstance(count, Array) else max(count, 1.0)) for s in sums]
+
+
+def _one_pass(x: Array, over: Reduction, where: Array | None, count: Array | float) -> Moments:
+    values = [x, lax.square(x)] if over.center else [lax.square(x)]
+    if over.devices is not None:
+        count = over.devices.sum(count) if isinstance(count, Array) else count * over.devices.size
+    *first, second = means(values, over, where, count)
+    if not over.center:
+        return Moments(None, None, second, count)
+    return Moments(first[0], None, jnp.maximum(second - lax.square(first[0]), 0), count)
+
+
+def _counted(x: Array, over: Reduction, where: Array | None, n: int) -> Array:
+    """Elements per statistic under a mask, or in a symbolic shape of `n`."""
+    if where is None:
+        return jnp.broadcast_to(jnp.asarray(n, x.dtype), [1 if a in over.axis else m for a, m in enumerate(x.shape)])
+    return _pool(jnp.broadcast_to(where, x.shape).sum(over.axis, keepdims=True, dtype=x.dtype), over)
+
+
+def _sum(x: Array, over: Reduction, where: Array | None) -> Array:
+    if where is not None:
+        x = jnp.where(where, x, 0)
+    sums = x.sum(over.axis, keepdims=True)
+    return sums if over.pool == 1 else _pool(sums, over)
+
+
+def _pool(
+    x: Array, over: Reduction, reduce: Callable[[Array], Array] = lambda groups: groups.sum(-1, keepdims=True)
+) -> Array:
+    """Reduce neighbours on the last axis, and give each of them the result."""
+    if over.pool == 1:
+        return x
+    groups = x.reshape(*x.shape[:-1], x.shape[-1] // over.pool, over.pool)
+    return jnp.broadcast_to(reduce(groups), groups.shape).reshape(x.shape)
+
+
+def _merged(devices: Devices, count: Array | float, near: Array, rest: Array, square: Array) -> Moments:
+    """Merge counts, means and sums of squares of all devices, without cancellation: about a number of one of them."""
+    parts = [near, rest, square, *([count] if isinstance(count, Array) else [])]
+    nears, rests, squares, *counts = jnp.moveaxis(devices.gather(jnp.stack(parts)), 1, 0)
+    n = counts[0] if counts else jnp.full_like(nears, count)
+    total = jnp.maximum(n.sum(0), 1)
+    near = lax.stop_gradient(jnp.where(n > 0, nears, -jnp.inf).max(0))
+    near = jnp.where(n.sum(0) > 0, near, 0)
+    apart = jnp.where(n > 0, (nears - near[None]) + rests, 0)
+    rest = (n * apart).sum(0) / total
+    var = (squares + n * lax.square(apart - rest[None])).sum(0) / total
+    return Moments(near, rest, var, n.sum(0) if counts else count * devices.size)

@@ -7,26 +7,16 @@ need in the shape in which the statistics need it too, so that reverse mode read
 
 import functools
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from normlab._core.moments import Moments, means
-from normlab._core.reduction import Over
+from normlab._core.checks import check_epsilon, check_real
+from normlab._core.dtypes import float32_or_wider, output_dtype
+from normlab._core.reduction import Axes, Moments, Reduction, canonical_axes, expand, means, other_axes
 from normlab._core.sharding import is_sharded
-
-
-def reciprocal_std(m: Moments, epsilon: float) -> Array:
-    """Return `1 / sqrt(var + epsilon)`, and 0 where nothing counted, so that the output there is the bias.
-
-    `epsilon` may be traced, but is a constant to autodiff: `standardize` is differentiated as a function of `x`. NaN as
-    in `reciprocal_root`, by the root of a negative number where the reciprocal is 0; elsewhere the subtraction rounds
-    away. A comparison would make two programs of one in XLA:CPU.
-    """
-    square = _not_vanished(m.var + epsilon, epsilon)
-    rstd = lax.square(jnp.sqrt(lax.rsqrt(square) - float(jnp.finfo(square.dtype).tiny) ** 0.75))
-    return jnp.where(m.count > 0, rstd, 0) if isinstance(m.count, Array) else rstd
 
 
 def reciprocal_root(square: Array, epsilon: Array | float) -> Array:
@@ -40,17 +30,16 @@ def reciprocal_root(square: Array, epsilon: Array | float) -> Array:
         square: A variance or a mean square plus `epsilon`.
         epsilon: The latter; unless it is traced or almost 0, nothing can vanish beside it.
     """
-    square = _not_vanished(square, epsilon)
+    kind = jnp.finfo(square.dtype)
+    if isinstance(epsilon, Array) or epsilon < float(kind.tiny) / float(kind.eps):
+        square = _not_vanished(square)
     return jnp.where(square < jnp.inf, lax.rsqrt(square), jnp.nan)
 
 
-def _not_vanished(square: Array, epsilon: Array | float) -> Array:
+def _not_vanished(square: Array) -> Array:
     """Return `square`, and NaN where squares that vanished may have been a part of it."""
     kind = jnp.finfo(square.dtype)
-    least = float(kind.tiny) / float(kind.eps)
-    if isinstance(epsilon, Array) or epsilon < least:
-        square = jnp.where(square >= least, square, jnp.nan)
-    return square
+    return jnp.where(square >= float(kind.tiny) / float(kind.eps), square, jnp.nan)
 
 
 def affine(centered: Array, rstd: Array, scale: Array | None, bias: Array | None) -> Array:
@@ -59,51 +48,109 @@ def affine(centered: Array, rstd: Array, scale: Array | None, bias: Array | None
     return y if bias is None else y + bias
 
 
+def normalize(
+    x: Array,
+    mean: Array,
+    var: Array,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: Axes | None = None,
+    epsilon: float = 1e-5,
+) -> Array:
+    """Standardize with given statistics: batch norm at inference.
+
+    `y = (x - mean) / sqrt(var + epsilon) * scale + bias`
+
+    Statistics: those given, in float32 or wider.
+
+    Args:
+        x: Activations, `[batch, ..., features]`.
+        mean: Means, of the shape of the axes not in `axis`.
+        var: Variances, of the same shape.
+        scale: Gain, of the same shape; `None` is 1.
+        bias: Shift, of the same shape; `None` is 0.
+        axis: Axes along which the statistics do not vary; `None` means all but the last.
+        epsilon: Added to the variance, inside the root; 0 where `var` is a squared running standard deviation.
+
+    Returns:
+        `y`, with the shape and dtype of `x` (float32 for whole numbers).
+
+    Raises:
+        ValueError: If a shape or an axis does not fit.
+
+    Example:
+        >>> normalize(jnp.array([[1.0], [3.0]]), jnp.array([1.0]), jnp.array([4.0]), epsilon=0.0).ravel()
+        Array([0., 1.], dtype=float32)
+    """
+    x = jnp.asarray(x)
+    check_real(x)
+    check_epsilon(epsilon)
+    axis = tuple(range(x.ndim - 1)) if axis is None else canonical_axes(axis, x.ndim)
+    features, wide = other_axes(axis, x.ndim), float32_or_wider(x)
+    expanded: list[Any] = []
+    for name, array in (("mean", mean), ("var", var), ("scale", scale), ("bias", bias)):
+        array = expand(name, array, x.shape, features)
+        expanded.append(array if array is None else array.astype(wide.dtype))
+    mean, var, scale, bias = expanded
+    rstd = reciprocal_root(var + epsilon, epsilon)
+    return affine(wide - mean, rstd, scale, bias).astype(output_dtype(x))
+
+
 def standardize(
-    over: Over,
+    over: Reduction,
     x: Array,
     m: Moments,
-    rstd: Array,
+    epsilon: float,
     scale: Array | None = None,
     bias: Array | None = None,
     where: Array | None = None,
 ) -> Array:
-    """Return `(x - mean) * rstd * scale + bias`, differentiated as the function of `x` it is.
+    """Return `(x - mean) / sqrt(var + epsilon) * scale + bias`, differentiated as the function of `x` it is.
+
+    Where nothing counted the output is the bias. Where squares have left the range of their dtype it is NaN, as in
+    `reciprocal_root`: by the root of a negative number where the reciprocal is 0; elsewhere the subtraction rounds
+    away. A comparison would make two programs of one in XLA:CPU.
 
     Args:
         over: What `m` was taken over.
         x: In float32 or wider.
         m: Moments of `x`, reduced axes kept.
-        rstd: From `reciprocal_std`.
+        epsilon: Added to the variance, inside the root. May be traced, but is a constant to autodiff.
         scale: Of the rank of `x`, size 1 where it does not vary; `None` is 1.
         bias: Likewise; `None` is 0.
         where: The mask that `m` was taken with.
     """
-    scale, bias = (a if a is None else a.astype(x.dtype) for a in (scale, bias))
-    if any(map(_in_taylor_mode, (x, scale, bias))):
-        return affine(_centered(x, m.near, m.rest), rstd, scale, bias)
-    return _standardize(over, x, m.near, m.rest, rstd, scale, bias, m.count, where)
+    square, kind = m.var + epsilon, jnp.finfo(m.var.dtype)
+    if isinstance(epsilon, Array) or epsilon < float(kind.tiny) / float(kind.eps):
+        square = _not_vanished(square)
+    rstd = lax.square(jnp.sqrt(lax.rsqrt(square) - float(kind.tiny) ** 0.75))
+    rstd = jnp.where(m.count > 0, rstd, 0) if isinstance(m.count, Array) else rstd
+    scale = scale if scale is None else scale.astype(x.dtype)
+    bias = bias if bias is None else bias.astype(x.dtype)
+    by = _standardize
+    if "jax.experimental.jet" in sys.modules and any(map(_in_taylor_mode, (x, scale, bias))):
+        by = _formula
+    return by(over, x, m.near, m.rest, rstd, scale, bias, m.count, where)
 
 
 def _in_taylor_mode(x: Array | None) -> bool:
     """Check for tracing by `jax.experimental.jet`, which fails on `jax.custom_jvp` and needs no closed form."""
-    jet = sys.modules.get("jax.experimental.jet")
-    return jet is not None and isinstance(x, jet.JetTracer)
+    return isinstance(x, sys.modules["jax.experimental.jet"].JetTracer)
 
 
-def _centered(x: Array, near: Array | None, rest: Array | None) -> Array:
-    for part in (near, rest):
-        x = x if part is None else x - part
-    return x
+def _formula(over: Reduction, x, near, rest, rstd, scale, bias, count, where):
+    centered = x if near is None else x - near
+    centered = centered if rest is None else centered - rest
+    y = centered * (rstd if scale is None else rstd * scale)
+    return y if bias is None else y + bias
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _standardize(over, x, near, rest, rstd, scale, bias, count, where):
-    return affine(_centered(x, near, rest), rstd, scale, bias)
+_standardize = jax.custom_jvp(_formula, nondiff_argnums=(0,))
 
 
 @_standardize.defjvp
-def _standardize_jvp(over: Over, primals, tangents):
+def _standardize_jvp(over: Reduction, primals, tangents):
     """The tangent is `centered * slope + dx * rstd * scale + shift`.
 
     The tangents of `mean` and `rstd` are left out: they follow from `dx`, as
@@ -113,7 +160,8 @@ def _standardize_jvp(over: Over, primals, tangents):
     x, near, rest, rstd, scale, _, count, where = primals
     dx, _, _, _, dscale, dbias, _, _ = tangents
     y = _standardize(over, *primals)
-    centered = _centered(x, near, rest)
+    centered = x if near is None else x - near
+    centered = centered if rest is None else centered - rest
     if where is not None:  # NaN under the mask must not reach sums of the reverse pass, where 0 * NaN is NaN
         centered = jnp.where(where | jnp.isfinite(centered), centered, 0)
     product = functools.partial(_product, over)
@@ -133,7 +181,7 @@ def _standardize_jvp(over: Over, primals, tangents):
     return y, dy
 
 
-def _product(over: Over, statistic: Array, factor: Array | None) -> Array:
+def _product(over: Reduction, statistic: Array, factor: Array | None) -> Array:
     """Multiply a statistic by scale.
 
     Where the product is as large as `x`, it is a dot product of no contracted axes: its transpose is then a dot

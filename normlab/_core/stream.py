@@ -5,12 +5,14 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 
-from normlab._core.axes import Axes, canonical_axes, expand
 from normlab._core.checks import check_real
 from normlab._core.dtypes import wide_dtype
+from normlab._core.ghost import whole_first
+from normlab._core.reduction import Axes, canonical_axes, expand
+from normlab._core.sharding import aligned, spread_like
 from normlab._core.standardize import affine
 
 States = TypeVar("States", bound=NamedTuple)
@@ -74,3 +76,31 @@ def scaled(y: Array, scale: Array | None, bias: Array | None) -> Array:
     """Return `y * scale + bias` in the dtype of `y`."""
     scale, bias = (a if a is None else a.astype(y.dtype) for a in (scale, bias))
     return affine(y, jnp.ones((1,) * y.ndim, y.dtype), scale, bias)
+
+
+def as_weights(momentum: Array | float, dtype: DTypeLike) -> tuple[Array, Array]:
+    """Return the weights of the old and the new value; a number is subtracted from 1 before it is rounded."""
+    return jnp.asarray(momentum, dtype), jnp.asarray(1 - momentum, dtype)
+
+
+def recurrence(decay: Array, drive: Array, start: Array) -> tuple[Array, Array]:
+    """Solve `state[i + 1] = decay[i] * state[i] + drive[i]` along the first axis.
+
+    Args:
+        decay: `[n, ...]`.
+        drive: `[n, ...]`.
+        start: The first state, `[1, ...]`.
+
+    Returns:
+        The states that each step starts from, `[n, ...]`, and the last state, `[1, ...]`.
+    """
+    if drive.shape[0] == 1:
+        return start, decay * start + drive
+    decay, split, start = aligned(decay, drive, start)
+    decay, drive = whole_first(decay), whole_first(split)
+
+    def step(state: Array, by: tuple[Array, Array]) -> tuple[Array, Array]:
+        return by[0] * state + by[1], state
+
+    last, states = lax.scan(step, start[0], (decay, drive))  # a parallel scan takes as long, and longer to compile
+    return spread_like(states, split), last[None]

@@ -1,20 +1,22 @@
 """The definitions: pure functions of arrays, with no Flax, no state and no parameters of their own."""
 
-from normlab._core.batch import BatchMoments as BatchMoments
-from normlab._core.batch import batch_elements as batch_elements
-from normlab._core.batch import batch_moments as batch_moments
-from normlab._core.batch import first_batch as first_batch
-from normlab._core.batch import normalize as normalize
 from normlab._core.checks import one_element as one_element
 from normlab._core.collectives import one_device as one_device
-from normlab._core.running import RunningStatistics as RunningStatistics
+from normlab._core.standardize import normalize as normalize
 from normlab.errors import StatisticsError as StatisticsError
+from normlab.functional.batch_norm import BatchMoments as BatchMoments
+from normlab.functional.batch_norm import RunningStatistics as RunningStatistics
+from normlab.functional.batch_norm import batch_elements as batch_elements
+from normlab.functional.batch_norm import batch_moments as batch_moments
 from normlab.functional.batch_norm import batch_norm as batch_norm
 from normlab.functional.batch_norm import merge_batch_norm as merge_batch_norm
 from normlab.functional.batch_norm import update_batch_norm as update_batch_norm
+from normlab.functional.batch_renorm import RenormStatistics as RenormStatistics
 from normlab.functional.batch_renorm import batch_renorm as batch_renorm
+from normlab.functional.batch_renorm import first_batch as first_batch
 from normlab.functional.batch_renorm import merge_batch_renorm as merge_batch_renorm
 from normlab.functional.batch_renorm import update_batch_renorm as update_batch_renorm
+from normlab.functional.dyt import dyt as dyt
 from normlab.functional.group_norm import group_norm as group_norm
 from normlab.functional.instance_norm import instance_norm as instance_norm
 from normlab.functional.layer_norm import layer_norm as layer_norm

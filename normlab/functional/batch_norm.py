@@ -1,28 +1,110 @@
-"""Batch norm."""
+"""Batch norm: statistics of a batch, and their running averages."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, NamedTuple, Self, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
-from normlab._core.axes import Axes
-from normlab._core.batch import (
-    Batch,
-    BatchMoments,
-    batch_moments,
-    check_ghost,
-    merge,
-    normalize,
-    update,
-    var_of,
-    widened,
+from normlab._core.checks import AxisName, check_epsilon, check_flags, check_real, check_where
+from normlab._core.collectives import Devices
+from normlab._core.dtypes import float32_or_wider, output_dtype, whole
+from normlab._core.ghost import check_chunks, check_ghost, each_ghost
+from normlab._core.layer import Layer, Parameters, State
+from normlab._core.reduction import (
+    Axes,
+    Moments,
+    Reduction,
+    all_but,
+    canonical_axes,
+    elements,
+    expand_affine,
+    expand_where,
+    moments,
+    other_axes,
+    reduction,
 )
-from normlab._core.checks import AxisName, check_epsilon, check_flags, check_where
-from normlab._core.layer import State
-from normlab._core.running import Momentum, RunningStatistics
+from normlab._core.sharding import aligned
+from normlab._core.standardize import normalize, standardize
+
+Momentum = float | Callable[[Array], Array | float] | None
+"""Weight of the OLD value; a function of the step; or `None` for the plain average of all batches so far."""
+
+Statistics = Literal["auto", "batch", "running"]
+"""Statistics that normalize: those of the batch in training and running ones at evaluation (`auto`), or one in both."""
+
+REMEDY = (
+    "Use a larger batch, `axis_name` for statistics across devices, running statistics, or a norm that needs no batch "
+    "(layer, RMS, group)"
+)
+
+
+class RunningStatistics(NamedTuple):
+    """State of a batch norm between calls, all arrays.
+
+    Attributes:
+        mean: Running mean, of the shape of the feature axes; updates return it in float32 or wider, whatever its dtype.
+        var: Running variance, likewise.
+        step: Updates so far, an int32 scalar; `None` where nothing depends on it.
+    """
+
+    mean: Array
+    var: Array
+    step: Array | None = None
+
+    @classmethod
+    def named(cls, arrays: Mapping[str, Array]) -> "RunningStatistics":
+        """Return statistics from arrays by the names of a module's variables, of which `step` can be missing."""
+        return cls(**arrays)
+
+    def by_name(self) -> dict[str, Array]:
+        """Undo `named`."""
+        return {name: array for name, array in self._asdict().items() if array is not None}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class BatchMoments:
+    """Statistics of a batch for the running averages; constants to autodiff.
+
+    Attributes:
+        mean: Means, of the shape of the feature axes.
+        var: Biased variances, of the same shape.
+        unbiased_var: Variances times n / (n - 1).
+        count: Elements counted: a number, or an array where a mask makes them differ.
+    """
+
+    mean: Array
+    var: Array
+    unbiased_var: Array
+    count: Array | float
+
+    @classmethod
+    def of(cls, m: Moments, shape: Sequence[int]) -> "BatchMoments":
+        """Return the moments as constants of `shape`."""
+        n = jnp.asarray(m.count, m.var.dtype)
+        unbiased_var = m.var * jnp.where(n > 1, n / jnp.maximum(n - 1, 1), 1)
+        assert m.near is not None
+        mean = m.near if m.rest is None else m.near + m.rest
+        return cls(
+            lax.stop_gradient(mean.reshape(shape)),
+            lax.stop_gradient(m.var.reshape(shape)),
+            lax.stop_gradient(unbiased_var.reshape(shape)),
+            m.count.reshape(shape) if isinstance(m.count, Array) else m.count,
+        )
+
+    @classmethod
+    def averaged(cls, m: Moments, devices: Devices | None, shape: Sequence[int]) -> "BatchMoments":
+        """Average the moments of chunks by their counts, over chunks, the first axis, and devices."""
+        of_chunks = cls.of(m, m.var.shape)
+        parts = (of_chunks.mean, of_chunks.var, of_chunks.unbiased_var, jnp.ones_like(m.var))
+        sums = jnp.stack([(m.count * part).sum(0) for part in parts])
+        *parts, count = sums if devices is None else devices.sum(sums)
+        mean, var, unbiased_var = ((part / jnp.maximum(count, 1)).reshape(shape) for part in parts)
+        return cls(mean, var, unbiased_var, count.reshape(shape))
 
 
 def batch_norm(
@@ -83,8 +165,50 @@ def batch_norm(
         Hoffer, Hubara, Soudry. Train longer, generalize better. NeurIPS 2017. https://arxiv.org/abs/1705.08741
     """
     x = jnp.asarray(x)
-    batch = Batch.of(x, axis, epsilon, where, axis_name, axis_index_groups, ghost_batch_size, use_fast_variance)
-    return batch.normalize(x, scale, bias)
+    check_real(x)
+    check_where(where, x.shape)
+    layer = BatchNormLayer(
+        epsilon=epsilon,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        use_fast_variance=use_fast_variance,
+        ghost_batch_size=ghost_batch_size,
+    )
+    y, batch = layer.by_batch(x, {"scale": scale, "bias": bias}, feature_axes(x.ndim, axis), where)
+    return y.astype(output_dtype(x)), batch
+
+
+def feature_axes(ndim: int, axis: Axes | None) -> tuple[int, ...]:
+    """Return the axes that are not reduced; `None` reduces all but the last."""
+    return (ndim - 1,) if axis is None else other_axes(canonical_axes(axis, ndim), ndim)
+
+
+def batch_moments(
+    x: Array,
+    *,
+    axis: Axes | None = None,
+    where: Array | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
+    use_fast_variance: bool = False,
+) -> BatchMoments:
+    """Return the moments of a batch, which may be one element, with variance 0.
+
+    Args:
+        x: Activations, `[batch, ..., features]`.
+        axis: See `batch_norm`.
+        where: See `batch_norm`.
+        axis_name: See `batch_norm`.
+        axis_index_groups: See `batch_norm`.
+        use_fast_variance: See `batch_norm`.
+    """
+    x = jnp.asarray(x)
+    check_real(x)
+    check_where(where, x.shape)
+    layer = BatchNormLayer(
+        axis_name=axis_name, axis_index_groups=axis_index_groups, use_fast_variance=use_fast_variance
+    )
+    return layer.moments(x, feature_axes(x.ndim, axis), where)
 
 
 def update_batch_norm(
@@ -101,7 +225,8 @@ def update_batch_norm(
     Returns:
         The statistics after the batch; the same with fewer than two elements counted. No gradient flows into them.
     """
-    return update(running, batch, var_of(batch, unbiased_running_var), momentum)
+    layer = BatchNormLayer(momentum=momentum, unbiased_running_var=unbiased_running_var)
+    return RunningStatistics.named(layer.update(running.by_name(), batch))
 
 
 def merge_batch_norm(
@@ -127,22 +252,99 @@ def merge_batch_norm(
         >>> running = RunningStatistics(jnp.array([0.0]), jnp.array([1.0]), jnp.array(0))
         >>> for x in (1.0, 3.0):
         ...     running = merge_batch_norm(running, batch_moments(jnp.array([[x]])), momentum=None)
-        >>> running.mean, running.spread
+        >>> running.mean, running.var
         (Array([2.], dtype=float32), Array([1.], dtype=float32))
     """
-    return merge(running, batch, var_of(batch, unbiased_running_var), running.spread, momentum)
+    layer = BatchNormLayer(momentum=momentum, unbiased_running_var=unbiased_running_var)
+    return RunningStatistics.named(layer.merge(running.by_name(), batch))
 
 
-Statistics = Literal["auto", "batch", "running"]
-"""Statistics that normalize: those of the batch in training and running ones at evaluation (`auto`), or one in both."""
+def moved(
+    old: tuple[Array, Array], new: tuple[Array, Array], momentum: Momentum, step: Array | None, count: Array | float
+) -> tuple[Array, Array, Array | None]:
+    """Move running averages towards the statistics of a batch: `momentum * old + (1 - momentum) * new`.
+
+    Args:
+        old: Running averages. In half precision updates would round away, so that they are widened.
+        new: Statistics of the batch, of the same shapes.
+        momentum: Weight of the old value, or a function of the step, or `None` for the plain average.
+        step: Updates made so far, an integer scalar; needed unless `momentum` is a number.
+        count: Elements behind `new`, broadcastable to it.
+
+    Returns:
+        The new averages, in float32 or wider, and the new step. There is no gradient, and no change with fewer than
+        two elements counted.
+    """
+    step = step if step is None else whole(step)
+    averages: list[Array] = []
+    for average, statistic in zip(old, new, strict=True):
+        average = average if average.dtype == jnp.float32 else float32_or_wider(average)
+        decay = momentum if isinstance(momentum, int | float) else _decay(momentum, step, average.dtype)
+        after = decay * average + (1 - decay) * statistic.astype(average.dtype)
+        if isinstance(count, Array) or count < 2:
+            after = where_counted(jnp.asarray(count) > 1, after, average)
+        averages.append(lax.stop_gradient(after))
+    mean, spread = averages
+    return mean, spread, step if step is None else step + jnp.any(jnp.asarray(count) > 1).astype(step.dtype)
+
+
+def merged(
+    old: tuple[Array, Array], new: tuple[Array, Array], momentum: Momentum, step: Array | None, count: Array | float
+) -> tuple[Array, Array, Array | None]:
+    """Move running mean and TOTAL variance towards those of a batch: the spread between batches counts, too.
+
+    `momentum * var + (1 - momentum) * (new_var + momentum * (new_mean - mean)^2)`. With `momentum=None` these are mean
+    and variance of all that came, every batch weighing the same (Chan et al., 1979).
+
+    Args:
+        old: Running mean and variance.
+        new: Those of the batch.
+        momentum: See `moved`.
+        step: See `moved`.
+        count: See `moved`.
+
+    Returns:
+        As `moved`, with no change where nothing is counted.
+    """
+    step = step if step is None else whole(step)
+    mean, var = map(float32_or_wider, old)
+    new_mean, new_var = new[0].astype(mean.dtype), new[1].astype(var.dtype)
+    decay = _decay(momentum, step, mean.dtype)
+    apart = new_mean - mean
+    after = mean + (1 - decay) * apart, decay * var + (1 - decay) * (new_var + decay * lax.square(apart))
+    if isinstance(count, Array) or count < 1:
+        counted = jnp.asarray(count) > 0
+        after = where_counted(counted, after[0], mean), where_counted(counted, after[1], var)
+    step = step if step is None else step + jnp.any(jnp.asarray(count) > 0).astype(step.dtype)
+    return lax.stop_gradient(after[0]), lax.stop_gradient(after[1]), step
+
+
+def where_counted(counted: Array, moved: Array, old: Array) -> Array:
+    """Return the new running average where there is one, and the old one elsewhere."""
+    return jnp.where(*(aligned(counted, moved, old) if counted.ndim else (counted, *aligned(moved, old))))
+
+
+def _decay(momentum: Momentum, step: Array | None, dtype: DTypeLike) -> Array | float:
+    """Return the weight of the old value, as a number where it is one, to be subtracted from 1 before it is rounded."""
+    decay: Momentum | Array = momentum
+    if momentum is None or callable(momentum):
+        assert step is not None
+        decay = step / (step + 1) if momentum is None else momentum(step)
+    return decay if isinstance(decay, int | float) else jnp.asarray(decay, dtype)
+
+
+def batch_elements(x: Array, axis: Axes, axis_name: AxisName | None = None) -> int:
+    """Return how many elements one statistic of a batch norm covers, masks aside."""
+    return elements(x.shape, reduction(canonical_axes(axis, x.ndim), axis_name=axis_name))
 
 
 @dataclass(frozen=True)
-class BatchLayer:
+class BatchNormLayer(Layer):
     """Batch norm with its options.
 
     Attributes:
-        momentum: See `running_average`.
+        axis: Feature axis or axes.
+        momentum: Weight of the OLD running value; see `update_batch_norm`.
         epsilon: Inside the root.
         axis_name: See `batch_norm`.
         axis_index_groups: See `batch_norm`.
@@ -154,6 +356,7 @@ class BatchLayer:
         frozen: Running statistics always, no update, no gradient into scale and bias.
     """
 
+    axis: Axes = -1
     momentum: Momentum = 0.99
     epsilon: float = 1e-5
     axis_name: AxisName | None = None
@@ -164,86 +367,129 @@ class BatchLayer:
     statistics: Statistics = "auto"
     frozen: bool = False
 
-    spread: ClassVar[str] = "var"
+    feature_option: ClassVar[str] = "axis"
+    stateful: ClassVar[bool] = True
+    averages: ClassVar[tuple[str, str]] = ("mean", "var")
+    always_counts: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the options."""
-        check_epsilon(self.epsilon)
-        check_ghost(self.ghost_batch_size)
-        check_flags(self, "use_fast_variance", "unbiased_running_var", "frozen")
+        if type(self.epsilon) is not float or not 0 <= self.epsilon < 1:
+            check_epsilon(self.epsilon)
+        if {*map(type, (self.use_fast_variance, self.unbiased_running_var, self.frozen))} != {bool}:
+            check_flags(self, "use_fast_variance", "unbiased_running_var", "frozen")
         if self.statistics not in get_args(Statistics):
             raise ValueError(f"Expected `statistics` to be one of {get_args(Statistics)}, got {self.statistics!r}.")
-        check_momentum(self.momentum)
+        if self.ghost_batch_size is not None:
+            check_ghost(self.ghost_batch_size)
+        if not (isinstance(self.momentum, float) and 0 <= self.momentum <= 1):
+            check_momentum(self.momentum)
 
-    @property
-    def has_step(self) -> bool:
-        """True where the state includes the number of updates."""
-        return self.momentum is None or callable(self.momentum)
+    def names(self, train: bool) -> tuple[Sequence[str], Sequence[str]]:
+        """Return the running statistics, and `step`, which training needs where options depend on it."""
+        if self.always_counts or self.momentum is None or callable(self.momentum):
+            return (*self.averages, "step"), () if train and not self.frozen else ("step",)
+        return self.averages, ("step",)
 
     def state(self, shape: tuple[int, ...]) -> dict[str, Array]:
-        """Return mean 0 and spread 1, float32, and step 0 where there is one."""
-        step = {"step": jnp.zeros((), jnp.int32)} if self.has_step else {}
-        return {"mean": jnp.zeros(shape, jnp.float32), self.spread: jnp.ones(shape, jnp.float32), **step}
+        """Return mean 0 and variance or deviation 1, float32, and step 0 where there is one."""
+        average, spread = self.averages
+        start = {average: jnp.zeros(shape, jnp.float32), spread: jnp.ones(shape, jnp.float32)}
+        return start | ({"step": jnp.zeros((), jnp.int32)} if "step" in self.names(True)[0] else {})
 
-    def gradient_state(self, shape: tuple[int, ...]) -> dict[str, Array]:
-        """Return nothing."""
-        return {}
+    def initializing(self, x: Array, features: tuple[int, ...], train: bool) -> tuple[Self, bool]:
+        """Return the norm of a whole batch on a single device, which evaluates where the batch is one element."""
+        alone = elements(x.shape, reduction(other_axes(features, x.ndim))) == 1
+        single = replace(self, axis_name=None, axis_index_groups=None, ghost_batch_size=None, statistics="auto")
+        return single, train and not alone
 
     def apply(
         self,
         x: Array,
-        parameters: State,
+        parameters: Parameters,
         state: State,
         gradient_state: State,
         *,
-        axis: tuple[int, ...],
+        features: tuple[int, ...],
         train: bool,
         mask: Array | None,
     ) -> tuple[Array, State]:
         """Normalize by the batch or by the running statistics; see `Layer`."""
-        check_where(mask, x.shape, "mask")
-        running = widened(RunningStatistics.named(state, self.spread))
         if self.frozen:
             parameters = jax.tree.map(lax.stop_gradient, dict(parameters))
         if self.frozen or not (train or self.statistics == "batch"):
-            return self.by_running(x, running, parameters, axis), state
-        found: dict[str, Any] = {
-            "axis": axis,
-            "where": mask,
-            "axis_name": self.axis_name,
-            "axis_index_groups": self.axis_index_groups,
-            "use_fast_variance": self.use_fast_variance,
-        }
+            return self.by_running(x, state, parameters, features), state
         if train and self.statistics == "running":
-            y, running = self.before_batch(x, running, parameters, found)
-            return y, running.by_name(self.spread)
-        options = {**found, "epsilon": self.epsilon, "ghost_batch_size": self.ghost_batch_size}
-        if not train:
-            return batch_norm(x, **parameters, **options)[0], state
-        y, running = self.by_batch(x, running, parameters, options)
-        return y, running.by_name(self.spread)
+            return self.before_batch(x, state, parameters, features, mask)
+        y, batch = self.by_batch(x, parameters, features, mask, state if train else None)
+        return y, self.update(state, batch) if train else state
 
-    def by_running(self, x: Array, running: RunningStatistics, parameters: State, axis: tuple[int, ...]) -> Array:
+    def by_running(self, x: Array, state: State, parameters: Parameters, features: tuple[int, ...]) -> Array:
         """Normalize by the running statistics."""
-        return normalize(x, running.mean, running.spread, **parameters, axis=axis, epsilon=self.epsilon)
+        axis = other_axes(features, x.ndim)
+        return normalize(x, state["mean"], state["var"], **parameters, axis=axis, epsilon=self.epsilon)
 
     def before_batch(
-        self, x: Array, running: RunningStatistics, parameters: State, options: dict[str, Any]
-    ) -> tuple[Array, RunningStatistics]:
+        self, x: Array, state: State, parameters: Parameters, features: tuple[int, ...], mask: Array | None
+    ) -> tuple[Array, State]:
         """Normalize by the running statistics before the batch, then let them take it up."""
-        y = self.by_running(x, running, parameters, options["axis"])
-        return y, merge_batch_norm(running, batch_moments(x, **options), **self._update)
+        y, batch = self.by_running(x, state, parameters, features), self.moments(x, features, mask)
+        return y, self.merge(state, batch)
 
     def by_batch(
-        self, x: Array, running: RunningStatistics, parameters: State, options: dict[str, Any]
-    ) -> tuple[Array, RunningStatistics]:
-        """Normalize by the batch, and move the running statistics towards it."""
-        y, batch = batch_norm(x, **parameters, **options)
-        return y, update_batch_norm(running, batch, **self._update)
+        self,
+        x: Array,
+        parameters: Parameters,
+        features: tuple[int, ...],
+        where: Array | None,
+        state: State | None = None,
+    ) -> tuple[Array, BatchMoments]:
+        """Normalize by the batch; the output is in float32 or wider."""
+        over = all_but(features, x.ndim, axis_name=self.axis_name, axis_index_groups=self.axis_index_groups)
+        shape = tuple(map(x.shape.__getitem__, features))
+        x = x if x.dtype == jnp.float32 else float32_or_wider(x)
+        affine = expand_affine(parameters, x.shape, features)
+        where = where if where is None else expand_where(where, x.ndim)
+        size, devices = self.ghost_batch_size, over.devices
+        if size is not None:
+            over = over._replace(devices=None)
+            check_chunks(size, x, over, devices)
+        if size is None or (devices is None and size >= x.shape[0]):
+            y, m = self.standardized(x, over, affine, where, state)
+            return y, BatchMoments.of(m, shape)
+        y, m = each_ghost(lambda x, where: self.standardized(x, over, affine, where, state), x, where, size)
+        return y, BatchMoments.averaged(m, devices, shape)
 
-    @property
-    def _update(self) -> dict[str, Any]:
-        return {"momentum": self.momentum, "unbiased_running_var": self.unbiased_running_var}
+    def standardized(
+        self,
+        x: Array,
+        over: Reduction,
+        affine: Mapping[str, Array],
+        where: Array | None,
+        state: State | None,
+    ) -> tuple[Array, Moments]:
+        """Normalize a batch, or a chunk of it, by its own moments."""
+        m = moments(x, over, where, use_fast_variance=self.use_fast_variance, remedy=REMEDY)
+        return standardize(over, x, m, self.epsilon, **affine, where=where), m
+
+    def moments(self, x: Array, features: tuple[int, ...], where: Array | None) -> BatchMoments:
+        """Return the moments of a batch, which may be one element."""
+        over = all_but(features, x.ndim, axis_name=self.axis_name, axis_index_groups=self.axis_index_groups)
+        where = expand_where(where, x.ndim)
+        m = moments(float32_or_wider(x), over, where, use_fast_variance=self.use_fast_variance)
+        return BatchMoments.of(m, tuple(map(x.shape.__getitem__, features)))
+
+    def update(self, state: State, batch: BatchMoments) -> State:
+        """Move the running statistics towards those of a batch."""
+        new = batch.mean, batch.unbiased_var if self.unbiased_running_var else batch.var
+        mean, var, step = moved((state["mean"], state["var"]), new, self.momentum, state.get("step"), batch.count)
+        return {"mean": mean, "var": var} if step is None else {"mean": mean, "var": var, "step": step}
+
+    def merge(self, state: State, batch: BatchMoments) -> State:
+        """Move the running mean and the TOTAL variance towards those of a batch."""
+        new = batch.mean, batch.unbiased_var if self.unbiased_running_var else batch.var
+        mean, var, step = merged((state["mean"], state["var"]), new, self.momentum, state.get("step"), batch.count)
+        return {"mean": mean, "var": var} if step is None else {"mean": mean, "var": var, "step": step}
 
 
 def check_momentum(momentum: object) -> None:

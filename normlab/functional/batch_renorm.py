@@ -1,39 +1,58 @@
 """Batch renorm."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
 
-from normlab._core.axes import Axes, expand
-from normlab._core.batch import (
-    Batch,
+from normlab._core.checks import AxisName, check_flags, check_real, check_where
+from normlab._core.dtypes import float32_or_wider, output_dtype, whole
+from normlab._core.layer import Parameters, State
+from normlab._core.reduction import Axes, Moments, Reduction, expand, moments, other_axes
+from normlab._core.standardize import normalize, standardize
+from normlab.functional.batch_norm import (
+    REMEDY,
     BatchMoments,
-    batch_moments,
-    first_batch,
-    merge,
-    normalize,
-    required,
-    update,
-    var_of,
-    widened,
+    BatchNormLayer,
+    Momentum,
+    feature_axes,
+    merged,
+    moved,
+    where_counted,
 )
-from normlab._core.checks import AxisName, check_flags
-from normlab._core.dtypes import float32_or_wider
-from normlab._core.layer import State
-from normlab._core.moments import Moments
-from normlab._core.running import Momentum, RunningStatistics, where_counted
-from normlab.functional.batch_norm import BatchLayer, batch_norm
 
-Schedule = float | Callable[[Array], Array | float]
+Schedule = Array | float | Callable[[Array], Array | float]
 """A number, or a function of the step."""
+
+
+class RenormStatistics(NamedTuple):
+    """State of a batch renorm between calls, all arrays.
+
+    Attributes:
+        mean: Running mean, of the shape of the feature axes; updates return it in float32 or wider, whatever its dtype.
+        std: Running standard deviation, likewise.
+        step: Updates so far, an int32 scalar; `None` where nothing depends on it.
+    """
+
+    mean: Array
+    std: Array
+    step: Array | None = None
+
+    @classmethod
+    def named(cls, arrays: Mapping[str, Array]) -> "RenormStatistics":
+        """Return statistics from arrays by the names of a module's variables, of which `step` can be missing."""
+        return cls(**arrays)
+
+    def by_name(self) -> dict[str, Array]:
+        """Undo `named`."""
+        return {name: array for name, array in self._asdict().items() if array is not None}
 
 
 def batch_renorm(
     x: Array,
-    running: RunningStatistics,
+    running: RenormStatistics,
     scale: Array | None = None,
     bias: Array | None = None,
     *,
@@ -79,7 +98,7 @@ def batch_renorm(
         ValueError: If a shape, an axis, `epsilon`, `r_max` or `d_max` does not fit.
 
     Example:
-        >>> running = RunningStatistics(mean=jnp.array([0.0]), spread=jnp.array([2.0]))
+        >>> running = RenormStatistics(mean=jnp.array([0.0]), std=jnp.array([2.0]))
         >>> y, _ = batch_renorm(jnp.array([[1.0], [3.0]]), running, epsilon=0.0)
         >>> y.ravel()
         Array([0.5, 1.5], dtype=float32)
@@ -87,35 +106,30 @@ def batch_renorm(
     References:
         Ioffe. Batch Renormalization. NeurIPS 2017. https://arxiv.org/abs/1702.03275
     """
-    check_limits(r_max, d_max)
     x = jnp.asarray(x)
-    batch = Batch.of(x, axis, epsilon, where, axis_name, axis_index_groups, ghost_batch_size, use_fast_variance)
-    features = batch.features
-    dtype = float32_or_wider(x).dtype
-    mean, std = (
-        required(expand(f"running.{n}", a, x.shape, features)).astype(dtype)
-        for n, a in (("mean", running.mean), ("spread", running.spread))
+    check_real(x)
+    check_where(where, x.shape)
+    layer = BatchRenormLayer(
+        epsilon=epsilon,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        use_fast_variance=use_fast_variance,
+        ghost_batch_size=ghost_batch_size,
+        r_max=r_max,
+        d_max=d_max,
     )
-    r_most, d_most = (lax.stop_gradient(jnp.asarray(limit, dtype)) for limit in (r_max, d_max))
-
-    def correct(m: Moments, scale: Array | None, bias: Array | None) -> tuple[Array, Array]:
-        std_batch = jnp.sqrt(m.var + epsilon)
-        r = jnp.clip(lax.stop_gradient(std_batch / std), 1 / r_most, r_most)
-        d = jnp.clip(lax.stop_gradient(m.mean_minus(mean) / std), -d_most, d_most)
-        scale = jnp.ones_like(std) if scale is None else scale.astype(dtype)
-        return r * scale, d * scale if bias is None else d * scale + bias.astype(dtype)
-
-    return batch.normalize(x, scale, bias, correct)
+    y, batch = layer.by_batch(x, {"scale": scale, "bias": bias}, feature_axes(x.ndim, axis), where, running.by_name())
+    return y.astype(output_dtype(x)), batch
 
 
 def update_batch_renorm(
-    running: RunningStatistics,
+    running: RenormStatistics,
     batch: BatchMoments,
     *,
     momentum: Momentum,
     epsilon: float = 1e-5,
     unbiased_running_var: bool = False,
-) -> RunningStatistics:
+) -> RenormStatistics:
     """Move running mean and standard deviation towards those of a batch (Ioffe, 2017: the deviation is averaged).
 
     Args:
@@ -128,18 +142,18 @@ def update_batch_renorm(
     Returns:
         The statistics after the batch; the same with fewer than two elements counted. No gradient flows into them.
     """
-    var = var_of(batch, unbiased_running_var)
-    return update(running, batch, jnp.sqrt(var + epsilon), momentum)
+    layer = BatchRenormLayer(momentum=momentum, epsilon=epsilon, unbiased_running_var=unbiased_running_var)
+    return RenormStatistics.named(layer.update(running.by_name(), batch))
 
 
 def merge_batch_renorm(
-    running: RunningStatistics,
+    running: RenormStatistics,
     batch: BatchMoments,
     *,
     momentum: Momentum,
     epsilon: float = 1e-5,
     unbiased_running_var: bool = False,
-) -> RunningStatistics:
+) -> RenormStatistics:
     """Move running mean and TOTAL standard deviation towards those of a batch: `merge_batch_norm` of its square.
 
     Args:
@@ -152,11 +166,29 @@ def merge_batch_renorm(
     Returns:
         The statistics after the batch; the same where no element counts. No gradient flows into them.
     """
-    running = widened(running)
-    var = var_of(batch, unbiased_running_var) + epsilon
-    after = merge(running, batch, var, lax.square(running.spread), momentum)
-    counted = jnp.asarray(batch.count) > 0  # a root of a square need not be what it was
-    return after._replace(spread=where_counted(counted, jnp.sqrt(after.spread), running.spread))
+    layer = BatchRenormLayer(momentum=momentum, epsilon=epsilon, unbiased_running_var=unbiased_running_var)
+    return RenormStatistics.named(layer.merge(running.by_name(), batch))
+
+
+def first_batch(running: RenormStatistics, batch: BatchMoments, *, epsilon: float = 1e-5) -> RenormStatistics:
+    """Return the statistics of the batch in place of initial ones at step 0, and `running` from then on.
+
+    A feature that a mask hides in all of the first batch keeps its initial 0 and 1.
+
+    Args:
+        running: Statistics before the batch.
+        batch: From `batch_moments`.
+        epsilon: That of `batch_renorm`.
+    """
+    assert running.step is not None
+    step, mean, std = whole(running.step), float32_or_wider(running.mean), float32_or_wider(running.std)
+    first = (step == 0) & (jnp.asarray(batch.count) > 1)
+    new_mean, new_std = (lax.stop_gradient(a) for a in (batch.mean, jnp.sqrt(batch.var + epsilon)))
+    return RenormStatistics(
+        where_counted(first, new_mean.astype(mean.dtype), mean),
+        where_counted(first, new_std.astype(std.dtype), std),
+        step,
+    )
 
 
 def check_limits(r_max: object, d_max: object) -> None:
@@ -167,7 +199,7 @@ def check_limits(r_max: object, d_max: object) -> None:
 
 
 @dataclass(frozen=True)
-class BatchRenormLayer(BatchLayer):
+class BatchRenormLayer(BatchNormLayer):
     """Batch renorm with its options.
 
     Attributes:
@@ -180,7 +212,8 @@ class BatchRenormLayer(BatchLayer):
     d_max: Schedule = 5.0
     initialize_from_first_batch: bool = False
 
-    spread: ClassVar[str] = "std"
+    averages: ClassVar[tuple[str, str]] = ("mean", "std")
+    always_counts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -188,37 +221,84 @@ class BatchRenormLayer(BatchLayer):
         check_limits(self.r_max, self.d_max)
         check_flags(self, "initialize_from_first_batch")
 
-    @property
-    def has_step(self) -> bool:
-        """True: the state always includes the number of updates, so that its tree is one."""
-        return True
+    def apply(
+        self,
+        x: Array,
+        parameters: Parameters,
+        state: State,
+        gradient_state: State,
+        *,
+        features: tuple[int, ...],
+        train: bool,
+        mask: Array | None,
+    ) -> tuple[Array, State]:
+        """Normalize as `BatchNormLayer`; the first batch may give the statistics that it is corrected towards."""
+        if self.initialize_from_first_batch and train and not self.frozen:
+            running = self.statistics == "running"
+            batch = self.moments(x, features, mask) if running else self.by_batch(x, {}, features, mask)[1]
+            state = first_batch(RenormStatistics.named(state), batch, epsilon=self.epsilon).by_name()
+        options = {"features": features, "train": train, "mask": mask}
+        return super().apply(x, parameters, state, gradient_state, **options)
 
-    def by_running(self, x: Array, running: RunningStatistics, parameters: State, axis: tuple[int, ...]) -> Array:
+    def by_running(self, x: Array, state: State, parameters: Parameters, features: tuple[int, ...]) -> Array:
         """Normalize by the running statistics, whose deviation includes `epsilon`."""
-        return normalize(x, running.mean, lax.square(running.spread), **parameters, axis=axis, epsilon=0.0)
+        axis, var = other_axes(features, x.ndim), lax.square(float32_or_wider(state["std"]))
+        return normalize(x, state["mean"], var, **parameters, axis=axis, epsilon=0.0)
 
-    def before_batch(
-        self, x: Array, running: RunningStatistics, parameters: State, options: dict[str, Any]
-    ) -> tuple[Array, RunningStatistics]:
-        """Normalize by the running statistics before the batch, then let them take it up."""
-        batch = batch_moments(x, **options)
-        if self.initialize_from_first_batch:
-            running = first_batch(running, batch, epsilon=self.epsilon)
-        y = self.by_running(x, running, parameters, options["axis"])
-        return y, merge_batch_renorm(running, batch, epsilon=self.epsilon, **self._update)
+    def standardized(
+        self,
+        x: Array,
+        over: Reduction,
+        affine: Mapping[str, Array],
+        where: Array | None,
+        state: State | None,
+    ) -> tuple[Array, Moments]:
+        """Normalize a batch, or a chunk of it, corrected towards the running statistics in `state`; `None` is none."""
+        if state is None:
+            return super().standardized(x, over, affine, where, state)
+        features = other_axes(over.axis, x.ndim)
+        mean, std = (_expanded(name, state[name], x, features) for name in ("mean", "std"))
+        r_max, d_max = (
+            lax.stop_gradient(jnp.asarray(at_step(state.get("step"), limit), x.dtype))
+            for limit in (self.r_max, self.d_max)
+        )
+        m = moments(x, over, where, use_fast_variance=self.use_fast_variance, remedy=REMEDY)
+        r = jnp.clip(lax.stop_gradient(jnp.sqrt(m.var + self.epsilon) / std), 1 / r_max, r_max)
+        d = jnp.clip(lax.stop_gradient(m.mean_minus(mean) / std), -d_max, d_max)
+        scale = affine["scale"].astype(x.dtype) if "scale" in affine else jnp.ones_like(std)
+        corrected, bias = r * scale, d * scale
+        if "bias" in affine:
+            bias = bias + affine["bias"].astype(x.dtype)
+        return standardize(over, x, m, self.epsilon, corrected, bias, where), m
 
-    def by_batch(
-        self, x: Array, running: RunningStatistics, parameters: State, options: dict[str, Any]
-    ) -> tuple[Array, RunningStatistics]:
-        """Normalize by the batch, corrected towards the running statistics, which then move towards it."""
-        if self.initialize_from_first_batch:
-            _, batch = batch_norm(x, **options)
-            running = first_batch(running, batch, epsilon=self.epsilon)
-        limits = {name: at_step(running.step, getattr(self, name)) for name in ("r_max", "d_max")}
-        y, batch = batch_renorm(x, running, **parameters, **limits, **options)
-        return y, update_batch_renorm(running, batch, epsilon=self.epsilon, **self._update)
+    def update(self, state: State, batch: BatchMoments) -> State:
+        """Move the running statistics towards those of a batch."""
+        var = batch.unbiased_var if self.unbiased_running_var else batch.var
+        new = batch.mean, jnp.sqrt(var + self.epsilon)
+        mean, std, step = moved((state["mean"], state["std"]), new, self.momentum, state.get("step"), batch.count)
+        return {"mean": mean, "std": std} if step is None else {"mean": mean, "std": std, "step": step}
+
+    def merge(self, state: State, batch: BatchMoments) -> State:
+        """Move the running mean and the TOTAL deviation towards those of a batch, by their squares."""
+        std = float32_or_wider(state["std"])
+        var = batch.unbiased_var if self.unbiased_running_var else batch.var
+        new = batch.mean, var + self.epsilon
+        mean, var, step = merged((state["mean"], lax.square(std)), new, self.momentum, state.get("step"), batch.count)
+        counted = jnp.asarray(batch.count) > 0  # a root of a square need not be what it was
+        after = {"mean": mean, "std": where_counted(counted, jnp.sqrt(var), std)}
+        return after if step is None else {**after, "step": step}
 
 
 def at_step(step: Array | None, schedule: Schedule) -> Array | float:
     """Evaluate a schedule; a number is itself."""
-    return schedule(step) if callable(schedule) and step is not None else schedule  # pyright: ignore[reportReturnType]
+    if not callable(schedule):
+        return schedule
+    assert step is not None
+    return schedule(whole(step))
+
+
+def _expanded(name: str, statistic: Array, x: Array, features: tuple[int, ...]) -> Array:
+    """Give a running statistic the rank and the dtype of `x`."""
+    expanded = expand(f"running.{name}", statistic, x.shape, features)
+    assert expanded is not None
+    return expanded.astype(x.dtype)

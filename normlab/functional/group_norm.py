@@ -1,15 +1,17 @@
 """Group norm."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import jax.numpy as jnp
 from jax import Array
 
-from normlab._core.axes import Axes, canonical_axes
-from normlab._core.checks import AxisName, check_features, check_where, resolve_groups
-from normlab._core.chunking import check_whole_groups
-from normlab._core.dtypes import output_dtype
-from normlab._core.per_example import Groups, normalize
-from normlab._core.reduction import check_more_than_one
-from normlab._core.reduction import over as over_axes
+from normlab._core.checks import AxisName, check_features, check_real, check_where, choose_groups, resolve_groups
+from normlab._core.dtypes import float32_or_wider, output_dtype
+from normlab._core.ghost import check_whole_groups
+from normlab._core.layer import Parameters, State
+from normlab._core.per_example import PerExampleLayer
+from normlab._core.reduction import Axes, Groups, Reduction, canonical_axes, check_more_than_one, reduction
 
 
 def group_norm(
@@ -62,30 +64,71 @@ def group_norm(
         Wu, He. Group Normalization. ECCV 2018. https://arxiv.org/abs/1803.08494
     """
     x = jnp.asarray(x)
-    last = x.ndim - 1
-    if last < 1:
-        raise ValueError(f"Expected `x` of shape [batch, ..., features], got {x.shape}. Add a leading axis.")
-    axis = tuple(range(1, last)) if axis is None else canonical_axes(axis, x.ndim)
-    features = x.shape[-1]
-    groups = resolve_groups(features, num_groups, group_size)
-    for name, array in (("scale", scale), ("bias", bias)):
-        check_features(name, array, (features,))
+    check_real(x)
     check_where(where, x.shape)
+    if x.ndim:
+        resolve_groups(x.shape[-1], num_groups, group_size)
+    axis = axis if axis is None else canonical_axes(axis, x.ndim)
+    layer = GroupNormLayer(
+        epsilon, axis_name, axis_index_groups, use_fast_variance, num_groups, group_size, reduction_axes=axis
+    )
+    parameters = {"scale": scale, "bias": bias}
+    y, _ = layer.apply(x, parameters, {}, {}, features=(x.ndim - 1,), train=True, mask=where)
+    return y.astype(output_dtype(x))
 
-    if features == 0:
-        return x.astype(output_dtype(x))
 
-    size = features // groups
-    check_whole_groups(x, size)
-    positions = tuple(a for a in axis if a != last)
-    mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
-    over = over_axes(positions, affine=(last,), pool=size, **mapped)
-    check_more_than_one(x.shape, over, "Use fewer groups or more positions")
-    if positions:  # statistics per feature first, then pooled: no array of the size of `x` has groups for an axis
-        return normalize(x, scale, bias, over, (last,), epsilon, where, use_fast_variance)
-    split = (*x.shape[:-1], groups, size)
-    over = over_axes((last + 1,), affine=(last, last + 1), **mapped)
-    scale, bias = (a if a is None else a.reshape(groups, size) for a in (scale, bias))
-    where = where if where is None else jnp.broadcast_to(where, x.shape).reshape(split)
-    y = normalize(x.reshape(split), scale, bias, over, (last, last + 1), epsilon, where, use_fast_variance)
-    return y.reshape(x.shape)
+@dataclass(frozen=True)
+class GroupNormLayer(PerExampleLayer):
+    """Group norm with its options.
+
+    Attributes:
+        num_groups: Number of groups; not needed beside `group_size`.
+        group_size: Features per group.
+        reduction_axes: Axes reduced beside the features of a group; `None` means all but the first.
+    """
+
+    num_groups: int | None = 32
+    group_size: int | None = None
+    reduction_axes: Axes | None = None
+
+    feature_axes: ClassVar[int] = -1
+
+    def apply(
+        self,
+        x: Array,
+        parameters: Parameters,
+        state: State,
+        gradient_state: State,
+        *,
+        features: tuple[int, ...],
+        train: bool,
+        mask: Array | None,
+    ) -> tuple[Array, State]:
+        """Standardize each group; see `Layer`."""
+        last = x.ndim - 1
+        if last < 1:
+            raise ValueError(f"Expected `x` of shape [batch, ..., features], got {x.shape}. Add a leading axis.")
+        groups = resolve_groups(x.shape[-1], *choose_groups(self.num_groups, self.group_size))
+        for name, array in parameters.items():
+            check_features(name, array, x.shape[-1:])
+        if x.shape[-1] == 0:
+            return float32_or_wider(x), state
+        size = x.shape[-1] // groups
+        check_whole_groups(x, size)
+        over = self._pooled(x, size)
+        check_more_than_one(x.shape, over, "Use fewer groups or more positions")
+        if over.axis:  # statistics per feature first, then pooled: no array of the size of `x` has groups for an axis
+            return self.normalized(x, over, parameters, (last,), mask), state
+        split, within = (*x.shape[:-1], groups, size), (last, last + 1)
+        over = over._replace(axis=(last + 1,), inner=(), pool=1)
+        of_groups = {name: a if a is None else a.reshape(groups, size) for name, a in parameters.items()}
+        where = mask if mask is None else jnp.broadcast_to(mask, x.shape).reshape(split)
+        return self.normalized(x.reshape(split), over, of_groups, within, where).reshape(x.shape), state
+
+    def _pooled(self, x: Array, size: int) -> Reduction:
+        """Describe statistics per feature over the positions, pooled over `size` neighbours."""
+        last, axes = x.ndim - 1, self.reduction_axes
+        axis = tuple(range(1, last)) if axes is None else canonical_axes(axes, x.ndim, "reduction_axes")
+        positions = tuple(a for a in axis if a != last)
+        mapped = {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}
+        return reduction(positions, affine=(last,), pool=size, **mapped)

@@ -1,13 +1,14 @@
 """Instance norm."""
 
+from dataclasses import dataclass
+
 import jax.numpy as jnp
 from jax import Array
 
-from normlab._core.axes import Axes, canonical_axes
-from normlab._core.checks import AxisName
-from normlab._core.per_example import Groups, normalize
-from normlab._core.reduction import check_more_than_one
-from normlab._core.reduction import over as over_axes
+from normlab._core.checks import AxisName, check_real, check_where
+from normlab._core.dtypes import output_dtype
+from normlab._core.per_example import PerExampleLayer
+from normlab._core.reduction import Axes, Groups, Reduction, canonical_axes, check_more_than_one, reduction
 from normlab.errors import StatisticsError
 
 
@@ -56,16 +57,34 @@ def instance_norm(
         Ulyanov, Vedaldi, Lempitsky. Instance Normalization. 2016. https://arxiv.org/abs/1607.08022
     """
     x = jnp.asarray(x)
+    check_real(x)
+    check_where(where, x.shape)
     features = canonical_axes(feature_axes, x.ndim, "feature_axes")
-    if 0 in features:
-        raise ValueError(f"Expected `feature_axes` without the first axis, the batch, got {feature_axes}.")
-    axis = tuple(a for a in range(1, x.ndim) if a not in features)
-    if not axis:
-        raise StatisticsError(
-            f"Expected `x` with positions between batch and features, such as [batch, height, width, features], got "
-            f"{x.shape}: instance norm would be constant. Use layer, RMS or group norm."
-        )
-    affine = features if scale is not None or bias is not None else ()
-    over = over_axes(axis, affine=affine, axis_name=axis_name, axis_index_groups=axis_index_groups)
-    check_more_than_one(x.shape, over, "Use layer, RMS or group norm")
-    return normalize(x, scale, bias, over, features, epsilon, where, use_fast_variance)
+    layer = InstanceNormLayer(epsilon, axis_name, axis_index_groups, use_fast_variance, feature_axes)
+    y, _ = layer.apply(x, {"scale": scale, "bias": bias}, {}, {}, features=features, train=True, mask=where)
+    return y.astype(output_dtype(x))
+
+
+@dataclass(frozen=True)
+class InstanceNormLayer(PerExampleLayer):
+    """Instance norm with its options.
+
+    Attributes:
+        feature_axes: Axes with statistics of their own.
+    """
+
+    feature_axes: Axes = -1
+
+    def over(self, x: Array, features: tuple[int, ...]) -> Reduction:
+        """Reduce all axes but the first and the features."""
+        if 0 in features:
+            raise ValueError(f"Expected `feature_axes` without the first axis, the batch, got {self.feature_axes}.")
+        axis = tuple(a for a in range(1, x.ndim) if a not in features)
+        if not axis:
+            raise StatisticsError(
+                f"Expected `x` with positions between batch and features, such as [batch, height, width, features], "
+                f"got {x.shape}: instance norm would be constant. Use layer, RMS or group norm."
+            )
+        over = reduction(axis, affine=features, axis_name=self.axis_name, axis_index_groups=self.axis_index_groups)
+        check_more_than_one(x.shape, over, "Use layer, RMS or group norm")
+        return over

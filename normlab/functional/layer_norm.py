@@ -1,13 +1,17 @@
 """Layer norm."""
 
+import math
+from dataclasses import dataclass
+
 import jax.numpy as jnp
 from jax import Array
 
-from normlab._core.axes import Axes, canonical_axes
-from normlab._core.checks import AxisName
-from normlab._core.per_example import REMEDY, Groups, normalize
-from normlab._core.reduction import check_more_than_one
-from normlab._core.reduction import over as over_axes
+from normlab._core.checks import AxisName, check_real, check_where
+from normlab._core.dtypes import output_dtype
+from normlab._core.per_example import PerExampleLayer
+from normlab._core.reduction import Axes, Groups, Reduction, canonical_axes, check_more_than_one, reduction
+
+REMEDY = "Reduce over more axes or features, or leave the norm out"
 
 
 def layer_norm(
@@ -57,8 +61,38 @@ def layer_norm(
         Ba, Kiros, Hinton. Layer Normalization. 2016. https://arxiv.org/abs/1607.06450
     """
     x = jnp.asarray(x)
+    check_real(x)
+    check_where(where, x.shape)
     axis = canonical_axes(axis, x.ndim)
     features = axis if feature_axes is None else canonical_axes(feature_axes, x.ndim, "feature_axes")
-    over = over_axes(axis, affine=features, axis_name=axis_name, axis_index_groups=axis_index_groups)
-    check_more_than_one(x.shape, over, REMEDY)
-    return normalize(x, scale, bias, over, features, epsilon, where, use_fast_variance)
+    layer = LayerNormLayer(epsilon, axis_name, axis_index_groups, use_fast_variance, axis, features)
+    y, _ = layer.apply(x, {"scale": scale, "bias": bias}, {}, {}, features=features, train=True, mask=where)
+    return y.astype(output_dtype(x))
+
+
+@dataclass(frozen=True)
+class LayerNormLayer(PerExampleLayer):
+    """Layer norm with its options.
+
+    Attributes:
+        reduction_axes: Axes reduced.
+        feature_axes: Axes along which scale and bias vary.
+    """
+
+    reduction_axes: Axes = -1
+    feature_axes: Axes = -1
+
+    def over(self, x: Array, features: tuple[int, ...]) -> Reduction:
+        """Reduce `reduction_axes`."""
+        axis = features
+        if self.reduction_axes != self.feature_axes:
+            axis = canonical_axes(self.reduction_axes, x.ndim, "reduction_axes")
+        over = reduction(
+            axis,
+            affine=features,
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+        )
+        if math.prod(map(x.shape.__getitem__, axis)) == 1:
+            check_more_than_one(x.shape, over, REMEDY)
+        return over

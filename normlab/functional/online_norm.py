@@ -1,29 +1,35 @@
 """Online norm: one example after the other, with a backward pass of its own and state on both passes."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from normlab._core.axes import Axes, expand, expand_where
-from normlab._core.batch import normalize
 from normlab._core.checks import (
     check_epsilon,
     check_real,
     check_where,
 )
 from normlab._core.dtypes import float32_or_wider, output_dtype
-from normlab._core.layer import State
-from normlab._core.moments import means, moments
-from normlab._core.reduction import Over
-from normlab._core.reduction import over as over_axes
-from normlab._core.running import RunningStatistics, as_weights, recurrence
+from normlab._core.layer import Layer, Parameters, State
+from normlab._core.reduction import Axes, Reduction, expand, expand_where, means, moments, other_axes, reduction
 from normlab._core.sharding import spread_like
-from normlab._core.standardize import reciprocal_root
-from normlab._core.stream import check_weight, kept_wide, own_gradient, scaled, stream_features, wide_state
+from normlab._core.standardize import normalize, reciprocal_root
+from normlab._core.stream import (
+    as_weights,
+    check_weight,
+    kept_wide,
+    own_gradient,
+    recurrence,
+    scaled,
+    stream_features,
+    wide_state,
+)
+from normlab.functional.batch_norm import RunningStatistics
 from normlab.functional.rms_norm import rms_norm
 
 Guard = Literal["layer_scaling", "clamp"] | None
@@ -112,7 +118,7 @@ def online_norm(
         >>> errors = OnlineErrors(jnp.zeros(1), jnp.zeros(1))
         >>> x = jnp.array([[0.0], [3.0]])
         >>> y, after = online_norm(x, running, errors, momentum=0.5, epsilon=0.0, guard=None)
-        >>> y.ravel(), after.mean, after.spread
+        >>> y.ravel(), after.mean, after.var
         (Array([0., 3.], dtype=float32), Array([1.5], dtype=float32), Array([2.75], dtype=float32))
 
     References:
@@ -125,18 +131,18 @@ def online_norm(
     scale, bias = (expand(name, a, x.shape, features) for name, a in (("scale", scale), ("bias", bias)))
     where = expand_where(where, x.ndim)
     wide = float32_or_wider(x)
-    states = {"running": (running.mean, running.spread), "errors": tuple(own_gradient(errors))}
+    states = {"running": (running.mean, running.var), "errors": tuple(own_gradient(errors))}
     before, carried = (
         [wide_state(name, a, x.shape, features, wide.dtype) for a in arrays] for name, arrays in states.items()
     )
     before, carried = ([spread_like(a, wide) for a in arrays] for arrays in (before, carried))
-    over = over_axes(tuple(a for a in range(1, x.ndim) if a not in features))
+    over = reduction(tuple(a for a in range(1, x.ndim) if a not in features))
     weights = [as_weights(m, wide.dtype) for m in (momentum, backward_momentum)]
     result: Any = _online(over, wide, before, carried, where, *weights, jnp.asarray(epsilon, wide.dtype))
     y, after = result
     mean, var = (kept_wide(a, old) for a, old in zip(after, states["running"], strict=True))
     y = guarded(scaled(y, scale, bias), guard, epsilon=epsilon, where=where)
-    return y.astype(output_dtype(x)), running._replace(mean=mean, spread=var)
+    return y.astype(output_dtype(x)), running._replace(mean=mean, var=var)
 
 
 def evaluate_online_norm(
@@ -173,7 +179,7 @@ def evaluate_online_norm(
     check_guard(guard)
     check_where(where, x.shape)
     wide = float32_or_wider(x)
-    y = normalize(wide, running.mean, running.spread, scale, bias, axis=axis, epsilon=epsilon)
+    y = normalize(wide, running.mean, running.var, scale, bias, axis=axis, epsilon=epsilon)
     return guarded(y, guard, epsilon=epsilon, where=where).astype(output_dtype(x))
 
 
@@ -241,7 +247,7 @@ def _online(over, x, running, errors, where, weights, backward_weights, epsilon)
 
 
 def _forward(
-    over: Over,
+    over: Reduction,
     x: Array,
     running: list[Array],
     errors: list[Array],
@@ -265,7 +271,7 @@ def _forward(
     return (y, [start + shifted, var_after]), _Saved(y, rstd, m.count, where, errors, backward_weights)
 
 
-def _backward(over: Over, saved: _Saved, cotangents: tuple[Array, list[Array]]) -> tuple[Any, ...]:
+def _backward(over: Reduction, saved: _Saved, cotangents: tuple[Array, list[Array]]) -> tuple[Any, ...]:
     y, rstd, count, where, (along_y, along_one), (old, new) = saved
     dy = cotangents[0] if where is None else jnp.where(where, cotangents[0], 0)
     size, along = means([lax.square(y), dy * y], over, where, count)
@@ -288,17 +294,34 @@ def _where_counted(count: Array | float, value: Array, otherwise: Array) -> Arra
 
 
 @dataclass(frozen=True)
-class OnlineLayer:
-    """Online norm with its options; see `online_norm`."""
+class OnlineNormLayer(Layer):
+    """Online norm with its options; see `online_norm`.
 
-    momentum: Array | float
-    backward_momentum: Array | float
-    epsilon: float
-    guard: Guard
+    Attributes:
+        axis: Feature axis or axes.
+        momentum: See `online_norm`.
+        backward_momentum: See `online_norm`.
+        epsilon: See `online_norm`.
+        guard: See `online_norm`.
+    """
+
+    axis: Axes = -1
+    momentum: Array | float = 0.999
+    backward_momentum: Array | float = 0.99
+    epsilon: float = 1e-5
+    guard: Guard = "layer_scaling"
+
+    feature_option: ClassVar[str] = "axis"
+    stateful: ClassVar[bool] = True
+    gradient_state_names: ClassVar[Sequence[str]] = OnlineErrors._fields
 
     def __post_init__(self) -> None:
         """Check the options."""
         check_online_options(self.momentum, self.backward_momentum, self.epsilon, self.guard)
+
+    def names(self, train: bool) -> tuple[Sequence[str], Sequence[str]]:
+        """Return names of the state, all of it needed."""
+        return ("mean", "var"), ()
 
     def state(self, shape: tuple[int, ...]) -> dict[str, Array]:
         """Return mean 0 and variance 1."""
@@ -308,21 +331,26 @@ class OnlineLayer:
         """Return no errors."""
         return {name: jnp.zeros(shape, jnp.float32) for name in OnlineErrors._fields}
 
+    def initializing(self, x: Array, features: tuple[int, ...], train: bool) -> tuple[Self, bool]:
+        """Return the norm at evaluation."""
+        return self, False
+
     def apply(
         self,
         x: Array,
-        parameters: State,
+        parameters: Parameters,
         state: State,
         gradient_state: State,
         *,
-        axis: tuple[int, ...],
+        features: tuple[int, ...],
         train: bool,
         mask: Array | None,
     ) -> tuple[Array, State]:
         """Normalize by the examples before each, or by the running statistics; see `Layer`."""
-        running = RunningStatistics.named(state)
-        given: dict[str, Any] = {**parameters, "axis": axis, "where": mask}
+        running, options = RunningStatistics.named(state), {"epsilon": self.epsilon, "guard": self.guard}
+        given: dict[str, Any] = {**parameters, **options, "axis": other_axes(features, x.ndim), "where": mask}
         if not train:
-            return evaluate_online_norm(x, running, epsilon=self.epsilon, guard=self.guard, **given), state
-        y, running = online_norm(x, running, OnlineErrors(**gradient_state), **vars(self), **given)
+            return evaluate_online_norm(x, running, **given), state
+        momenta = {"momentum": self.momentum, "backward_momentum": self.backward_momentum}
+        y, running = online_norm(x, running, OnlineErrors(**gradient_state), **momenta, **given)
         return y, running.by_name()

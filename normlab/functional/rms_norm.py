@@ -1,13 +1,14 @@
 """RMS norm."""
 
+from dataclasses import dataclass
+
 import jax.numpy as jnp
 from jax import Array
 
-from normlab._core.axes import Axes, canonical_axes
-from normlab._core.checks import AxisName
-from normlab._core.per_example import REMEDY, Groups, normalize
-from normlab._core.reduction import check_more_than_one
-from normlab._core.reduction import over as over_axes
+from normlab._core.checks import AxisName, check_real, check_where
+from normlab._core.dtypes import output_dtype
+from normlab._core.reduction import Axes, Groups, Reduction, canonical_axes
+from normlab.functional.layer_norm import LayerNormLayer
 
 
 def rms_norm(
@@ -52,8 +53,19 @@ def rms_norm(
         Zhang, Sennrich. Root Mean Square Layer Normalization. NeurIPS 2019. https://arxiv.org/abs/1910.07467
     """
     x = jnp.asarray(x)
+    check_real(x)
+    check_where(where, x.shape)
     axis = canonical_axes(axis, x.ndim)
     features = axis if feature_axes is None else canonical_axes(feature_axes, x.ndim, "feature_axes")
-    over = over_axes(axis, affine=features, axis_name=axis_name, axis_index_groups=axis_index_groups, center=False)
-    check_more_than_one(x.shape, over, REMEDY)
-    return normalize(x, scale, None, over, features, epsilon, where)
+    layer = RMSNormLayer(epsilon, axis_name, axis_index_groups, reduction_axes=axis, feature_axes=features)
+    y, _ = layer.apply(x, {"scale": scale}, {}, {}, features=features, train=True, mask=where)
+    return y.astype(output_dtype(x))
+
+
+@dataclass(frozen=True)
+class RMSNormLayer(LayerNormLayer):
+    """RMS norm with its options, those of layer norm; `use_fast_variance` is without effect."""
+
+    def over(self, x: Array, features: tuple[int, ...]) -> Reduction:
+        """Reduce `reduction_axes`, with no mean."""
+        return super().over(x, features)._replace(center=False)

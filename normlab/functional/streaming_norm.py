@@ -5,24 +5,19 @@ import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from normlab._core.axes import Axes, expand, expand_where
-from normlab._core.batch import normalize
 from normlab._core.checks import check_epsilon, check_where
 from normlab._core.dtypes import float32_or_wider, output_dtype, whole
-from normlab._core.layer import State
-from normlab._core.moments import means, moments
-from normlab._core.reduction import Over
-from normlab._core.reduction import over as over_axes
-from normlab._core.running import as_weights
+from normlab._core.layer import Layer, Parameters, State
+from normlab._core.reduction import Axes, Reduction, expand, expand_where, means, moments, other_axes, reduction
 from normlab._core.sharding import aligned, spread_like
-from normlab._core.standardize import reciprocal_root
-from normlab._core.stream import check_weight, kept_wide, own_gradient, scaled, stream_features, wide_state
+from normlab._core.standardize import normalize, reciprocal_root
+from normlab._core.stream import as_weights, check_weight, kept_wide, own_gradient, scaled, stream_features, wide_state
 
 Mix = Sequence[float]
 """Weights of the long, the short and the current memory; without the last, it is 0."""
@@ -158,7 +153,7 @@ def streaming_norm(
         )
         for state in (memory._replace(step=whole(memory.step)), own_gradient(slopes))
     )
-    over = over_axes(tuple(a for a in range(x.ndim) if a not in features))
+    over = reduction(tuple(a for a in range(x.ndim) if a not in features))
     static = _Static(over, _three(mix), _three(backward_mix), calls_per_update)
     weights = [as_weights(m, wide.dtype) for m in (momentum, backward_momentum)]
     result: Any = _streaming(static, wide, before, carried, where, *weights, jnp.asarray(epsilon, wide.dtype))
@@ -199,7 +194,7 @@ def _three(mix: Mix) -> tuple[float, ...]:
 class _Static(NamedTuple):
     """Options that are no arrays."""
 
-    over: Over
+    over: Reduction
     mix: tuple[float, ...]
     backward_mix: tuple[float, ...]
     calls_per_update: int
@@ -315,19 +310,41 @@ _streaming.defvjp(_forward, _backward)
 
 
 @dataclass(frozen=True)
-class StreamingLayer:
-    """Streaming norm with its options; see `streaming_norm`."""
+class StreamingNormLayer(Layer):
+    """Streaming norm with its options; see `streaming_norm`.
 
-    mix: Mix
-    backward_mix: Mix
-    momentum: Array | float
-    backward_momentum: Array | float
-    calls_per_update: int
-    epsilon: float
+    Attributes:
+        axis: Feature axis or axes.
+        mix: See `streaming_norm`.
+        backward_mix: See `streaming_norm`.
+        momentum: See `streaming_norm`.
+        backward_momentum: See `streaming_norm`.
+        calls_per_update: See `streaming_norm`.
+        epsilon: See `streaming_norm`.
+    """
+
+    axis: Axes = -1
+    mix: Mix = (0.5, 0.5)
+    backward_mix: Mix = (0.5, 0.5, 0.0)
+    momentum: Array | float = 0.7
+    backward_momentum: Array | float = 0.7
+    calls_per_update: int = 1
+    epsilon: float = 1e-5
+
+    feature_option: ClassVar[str] = "axis"
+    stateful: ClassVar[bool] = True
+    gradient_state_names: ClassVar[Sequence[str]] = StreamingSlopes._fields
 
     def __post_init__(self) -> None:
         """Check the options."""
-        check_streaming_options(**vars(self))
+        check_streaming_options(**self._options())
+
+    def _options(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "axis"}
+
+    def names(self, train: bool) -> tuple[Sequence[str], Sequence[str]]:
+        """Return names of the state, all of it needed."""
+        return StreamingMemory._fields, ()
 
     def state(self, shape: tuple[int, ...]) -> dict[str, Array]:
         """Return a long memory of mean 0 and variance 1, and nothing else."""
@@ -337,22 +354,25 @@ class StreamingLayer:
         """Return memories of no gradient."""
         return initial_streaming(shape)[1]._asdict()
 
+    def initializing(self, x: Array, features: tuple[int, ...], train: bool) -> tuple[Self, bool]:
+        """Return the norm at evaluation."""
+        return self, False
+
     def apply(
         self,
         x: Array,
-        parameters: State,
+        parameters: Parameters,
         state: State,
         gradient_state: State,
         *,
-        axis: tuple[int, ...],
+        features: tuple[int, ...],
         train: bool,
         mask: Array | None,
     ) -> tuple[Array, State]:
         """Normalize by the memories, or by the long one, which has taken up the short one at an update; see `Layer`."""
-        memory = StreamingMemory(**state)
-        given: dict[str, Any] = {**parameters, "axis": axis}
+        memory, axis = StreamingMemory(**state), other_axes(features, x.ndim)
         if not train:
-            return normalize(x, memory.mean, memory.var, epsilon=self.epsilon, **given), state
+            return normalize(x, memory.mean, memory.var, **parameters, axis=axis, epsilon=self.epsilon), state
         slopes = StreamingSlopes(**gradient_state)
-        y, memory = streaming_norm(x, memory, slopes, **vars(self), **given, where=mask)
+        y, memory = streaming_norm(x, memory, slopes, **parameters, **self._options(), axis=axis, where=mask)
         return y, memory._asdict()

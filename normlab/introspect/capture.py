@@ -6,10 +6,10 @@ from typing import Any
 from flax import linen as nn
 from jax import Array
 
+from normlab._core.reduction import canonical_axes
+from normlab.functional.continual_norm import ContinualNormLayer
 from normlab.introspect.statistics import Path
-from normlab.linen import BatchNorm
-
-_NORMALIZED = BatchNorm.normalized.__name__
+from normlab.linen import ContinualNorm
 
 
 def inputs_of(path: Path, call: Callable[[], object]) -> list[Array]:
@@ -31,14 +31,18 @@ def inputs_of(path: Path, call: Callable[[], object]) -> list[Array]:
         kwargs: Mapping[str, Any],
         context: nn.module.InterceptorContext,
     ) -> Any:
-        inside = context.module.path == path
-        if inside and context.method_name == "__call__":
-            captured.append(args[0])
-        result = method(*args, **kwargs)
-        if inside and context.method_name == _NORMALIZED:
-            captured[-1] = result
-        return result
+        if context.module.path == path and context.method_name == "__call__":
+            captured.append(_normalized(context.module, args[0], kwargs.get("mask")))
+        return method(*args, **kwargs)
 
     with nn.intercept_methods(intercept):
         call()
     return captured
+
+
+def _normalized(module: nn.Module, x: Array, mask: Array | None) -> Array:
+    """Return the array whose statistics a norm takes, given its input."""
+    layer = module.layer() if isinstance(module, ContinualNorm) else None
+    if not isinstance(layer, ContinualNormLayer):
+        return x
+    return layer.normalized(x, canonical_axes(layer.axis, x.ndim), mask)

@@ -1,26 +1,19 @@
 """Batch norm and batch renorm for Linen."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
-from typing import Any
+from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
-from normlab import functional as F
-from normlab._core.axes import Axes, canonical_axes
-from normlab._core.checks import AxisName, check_flags, check_float32_reductions, choose_mode
-from normlab._core.running import Momentum
-from normlab.functional.batch_norm import BatchLayer, Statistics
+from normlab._core.checks import AxisName
+from normlab._core.reduction import Axes
+from normlab.functional.batch_norm import BatchNormLayer, Momentum, Statistics
 from normlab.functional.batch_renorm import BatchRenormLayer, Schedule
-from normlab.linen._example import affine_parameters, promote
-from normlab.linen._state import state_variables
-
-Initializer = Callable[..., Any]
+from normlab.linen._norm import Initializer, Stateful
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(Stateful):
     """Batch norm; see `normlab.functional.batch_norm`.
 
     Flax's fields in Flax's order, then our own; Flax's parameters and `batch_stats` (`mean`, `var`; and `step` where
@@ -54,8 +47,8 @@ class BatchNorm(nn.Module):
     axis: Axes = -1
     momentum: Momentum = 0.99
     epsilon: float = 1e-5
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
     use_bias: bool = True
     use_scale: bool = True
     bias_init: Initializer = nn.initializers.zeros
@@ -69,56 +62,7 @@ class BatchNorm(nn.Module):
     statistics: Statistics = "auto"
     frozen: bool = False
 
-    def layer(self) -> BatchLayer:
-        """Return the norm with the options of this module."""
-        return BatchLayer(**self._options())
-
-    def _options(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(BatchLayer)}
-
-    def normalized(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """Return the array whose statistics are taken, by default `x` itself."""
-        return x
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
-    ) -> jax.Array:
-        """Normalize `x`; `mask` is True where an element counts, broadcastable to `x`.
-
-        Args:
-            x: Activations.
-            use_running_average: Mode of this call; give it here or to the module, not both.
-            mask: Elements counted.
-        """
-        layer, making = self.layer(), self.is_initializing()
-        check_flags(self, "use_scale", "use_bias")
-        check_float32_reductions(self.force_float32_reductions)
-        evaluating = choose_mode(self.use_running_average, use_running_average)
-        x = jnp.asarray(x)
-        mask = mask if mask is None else jnp.asarray(mask)
-        features = canonical_axes(self.axis, x.ndim)
-        axis = tuple(a for a in range(x.ndim) if a not in features)
-        shape = tuple(x.shape[a] for a in features)
-        counts = layer.has_step and not (evaluating or layer.frozen)
-        variables = state_variables(self, {"batch_stats": layer.state(shape)}, () if counts else ("step",))
-        affine = affine_parameters(
-            self,
-            shape,
-            self.scale_init if self.use_scale else None,
-            self.bias_init if self.use_bias else None,
-        )
-        x, dtype = promote(x, affine, self.dtype)
-        x = self.normalized(x, mask)
-        if making:  # no mapped axis is bound, and a single example is enough to make parameters
-            layer = replace(layer, axis_name=None, axis_index_groups=None, ghost_batch_size=None, statistics="auto")
-            evaluating = evaluating or F.batch_elements(x, axis) == 1
-        state = {name: variable.value for name, variable in variables.items()}
-        y, after = layer.apply(x, affine, state, {}, axis=axis, train=not evaluating, mask=mask)
-        if not (making or evaluating or layer.frozen):
-            for name, value in after.items():
-                variables[name].value = value
-        return y.astype(dtype)
+    _kind = BatchNormLayer
 
 
 class BatchRenorm(BatchNorm):
@@ -137,11 +81,4 @@ class BatchRenorm(BatchNorm):
     d_max: Schedule = 5.0
     initialize_from_first_batch: bool = False
 
-    def layer(self) -> BatchRenormLayer:
-        """Return the norm with the options of this module."""
-        return BatchRenormLayer(
-            **self._options(),
-            r_max=self.r_max,
-            d_max=self.d_max,
-            initialize_from_first_batch=self.initialize_from_first_batch,
-        )
+    _kind = BatchRenormLayer

@@ -14,7 +14,7 @@ from normlab._core.checks import check_flag, check_flags
 from normlab.functional.recurrent.cell_norm import AnyCellNorm, resolve
 from normlab.functional.recurrent.cells import Carry, Cell
 from normlab.functional.recurrent.unroll import check_inputs, check_sequences, check_steps, flip
-from normlab.linen._state import state_variables
+from normlab.linen._norm import state_variables
 
 Initializer = Callable[..., Any]
 
@@ -58,7 +58,9 @@ class _PathNorm(nn.Module):
         return (
             scale,
             bias,
-            state_variables(self, {"batch_stats": needed}, () if train and "step" in needed else ("step",)),
+            state_variables(
+                self, {"batch_stats": [*needed]}, lambda _: needed, () if train and "step" in needed else ("step",)
+            ),
         )
 
 

@@ -1,23 +1,62 @@
 """Batch norm and batch renorm for NNX."""
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
-from normlab._core.axes import Axes, canonical_axes
-from normlab._core.checks import AxisName, check_flag, choose_mode, chosen
-from normlab._core.running import Momentum
-from normlab.functional.batch_norm import BatchLayer, Statistics
+from normlab._core.checks import AxisName, check_flag, choose_mode
+from normlab._core.reduction import Axes
+from normlab.functional.batch_norm import BatchNormLayer, Momentum, Statistics
 from normlab.functional.batch_renorm import BatchRenormLayer, Schedule
-from normlab.nnx._example import NO_METADATA, Affine, Initializer, Metadata, ones, zeros
-from normlab.nnx._state import FrozenParam, read, state_variables, write
+from normlab.nnx._norm import (
+    NO_METADATA,
+    FrozenParam,
+    Initializer,
+    Metadata,
+    Norm,
+    groups_of,
+    normalize,
+    ones,
+    zeros,
+)
 
 
-class BatchNorm(Affine):
+class Stateful(Norm):
+    """The call of norms that train and evaluate by different statistics."""
+
+    def __init__(self, num_features: int | Sequence[int], *, use_running_average: bool | None, **options: Any) -> None:
+        check_flag("use_running_average", use_running_average)
+        self.use_running_average = use_running_average
+        super().__init__(num_features, **options)
+
+    def __call__(
+        self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """Normalize `x` and, in training, update the state.
+
+        Args:
+            x: Activations; for norms of streams `[examples, ..., features]`, the oldest example first.
+            use_running_average: Overrides the attribute in this call.
+            mask: True where an element counts, broadcastable to `x`.
+        """
+        attribute = self.use_running_average if use_running_average is None else None
+        return normalize(self, x, mask, not choose_mode(attribute, use_running_average))
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Set the mode; called by `nnx.view`, and read by `nnx.view_info`, which expects this indentation.
+
+        Args:
+          use_running_average: True at evaluation, False in training; None leaves it.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+
+class BatchNorm(Stateful):
     """Batch norm; see `normlab.functional.batch_norm`.
 
     Flax's arguments, then our own; `use_fast_variance` is off by default, statistics are in float32 or wider, and
@@ -29,6 +68,8 @@ class BatchNorm(Affine):
         step: Updates so far, where `momentum` is a function or `None`.
     """
 
+    _kind = BatchNormLayer
+
     def __init__(
         self,
         num_features: int | Sequence[int],
@@ -37,8 +78,8 @@ class BatchNorm(Affine):
         axis: Axes = -1,
         momentum: Momentum = 0.99,
         epsilon: float = 1e-5,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         use_bias: bool = True,
         use_scale: bool = True,
         bias_init: Initializer = zeros,
@@ -84,53 +125,27 @@ class BatchNorm(Affine):
         """
         super().__init__(
             num_features,
+            use_running_average=use_running_average,
             dtype=dtype,
             param_dtype=param_dtype,
-            scale_init=chosen("use_scale", use_scale, scale_init),
-            bias_init=chosen("use_bias", use_bias, bias_init),
+            use_scale=use_scale,
+            use_bias=use_bias,
+            scale_init=scale_init,
+            bias_init=bias_init,
             scale_metadata=scale_metadata,
             bias_metadata=bias_metadata,
             rngs=rngs,
+            axis_index_groups=groups_of(axis_index_groups),
+            axis=axis,
+            momentum=momentum,
+            epsilon=epsilon,
+            axis_name=axis_name,
+            use_fast_variance=use_fast_variance,
+            unbiased_running_var=unbiased_running_var,
+            ghost_batch_size=ghost_batch_size,
+            statistics=statistics,
+            frozen=frozen,
         )
-        self.use_running_average = use_running_average
-        self.axis, self.epsilon, self.momentum = axis, epsilon, momentum
-        self.axis_name = axis_name
-        self.axis_index_groups = (
-            axis_index_groups if axis_index_groups is None else tuple(map(tuple, axis_index_groups))
-        )
-        self.use_fast_variance, self.unbiased_running_var = use_fast_variance, unbiased_running_var
-        self.ghost_batch_size, self.frozen = ghost_batch_size, frozen
-        self.statistics: Statistics = statistics
-        check_flag("use_running_average", use_running_average)
-        BatchNorm.layer(self)  # which checks the options; those of a subclass are not there yet
-        for name, value in self._state().items():
-            setattr(self, name, nnx.BatchStat(value))
-
-    def __call__(
-        self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
-    ) -> jax.Array:
-        """Normalize `x` and, in training, update the state.
-
-        Args:
-            x: Activations.
-            use_running_average: Overrides the attribute in this call.
-            mask: True where an element counts, broadcastable to `x`.
-        """
-        attribute = self.use_running_average if use_running_average is None else None
-        evaluating = choose_mode(attribute, use_running_average)
-        x, affine, dtype = self._promoted(x, self.axis)
-        mask = mask if mask is None else jnp.asarray(mask)
-        x = self.normalized(x, mask)
-        layer = self.layer()
-        variables = state_variables(self, ("mean", layer.spread, "step"), optional=("step",))
-        state = {name: read(variable) for name, variable in variables.items()}
-        features = canonical_axes(self.axis, x.ndim)
-        axis = tuple(a for a in range(x.ndim) if a not in features)
-        y, after = layer.apply(x, affine, state, {}, axis=axis, train=not evaluating, mask=mask)
-        if not (evaluating or layer.frozen):
-            for name, value in after.items():
-                write(variables[name], value)
-        return y.astype(dtype)
 
     @property
     def frozen(self) -> bool:
@@ -147,29 +162,6 @@ class BatchNorm(Affine):
             if variable is not None and type(variable) is not kind:
                 setattr(self, name, kind(variable.get_raw_value(), **variable.get_metadata()))
 
-    def set_view(self, use_running_average: bool | None = None) -> None:
-        """Set the mode; called by `nnx.view`, and read by `nnx.view_info`, which expects this indentation.
-
-        Args:
-          use_running_average: True at evaluation, False in training; None leaves it.
-        """
-        if use_running_average is not None:
-            self.use_running_average = use_running_average
-
-    def layer(self) -> BatchLayer:
-        """Return the norm with the options of this module."""
-        return BatchLayer(**self._options())
-
-    def _options(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(BatchLayer)}
-
-    def _state(self) -> dict[str, jax.Array]:
-        return BatchNorm.layer(self).state(self.feature_shape)
-
-    def normalized(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """Return the array whose statistics are taken, by default `x` itself."""
-        return x
-
 
 class BatchRenorm(BatchNorm):
     """Batch renorm; see `normlab.functional.batch_renorm`.
@@ -177,6 +169,8 @@ class BatchRenorm(BatchNorm):
     The arguments of `BatchNorm`, and those of batch renorm. State, all arrays: `mean`, `std` (the average of standard
     deviations, as published) and `step`.
     """
+
+    _kind = BatchRenormLayer
 
     def __init__(
         self,
@@ -198,19 +192,6 @@ class BatchRenorm(BatchNorm):
             rngs: Random streams; `params` is used.
             **options: The arguments of `BatchNorm`.
         """
-        super().__init__(num_features, rngs=rngs, **options)
         self.r_max, self.d_max = r_max, d_max
         self.initialize_from_first_batch = initialize_from_first_batch
-        self.layer()  # which checks the options
-
-    def layer(self) -> BatchRenormLayer:
-        """Return the norm with the options of this module."""
-        return BatchRenormLayer(
-            **self._options(),
-            r_max=self.r_max,
-            d_max=self.d_max,
-            initialize_from_first_batch=self.initialize_from_first_batch,
-        )
-
-    def _state(self) -> dict[str, jax.Array]:
-        return BatchRenormLayer(momentum=self.momentum).state(self.feature_shape)
+        super().__init__(num_features, rngs=rngs, **options)

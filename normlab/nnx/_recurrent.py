@@ -14,8 +14,7 @@ from normlab._core.checks import check_flag
 from normlab.functional.recurrent.cell_norm import AnyCellNorm, resolve
 from normlab.functional.recurrent.cells import Carry, Cell
 from normlab.functional.recurrent.unroll import check_inputs, check_sequences, check_steps, flip
-from normlab.nnx._example import NO_METADATA, Initializer, Metadata, zeros
-from normlab.nnx._state import read, state_variables, write
+from normlab.nnx._norm import NO_METADATA, Initializer, Metadata, read, state_variables, write, zeros
 
 STATISTICS = ("mean", "var", "step")
 Rngs = nnx.Rngs | nnx.RngStream

@@ -25,7 +25,7 @@ DEVICES = 4
 SHAPE = (8, 3, 6)
 Function = Callable[..., Any]
 Wrap = Callable[[Function], Function]
-RUNNING = F.RunningStatistics(jnp.linspace(-1, 1, 6), jnp.linspace(0.5, 2, 6))
+RUNNING = F.RenormStatistics(jnp.linspace(-1, 1, 6), jnp.linspace(0.5, 2, 6))
 
 
 def mesh(*shape: int, names: tuple[str, ...] = ("d",), kind: AxisType = AxisType.Auto) -> Mesh:
@@ -204,7 +204,7 @@ def in_float64(kind: str, x: jax.Array, mask: Any, dy: jax.Array) -> dict[str, n
     counted = np.broadcast_to(True if mask is None else np.asarray(mask), x.shape)
     n = counted.sum((0, 1))
     x, dy, scale, bias, running_mean, running_var = (
-        np.asarray(a, np.float64) for a in (x, dy, SCALE, BIAS, RUNNING.mean, RUNNING.spread)
+        np.asarray(a, np.float64) for a in (x, dy, SCALE, BIAS, RUNNING.mean, RUNNING.std)
     )
     x, dy = np.where(counted, x, 0), np.where(counted, dy, 0)
     mean = x.sum((0, 1)) / n

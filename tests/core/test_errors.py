@@ -18,6 +18,7 @@ from tests.support.registered import ALL
 X = jnp.ones((4, 3, 2, 6))
 SIX = jnp.ones(6)
 RUNNING = F.RunningStatistics(jnp.zeros(6), jnp.ones(6))
+RENORM = F.RenormStatistics(jnp.zeros(6), jnp.ones(6))
 
 
 def init(module: Any, x: jax.Array = X) -> Any:
@@ -58,7 +59,7 @@ CASES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("group scale", lambda: F.group_norm(X, jnp.ones(3), num_groups=3), ValueError, r"`scale` to have shape \(6,\)"),
     (
         "running",
-        lambda: F.batch_renorm(X, F.RunningStatistics(SIX[:3], SIX), r_max=2.0, d_max=1.0),
+        lambda: F.batch_renorm(X, F.RenormStatistics(SIX[:3], SIX), r_max=2.0, d_max=1.0),
         ValueError,
         r"`running\.mean` to have shape \(6,\)",
     ),
@@ -193,13 +194,13 @@ CASES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ),
     (
         "r_max",
-        lambda: F.batch_renorm(X, RUNNING, r_max=0.5, d_max=1.0),
+        lambda: F.batch_renorm(X, RENORM, r_max=0.5, d_max=1.0),
         ValueError,
         r"`r_max` to be at least 1, got 0\.5",
     ),
     (
         "d_max",
-        lambda: F.batch_renorm(X, RUNNING, r_max=2.0, d_max=-1.0),
+        lambda: F.batch_renorm(X, RENORM, r_max=2.0, d_max=-1.0),
         ValueError,
         r"`d_max` to be at least 0, got -1",
     ),
@@ -288,7 +289,7 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "group": lambda x: F.group_norm(x, num_groups=2),
     "instance": F.instance_norm,
     "batch": F.batch_norm,
-    "renorm": lambda x: F.batch_renorm(x, RUNNING),
+    "renorm": lambda x: F.batch_renorm(x, RENORM),
     "moments": F.batch_moments,
     "inference": lambda x: F.normalize(x, SIX, SIX),
     "online": lambda x: F.online_norm(x, RUNNING, STREAM[0]),

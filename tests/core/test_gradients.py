@@ -214,7 +214,7 @@ def test_gradient_is_finite_at_zero(norm: str) -> None:
 @pytest.mark.parametrize("limits", [{}, {"r_max": 1.1, "d_max": 0.1}], ids=["free", "clipped"])
 def test_batch_renorm_takes_r_and_d_for_constants(limits: dict[str, float]) -> None:
     x, scale, bias, dy = (normal(i, s, jnp.float32) for i, s in enumerate([(6, 4), (4,), (4,), (6, 4)]))
-    running = F.RunningStatistics(*(jnp.asarray(a, jnp.float32) for a in ([0.1, 0.2, -3.0, 0.0], [0.5, 0.9, 1.0, 4.0])))
+    running = F.RenormStatistics(*(jnp.asarray(a, jnp.float32) for a in ([0.1, 0.2, -3.0, 0.0], [0.5, 0.9, 1.0, 4.0])))
 
     def with_constants(r: jax.Array, d: jax.Array) -> Callable[..., jax.Array]:
         def f(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
@@ -225,8 +225,8 @@ def test_batch_renorm_takes_r_and_d_for_constants(limits: dict[str, float]) -> N
 
     mean, std = x.mean(0), jnp.sqrt(x.var(0) + 1e-5)
     r_max, d_max = limits.get("r_max", 3.0), limits.get("d_max", 5.0)
-    r = jnp.clip(std / running.spread, 1 / r_max, r_max)
-    d = jnp.clip((mean - running.mean) / running.spread, -d_max, d_max)
+    r = jnp.clip(std / running.std, 1 / r_max, r_max)
+    d = jnp.clip((mean - running.mean) / running.std, -d_max, d_max)
     y, pull = jax.vjp(lambda *a: F.batch_renorm(a[0], running, a[1], a[2], r_max=r_max, d_max=d_max)[0], x, scale, bias)
     expected, expected_pull = jax.vjp(with_constants(r, d), x, scale, bias)
     chex.assert_trees_all_close((y, pull(dy)), (expected, expected_pull(dy)), rtol=1e-5, atol=1e-5)
@@ -311,6 +311,6 @@ def test_a_single_counted_element_moves_no_running_statistic_of_a_norm_that_uses
     running = F.RunningStatistics(jnp.zeros(4), jnp.ones(4), jnp.asarray(3))
     _, batch = F.batch_norm(jnp.ones((6, 4)), where=where)
     after = F.update_batch_norm(running, batch, momentum=0.9)
-    np.testing.assert_array_equal(after.spread, running.spread)
+    np.testing.assert_array_equal(after.var, running.var)
     np.testing.assert_array_equal(after.mean, running.mean)
     assert int(after.step) == 3  # type: ignore[arg-type]

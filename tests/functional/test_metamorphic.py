@@ -70,7 +70,7 @@ def test_instance_norm_of_one_position_is_the_bias() -> None:
     chex.assert_trees_all_close(y, jnp.broadcast_to(BIAS, (4, 1, 1, 8)))
 
 
-RUNNING = F.RunningStatistics(normal(8, seed=3), jnp.abs(normal(8, seed=4)) + 0.5)
+RUNNING = F.RenormStatistics(normal(8, seed=3), jnp.abs(normal(8, seed=4)) + 0.5)
 
 
 def test_batch_renorm_that_may_not_correct_is_batch_norm() -> None:
@@ -80,7 +80,7 @@ def test_batch_renorm_that_may_not_correct_is_batch_norm() -> None:
 
 def test_batch_renorm_without_limits_gives_the_output_of_the_running_statistics() -> None:
     y, _ = F.batch_renorm(X, RUNNING, SCALE, BIAS, r_max=float("inf"), d_max=float("inf"))
-    expected = F.normalize(X, RUNNING.mean, RUNNING.spread**2, SCALE, BIAS, epsilon=0.0)
+    expected = F.normalize(X, RUNNING.mean, RUNNING.std**2, SCALE, BIAS, epsilon=0.0)
     chex.assert_trees_all_close(y, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -150,7 +150,7 @@ def test_the_cumulative_average_is_the_plain_mean_of_all_batches() -> None:
     for batch in batches:
         state = F.update_batch_norm(state, F.batch_norm(batch)[1], momentum=None)
     chex.assert_trees_all_close(state.mean, batches.mean((0, 1)), **CLOSE)
-    chex.assert_trees_all_close(state.spread, batches.var(1).mean(0), **CLOSE)
+    chex.assert_trees_all_close(state.var, batches.var(1).mean(0), **CLOSE)
     assert state.step is not None and int(state.step) == 5
 
 
@@ -163,7 +163,7 @@ def test_running_variance_of_pairs_is_half_the_variance_unless_unbiased() -> Non
             return F.update_batch_norm(state, moments, momentum=None, unbiased_running_var=unbiased), None
 
         start = F.RunningStatistics(jnp.zeros(8), jnp.ones(8), jnp.zeros((), jnp.int32))
-        return jax.lax.scan(step, start, x)[0].spread
+        return jax.lax.scan(step, start, x)[0].var
 
     np.testing.assert_allclose(average(False), 0.5, atol=0.05)
     np.testing.assert_allclose(average(True), 1.0, atol=0.1)

@@ -291,6 +291,6 @@ def test_a_cell_of_one_feature_is_refused() -> None:
 
 
 def test_limits_of_batch_renorm_are_constants() -> None:
-    running = F.RunningStatistics(jnp.zeros(3), jnp.ones(3))
+    running = F.RenormStatistics(jnp.zeros(3), jnp.ones(3))
     f = lambda r, d: (F.batch_renorm(draw((8, 3), 9.0, 5.0), running, r_max=r, d_max=d)[0] ** 2).sum()  # noqa: E731
     assert jax.grad(f, (0, 1))(jnp.float32(3.0), jnp.float32(5.0)) == (0, 0)

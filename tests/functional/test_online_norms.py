@@ -222,7 +222,7 @@ def test_a_momentum_that_is_scheduled_weighs_the_spread_between_examples_too() -
     mean = sum(w * a for w, a in seen)
     square = first * 1 + sum(w * a**2 for w, a in seen)
     np.testing.assert_allclose(running.mean, mean, rtol=1e-5)
-    np.testing.assert_allclose(running.spread, square - mean**2, rtol=1e-5)
+    np.testing.assert_allclose(running.var, square - mean**2, rtol=1e-5)
 
 
 class Net(nn.Module):

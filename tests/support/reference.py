@@ -136,6 +136,13 @@ def instance(
     return affine((x - mean) * rstd_of(var, count, epsilon), variables, feature_axes), {}
 
 
+def dyt(
+    x: Array, variables: Variables, where: Array | None = None, *, feature_axes: Axes = -1, alpha_init: float = 0.5
+) -> Result:
+    """Zhu et al., 2025: a learned `alpha`, no statistics; `alpha_init` is in the variables."""
+    return affine(np.tanh(variables["alpha"] * x), variables, feature_axes), {}
+
+
 def batch(
     x: Array,
     variables: Variables,
@@ -438,6 +445,7 @@ NORMS: dict[str, Callable[..., Result]] = {
     "rms": rms,
     "group": group,
     "instance": instance,
+    "dyt": dyt,
     "online": online,
     "streaming": streaming,
     "continual": continual,

@@ -12,13 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from normlab._core.batch import BatchMoments
 from normlab._core.checks import AxisName, check_epsilon, check_flag, one_element_allowed, resolve_groups
 from normlab._core.dtypes import float32_or_wider
-from normlab._core.running import Momentum, RunningStatistics
 from normlab._core.standardize import reciprocal_root
 from normlab.errors import StatisticsError
-from normlab.functional.batch_norm import batch_norm, update_batch_norm
+from normlab.functional.batch_norm import BatchMoments, Momentum, RunningStatistics, batch_norm, update_batch_norm
 from normlab.functional.group_norm import group_norm
 from normlab.notation import UnknownNorm, parse, unknown
 
@@ -296,7 +294,7 @@ def normalize_running(
         return (y if bias is None else y + _expanded(bias, y.ndim)).astype(z.dtype)
 
     biases = (None,) * len(z) if bias is None else bias
-    means, variances = (jnp.split(a, len(z), -1) for a in (running.mean, running.spread))
+    means, variances = (jnp.split(a, len(z), -1) for a in (running.mean, running.var))
     return tuple(map(normalize, z, scale, biases, means, variances))
 
 
@@ -313,7 +311,7 @@ def _expanded(per_feature: Array, ndim: int, shape: Sequence[int] | None = None)
 
 def last_row(running: RunningStatistics) -> Array:
     """The last row that training has moved from its start, mean 0 and variance 1; the first where there is none."""
-    moved = ((running.mean != 0) | (running.spread != 1)).any(-1)
+    moved = ((running.mean != 0) | (running.var != 1)).any(-1)
     return jnp.max(jnp.where(moved, jnp.arange(len(moved), dtype=jnp.int32), 0))
 
 

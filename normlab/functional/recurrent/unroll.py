@@ -11,11 +11,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from normlab._core.batch import BatchMoments
 from normlab._core.checks import check_flag, check_real
 from normlab._core.collectives import Devices, varying_like
-from normlab._core.running import RunningStatistics
 from normlab._core.sharding import is_sharded
+from normlab.functional.batch_norm import BatchMoments, RunningStatistics
 from normlab.functional.recurrent.cell_norm import (
     CellNorm,
     Gates,

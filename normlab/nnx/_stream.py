@@ -6,16 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
-from normlab._core.axes import Axes, canonical_axes
-from normlab._core.checks import check_where, choose_mode, chosen
 from normlab._core.layer import Layer
-from normlab.functional.continual_norm import group_first
-from normlab.functional.online_norm import Guard, OnlineLayer
-from normlab.functional.streaming_norm import Mix, StreamingLayer
-from normlab.nnx._batch import BatchNorm
-from normlab.nnx._example import NO_METADATA, Affine, Initializer, Metadata, ones, zeros
-from normlab.nnx._state import OverwriteWithGradient, read, state_variables, write
+from normlab._core.reduction import Axes
+from normlab.functional.continual_norm import ContinualNormLayer
+from normlab.functional.online_norm import Guard, OnlineNormLayer
+from normlab.functional.streaming_norm import Mix, StreamingNormLayer
+from normlab.nnx._batch import BatchNorm, Stateful
+from normlab.nnx._norm import NO_METADATA, Initializer, Metadata, OverwriteWithGradient, ones, zeros
 
 
 def overwrite_with_gradient(module: nnx.Module, gradients: Any) -> Any:
@@ -34,50 +33,16 @@ def overwrite_with_gradient(module: nnx.Module, gradients: Any) -> Any:
     return others
 
 
-class _StreamNorm(Affine):
-    """What online and streaming norm share."""
+class _StreamNorm(Stateful):
+    """A norm whose options are set once: a momentum may be traced, and must not be a leaf of the module."""
 
-    def _configure(self, layer: Layer, axis: Axes, use_running_average: bool | None) -> None:
-        self.layer, self.axis, self.use_running_average = layer, axis, use_running_average
-        for name, value in layer.state(self.feature_shape).items():
-            setattr(self, name, nnx.BatchStat(value))
-        for name, value in layer.gradient_state(self.feature_shape).items():
-            setattr(self, name, OverwriteWithGradient(value))
+    def _configure(self, **options: Any) -> None:
+        self.axis = options["axis"]
+        self._layer = self._kind(**options)
 
-    def __call__(
-        self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
-    ) -> jax.Array:
-        """Normalize `x` and, in training, update the statistics.
-
-        Args:
-            x: Activations, `[examples, ..., features]`, the oldest example first.
-            use_running_average: Overrides the attribute in this call.
-            mask: True where an element counts, broadcastable to `x`.
-        """
-        attribute = self.use_running_average if use_running_average is None else None
-        evaluating = choose_mode(attribute, use_running_average)
-        x, affine, dtype = self._promoted(x, self.axis)
-        mask = mask if mask is None else jnp.asarray(mask)
-        check_where(mask, x.shape, "mask")
-        features = canonical_axes(self.axis, x.ndim)
-        axis = tuple(a for a in range(x.ndim) if a not in features)
-        names = self.layer.state(self.feature_shape), self.layer.gradient_state(self.feature_shape)
-        variables = state_variables(self, [*names[0], *names[1]])
-        state, gradient_state = ({name: read(variables[name]) for name in part} for part in names)
-        y, after = self.layer.apply(x, affine, state, gradient_state, axis=axis, train=not evaluating, mask=mask)
-        if not evaluating:
-            for name, value in after.items():
-                write(variables[name], value)
-        return y.astype(dtype)
-
-    def set_view(self, use_running_average: bool | None = None) -> None:
-        """Set the mode; called by `nnx.view`, and read by `nnx.view_info`, which expects this indentation.
-
-        Args:
-          use_running_average: True at evaluation, False in training; None leaves it.
-        """
-        if use_running_average is not None:
-            self.use_running_average = use_running_average
+    def layer(self) -> Layer:
+        """Return the norm with the options of this module."""
+        return self._layer
 
 
 class OnlineNorm(_StreamNorm):
@@ -91,6 +56,8 @@ class OnlineNorm(_StreamNorm):
         along_one: Likewise.
     """
 
+    _kind = OnlineNormLayer
+
     def __init__(
         self,
         num_features: int | Sequence[int],
@@ -99,8 +66,8 @@ class OnlineNorm(_StreamNorm):
         axis: Axes = -1,
         momentum: jax.Array | float = 0.999,
         epsilon: float = 1e-5,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         use_bias: bool = True,
         use_scale: bool = True,
         bias_init: Initializer = zeros,
@@ -133,15 +100,22 @@ class OnlineNorm(_StreamNorm):
         """
         super().__init__(
             num_features,
+            use_running_average=use_running_average,
             dtype=dtype,
             param_dtype=param_dtype,
-            scale_init=chosen("use_scale", use_scale, scale_init),
-            bias_init=chosen("use_bias", use_bias, bias_init),
+            use_scale=use_scale,
+            use_bias=use_bias,
+            scale_init=scale_init,
+            bias_init=bias_init,
             scale_metadata=scale_metadata,
             bias_metadata=bias_metadata,
             rngs=rngs,
+            axis=axis,
+            momentum=momentum,
+            backward_momentum=backward_momentum,
+            epsilon=epsilon,
+            guard=guard,
         )
-        self._configure(OnlineLayer(momentum, backward_momentum, epsilon, guard), axis, use_running_average)
 
 
 class StreamingNorm(_StreamNorm):
@@ -151,6 +125,8 @@ class StreamingNorm(_StreamNorm):
     `OverwriteWithGradient`, for which see `OnlineNorm`. Evaluation is by the long memory.
     """
 
+    _kind = StreamingNormLayer
+
     def __init__(
         self,
         num_features: int | Sequence[int],
@@ -159,8 +135,8 @@ class StreamingNorm(_StreamNorm):
         axis: Axes = -1,
         momentum: jax.Array | float = 0.7,
         epsilon: float = 1e-5,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         use_bias: bool = True,
         use_scale: bool = True,
         bias_init: Initializer = zeros,
@@ -197,16 +173,24 @@ class StreamingNorm(_StreamNorm):
         """
         super().__init__(
             num_features,
+            use_running_average=use_running_average,
             dtype=dtype,
             param_dtype=param_dtype,
-            scale_init=chosen("use_scale", use_scale, scale_init),
-            bias_init=chosen("use_bias", use_bias, bias_init),
+            use_scale=use_scale,
+            use_bias=use_bias,
+            scale_init=scale_init,
+            bias_init=bias_init,
             scale_metadata=scale_metadata,
             bias_metadata=bias_metadata,
             rngs=rngs,
+            axis=axis,
+            mix=tuple(mix),
+            backward_mix=tuple(backward_mix),
+            momentum=momentum,
+            backward_momentum=backward_momentum,
+            calls_per_update=calls_per_update,
+            epsilon=epsilon,
         )
-        layer = StreamingLayer(tuple(mix), tuple(backward_mix), momentum, backward_momentum, calls_per_update, epsilon)
-        self._configure(layer, axis, use_running_average)
 
 
 class ContinualNorm(BatchNorm):
@@ -218,6 +202,8 @@ class ContinualNorm(BatchNorm):
     References:
         Pham, Liu, Hoi. Continual Normalization. ICLR 2022. https://arxiv.org/abs/2203.16102
     """
+
+    _kind = ContinualNormLayer
 
     def __init__(
         self,
@@ -237,11 +223,5 @@ class ContinualNorm(BatchNorm):
             rngs: Random streams; `params` is used.
             **options: The arguments of `BatchNorm`.
         """
-        super().__init__(num_features, rngs=rngs, **options)
         self.num_groups, self.group_size = num_groups, group_size
-
-    def normalized(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """Return the group norm of `x`, whose statistics are taken."""
-        check_where(mask, x.shape, "mask")
-        options: dict[str, Any] = {"num_groups": self.num_groups, "group_size": self.group_size, "axis": self.axis}
-        return group_first(x, mask, epsilon=self.epsilon, **options)
+        super().__init__(num_features, rngs=rngs, **options)

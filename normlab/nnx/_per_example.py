@@ -1,125 +1,34 @@
 """Layer, RMS, group and instance norm for NNX."""
 
-import numbers
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.nnx.nn.dtypes import canonicalize_dtype
+from jax.typing import DTypeLike
 
-from normlab import functional as F
-from normlab._core.axes import Axes, canonical_axes
-from normlab._core.checks import (
-    AxisName,
-    check_dtypes,
-    check_epsilon,
-    check_flag,
-    check_where,
-    choose_groups,
-    chosen,
-    resolve_groups,
+from normlab._core.checks import AxisName, choose_groups, resolve_groups
+from normlab._core.layer import Layer
+from normlab._core.reduction import Axes, Groups
+from normlab.functional.dyt import DyTLayer
+from normlab.functional.group_norm import GroupNormLayer
+from normlab.functional.instance_norm import InstanceNormLayer
+from normlab.functional.layer_norm import LayerNormLayer
+from normlab.functional.rms_norm import RMSNormLayer
+from normlab.nnx._norm import (
+    NO_METADATA,
+    Initializer,
+    Metadata,
+    Norm,
+    NormOptions,
+    feature_shape,
+    groups_of,
+    normalize,
+    ones,
+    zeros,
 )
-from normlab._core.dtypes import output_dtype
-from normlab.nnx._state import read
-
-Initializer = Callable[..., Any]
-Groups = Sequence[Sequence[int]]
-Metadata = Mapping[str, Any]
-zeros, ones = nnx.initializers.zeros_init(), nnx.initializers.ones_init()
-NO_METADATA: Metadata = MappingProxyType({})
-
-
-class Affine(nnx.Module):
-    """Scale and bias of a norm, and the promotion of its input; a base of the norms here.
-
-    Attributes:
-        scale: Parameter of shape `num_features`, or `None`.
-        bias: Likewise.
-    """
-
-    def __init__(
-        self,
-        num_features: int | Sequence[int],
-        *,
-        dtype: Any,
-        param_dtype: Any,
-        scale_init: Initializer | None,
-        bias_init: Initializer | None,
-        scale_metadata: Metadata,
-        bias_metadata: Metadata,
-        rngs: nnx.Rngs,
-    ) -> None:
-        self.feature_shape = _feature_shape(num_features)
-        self.num_features = self.feature_shape[0] if len(self.feature_shape) == 1 else self.feature_shape
-        self.dtype, self.param_dtype = dtype, param_dtype
-        self.scale = nnx.data(
-            None
-            if scale_init is None
-            else nnx.Param(scale_init(rngs.params(), self.feature_shape, param_dtype), **scale_metadata)
-        )
-        self.bias = nnx.data(
-            None
-            if bias_init is None
-            else nnx.Param(bias_init(rngs.params(), self.feature_shape, param_dtype), **bias_metadata)
-        )
-
-    def _promoted(self, x: jax.Array, features: Axes) -> tuple[jax.Array, dict[str, jax.Array], Any]:
-        """Return `x` no narrower than the output, the parameters there are, and the output's dtype, Flax's choice."""
-        x = jnp.asarray(x)
-        shape = tuple(x.shape[a] for a in canonical_axes(features, x.ndim, "feature_axes"))
-        if shape != self.feature_shape:
-            raise ValueError(
-                f"Expected `x` with {self.num_features} features (`num_features`), got {x.shape}, which has {shape}."
-            )
-        parameters = {"scale": self.scale, "bias": self.bias}
-        affine = {name: read(p) for name, p in parameters.items() if p is not None}
-        check_dtypes(x, affine, self.dtype)
-        with jax.numpy_dtype_promotion("standard"):
-            out = canonicalize_dtype(x, *affine.values(), dtype=self.dtype)
-            return x.astype(jnp.promote_types(output_dtype(x), out)), affine, out
-
-
-class _ExampleNorm(Affine):
-    """What the norms within one example share."""
-
-    def _configure(
-        self, epsilon: float, axis_name: AxisName | None, axis_index_groups: Groups | None, use_fast_variance: bool
-    ) -> None:
-        check_epsilon(epsilon)
-        check_flag("use_fast_variance", use_fast_variance)
-        self.epsilon = epsilon
-        self.axis_name = axis_name
-        self.axis_index_groups = (
-            axis_index_groups if axis_index_groups is None else tuple(map(tuple, axis_index_groups))
-        )
-        self.use_fast_variance = use_fast_variance
-
-    def _normalize(
-        self,
-        norm: Callable[..., jax.Array],
-        x: jax.Array,
-        mask: jax.Array | None,
-        features: Axes,
-        axis: Axes | None = None,
-        **options: Any,
-    ) -> jax.Array:
-        x, affine, dtype = self._promoted(x, features)
-        mask = mask if mask is None else jnp.asarray(mask)
-        check_where(mask, x.shape, "mask")
-        if axis is not None:
-            options["axis"] = canonical_axes(axis, x.ndim, "reduction_axes")
-        return norm(
-            x,
-            **affine,
-            epsilon=self.epsilon,
-            where=mask,
-            axis_name=self.axis_name,
-            axis_index_groups=self.axis_index_groups,
-            **options,
-        ).astype(dtype)
 
 
 class Identity(nnx.Module):
@@ -134,19 +43,39 @@ class Identity(nnx.Module):
         return x
 
 
-class LayerNorm(_ExampleNorm):
+class PerExampleOptions(NormOptions, total=False):
+    """Options of norms within one example that Flax does not have.
+
+    Attributes:
+        feature_axes: Axes along which scale and bias vary; the last by default.
+    """
+
+    feature_axes: Axes
+
+
+class _PerExample(Norm):
+    """The call of norms within one example."""
+
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        """Normalize `x`; `mask` is True where an element counts, broadcastable to `x`."""
+        return normalize(self, x, mask)
+
+
+class LayerNorm(_PerExample):
     """Layer norm; see `normlab.functional.layer_norm`.
 
     Flax's arguments and parameters; `use_fast_variance` is off by default, and statistics are in float32 or wider.
     """
+
+    _kind = LayerNormLayer
 
     def __init__(
         self,
         num_features: int | Sequence[int],
         *,
         epsilon: float = 1e-6,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         use_bias: bool = True,
         use_scale: bool = True,
         bias_init: Initializer = zeros,
@@ -184,37 +113,37 @@ class LayerNorm(_ExampleNorm):
             num_features,
             dtype=dtype,
             param_dtype=param_dtype,
-            scale_init=chosen("use_scale", use_scale, scale_init),
-            bias_init=chosen("use_bias", use_bias, bias_init),
+            use_scale=use_scale,
+            use_bias=use_bias,
+            scale_init=scale_init,
+            bias_init=bias_init,
             scale_metadata=scale_metadata,
             bias_metadata=bias_metadata,
             rngs=rngs,
+            epsilon=epsilon,
+            axis_name=axis_name,
+            axis_index_groups=groups_of(axis_index_groups),
+            use_fast_variance=use_fast_variance,
+            reduction_axes=reduction_axes,
+            feature_axes=feature_axes,
         )
-        self._configure(epsilon, axis_name, axis_index_groups, use_fast_variance)
-        self.reduction_axes, self.feature_axes = reduction_axes, feature_axes
-
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        """Normalize `x`; `mask` is True where an element counts, broadcastable to `x`."""
-        options: dict[str, Any] = {
-            "feature_axes": self.feature_axes,
-            "use_fast_variance": self.use_fast_variance,
-        }
-        return self._normalize(F.layer_norm, x, mask, self.feature_axes, self.reduction_axes, **options)
 
 
-class RMSNorm(_ExampleNorm):
+class RMSNorm(_PerExample):
     """RMS norm; see `normlab.functional.rms_norm`.
 
     Flax's arguments and parameters; statistics are in float32 or wider.
     """
+
+    _kind = RMSNormLayer
 
     def __init__(
         self,
         num_features: int | Sequence[int],
         *,
         epsilon: float = 1e-6,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         use_scale: bool = True,
         scale_init: Initializer = ones,
         reduction_axes: Axes = -1,
@@ -246,27 +175,36 @@ class RMSNorm(_ExampleNorm):
             num_features,
             dtype=dtype,
             param_dtype=param_dtype,
-            scale_init=chosen("use_scale", use_scale, scale_init),
-            bias_init=None,
+            use_scale=use_scale,
+            use_bias=False,
+            scale_init=scale_init,
+            bias_init=zeros,
             scale_metadata=scale_metadata,
             bias_metadata=NO_METADATA,
             rngs=rngs,
+            epsilon=epsilon,
+            axis_name=axis_name,
+            axis_index_groups=groups_of(axis_index_groups),
+            use_fast_variance=use_fast_variance,
+            reduction_axes=reduction_axes,
+            feature_axes=feature_axes,
         )
-        self._configure(epsilon, axis_name, axis_index_groups, use_fast_variance)
-        self.reduction_axes, self.feature_axes = reduction_axes, feature_axes
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Normalize `x`; `mask` is True where an element counts, broadcastable to `x`."""
-        options: dict[str, Any] = {"feature_axes": self.feature_axes}
-        return self._normalize(F.rms_norm, x, mask, self.feature_axes, self.reduction_axes, **options)
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: jax.Array, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """Normalize `x`; `mask`, which Flax takes by position here, is True where an element counts."""
+        return normalize(self, x, mask)
 
 
-class GroupNorm(_ExampleNorm):
+class GroupNorm(_PerExample):
     """Group norm; see `normlab.functional.group_norm`.
 
     Flax's arguments and parameters; `group_size` alone is enough, masks broadcast, `use_fast_variance` is off by
     default, and statistics are in float32 or wider.
     """
+
+    _kind = GroupNormLayer
 
     def __init__(
         self,
@@ -275,8 +213,8 @@ class GroupNorm(_ExampleNorm):
         group_size: int | None = None,
         *,
         epsilon: float = 1e-6,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         use_bias: bool = True,
         use_scale: bool = True,
         bias_init: Initializer = zeros,
@@ -310,41 +248,48 @@ class GroupNorm(_ExampleNorm):
             bias_metadata: Metadata of the bias variable, such as sharding.
             scale_metadata: Metadata of the scale variable.
         """
+        (width,) = feature_shape(num_features)
+        num_groups = resolve_groups(width, *choose_groups(num_groups, group_size))
         super().__init__(
             num_features,
             dtype=dtype,
             param_dtype=param_dtype,
-            scale_init=chosen("use_scale", use_scale, scale_init),
-            bias_init=chosen("use_bias", use_bias, bias_init),
+            use_scale=use_scale,
+            use_bias=use_bias,
+            scale_init=scale_init,
+            bias_init=bias_init,
             scale_metadata=scale_metadata,
             bias_metadata=bias_metadata,
             rngs=rngs,
+            epsilon=epsilon,
+            axis_name=axis_name,
+            axis_index_groups=groups_of(axis_index_groups),
+            use_fast_variance=use_fast_variance,
+            num_groups=num_groups,
+            group_size=width // num_groups,
+            reduction_axes=reduction_axes,
         )
-        self._configure(epsilon, axis_name, axis_index_groups, use_fast_variance)
-        (width,) = self.feature_shape
-        self.num_groups = resolve_groups(width, *choose_groups(num_groups, group_size))
-        self.group_size = width // self.num_groups
-        self.reduction_axes = reduction_axes
 
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        """Normalize `x`; `mask` is True where an element counts, broadcastable to `x`."""
-        options: dict[str, Any] = {"num_groups": self.num_groups, "use_fast_variance": self.use_fast_variance}
-        return self._normalize(F.group_norm, x, mask, -1, self.reduction_axes, **options)
+    def layer(self) -> Layer:
+        """Return the norm with the options of this module."""
+        return replace(super().layer(), group_size=None)
 
 
-class InstanceNorm(_ExampleNorm):
+class InstanceNorm(_PerExample):
     """Instance norm; see `normlab.functional.instance_norm`.
 
     Flax's arguments and parameters; `use_fast_variance` is off by default, and statistics are in float32 or wider.
     """
+
+    _kind = InstanceNormLayer
 
     def __init__(
         self,
         num_features: int | Sequence[int],
         *,
         epsilon: float = 1e-6,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         use_bias: bool = True,
         use_scale: bool = True,
         bias_init: Initializer = zeros,
@@ -380,26 +325,40 @@ class InstanceNorm(_ExampleNorm):
             num_features,
             dtype=dtype,
             param_dtype=param_dtype,
-            scale_init=chosen("use_scale", use_scale, scale_init),
-            bias_init=chosen("use_bias", use_bias, bias_init),
+            use_scale=use_scale,
+            use_bias=use_bias,
+            scale_init=scale_init,
+            bias_init=bias_init,
             scale_metadata=scale_metadata,
             bias_metadata=bias_metadata,
             rngs=rngs,
+            epsilon=epsilon,
+            axis_name=axis_name,
+            axis_index_groups=groups_of(axis_index_groups),
+            use_fast_variance=use_fast_variance,
+            feature_axes=feature_axes,
         )
-        self._configure(epsilon, axis_name, axis_index_groups, use_fast_variance)
-        self.feature_axes = feature_axes
-
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        """Normalize `x`; `mask` is True where an element counts, broadcastable to `x`."""
-        options: dict[str, Any] = {
-            "feature_axes": self.feature_axes,
-            "use_fast_variance": self.use_fast_variance,
-        }
-        return self._normalize(F.instance_norm, x, mask, self.feature_axes, **options)
 
 
-def _feature_shape(num_features: Any) -> tuple[int, ...]:
-    sizes = (num_features,) if isinstance(num_features, numbers.Integral) else tuple(num_features)
-    if any(isinstance(n, bool) or not isinstance(n, numbers.Integral) or int(n) < 1 for n in sizes):
-        raise ValueError(f"Expected `num_features` to be positive whole numbers, got {num_features!r}.")
-    return tuple(int(n) for n in sizes)
+class DyT(_PerExample):
+    """Dynamic tanh; see `normlab.functional.dyt`. Parameters are `alpha`, a scalar, and `scale` and `bias`."""
+
+    _kind = DyTLayer
+
+    def __init__(
+        self,
+        num_features: int | Sequence[int],
+        *,
+        alpha_init: float = 0.5,
+        rngs: nnx.Rngs,
+        **options: Unpack[PerExampleOptions],
+    ) -> None:
+        """Make the parameters.
+
+        Args:
+            num_features: Size of the feature axis, or of each.
+            alpha_init: Initial value of `alpha`.
+            rngs: Random streams; `params` is used.
+            **options: See `PerExampleOptions`.
+        """
+        super().__init__(num_features, rngs=rngs, alpha_init=alpha_init, **{"feature_axes": -1, **options})

@@ -1,29 +1,18 @@
 """Layer, RMS, group and instance norm for Linen."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen.dtypes import canonicalize_dtype
+from jax.typing import DTypeLike
 
-from normlab import functional as F
-from normlab._core.axes import Axes, canonical_axes
-from normlab._core.checks import (
-    AxisName,
-    check_dtypes,
-    check_epsilon,
-    check_flags,
-    check_float32_reductions,
-    check_where,
-    choose_groups,
-    chosen,
-)
-from normlab._core.dtypes import output_dtype
-
-Initializer = Callable[..., Any]
-Groups = Sequence[Sequence[int]]
+from normlab._core.checks import AxisName
+from normlab._core.reduction import Axes, Groups
+from normlab.functional.dyt import DyTLayer
+from normlab.functional.group_norm import GroupNormLayer
+from normlab.functional.instance_norm import InstanceNormLayer
+from normlab.functional.layer_norm import LayerNormLayer
+from normlab.functional.rms_norm import RMSNormLayer
+from normlab.linen._norm import Initializer, PerExample
 
 
 class Identity(nn.Module):
@@ -35,7 +24,7 @@ class Identity(nn.Module):
         return x
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(PerExample):
     """Layer norm; see `normlab.functional.layer_norm`.
 
     Flax's fields in Flax's order, Flax's parameters; `use_fast_variance` is off by default.
@@ -57,8 +46,8 @@ class LayerNorm(nn.Module):
     """
 
     epsilon: float = 1e-6
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
     use_bias: bool = True
     use_scale: bool = True
     bias_init: Initializer = nn.initializers.zeros
@@ -70,23 +59,10 @@ class LayerNorm(nn.Module):
     use_fast_variance: bool = False
     force_float32_reductions: bool = True
 
-    @nn.compact
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        """Normalize `x`; `mask` is True where an element counts, broadcastable to `x`."""
-        return _normalize(
-            self,
-            F.layer_norm,
-            x,
-            self.feature_axes,
-            chosen("use_bias", self.use_bias, self.bias_init),
-            where=mask,
-            axis=self.reduction_axes,
-            feature_axes=self.feature_axes,
-            use_fast_variance=self.use_fast_variance,
-        )
+    _kind = LayerNormLayer
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(PerExample):
     """RMS norm; see `normlab.functional.rms_norm`.
 
     Flax's fields in Flax's order, Flax's parameters.
@@ -106,8 +82,8 @@ class RMSNorm(nn.Module):
     """
 
     epsilon: float = 1e-6
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
     use_scale: bool = True
     scale_init: Initializer = nn.initializers.ones
     reduction_axes: Axes = -1
@@ -117,14 +93,10 @@ class RMSNorm(nn.Module):
     use_fast_variance: bool = False
     force_float32_reductions: bool = True
 
-    @nn.compact
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        """Normalize `x`; `mask` is True where an element counts, broadcastable to `x`."""
-        axes: dict[str, Any] = {"axis": self.reduction_axes, "feature_axes": self.feature_axes}
-        return _normalize(self, F.rms_norm, x, self.feature_axes, where=mask, **axes)
+    _kind = RMSNormLayer
 
 
-class GroupNorm(nn.Module):
+class GroupNorm(PerExample):
     """Group norm; see `normlab.functional.group_norm`.
 
     Flax's fields in Flax's order, Flax's parameters; `group_size` alone is enough, masks broadcast, and
@@ -150,8 +122,8 @@ class GroupNorm(nn.Module):
     num_groups: int | None = 32
     group_size: int | None = None
     epsilon: float = 1e-6
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
     use_bias: bool = True
     use_scale: bool = True
     bias_init: Initializer = nn.initializers.zeros
@@ -162,25 +134,10 @@ class GroupNorm(nn.Module):
     use_fast_variance: bool = False
     force_float32_reductions: bool = True
 
-    @nn.compact
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        """Normalize `x`; `mask` is True where an element counts, broadcastable to `x`."""
-        num_groups, group_size = choose_groups(self.num_groups, self.group_size)
-        return _normalize(
-            self,
-            F.group_norm,
-            x,
-            -1,
-            chosen("use_bias", self.use_bias, self.bias_init),
-            where=mask,
-            axis=self.reduction_axes,
-            num_groups=num_groups,
-            group_size=group_size,
-            use_fast_variance=self.use_fast_variance,
-        )
+    _kind = GroupNormLayer
 
 
-class InstanceNorm(nn.Module):
+class InstanceNorm(PerExample):
     """Instance norm; see `normlab.functional.instance_norm`.
 
     Flax's fields in Flax's order, Flax's parameters; `use_fast_variance` is off by default.
@@ -201,8 +158,8 @@ class InstanceNorm(nn.Module):
     """
 
     epsilon: float = 1e-6
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
     use_bias: bool = True
     use_scale: bool = True
     bias_init: Initializer = nn.initializers.zeros
@@ -213,60 +170,28 @@ class InstanceNorm(nn.Module):
     use_fast_variance: bool = False
     force_float32_reductions: bool = True
 
-    @nn.compact
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        """Normalize `x`; `mask` is True where an element counts, broadcastable to `x`."""
-        return _normalize(
-            self,
-            F.instance_norm,
-            x,
-            self.feature_axes,
-            chosen("use_bias", self.use_bias, self.bias_init),
-            where=mask,
-            feature_axes=self.feature_axes,
-            use_fast_variance=self.use_fast_variance,
-        )
+    _kind = InstanceNormLayer
 
 
-def affine_parameters(
-    module: Any, shape: tuple[int, ...], scale_init: Initializer | None, bias_init: Initializer | None
-) -> dict[str, jax.Array]:
-    """Return scale and bias of `shape` as parameters of `module`; no initializer, no parameter."""
-    inits = {"scale": scale_init, "bias": bias_init}
-    return {k: module.param(k, init, shape, module.param_dtype) for k, init in inits.items() if init is not None}
+class _Affine(PerExample):
+    """Fields of norms that Flax does not have, before their own."""
+
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Initializer = nn.initializers.zeros
+    scale_init: Initializer = nn.initializers.ones
+    feature_axes: Axes = -1
 
 
-def promote(x: jax.Array, affine: dict[str, jax.Array], dtype: Any) -> tuple[jax.Array, Any]:
-    """Return `x` in a dtype no narrower than the output's, and the output's, which is Flax's choice."""
-    check_dtypes(x, affine, dtype)
-    with jax.numpy_dtype_promotion("standard"):
-        out = canonicalize_dtype(x, *affine.values(), dtype=dtype)
-        return x.astype(jnp.promote_types(output_dtype(x), out)), out
+class DyT(_Affine):
+    """Dynamic tanh; see `normlab.functional.dyt`. Parameters are `alpha`, a scalar, and `scale` and `bias`.
 
+    Attributes:
+        alpha_init: Initial value of `alpha`.
+    """
 
-def _normalize(
-    module: Any,
-    norm: Callable[..., jax.Array],
-    x: jax.Array,
-    features: Axes,
-    bias_init: Initializer | None = None,
-    *,
-    where: jax.Array | None,
-    axis: Axes | None = None,
-    **options: Any,
-) -> jax.Array:
-    """Call `norm` with `module`'s parameters; while these are made, no mapped axis is needed."""
-    check_epsilon(module.epsilon)
-    check_float32_reductions(module.force_float32_reductions)
-    check_flags(module, "use_scale", "use_fast_variance", *(["use_bias"] if hasattr(module, "use_bias") else []))
-    x = jnp.asarray(x)
-    where = where if where is None else jnp.asarray(where)
-    check_where(where, x.shape, "mask")
-    if axis is not None:
-        options["axis"] = canonical_axes(axis, x.ndim, "reduction_axes")
-    shape = tuple(x.shape[a] for a in canonical_axes(features, x.ndim, "feature_axes"))
-    affine = affine_parameters(module, shape, module.scale_init if module.use_scale else None, bias_init)
-    x, dtype = promote(x, affine, module.dtype)
-    if not module.is_initializing():
-        options |= {"axis_name": module.axis_name, "axis_index_groups": module.axis_index_groups}
-    return norm(x, **affine, epsilon=module.epsilon, where=where, **options).astype(dtype)
+    alpha_init: float = 0.5
+
+    _kind = DyTLayer

@@ -1,83 +1,31 @@
 """Online, streaming and continual norm for Linen."""
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
+from jax.typing import DTypeLike
 
-from normlab._core.axes import Axes, canonical_axes
-from normlab._core.checks import check_flags, check_where, choose_mode
-from normlab._core.layer import Layer
-from normlab.functional.continual_norm import group_first
-from normlab.functional.online_norm import Guard, OnlineLayer
-from normlab.functional.streaming_norm import Mix, StreamingLayer
+from normlab._core.reduction import Axes
+from normlab.functional.continual_norm import ContinualNormLayer
+from normlab.functional.online_norm import Guard, OnlineNormLayer
+from normlab.functional.streaming_norm import Mix, StreamingNormLayer
 from normlab.linen._batch import BatchNorm
-from normlab.linen._example import affine_parameters, promote
-from normlab.linen._state import state_variables
-
-Initializer = Callable[..., Any]
+from normlab.linen._norm import Initializer, Stateful
 
 
-class _StreamNorm(nn.Module):
-    """What online and streaming norm share."""
+class _StreamNorm(Stateful):
+    """The fields that online and streaming norm share."""
 
     use_running_average: bool | None = None
     axis: Axes = -1
     momentum: jax.Array | float = 0.999
     epsilon: float = 1e-5
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
     use_bias: bool = True
     use_scale: bool = True
     bias_init: Initializer = nn.initializers.zeros
     scale_init: Initializer = nn.initializers.ones
-
-    def _layer(self) -> Layer:
-        raise NotImplementedError
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
-    ) -> jax.Array:
-        """Normalize `x`; `mask` is True where an element counts, broadcastable to `x`.
-
-        Args:
-            x: Activations, `[examples, ..., features]`, the oldest example first.
-            use_running_average: Mode of this call; give it here or to the module, not both.
-            mask: Elements counted.
-        """
-        layer = self._layer()
-        check_flags(self, "use_running_average", "use_scale", "use_bias")
-        evaluating = choose_mode(self.use_running_average, use_running_average) or self.is_initializing()
-        x = jnp.asarray(x)
-        mask = mask if mask is None else jnp.asarray(mask)
-        check_where(mask, x.shape, "mask")
-        features = canonical_axes(self.axis, x.ndim)
-        shape = tuple(x.shape[a] for a in features)
-        start = {"batch_stats": layer.state(shape)}
-        if not evaluating or self.is_initializing():  # a model that only evaluates can do without
-            start[OVERWRITE_WITH_GRADIENT] = layer.gradient_state(shape)
-        variables = state_variables(self, start)
-        affine = affine_parameters(
-            self,
-            shape,
-            self.scale_init if self.use_scale else None,
-            self.bias_init if self.use_bias else None,
-        )
-        x, dtype = promote(x, affine, self.dtype)
-        state, gradient_state = (
-            {name: variables[name].value for name in start.get(collection, {})}
-            for collection in ("batch_stats", OVERWRITE_WITH_GRADIENT)
-        )
-        axis = tuple(a for a in range(x.ndim) if a not in features)
-        y, after = layer.apply(x, affine, state, gradient_state, axis=axis, train=not evaluating, mask=mask)
-        if not evaluating:
-            for name, value in after.items():
-                variables[name].value = value
-        return y.astype(dtype)
 
 
 class OnlineNorm(_StreamNorm):
@@ -106,8 +54,7 @@ class OnlineNorm(_StreamNorm):
     backward_momentum: jax.Array | float = 0.99
     guard: Guard = "layer_scaling"
 
-    def _layer(self) -> OnlineLayer:
-        return OnlineLayer(self.momentum, self.backward_momentum, self.epsilon, self.guard)
+    _kind = OnlineNormLayer
 
 
 class StreamingNorm(_StreamNorm):
@@ -139,15 +86,7 @@ class StreamingNorm(_StreamNorm):
     backward_mix: Mix = (0.5, 0.5, 0.0)
     calls_per_update: int = 1
 
-    def _layer(self) -> StreamingLayer:
-        return StreamingLayer(
-            self.mix,
-            self.backward_mix,
-            self.momentum,
-            self.backward_momentum,
-            self.calls_per_update,
-            self.epsilon,
-        )
+    _kind = StreamingNormLayer
 
 
 class ContinualNorm(BatchNorm):
@@ -167,8 +106,4 @@ class ContinualNorm(BatchNorm):
     num_groups: int | None = 32
     group_size: int | None = None
 
-    def normalized(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """Return the group norm of `x`, whose statistics are taken."""
-        check_where(mask, x.shape, "mask")
-        options: dict[str, Any] = {"num_groups": self.num_groups, "group_size": self.group_size, "axis": self.axis}
-        return group_first(x, mask, epsilon=self.epsilon, **options)
+    _kind = ContinualNormLayer

@@ -1,0 +1,102 @@
+"""Dynamic tanh, which stands where a norm would and takes no statistics."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+
+from normlab._core.checks import check_real, check_where
+from normlab._core.dtypes import float32_or_wider, output_dtype
+from normlab._core.layer import Layer, Parameters, State
+from normlab._core.reduction import Axes, canonical_axes, expand_affine
+
+
+def dyt(
+    x: Array,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    *,
+    alpha: ArrayLike = 0.5,
+    feature_axes: Axes = -1,
+    where: Array | None = None,
+) -> Array:
+    """Squash each element by a hyperbolic tangent of learned width (Zhu et al., 2025).
+
+    `y = tanh(alpha * x) * scale + bias`
+
+    Statistics: none; computed in float32 or wider. The output saturates where `alpha * x` is far from 0: the gradient
+    is 1e-6 of its largest value at 7.5 and vanishes at 9, and no rescaling of `x` is undone as norms undo it.
+
+    Args:
+        x: Activations, `[..., features]`.
+        scale: Gain, of the shape of the feature axes of `x`; `None` is 1.
+        bias: Shift, of the same shape; `None` is 0.
+        alpha: A single number. Keep it out of weight decay.
+        feature_axes: Axes along which `scale` and `bias` vary.
+        where: True where an element counts, broadcastable to `x`; elsewhere NaN and infinity give the bias, and no
+            gradient.
+
+    Returns:
+        `y`, with the shape and dtype of `x` (float32 for whole numbers).
+
+    Raises:
+        ValueError: If a shape or an axis does not fit.
+
+    Example:
+        >>> dyt(jnp.array([0.0, 2.0]), alpha=0.5).round(3)
+        Array([0.   , 0.762], dtype=float32)
+
+    References:
+        Zhu, Chen, He, LeCun, Liu. Transformers without Normalization. CVPR 2025. https://arxiv.org/abs/2503.10622
+    """
+    x = jnp.asarray(x)
+    check_real(x)
+    check_where(where, x.shape)
+    features = canonical_axes(feature_axes, x.ndim, "feature_axes")
+    parameters = {"scale": scale, "bias": bias, "alpha": jnp.asarray(alpha)}
+    y, _ = DyTLayer().apply(x, parameters, {}, {}, features=features, train=True, mask=where)
+    return y.astype(output_dtype(x))
+
+
+@dataclass(frozen=True)
+class DyTLayer(Layer):
+    """Dynamic tanh with its options.
+
+    Attributes:
+        feature_axes: Axes along which scale and bias vary.
+        alpha_init: Initial value of the parameter `alpha`.
+    """
+
+    feature_axes: Axes = -1
+    alpha_init: float = 0.5
+
+    parameters: ClassVar[tuple[str, ...]] = ("alpha",)
+
+    def parameter(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """Return `alpha_init`, a scalar."""
+        return jnp.asarray(self.alpha_init, dtype)
+
+    def apply(
+        self,
+        x: Array,
+        parameters: Parameters,
+        state: State,
+        gradient_state: State,
+        *,
+        features: tuple[int, ...],
+        train: bool,
+        mask: Array | None,
+    ) -> tuple[Array, State]:
+        """Squash `x`; see `Layer`."""
+        alpha = parameters["alpha"]
+        assert alpha is not None
+        affine = {name: parameters.get(name) for name in ("scale", "bias")}
+        affine = expand_affine(affine, x.shape, features)
+        wide = float32_or_wider(x)
+        if mask is not None:
+            wide = jnp.where(jnp.broadcast_to(mask, x.shape) | jnp.isfinite(wide), wide, 0)
+        y = jnp.tanh(alpha.astype(wide.dtype) * wide)
+        y = y * affine["scale"].astype(wide.dtype) if "scale" in affine else y
+        return y + affine["bias"].astype(wide.dtype) if "bias" in affine else y, state
