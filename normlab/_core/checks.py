@@ -1,7 +1,7 @@
 """Checks of what norms are given, and the one way to allow statistics over a single element."""
 
 import numbers
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
+
+from normlab._core.dtypes import float_limits
 
 T = TypeVar("T")
 
@@ -22,7 +24,7 @@ _ONE_ELEMENT: ContextVar[bool] = ContextVar("one_element", default=False)
 
 
 @contextmanager
-def one_element() -> Iterator[None]:
+def one_element() -> Generator[None]:
     """Let norms take statistics over a single element, where they raise a `StatisticsError` otherwise.
 
     A mean over one element is that element, so that the output is the bias whatever the input (for RMS norm
@@ -63,7 +65,9 @@ def check_real(x: Array, name: str = "x") -> None:
 def check_dtypes(x: Array, affine: Mapping[str, Array], dtype: DTypeLike | None) -> None:
     """Raise a `TypeError` unless a module can compute in the dtypes of its input, its parameters and its output."""
     check_real(x)
-    dtypes = {f"`param_dtype` of `{name}`": parameter.dtype for name, parameter in affine.items()}
+    dtypes: dict[str, DTypeLike | None] = {
+        f"`param_dtype` of `{name}`": parameter.dtype for name, parameter in affine.items()
+    }
     for name, given in {"`dtype`": dtype, **dtypes}.items():
         if given is not None and (jnp.issubdtype(given, jnp.complexfloating) or _is_narrow(given)):
             raise TypeError(
@@ -75,7 +79,7 @@ def check_dtypes(x: Array, affine: Mapping[str, Array], dtype: DTypeLike | None)
 def _is_narrow(dtype: DTypeLike) -> bool:
     """Check for a dtype that JAX promotes to nothing by itself: floats below 16 bits, whole numbers below 8."""
     if jnp.issubdtype(dtype, jnp.floating):
-        return jnp.finfo(dtype).bits < 16
+        return float_limits(dtype).bits < 16
     return jnp.issubdtype(dtype, jnp.integer) and jnp.iinfo(dtype).bits < 8
 
 

@@ -1,9 +1,10 @@
 """Mapped axes: sums and gathers across devices."""
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,13 @@ from jax import Array, lax
 
 from normlab._core.checks import AxisName
 
+Tree = TypeVar("Tree")
+
 _ONE_DEVICE: ContextVar[frozenset[str]] = ContextVar("one_device", default=frozenset())
 
 
 @contextmanager
-def one_device(*axis_names: str) -> Iterator[None]:
+def one_device(*axis_names: str) -> Generator[None]:
     """Let norms whose `axis_name` is one of these work where no such axis is bound: on a single device.
 
     Within this context an axis of these names has a single device unless it is bound, and a norm takes its statistics
@@ -96,7 +99,7 @@ class Devices(NamedTuple):
             ValueError: For groups where JAX cannot reduce over groups.
         """
         try:
-            return lax.psum(x, self.axis_name, axis_index_groups=self.groups)
+            return lax.psum(x, self.axis_name, axis_index_groups=self.groups)  # pyright: ignore[reportUnknownVariableType]
         except NotImplementedError as error:
             raise ValueError(
                 "Expected `axis_index_groups` under `jax.pmap`, or under `jax.shard_map` with `check_vma=False`, only: "
@@ -123,13 +126,13 @@ class Devices(NamedTuple):
         return self.sum(jnp.where(slots == index, x[None], 0))
 
 
-def varying_like(tree: Any, *others: Any) -> Any:
+def varying_like(tree: Tree, *others: object) -> Tree:
     """Mark arrays as varying along the mapped axes of `jax.shard_map` along which any of `others` varies.
 
     What a loop hands on must be of one type, and a state that starts as zeros varies along none.
     """
-    names = frozenset().union(*map(varying_axes, jax.tree.leaves(others)))
-    return jax.tree.map(lambda x: _varying_along(x, names), tree)
+    names = frozenset[str]().union(*map(varying_axes, jax.tree.leaves(others)))
+    return jax.tree.map(functools.partial(_varying_along, names=names), tree)
 
 
 def varying_axes(x: object) -> frozenset[str]:
@@ -139,7 +142,7 @@ def varying_axes(x: object) -> frozenset[str]:
 
 def _varying_along(x: Array, names: frozenset[str]) -> Array:
     missing = tuple(sorted(names - varying_axes(x)))
-    return lax.pcast(x, missing, to="varying") if missing else x
+    return lax.pcast(x, missing, to="varying") if missing else x  # pyright: ignore[reportUnknownVariableType]
 
 
 def names_in(entry: str | Sequence[str] | None) -> tuple[str, ...]:

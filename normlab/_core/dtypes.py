@@ -1,9 +1,38 @@
 """Dtypes of statistics and outputs."""
 
+import functools
+from typing import Any, NamedTuple, cast
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
+
+
+class FloatLimits(NamedTuple):
+    """Limits of a dtype of floats.
+
+    Attributes:
+        bits: Size.
+        tiny: Smallest normal number.
+        least_square: Smallest square that has all its digits beside 1: `tiny` over the spacing at 1.
+        exponent_bits: Bits of the exponent.
+        mantissa_bits: Bits of the mantissa, without the leading one.
+    """
+
+    bits: int
+    tiny: float
+    least_square: float
+    exponent_bits: int
+    mantissa_bits: int
+
+
+@functools.cache
+def float_limits(dtype: DTypeLike) -> FloatLimits:
+    """Return the limits of a dtype of floats."""
+    info = cast(Any, jnp.finfo(dtype))
+    tiny, eps = float(info.tiny), float(info.eps)
+    return FloatLimits(int(info.bits), tiny, tiny / eps, int(info.nexp), int(info.nmant))
 
 
 def float32_or_wider(x: Array) -> Array:

@@ -42,7 +42,12 @@ def each_ghost(normalize: Chunk, x: Array, where: Array | None, size: int) -> tu
     if full == x.shape[0]:
         return y, m
     rest, last = chunk(x[full:], where if where is None else where[full:])
-    return jnp.concatenate([y, rest]), jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), m, last)
+    return jnp.concatenate([y, rest]), jax.tree.map(_appended, m, last)
+
+
+def _appended(chunks: Array, last: Array) -> Array:
+    """Append the statistics of the last chunk to those of the others."""
+    return jnp.concatenate([chunks, last[None]])
 
 
 def check_ghost(size: int | None) -> None:

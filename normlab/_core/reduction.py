@@ -13,6 +13,7 @@ from jax import Array, lax
 
 from normlab._core.checks import AxisName, check_features, one_element_allowed
 from normlab._core.collectives import Devices
+from normlab._core.dtypes import float_limits
 from normlab._core.sharding import sharded_along
 from normlab.errors import StatisticsError
 
@@ -242,8 +243,9 @@ def moments(
     if over.devices is not None:
         return _merged(over.devices, count, near, rest, square)
     if columns:
-        kind = jnp.finfo(near.dtype)
-        nearer = lax.stop_gradient(lax.reduce_precision(near, kind.nexp, kind.nmant - 2))
+        limits = float_limits(near.dtype)
+        coarser = lax.reduce_precision(near, limits.exponent_bits, limits.mantissa_bits - 2)
+        nearer = lax.stop_gradient(coarser)
         near, rest = nearer, (near - nearer) + rest
     return Moments(near, rest, square / at_least_one, count)
 

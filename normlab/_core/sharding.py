@@ -19,12 +19,17 @@ def aligned(*arrays: Array) -> tuple[Array, ...]:
 
     Along an axis it is that of the first array that is sharded there; axes of size 1 are on every device.
     """
-    shardings = [jax.typeof(x).sharding for x in arrays]
+    shardings: list[Any] = [jax.typeof(x).sharding for x in arrays]
     mesh = next((s.mesh for s in shardings if is_explicit(s.mesh)), None)
     if mesh is None:
         return arrays
-    spec = [next(filter(None, along), None) for along in zip(*(s.spec for s in shardings), strict=True)]
+    spec = [_first_given(along) for along in zip(*(s.spec for s in shardings), strict=True)]
     return tuple(placed(x, mesh, spec) for x in arrays)
+
+
+def _first_given(along: Sequence[Any]) -> Any:
+    """Return the first mesh axes given along an axis; `None` where none are."""
+    return next(filter(None, along), None)
 
 
 def spread_like(x: Array, like: Array) -> Array:

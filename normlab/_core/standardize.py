@@ -5,7 +5,6 @@ into two to four times the passes it needs. The rule here states it in closed fo
 need in the shape in which the statistics need it too, so that reverse mode reads its inputs as often as the formula.
 """
 
-import functools
 import sys
 from typing import Any
 
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from normlab._core.checks import check_epsilon, check_real
-from normlab._core.dtypes import float32_or_wider, output_dtype
+from normlab._core.dtypes import float32_or_wider, float_limits, output_dtype
 from normlab._core.reduction import Axes, Moments, Reduction, canonical_axes, expand, means, other_axes
 from normlab._core.sharding import is_sharded
 
@@ -30,16 +29,14 @@ def reciprocal_root(square: Array, epsilon: Array | float) -> Array:
         square: A variance or a mean square plus `epsilon`.
         epsilon: The latter; unless it is traced or almost 0, nothing can vanish beside it.
     """
-    kind = jnp.finfo(square.dtype)
-    if isinstance(epsilon, Array) or epsilon < float(kind.tiny) / float(kind.eps):
+    if isinstance(epsilon, Array) or epsilon < float_limits(square.dtype).least_square:
         square = _not_vanished(square)
     return jnp.where(square < jnp.inf, lax.rsqrt(square), jnp.nan)
 
 
 def _not_vanished(square: Array) -> Array:
     """Return `square`, and NaN where squares that vanished may have been a part of it."""
-    kind = jnp.finfo(square.dtype)
-    return jnp.where(square >= float(kind.tiny) / float(kind.eps), square, jnp.nan)
+    return jnp.where(square >= float_limits(square.dtype).least_square, square, jnp.nan)
 
 
 def affine(centered: Array, rstd: Array, scale: Array | None, bias: Array | None) -> Array:
@@ -121,10 +118,10 @@ def standardize(
         bias: Likewise; `None` is 0.
         where: The mask that `m` was taken with.
     """
-    square, kind = m.var + epsilon, jnp.finfo(m.var.dtype)
-    if isinstance(epsilon, Array) or epsilon < float(kind.tiny) / float(kind.eps):
+    square, limits = m.var + epsilon, float_limits(m.var.dtype)
+    if isinstance(epsilon, Array) or epsilon < limits.least_square:
         square = _not_vanished(square)
-    rstd = lax.square(jnp.sqrt(lax.rsqrt(square) - float(kind.tiny) ** 0.75))
+    rstd = lax.square(jnp.sqrt(lax.rsqrt(square) - limits.tiny**0.75))
     rstd = jnp.where(m.count > 0, rstd, 0) if isinstance(m.count, Array) else rstd
     scale = scale if scale is None else scale.astype(x.dtype)
     bias = bias if bias is None else bias.astype(x.dtype)
@@ -139,7 +136,21 @@ def _in_taylor_mode(x: Array | None) -> bool:
     return isinstance(x, sys.modules["jax.experimental.jet"].JetTracer)
 
 
-def _formula(over: Reduction, x, near, rest, rstd, scale, bias, count, where):
+_Operands = tuple[Array, Array | None, Array | None, Array, Array | None, Array | None, Array | float, Array | None]
+"""`x`, `near`, `rest`, `rstd`, `scale`, `bias`, `count` and `where`, or their tangents."""
+
+
+def _formula(
+    over: Reduction,
+    x: Array,
+    near: Array | None,
+    rest: Array | None,
+    rstd: Array,
+    scale: Array | None,
+    bias: Array | None,
+    count: Array | float,
+    where: Array | None,
+) -> Array:
     centered = x if near is None else x - near
     centered = centered if rest is None else centered - rest
     y = centered * (rstd if scale is None else rstd * scale)
@@ -150,7 +161,7 @@ _standardize = jax.custom_jvp(_formula, nondiff_argnums=(0,))
 
 
 @_standardize.defjvp
-def _standardize_jvp(over: Reduction, primals, tangents):
+def _standardize_jvp(over: Reduction, primals: _Operands, tangents: _Operands) -> tuple[Array, Array]:
     """The tangent is `centered * slope + dx * rstd * scale + shift`.
 
     The tangents of `mean` and `rstd` are left out: they follow from `dx`, as
@@ -164,17 +175,15 @@ def _standardize_jvp(over: Reduction, primals, tangents):
     centered = centered if rest is None else centered - rest
     if where is not None:  # NaN under the mask must not reach sums of the reverse pass, where 0 * NaN is NaN
         centered = jnp.where(where | jnp.isfinite(centered), centered, 0)
-    product = functools.partial(_product, over)
-
     if near is None:
         (along,) = means([centered * dx], over, where, count)
         shift = None
     else:
         mean_dx, along = means([dx, centered * dx], over, where, count)
-        shift = product(-rstd * mean_dx, scale)
-    slope = product(-(rstd * rstd * rstd) * along, scale)
+        shift = _product(over, -rstd * mean_dx, scale)
+    slope = _product(over, -(rstd * rstd * rstd) * along, scale)
     if dscale is not None:
-        slope = slope + product(rstd, dscale)
+        slope = slope + _product(over, rstd, dscale)
     dy = centered * slope + dx * (rstd if scale is None else rstd * scale)
     for part in (shift, dbias):
         dy = dy if part is None else dy + part

@@ -64,7 +64,11 @@ def _refuse_gradient(name: str, state: Array) -> tuple[Array, None]:
     )
 
 
-_not_its_gradient.defvjp(_refuse_gradient, lambda name, _, gradient: (gradient,))
+def _pass_on(name: str, _: None, gradient: Array) -> tuple[Array]:
+    return (gradient,)
+
+
+_not_its_gradient.defvjp(_refuse_gradient, _pass_on)
 
 
 def kept_wide(state: Array, old: Array) -> Array:

@@ -321,7 +321,8 @@ def merged(
 
 def where_counted(counted: Array, moved: Array, old: Array) -> Array:
     """Return the new running average where there is one, and the old one elsewhere."""
-    return jnp.where(*(aligned(counted, moved, old) if counted.ndim else (counted, *aligned(moved, old))))
+    condition, new, kept = aligned(counted, moved, old) if counted.ndim else (counted, *aligned(moved, old))
+    return jnp.where(condition, new, kept)
 
 
 def _decay(momentum: Momentum, step: Array | None, dtype: DTypeLike) -> Array | float:

@@ -237,8 +237,7 @@ class BatchRenormLayer(BatchNormLayer):
             running = self.statistics == "running"
             batch = self.moments(x, features, mask) if running else self.by_batch(x, {}, features, mask)[1]
             state = first_batch(RenormStatistics.named(state), batch, epsilon=self.epsilon).by_name()
-        options = {"features": features, "train": train, "mask": mask}
-        return super().apply(x, parameters, state, gradient_state, **options)
+        return super().apply(x, parameters, state, gradient_state, features=features, train=train, mask=mask)
 
     def by_running(self, x: Array, state: State, parameters: Parameters, features: tuple[int, ...]) -> Array:
         """Normalize by the running statistics, whose deviation includes `epsilon`."""

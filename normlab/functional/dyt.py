@@ -55,7 +55,7 @@ def dyt(
     check_real(x)
     check_where(where, x.shape)
     features = canonical_axes(feature_axes, x.ndim, "feature_axes")
-    parameters = {"scale": scale, "bias": bias, "alpha": jnp.asarray(alpha)}
+    parameters: dict[str, Array | None] = {"scale": scale, "bias": bias, "alpha": jnp.asarray(alpha)}
     y, _ = DyTLayer().apply(x, parameters, {}, {}, features=features, train=True, mask=where)
     return y.astype(output_dtype(x))
 

@@ -130,5 +130,10 @@ class GroupNormLayer(PerExampleLayer):
         last, axes = x.ndim - 1, self.reduction_axes
         axis = tuple(range(1, last)) if axes is None else canonical_axes(axes, x.ndim, "reduction_axes")
         positions = tuple(a for a in axis if a != last)
-        mapped = {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}
-        return reduction(positions, affine=(last,), pool=size, **mapped)
+        return reduction(
+            positions,
+            affine=(last,),
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+            pool=size,
+        )

@@ -131,16 +131,14 @@ def online_norm(
     scale, bias = (expand(name, a, x.shape, features) for name, a in (("scale", scale), ("bias", bias)))
     where = expand_where(where, x.ndim)
     wide = float32_or_wider(x)
-    states = {"running": (running.mean, running.var), "errors": tuple(own_gradient(errors))}
-    before, carried = (
-        [wide_state(name, a, x.shape, features, wide.dtype) for a in arrays] for name, arrays in states.items()
-    )
-    before, carried = ([spread_like(a, wide) for a in arrays] for arrays in (before, carried))
+    averages, errors = [running.mean, running.var], own_gradient(errors)
+    before = [spread_like(wide_state("running", a, x.shape, features, wide.dtype), wide) for a in averages]
+    carried = [spread_like(wide_state("errors", a, x.shape, features, wide.dtype), wide) for a in errors]
     over = reduction(tuple(a for a in range(1, x.ndim) if a not in features))
     weights = [as_weights(m, wide.dtype) for m in (momentum, backward_momentum)]
     result: Any = _online(over, wide, before, carried, where, *weights, jnp.asarray(epsilon, wide.dtype))
     y, after = result
-    mean, var = (kept_wide(a, old) for a, old in zip(after, states["running"], strict=True))
+    mean, var = (kept_wide(a, old) for a, old in zip(after, averages, strict=True))
     y = guarded(scaled(y, scale, bias), guard, epsilon=epsilon, where=where)
     return y.astype(output_dtype(x)), running._replace(mean=mean, var=var)
 
@@ -242,7 +240,16 @@ class _Saved(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _online(over, x, running, errors, where, weights, backward_weights, epsilon):
+def _online(
+    over: Reduction,
+    x: Array,
+    running: list[Array],
+    errors: list[Array],
+    where: Array | None,
+    weights: tuple[Array, Array],
+    backward_weights: tuple[Array, Array],
+    epsilon: Array,
+) -> tuple[Array, list[Array]]:
     return _forward(over, x, running, errors, where, weights, backward_weights, epsilon)[0]
 
 
@@ -347,10 +354,24 @@ class OnlineNormLayer(Layer):
         mask: Array | None,
     ) -> tuple[Array, State]:
         """Normalize by the examples before each, or by the running statistics; see `Layer`."""
-        running, options = RunningStatistics.named(state), {"epsilon": self.epsilon, "guard": self.guard}
-        given: dict[str, Any] = {**parameters, **options, "axis": other_axes(features, x.ndim), "where": mask}
+        running, axis = RunningStatistics.named(state), other_axes(features, x.ndim)
+        scale, bias = parameters.get("scale"), parameters.get("bias")
         if not train:
-            return evaluate_online_norm(x, running, **given), state
-        momenta = {"momentum": self.momentum, "backward_momentum": self.backward_momentum}
-        y, running = online_norm(x, running, OnlineErrors(**gradient_state), **momenta, **given)
+            y = evaluate_online_norm(
+                x, running, scale, bias, axis=axis, epsilon=self.epsilon, where=mask, guard=self.guard
+            )
+            return y, state
+        y, running = online_norm(
+            x,
+            running,
+            OnlineErrors(**gradient_state),
+            scale,
+            bias,
+            momentum=self.momentum,
+            backward_momentum=self.backward_momentum,
+            axis=axis,
+            epsilon=self.epsilon,
+            where=mask,
+            guard=self.guard,
+        )
         return y, running.by_name()

@@ -1,7 +1,7 @@
 """State by name: all of it and nothing else, and batch norm's as batch renorm's."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -87,7 +87,7 @@ def as_batch_norm(batch_stats: Tree, *, epsilon: float = 1e-5, step: bool = Fals
 
     def convert(stats: Tree) -> dict[str, Any]:
         var = jnp.maximum(lax.square(_wide(stats["std"])) - epsilon, 0)
-        return {"mean": stats["mean"], "var": var} | ({"step": stats["step"]} if step else {})
+        return {"mean": stats["mean"], "var": var, **({"step": stats["step"]} if step else {})}
 
     return _converted(batch_stats, "std", convert)
 
@@ -96,7 +96,7 @@ def _converted(tree: Tree, spread: str, convert: Any) -> dict[str, Any]:
     """The tree with what holds exactly `mean` and `spread`, and perhaps `step`, converted."""
     if {"mean", spread} <= tree.keys() <= {"mean", spread, "step"}:
         return convert(tree)
-    return {k: _converted(v, spread, convert) if isinstance(v, Mapping) else v for k, v in tree.items()}
+    return {k: _converted(cast(Tree, v), spread, convert) if isinstance(v, Mapping) else v for k, v in tree.items()}
 
 
 def _wide(array: Any) -> Array:

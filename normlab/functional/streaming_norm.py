@@ -241,7 +241,16 @@ def _mixed(*parts: tuple[Array | float, _Part]) -> _Part:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _streaming(static, x, memory, slopes, where, weights, backward_weights, epsilon):
+def _streaming(
+    static: _Static,
+    x: Array,
+    memory: StreamingMemory,
+    slopes: StreamingSlopes,
+    where: Array | None,
+    weights: tuple[Array, Array],
+    backward_weights: tuple[Array, Array],
+    epsilon: Array,
+) -> tuple[Array, StreamingMemory]:
     return _forward(static, x, memory, slopes, where, weights, backward_weights, epsilon)[0]
 
 
@@ -265,7 +274,8 @@ def _forward(
     share = count / jnp.maximum(seen, 1)
     long, now = _Part(memory.mean - near, memory.var), _Part(rest, found.var)
     left = memory.short_count / jnp.maximum(seen, 1)  # 1 - share would lose the digits of a small one
-    left = jnp.where(*aligned(count > 0, left, jnp.ones_like(left)))
+    condition, left, one = aligned(count > 0, left, jnp.ones_like(left))
+    left = jnp.where(condition, left, one)
     short = _mixed((left, _Part(memory.short_mean - near, memory.short_var)), (share, now))
 
     parts = (long, short.unless(seen == 0, long), now.unless(count == 0, long))

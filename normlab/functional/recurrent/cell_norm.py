@@ -262,8 +262,7 @@ def normalize_batch(
     def normalize(z: Array, scale: Array, bias: Array | None) -> tuple[Array, BatchMoments]:
         shape = [n for a, n in enumerate(z.shape) if a not in axis]
         scale_, bias_ = (a if a is None else _expanded(a, len(shape), shape) for a in (scale, bias))
-        options = {"axis": axis, "epsilon": _epsilon(norm), "where": where, "axis_name": norm.axis_name}
-        y, m = batch_norm(z, scale_, bias_, **options)
+        y, m = batch_norm(z, scale_, bias_, axis=axis, epsilon=_epsilon(norm), where=where, axis_name=norm.axis_name)
         return y, replace(m, count=jnp.broadcast_to(jnp.asarray(m.count, m.var.dtype), shape))
 
     biases = (None,) * len(z) if bias is None else bias

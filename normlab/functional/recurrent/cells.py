@@ -1,12 +1,12 @@
 """Recurrent cells: simple, LSTM and GRU, with a norm in each path."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.ad_checkpoint import checkpoint_name
+from jax.ad_checkpoint import checkpoint_name  # pyright: ignore[reportUnknownVariableType]
 
 from normlab.functional.recurrent.cell_norm import (
     Gates,
@@ -122,7 +122,7 @@ def row_of(bias: Array, like: Array) -> Array:
 
 def hidden_of(carry: Carry) -> Array:
     """Return the hidden state of a carry."""
-    return carry[1] if isinstance(carry, tuple) else carry
+    return cast(tuple[Array, Array], carry)[1] if isinstance(carry, tuple) else carry
 
 
 def with_hidden(carry: Carry, hidden: Array) -> Carry:

@@ -1,13 +1,15 @@
 """Unroll a cell over time."""
 
+import functools
+import operator
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.ad_checkpoint import checkpoint_name
+from jax.ad_checkpoint import checkpoint_name  # pyright: ignore[reportUnknownVariableType]
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
@@ -133,18 +135,20 @@ def unroll(
         new, moments = call.step(carry, t, x, where)
         hidden = hidden_of(new) if nudge is None else hidden_of(new) + nudge
         output = hidden if where is None else jnp.where(where, hidden, 0)
-        return jax.tree.map(lambda a, b: where_kept(a, b, where), with_hidden(new, hidden), carry), (output, moments)
+        kept = functools.partial(where_kept, where=where)
+        return jax.tree.map(kept, with_hidden(new, hidden), carry), (output, moments)
 
     kept = jax.checkpoint_policies.save_only_these_names(PRODUCT if "h" in norm.paths else SUM)
-    body = jax.checkpoint(body, prevent_cse=False, policy=kept)
+    remembered = cast(Any, jax.checkpoint(body, prevent_cse=False, policy=kept))
     start = varying_like(timed.carry, x, parameters, where, nudges, call.running)
     at = (_steps(inputs), x, where, nudges)
-    state, (outputs, seen) = lax.scan(body, start, at, unroll=len(inputs) == 1 or unroll)
+    state, (outputs, seen) = lax.scan(remembered, start, at, unroll=len(inputs) == 1 or unroll)
     if train and norm.stateful:
         first = jnp.max(timed.step, initial=jnp.int32(0))
         if devices := Devices.of(norm.axis_name, None):
             first = lax.pmax(first, devices.axis_name)
-        running = {path: update_rows(norm, call.running[path], m, first) for path, m in {**moments, **seen}.items()}
+        of_paths: dict[Path, BatchMoments] = {**moments, **seen}
+        running = {path: update_rows(norm, call.running[path], m, first) for path, m in of_paths.items()}
     return _advanced(norm, timed, state, len(inputs), seq_lengths), outputs, running or {}
 
 
@@ -183,12 +187,13 @@ class _Call(NamedTuple):
         steps, axis = _steps(inputs, inputs.ndim - 1), tuple(range(0 if pooled else 1, inputs.ndim - 1))
         x, moments = self.normalize("x", x, steps, where, axis)
         if pooled:
-            moments = jax.tree.map(lambda a: a[None], moments)
+            moments = jax.tree.map(operator.itemgetter(None), moments)
         return self.biased(x, self.parameters.bias), moments
 
     def step(self, carry: Carry, t: Array, x: Gates, where: Array | None) -> tuple[Carry, dict[Path, BatchMoments]]:
         """One step: the new state, and what to keep of its statistics."""
-        batch, moments = tuple(range(x[0].ndim - 1)), {}
+        batch = tuple(range(x[0].ndim - 1))
+        moments: dict[Path, BatchMoments] = {}
 
         def normalize(path: Path, z: Gates) -> Gates:
             y, seen = self.normalize(path, z, t, where, batch)
@@ -260,7 +265,7 @@ def check_lengths(seq_lengths: ArrayLike | None, batch: tuple[int, ...], steps: 
     """
     if seq_lengths is None:
         return
-    lengths = seq_lengths if isinstance(seq_lengths, Tracer) else np.asarray(seq_lengths)
+    lengths = cast(Any, seq_lengths if isinstance(seq_lengths, Tracer) else np.asarray(seq_lengths))
     if lengths.shape != batch or not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise ValueError(
             f"Expected `seq_lengths` to be whole numbers of shape {batch}, one for each sequence, got {lengths.dtype} "
