@@ -280,8 +280,9 @@ def _verify(given: list[str]) -> int:
     record = verify.choose(records, parsed.get("run"))
     comparison = verify.load(header, trust="trust" in parsed)
     run = record.run
-    print(f"Run {record.key[:12]}: `{run.cell.norm}` on `{run.cell.problem}`, {run.stage}, seed {run.seed}, ", end="")
-    print(f"learning rate {run.learning_rate:g}, {', '.join(f'{name} {value}' for name, value in run.cell.config)}")
+    of, config = run.configuration, ", ".join(f"{name} {value}" for name, value in run.configuration.config)
+    print(f"Run {record.key[:12]}: `{of.norm}` on `{of.problem}`, {run.stage}, seed {run.seed}, ", end="")
+    print(f"learning rate {run.learning_rate:g}, {config}")
     found = verify.verify(comparison, header.settings, record)
     print("\n".join(found.lines()))
     return FAILED if found.failed else OK

@@ -35,7 +35,7 @@ class Result:
         settings: What was asked for.
         records: One for every run.
         header: Identity, command and time, as in a folder.
-        plan: The cells and their runs.
+        plan: The configurations and their runs.
         outdated: How many records of a folder are of another identity, and why; empty where none are.
     """
 
@@ -131,7 +131,7 @@ def run(
         seeds: Evaluation seeds, instead of the tier's.
         output: Folder to keep runs in; the same call goes on from there, for a `Comparison` object in the same process
             only, since there is no file to tell by whether it has changed. Without it nothing is written.
-        jobs: Cells at a time, each in a worker of its own; on CPU one a core unless given.
+        jobs: Configurations at a time, each in a worker of its own; on CPU one a core unless given.
         progress: Whether to show how far it is.
         **options: The other options of `normlab run`, e.g. `batch_sizes=(2, 8)`, `learning_rates=(0.01, 0.1)`, or
             `executor="slurm", slurm=["partition=gpu"]`.

@@ -357,9 +357,9 @@ class TestShards:
     def test_parts_are_whole_groups_and_make_up_the_whole(self, toy: Path) -> None:
         plan = invocation_of(toy, toy, batch_sizes=(2, 4, 8, 16)).plan
         for parts in (1, 2, 3, 4):
-            shards = [Shard(part, parts).cells(plan) for part in range(1, parts + 1)]
-            assert sum(map(len, shards)) == len(plan.cells)
-            assert frozenset().union(*shards) == set(plan.cells)
+            shards = [Shard(part, parts).configurations(plan) for part in range(1, parts + 1)]
+            assert sum(map(len, shards)) == len(plan.configurations)
+            assert frozenset().union(*shards) == set(plan.configurations)
             assert all(any(shard.issuperset(group) for shard in shards) for group in plan.groups)
             assert max(map(len, shards)) - min(map(len, shards)) <= max(map(len, plan.groups))
 
@@ -568,7 +568,7 @@ class TestRun:
         monkeypatch.chdir(tmp_path)
         assert main(["run", "toy.py", "--norms", "none,batch,instance", "--dry-run"]) == 0
         out = capsys.readouterr().out
-        assert "7 cells, 2 of them invalid: 5 compiles and 50 runs" in out
+        assert "7 configurations, 2 of them invalid: 5 compiles and 50 runs" in out
         assert "can support no recommendation, which takes 5, or 36 to be sure, and 29 to call norms equivalent." in out
         assert [path.name for path in tmp_path.iterdir()] == ["toy.py"]
 

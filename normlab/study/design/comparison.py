@@ -24,7 +24,7 @@ class Comparison:
         curves: Over what; over the batch size unless given (see `factors.batch_size_curves`).
         tiers: Budgets by name; `budgets.TIERS` unless given.
         fixed: Sentences that say what is the same in all runs; printed in the report.
-        baseline: The norm others are compared with, in the same cell.
+        baseline: The norm others are compared with, in the same configuration.
         margin: Differences of the metric below this are of no practical interest: in the metric's unit, a fraction
             where it is shown in percent. Unless given, here or by the metric: half a percentage point; other metrics
             need their own.

@@ -149,7 +149,7 @@ def code(source: str, also: Iterable[str] = ()) -> dict[str, Path]:
     """Find the user's files that decide the numbers of a comparison, by name.
 
     These are `files`, and what this process has run since it loaded the comparison, in whatever way and wherever it
-    lies, unless it is part of Python, of normlab, or installed. To be asked after every cell has been traced.
+    lies, unless it is part of Python, of normlab, or installed. To be asked after every configuration has been traced.
 
     Args:
         source: Of the comparison.

@@ -68,7 +68,7 @@ class Curve:
         title: A heading that says what varies and what does not.
         factor: The x-axis.
         config: `factor value -> training fields of a run`, e.g. `{"batch_size": value}`.
-        norm_options: `(norm name, factor value) -> options` that the factor gives a norm. A norm whose cells come out
+        norm_options: `(norm name, factor value) -> options` that the factor gives a norm. A norm whose configuration is
             the same at all values is run once and drawn as a flat reference.
         shows: One sentence for the report: what can be read off this curve.
         hides: One sentence for the report: what cannot.
@@ -191,7 +191,9 @@ def _deployed(values: tuple[int, ...], reference: int) -> Curve:
 
 def _isolated(values: tuple[int, ...], batch_size: int) -> Curve:
     def options(norm: str, value: Value) -> Mapping[str, Any]:
-        chunked = norms.get(norm).entry.ghost_batches and value != batch_size  # equal: the cell of the other curve
+        chunked = (
+            norms.get(norm).entry.ghost_batches and value != batch_size
+        )  # equal: the configuration of the other curve
         return {"ghost_batch_size": value} if chunked else {}
 
     return Curve(

@@ -1,12 +1,12 @@
-"""Which runs a comparison needs, derived from what has been recorded: pure, and therefore resumable.
+"""The runs that a comparison needs, derived from its records alone, so that a comparison can be resumed.
 
-A cell is tuned first (every learning rate x every tuning seed), then evaluated at the chosen learning rate with seeds
-that tuning never saw. Cells whose training differs in the norm alone share one grid: where the optimum of any of them
-lies at an end, the grid of all grows there by two points, once. Those are the norms of a column (a problem, a curve, a
-factor value), and all columns of a curve whose factor is an option of the norm.
+A configuration is tuned first (every learning rate x every tuning seed), then evaluated at the chosen learning rate
+with seeds that tuning never saw. Configurations whose training differs in the norm alone share one grid: where the
+optimum of any of them lies at an end, the shared grid grows there by two points, once. The norms of a column (a
+problem, a curve, a factor value) share a grid, and so do all columns of a curve whose factor is an option of the norm.
 
-A cell that cannot be run at all (a norm over spatial axes where there are none, a statistic over one element) has the
-records of its tuning runs, with status `invalid`, and is never evaluated: there is no learning rate to evaluate it at.
+A configuration that cannot be run at all (a norm over spatial axes where there are none, a statistic over one element)
+has the records of its tuning runs, with status `invalid`, and is never evaluated, for want of a learning rate.
 """
 
 import json
@@ -20,7 +20,16 @@ from normlab import expect
 from normlab.study.design.comparison import Comparison, Settings
 from normlab.study.design.factors import Curve, Value
 from normlab.study.design.problem import Problem
-from normlab.study.design.records import EVALUATE, TUNE, TUNING_SEEDS_FROM, Cell, Record, Run, canonical_json, frozen
+from normlab.study.design.records import (
+    EVALUATE,
+    TUNE,
+    TUNING_SEEDS_FROM,
+    Configuration,
+    Record,
+    Run,
+    canonical_json,
+    frozen,
+)
 from normlab.study.design.tuning import Choice, Grid, choose_learning_rate, further
 
 if TYPE_CHECKING:
@@ -35,7 +44,7 @@ Known = Mapping[Run, Record]
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a cell stands: a column (problem, curve, value) and a row (norm) of a table."""
+    """Where a configuration stands: a column (problem, curve, value) and a row (norm) of a table."""
 
     problem: str
     curve: str
@@ -44,29 +53,29 @@ class Place:
 
 
 class Plan:
-    """The cells of a comparison under some settings, and from records the runs that are needed.
+    """The configurations of a comparison under some settings, and from records the runs that are needed.
 
     Attributes:
-        places: Every place of every table with the cell that stands there, column by column.
-        cells: The cells, each once, in the order of their first place.
-        groups: The cells again, those together that share a grid.
+        places: Every place of every table with the configuration that stands there, column by column.
+        configurations: The configurations, each once, in the order of their first place.
+        groups: The configurations again, those together that share a grid.
     """
 
     def __init__(self, comparison: Comparison, settings: Settings) -> None:
-        """Resolve every cell.
+        """Resolve every configuration.
 
         Raises:
             ValueError: If a norm has options that contradict each other, or the comparison needs a margin.
         """
         self.comparison, self.settings = comparison, settings
         self._margins = {problem.name: _margin(comparison, problem) for problem in comparison.problems}
-        self.places = {place: self._cell(place) for place in self._all_places()}
-        self.cells = tuple(dict.fromkeys(self.places.values()))
+        self.places = {place: self._configuration(place) for place in self._all_places()}
+        self.configurations = tuple(dict.fromkeys(self.places.values()))
         self.groups = tuple(self._grouped())
 
-    def place(self, cell: Cell) -> Place:
-        """The first place of a cell."""
-        return self._first[cell]
+    def place(self, configuration: Configuration) -> Place:
+        """The first place of a configuration."""
+        return self._first[configuration]
 
     def problem(self, name: str) -> Problem:
         """The comparison's problem of that name."""
@@ -112,14 +121,18 @@ class Plan:
         _, _, options = norm.partition(":")
         return f"{spec.title} ({options})" if options else spec.title
 
-    def incompatible(self, cell: Cell) -> str:
-        """Why a cell cannot be run at all, empty where it can."""
-        return self._reasons[cell]
+    def incompatible(self, configuration: Configuration) -> str:
+        """Why a configuration cannot be run at all, empty where it can."""
+        return self._reasons[configuration]
 
-    def of(self, records: Iterable[Record]) -> "dict[Cell, CellPlan]":
-        """For every cell the runs that it needs, as far as the records tell."""
+    def of(self, records: Iterable[Record]) -> "dict[Configuration, ConfigurationPlan]":
+        """For every configuration the runs that it needs, as far as the records tell."""
         known = {record.run: record for record in records}
-        return {cell: self._of(cell, grid, known) for group, grid in self._grids(known) for cell in group}
+        return {
+            configuration: self._of(configuration, grid, known)
+            for group, grid in self._grids(known)
+            for configuration in group
+        }
 
     def planned(self, records: Iterable[Record]) -> list[Run]:
         """All runs that are known to be needed, whether done or not, in the order in which they should run."""
@@ -135,39 +148,43 @@ class Plan:
         known = {record.run: record for record in records}
         return [known[run] for run in self.planned(known.values()) if run in known]
 
-    def tuning_runs(self, cell: Cell, grid: Sequence[float]) -> tuple[Run, ...]:
+    def tuning_runs(self, configuration: Configuration, grid: Sequence[float]) -> tuple[Run, ...]:
         """Every learning rate with every tuning seed."""
         seeds = range(TUNING_SEEDS_FROM, TUNING_SEEDS_FROM + self.settings.tuning_seeds)
-        return tuple(Run(cell=cell, stage=TUNE, learning_rate=rate, seed=seed) for rate in grid for seed in seeds)
+        return tuple(
+            Run(configuration=configuration, stage=TUNE, learning_rate=rate, seed=seed)
+            for rate in grid
+            for seed in seeds
+        )
 
-    def evaluation_runs(self, cell: Cell, rate: float) -> tuple[Run, ...]:
+    def evaluation_runs(self, configuration: Configuration, rate: float) -> tuple[Run, ...]:
         """Every evaluation seed at one learning rate."""
         seeds = range(self.settings.seeds)
-        return tuple(Run(cell=cell, stage=EVALUATE, learning_rate=rate, seed=seed) for seed in seeds)
+        return tuple(Run(configuration=configuration, stage=EVALUATE, learning_rate=rate, seed=seed) for seed in seeds)
 
     @cached_property
     def devices(self) -> int:
         """The most devices that train one model together."""
-        return max(dict(cell.config).get("devices", 1) for cell in self.cells)
+        return max(dict(configuration.config).get("devices", 1) for configuration in self.configurations)
 
     @cached_property
-    def _first(self) -> dict[Cell, Place]:
-        return {cell: place for place, cell in reversed(self.places.items())}
+    def _first(self) -> dict[Configuration, Place]:
+        return {configuration: place for place, configuration in reversed(self.places.items())}
 
     @cached_property
-    def _reasons(self) -> dict[Cell, str]:
-        return {cell: self._reason(cell) for cell in self.cells}
+    def _reasons(self) -> dict[Configuration, str]:
+        return {configuration: self._reason(configuration) for configuration in self.configurations}
 
-    def _reason(self, cell: Cell) -> str:
+    def _reason(self, configuration: Configuration) -> str:
         from normlab import norms
 
-        norm, problem = norms.get(cell.norm), self.problem(cell.problem)
+        norm, problem = norms.get(configuration.norm), self.problem(configuration.problem)
         if norm.entry.cell_only and not problem.recurrent:
-            return f"`{cell.norm}` is a norm of recurrent cells, and `{cell.problem}` has none."
+            return f"`{configuration.norm}` is a norm of recurrent cells, and `{configuration.problem}` has none."
         if problem.recurrent and norm.entry.cell is None:
-            return f"`{cell.norm}` has no place in the recurrent cell of `{cell.problem}`."
+            return f"`{configuration.norm}` has no place in the recurrent cell of `{configuration.problem}`."
         if norm.needs_spatial and not problem.spatial:
-            return f"`{cell.norm}` needs spatial axes, and activations of `{cell.problem}` have none."
+            return f"`{configuration.norm}` needs spatial axes, and activations of `{configuration.problem}` have none."
         return ""
 
     def _all_places(self) -> Iterator[Place]:
@@ -181,26 +198,26 @@ class Plan:
         given = self.settings.options
         return {option.name: given[option.name] for option in problem.options if option.name in given}
 
-    def _cell(self, place: Place) -> Cell:
+    def _configuration(self, place: Place) -> Configuration:
         norm, config = self.resolve(place)
         given = self._options(self.problem(place.problem))
         config = {name: value for name, value in config.items() if name not in given}  # in a key, data have a hash
         plain = json.loads(canonical_json({**config, "norm": str(norm), "statistics": scope(norm, config)}))
-        return Cell(problem=place.problem, norm=place.norm, config=frozen(plain))
+        return Configuration(problem=place.problem, norm=place.norm, config=frozen(plain))
 
-    def _grouped(self) -> Iterator[tuple[Cell, ...]]:
-        """Cells that differ in their norm alone make one group."""
-        groups: dict[tuple[Any, ...], list[Cell]] = {}
-        for cell in self.cells:
-            rest = tuple((name, value) for name, value in cell.config if name not in ("norm", "statistics"))
-            groups.setdefault((cell.problem, rest), []).append(cell)
+    def _grouped(self) -> Iterator[tuple[Configuration, ...]]:
+        """Configurations that differ in their norm alone make one group."""
+        groups: dict[tuple[Any, ...], list[Configuration]] = {}
+        for configuration in self.configurations:
+            rest = tuple((name, value) for name, value in configuration.config if name not in ("norm", "statistics"))
+            groups.setdefault((configuration.problem, rest), []).append(configuration)
         yield from map(tuple, groups.values())
 
-    def _grids(self, known: Known) -> "Iterator[tuple[Sequence[Cell], Grid]]":
-        """Every group with its grid: the settings', grown at the ends where a tuned cell has its optimum."""
+    def _grids(self, known: Known) -> "Iterator[tuple[Sequence[Configuration], Grid]]":
+        """Every group with its grid: the settings', grown at the ends where a tuned configuration has its optimum."""
         base = self.settings.learning_rates
         for group in self.groups:
-            found = [known.get(run) for cell in group for run in self.tuning_runs(cell, base)]
+            found = [known.get(run) for configuration in group for run in self.tuning_runs(configuration, base)]
             there = [record for record in found if record]
             if not self.settings.extend:
                 yield group, Grid(base, final=True)
@@ -211,38 +228,40 @@ class Plan:
 
     def _grown(self, tuned: Sequence[Record]) -> "Grid":
         base = self.settings.learning_rates
-        by_cell: dict[Cell, list[Record]] = {}
+        by_configuration: dict[Configuration, list[Record]] = {}
         for record in tuned:
-            by_cell.setdefault(record.run.cell, []).append(record)
-        chosen = {choice.learning_rate for found in by_cell.values() if (choice := choose_learning_rate(found))}
+            by_configuration.setdefault(record.run.configuration, []).append(record)
+        chosen = {
+            choice.learning_rate for found in by_configuration.values() if (choice := choose_learning_rate(found))
+        }
         below, above = further(base)
         below, above = (below if base[0] in chosen else ()), (above if base[-1] in chosen else ())
         return Grid((*below, *base, *above), final=True)
 
-    def _of(self, cell: Cell, grid: "Grid", known: Known) -> "CellPlan":
-        if self.incompatible(cell):
-            return CellPlan(tuning=self.tuning_runs(cell, self.settings.learning_rates))
-        tuning, default = self.tuning_runs(cell, grid.rates), self.settings.default_learning_rate
+    def _of(self, configuration: Configuration, grid: "Grid", known: Known) -> "ConfigurationPlan":
+        if self.incompatible(configuration):
+            return ConfigurationPlan(tuning=self.tuning_runs(configuration, self.settings.learning_rates))
+        tuning, default = self.tuning_runs(configuration, grid.rates), self.settings.default_learning_rate
         tuned = [known[run] for run in tuning if run in known]
         complete = grid.final and len(tuned) == len(tuning)
         choice = choose_learning_rate(tuned) if complete else None
-        return CellPlan(
+        return ConfigurationPlan(
             tuning=tuning,
-            untuned=() if default is None else self.evaluation_runs(cell, default),
+            untuned=() if default is None else self.evaluation_runs(configuration, default),
             choice=choice,
-            evaluation=self.evaluation_runs(cell, choice.learning_rate) if choice else (),
+            evaluation=self.evaluation_runs(configuration, choice.learning_rate) if choice else (),
             to_come=0 if complete else self.settings.seeds,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellPlan:
-    """The runs of a cell, as far as records tell.
+class ConfigurationPlan:
+    """The runs of a configuration, as far as records tell.
 
     Attributes:
         tuning: On the grid.
         untuned: At the default learning rate; they wait for nothing.
-        choice: What tuning chose; `None` while it is not complete, and for a cell that cannot be run.
+        choice: What tuning chose; `None` while it is not complete, and for a configuration that cannot be run.
         evaluation: At the chosen learning rate.
         to_come: How many more runs there will be once tuning is complete, at most.
     """

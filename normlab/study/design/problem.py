@@ -88,14 +88,14 @@ class Problem:
     Attributes:
         name: Short, for records and flags, e.g. `mlp`.
         title: For people, e.g. `MLP 64-100-100-10 on digits`.
-        build: `(norm, config) -> Program`: the pure `init`, `step` and `evaluate` of one cell; `config` holds the
-            training fields of that cell (`epochs`, and what `Curve.config` gives for the factor's value). It imports
-            JAX inside and raises `ValueError` for what cannot be trained.
+        build: `(norm, config) -> Program`: the pure `init`, `step` and `evaluate` of one configuration; `config` holds
+            its training fields (`epochs`, and the result of `Curve.config` for the factor's value). The function
+            imports JAX inside and raises `ValueError` for what cannot be trained.
         norm_options: `(norm name, config) -> options` that a norm gets here unless its string names them, e.g. the
             number of groups that fits the width.
         spatial: Whether activations have spatial axes; norms that need them are recorded as `invalid` elsewhere.
-        recurrent: Whether the norm goes into a recurrent cell; norms of cells are recorded as `invalid` elsewhere, and
-            norms that no cell takes are here.
+        recurrent: Whether the norm goes into a recurrent cell. Norms that exist for cells alone are recorded
+            as `invalid` where this is false, and norms that no cell takes where it is true.
         metric: What is reported.
         side: What else is reported of evaluated models; names are those that `Program.evaluate` gives.
         series: What is measured before, during and after training; names are those that `Program.series` gives.

@@ -39,11 +39,11 @@ class Feed:
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """The training of one cell, as functions; a run is `init`, then `steps` times `step`, then `evaluate`.
+    """The training of one configuration, as functions; a run is `init`, then `steps` times `step`, then `evaluate`.
 
-    `step` and `evaluate` are pure and traced once a cell. `init` runs operation by operation, outside of the compiled
-    programs: its operations are the same in all cells of a problem, so a process compiles them once, where inside they
-    were more than half of the time to compile a cell (3 of 5 s for the MLP).
+    `step` and `evaluate` are pure and traced once a configuration. `init` runs operation by operation, outside of the
+    compiled programs: its operations are the same in all configurations of a problem, so a process compiles them once.
+    Inside the programs they took more than half of the time to compile a configuration (3 of 5 s for the MLP).
 
     Attributes:
         data: Arrays that all runs share, by name.
@@ -51,7 +51,7 @@ class Program:
         init: `seed -> state`, a pytree of arrays that holds all that the seed decides: split, parameters, order.
         step: `(state, t, learning_rate, data) -> (state, loss)` for t = 0, 1, ..., `steps - 1`.
         forward: `(state, t, data) -> loss`: a step as far as its loss, where shapes that do not fit show. Where it is
-            given, cells that differ in a factor's value alone have the whole step traced once before the runs.
+            given, configurations that differ in a factor's value alone have the whole step traced once before the runs.
         evaluate: `(state, data) -> metrics`: scalars `validation`, `test` and `finite` (whether all outputs are finite:
             the argmax of NaN is class 0, so an error alone does not show it); `validation_sem`, the standard error of
             `validation`, and `validation_chance`, chance on the validation examples where that is another, say what

@@ -15,7 +15,7 @@ from normlab.study.design.comparison import Comparison, Settings
 from normlab.study.design.factors import Curve, Factor
 from normlab.study.design.plan import Place, Plan
 from normlab.study.design.problem import MEASURED_AT, Metric, Problem, Series
-from normlab.study.design.records import Cell, Record, frozen
+from normlab.study.design.records import Configuration, Record, frozen
 from normlab.study.design.schema import Malformed
 
 MOST_RUNS = 1_000_000
@@ -24,7 +24,11 @@ MOST_RUNS = 1_000_000
 
 def describe(plan: Plan) -> dict[str, Any]:
     """Give all that a report needs of a plan's comparison, as JSON holds it."""
-    comparison, settings, numbers = plan.comparison, plan.settings, {cell: i for i, cell in enumerate(plan.cells)}
+    comparison, settings, numbers = (
+        plan.comparison,
+        plan.settings,
+        {configuration: i for i, configuration in enumerate(plan.configurations)},
+    )
     return {
         **{name: getattr(comparison, name) for name in _OF_COMPARISON},
         "fixed": list(comparison.fixed),
@@ -34,14 +38,14 @@ def describe(plan: Plan) -> dict[str, Any]:
         "titles": {norm: plan.title(norm) for norm in settings.norms},
         "cells": [
             {
-                "problem": cell.problem,
-                "norm": cell.norm,
-                "config": dict(cell.config),
-                "incompatible": plan.incompatible(cell),
+                "problem": configuration.problem,
+                "norm": configuration.norm,
+                "config": dict(configuration.config),
+                "incompatible": plan.incompatible(configuration),
             }
-            for cell in plan.cells
+            for configuration in plan.configurations
         ],
-        "places": [numbers[cell] for cell in plan.places.values()],
+        "places": [numbers[configuration] for configuration in plan.places.values()],
     }
 
 
@@ -59,18 +63,28 @@ class RecordedPlan(Plan):
             Malformed: If the two contradict each other, or there would be more than `MOST_RUNS` runs.
         """
         _check_agrees(settings, described)
-        cells = [
-            Cell(problem=cell["problem"], norm=cell["norm"], config=frozen(cell["config"]))
-            for cell in described["cells"]
+        configurations = [
+            Configuration(
+                problem=configuration["problem"], norm=configuration["norm"], config=frozen(configuration["config"])
+            )
+            for configuration in described["cells"]
         ]
         self._titles, at = described["titles"], described["places"]
-        self._reasons = {cell: given["incompatible"] for cell, given in zip(cells, described["cells"], strict=True)}
+        self._reasons = {
+            configuration: given["incompatible"]
+            for configuration, given in zip(configurations, described["cells"], strict=True)
+        }
         self._recorded = {
-            Place(problem=problem, curve=curve, value=value, norm=norm): cells[number]
+            Place(problem=problem, curve=curve, value=value, norm=norm): configurations[number]
             for (problem, curve, value, norm), number in zip(_coordinates(settings), at, strict=True)
         }
-        if any((place.problem, place.norm) != (cell.problem, cell.norm) for place, cell in self._recorded.items()):
-            raise Malformed("expected every place to have a cell of its problem and norm, got another", "places")
+        if any(
+            (place.problem, place.norm) != (configuration.problem, configuration.norm)
+            for place, configuration in self._recorded.items()
+        ):
+            raise Malformed(
+                "expected every place to have a configuration of its problem and norm, got another", "places"
+            )
         try:
             with expect.recorded():
                 super().__init__(_comparison(settings, described), settings)
@@ -81,13 +95,13 @@ class RecordedPlan(Plan):
         """What people call a norm."""
         return self._titles[norm]
 
-    def _cell(self, place: Place) -> Cell:
+    def _configuration(self, place: Place) -> Configuration:
         return self._recorded[place]
 
 
 def fits(plan: Plan, record: Record) -> bool:
     """Whether the series of a record have the shapes of its problem's."""
-    problem = plan.problem(record.run.cell.problem)
+    problem = plan.problem(record.run.configuration.problem)
     return all(
         len(rows) == len(MEASURED_AT) and all(len(row) == len(series.x) for row in rows)
         for series in problem.series
@@ -200,14 +214,14 @@ def _check_agrees(settings: Settings, described: Mapping[str, Any]) -> None:
                 raise Malformed("expected every name once, got one twice", "problems", problem["name"], kind)
     if described["titles"].keys() != set(settings.norms):
         raise Malformed("expected those of the norms of the settings, got others", "titles")
-    places, cells = described["places"], described["cells"]
+    places, configurations = described["places"], described["cells"]
     if len(places) != sum(1 for _ in _coordinates(settings)):
         raise Malformed(f"expected one for each norm in each column of the settings, got {len(places)}", "places")
-    if set(places) != set(range(len(cells))):
-        raise Malformed("expected the numbers of all cells, and no others", "places")
+    if set(places) != set(range(len(configurations))):
+        raise Malformed("expected the numbers of all configurations, and no others", "places")
     runs = len(settings.learning_rates) * settings.tuning_seeds + 2 * settings.seeds
-    if len(cells) * runs > MOST_RUNS:
-        raise Malformed(f"expected at most {MOST_RUNS} runs, got {len(cells) * runs}", "cells")
+    if len(configurations) * runs > MOST_RUNS:
+        raise Malformed(f"expected at most {MOST_RUNS} runs, got {len(configurations) * runs}", "cells")
 
 
 def _coordinates(settings: Settings) -> Iterable[tuple[str, str, Any, str]]:

@@ -18,8 +18,8 @@ RETRIED = ("error", "oom", "timeout")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One compile, many runs. Equal cells are one, wherever they stand (see `plan.Place`).
+class Configuration:
+    """One compile, many runs. Equal configurations are one, wherever they stand (see `plan.Place`).
 
     Attributes:
         problem: Name of the problem.
@@ -38,13 +38,13 @@ class Run:
     """One trained model.
 
     Attributes:
-        cell: Where it belongs.
+        configuration: Where it belongs.
         stage: `tune` or `evaluate`.
         learning_rate: Peak learning rate.
         seed: Drives split, initialization and order; tuning and evaluation seeds are disjoint.
     """
 
-    cell: Cell
+    configuration: Configuration
     stage: str
     learning_rate: float
     seed: int
@@ -63,9 +63,9 @@ class Record:
         metrics: `validation` (always), `test` and what else the program's `evaluate` gives (evaluation runs only),
             `train_loss`, `chance`; non-finite is None.
         series: Of evaluation runs, by name: a row of numbers for each time they were taken; non-finite is None.
-        cost: `compile`: seconds until the cell's program was ready; `run` and `step`: seconds of training, all of it
-            and per update; `memory`: bytes that the training program holds on the device; `moved`: bytes that
-            collectives give to a device in an update, where there are several. Never part of a comparison.
+        cost: `compile`: seconds until the configuration's program was ready; `run` and `step`: seconds of training, in
+            total and per update; `memory`: bytes that the training program holds on the device; `moved`: bytes that
+            collectives send to a device in an update, where there are several. Never part of a comparison.
     """
 
     key: str
@@ -79,7 +79,7 @@ class Record:
 
 
 def frozen(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """`config` as a cell holds it: sorted, and lists as tuples, so that it can be hashed."""
+    """`config` as a configuration holds it: sorted, and lists as tuples, so that it can be hashed."""
     return tuple(sorted((name, _frozen(value)) for name, value in config.items()))
 
 
@@ -97,9 +97,16 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
+def as_stored(run: Run) -> dict[str, Any]:
+    """Give a run as nested dictionaries; its configuration is named `cell`, as files and keys have always named it."""
+    fields = dataclasses.asdict(run)
+    return {"cell": fields.pop("configuration"), **fields}
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {"type": type(value).__name__, **dataclasses.asdict(value)}
+        fields = as_stored(value) if isinstance(value, Run) else dataclasses.asdict(value)
+        return {"type": type(value).__name__, **fields}
     raise TypeError(f"Expected something JSON can hold, got {value!r}.")
 
 
@@ -120,9 +127,9 @@ def run_key(run: Run, identity: Mapping[str, Any]) -> str:
     return content_key(run, identity)
 
 
-def by_cell(runs: Sequence[Run]) -> dict[Cell, list[Run]]:
+def by_configuration(runs: Sequence[Run]) -> dict[Configuration, list[Run]]:
     """Group runs, in their order."""
-    groups: dict[Cell, list[Run]] = {}
+    groups: dict[Configuration, list[Run]] = {}
     for run in runs:
-        groups.setdefault(run.cell, []).append(run)
+        groups.setdefault(run.configuration, []).append(run)
     return groups

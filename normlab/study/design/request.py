@@ -299,8 +299,8 @@ _OPTIONS = (
         name="jobs",
         kind=WHOLE,
         metavar="N",
-        help="cells at a time, each in a worker of its own; on GPUs one worker each (default: one a core on CPU, 1 on "
-        "GPU, 16 on SLURM, one for every CPU of a Ray cluster)",
+        help="configurations at a time, each in a worker of its own; on GPUs one worker each (default: one a core on "
+        "CPU, 1 on GPU, 16 on SLURM, one for every CPU of a Ray cluster)",
     ),
     Option(
         name="executor",

@@ -42,15 +42,15 @@ def further(grid: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]
 
 
 def choose_learning_rate(records: Sequence[Record]) -> Choice | None:
-    """Choose from the tuning records of one cell: least median validation error over seeds.
+    """Choose from the tuning records of one configuration: least median validation error over seeds.
 
     A failed run counts as worse than any error; ties, all-failed included, go to the smaller learning rate.
 
     Args:
-        records: The tuning records of one cell, in any order; records of other stages are ignored.
+        records: The tuning records of one configuration, in any order; records of other stages are ignored.
 
     Returns:
-        The choice, or `None` where nothing was tuned or the cell is `invalid`.
+        The choice, or `None` where nothing was tuned or the configuration is `invalid`.
     """
     errors: dict[float, list[float]] = {}
     for record in records:

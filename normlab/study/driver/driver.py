@@ -20,7 +20,7 @@ from normlab.study.design import discovery
 from normlab.study.design.comparison import Comparison, Settings
 from normlab.study.design.plan import Plan
 from normlab.study.design.recorded import RecordedPlan, describe, fits
-from normlab.study.design.records import RETRIED, Cell, Record, Run, of_problem, run_key
+from normlab.study.design.records import RETRIED, Configuration, Record, Run, of_problem, run_key
 from normlab.study.design.request import Request
 from normlab.study.design.shard import Shard
 from normlab.study.driver import limits, preflight, schedule
@@ -125,7 +125,7 @@ class Invocation:
 
     @cached_property
     def plan(self) -> Plan:
-        """The cells.
+        """The configurations.
 
         Raises:
             BadInput: If a norm has options that contradict each other.
@@ -144,9 +144,9 @@ class Invocation:
         return discovery.locate(self.settings.source) if self.settings.source else None
 
     @cached_property
-    def cells(self) -> frozenset[Cell]:
+    def configurations(self) -> frozenset[Configuration]:
         """Those of them that are run here."""
-        return self.shard.cells(self.plan) if self.shard else frozenset(self.plan.cells)
+        return self.shard.configurations(self.plan) if self.shard else frozenset(self.plan.configurations)
 
     @cached_property
     def store(self) -> RunStore:
@@ -184,7 +184,7 @@ class Invocation:
             BadInput: Before anything is written.
             Fault: If something outside broke; finished runs are kept.
         """
-        start, cells, task = monotonic(), self.cells, self.task(ways)
+        start, configurations, task = monotonic(), self.configurations, self.task(ways)
         with self.store.writing():
             self._set_aside()
             for sentence in self._too_few_seeds():
@@ -205,7 +205,7 @@ class Invocation:
             if outdated := identity.outdated(task.identity, found):
                 self._print(outdated)
             try:
-                done, planned = self._execute(task, cells, known, ways, start + ways.time_budget)
+                done, planned = self._execute(task, configurations, known, ways, start + ways.time_budget)
             except RuntimeError as error:
                 raise error if isinstance(error, Fault) else Fault(str(error)) from error
             finally:
@@ -305,14 +305,14 @@ class Invocation:
 
     def _task(self, strategy: Strategy, checked: preflight.Checked) -> Task:
         source = self.settings.source
-        files = discovery.code(source) if source else {}  # now that all cells have been traced
+        files = discovery.code(source) if source else {}  # now that all configurations have been traced
         described = identity.describe(files, checked.hashes, strategy, checked.libraries)
         if not source:
             described["code"]["object"] = _token(self.comparison)
         return Task(source=source, settings=self.settings, identity=described, strategy=strategy, about=checked.about)
 
     def _checked(self, ways: Ways, *, every: bool = True) -> preflight.Checked:
-        """Trace every cell, or the representatives alone, which runs code of the comparison in this process.
+        """Trace every configuration, or the representatives alone, which runs code of the comparison in this process.
 
         Raises:
             BadInput: If something is wrong.
@@ -332,7 +332,12 @@ class Invocation:
             ) from None
 
     def _execute(
-        self, task: Task, cells: frozenset[Cell], known: dict[Run, Record], ways: Ways, deadline: float
+        self,
+        task: Task,
+        configurations: frozenset[Configuration],
+        known: dict[Run, Record],
+        ways: Ways,
+        deadline: float,
     ) -> tuple[int, int]:
         """Add to `known` until nothing is pending or time is over; how many runs are done, of how many."""
         again = {run for run, record in known.items() if ways.retry_failed and record.status in RETRIED}
@@ -341,12 +346,12 @@ class Invocation:
             return [record for run, record in known.items() if run not in again]
 
         def pending() -> list[Run]:
-            return [run for run in self.plan.pending(settled()) if run.cell in cells]
+            return [run for run in self.plan.pending(settled()) if run.configuration in configurations]
 
         limit = limits.RunLimit(self.plan, ways.run_timeout)
         for record in known.values():
             limit.add(record)
-        display = Display(self.console, self.plan, cells, settled())
+        display = Display(self.console, self.plan, configurations, settled())
         hire = partial(ways.executor.hire, output=self.output)
         made = schedule.records(task, self.plan, pending, hire, lambda: monotonic() > deadline, limit)
         with display, closing(made):
@@ -385,8 +390,16 @@ class Invocation:
 
     def _described(self, done: list[Record]) -> Iterable[str]:
         plan, settings = self.plan, self.settings
-        reasons = {cell: reason for cell in plan.cells if (reason := plan.incompatible(cell))}
-        mine = [planned for cell, planned in plan.of([]).items() if cell in self.cells and cell not in reasons]
+        reasons = {
+            configuration: reason
+            for configuration in plan.configurations
+            if (reason := plan.incompatible(configuration))
+        }
+        mine = [
+            planned
+            for configuration, planned in plan.of([]).items()
+            if configuration in self.configurations and configuration not in reasons
+        ]
         rates = ", ".join(f"{rate:g}" for rate in settings.learning_rates)
         yield self.comparison.question
         yield f"Problems: {', '.join(settings.problems)}"
@@ -398,8 +411,9 @@ class Invocation:
             f"{', and two beyond an end where an optimum lies' if settings.extend else ''}; {settings.seeds} "
             f"evaluation seeds; {settings.epochs} epochs"
         )
+        invalid = len(self.configurations & reasons.keys())
         yield (
-            f"{len(self.cells)} cells, {len(self.cells & reasons.keys())} of them invalid: {len(mine)} compiles and "
+            f"{len(self.configurations)} configurations, {invalid} of them invalid: {len(mine)} compiles and "
             f"{sum(len(planned.runs) + planned.to_come for planned in mine)} runs, {len(done)} records are there."
         )
         yield from sorted(set(reasons.values()))
@@ -438,13 +452,13 @@ def _not_traced(checked: preflight.Checked) -> str:
 
 def current(plan: Plan, described: Mapping[str, Any], records: Iterable[Record]) -> dict[Run, Record]:
     """The records that this code, configuration and machine would make again, by run."""
-    cells = frozenset(plan.cells)
+    configurations = frozenset(plan.configurations)
     keys = {name: of_problem(described, name) for name in plan.settings.problems}
     return {
         record.run: record
         for record in records
-        if record.run.cell in cells
-        and record.key == run_key(record.run, keys[record.run.cell.problem])
+        if record.run.configuration in configurations
+        and record.key == run_key(record.run, keys[record.run.configuration.problem])
         and fits(plan, record)
     }
 

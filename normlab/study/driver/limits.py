@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from normlab.study.design.plan import Plan
-from normlab.study.design.records import RETRIED, Cell, Record
+from normlab.study.design.records import RETRIED, Configuration, Record
 
 TIMES = 10.0
 """A run may take this many times as long as the median run of its column, compiling included."""
@@ -20,25 +20,25 @@ UNKNOWN = 24 * 3600.0
 
 
 class RunLimit:
-    """Seconds that a run of a cell may take: as given, else by the runs of its column that have ended."""
+    """Seconds that a run of a configuration may take: as given, else by the runs of its column that have ended."""
 
     def __init__(self, plan: Plan, given: float | None = None) -> None:
         """Know nothing but what was given."""
         self._given = given
-        self._column = {cell: number for number, group in enumerate(plan.groups) for cell in group}
+        self._column = {configuration: number for number, group in enumerate(plan.groups) for configuration in group}
         self._seconds: dict[int, list[float]] = {}
 
     def add(self, record: Record) -> None:
         """Take note of a run that went all the way."""
         if record.status not in (*RETRIED, "invalid") and "run" in record.cost:
             seconds = record.cost["run"] + record.cost.get("compile", 0.0)
-            self._seconds.setdefault(self._column[record.run.cell], []).append(seconds)
+            self._seconds.setdefault(self._column[record.run.configuration], []).append(seconds)
 
-    def __call__(self, cell: Cell) -> float:
-        """Give the limit of a cell's next run."""
+    def __call__(self, configuration: Configuration) -> float:
+        """Give the limit of a configuration's next run."""
         if self._given is not None:
             return self._given
-        ended = self._seconds.get(self._column[cell])
+        ended = self._seconds.get(self._column[configuration])
         return max(LEAST, TIMES * statistics.median(ended)) if ended else UNKNOWN
 
 

@@ -65,7 +65,7 @@ def _union(folders: Mapping[Path, Header], header: Header) -> dict[str, tuple[Pa
     """All runs of this identity by key, each once, with the first folder that has it."""
     found: dict[str, tuple[Path, Record]] = {}
     plan = RecordedPlan(header.settings, header.described)
-    cells = frozenset(plan.cells)
+    configurations = frozenset(plan.configurations)
     for folder in folders:
         for path in Store(folder).damaged():
             raise BadInput(
@@ -73,12 +73,12 @@ def _union(folders: Mapping[Path, Header], header: Header) -> dict[str, tuple[Pa
                 "repeats it; or delete the file to leave it out."
             )
         for record in Store(folder).records():
-            if record.identity != of_problem(header.identity, record.run.cell.problem):
+            if record.identity != of_problem(header.identity, record.run.configuration.problem):
                 continue
-            if record.run.cell in cells and not fits(plan, record):
+            if record.run.configuration in configurations and not fits(plan, record):
                 raise BadInput(
-                    f"Expected run {record.key[:12]} in `{folder}` to have the series of `{record.run.cell.problem}`, "
-                    "got others. Delete its file to leave it out."
+                    f"Expected run {record.key[:12]} in `{folder}` to have the series of "
+                    f"`{record.run.configuration.problem}`, got others. Delete its file to leave it out."
                 )
             before, held = found.setdefault(record.key, (folder, record))
             if held.status in RETRIED or record.status in RETRIED:  # what another try mended is mended
@@ -89,12 +89,12 @@ def _union(folders: Mapping[Path, Header], header: Header) -> dict[str, tuple[Pa
 
 
 def _contradiction(before: Path, held: Record, folder: Path, record: Record) -> str:
-    cell = record.run.cell
+    configuration = record.run.configuration
     ours, theirs = ({"status": side.status, **side.metrics} for side in (held, record))
     name, one, two = next(differences(ours, theirs))
     return (
         f"Expected a run to have the same numbers everywhere, got `{name}` {one} in `{before}` and {two} in `{folder}` "
-        f"for run {record.key[:12]} (`{cell.norm}` on `{cell.problem}`, seed {record.run.seed}). "
+        f"for run {record.key[:12]} (`{configuration.norm}` on `{configuration.problem}`, seed {record.run.seed}). "
         "`normlab verify` tells which one is repeatable."
     )
 

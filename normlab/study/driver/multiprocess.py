@@ -12,11 +12,11 @@ from typing import Any
 
 from normlab.errors import BadInput, Fault
 from normlab.study.design.plan import Plan
-from normlab.study.design.records import RETRIED, Cell, Record, Run, content_key
+from normlab.study.design.records import RETRIED, Configuration, Record, Run, content_key
 from normlab.study.driver.driver import Invocation, Ways
 from normlab.study.executors.process_group import Group, Member, join
 from normlab.study.executors.protocol import Begun, Done, News
-from normlab.study.worker.runner import CellRunner
+from normlab.study.worker.runner import ConfigurationRunner
 from normlab.study.worker.strategy import Strategy, Task
 
 
@@ -68,37 +68,37 @@ class _Together:
 
 
 class _Crew:
-    """All processes together are one worker: they have one cell at a time."""
+    """All processes together are one worker: they have one configuration at a time."""
 
     jobs = 1
 
-    def __init__(self, group: Group, runner: CellRunner) -> None:
+    def __init__(self, group: Group, runner: ConfigurationRunner) -> None:
         """Take who makes the runs here."""
         self._group, self._runner = group, runner
-        self._given: dict[Cell, list[Run]] = {}
+        self._given: dict[Configuration, list[Run]] = {}
 
-    def give(self, cells: Mapping[Cell, Sequence[Run]], room: int) -> Collection[Cell]:
+    def give(self, configurations: Mapping[Configuration, Sequence[Run]], room: int) -> Collection[Configuration]:
         """Take one."""
-        cell = next(iter(cells))
-        self._given[cell] = list(cells[cell])
-        return [cell]
+        configuration = next(iter(configurations))
+        self._given[configuration] = list(configurations[configuration])
+        return [configuration]
 
     def news(self) -> Iterator[News]:
         """One run, made while this is waited for."""
-        ((cell, runs),) = self._given.items()
-        yield Begun(cell)
+        ((configuration, runs),) = self._given.items()
+        yield Begun(configuration)
         run = runs.pop(0)
         self._group.broadcast(["run", _told(self._runner.plan, run)])
-        (record,) = self._runner(cell, [run])
+        (record,) = self._runner(configuration, [run])
         yield record
         _check(record)
         if not runs:
-            del self._given[cell]
-            yield Done(cell)
+            del self._given[configuration]
+            yield Done(configuration)
 
-    def drop(self, cell: Cell) -> None:
-        """Forget a cell."""
-        self._given.pop(cell, None)
+    def drop(self, configuration: Configuration) -> None:
+        """Forget a configuration."""
+        self._given.pop(configuration, None)
 
     def close(self) -> None:
         """Leave the others as they are: they wait for what comes next."""
@@ -116,14 +116,14 @@ def _follow(group: Group, invocation: Invocation, ways: Ways) -> int:
             _agree(group, task)
         else:
             run = _heard(runner.plan, content)
-            _check(*runner(run.cell, [run]))
+            _check(*runner(run.configuration, [run]))
 
 
-def _runner(task: Task, plan: Plan) -> CellRunner:
+def _runner(task: Task, plan: Plan) -> ConfigurationRunner:
     from normlab.study.training.compilation_cache import use_cache
 
     use_cache()
-    return CellRunner(task, plan)
+    return ConfigurationRunner(task, plan)
 
 
 def _agree(group: Group, task: Task) -> None:
@@ -141,22 +141,27 @@ def _check(record: Record) -> None:
     """
     run = record.run
     if record.status in RETRIED:
-        raise Fault(f"`{run.cell.norm}`, seed {run.seed}, learning rate {run.learning_rate:g}: {record.reason}")
+        raise Fault(
+            f"`{run.configuration.norm}`, seed {run.seed}, learning rate {run.learning_rate:g}: {record.reason}"
+        )
 
 
 def _told(plan: Plan, run: Run) -> list[Any]:
     """A run as it is told to others, who have the same plan."""
-    return [plan.cells.index(run.cell), run.stage, run.learning_rate, run.seed]
+    return [plan.configurations.index(run.configuration), run.stage, run.learning_rate, run.seed]
 
 
 def _heard(plan: Plan, told: Sequence[Any]) -> Run:
-    cell, stage, learning_rate, seed = told
-    return Run(cell=plan.cells[cell], stage=stage, learning_rate=learning_rate, seed=seed)
+    configuration, stage, learning_rate, seed = told
+    return Run(configuration=plan.configurations[configuration], stage=stage, learning_rate=learning_rate, seed=seed)
 
 
 def _check_equal(invocation: Invocation) -> None:
     """Refuse a comparison whose models are not all trained by the same devices."""
-    if any(dict(cell.config).get("devices", 1) != invocation.settings.devices for cell in invocation.plan.cells):
+    if any(
+        dict(configuration.config).get("devices", 1) != invocation.settings.devices
+        for configuration in invocation.plan.configurations
+    ):
         raise BadInput(
             f"Expected every model to be trained by the {invocation.settings.devices} devices of `--devices`, got a "
             "comparison that sets their number itself. Run it in one process."

@@ -1,7 +1,8 @@
-"""What is checked before anything is written: every cell is traced, none is compiled.
+"""Checks before anything is written: every configuration is traced, none is compiled.
 
-The cells of a curve that differ in the factor's value alone share a representative, the first that can be trained. Its
-whole step is traced, that of the others as far as the loss (see `Program.forward`); a dry run traces it alone.
+The configurations of a curve that differ in the factor's value alone share a representative, the first that can be
+trained. The whole step of the representative is traced, the steps of the others as far as the loss (see
+`Program.forward`). A dry run traces the representatives alone.
 """
 
 import math
@@ -17,7 +18,7 @@ from normlab.errors import BadInput, one_line
 from normlab.norms import Norm
 from normlab.study.design.plan import Plan
 from normlab.study.design.program import Program
-from normlab.study.design.records import Cell
+from normlab.study.design.records import Configuration
 from normlab.study.driver import limits
 from normlab.study.worker.runner import build
 
@@ -41,43 +42,45 @@ class Checked(NamedTuple):
 
 
 class Untrainable(BadInput):
-    """A cell that is recorded as `invalid` when its turn comes."""
+    """A configuration that is recorded as `invalid` when its turn comes."""
 
 
 def data_of(plan: Plan, limit: Callable[[], float] = lambda: math.inf, *, every: bool = True) -> Checked:
-    """Build the program of every cell that can be run, and trace it.
+    """Build the program of every configuration that can be run, and trace it.
 
     Args:
-        plan: Of the cells.
-        limit: Gives the seconds that the next cell may take.
+        plan: Of the configurations.
+        limit: Gives the seconds that the next configuration may take.
         every: Whether to trace more than the representatives.
 
     Raises:
         OutOfTime: If one takes longer.
-        BadInput: If a cell cannot be traced, none can be run, or a model does not use its norm.
+        BadInput: If a configuration cannot be traced, none can be run, or a model does not use its norm.
     """
-    reasons = {cell: plan.incompatible(cell) for cell in plan.cells}
-    programs: dict[Cell, Program] = {}
-    representatives: dict[Hashable, Cell] = {}
-    for cell, reason in reasons.items():
+    reasons = {configuration: plan.incompatible(configuration) for configuration in plan.configurations}
+    programs: dict[Configuration, Program] = {}
+    representatives: dict[Hashable, Configuration] = {}
+    for configuration, reason in reasons.items():
         if not reason:
             try:
                 with limits.at_most(limit()):
-                    known = _alike(plan, cell) in representatives
+                    known = _alike(plan, configuration) in representatives
                     trace = Trace.NOTHING if known and not every else Trace.FORWARD if known else Trace.WHOLE
-                    programs[cell] = traced(plan, cell, trace)
-                    representatives.setdefault(_alike(plan, cell), cell)
+                    programs[configuration] = traced(plan, configuration, trace)
+                    representatives.setdefault(_alike(plan, configuration), configuration)
             except Untrainable as error:
-                reasons[cell] = str(error)
+                reasons[configuration] = str(error)
     if all(reasons.values()):
         raise BadInput(f"Expected at least one norm that can be run. {next(iter(reasons.values()))}")
-    first = {cell.problem: cell for cell in reversed(programs)}
-    for cell in first.values():
-        _check_norm_is_used(plan, cell, programs)
+    first = {configuration.problem: configuration for configuration in reversed(programs)}
+    for configuration in first.values():
+        _check_norm_is_used(plan, configuration, programs)
     return Checked(
-        hashes={problem: programs[cell].data_hash for problem, cell in first.items()},
-        about={problem: about for problem, cell in first.items() if (about := programs[cell].about)},
-        libraries={problem: used for problem, cell in first.items() if (used := programs[cell].libraries)},
+        hashes={problem: programs[configuration].data_hash for problem, configuration in first.items()},
+        about={problem: about for problem, configuration in first.items() if (about := programs[configuration].about)},
+        libraries={
+            problem: used for problem, configuration in first.items() if (used := programs[configuration].libraries)
+        },
         built=len(programs),
         traced=len(programs if every else representatives),
     )
@@ -89,14 +92,14 @@ class Trace(Enum):
     NOTHING, FORWARD, WHOLE = range(3)
 
 
-def _alike(plan: Plan, cell: Cell) -> Hashable:
-    """What cells have in common that differ in the value of a factor alone."""
-    place = plan.place(cell)
+def _alike(plan: Plan, configuration: Configuration) -> Hashable:
+    """What configurations have in common that differ in the value of a factor alone."""
+    place = plan.place(configuration)
     return place.problem, place.curve, place.norm
 
 
-def traced(plan: Plan, cell: Cell, trace: Trace = Trace.WHOLE) -> Program:
-    """Build the program of a cell and trace it.
+def traced(plan: Plan, configuration: Configuration, trace: Trace = Trace.WHOLE) -> Program:
+    """Build the program of a configuration and trace it.
 
     Raises:
         Untrainable: If a statistic would be over one element: a norm where it cannot be, which is a result.
@@ -106,12 +109,12 @@ def traced(plan: Plan, cell: Cell, trace: Trace = Trace.WHOLE) -> Program:
     from normlab.study.training.loop import check
 
     try:
-        program = build(plan, cell)
+        program = build(plan, configuration)
         program = replace(program, step=jax.jit(program.step))  # which keeps the trace for `ignores_norm`
         if trace is not Trace.NOTHING:
             check(program, whole=trace is Trace.WHOLE)
     except Exception as error:
-        place = plan.place(cell)
+        place = plan.place(configuration)
         factor = plan.curve(place.curve).factor.name
         where = f"`{place.norm}` on `{place.problem}` with {factor} {place.value}"
         kind = Untrainable if isinstance(error, StatisticsError) else BadInput
@@ -119,16 +122,20 @@ def traced(plan: Plan, cell: Cell, trace: Trace = Trace.WHOLE) -> Program:
     return program
 
 
-def _check_norm_is_used(plan: Plan, first: Cell, programs: Mapping[Cell, Program]) -> None:
+def _check_norm_is_used(plan: Plan, first: Configuration, programs: Mapping[Configuration, Program]) -> None:
     """Compare the programs of a problem's first column.
 
     Raises:
         BadInput: If they are the same for all norms.
     """
     place = plan.place(first)
-    column = {cell: replace(place, norm=cell.norm) for cell in programs if cell.problem == first.problem}
-    same = {where: cell for cell, where in column.items() if plan.places.get(where) == cell}
-    if ignores_norm({plan.resolve(where)[0]: programs[cell] for where, cell in same.items()}):
+    column = {
+        configuration: replace(place, norm=configuration.norm)
+        for configuration in programs
+        if configuration.problem == first.problem
+    }
+    same = {where: configuration for configuration, where in column.items() if plan.places.get(where) == configuration}
+    if ignores_norm({plan.resolve(where)[0]: programs[configuration] for where, configuration in same.items()}):
         raise BadInput(f"`{first.problem}`: {IGNORED}")
 
 

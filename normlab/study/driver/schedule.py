@@ -5,10 +5,10 @@ from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING
 
 from normlab.study.design.plan import Plan
-from normlab.study.design.records import Record, by_cell
+from normlab.study.design.records import Record, by_configuration
 from normlab.study.executors.protocol import Limit, Pending, Stop
 from normlab.study.worker.outcome import make_record
-from normlab.study.worker.runner import CellRunner
+from normlab.study.worker.runner import ConfigurationRunner
 from normlab.study.worker.strategy import Task
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def records(
     pending: Pending,
     hire: "Callable[[Task], Crew | None]",
     stop: Stop = lambda: False,
-    limit: Limit = lambda cell: math.inf,
+    limit: Limit = lambda configuration: math.inf,
 ) -> Generator[Record, None, None]:
     """Execute until nothing is pending, one record at a time.
 
@@ -32,7 +32,7 @@ def records(
             so far have been taken from this iterator.
         hire: Finds workers (see `pool.Executor`); none for runs that are to be made in this process.
         stop: Once it says yes, no run starts, and workers are stopped; in this process the run under way is finished.
-        limit: Seconds that a run of a cell may take in a worker.
+        limit: Seconds that a run of a configuration may take in a worker.
 
     Yields:
         A record for every run, those that cannot be run or fail included.
@@ -47,27 +47,27 @@ def records(
     if stop() or not pending():
         return
     if crew := hire(task):
-        yield from work(task, crew, pending, stop, CellRunner(task, plan).lanes, limit)
+        yield from work(task, crew, pending, stop, ConfigurationRunner(task, plan).lanes, limit)
         return
     if task.strategy.lanes:
         from normlab.study.training.compilation_cache import use_cache
 
         use_cache()
-    yield from _in_this_process(CellRunner(task, plan), pending, stop)
+    yield from _in_this_process(ConfigurationRunner(task, plan), pending, stop)
 
 
 def _invalid(task: Task, plan: Plan, pending: Pending) -> Iterator[Record]:
-    for cell, runs in by_cell(pending()).items():
-        reason = plan.incompatible(cell)
+    for configuration, runs in by_configuration(pending()).items():
+        reason = plan.incompatible(configuration)
         if reason:
             yield from [make_record(task, run, "invalid", reason) for run in runs]
 
 
-def _in_this_process(runner: CellRunner, pending: Pending, stop: Stop) -> Iterator[Record]:
-    while not stop() and (jobs := by_cell(pending())):
-        cell, runs = next(iter(jobs.items()))
-        lanes = runner.lanes(cell)
+def _in_this_process(runner: ConfigurationRunner, pending: Pending, stop: Stop) -> Iterator[Record]:
+    while not stop() and (jobs := by_configuration(pending())):
+        configuration, runs = next(iter(jobs.items()))
+        lanes = runner.lanes(configuration)
         for start in range(0, len(runs), lanes):
             if stop():
                 return
-            yield from runner(cell, runs[start : start + lanes])
+            yield from runner(configuration, runs[start : start + lanes])

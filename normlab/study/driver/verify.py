@@ -112,7 +112,7 @@ def verify(comparison: Comparison, settings: Settings, record: Record) -> Verifi
         BadInput: If the comparison has changed so much that the run is no longer part of it.
         Fault: If no process can be started.
     """
-    cell = record.run.cell
+    configuration = record.run.configuration
     changed = f"Expected run {record.key[:12]} to be part of `{settings.comparison}`, which has changed since"
     file = discovery.locate(settings.source)
     try:
@@ -120,15 +120,15 @@ def verify(comparison: Comparison, settings: Settings, record: Record) -> Verifi
             plan = Plan(comparison, settings)
     except Exception as error:  # the settings are a folder's, and what they name may be no more
         raise BadInput(f"{changed}.") from error
-    if cell not in plan.cells:
+    if configuration not in plan.configurations:
         raise BadInput(f"{changed}.")
 
     strategy = choose_strategy(devices=plan.devices)
     with discovery.importing(file):
-        program = preflight.traced(plan, cell)
+        program = preflight.traced(plan, configuration)
     files = discovery.code(settings.source, files_of(record.identity))
-    libraries = {cell.problem: program.libraries}
-    now = describe(files, {cell.problem: program.data_hash}, strategy, libraries)
+    libraries = {configuration.problem: program.libraries}
+    now = describe(files, {configuration.problem: program.data_hash}, strategy, libraries)
     task = Task(source=settings.source, settings=settings, identity=now, strategy=strategy)
     made: list[Record] = []
     try:

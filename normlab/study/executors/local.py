@@ -16,7 +16,7 @@ from pathlib import Path
 
 from normlab.errors import BadInput, Fault, one_line
 from normlab.study.design.provenance import usable_cpus
-from normlab.study.design.records import Cell, Run
+from normlab.study.design.records import Configuration, Run
 from normlab.study.executors.protocol import Begun, Died, Done, News
 from normlab.study.worker.runner import worker
 from normlab.study.worker.strategy import Strategy, Task, environment
@@ -78,23 +78,23 @@ class _Worker:
 
     Attributes:
         index: Which device it has, where workers have one each.
-        cell: What it is at; `None` while it waits.
+        configuration: What it is at; `None` while it waits.
         compiled: What it has been at so far.
     """
 
     process: BaseProcess
     connection: Connection
     index: int
-    cell: Cell | None = None
-    compiled: set[Cell] = field(default_factory=set)
+    configuration: Configuration | None = None
+    compiled: set[Configuration] = field(default_factory=set)
 
-    def give(self, cell: Cell, runs: Sequence[Run]) -> None:
-        self.cell = cell
-        self.compiled.add(cell)
+    def give(self, configuration: Configuration, runs: Sequence[Run]) -> None:
+        self.configuration = configuration
+        self.compiled.add(configuration)
         with suppress(OSError):  # it died while idle, which shows when it is waited for
-            self.connection.send((cell, list(runs)))
+            self.connection.send((configuration, list(runs)))
 
-    def news(self, cell: Cell) -> News:
+    def news(self, configuration: Configuration) -> News:
         """Receive one message, or find that there will be none.
 
         Raises:
@@ -104,26 +104,26 @@ class _Worker:
             message = self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
-            return Died(cell, _how(self.process.exitcode))
+            return Died(configuration, _how(self.process.exitcode))
         if isinstance(message, Fault):
             raise message
         if isinstance(message, Done):
-            self.cell = None
+            self.configuration = None
         return message
 
 
 class LocalCrew:
-    """Processes, each started when there is a first cell for it."""
+    """Processes, each started when there is a first configuration for it."""
 
     def __init__(self, task: Task, jobs: int) -> None:
         """Nothing is started yet."""
         self.jobs = jobs
         self._task, self._workers = task, list[_Worker]()
 
-    def give(self, cells: Mapping[Cell, Sequence[Run]], room: int) -> Collection[Cell]:
-        """Give each idle worker a cell, one that it has compiled if there is one."""
-        waiting, taken = dict(cells), list[Cell]()
-        idle = [one for one in self._workers if one.cell is None]
+    def give(self, configurations: Mapping[Configuration, Sequence[Run]], room: int) -> Collection[Configuration]:
+        """Give each idle worker a configuration, one that it has compiled if there is one."""
+        waiting, taken = dict(configurations), list[Configuration]()
+        idle = [one for one in self._workers if one.configuration is None]
         idle += [self._start() for _ in range(min(room, len(waiting)) - len(idle))]
         for one in idle[: len(waiting)]:
             taken.append(self._best(one, waiting))
@@ -132,17 +132,17 @@ class LocalCrew:
 
     def news(self) -> Iterator[News]:
         """One message of each worker that has any; none after a second, so that a reason to stop is noticed."""
-        busy = {one.connection: one for one in self._workers if one.cell}
+        busy = {one.connection: one for one in self._workers if one.configuration}
         for connection in wait(list(busy), timeout=1.0):
-            if isinstance(connection, Connection) and (cell := busy[connection].cell):
-                news = busy[connection].news(cell)
+            if isinstance(connection, Connection) and (configuration := busy[connection].configuration):
+                news = busy[connection].news(configuration)
                 if isinstance(news, Died):
                     self._end(busy[connection])
                 yield news
 
-    def drop(self, cell: Cell) -> None:
+    def drop(self, configuration: Configuration) -> None:
         """Kill the process that has it."""
-        for one in [one for one in self._workers if one.cell == cell]:
+        for one in [one for one in self._workers if one.configuration == configuration]:
             self._end(one)
 
     def close(self) -> None:
@@ -157,10 +157,12 @@ class LocalCrew:
         one.process.kill()
         one.process.join()
 
-    def _best(self, one: _Worker, cells: Iterable[Cell]) -> Cell:
-        """A cell that a worker has compiled, else one that no other has."""
-        others = set[Cell]().union(*(other.compiled for other in self._workers if other is not one))
-        return min(cells, key=lambda cell: (cell not in one.compiled, cell in others))
+    def _best(self, one: _Worker, configurations: Iterable[Configuration]) -> Configuration:
+        """A configuration that a worker has compiled, else one that no other has."""
+        others = set[Configuration]().union(*(other.compiled for other in self._workers if other is not one))
+        return min(
+            configurations, key=lambda configuration: (configuration not in one.compiled, configuration in others)
+        )
 
     def _start(self) -> _Worker:
         taken = {one.index for one in self._workers}
@@ -213,8 +215,8 @@ def _work(connection: Connection, task: Task) -> None:
             connection.send(Fault(f"Worker processes cannot start: {one_line(error)}"))
             return
         while True:
-            cell, runs = connection.recv()
-            connection.send(Begun(cell))
-            for record in runner(cell, runs):
+            configuration, runs = connection.recv()
+            connection.send(Begun(configuration))
+            for record in runner(configuration, runs):
                 connection.send(record)
-            connection.send(Done(cell))
+            connection.send(Done(configuration))

@@ -5,38 +5,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from normlab.study.design.records import Cell, Record, Run
+from normlab.study.design.records import Configuration, Record, Run
 from normlab.study.worker.strategy import Strategy, Task
 
 Pending = Callable[[], Sequence[Run]]
 Stop = Callable[[], bool]
-Limit = Callable[[Cell], float]
+Limit = Callable[[Configuration], float]
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A worker is ready for the first run of a cell, or was held up on the way, so that its time counts anew."""
+    """A worker is ready for the first run of a configuration, or was delayed, so that its time counts anew."""
 
-    cell: Cell
+    configuration: Configuration
 
 
 @dataclass(frozen=True)
 class Done:
-    """A worker has no more to say of a cell."""
+    """A worker has no more to say of a configuration."""
 
-    cell: Cell
+    configuration: Configuration
 
 
 @dataclass(frozen=True)
 class Died:
-    """The worker of a cell is gone.
+    """The worker of a configuration is gone.
 
     Attributes:
-        cell: What it was given.
+        configuration: What it was given.
         how: A clause, e.g. `it ended with exit code 3`.
     """
 
-    cell: Cell
+    configuration: Configuration
     how: str
 
 
@@ -44,28 +44,28 @@ News = Begun | Record | Done | Died
 
 
 class Crew(Protocol):
-    """Workers of one kind, hired for one task. A worker has one cell at a time, and makes its runs in order.
+    """Workers of one kind, hired for one task. A worker has one configuration at a time, and makes its runs in order.
 
     Attributes:
-        jobs: How many cells may be under way at a time.
+        jobs: How many configurations may be under way at a time.
     """
 
     jobs: int
 
-    def give(self, cells: Mapping[Cell, Sequence[Run]], room: int) -> Collection[Cell]:
-        """Hand out as many cells as there is room for, at least one; the cells that were taken."""
+    def give(self, configurations: Mapping[Configuration, Sequence[Run]], room: int) -> Collection[Configuration]:
+        """Hand out as many configurations as there is room for, at least one; the configurations that were taken."""
         ...
 
     def news(self) -> Iterator[News]:
-        """What has happened since, of each cell in order; waits for a moment where that is nothing.
+        """What has happened since, of each configuration in order; waits for a moment where that is nothing.
 
         Raises:
             Fault: If a worker is not what its runs would be recorded as.
         """
         ...
 
-    def drop(self, cell: Cell) -> None:
-        """Stop work on a cell at once; nothing more is heard of it."""
+    def drop(self, configuration: Configuration) -> None:
+        """Stop work on a configuration at once; nothing more is heard of it."""
         ...
 
     def close(self) -> None:

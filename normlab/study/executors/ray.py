@@ -1,4 +1,4 @@
-"""Workers as tasks of a Ray cluster: a task for each cell, whose records come back one at a time.
+"""Workers as tasks of a Ray cluster: a task for each configuration, whose records come back one at a time.
 
 Without an address a cluster of this machine is started, and ended with the comparison. Ray starts no task again: what a
 death costs is decided here as everywhere (see `pool`).
@@ -17,9 +17,9 @@ from typing import Any
 
 from normlab.errors import BadInput, Fault, one_line
 from normlab.extras import importing
-from normlab.study.design.records import Cell, Record, Run
+from normlab.study.design.records import Configuration, Record, Run
 from normlab.study.executors.protocol import Begun, Died, Done, News
-from normlab.study.worker.runner import CellRunner, worker
+from normlab.study.worker.runner import ConfigurationRunner, worker
 from normlab.study.worker.strategy import Strategy, Task
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -39,7 +39,8 @@ class Ray:
     """A Ray cluster.
 
     Attributes:
-        jobs: How many cells at a time; unless given, as many as the cluster has CPUs, or GPUs where they are used.
+        jobs: How many configurations run at a time; unless given, as many as the cluster has CPUs, or GPUs where they
+            are used.
         address: Of a running cluster; unless given, that in `RAY_ADDRESS`, else there is one for this comparison.
     """
 
@@ -79,7 +80,7 @@ class Ray:
 
 
 class RayCrew:
-    """Tasks, each for one cell. Where they use no GPU, processes of Ray keep compiled programs from one to the next."""
+    """Tasks, each for one configuration. Without GPUs, processes of Ray keep compiled programs between tasks."""
 
     def __init__(self, task: Task, jobs: int | None, *, leave: bool) -> None:
         """Nothing is started yet.
@@ -100,8 +101,8 @@ class RayCrew:
                 raise Fault(f"Expected a Ray cluster with a {resource} for each task, got {there.get(resource, 0):g}.")
         self.jobs = jobs or int(min(there[resource] for resource, number in needs.items() if number))
         self._task, self._leave = task, leave
-        self._streams: dict[Cell, Any] = {}
-        self._remote = ray.remote(_cell).options(
+        self._streams: dict[Configuration, Any] = {}
+        self._remote = ray.remote(_configuration).options(
             num_cpus=needs["CPU"],
             num_gpus=needs["GPU"],
             max_retries=0,
@@ -109,35 +110,38 @@ class RayCrew:
             runtime_env={"env_vars": task.strategy.environment(os.environ)},
         )
 
-    def give(self, cells: Mapping[Cell, Sequence[Run]], room: int) -> Collection[Cell]:
-        """Start a task for each cell that there is room for."""
-        taken = list(cells)[:room]
-        self._streams |= {cell: self._remote.remote(self._task, cell, list(cells[cell])) for cell in taken}
+    def give(self, configurations: Mapping[Configuration, Sequence[Run]], room: int) -> Collection[Configuration]:
+        """Start a task for each configuration that there is room for."""
+        taken = list(configurations)[:room]
+        self._streams |= {
+            configuration: self._remote.remote(self._task, configuration, list(configurations[configuration]))
+            for configuration in taken
+        }
         return taken
 
     def news(self) -> Iterator[News]:
         """The next message of a task; none after a second, so that a reason to stop is noticed."""
         ready, _ = ray.wait(list(self._streams.values()), timeout=1.0)
-        for cell in [cell for cell, stream in self._streams.items() if stream in ready]:
-            stream = self._streams.pop(cell)
-            news = _next(cell, stream)
+        for configuration in [configuration for configuration, stream in self._streams.items() if stream in ready]:
+            stream = self._streams.pop(configuration)
+            news = _next(configuration, stream)
             if not isinstance(news, Done | Died):
-                self._streams[cell] = stream  # behind the others, who are asked first then
+                self._streams[configuration] = stream  # behind the others, who are asked first then
             yield news
 
-    def drop(self, cell: Cell) -> None:
+    def drop(self, configuration: Configuration) -> None:
         """Cancel the task."""
-        ray.cancel(self._streams.pop(cell), force=True)
+        ray.cancel(self._streams.pop(configuration), force=True)
 
     def close(self) -> None:
         """Cancel all tasks; the end of a cluster that was started for this."""
-        for cell in list(self._streams):
-            self.drop(cell)
+        for configuration in list(self._streams):
+            self.drop(configuration)
         if self._leave:
             ray.shutdown()
 
 
-def _next(cell: Cell, stream: Any) -> News:
+def _next(configuration: Configuration, stream: Any) -> News:
     """One message of a task.
 
     Raises:
@@ -146,20 +150,20 @@ def _next(cell: Cell, stream: Any) -> News:
     try:
         message: Any = ray.get(next(stream))
     except StopIteration:
-        return Done(cell)
+        return Done(configuration)
     except exceptions.RayError as error:
         cause = f": {one_line(error.cause)}" if isinstance(error, exceptions.RayTaskError) else ""
-        return Died(cell, f"Ray reports {type(error).__name__}{cause}")
+        return Died(configuration, f"Ray reports {type(error).__name__}{cause}")
     if isinstance(message, Fault):
         raise message
     return message
 
 
-_AT_WORK: list[CellRunner] = []
+_AT_WORK: list[ConfigurationRunner] = []
 """What a process of Ray was last, with the programs that it has compiled."""
 
 
-def _cell(task: Task, cell: Cell, runs: Sequence[Run]) -> Iterator[Begun | Record | Fault]:
+def _configuration(task: Task, configuration: Configuration, runs: Sequence[Run]) -> Iterator[Begun | Record | Fault]:
     """What a task does."""
     try:
         if not _AT_WORK or _AT_WORK[0].task != task:
@@ -167,8 +171,8 @@ def _cell(task: Task, cell: Cell, runs: Sequence[Run]) -> Iterator[Begun | Recor
     except Fault as fault:
         yield fault
         return
-    yield Begun(cell)
-    yield from _AT_WORK[0](cell, runs)
+    yield Begun(configuration)
+    yield from _AT_WORK[0](configuration, runs)
 
 
 def _join(**connection: Any) -> None:

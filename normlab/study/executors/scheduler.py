@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
-from normlab.study.design.records import Cell, Record, Run, by_cell
+from normlab.study.design.records import Configuration, Record, Run, by_configuration
 from normlab.study.executors.protocol import Begun, Crew, Died, Done, Limit, News, Pending, Stop
 from normlab.study.worker.outcome import make_record
 from normlab.study.worker.strategy import Task
@@ -21,8 +21,8 @@ def work(
     crew: Crew,
     pending: Pending,
     stop: Stop,
-    lanes: Callable[[Cell], int],
-    limit: Limit = lambda cell: math.inf,
+    lanes: Callable[[Configuration], int],
+    limit: Limit = lambda configuration: math.inf,
 ) -> Iterator[Record]:
     """Keep a crew at work until nothing is pending.
 
@@ -31,8 +31,8 @@ def work(
         crew: It is let go at the end, however that comes.
         pending: See `driver.schedule.records`.
         stop: Once it says yes, all workers are stopped; the runs that they are at stay pending.
-        lanes: How many runs of a cell a worker makes together.
-        limit: Seconds after which a run of a cell is given up; runs that are made together may take that for each.
+        lanes: How many runs of a configuration a worker makes together.
+        limit: Seconds after which a run of a configuration is given up; a stack of runs may take as long for each run.
 
     Yields:
         The records, in the order in which they come.
@@ -49,18 +49,26 @@ def work(
                 return
             for news in crew.news():
                 yield from books.enter(news)
-            for cell in books.overdue():
-                crew.drop(cell)
-                yield from books.give_up(cell)
+            for configuration in books.overdue():
+                crew.drop(configuration)
+                yield from books.give_up(configuration)
     finally:
         crew.close()
 
 
 def _hand_out(crew: Crew, pending: Pending, books: "_Books") -> None:
     room = crew.jobs - len(books.under_way)
-    waiting = {cell: runs for cell, runs in by_cell(pending()).items() if cell not in books.under_way} if room else {}
-    for cell in crew.give(waiting, room) if waiting else ():
-        books.under_way[cell] = _Assignment(list(waiting[cell]))
+    waiting = (
+        {
+            configuration: runs
+            for configuration, runs in by_configuration(pending()).items()
+            if configuration not in books.under_way
+        }
+        if room
+        else {}
+    )
+    for configuration in crew.give(waiting, room) if waiting else ():
+        books.under_way[configuration] = _Assignment(list(waiting[configuration]))
 
 
 @dataclass(eq=False)
@@ -78,16 +86,16 @@ class _Books:
 
     Attributes:
         looked: When workers were last looked at.
-        under_way: The cells that workers have.
+        under_way: The configurations that workers have.
         deaths: For each run, how workers died that were at it.
         false_starts: How workers died before their first run, since one last began.
     """
 
     task: Task
-    lanes: Callable[[Cell], int]
+    lanes: Callable[[Configuration], int]
     limit: Limit
     looked: float
-    under_way: dict[Cell, _Assignment] = field(default_factory=dict)
+    under_way: dict[Configuration, _Assignment] = field(default_factory=dict)
     deaths: dict[Run, list[str]] = field(default_factory=dict)
     false_starts: list[str] = field(default_factory=list)
 
@@ -95,54 +103,55 @@ class _Books:
         """Take note of news, which may make records."""
         match news:
             case Record():
-                given = self.under_way[news.run.cell]
+                given = self.under_way[news.run.configuration]
                 given.owed.remove(news.run)
                 given.since = monotonic()
                 yield news
             case Begun():
-                given = self.under_way[news.cell]
+                given = self.under_way[news.configuration]
                 given.begun, given.since = True, monotonic()
                 self.false_starts.clear()
             case Done():
-                del self.under_way[news.cell]
+                del self.under_way[news.configuration]
             case Died():
-                yield from self._bury(news.cell, self.under_way.pop(news.cell), news.how)
+                yield from self._bury(news.configuration, self.under_way.pop(news.configuration), news.how)
 
-    def overdue(self) -> list[Cell]:
-        """The cells whose workers are at a run, or at a stack of them, for longer than they may."""
+    def overdue(self) -> list[Configuration]:
+        """The configurations whose workers are at a run, or at a stack of them, for longer than they may."""
         now = monotonic()
         held_up = now - self.looked if now - self.looked > HELD_UP else 0.0
         self.looked = now
         for given in self.under_way.values():
             given.since = min(now, given.since + held_up)
         return [
-            cell
-            for cell, given in self.under_way.items()
-            if given.begun and given.owed and now - given.since > self._limit(cell, given)
+            configuration
+            for configuration, given in self.under_way.items()
+            if given.begun and given.owed and now - given.since > self._limit(configuration, given)
         ]
 
-    def give_up(self, cell: Cell) -> Iterator[Record]:
-        """Record the runs that a cell's worker was at as timeouts; it has none of the others any more."""
-        given = self.under_way.pop(cell)
-        reason = f"No end after {self._limit(cell, given):.3g} s, the limit of `--run-timeout`: the worker was stopped."
-        for run in self._first(cell, given):
+    def give_up(self, configuration: Configuration) -> Iterator[Record]:
+        """Record the runs that a configuration's worker was at as timeouts; it has none of the others any more."""
+        given = self.under_way.pop(configuration)
+        seconds = self._limit(configuration, given)
+        reason = f"No end after {seconds:.3g} s, the limit of `--run-timeout`: the worker was stopped."
+        for run in self._first(configuration, given):
             yield make_record(self.task, run, "timeout", reason)
 
-    def _limit(self, cell: Cell, given: _Assignment) -> float:
+    def _limit(self, configuration: Configuration, given: _Assignment) -> float:
         """Seconds for the runs that a worker is at."""
-        return self.limit(cell) * len(self._first(cell, given))
+        return self.limit(configuration) * len(self._first(configuration, given))
 
-    def _first(self, cell: Cell, given: _Assignment) -> list[Run]:
-        return given.owed[: self.lanes(cell)]
+    def _first(self, configuration: Configuration, given: _Assignment) -> list[Run]:
+        return given.owed[: self.lanes(configuration)]
 
-    def _bury(self, cell: Cell, lost: _Assignment, how: str) -> Iterator[Record]:
+    def _bury(self, configuration: Configuration, lost: _Assignment, how: str) -> Iterator[Record]:
         if not lost.begun:
             self.false_starts.append(how)
             if len(self.false_starts) == DEATHS:
                 how = _clauses(self.false_starts)
                 raise RuntimeError(f"Worker processes cannot start: {DEATHS} died before their first run: {how}.")
             return
-        for run in self._first(cell, lost):
+        for run in self._first(configuration, lost):
             hows = self.deaths.setdefault(run, [])
             hows.append(how)
             if len(hows) == DEATHS:

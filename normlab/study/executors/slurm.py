@@ -1,4 +1,4 @@
-"""Workers as SLURM jobs, through submitit: a job array for each hand-out, a task of it for each cell.
+"""Workers as SLURM jobs, through submitit: a job array for each hand-out, a task of it for each configuration.
 
 A job adds each record to the folder of the comparison as it comes, so that folder must be one that nodes share. A job
 that is preempted, or reaches its time limit, goes back to the queue and leaves out the runs that have a record by then.
@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from normlab.errors import BadInput, Fault, one_line
 from normlab.extras import importing
-from normlab.study.design.records import Cell, Record, Run, of_problem, run_key
+from normlab.study.design.records import Configuration, Record, Run, of_problem, run_key
 from normlab.study.executors.protocol import Begun, Died, Done, News
 from normlab.study.worker.runner import worker
 from normlab.study.worker.store import JOBS, Store, write_whole
@@ -44,7 +44,7 @@ class Slurm:
         """Take what was asked for.
 
         Args:
-            jobs: How many cells at a time; `JOBS_AT_A_TIME` unless given.
+            jobs: How many configurations at a time; `JOBS_AT_A_TIME` unless given.
             options: Of the jobs; `cluster` is `slurm` unless it is `local`.
 
         Raises:
@@ -57,7 +57,7 @@ class Slurm:
         for name in ("nodes", "tasks_per_node", "ntasks_per_node"):
             if self.options.get(name, 1) != 1:
                 raise BadInput(
-                    f"Expected `{name}` in `slurm` to be 1, a process for each cell, got {self.options[name]}."
+                    f"Expected `{name}` in `slurm` to be 1, a process for each configuration, got {self.options[name]}."
                 )
         if self.cluster not in (_SLURM, _LOCAL):
             raise BadInput(f"Expected `cluster` in `slurm` to be `slurm` or `local`, got `{self.cluster}`.")
@@ -77,7 +77,7 @@ class Slurm:
             self.submitter(Path(folder), strategy)
 
     def hire(self, task: Task, output: Path | None) -> "SlurmCrew":
-        """Jobs that are submitted as there are cells for them."""
+        """Jobs that are submitted as there are configurations for them."""
         assert output is not None
         folder = (output / JOBS).resolve()
         folder.mkdir(exist_ok=True)
@@ -109,19 +109,19 @@ class Slurm:
 
 
 @dataclass(eq=False)
-class CellJob(submitit.helpers.Checkpointable):
-    """What a job does: the runs of a cell that have no record, then it is done. Sent to it by pickle.
+class ConfigurationJob(submitit.helpers.Checkpointable):
+    """What a job does: the runs of a configuration that have no record, then it is done. Sent to it by pickle.
 
     Attributes:
         task: What the driver gives runs of.
-        cell: The cell.
+        configuration: The configuration.
         runs: Those that it wants.
         folder: Of the comparison.
         sign: A file for one word to the driver: empty that all is well, else why not.
     """
 
     task: Task
-    cell: Cell
+    configuration: Configuration
     runs: Sequence[Run]
     folder: Path
     sign: Path
@@ -136,12 +136,12 @@ class CellJob(submitit.helpers.Checkpointable):
             write_whole(self.sign, str(fault))
             return
         write_whole(self.sign, "")
-        for record in runner(self.cell, [run for run in self.runs if not store.record(self.key(run))]):
+        for record in runner(self.configuration, [run for run in self.runs if not store.record(self.key(run))]):
             store.add(record)
 
     def key(self, run: Run) -> str:
         """The key of a run."""
-        return run_key(run, of_problem(self.task.identity, run.cell.problem))
+        return run_key(run, of_problem(self.task.identity, run.configuration.problem))
 
 
 def _end_jobs_not_runs() -> None:
@@ -163,14 +163,14 @@ def _end_jobs_not_runs() -> None:
 class _Submitted:
     """A job as the driver sees it, with the runs that it still owes."""
 
-    work: CellJob
+    work: ConfigurationJob
     job: "submitit.Job[None]"
     owed: list[Run]
     begun: bool = False
 
 
 class SlurmCrew:
-    """Jobs, each for one cell."""
+    """Jobs, each for one configuration."""
 
     def __init__(self, task: Task, cluster: Slurm, store: Store, folder: Path) -> None:
         """Nothing is submitted yet."""
@@ -178,55 +178,57 @@ class SlurmCrew:
         self._task, self._store, self._folder = task, store, folder
         self._submitter = cluster.submitter(folder, task.strategy)
         self._pause = _SECONDS_BETWEEN_LOOKS[cluster.cluster]
-        self._submitted: dict[Cell, _Submitted] = {}
+        self._submitted: dict[Configuration, _Submitted] = {}
 
-    def give(self, cells: Mapping[Cell, Sequence[Run]], room: int) -> Collection[Cell]:
+    def give(self, configurations: Mapping[Configuration, Sequence[Run]], room: int) -> Collection[Configuration]:
         """Submit one array.
 
         Raises:
             Fault: If SLURM does not take it.
         """
-        work = [self._work(cell, runs) for cell, runs in list(cells.items())[:room]]
+        work = [self._work(configuration, runs) for configuration, runs in list(configurations.items())[:room]]
         try:
             with environment(self._task.strategy.environment(os.environ)), self._submitter.batch():
                 jobs = [self._submitter.submit(each) for each in work]
         except (OSError, RuntimeError) as error:
             raise Fault(f"SLURM does not take a job: {one_line(error)} Finished runs are kept.") from error
         for each, job in zip(work, jobs, strict=True):
-            self._submitted[each.cell] = _Submitted(each, job, list(each.runs))
-        return [each.cell for each in work]
+            self._submitted[each.configuration] = _Submitted(each, job, list(each.runs))
+        return [each.configuration for each in work]
 
     def news(self) -> Iterator[News]:
         """What jobs have written since."""
         time.sleep(self._pause)
-        for cell, submitted in list(self._submitted.items()):
+        for configuration, submitted in list(self._submitted.items()):
             over = submitted.job.done()  # asked first: what it wrote before its end is there then
             yield from self._written(submitted)
             if submitted.begun and not over and submitted.job.state != "RUNNING":
-                yield Begun(cell)  # back in the queue, where its time does not count
+                yield Begun(configuration)  # back in the queue, where its time does not count
             if over:
-                del self._submitted[cell]
+                del self._submitted[configuration]
                 yield _end(submitted)
 
-    def drop(self, cell: Cell) -> None:
+    def drop(self, configuration: Configuration) -> None:
         """Cancel the job."""
-        self._submitted[cell].job.cancel(check=False)
-        self._forget(cell)
+        self._submitted[configuration].job.cancel(check=False)
+        self._forget(configuration)
 
     def close(self) -> None:
         """Cancel all jobs."""
         for submitted in self._submitted.values():
             submitted.job.cancel(check=False)
-        for cell in list(self._submitted):
-            self._forget(cell)
+        for configuration in list(self._submitted):
+            self._forget(configuration)
 
-    def _forget(self, cell: Cell) -> None:
-        job = self._submitted.pop(cell).job
+    def _forget(self, configuration: Configuration) -> None:
+        job = self._submitted.pop(configuration).job
         if isinstance(job, submitit.LocalJob):
             job.wait()  # a child of this process, which leaves none behind
 
-    def _work(self, cell: Cell, runs: Sequence[Run]) -> CellJob:
-        work = CellJob(self._task, cell, list(runs), self._store.directory, self._folder / f"{uuid4().hex}.sign")
+    def _work(self, configuration: Configuration, runs: Sequence[Run]) -> ConfigurationJob:
+        work = ConfigurationJob(
+            self._task, configuration, list(runs), self._store.directory, self._folder / f"{uuid4().hex}.sign"
+        )
         for run in runs:
             self._store.remove(work.key(run))  # a run that is done again; a job leaves out what has a record
         return work
@@ -237,7 +239,7 @@ class SlurmCrew:
             if reason := submitted.work.sign.read_text("utf-8"):
                 raise Fault(reason)
             submitted.begun = True
-            yield Begun(submitted.work.cell)
+            yield Begun(submitted.work.configuration)
         while submitted.owed and (record := self._store.record(submitted.work.key(submitted.owed[0]))):
             submitted.owed.pop(0)
             yield record
@@ -246,5 +248,7 @@ class SlurmCrew:
 def _end(submitted: _Submitted) -> Done | Died:
     job = submitted.job
     if not submitted.owed:
-        return Done(submitted.work.cell)
-    return Died(submitted.work.cell, f"job {job.job_id} ended early, in state {job.state} (log: `{job.paths.stderr}`)")
+        return Done(submitted.work.configuration)
+    return Died(
+        submitted.work.configuration, f"job {job.job_id} ended early, in state {job.state} (log: `{job.paths.stderr}`)"
+    )

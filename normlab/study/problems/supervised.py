@@ -40,7 +40,7 @@ Assess = Callable[["Fitted", Any], Mapping[str, Any]]
 
 _COUNTS = ("batch_size", "epochs")
 _TRAINING = (*_COUNTS, "devices", "classes_per_batch")
-"""What of a cell's config training takes; the model takes the rest."""
+"""What of a configuration's config training takes; the model takes the rest."""
 
 
 def supervised(
@@ -304,7 +304,7 @@ class Task:
         return self.given_error or (MISCLASSIFICATION if self.loaded(config).classes else MEAN_SQUARED_ERROR)
 
     def build(self, norm: Norm, config: Mapping[str, Any]) -> "Program":
-        """The program of a cell; see `Problem.build`.
+        """The program of a configuration; see `Problem.build`.
 
         Raises:
             ValueError: For what cannot be trained.

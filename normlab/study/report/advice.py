@@ -364,14 +364,18 @@ def in_sentence(name: str) -> str:
 
 def _no_claim(analysis: Analysis) -> str:
     return (
-        f"No claim is made: tier `{analysis.tier}` trains {formatting.count(analysis.seeds, 'seed')} per cell, which "
-        "shows that everything runs, not which norm is better."
+        f"No claim is made: tier `{analysis.tier}` trains {formatting.count(analysis.seeds, 'seed')} per "
+        "configuration, which shows that everything runs, not which norm is better."
     )
 
 
 def _preface(analysis: Analysis) -> str:
     missing = analysis.counts["missing"]
-    parts = [f"Exploratory, with {formatting.count(analysis.seeds, 'seed')} per cell."] if analysis.exploratory else []
+    parts = (
+        [f"Exploratory, with {formatting.count(analysis.seeds, 'seed')} per configuration."]
+        if analysis.exploratory
+        else []
+    )
     parts += [f"Unfinished: {missing} of {analysis.counts['planned']} runs are still missing."] if missing else []
     return " ".join(parts)
 

@@ -69,8 +69,8 @@ def outdated(identity: Mapping[str, Any], records: Iterable[Record]) -> str:
     """
     reasons: Counter[str] = Counter()
     for record in records:
-        if record.run.cell.problem in identity["data"]:
-            now = of_problem(identity, record.run.cell.problem)
+        if record.run.configuration.problem in identity["data"]:
+            now = of_problem(identity, record.run.configuration.problem)
             if changes := [_change(*found) for found in differences(record.identity, now)]:
                 reasons["; ".join(dict.fromkeys(changes))] += 1
     if not reasons:

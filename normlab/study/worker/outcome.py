@@ -58,7 +58,7 @@ def make_record(
     cost: Mapping[str, float] | None = None,
 ) -> Record:
     """Make the record of a run; errors of diverged runs are `None`."""
-    of_problem = records.of_problem(task.identity, run.cell.problem)
+    of_problem = records.of_problem(task.identity, run.configuration.problem)
     return Record(
         key=run_key(run, of_problem),
         run=run,

@@ -18,7 +18,18 @@ from normlab.study.design import schema
 from normlab.study.design.comparison import Settings
 from normlab.study.design.plan import TUNING_SEEDS_FROM
 from normlab.study.design.recorded import DESCRIBED, RecordedPlan
-from normlab.study.design.records import EVALUATE, STATUSES, TUNE, Cell, Record, Run, content_key, frozen, run_key
+from normlab.study.design.records import (
+    EVALUATE,
+    STATUSES,
+    TUNE,
+    Configuration,
+    Record,
+    Run,
+    as_stored,
+    content_key,
+    frozen,
+    run_key,
+)
 from normlab.study.design.schema import Malformed
 
 _HEADER = "comparison.json"
@@ -252,8 +263,8 @@ class Store:
         Raises:
             Fault: If it cannot be written; no part of it is left, and an older one is as it was.
         """
-        fields = asdict(record)
-        fields["run"]["cell"]["config"] = dict(record.run.cell.config)
+        fields = {**asdict(record), "run": as_stored(record.run)}
+        fields["run"]["cell"]["config"] = dict(record.run.configuration.config)
         self._write(self._path(record.key), {**fields, "sha256": content_key(fields)})
 
     def record(self, key: str) -> Record | None:
@@ -363,9 +374,9 @@ def _record(path: Path) -> Record | None:
         if fields.pop("sha256") != content_key(fields):
             return None
         run = fields.pop("run")
-        cell = run.pop("cell")
-        config = frozen(cell.pop("config"))
-        record = Record(run=Run(cell=Cell(config=config, **cell), **run), **fields)
+        stored = run.pop("cell")
+        configuration = Configuration(config=frozen(stored.pop("config")), **stored)
+        record = Record(run=Run(configuration=configuration, **run), **fields)
         return record if path.stem == record.key == run_key(record.run, record.identity) else None
     except (OSError, Malformed):
         return None

@@ -27,7 +27,7 @@ class Strategy:
     """How runs are executed, wherever that is; part of their identity.
 
     Attributes:
-        lanes: How many runs of a cell are stacked; `None` is one after another.
+        lanes: How many runs of a configuration are stacked; `None` is one after another.
         alone: Whether all runs stay in this process: for comparisons whose functions cannot be sent to another.
         devices: How many train a model together; on CPU a worker pretends to have as many.
         processes: How many make each run together; see `together`.

@@ -20,7 +20,7 @@ from normlab.norms import get
 from normlab.study import api
 from normlab.study.design import discovery, imports
 from normlab.study.design.provenance import EXCUSED, code_hash, deciding, is_excused, modules, versions
-from normlab.study.design.records import EVALUATE, Cell, Record, Run, of_problem, run_key
+from normlab.study.design.records import EVALUATE, Configuration, Record, Run, of_problem, run_key
 from normlab.study.design.request import Request, from_python
 from normlab.study.driver.driver import Invocation, Ways
 from normlab.study.executors.local import Local
@@ -34,8 +34,8 @@ PACKAGE = Path(normlab.__file__).parent
 ALONE = Ways(strategy=Strategy(alone=True))
 FEW: dict[str, Any] = {"norms": ("none",), "curves": ("deployed",), "batch_sizes": (2,), "extend": False}
 
-CELL = Cell(problem="scalar", norm="none", config=(("batch_size", 2), ("norm", "none")))
-RUN = Run(cell=CELL, stage=EVALUATE, learning_rate=0.1, seed=0)
+CONFIGURATION = Configuration(problem="scalar", norm="none", config=(("batch_size", 2), ("norm", "none")))
+RUN = Run(configuration=CONFIGURATION, stage=EVALUATE, learning_rate=0.1, seed=0)
 
 
 def invocation_of(source: Path, output: Path | None = None, **options: Any) -> Invocation:
@@ -414,7 +414,7 @@ class TestOutdated:
         assert outdated(self.NOW, records) == expected
 
     def record(self, of: dict[str, Any], problem: str = "scalar") -> Record:
-        run = dataclasses.replace(RUN, cell=dataclasses.replace(RUN.cell, problem=problem))
+        run = dataclasses.replace(RUN, configuration=dataclasses.replace(RUN.configuration, problem=problem))
         return Record(key="", run=run, identity=of, status="ok")
 
     def test_after_an_edit_no_report_has_numbers_of_both(

@@ -246,7 +246,7 @@ class TestProcesses:
         arguments = ["--curves", "deployed", "--batch-sizes", "2", "--no-extend", "--seeds", "3", "--jobs", "2"]
         assert main(["run", str(toy), *norms, *arguments, "--output", str(tmp_path / "out")]) == 0
         evaluated = [record for record in Store(tmp_path / "out").records() if record.run.stage == EVALUATE]
-        found = {(record.run.cell.norm, record.run.seed): record for record in evaluated}
+        found = {(record.run.configuration.norm, record.run.seed): record for record in evaluated}
         assert len(found) == 9
         assert toy.with_suffix(".killed").exists()
         failed = {run: record.status for run, record in found.items() if record.status != "ok"}

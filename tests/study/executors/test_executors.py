@@ -18,7 +18,7 @@ from normlab.cli.main import main
 from normlab.errors import BadInput, Fault
 from normlab.study.design import discovery
 from normlab.study.design.plan import Plan
-from normlab.study.design.records import EVALUATE, Cell, Record, Run
+from normlab.study.design.records import EVALUATE, Configuration, Record, Run
 from normlab.study.design.request import Request, from_python
 from normlab.study.driver import schedule
 from normlab.study.driver.driver import Invocation, Ways
@@ -27,7 +27,7 @@ from normlab.study.executors.protocol import Begun, Died, Done, News
 from normlab.study.executors.scheduler import DEATHS, work
 from normlab.study.worker.identity import describe
 from normlab.study.worker.outcome import make_record
-from normlab.study.worker.runner import CellRunner
+from normlab.study.worker.runner import ConfigurationRunner
 from normlab.study.worker.store import JOBS, Store
 from normlab.study.worker.strategy import Strategy, Task
 from tests.support.paths import ROOT
@@ -181,18 +181,18 @@ class Script:
 
     jobs = 1
 
-    def __init__(self, *acts: Callable[[Cell, list[Run]], list[News]]) -> None:
-        self.acts, self.given, self.ended = iter(acts), list[tuple[Cell, list[Run]]](), list[str]()
+    def __init__(self, *acts: Callable[[Configuration, list[Run]], list[News]]) -> None:
+        self.acts, self.given, self.ended = iter(acts), list[tuple[Configuration, list[Run]]](), list[str]()
 
-    def give(self, cells: Any, room: int) -> list[Cell]:
-        cell, runs = next(iter(cells.items()))
-        self.given.append((cell, list(runs)))
-        return [cell]
+    def give(self, configurations: Any, room: int) -> list[Configuration]:
+        configuration, runs = next(iter(configurations.items()))
+        self.given.append((configuration, list(runs)))
+        return [configuration]
 
     def news(self) -> Iterator[News]:
         yield from next(self.acts)(*self.given[-1])
 
-    def drop(self, cell: Cell) -> None:
+    def drop(self, configuration: Configuration) -> None:
         self.ended.append("dropped")
 
     def close(self) -> None:
@@ -211,28 +211,28 @@ class TestPool:
         toy: Path,
         crew: Script,
         stop: Any = lambda: False,
-        limit: Callable[[Cell], float] = lambda cell: math.inf,
+        limit: Callable[[Configuration], float] = lambda configuration: math.inf,
         **strategy: Any,
     ) -> list[Record]:
         task, made = self.task(toy, **strategy), list[Record]()
         plan = Plan(discovery.load(str(toy)), task.settings)
         self.runs = plan.pending([])[:3]
-        lanes = CellRunner(task, plan).lanes
+        lanes = ConfigurationRunner(task, plan).lanes
         for record in work(
             task, crew, lambda: [r for r in self.runs if r not in {m.run for m in made}], stop, lanes, limit
         ):
             made.append(record)
         return made
 
-    def ok(self, toy: Path) -> Callable[[Cell, list[Run]], list[News]]:
-        return lambda cell, runs: [
-            Begun(cell),
+    def ok(self, toy: Path) -> Callable[[Configuration, list[Run]], list[News]]:
+        return lambda configuration, runs: [
+            Begun(configuration),
             *(make_record(self.task(toy), run, "ok", "") for run in runs),
-            Done(cell),
+            Done(configuration),
         ]
 
-    def dies(self, how: str, begun: bool = True) -> Callable[[Cell, list[Run]], list[News]]:
-        return lambda cell, runs: [*([Begun(cell)] if begun else []), Died(cell, how)]
+    def dies(self, how: str, begun: bool = True) -> Callable[[Configuration, list[Run]], list[News]]:
+        return lambda configuration, runs: [*([Begun(configuration)] if begun else []), Died(configuration, how)]
 
     def test_two_deaths_cost_retries_and_nothing_else(self, toy: Path) -> None:
         crew = Script(self.dies("a"), self.dies("b"), self.ok(toy))
@@ -260,7 +260,7 @@ class TestPool:
     def test_asked_to_stop_it_waits_for_no_run(self, toy: Path) -> None:
         asked: list[bool] = []
         said = self.ok(toy)
-        crew = Script(lambda cell, runs: said(cell, runs)[:2])
+        crew = Script(lambda configuration, runs: said(configuration, runs)[:2])
         records = self.work(toy, crew, stop=lambda: bool(asked) or asked.append(True))
         assert [record.run for record in records] == self.runs[:1]
         assert crew.ended == ["closed"]
@@ -271,10 +271,10 @@ class TestPool:
         now = [0.0]
         monkeypatch.setattr("normlab.study.executors.scheduler.monotonic", lambda: now[0])
 
-        def after(seconds: float, *news: Callable[[Cell, list[Run]], list[News]]) -> Callable[..., list[News]]:
-            def act(cell: Cell, runs: list[Run]) -> list[News]:
+        def after(seconds: float, *news: Callable[[Configuration, list[Run]], list[News]]) -> Callable[..., list[News]]:
+            def act(configuration: Configuration, runs: list[Run]) -> list[News]:
                 now[0] += seconds
-                return [each for one in news for each in one(cell, runs)]
+                return [each for one in news for each in one(configuration, runs)]
 
             return act
 
@@ -288,11 +288,11 @@ class TestPool:
             (5.0, [lambda c, r: [Begun(c)], after(3600.0), said], ["ok"] * 3),  # everything was held up
         ):
             crew = Script(*acts)
-            records = self.work(toy, crew, limit=lambda cell, limit=limit: limit)
+            records = self.work(toy, crew, limit=lambda configuration, limit=limit: limit)
             assert [record.status for record in records] == statuses
             assert crew.ended == ["dropped"] * statuses.count("timeout") + ["closed"]
         crew = Script(lambda c, r: [Begun(c)], *waits, *waits, after(0.0, said))
-        records = self.work(toy, crew, limit=lambda cell: 5.0, lanes=2)
+        records = self.work(toy, crew, limit=lambda configuration: 5.0, lanes=2)
         assert [record.status for record in records] == ["timeout", "timeout", "ok"]
 
 
@@ -386,7 +386,9 @@ class TestSlurm:
         return folder
 
     @SUBMITIT
-    def test_cells_are_tasks_of_an_array_with_the_options_given(self, slurm: Path, toy: Path, tmp_path: Path) -> None:
+    def test_configurations_are_tasks_of_an_array_with_the_options_given(
+        self, slurm: Path, toy: Path, tmp_path: Path
+    ) -> None:
         options = ["partition=gpu", "timeout_min=7", "mem_gb=2"]
         few = ["--norms", "none", "batch", "--batch-sizes", 2, "--seeds", 2]
         assert run(toy, tmp_path / "out", *few, "--executor", "slurm", "--slurm", *options, "--jobs", 2) == 0

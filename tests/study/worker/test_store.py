@@ -27,7 +27,7 @@ class TestStore:
         store.write_header(header())
         store.add(record)
         assert store.records() == [record]
-        assert store.records()[0].run.cell in {record.run.cell}
+        assert store.records()[0].run.configuration in {record.run.configuration}
         assert store.header() == header()
 
     def test_the_same_run_again_replaces_its_record(self, tmp_path: Path) -> None:
