@@ -352,8 +352,8 @@ class Invocation:
         for record in known.values():
             limit.add(record)
         display = Display(self.console, self.plan, configurations, settled())
-        hire = partial(ways.executor.hire, output=self.output)
-        made = schedule.records(task, self.plan, pending, hire, lambda: monotonic() > deadline, limit)
+        start = partial(ways.executor.start, output=self.output)
+        made = schedule.records(task, self.plan, pending, start, lambda: monotonic() > deadline, limit)
         with display, closing(made):
             for record in made:
                 self.store.add(record)

@@ -12,14 +12,14 @@ from normlab.study.worker.runner import ConfigurationRunner
 from normlab.study.worker.strategy import Task
 
 if TYPE_CHECKING:
-    from normlab.study.executors.protocol import Crew
+    from normlab.study.executors.protocol import Pool
 
 
 def records(
     task: Task,
     plan: Plan,
     pending: Pending,
-    hire: "Callable[[Task], Crew | None]",
+    start: "Callable[[Task], Pool | None]",
     stop: Stop = lambda: False,
     limit: Limit = lambda configuration: math.inf,
 ) -> Generator[Record, None, None]:
@@ -30,7 +30,7 @@ def records(
         plan: Of the comparison of `task.source`, under the settings of the task.
         pending: Gives the runs that have no record yet; called whenever there is room for more work, after all records
             so far have been taken from this iterator.
-        hire: Finds workers (see `pool.Executor`); none for runs that are to be made in this process.
+        start: Starts workers (see `Executor.start`); none for runs that are to be made in this process.
         stop: Once it says yes, no run starts, and workers are stopped; in this process the run under way is finished.
         limit: Seconds that a run of a configuration may take in a worker.
 
@@ -46,8 +46,8 @@ def records(
     yield from _invalid(task, plan, pending)
     if stop() or not pending():
         return
-    if crew := hire(task):
-        yield from work(task, crew, pending, stop, ConfigurationRunner(task, plan).lanes, limit)
+    if pool := start(task):
+        yield from work(task, pool, pending, stop, ConfigurationRunner(task, plan).lanes, limit)
         return
     if task.strategy.lanes:
         from normlab.study.training.compilation_cache import use_cache

@@ -1,4 +1,4 @@
-"""What an executor and its workers say to the scheduler."""
+"""Interface between executors, their pools of workers, and the scheduler."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,76 +22,84 @@ class Begun:
 
 @dataclass(frozen=True)
 class Done:
-    """A worker has no more to say of a configuration."""
+    """A worker has finished its runs of a configuration."""
 
     configuration: Configuration
 
 
 @dataclass(frozen=True)
 class Died:
-    """The worker of a configuration is gone.
+    """The worker of a configuration died.
 
     Attributes:
-        configuration: What it was given.
-        how: A clause, e.g. `it ended with exit code 3`.
+        configuration: The configuration that the worker had.
+        how: The cause as a clause, e.g. `it ended with exit code 3`.
     """
 
     configuration: Configuration
     how: str
 
 
-News = Begun | Record | Done | Died
+Event = Begun | Record | Done | Died
 
 
-class Crew(Protocol):
-    """Workers of one kind, hired for one task. A worker has one configuration at a time, and makes its runs in order.
+class Pool(Protocol):
+    """Workers of one kind for one task. A worker has one configuration at a time, and makes its runs in order.
 
     Attributes:
-        jobs: How many configurations may be under way at a time.
+        jobs: Number of configurations that may be under way at a time.
     """
 
     jobs: int
 
-    def give(self, configurations: Mapping[Configuration, Sequence[Run]], room: int) -> Collection[Configuration]:
-        """Hand out as many configurations as there is room for, at least one; the configurations that were taken."""
-        ...
+    def submit(self, configurations: Mapping[Configuration, Sequence[Run]], room: int) -> Collection[Configuration]:
+        """Submit configurations to workers.
 
-    def news(self) -> Iterator[News]:
-        """What has happened since, of each configuration in order; waits for a moment where that is nothing.
+        Args:
+            configurations: Configurations that wait, and their runs.
+            room: The most configurations to take.
 
-        Raises:
-            Fault: If a worker is not what its runs would be recorded as.
+        Returns:
+            The configurations that were taken, at least one.
         """
         ...
 
-    def drop(self, configuration: Configuration) -> None:
-        """Stop work on a configuration at once; nothing more is heard of it."""
+    def events(self) -> Iterator[Event]:
+        """Yield the events since the last call, in order for each configuration; wait briefly where there are none.
+
+        Raises:
+            Fault: If the identity of a worker differs from that of the task.
+        """
+        ...
+
+    def cancel(self, configuration: Configuration) -> None:
+        """Stop work on a configuration at once; it has no further events."""
         ...
 
     def close(self) -> None:
-        """Let all workers go at once, whatever they are at."""
+        """Stop all workers at once."""
         ...
 
 
 class Executor(Protocol):
-    """A way of working, as it was asked for."""
+    """A kind of workers with its options."""
 
     def check(self, strategy: Strategy, output: Path | None) -> None:
-        """Refuse what cannot be.
+        """Check that the executor can work here.
 
         Args:
-            strategy: How runs are to be executed.
+            strategy: Strategy of the runs.
             output: The folder of the comparison, if it has one.
 
         Raises:
-            BadInput: If something is missing here, before anything is written.
+            BadInput: If something is missing, before anything is written.
         """
         ...
 
-    def hire(self, task: Task, output: Path | None) -> Crew | None:
-        """Find workers; none where runs are to be made in this process.
+    def start(self, task: Task, output: Path | None) -> Pool | None:
+        """Start a pool of workers; return `None` where runs are made in this process.
 
         Raises:
-            Fault: If they cannot be reached.
+            Fault: If workers cannot be reached.
         """
         ...

@@ -1,7 +1,7 @@
-"""Workers as tasks of a Ray cluster: a task for each configuration, whose records come back one at a time.
+"""Workers as tasks of a Ray cluster: one task for each configuration, which yields its records one at a time.
 
-Without an address a cluster of this machine is started, and ended with the comparison. Ray starts no task again: what a
-death costs is decided here as everywhere (see `pool`).
+Without an address a cluster of this machine is started, and ended with the comparison. Ray never retries a task: the
+scheduler decides what a death costs, as for all executors.
 """
 
 import logging
@@ -18,20 +18,20 @@ from typing import Any
 from normlab.errors import BadInput, Fault, one_line
 from normlab.extras import importing
 from normlab.study.design.records import Configuration, Record, Run
-from normlab.study.executors.protocol import Begun, Died, Done, News
+from normlab.study.executors.protocol import Begun, Died, Done, Event
 from normlab.study.worker.runner import ConfigurationRunner, worker
 from normlab.study.worker.strategy import Strategy, Task
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")  # else Ray prints every death, which is told here
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")  # else Ray prints every death, which is reported here
 with importing("cluster"):
     import ray
     from ray import exceptions
 
 REACHED_WITHIN = 5.0
-"""Seconds until a machine must take a connection; Ray itself would try for two minutes."""
+"""Seconds until a machine must accept a connection; Ray itself would try for two minutes."""
 JOINED_WITHIN = 20.0
-"""Seconds until a cluster must have let a process join it."""
+"""Seconds until a process must have joined a cluster."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class Ray:
     Attributes:
         jobs: How many configurations run at a time; unless given, as many as the cluster has CPUs, or GPUs where they
             are used.
-        address: Of a running cluster; unless given, that in `RAY_ADDRESS`, else there is one for this comparison.
+        address: Address of a running cluster; unless given, `RAY_ADDRESS`, else a cluster is started.
     """
 
     jobs: int | None
     address: str | None
 
     def check(self, strategy: Strategy, output: Path | None) -> None:
-        """Refuse an address where no cluster is."""
+        """Check that a cluster answers at the address."""
         address = self._address()
         if address and not ray.is_initialized():
             if address.startswith("ray://"):
@@ -58,13 +58,13 @@ class Ray:
                 )
             _reach(address)
 
-    def hire(self, task: Task, output: Path | None = None) -> "RayCrew":
-        """Tasks, in the cluster that this process is in already or joins."""
+    def start(self, task: Task, output: Path | None = None) -> "RayPool":
+        """Create a pool of tasks in the cluster that this process has joined or joins now."""
         ours = not ray.is_initialized()
         try:
             if ours:
                 _join(**self._connection())
-            return RayCrew(task, self.jobs, leave=ours)
+            return RayPool(task, self.jobs, leave=ours)
         except (OSError, RuntimeError, ValueError, exceptions.RayError) as error:
             if ours:
                 ray.shutdown()
@@ -79,14 +79,14 @@ class Ray:
         return {"address": address} if address else new
 
 
-class RayCrew:
+class RayPool:
     """Tasks, each for one configuration. Without GPUs, processes of Ray keep compiled programs between tasks."""
 
     def __init__(self, task: Task, jobs: int | None, *, leave: bool) -> None:
-        """Nothing is started yet.
+        """Store the task; tasks of Ray start on first use.
 
         Args:
-            task: What to give.
+            task: The task of the workers.
             jobs: See `Ray`.
             leave: Whether to leave the cluster at the end.
 
@@ -110,7 +110,7 @@ class RayCrew:
             runtime_env={"env_vars": task.strategy.environment(os.environ)},
         )
 
-    def give(self, configurations: Mapping[Configuration, Sequence[Run]], room: int) -> Collection[Configuration]:
+    def submit(self, configurations: Mapping[Configuration, Sequence[Run]], room: int) -> Collection[Configuration]:
         """Start a task for each configuration that there is room for."""
         taken = list(configurations)[:room]
         self._streams |= {
@@ -119,33 +119,33 @@ class RayCrew:
         }
         return taken
 
-    def news(self) -> Iterator[News]:
-        """The next message of a task; none after a second, so that a reason to stop is noticed."""
+    def events(self) -> Iterator[Event]:
+        """Yield the next message of a task; return after a second, so that a reason to stop is noticed."""
         ready, _ = ray.wait(list(self._streams.values()), timeout=1.0)
         for configuration in [configuration for configuration, stream in self._streams.items() if stream in ready]:
             stream = self._streams.pop(configuration)
-            news = _next(configuration, stream)
-            if not isinstance(news, Done | Died):
-                self._streams[configuration] = stream  # behind the others, who are asked first then
-            yield news
+            event = _next(configuration, stream)
+            if not isinstance(event, Done | Died):
+                self._streams[configuration] = stream  # behind the others, whose turn comes first
+            yield event
 
-    def drop(self, configuration: Configuration) -> None:
+    def cancel(self, configuration: Configuration) -> None:
         """Cancel the task."""
         ray.cancel(self._streams.pop(configuration), force=True)
 
     def close(self) -> None:
-        """Cancel all tasks; the end of a cluster that was started for this."""
+        """Cancel all tasks, and end a cluster that was started for this comparison."""
         for configuration in list(self._streams):
-            self.drop(configuration)
+            self.cancel(configuration)
         if self._leave:
             ray.shutdown()
 
 
-def _next(configuration: Configuration, stream: Any) -> News:
-    """One message of a task.
+def _next(configuration: Configuration, stream: Any) -> Event:
+    """Receive one message of a task.
 
     Raises:
-        Fault: If that is the message.
+        Fault: If the message is a fault.
     """
     try:
         message: Any = ray.get(next(stream))
@@ -160,11 +160,11 @@ def _next(configuration: Configuration, stream: Any) -> News:
 
 
 _AT_WORK: list[ConfigurationRunner] = []
-"""What a process of Ray was last, with the programs that it has compiled."""
+"""The latest runner of a process of Ray, with the programs that it has compiled."""
 
 
 def _configuration(task: Task, configuration: Configuration, runs: Sequence[Run]) -> Iterator[Begun | Record | Fault]:
-    """What a task does."""
+    """Run a configuration inside a task of Ray."""
     try:
         if not _AT_WORK or _AT_WORK[0].task != task:
             _AT_WORK[:] = [worker(task)]
@@ -177,13 +177,13 @@ def _configuration(task: Task, configuration: Configuration, runs: Sequence[Run]
 
 def _join(**connection: Any) -> None:
     with warnings.catch_warnings():
-        # JAX warns of any fork in its process; Ray's go on to be another program at once.
+        # JAX warns of any fork in its process; a fork of Ray executes another program at once.
         warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
         ray.init(**connection, log_to_driver=False, logging_level=logging.ERROR)
 
 
 def _reach(address: str) -> None:
-    """Make sure that a cluster answers.
+    """Check that a cluster answers at an address.
 
     Raises:
         BadInput: If none does in time.

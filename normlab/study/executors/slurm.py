@@ -1,7 +1,7 @@
-"""Workers as SLURM jobs, through submitit: a job array for each hand-out, a task of it for each configuration.
+"""Workers as SLURM jobs, through submitit: one job array a submission, one task of the array a configuration.
 
-A job adds each record to the folder of the comparison as it comes, so that folder must be one that nodes share. A job
-that is preempted, or reaches its time limit, goes back to the queue and leaves out the runs that have a record by then.
+A job writes each record to the folder of the comparison at once, so nodes must share that folder. A job that is
+preempted, or reaches its time limit, returns to the queue and then skips the runs that have a record.
 """
 
 import os
@@ -19,7 +19,7 @@ from uuid import uuid4
 from normlab.errors import BadInput, Fault, one_line
 from normlab.extras import importing
 from normlab.study.design.records import Configuration, Record, Run, of_problem, run_key
-from normlab.study.executors.protocol import Begun, Died, Done, News
+from normlab.study.executors.protocol import Begun, Died, Done, Event
 from normlab.study.worker.runner import worker
 from normlab.study.worker.store import JOBS, Store, write_whole
 from normlab.study.worker.strategy import Strategy, Task, environment
@@ -29,23 +29,23 @@ with importing("cluster"):
 
 JOBS_AT_A_TIME = 16
 MINUTES = 240
-"""How long a job may take at a time, unless `timeout_min` says otherwise."""
+"""Time limit of a job, unless `timeout_min` is given."""
 
 _LOCAL, _SLURM = "local", "slurm"
 _SECONDS_BETWEEN_LOOKS = {_LOCAL: 0.1, _SLURM: 2.0}
 _OF_ALL_CLUSTERS = ("name", "timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node", "stderr_to_stdout")
-"""Options that submitit gives one name; those of SLURM alone have a prefix there."""
+"""Options with one name for all clusters of submitit; options for SLURM alone have a prefix there."""
 
 
 class Slurm:
     """A SLURM cluster, or submitit's imitation of one on this machine."""
 
     def __init__(self, jobs: int | None, options: Sequence[tuple[str, Any]]) -> None:
-        """Take what was asked for.
+        """Store the options.
 
         Args:
-            jobs: How many configurations at a time; `JOBS_AT_A_TIME` unless given.
-            options: Of the jobs; `cluster` is `slurm` unless it is `local`.
+            jobs: Number of configurations at a time; `JOBS_AT_A_TIME` unless given.
+            options: Options of the jobs; `cluster` is `slurm` unless it is `local`.
 
         Raises:
             BadInput: If an option is there twice, or makes a job more than one process.
@@ -63,7 +63,7 @@ class Slurm:
             raise BadInput(f"Expected `cluster` in `slurm` to be `slurm` or `local`, got `{self.cluster}`.")
 
     def check(self, strategy: Strategy, output: Path | None) -> None:
-        """Refuse to go on without a folder, without SLURM, or with options that it does not know."""
+        """Check that there are a folder and SLURM, and that submitit knows all options."""
         if output is None:
             raise BadInput(
                 "Expected `output` with the executor `slurm`, whose jobs write there, got none. Name a folder."
@@ -76,18 +76,18 @@ class Slurm:
         with TemporaryDirectory() as folder:
             self.submitter(Path(folder), strategy)
 
-    def hire(self, task: Task, output: Path | None) -> "SlurmCrew":
-        """Jobs that are submitted as there are configurations for them."""
+    def start(self, task: Task, output: Path | None) -> "SlurmPool":
+        """Create a pool of jobs, submitted as configurations become ready."""
         assert output is not None
         folder = (output / JOBS).resolve()
         folder.mkdir(exist_ok=True)
-        return SlurmCrew(task, self, Store(output.resolve()), folder)
+        return SlurmPool(task, self, Store(output.resolve()), folder)
 
     def submitter(self, folder: Path, strategy: Strategy) -> "submitit.AutoExecutor":
-        """What submits jobs with these options.
+        """Build the executor of submitit with these options.
 
         Raises:
-            BadInput: If submitit does not take them.
+            BadInput: If submitit does not accept the options.
         """
         setup = [f"export {name}={shlex.quote(value)}" for name, value in strategy.environment(os.environ).items()]
         given = {name if name in _OF_ALL_CLUSTERS else f"slurm_{name}": value for name, value in self.options.items()}
@@ -110,14 +110,14 @@ class Slurm:
 
 @dataclass(eq=False)
 class ConfigurationJob(submitit.helpers.Checkpointable):
-    """What a job does: the runs of a configuration that have no record, then it is done. Sent to it by pickle.
+    """A job that makes the runs of a configuration that have no record. Sent by pickle.
 
     Attributes:
-        task: What the driver gives runs of.
+        task: The task of the driver.
         configuration: The configuration.
-        runs: Those that it wants.
-        folder: Of the comparison.
-        sign: A file for one word to the driver: empty that all is well, else why not.
+        runs: The runs to make.
+        folder: The folder of the comparison.
+        sign: A file that tells the driver that the job began: empty, or the reason why it cannot.
     """
 
     task: Task
@@ -127,7 +127,7 @@ class ConfigurationJob(submitit.helpers.Checkpointable):
     sign: Path
 
     def __call__(self) -> None:
-        """Do it, or what is left of it."""
+        """Make the runs that have no record yet."""
         _end_jobs_not_runs()
         store = Store(self.folder)
         try:
@@ -140,12 +140,12 @@ class ConfigurationJob(submitit.helpers.Checkpointable):
             store.add(record)
 
     def key(self, run: Run) -> str:
-        """The key of a run."""
+        """Compute the key of a run."""
         return run_key(run, of_problem(self.task.identity, run.configuration.problem))
 
 
 def _end_jobs_not_runs() -> None:
-    """Where submitit will not queue a job again, it raises that within whatever it interrupts: let that end the job."""
+    """End the job where submitit will not queue it again: submitit raises inside whatever code it interrupts."""
     number = signal.Signals[f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}"]
     handler = signal.getsignal(number)
 
@@ -161,7 +161,7 @@ def _end_jobs_not_runs() -> None:
 
 @dataclass(eq=False)
 class _Submitted:
-    """A job as the driver sees it, with the runs that it still owes."""
+    """A submitted job, with the runs that it still owes."""
 
     work: ConfigurationJob
     job: "submitit.Job[None]"
@@ -169,22 +169,22 @@ class _Submitted:
     begun: bool = False
 
 
-class SlurmCrew:
+class SlurmPool:
     """Jobs, each for one configuration."""
 
     def __init__(self, task: Task, cluster: Slurm, store: Store, folder: Path) -> None:
-        """Nothing is submitted yet."""
+        """Store the task; jobs are submitted later."""
         self.jobs = cluster.jobs
         self._task, self._store, self._folder = task, store, folder
         self._submitter = cluster.submitter(folder, task.strategy)
         self._pause = _SECONDS_BETWEEN_LOOKS[cluster.cluster]
         self._submitted: dict[Configuration, _Submitted] = {}
 
-    def give(self, configurations: Mapping[Configuration, Sequence[Run]], room: int) -> Collection[Configuration]:
+    def submit(self, configurations: Mapping[Configuration, Sequence[Run]], room: int) -> Collection[Configuration]:
         """Submit one array.
 
         Raises:
-            Fault: If SLURM does not take it.
+            Fault: If SLURM refuses the array.
         """
         work = [self._work(configuration, runs) for configuration, runs in list(configurations.items())[:room]]
         try:
@@ -196,19 +196,19 @@ class SlurmCrew:
             self._submitted[each.configuration] = _Submitted(each, job, list(each.runs))
         return [each.configuration for each in work]
 
-    def news(self) -> Iterator[News]:
-        """What jobs have written since."""
+    def events(self) -> Iterator[Event]:
+        """Yield the events that follow from the files and states of the jobs."""
         time.sleep(self._pause)
         for configuration, submitted in list(self._submitted.items()):
-            over = submitted.job.done()  # asked first: what it wrote before its end is there then
+            over = submitted.job.done()  # before its files are read: they are complete once it has ended
             yield from self._written(submitted)
             if submitted.begun and not over and submitted.job.state != "RUNNING":
-                yield Begun(configuration)  # back in the queue, where its time does not count
+                yield Begun(configuration)  # queued again, where its time does not count
             if over:
                 del self._submitted[configuration]
                 yield _end(submitted)
 
-    def drop(self, configuration: Configuration) -> None:
+    def cancel(self, configuration: Configuration) -> None:
         """Cancel the job."""
         self._submitted[configuration].job.cancel(check=False)
         self._forget(configuration)
@@ -223,18 +223,18 @@ class SlurmCrew:
     def _forget(self, configuration: Configuration) -> None:
         job = self._submitted.pop(configuration).job
         if isinstance(job, submitit.LocalJob):
-            job.wait()  # a child of this process, which leaves none behind
+            job.wait()  # a child of this process, which must leave none behind
 
     def _work(self, configuration: Configuration, runs: Sequence[Run]) -> ConfigurationJob:
         work = ConfigurationJob(
             self._task, configuration, list(runs), self._store.directory, self._folder / f"{uuid4().hex}.sign"
         )
         for run in runs:
-            self._store.remove(work.key(run))  # a run that is done again; a job leaves out what has a record
+            self._store.remove(work.key(run))  # a run that is repeated: a job skips runs that have a record
         return work
 
     def _written(self, submitted: _Submitted) -> Iterator[Begun | Record]:
-        """The sign of a job, and its records so far."""
+        """Read the sign of a job, and its records so far."""
         if not submitted.begun and submitted.work.sign.exists():
             if reason := submitted.work.sign.read_text("utf-8"):
                 raise Fault(reason)

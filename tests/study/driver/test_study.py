@@ -47,7 +47,7 @@ def run_all(
     made = list(known)
     plan = Plan(comparison, settings)
     pending = partial(plan.pending, made)
-    for record in schedule.records(task, plan, pending, Local(2).hire, stop=lambda: stop(made)):
+    for record in schedule.records(task, plan, pending, Local(2).start, stop=lambda: stop(made)):
         made.append(record)
     return made
 
@@ -312,7 +312,7 @@ class TestExecution:
         plan = plan_for(toy)
         task = Task(source="gone.py", settings=plan.settings, identity={"data": {}}, strategy=Strategy())
         with pytest.raises(RuntimeError, match="cannot start"):
-            list(schedule.records(task, plan, lambda: plan.pending([]), Local(1).hire))
+            list(schedule.records(task, plan, lambda: plan.pending([]), Local(1).start))
 
     def test_without_configurations_that_can_be_run_nothing_is_trained(self, toy: Path) -> None:
         records = run_all(toy, Strategy(lanes=4), norms=("instance",))

@@ -23,7 +23,7 @@ from normlab.study.design.request import Request, from_python
 from normlab.study.driver import schedule
 from normlab.study.driver.driver import Invocation, Ways
 from normlab.study.executors.local import Local, check_devices
-from normlab.study.executors.protocol import Begun, Died, Done, News
+from normlab.study.executors.protocol import Begun, Died, Done, Event
 from normlab.study.executors.scheduler import DEATHS, work
 from normlab.study.worker.identity import describe
 from normlab.study.worker.outcome import make_record
@@ -176,24 +176,27 @@ class TestDeaths:
         assert sum("this job is timed-out" in log or "this job is preempted" in log for log in logs) == 1
 
 
+Act = Callable[[Configuration, list[Run]], list[Event]]
+
+
 class Script:
-    """A crew that says what it is told to say."""
+    """A pool that says what it is told to say."""
 
     jobs = 1
 
-    def __init__(self, *acts: Callable[[Configuration, list[Run]], list[News]]) -> None:
+    def __init__(self, *acts: Act) -> None:
         self.acts, self.given, self.ended = iter(acts), list[tuple[Configuration, list[Run]]](), list[str]()
 
-    def give(self, configurations: Any, room: int) -> list[Configuration]:
+    def submit(self, configurations: Any, room: int) -> list[Configuration]:
         configuration, runs = next(iter(configurations.items()))
         self.given.append((configuration, list(runs)))
         return [configuration]
 
-    def news(self) -> Iterator[News]:
+    def events(self) -> Iterator[Event]:
         yield from next(self.acts)(*self.given[-1])
 
-    def drop(self, configuration: Configuration) -> None:
-        self.ended.append("dropped")
+    def cancel(self, configuration: Configuration) -> None:
+        self.ended.append("cancelled")
 
     def close(self) -> None:
         self.ended.append("closed")
@@ -209,7 +212,7 @@ class TestPool:
     def work(
         self,
         toy: Path,
-        crew: Script,
+        pool: Script,
         stop: Any = lambda: False,
         limit: Callable[[Configuration], float] = lambda configuration: math.inf,
         **strategy: Any,
@@ -219,30 +222,30 @@ class TestPool:
         self.runs = plan.pending([])[:3]
         lanes = ConfigurationRunner(task, plan).lanes
         for record in work(
-            task, crew, lambda: [r for r in self.runs if r not in {m.run for m in made}], stop, lanes, limit
+            task, pool, lambda: [r for r in self.runs if r not in {m.run for m in made}], stop, lanes, limit
         ):
             made.append(record)
         return made
 
-    def ok(self, toy: Path) -> Callable[[Configuration, list[Run]], list[News]]:
+    def ok(self, toy: Path) -> Act:
         return lambda configuration, runs: [
             Begun(configuration),
             *(make_record(self.task(toy), run, "ok", "") for run in runs),
             Done(configuration),
         ]
 
-    def dies(self, how: str, begun: bool = True) -> Callable[[Configuration, list[Run]], list[News]]:
+    def dies(self, how: str, begun: bool = True) -> Act:
         return lambda configuration, runs: [*([Begun(configuration)] if begun else []), Died(configuration, how)]
 
     def test_two_deaths_cost_retries_and_nothing_else(self, toy: Path) -> None:
-        crew = Script(self.dies("a"), self.dies("b"), self.ok(toy))
-        assert [record.status for record in self.work(toy, crew)] == ["ok"] * 3
-        assert [len(runs) for _, runs in crew.given] == [3, 3, 3]
-        assert crew.ended == ["closed"]
+        pool = Script(self.dies("a"), self.dies("b"), self.ok(toy))
+        assert [record.status for record in self.work(toy, pool)] == ["ok"] * 3
+        assert [len(runs) for _, runs in pool.given] == [3, 3, 3]
+        assert pool.ended == ["closed"]
 
     def test_the_third_ends_the_run_and_says_how_each_came(self, toy: Path) -> None:
-        crew = Script(self.dies("a"), self.dies("b"), self.dies("a"), self.ok(toy))
-        records = self.work(toy, crew)
+        pool = Script(self.dies("a"), self.dies("b"), self.dies("a"), self.ok(toy))
+        records = self.work(toy, pool)
         assert [record.status for record in records] == ["error", "ok", "ok"]
         assert records[0].reason == "The worker died 3 times during this run: a; b."
 
@@ -254,16 +257,16 @@ class TestPool:
         with pytest.raises(RuntimeError, match="Worker processes cannot start: 3 died before their first run: a; b"):
             self.work(toy, Script(self.dies("a", False), self.dies("b", False), self.dies("a", False)))
         early = [self.dies("a", False)] * (DEATHS - 1)
-        crew = Script(*early, self.dies("b"), *early, self.ok(toy))
-        assert [record.status for record in self.work(toy, crew)] == ["ok"] * 3
+        pool = Script(*early, self.dies("b"), *early, self.ok(toy))
+        assert [record.status for record in self.work(toy, pool)] == ["ok"] * 3
 
     def test_asked_to_stop_it_waits_for_no_run(self, toy: Path) -> None:
         asked: list[bool] = []
         said = self.ok(toy)
-        crew = Script(lambda configuration, runs: said(configuration, runs)[:2])
-        records = self.work(toy, crew, stop=lambda: bool(asked) or asked.append(True))
+        pool = Script(lambda configuration, runs: said(configuration, runs)[:2])
+        records = self.work(toy, pool, stop=lambda: bool(asked) or asked.append(True))
         assert [record.run for record in records] == self.runs[:1]
-        assert crew.ended == ["closed"]
+        assert pool.ended == ["closed"]
 
     def test_a_run_that_takes_too_long_is_a_timeout_and_its_worker_is_dropped(
         self, toy: Path, monkeypatch: pytest.MonkeyPatch
@@ -271,10 +274,10 @@ class TestPool:
         now = [0.0]
         monkeypatch.setattr("normlab.study.executors.scheduler.monotonic", lambda: now[0])
 
-        def after(seconds: float, *news: Callable[[Configuration, list[Run]], list[News]]) -> Callable[..., list[News]]:
-            def act(configuration: Configuration, runs: list[Run]) -> list[News]:
+        def after(seconds: float, *events: Act) -> Callable[..., list[Event]]:
+            def act(configuration: Configuration, runs: list[Run]) -> list[Event]:
                 now[0] += seconds
-                return [each for one in news for each in one(configuration, runs)]
+                return [each for one in events for each in one(configuration, runs)]
 
             return act
 
@@ -287,12 +290,12 @@ class TestPool:
             (5.0, [lambda c, r: [], *waits, said], ["ok"] * 3),  # a job that waits in its queue
             (5.0, [lambda c, r: [Begun(c)], after(3600.0), said], ["ok"] * 3),  # everything was held up
         ):
-            crew = Script(*acts)
-            records = self.work(toy, crew, limit=lambda configuration, limit=limit: limit)
+            pool = Script(*acts)
+            records = self.work(toy, pool, limit=lambda configuration, limit=limit: limit)
             assert [record.status for record in records] == statuses
-            assert crew.ended == ["dropped"] * statuses.count("timeout") + ["closed"]
-        crew = Script(lambda c, r: [Begun(c)], *waits, *waits, after(0.0, said))
-        records = self.work(toy, crew, limit=lambda configuration: 5.0, lanes=2)
+            assert pool.ended == ["cancelled"] * statuses.count("timeout") + ["closed"]
+        pool = Script(lambda c, r: [Begun(c)], *waits, *waits, after(0.0, said))
+        records = self.work(toy, pool, limit=lambda configuration: 5.0, lanes=2)
         assert [record.status for record in records] == ["timeout", "timeout", "ok"]
 
 
@@ -312,9 +315,9 @@ class TestPlace:
             from normlab.study.executors.slurm import Slurm
 
             executor = Slurm(1, [("cluster", "local")])
-        hire = partial(executor.hire, output=tmp_path)
+        start = partial(executor.start, output=tmp_path)
         with pytest.raises(Fault, match=r"got `versions flax` [\d.]+ on .* instead of 0\.1\. Install the same there"):
-            list(schedule.records(task, plan, lambda: plan.pending([]), hire))
+            list(schedule.records(task, plan, lambda: plan.pending([]), start))
 
     def test_the_environment_of_a_worker(self) -> None:
         threads = Strategy().environment({"XLA_FLAGS": "--mine"}, 3)

@@ -29,7 +29,7 @@ from normlab.study.design.records import Configuration, Record, Run
 from normlab.study.driver.preflight import ignores_norm
 from normlab.study.driver.schedule import _in_this_process
 from normlab.study.executors.protocol import Died
-from normlab.study.executors.scheduler import _Assignment, _Books
+from normlab.study.executors.scheduler import _Assignment, _Tracker
 from normlab.study.training import streaming, supervised
 from normlab.study.training.checkpoints import Checkpoint, Progress
 from normlab.study.training.compilation import Compiled, compile_program
@@ -276,9 +276,9 @@ class TestLanes:
         runs = [run for run in runner.plan.pending([]) if run.configuration.norm == norm]
         (configuration,) = {run.configuration for run in runs}
         under_way = {configuration: _Assignment(list(runs), begun=True)}
-        books = _Books(runner.task, runner.lanes, lambda configuration: math.inf, 0.0, under_way)
-        assert not list(books.enter(Died(configuration, "it fell")))
-        assert list(books.deaths) == runs[:lanes]
+        tracker = _Tracker(runner.task, runner.lanes, lambda configuration: math.inf, 0.0, under_way)
+        assert not list(tracker.handle(Died(configuration, "it fell")))
+        assert list(tracker.deaths) == runs[:lanes]
 
 
 def test_windows_are_in_order() -> None:
