@@ -30,7 +30,7 @@ from normlab.study.design.records import (
     canonical_json,
     frozen,
 )
-from normlab.study.design.tuning import Choice, Grid, choose_learning_rate, further
+from normlab.study.design.tuning import Grid, TunedRate, choose_learning_rate, further
 
 if TYPE_CHECKING:
     from normlab.norms import Norm
@@ -268,7 +268,7 @@ class ConfigurationPlan:
 
     tuning: tuple[Run, ...]
     untuned: tuple[Run, ...] = ()
-    choice: Choice | None = None
+    choice: TunedRate | None = None
     evaluation: tuple[Run, ...] = ()
     to_come: int = 0
 

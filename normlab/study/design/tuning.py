@@ -9,7 +9,7 @@ from normlab.study.design.records import TUNE, Record
 
 
 @dataclass(frozen=True)
-class Choice:
+class TunedRate:
     """A learning rate, and whether it is the smallest or largest that was tried (the optimum may lie beyond)."""
 
     learning_rate: float
@@ -41,7 +41,7 @@ def further(grid: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]
     return _rounded(*(rate / step_down for rate in grid[:2])), _rounded(*(rate * step_up for rate in grid[-2:]))
 
 
-def choose_learning_rate(records: Sequence[Record]) -> Choice | None:
+def choose_learning_rate(records: Sequence[Record]) -> TunedRate | None:
     """Choose from the tuning records of one configuration: least median validation error over seeds.
 
     A failed run counts as worse than any error; ties, all-failed included, go to the smaller learning rate.
@@ -59,7 +59,7 @@ def choose_learning_rate(records: Sequence[Record]) -> Choice | None:
     if not errors:
         return None
     best = min(errors, key=lambda rate: (statistics.median(errors[rate]), rate))
-    return Choice(best, edge=best in (min(errors), max(errors)))
+    return TunedRate(best, edge=best in (min(errors), max(errors)))
 
 
 def validation_error(record: Record) -> float:

@@ -73,7 +73,7 @@ class Ways:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class Execution:
     """What an execution leaves.
 
     Attributes:
@@ -177,7 +177,7 @@ class Invocation:
         )
         return UNFINISHED
 
-    def complete(self, ways: Ways) -> Outcome:
+    def complete(self, ways: Ways) -> Execution:
         """Check, and run what has no record yet.
 
         Raises:
@@ -213,7 +213,7 @@ class Invocation:
                 with suppress(Fault):  # where the disk is full, that has been said
                     self.store.write_header(header)
         records = list(known.values())
-        return Outcome(header=header, records=records, done=done, planned=planned, outdated=outdated)
+        return Execution(header=header, records=records, done=done, planned=planned, outdated=outdated)
 
     def dry_run(self, ways: Ways) -> None:
         """Check what can be checked soon, and print the plan."""

@@ -65,7 +65,9 @@ def data_of(plan: Plan, limit: Callable[[], float] = lambda: math.inf, *, every:
             try:
                 with limits.at_most(limit()):
                     known = _alike(plan, configuration) in representatives
-                    trace = Trace.NOTHING if known and not every else Trace.FORWARD if known else Trace.WHOLE
+                    trace = (
+                        TraceDepth.NOTHING if known and not every else TraceDepth.FORWARD if known else TraceDepth.WHOLE
+                    )
                     programs[configuration] = traced(plan, configuration, trace)
                     representatives.setdefault(_alike(plan, configuration), configuration)
             except Untrainable as error:
@@ -86,7 +88,7 @@ def data_of(plan: Plan, limit: Callable[[], float] = lambda: math.inf, *, every:
     )
 
 
-class Trace(Enum):
+class TraceDepth(Enum):
     """How much of a program is traced."""
 
     NOTHING, FORWARD, WHOLE = range(3)
@@ -98,7 +100,7 @@ def _alike(plan: Plan, configuration: Configuration) -> Hashable:
     return place.problem, place.curve, place.norm
 
 
-def traced(plan: Plan, configuration: Configuration, trace: Trace = Trace.WHOLE) -> Program:
+def traced(plan: Plan, configuration: Configuration, trace: TraceDepth = TraceDepth.WHOLE) -> Program:
     """Build the program of a configuration and trace it.
 
     Raises:
@@ -111,8 +113,8 @@ def traced(plan: Plan, configuration: Configuration, trace: Trace = Trace.WHOLE)
     try:
         program = build(plan, configuration)
         program = replace(program, step=jax.jit(program.step))  # which keeps the trace for `ignores_norm`
-        if trace is not Trace.NOTHING:
-            check(program, whole=trace is Trace.WHOLE)
+        if trace is not TraceDepth.NOTHING:
+            check(program, whole=trace is TraceDepth.WHOLE)
     except Exception as error:
         place = plan.place(configuration)
         factor = plan.curve(place.curve).factor.name

@@ -104,7 +104,7 @@ def supervised(
         BadInput: If an argument cannot be what it should; of data and model, as far as it can be known by now.
     """
     given = expect.checked("supervised", locals(), {**KINDS, **_SUPERVISED})
-    task = Task(
+    task = SupervisedTask(
         model=model,
         data=data,
         loss=loss,
@@ -218,7 +218,7 @@ _SUPERVISED: Mapping[str, expect.Check] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class SupervisedTask:
     """What a supervised problem does; see `supervised`. Data are loaded when they are needed, and once."""
 
     model: Callable[..., Any]

@@ -109,7 +109,7 @@ def recommend(analysis: Analysis) -> Recommendation:
     advising = [(problem, curve) for problem in analysis.problems for curve in problem.curves if curve.advises]
     if not advising:
         return Recommendation(preface="No recommendation: none of the curves that were run advises.")
-    parts = [_Part(analysis, problem, curve) for problem, curve in advising]
+    parts = [_CurveAdvice(analysis, problem, curve) for problem, curve in advising]
     return Recommendation(
         preface=_preface(analysis),
         sentences=tuple(part.sentence() for part in parts),
@@ -137,7 +137,7 @@ def support(seeds: int, norms: int) -> str:
     return f"{formatting.count(seeds, 'seed')} can support {few}{equivalent}."
 
 
-class _Part:
+class _CurveAdvice:
     """One curve of one problem: its choices, and sentences about them."""
 
     def __init__(self, analysis: Analysis, problem: ProblemResult, curve: CurveResult) -> None:

@@ -19,7 +19,7 @@ from normlab.study.design import discovery
 from normlab.study.design.plan import Plan
 from normlab.study.design.provenance import data_hash
 from normlab.study.design.records import EVALUATE, TUNE, Configuration, Record, Run, run_key
-from normlab.study.design.tuning import Choice, choose_learning_rate, further
+from normlab.study.design.tuning import TunedRate, choose_learning_rate, further
 from normlab.study.driver import schedule
 from normlab.study.executors.local import Local
 from normlab.study.worker.identity import describe
@@ -112,8 +112,8 @@ class TestPlan:
     )
     def test_choice_of_the_learning_rate(self, errors: Any, chosen: float, edge: bool) -> None:
         records = tuned(errors)
-        assert choose_learning_rate(records) == Choice(chosen, edge)
-        assert choose_learning_rate(records[::-1]) == Choice(chosen, edge)
+        assert choose_learning_rate(records) == TunedRate(chosen, edge)
+        assert choose_learning_rate(records[::-1]) == TunedRate(chosen, edge)
 
     def test_nothing_to_choose_from(self) -> None:
         assert choose_learning_rate([]) is None
