@@ -44,7 +44,7 @@ Known = Mapping[Run, Record]
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a configuration stands: a column (problem, curve, value) and a row (norm) of a table."""
+    """The column (problem, curve, value) and the row (norm) of a configuration in a table."""
 
     problem: str
     curve: str
@@ -53,12 +53,12 @@ class Place:
 
 
 class Plan:
-    """The configurations of a comparison under some settings, and from records the runs that are needed.
+    """The configurations of a comparison under some settings, and the runs that are needed given some records.
 
     Attributes:
-        places: Every place of every table with the configuration that stands there, column by column.
-        configurations: The configurations, each once, in the order of their first place.
-        groups: The configurations again, those together that share a grid.
+        places: The configuration at every place of every table, column by column.
+        configurations: All configurations, each once, in the order of their first place.
+        groups: The configurations grouped by their common grid.
     """
 
     def __init__(self, comparison: Comparison, settings: Settings) -> None:
@@ -74,31 +74,31 @@ class Plan:
         self.groups = tuple(self._grouped())
 
     def place(self, configuration: Configuration) -> Place:
-        """The first place of a configuration."""
+        """Return the first place of a configuration."""
         return self._first[configuration]
 
     def problem(self, name: str) -> Problem:
-        """The comparison's problem of that name."""
+        """Find a problem by name."""
         return next(problem for problem in self.comparison.problems if problem.name == name)
 
     def margin(self, problem: str) -> float:
-        """The margin of a problem: its metric's, else the comparison's, else half a percentage point."""
+        """Return the margin of a problem: of its metric, else of the comparison, else half a percentage point."""
         return self._margins[problem]
 
     def curve(self, name: str) -> Curve:
-        """The comparison's curve of that name."""
+        """Find a curve by name."""
         return next(curve for curve in self.comparison.curves if curve.name == name)
 
     def resolve(self, place: Place) -> "tuple[Norm, dict[str, Any]]":
-        """The norm at a place with all its options, and the fields its training sees, the problem's options included.
+        """Resolve the norm at a place with all its options, and its training fields with the problem's options.
 
-        What the norm's own string says wins over what the factor sets, and that over the problem's defaults.
+        Options in the norm's string take precedence over options of the factor, and these over the problem's defaults.
         """
         from normlab import norms
 
         problem, curve, norm = self.problem(place.problem), self.curve(place.curve), norms.get(place.norm)
         devices = {"devices": self.settings.devices} if self.settings.devices > 1 else {}
-        of_curve = _CONFIG.of(f"what `config` of the curve `{curve.name}` returns", curve.config(place.value))
+        of_curve = _CONFIG.of(f"the result of `config` of the curve `{curve.name}`", curve.config(place.value))
         if both := devices.keys() & of_curve.keys():
             raise ValueError(
                 f"Expected no `{both.pop()}`, which the curve `{curve.name}` sets, got {devices['devices']}."
@@ -107,11 +107,11 @@ class Plan:
         defaults = problem.norm_options(norm.name, config)
         options = {**defaults, **curve.norm_options(norm.name, place.value), **norm.options}
         if "group_size" in norm.options and "num_groups" not in norm.options:
-            options.pop("num_groups", None)  # the two exclude each other, and what the user wrote wins
+            options.pop("num_groups", None)  # they exclude each other, and the user wrote this one
         return norms.get(norm.name, **options), config
 
     def title(self, norm: str) -> str:
-        """What people call a norm: its title, with the options that its string names; the string itself if unknown."""
+        """Return the title of a norm with the options in its string, or the string itself if the norm is unknown."""
         from normlab import norms
 
         try:
@@ -122,11 +122,11 @@ class Plan:
         return f"{spec.title} ({options})" if options else spec.title
 
     def incompatible(self, configuration: Configuration) -> str:
-        """Why a configuration cannot be run at all, empty where it can."""
+        """Give the reason why a configuration cannot be run at all; empty where it can."""
         return self._reasons[configuration]
 
     def of(self, records: Iterable[Record]) -> "dict[Configuration, ConfigurationPlan]":
-        """For every configuration the runs that it needs, as far as the records tell."""
+        """Plan the runs of every configuration, as far as the records determine them."""
         known = {record.run: record for record in records}
         return {
             configuration: self._of(configuration, grid, known)
@@ -135,21 +135,21 @@ class Plan:
         }
 
     def planned(self, records: Iterable[Record]) -> list[Run]:
-        """All runs that are known to be needed, whether done or not, in the order in which they should run."""
+        """List all runs known to be needed, finished or not, in their order of execution."""
         return [run for planned in self.of(records).values() for run in planned.runs]
 
     def pending(self, records: Iterable[Record]) -> list[Run]:
-        """The planned runs that have no record. Empty at the end, not before: tuning results bring evaluation runs."""
+        """List the planned runs without a record. Tuning results add evaluation runs; at the end the list is empty."""
         known = {record.run: record for record in records}
         return [run for run in self.planned(known.values()) if run not in known]
 
     def relevant(self, records: Iterable[Record]) -> list[Record]:
-        """The records of planned runs, in the plan's order; those of other grids, seeds or norms are left out."""
+        """Select the records of planned runs, in the plan's order, without those of other grids, seeds or norms."""
         known = {record.run: record for record in records}
         return [known[run] for run in self.planned(known.values()) if run in known]
 
     def tuning_runs(self, configuration: Configuration, grid: Sequence[float]) -> tuple[Run, ...]:
-        """Every learning rate with every tuning seed."""
+        """Pair every learning rate with every tuning seed."""
         seeds = range(TUNING_SEEDS_FROM, TUNING_SEEDS_FROM + self.settings.tuning_seeds)
         return tuple(
             Run(configuration=configuration, stage=TUNE, learning_rate=rate, seed=seed)
@@ -158,13 +158,13 @@ class Plan:
         )
 
     def evaluation_runs(self, configuration: Configuration, rate: float) -> tuple[Run, ...]:
-        """Every evaluation seed at one learning rate."""
+        """List a run for every evaluation seed at one learning rate."""
         seeds = range(self.settings.seeds)
         return tuple(Run(configuration=configuration, stage=EVALUATE, learning_rate=rate, seed=seed) for seed in seeds)
 
     @cached_property
     def devices(self) -> int:
-        """The most devices that train one model together."""
+        """The largest number of devices that train one model together."""
         return max(dict(configuration.config).get("devices", 1) for configuration in self.configurations)
 
     @cached_property
@@ -195,18 +195,18 @@ class Plan:
                         yield Place(problem=problem, curve=curve, value=value, norm=norm)
 
     def _options(self, problem: Problem) -> dict[str, Any]:
-        given = self.settings.options
-        return {option.name: given[option.name] for option in problem.options if option.name in given}
+        options = self.settings.options
+        return {option.name: options[option.name] for option in problem.options if option.name in options}
 
     def _configuration(self, place: Place) -> Configuration:
         norm, config = self.resolve(place)
-        given = self._options(self.problem(place.problem))
-        config = {name: value for name, value in config.items() if name not in given}  # in a key, data have a hash
+        of_data = self._options(self.problem(place.problem))  # not in keys, which have a hash of the data
+        config = {name: value for name, value in config.items() if name not in of_data}
         plain = json.loads(canonical_json({**config, "norm": str(norm), "statistics": scope(norm, config)}))
         return Configuration(problem=place.problem, norm=place.norm, config=frozen(plain))
 
     def _grouped(self) -> Iterator[tuple[Configuration, ...]]:
-        """Configurations that differ in their norm alone make one group."""
+        """Group the configurations that differ in their norm alone."""
         groups: dict[tuple[Any, ...], list[Configuration]] = {}
         for configuration in self.configurations:
             rest = tuple((name, value) for name, value in configuration.config if name not in ("norm", "statistics"))
@@ -214,7 +214,7 @@ class Plan:
         yield from map(tuple, groups.values())
 
     def _grids(self, known: Known) -> "Iterator[tuple[Sequence[Configuration], Grid]]":
-        """Every group with its grid: the settings', grown at the ends where a tuned configuration has its optimum."""
+        """Pair every group with its grid, which grows at an end where a tuned configuration has its optimum."""
         base = self.settings.learning_rates
         for group in self.groups:
             found = [known.get(run) for configuration in group for run in self.tuning_runs(configuration, base)]
@@ -256,14 +256,14 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigurationPlan:
-    """The runs of a configuration, as far as records tell.
+    """The runs of a configuration, as far as records determine them.
 
     Attributes:
-        tuning: On the grid.
-        untuned: At the default learning rate; they wait for nothing.
-        choice: What tuning chose; `None` while it is not complete, and for a configuration that cannot be run.
-        evaluation: At the chosen learning rate.
-        to_come: How many more runs there will be once tuning is complete, at most.
+        tuning: Runs on the grid.
+        untuned: Runs at the default learning rate, which need no tuning.
+        choice: The tuned learning rate; `None` while tuning is incomplete, and for a configuration that cannot be run.
+        evaluation: Runs at the chosen learning rate.
+        to_come: The most runs that will be added once tuning is complete.
     """
 
     tuning: tuple[Run, ...]
@@ -274,12 +274,12 @@ class ConfigurationPlan:
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        """All of them, each once, in the order in which they should run."""
+        """All runs, each once, in their order of execution."""
         return tuple(dict.fromkeys((*self.tuning, *self.untuned, *self.evaluation)))
 
 
 def scope(norm: "Norm", config: Mapping[str, Any]) -> str:
-    """How many examples share the statistics of a norm in training, and on how many devices they are.
+    """Describe how many examples share the statistics of a norm in training, and on how many devices.
 
     >>> from normlab import norms
     >>> scope(norms.get("batch:ghost_batch_size=4"), {"batch_size": 16, "devices": 8})
@@ -304,13 +304,13 @@ def _margin(comparison: Comparison, problem: Problem) -> float:
     if not problem.metric.percent:
         raise ValueError(
             f"Expected `margin` in the unit of `{problem.metric.name}`, the metric of `{problem.name}`, got none. "
-            "Say in the comparison what difference would not matter to you."
+            "Give in the comparison the largest difference that would not matter to you."
         )
     return HALF_A_POINT
 
 
 def _are_fields(value: Any) -> bool:
-    """Whether these are fields by name, each a value that can be told from others by its hash."""
+    """Check for fields by name with hashable values."""
     return isinstance(value, Mapping) and all(
         isinstance(name, str) and isinstance(field, Hashable) for name, field in value.items()
     )

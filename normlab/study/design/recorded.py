@@ -1,6 +1,7 @@
 """The description of a comparison in its folder: plain data that its report needs, so that none of its code runs.
 
-`describe` is written into `comparison.json` by whoever runs the comparison; `RecordedPlan` is the plan of that data.
+The process that runs the comparison writes the result of `describe` into `comparison.json`; `RecordedPlan` is the plan
+from that data.
 """
 
 import dataclasses
@@ -19,11 +20,11 @@ from normlab.study.design.records import Configuration, Record, frozen
 from normlab.study.design.schema import Malformed
 
 MOST_RUNS = 1_000_000
-"""How many runs a folder may plan."""
+"""The most runs that a folder may plan."""
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """Give all that a report needs of a plan's comparison, as JSON holds it."""
+    """Describe the comparison of a plan as JSON data, with everything that a report needs."""
     comparison, settings, numbers = (
         plan.comparison,
         plan.settings,
@@ -50,14 +51,14 @@ def describe(plan: Plan) -> dict[str, Any]:
 
 
 class RecordedPlan(Plan):
-    """The plan of a comparison as a folder describes it; nothing can be trained from it."""
+    """The plan of a comparison from the description in a folder; it can be reported and not trained."""
 
     def __init__(self, settings: Settings, described: Mapping[str, Any]) -> None:
-        """Take what a folder holds.
+        """Rebuild the plan.
 
         Args:
-            settings: Those of the folder.
-            described: What `describe` gave, checked by `DESCRIBED`.
+            settings: Settings in the folder.
+            described: Result of `describe`, checked by `DESCRIBED`.
 
         Raises:
             Malformed: If the two contradict each other, or there would be more than `MOST_RUNS` runs.
@@ -92,7 +93,7 @@ class RecordedPlan(Plan):
             raise Malformed(str(error), "described") from error
 
     def title(self, norm: str) -> str:
-        """What people call a norm."""
+        """Return the recorded title of a norm."""
         return self._titles[norm]
 
     def _configuration(self, place: Place) -> Configuration:
@@ -100,7 +101,7 @@ class RecordedPlan(Plan):
 
 
 def fits(plan: Plan, record: Record) -> bool:
-    """Whether the series of a record have the shapes of its problem's."""
+    """Check that the series of a record have the shapes that its problem declares."""
     problem = plan.problem(record.run.configuration.problem)
     return all(
         len(rows) == len(MEASURED_AT) and all(len(row) == len(series.x) for row in rows)
@@ -175,7 +176,7 @@ DESCRIBED = schema.fields(
         "places": schema.listed(schema.whole(0, MOST_RUNS), MOST_RUNS, least=1),
     }
 )
-"""What `describe` gives, as far as it can be checked alone."""
+"""Check of the result of `describe`, as far as it can be checked without settings."""
 
 
 def _problem(problem: Problem) -> dict[str, Any]:
@@ -196,14 +197,14 @@ def _curve(curve: Curve, values: Iterable[Any]) -> dict[str, Any]:
 
 
 def _check_agrees(settings: Settings, described: Mapping[str, Any]) -> None:
-    """Compare the names and numbers of a description with the settings.
+    """Check the names and numbers of a description against the settings.
 
     Raises:
         Malformed: If they differ.
     """
     names = {kind: tuple(each["name"] for each in described[kind]) for kind in ("problems", "curves")}
-    for kind, asked in (("problems", settings.problems), ("curves", settings.curves)):
-        if names[kind] != asked:
+    for kind, expected in (("problems", settings.problems), ("curves", settings.curves)):
+        if names[kind] != expected:
             raise Malformed("expected those of the settings, in their order, got others", kind)
     for curve in described["curves"]:
         if len(curve["configs"]) != len(settings.values[curve["name"]]):
@@ -225,14 +226,14 @@ def _check_agrees(settings: Settings, described: Mapping[str, Any]) -> None:
 
 
 def _coordinates(settings: Settings) -> Iterable[tuple[str, str, Any, str]]:
-    """Problem, curve, value and norm of every place, in the plan's order."""
+    """Yield problem, curve, value and norm of every place, in the plan's order."""
     for problem, curve in product(settings.problems, settings.curves):
         for value, norm in product(settings.values[curve], settings.norms):
             yield problem, curve, value, norm
 
 
 def _comparison(settings: Settings, described: Mapping[str, Any]) -> Comparison:
-    """The comparison, with functions that only look up what is recorded."""
+    """Build the comparison, with functions that only look up recorded values."""
     tier = Tier(
         epochs=settings.epochs,
         learning_rates=settings.learning_rates,

@@ -1,4 +1,4 @@
-"""Configurations, runs and records, and the keys by which they are kept."""
+"""Configurations, runs and records, and the keys of records."""
 
 import dataclasses
 import hashlib
@@ -9,23 +9,23 @@ from typing import Any
 
 TUNE, EVALUATE = "tune", "evaluate"
 TUNING_SEEDS_FROM = 1000
-"""Tuning seeds count from here, evaluation seeds from 0: they never meet as long as there are fewer of the latter."""
+"""The first tuning seed. Evaluation seeds count from 0, so the two sets are disjoint up to this many seeds."""
 FAILURES = ("diverged", "collapsed", "oom", "error", "timeout")
-"""Statuses counted as failures. The others are `ok`, and `invalid` for what cannot be run at all."""
+"""Statuses counted as failures. The others are `ok`, and `invalid` for a configuration that cannot be run at all."""
 STATUSES = ("ok", *FAILURES, "invalid")
 RETRIED = ("error", "oom", "timeout")
-"""Failures that another try may fix. Divergence and collapse are results."""
+"""Failures that a retry may fix. Divergence and collapse are results."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """One compile, many runs. Equal configurations are one, wherever they stand (see `plan.Place`).
+    """The training that one compiled program does, for many runs. Equal ones share a program (see `plan.Place`).
 
     Attributes:
         problem: Name of the problem.
-        norm: The norm as it was asked for.
-        config: All fields that the training sees, by name; `norm`: the norm with every option; and `statistics`: how
-            many examples share statistics in training, and on how many devices they are.
+        norm: The norm as the user wrote it.
+        config: All fields that training reads, by name; `norm`: the norm with every option; and `statistics`: the
+            number of examples that share statistics in training, and the number of their devices.
     """
 
     problem: str
@@ -38,10 +38,10 @@ class Run:
     """One trained model.
 
     Attributes:
-        configuration: Where it belongs.
+        configuration: The configuration of the run.
         stage: `tune` or `evaluate`.
         learning_rate: Peak learning rate.
-        seed: Drives split, initialization and order; tuning and evaluation seeds are disjoint.
+        seed: Decides split, initialization and order; tuning and evaluation seeds are disjoint.
     """
 
     configuration: Configuration
@@ -52,7 +52,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What is kept of a run: one JSON file.
+    """The record of a run, stored as one JSON file.
 
     Attributes:
         key: sha256 of everything that decides the numbers (`run`, `identity`).
@@ -60,9 +60,9 @@ class Record:
         identity: Code hash, versions, platform, data hash, strategy.
         status: `ok`, one of `FAILURES`, or `invalid`.
         reason: One line, empty when `ok`.
-        metrics: `validation` (always), `test` and what else the program's `evaluate` gives (evaluation runs only),
-            `train_loss`, `chance`; non-finite is None.
-        series: Of evaluation runs, by name: a row of numbers for each time they were taken; non-finite is None.
+        metrics: `validation` (always), `test` and further metrics of the program's `evaluate` (evaluation runs only),
+            `train_loss`, `chance`; `None` where not finite.
+        series: Series of evaluation runs by name: a row of numbers for each measurement; `None` where not finite.
         cost: `compile`: seconds until the configuration's program was ready; `run` and `step`: seconds of training, in
             total and per update; `memory`: bytes that the training program holds on the device; `moved`: bytes that
             collectives send to a device in an update, where there are several. Never part of a comparison.
@@ -79,17 +79,17 @@ class Record:
 
 
 def frozen(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """`config` as a configuration holds it: sorted, and lists as tuples, so that it can be hashed."""
+    """Convert fields to a hashable form: sorted, with tuples for lists."""
     return tuple(sorted((name, _frozen(value)) for name, value in config.items()))
 
 
 def canonical_json(value: Any) -> str:
-    """`value` as JSON with sorted keys, the same text for equal values; dataclasses become objects, NaN is an error."""
+    """Write JSON with sorted keys, the same text for equal values; dataclasses become objects, NaN is an error."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
 
 
 def content_key(*parts: Any) -> str:
-    """The sha256 of the canonical JSON of `parts`."""
+    """Compute the sha256 of the canonical JSON of `parts`."""
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
 
 
@@ -111,14 +111,14 @@ def _plain(value: Any) -> Any:
 
 
 def of_problem(identity: Mapping[str, Any], problem: str) -> dict[str, Any]:
-    """The identity of a problem's runs: without the data and the libraries of other problems."""
+    """Restrict an identity to the data and libraries of one problem."""
     own = {**identity, "data": identity["data"].get(problem, "")}
     libraries = own.pop("libraries", {}).get(problem, {})
     return {**own, "versions": {**own.get("versions", {}), **libraries}} if libraries else own
 
 
 def run_key(run: Run, identity: Mapping[str, Any]) -> str:
-    """The key of a run. How many other runs there are is not in it: more seeds keep what has been done.
+    """Compute the key of a run. The key is independent of other runs, so that more seeds keep finished runs.
 
     Args:
         run: The run.
@@ -128,7 +128,7 @@ def run_key(run: Run, identity: Mapping[str, Any]) -> str:
 
 
 def by_configuration(runs: Sequence[Run]) -> dict[Configuration, list[Run]]:
-    """Group runs, in their order."""
+    """Group runs by configuration, in their order."""
     groups: dict[Configuration, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.configuration, []).append(run)

@@ -31,12 +31,12 @@ class Shard:
         return cls(part, parts)
 
     def __str__(self) -> str:
-        """Write it as on the command line."""
+        """Write the shard as on the command line."""
         return f"{self.part}/{self.parts}"
 
     @property
     def suffix(self) -> str:
-        """What tells its folder from those of the other parts."""
+        """The suffix that distinguishes its folder from the folders of the other parts."""
         return f".{self.part}of{self.parts}"
 
     def configurations(self, plan: Plan) -> frozenset[Configuration]:

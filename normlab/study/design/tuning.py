@@ -10,7 +10,12 @@ from normlab.study.design.records import TUNE, Record
 
 @dataclass(frozen=True)
 class TunedRate:
-    """A learning rate, and whether it is the smallest or largest that was tried (the optimum may lie beyond)."""
+    """The learning rate that tuning chose.
+
+    Attributes:
+        learning_rate: The chosen learning rate.
+        edge: Whether it is an end of the grid, beyond which the optimum may lie.
+    """
 
     learning_rate: float
     edge: bool
@@ -18,14 +23,19 @@ class TunedRate:
 
 @dataclass(frozen=True)
 class Grid:
-    """Learning rates in ascending order, and whether they will not grow any more."""
+    """The learning rates of a group of configurations.
+
+    Attributes:
+        rates: Learning rates in ascending order.
+        final: Whether the grid will grow no further.
+    """
 
     rates: tuple[float, ...]
     final: bool
 
 
 def further(grid: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Two points below a grid and two above it, which continue its pattern.
+    """Continue the pattern of a grid by two points below and two points above.
 
     >>> further((0.01, 0.03, 0.1, 0.3))
     ((0.001, 0.003), (1.0, 3.0))
@@ -42,7 +52,7 @@ def further(grid: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]
 
 
 def choose_learning_rate(records: Sequence[Record]) -> TunedRate | None:
-    """Choose from the tuning records of one configuration: least median validation error over seeds.
+    """Choose the learning rate with the least median validation error over seeds.
 
     A failed run counts as worse than any error; ties, all-failed included, go to the smaller learning rate.
 
@@ -63,11 +73,11 @@ def choose_learning_rate(records: Sequence[Record]) -> TunedRate | None:
 
 
 def validation_error(record: Record) -> float:
-    """The validation error of a run, infinite where the run failed."""
+    """Return the validation error of a run, infinite where the run failed."""
     value = record.metrics.get("validation") if record.status == "ok" else None
     return math.inf if value is None else value
 
 
 def _rounded(*rates: float) -> tuple[float, ...]:
-    """Without the dust of binary fractions."""
+    """Round to six digits, to remove binary rounding errors."""
     return tuple(float(f"{rate:.6g}") for rate in rates)
