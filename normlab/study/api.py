@@ -16,7 +16,7 @@ from normlab.study.design.options import FOLDER
 from normlab.study.design.plan import Plan
 from normlab.study.design.records import Record
 from normlab.study.design.request import Request, from_python
-from normlab.study.driver.driver import Invocation, Ways, new_console
+from normlab.study.driver.driver import ExecutionOptions, Invocation, new_console
 from normlab.study.worker.store import Header
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def run(
     console = new_console(quiet=not progress)
     invocation = Invocation(found, settings, folder, f"study.run({call})", request.get("shard"), console)
     try:
-        outcome = invocation.complete(Ways.of(request))
+        outcome = invocation.complete(ExecutionOptions.of(request))
     except Fault as error:
         raise Fault(f"{error}{_HINT if source and 'cannot start' in str(error) else ''}") from error
     return Result(

@@ -28,7 +28,7 @@ from normlab.study.design.options import seconds_of
 from normlab.study.design.records import EVALUATE, run_key
 from normlab.study.design.request import Request, from_file, from_flags, from_python, to_toml
 from normlab.study.design.shard import Shard
-from normlab.study.driver.driver import UNFINISHED, Invocation, Ways
+from normlab.study.driver.driver import UNFINISHED, ExecutionOptions, Invocation
 from normlab.study.executors.local import Local
 from normlab.study.worker.store import Store
 from normlab.study.worker.strategy import Strategy
@@ -210,7 +210,7 @@ def invocation_of(toy: Path, output: Path, shard: Shard | None = None, **options
     return Invocation(comparison, settings, output, "normlab run toy.py", shard)
 
 
-ALONE = Ways(strategy=Strategy(alone=True))
+ALONE = ExecutionOptions(strategy=Strategy(alone=True))
 
 
 class TestConfiguration:
@@ -467,7 +467,7 @@ def verified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     toy = tmp_path_factory.mktemp("verify") / "toy.py"
     toy.write_text(TOY)
     invocation = invocation_of(toy, toy.with_name("out"), norms=("none",), curves=("deployed",), batch_sizes=(2,))
-    invocation.complete(Ways(executor=Local(1)))
+    invocation.complete(ExecutionOptions(executor=Local(1)))
     return toy.with_name("out")
 
 

@@ -13,19 +13,19 @@ from typing import Any
 from normlab.errors import BadInput, Fault
 from normlab.study.design.plan import Plan
 from normlab.study.design.records import RETRIED, Configuration, Record, Run, content_key
-from normlab.study.driver.driver import Invocation, Ways
+from normlab.study.driver.driver import ExecutionOptions, Invocation
 from normlab.study.executors.process_group import Group, Member, join
 from normlab.study.executors.protocol import Begun, Done, Event
 from normlab.study.worker.runner import ConfigurationRunner
 from normlab.study.worker.strategy import Strategy, Task
 
 
-def run(invocation: Invocation, ways: Ways, member: Member, *, show: bool = False) -> int:
+def run(invocation: Invocation, execution: ExecutionOptions, member: Member, *, show: bool = False) -> int:
     """Run an invocation as `Invocation.run` does, with the processes of a group.
 
     Args:
         invocation: The same in all processes; only process 1 writes to its folder.
-        ways: How to execute; `executor` is ignored.
+        execution: How to execute; `executor` is ignored.
         member: This process.
         show: Open the report in the browser of process 1.
 
@@ -40,12 +40,14 @@ def run(invocation: Invocation, ways: Ways, member: Member, *, show: bool = Fals
     _pretend(invocation.settings.devices, member.processes)
     with join(member) as group:
         _check_devices(invocation.settings.devices)
-        ways = replace(
-            ways, strategy=Strategy(alone=True, processes=member.processes), executor=_Together(group, invocation.plan)
+        execution = replace(
+            execution,
+            strategy=Strategy(alone=True, processes=member.processes),
+            executor=_Together(group, invocation.plan),
         )
         if member.process > 1:
-            return _follow(group, invocation, ways)
-        code = invocation.run(ways, show=show)
+            return _follow(group, invocation, execution)
+        code = invocation.run(execution, show=show)
         group.broadcast(["end", code])
         return code
 
@@ -104,9 +106,9 @@ class _GroupPool:
         """Do nothing: the other processes wait for the next announcement."""
 
 
-def _follow(group: Group, invocation: Invocation, ways: Ways) -> int:
+def _follow(group: Group, invocation: Invocation, execution: ExecutionOptions) -> int:
     """Make the runs that process 1 announces; return its exit code at the end."""
-    task = invocation.task(ways)
+    task = invocation.task(execution)
     runner = _runner(task, invocation.plan)
     while True:
         what, content = group.broadcast()

@@ -42,15 +42,15 @@ class Checked(NamedTuple):
 
 
 class Untrainable(BadInput):
-    """A configuration that is recorded as `invalid` when its turn comes."""
+    """A configuration that cannot be trained, and is recorded as `invalid` when its turn comes."""
 
 
 def data_of(plan: Plan, limit: Callable[[], float] = lambda: math.inf, *, every: bool = True) -> Checked:
-    """Build the program of every configuration that can be run, and trace it.
+    """Build and trace the program of every configuration that can be run.
 
     Args:
-        plan: Of the configurations.
-        limit: Gives the seconds that the next configuration may take.
+        plan: The plan of the configurations.
+        limit: Returns the seconds that the next configuration may take.
         every: Whether to trace more than the representatives.
 
     Raises:
@@ -89,13 +89,13 @@ def data_of(plan: Plan, limit: Callable[[], float] = lambda: math.inf, *, every:
 
 
 class TraceDepth(Enum):
-    """How much of a program is traced."""
+    """The part of a program to trace."""
 
     NOTHING, FORWARD, WHOLE = range(3)
 
 
 def _alike(plan: Plan, configuration: Configuration) -> Hashable:
-    """What configurations have in common that differ in the value of a factor alone."""
+    """Return a key that is equal for configurations that differ in the value of a factor alone."""
     place = plan.place(configuration)
     return place.problem, place.curve, place.norm
 
@@ -104,15 +104,15 @@ def traced(plan: Plan, configuration: Configuration, trace: TraceDepth = TraceDe
     """Build the program of a configuration and trace it.
 
     Raises:
-        Untrainable: If a statistic would be over one element: a norm where it cannot be, which is a result.
-        BadInput: If it cannot be built or traced for another reason.
+        Untrainable: If a statistic would be over one element, which is a result.
+        BadInput: If the program cannot be built or traced for another reason.
     """
     from normlab.functional import StatisticsError
     from normlab.study.training.loop import check
 
     try:
         program = build(plan, configuration)
-        program = replace(program, step=jax.jit(program.step))  # which keeps the trace for `ignores_norm`
+        program = replace(program, step=jax.jit(program.step))  # `ignores_norm` uses the same trace
         if trace is not TraceDepth.NOTHING:
             check(program, whole=trace is TraceDepth.WHOLE)
     except Exception as error:
@@ -125,10 +125,10 @@ def traced(plan: Plan, configuration: Configuration, trace: TraceDepth = TraceDe
 
 
 def _check_norm_is_used(plan: Plan, first: Configuration, programs: Mapping[Configuration, Program]) -> None:
-    """Compare the programs of a problem's first column.
+    """Check that the programs of a problem's first column differ between norms.
 
     Raises:
-        BadInput: If they are the same for all norms.
+        BadInput: If all norms have the same program.
     """
     place = plan.place(first)
     column = {
@@ -145,16 +145,16 @@ IGNORED = (
     "All norms give the same training program: the model does not use the norm that it is given. Call "
     "`norm.linen(train=train)` in a Linen model, `norm.nnx(features, rngs=rngs)` in an NNX one."
 )
-"""For people whose model `ignores_norm`."""
+"""The message for a model that `ignores_norm`."""
 
 
 def ignores_norm(programs: Mapping[Norm, Program]) -> bool:
-    """Tell whether norms that differ all give the same training program.
+    """Check whether different norms all give the same training program.
 
     Norms of different names that make equal modules do not differ: comparing a norm with itself is no mistake.
 
     Args:
-        programs: Of one problem and one factor value.
+        programs: Programs of one problem and one factor value.
     """
     texts = map(_text, programs.values())
     first = next(texts)
@@ -165,7 +165,7 @@ def ignores_norm(programs: Mapping[Norm, Program]) -> bool:
 
 
 def _text(program: Program) -> str:
-    """A step as XLA is given it, constants included."""
+    """Lower a step to the text that XLA compiles, constants included."""
     state, data = jax.eval_shape(lambda: program.init(0)), program.sees()
     t, learning_rate = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)
     return jax.jit(program.step).lower(state, t, learning_rate, data).as_text()

@@ -23,7 +23,7 @@ class Display:
     def __init__(
         self, console: Console, plan: Plan, configurations: Collection[Configuration], done: Iterable[Record]
     ) -> None:
-        """Take what is planned here and what is there."""
+        """Store the planned configurations and the finished runs."""
         self.console, self.plan, self._configurations = console, plan, configurations
         self._known = {record.run: record for record in done}
         self._planned = self._plan()
@@ -51,18 +51,18 @@ class Display:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the terminal in order."""
+        """Restore the terminal."""
         self._bar.stop()
 
     @property
     def runs(self) -> tuple[int, int]:
-        """How many runs are done, and about how many there will be."""
+        """The number of finished runs, and about how many there will be."""
         planned = self._planned.values()
         done = sum(run in self._known for configuration in planned for run in configuration.runs)
         return done, sum(len(configuration.runs) + configuration.to_come for configuration in planned)
 
     def add(self, record: Record) -> None:
-        """Count a run; announce what became complete or settled by it."""
+        """Count a run; announce configurations and grids that it completes."""
         self._known[record.run] = record
         self._bar.advance(self._task)
         if self._has_all(self._planned[record.run.configuration].runs):  # only then can anything else have changed
@@ -103,7 +103,7 @@ class Display:
         return not planned.to_come and self._has_all(planned.runs)
 
     def _grown_groups(self) -> Iterator[int]:
-        """The groups in which more than the settings' learning rates are tuned."""
+        """Yield the groups whose grid has grown."""
         grid = len(self.plan.settings.learning_rates)
         for index, group in enumerate(self.plan.groups):
             if any(
@@ -114,7 +114,7 @@ class Display:
                 yield index
 
     def _growth(self, group: Sequence[Configuration]) -> str:
-        """Where a grid has grown, by which learning rates, and which norms asked for it."""
+        """Describe the growth of a grid: its place, the added learning rates, and the norms that caused it."""
         base, rates = (
             self.plan.settings.learning_rates,
             max((_rates(self._planned[configuration]) for configuration in group), key=len),

@@ -1,4 +1,4 @@
-"""Records of the runs that are wanted, from workers or from this process."""
+"""Make the records of pending runs, in workers or in this process."""
 
 import math
 from collections.abc import Callable, Generator, Iterator
@@ -26,22 +26,22 @@ def records(
     """Execute until nothing is pending, one record at a time.
 
     Args:
-        task: What to execute, and how.
-        plan: Of the comparison of `task.source`, under the settings of the task.
-        pending: Gives the runs that have no record yet; called whenever there is room for more work, after all records
-            so far have been taken from this iterator.
-        start: Starts workers (see `Executor.start`); none for runs that are to be made in this process.
-        stop: Once it says yes, no run starts, and workers are stopped; in this process the run under way is finished.
+        task: The task of the workers.
+        plan: The plan of the comparison of `task.source`, under the settings of the task.
+        pending: Returns the runs without a record; called whenever there is room for more work, after all records so
+            far have been taken from this iterator.
+        start: Starts workers (see `Executor.start`); returns `None` for runs in this process.
+        stop: Returns true once no run must start. Workers are then stopped; in this process the current run ends first.
         limit: Seconds that a run of a configuration may take in a worker.
 
     Yields:
-        A record for every run, those that cannot be run or fail included.
+        A record for every run, also for runs that fail or cannot be run.
 
     Raises:
         RuntimeError: If workers cannot start.
-        Fault: If a worker is not what its runs would be recorded as.
+        Fault: If the identity of a worker differs from that of the task.
     """
-    from normlab.study.executors.scheduler import work  # which is made of what is here
+    from normlab.study.executors.scheduler import work
 
     yield from _invalid(task, plan, pending)
     if stop() or not pending():

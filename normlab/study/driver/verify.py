@@ -1,4 +1,4 @@
-"""Doing a recorded run again: the same code on the same kind of machine must give the same numbers, bit by bit."""
+"""Repeat a recorded run: the same code on the same kind of machine must give the same numbers, bit by bit."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -20,13 +20,13 @@ from normlab.study.worker.strategy import Task, choose_strategy
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What was recorded and what came out now.
+    """A recorded run and its repetition.
 
     Attributes:
         recorded: The record.
-        repeated: The same run, now.
-        identity: Where code, versions, platform, data or strategy differ, and both values; with any of these, equal
-            bits cannot be expected and nothing is judged.
+        repeated: The record of the repetition.
+        identity: Differences of code, versions, platform, data or strategy, each with both values. With any difference,
+            equal bits cannot be expected and there is no verdict.
     """
 
     recorded: Record
@@ -35,7 +35,7 @@ class Verification:
 
     @property
     def equal(self) -> bool:
-        """Whether status and all metrics are the same."""
+        """Whether status and all metrics are equal."""
         return (self.recorded.status, self.recorded.metrics) == (self.repeated.status, self.repeated.metrics)
 
     @property
@@ -44,7 +44,7 @@ class Verification:
         return not self.equal and not self.identity
 
     def lines(self) -> Iterator[str]:
-        """The outcome for people, the verdict last."""
+        """Yield the lines of the comparison, the verdict last."""
         names = dict.fromkeys((*self.recorded.metrics, *self.repeated.metrics))
         yield f"{'':<12}{'recorded':<24}now"
         yield f"{'status':<12}{self.recorded.status:<24}{self.repeated.status}"
@@ -56,16 +56,16 @@ class Verification:
 
     def _verdict(self) -> str:
         if self.identity:
-            how = "The numbers are equal all the same." if self.equal else "That they differ shows nothing."
-            return f"Not the same conditions, so that equal bits cannot be expected. {how}"
+            how = "The numbers are equal nevertheless." if self.equal else "The different numbers show nothing."
+            return f"The conditions differ, so that equal bits cannot be expected. {how}"
         return "Equal, bit by bit." if self.equal else "Different, where code, versions, machine and data are the same."
 
 
 def choose(records: Sequence[Record], prefix: str | None) -> Record:
-    """The record with this start of a key, or one at random of the evaluation runs that ended well.
+    """Choose the record whose key has a prefix, or a random successful evaluation run.
 
     Raises:
-        BadInput: If there is none, or several.
+        BadInput: If no record fits, or several do.
     """
     if prefix is None:
         candidates = [r for r in records if r.run.stage == EVALUATE and r.status == "ok"]
@@ -81,10 +81,10 @@ def choose(records: Sequence[Record], prefix: str | None) -> Record:
 
 
 def load(header: Header, *, trust: bool) -> Comparison:
-    """Run the file of a folder's comparison; those of this package need no trust.
+    """Load the comparison of a folder; comparisons of this package need no trust.
 
     Raises:
-        BadInput: If the folder names a file that is not trusted, with the sentence that asks for it; or nothing at all.
+        BadInput: If the folder names a file that is not trusted, or no file.
     """
     source = header.settings.source
     if not source:
@@ -101,12 +101,12 @@ def load(header: Header, *, trust: bool) -> Comparison:
 
 
 def verify(comparison: Comparison, settings: Settings, record: Record) -> Verification:
-    """Do a run again in a fresh worker process, as `run` does it.
+    """Repeat a run in a fresh worker process.
 
     Args:
         comparison: The comparison, from its file.
-        settings: Those under which the run was planned.
-        record: What to repeat.
+        settings: The settings under which the run was planned.
+        record: The record of the run to repeat.
 
     Raises:
         BadInput: If the comparison has changed so much that the run is no longer part of it.
@@ -118,7 +118,7 @@ def verify(comparison: Comparison, settings: Settings, record: Record) -> Verifi
     try:
         with discovery.importing(file):
             plan = Plan(comparison, settings)
-    except Exception as error:  # the settings are a folder's, and what they name may be no more
+    except Exception as error:  # the settings are a folder's, and may name things that no longer exist
         raise BadInput(f"{changed}.") from error
     if configuration not in plan.configurations:
         raise BadInput(f"{changed}.")

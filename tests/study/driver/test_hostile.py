@@ -17,7 +17,7 @@ from normlab.cli.main import main
 from normlab.study.design import discovery, schema
 from normlab.study.design.records import content_key
 from normlab.study.design.request import Request, from_python
-from normlab.study.driver.driver import Invocation, Ways
+from normlab.study.driver.driver import ExecutionOptions, Invocation
 from normlab.study.worker.store import HEADER_BYTES, RECORD_BYTES, Store
 from normlab.study.worker.strategy import Strategy
 from tests.support.toys import TOY
@@ -33,7 +33,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     comparison = discovery.load(str(toy))
     given = {"norms": ["none", "batch"], "curves": ["deployed"], "batch_sizes": [2], "seeds": 3, "extend": False}
     settings = Request(comparison, from_python(given, comparison)).settings(str(toy))
-    Invocation(comparison, settings, toy.with_name("out"), "normlab run").complete(Ways(strategy=Strategy(alone=True)))
+    Invocation(comparison, settings, toy.with_name("out"), "normlab run").complete(
+        ExecutionOptions(strategy=Strategy(alone=True))
+    )
     return toy.with_name("out")
 
 
@@ -135,7 +137,7 @@ class TestTrust:
             str(toy)
         )
         invocation = Invocation(comparison, settings, tmp_path / "out", "normlab run")
-        assert invocation.run(Ways(strategy=Strategy(alone=True))) == 0
+        assert invocation.run(ExecutionOptions(strategy=Strategy(alone=True))) == 0
         files = [tmp_path / "out/report.html", *(tmp_path / "out/tables").iterdir(), tmp_path / "out/analysis.json"]
         before = {path: path.read_bytes() for path in files}
         assert b"my own norm" in before[files[0]]

@@ -21,7 +21,7 @@ from normlab.study.design.plan import Plan
 from normlab.study.design.records import EVALUATE, Configuration, Record, Run
 from normlab.study.design.request import Request, from_python
 from normlab.study.driver import schedule
-from normlab.study.driver.driver import Invocation, Ways
+from normlab.study.driver.driver import ExecutionOptions, Invocation
 from normlab.study.executors.local import Local, check_devices
 from normlab.study.executors.protocol import Begun, Died, Done, Event
 from normlab.study.executors.scheduler import DEATHS, work
@@ -344,7 +344,7 @@ class TestPlace:
         found = []
         for jobs in (1, 2):
             invocation = Invocation(comparison, settings, tmp_path / str(jobs), "")
-            outcome = invocation.complete(Ways(executor=Local(jobs), strategy=Strategy(lanes=2)))
+            outcome = invocation.complete(ExecutionOptions(executor=Local(jobs), strategy=Strategy(lanes=2)))
             found.append({record.key: (record.status, record.metrics) for record in outcome.records})
         assert found[0] == found[1]
         assert len(found[0]) == 20

@@ -9,7 +9,7 @@ import pytest
 from normlab.errors import BadInput
 from normlab.study.design import discovery
 from normlab.study.design.records import Run
-from normlab.study.driver.driver import Invocation, Ways
+from normlab.study.driver.driver import ExecutionOptions, Invocation
 from normlab.study.worker.store import Header, Store
 from normlab.study.worker.strategy import Strategy
 from tests.support.toys import TOY, a_record, settings_for
@@ -86,7 +86,7 @@ class TestResume:
     def invoke(self, toy: Path, output: Path, **changes: Any) -> dict[Run, Any]:
         """The costs of all runs in a folder, which tell one execution from another."""
         comparison, settings = discovery.load(str(toy)), settings_for(toy, **changes)
-        Invocation(comparison, settings, output, "").complete(Ways(strategy=Strategy(lanes=2)))
+        Invocation(comparison, settings, output, "").complete(ExecutionOptions(strategy=Strategy(lanes=2)))
         return {record.run: record.cost for record in Store(output).records()}
 
     def test_more_seeds_keep_what_is_there(self, toy: Path, tmp_path: Path) -> None:
