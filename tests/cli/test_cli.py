@@ -155,7 +155,7 @@ class TestBadInput:
         output.mkdir()
         (output / "notes.txt").write_text("mine")
         assert main(["run", str(toy), "--output", str(output)]) == 2
-        assert "holds other things" in capsys.readouterr().err
+        assert "contains other files" in capsys.readouterr().err
         (output / "comparison.json").write_text(json.dumps(other))
         assert main(["run", str(toy), "--output", str(output)]) == 2
         assert sorted(path.name for path in output.iterdir()) == ["comparison.json", "notes.txt"]

@@ -29,10 +29,10 @@ PROGRAMS_KEPT = 64
 
 
 def worker(task: Task) -> "ConfigurationRunner":
-    """Become a worker, in a process of its own: load the comparison, and check that this is the place for it.
+    """Load the comparison in a process of its own, check the identity, and make its runner.
 
     Raises:
-        Fault: If the comparison cannot be loaded, or code, versions or platform are not those of who gives the task.
+        Fault: If the comparison cannot be loaded, or code, versions or platform differ from those of the task.
     """
     from normlab.study.training.compilation_cache import use_cache
 
@@ -53,17 +53,17 @@ def worker(task: Task) -> "ConfigurationRunner":
     return ConfigurationRunner(task, plan)
 
 
-def _findable(told: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Any]:
-    """An identity without the user's files that this process has not come to yet; see `ConfigurationRunner`."""
-    known = {name: content for name, content in files_of(told).items() if name in files}
-    return {**told, "code": {**told.get("code", {}), "comparison": known}}
+def _findable(identity: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Any]:
+    """Drop the user's files that this process has not imported yet; see `ConfigurationRunner`."""
+    known = {name: content for name, content in files_of(identity).items() if name in files}
+    return {**identity, "code": {**identity.get("code", {}), "comparison": known}}
 
 
 class ConfigurationRunner:
     """Makes records of runs in this process, and keeps the programs of the latest configurations."""
 
     def __init__(self, task: Task, plan: Plan) -> None:
-        """Take what all configurations share; nothing is compiled yet."""
+        """Store the task and the plan; programs are compiled on first use."""
         self.task, self.plan = task, plan
         self._programs: OrderedDict[Configuration, _Ready | Exception] = OrderedDict()
         self._data: dict[tuple[str, Any], Any] = {}
@@ -72,16 +72,16 @@ class ConfigurationRunner:
         self._checked = set(self._run_here())
 
     def __call__(self, configuration: Configuration, runs: Sequence[Run]) -> Iterator[Record]:
-        """Make the records of some runs of a configuration, in order; an exception becomes a record."""
+        """Yield the records of some runs of a configuration, in order; an exception becomes a record."""
         lanes = self.lanes(configuration)
         for start in range(0, len(runs), lanes):
             yield from self._stack(configuration, runs[start : start + lanes])
 
     def lanes(self, configuration: Configuration) -> int:
-        """How many runs are made together: one where data are read meanwhile, so that none is lost with another."""
+        """Return the size of a stack of runs: one where data are read meanwhile, so that no run fails with another."""
         if configuration not in self._lanes:
             self._lanes[configuration] = self.task.strategy.lanes or 1
-            with suppress(Exception), discovery.importing(self._file):  # which becomes a record where runs are made
+            with suppress(Exception), discovery.importing(self._file):  # `_stack` records the failure
                 if self._lanes[configuration] > 1 and build(self.plan, configuration).feed:
                     self._lanes[configuration] = 1
         return self._lanes[configuration]
@@ -101,7 +101,7 @@ class ConfigurationRunner:
         return imports.run_by(self._file, mentioned=False) if self._file else []
 
     def _not_in_key(self) -> str:
-        """Say why the key of the runs does not have all that they were made of; empty where it has.
+        """Give the reason why the key of the runs lacks a file that decided them; empty where it has all.
 
         The user's files are searched before the first run, when every configuration has been traced. A file that is
         imported later, for example by a function that draws batches, or that has changed since, is found here.
@@ -110,16 +110,16 @@ class ConfigurationRunner:
         new = [file for file in self._run_here() if file not in self._checked]
         for name, file in imports.named(new, self._file).items() if self._file and new else ():
             if not file.is_file() or known.get(name) != file_hash(file):
-                found = "which has changed since" if name in known else "imported during a run"
+                change = "which has changed since" if name in known else "imported during a run"
                 return (
                     f"Expected all files that `{self.task.source}` imports to be known before its runs, got `{name}`, "
-                    f"{found}. Import it at the top of the comparison's file, and run the same command again."
+                    f"{change}. Import it at the top of the comparison's file, and run the same command again."
                 )
             self._checked.add(file)
         return ""
 
     def _finished(self, run: Run, outcome: "Outcome", ready: "_Ready") -> Record:
-        """The record of a finished run; of a tuning run, what is measured of test examples is dropped unseen."""
+        """Make the record of a finished run; test metrics of a tuning run are dropped unseen."""
         if why := self._not_in_key():
             return make_record(self.task, run, "error", why, cost=_cost(ready, outcome.seconds))
         evaluated = run.stage == EVALUATE
@@ -135,7 +135,7 @@ class ConfigurationRunner:
         )
 
     def _ready(self, configuration: Configuration) -> "_Ready":
-        """The compiled program of a configuration; what failed to compile once fails again at once."""
+        """Return the compiled program of a configuration; a failed compile is remembered and raised again."""
         if configuration not in self._programs:
             try:
                 self._programs[configuration] = self._prepared(configuration)
@@ -144,16 +144,16 @@ class ConfigurationRunner:
             if len(self._programs) > PROGRAMS_KEPT:
                 self._programs.popitem(last=False)
         self._programs.move_to_end(configuration)
-        found = self._programs[configuration]
-        if isinstance(found, Exception):
-            raise found
-        return found
+        ready = self._programs[configuration]
+        if isinstance(ready, Exception):
+            raise ready
+        return ready
 
     def _prepared(self, configuration: Configuration) -> "_Ready":
-        """Build and compile; the data of a problem are on the device once.
+        """Build and compile a program; the data of a problem are put on the device once.
 
         Raises:
-            ValueError: If they are not those that the comparison began with.
+            ValueError: If the data have changed since the comparison began.
         """
         from normlab.study.training.compilation import compile_program
         from normlab.study.training.loop import on_devices
@@ -164,7 +164,7 @@ class ConfigurationRunner:
             found = program.data_hash
             if (
                 self.task.identity["data"].get(configuration.problem, found) != found
-            ):  # none where no configuration could be traced
+            ):  # absent where nothing could be traced
                 raise ValueError("Expected the same data whenever they are loaded, got others. Seed what draws them.")
             self._data[there] = on_devices(program, dict(program.data))
         return _Ready(program, compile_program(program, self.task.strategy.lanes, self._data[there]))

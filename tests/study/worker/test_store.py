@@ -68,7 +68,7 @@ class TestStore:
         store = Store(tmp_path / "a")
         store.check("toy")
         store.write_header(header("other"))
-        with pytest.raises(BadInput, match="holds the comparison `other`"):
+        with pytest.raises(BadInput, match="contains the comparison `other`"):
             store.check("toy")
         store.check("other")
         (tmp_path / "b").mkdir()
@@ -76,7 +76,7 @@ class TestStore:
         with Store(tmp_path / "b").writing():  # and a kill before the header
             Store(tmp_path / "b").check("toy")
         (tmp_path / "b" / "thesis.tex").write_text("years of work")
-        with pytest.raises(BadInput, match="holds other things"):
+        with pytest.raises(BadInput, match="contains other files"):
             Store(tmp_path / "b").check("toy")
         with pytest.raises(BadInput, match="Expected a folder"):
             Store(tmp_path / "b" / "thesis.tex").check("toy")
