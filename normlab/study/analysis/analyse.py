@@ -45,12 +45,12 @@ from normlab.study.design.tuning import validation_error
 def analyse(
     comparison: Comparison, settings: Settings, records: Iterable[Record], plan: Plan | None = None
 ) -> Analysis:
-    """Say what the records show about a comparison.
+    """Analyse the records of a comparison.
 
     Args:
-        comparison: The question, with baseline and margin.
-        settings: What was asked for; records of other runs are left out.
-        records: In any order; fewer than planned is fine.
+        comparison: The comparison, with baseline and margin.
+        settings: The settings; records of other runs are left out.
+        records: Records in any order, also fewer than planned.
         plan: Of these settings; made from the comparison unless given.
 
     Returns:
@@ -92,7 +92,7 @@ def _baseline(comparison: Comparison, settings: Settings) -> tuple[str, str]:
 
 
 class _Results:
-    """The records of each configuration, and what they alone show."""
+    """The records of each configuration, and results without comparisons."""
 
     def __init__(self, the_plan: Plan, known: Mapping[Run, Record]) -> None:
         self.plan, self.known = the_plan, known
@@ -104,11 +104,11 @@ class _Results:
         return [self.known[run] for run in self.planned[configuration].runs if run in self.known]
 
     def evaluated(self, configuration: Configuration) -> list[Record]:
-        """The records of the evaluation at the tuned learning rate."""
+        """Select the records of the evaluation at the tuned learning rate."""
         return [self.known[run] for run in self.planned[configuration].evaluation if run in self.known]
 
     def at(self, place: Place) -> CellResult:
-        """The result of the configuration at a place, without comparisons to others."""
+        """Return the result of the configuration at a place, without comparisons to others."""
         configuration = self.plan.places[place]
         row = {self.plan.places[place_] for place_ in self._row(place)}
         flat = len(row) == 1 and len(self.plan.settings.values[place.curve]) > 1
@@ -209,7 +209,7 @@ def _curve(results: _Results, problem: Problem, curve: Curve, baseline: str, cla
 
 
 def _series(results: _Results, name: str) -> Iterator[SeriesResult]:
-    """The series of a problem at the reference value of the first curve, or at its first value."""
+    """Yield the series of a problem at the reference value of the first curve, or at its first value."""
     problem, settings = results.plan.problem(name), results.plan.settings
     curve = results.plan.curve(settings.curves[0])
     values = settings.values[curve.name]
@@ -230,7 +230,7 @@ def _series(results: _Results, name: str) -> Iterator[SeriesResult]:
 
 
 def _line(rows: Sequence[Sequence[float | None]], log: bool) -> Line:
-    """One time of training, a row for every run."""
+    """Summarize a series at one time of training, with a row for every run."""
     columns = [sorted(x for x in column if x is not None) for column in zip(*rows, strict=True)]
     middle = quantiles.median if log else quantiles.fmean
     return Line(
@@ -250,7 +250,7 @@ def _side(metrics: Sequence[Metric], records: Sequence[Record]) -> dict[str, Est
 
 
 def _same_for_all_norms(curves: Sequence[CurveResult]) -> bool:
-    """Whether in every column that has results, all norms that can be run have the same numbers, bit by bit."""
+    """Check whether all norms have identical numbers in every column with results."""
     columns = [[c for c in k.cells if c.value == v and c.error.n] for k in curves for v in k.values]
     columns = [column for column in columns if len(column) > 1]
     return bool(columns) and all(len({_numbers(cell) for cell in column}) == 1 for column in columns)
@@ -266,7 +266,7 @@ def _failures(points: Sequence[Point]) -> Failures:
 
 
 def _basin(curve: Sequence[TuningPoint], margin: float) -> Basin | None:
-    """The contiguous rates around the best one whose error is within the margin of the best."""
+    """Find the contiguous rates around the best one whose errors are within the margin of the best."""
     errors = [math.inf if point.error is None else point.error for point in curve]
     if not errors or min(errors) == math.inf:
         return None
@@ -319,7 +319,7 @@ def _counts(points: Sequence[Point], planned: int) -> dict[str, int]:
 
 
 def _tuning(records: Sequence[Record]) -> tuple[TuningPoint, ...]:
-    """The learning-rate curve, judged as the choice is: a failed run is worse than any error."""
+    """Compute the learning-rate curve by the rule of the choice: a failed run is worse than any error."""
     by_rate: dict[float, list[Record]] = {}
     for record in records:
         if record.status != "invalid":
