@@ -51,7 +51,7 @@ def analyse(
         comparison: The comparison, with baseline and margin.
         settings: The settings; records of other runs are left out.
         records: Records in any order, also fewer than planned.
-        plan: Of these settings; made from the comparison unless given.
+        plan: The plan of these settings; built from the comparison unless given.
 
     Returns:
         The analysis; equal for equal records.

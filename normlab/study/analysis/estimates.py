@@ -62,7 +62,7 @@ class Difference:
         paired: Whether partners were compared; False where some were missing and Welch's test was used.
         error: Standard error of the mean difference, `None` where unknown.
         freedom: Its degrees of freedom.
-        skewness: That of the mean difference: the skewness of one difference over the root of `n`.
+        skewness: Skewness of the mean difference: the skewness of one difference over the root of `n`.
     """
 
     mean: float | None
@@ -125,7 +125,7 @@ def paired(values_a: Sequence[float | None], values_b: Sequence[float | None], l
     """
     if len(values_a) != len(values_b):
         raise ValueError(
-            f"Expected `values_a` and `values_b` to hold partners at the same positions, got {len(values_a)} and "
+            f"Expected `values_a` and `values_b` to have partners at the same positions, got {len(values_a)} and "
             f"{len(values_b)} values. Put `None` where a partner is missing."
         )
     a, b = _numbers(values_a), _numbers(values_b)
@@ -245,7 +245,7 @@ def seeds_needed(
     Args:
         mean: Observed mean difference.
         sd: Observed standard deviation of one difference.
-        margin: As in `verdict`.
+        margin: See `verdict`.
         level: Level of the interval that decides.
         power: Chance of a decision at that number.
         most: Numbers above this are as good as never.

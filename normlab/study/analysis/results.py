@@ -88,12 +88,12 @@ class Gap:
 
     @property
     def fails_more(self) -> bool:
-        """Whether the norm is shown to fail more often than the reference."""
+        """True if the norm is shown to fail more often than the reference."""
         return self.p_fails_more <= 1 - LEVEL
 
     @property
     def fails_less(self) -> bool:
-        """Whether the norm is shown to fail less often than the reference."""
+        """True if the norm is shown to fail less often than the reference."""
         return self.p_fails_less <= 1 - LEVEL
 
 

@@ -107,7 +107,7 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = as_stored(value) if isinstance(value, Run) else dataclasses.asdict(value)
         return {"type": type(value).__name__, **fields}
-    raise TypeError(f"Expected something JSON can hold, got {value!r}.")
+    raise TypeError(f"Expected something JSON can contain, got {value!r}.")
 
 
 def of_problem(identity: Mapping[str, Any], problem: str) -> dict[str, Any]:

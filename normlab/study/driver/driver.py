@@ -165,7 +165,7 @@ class Invocation:
 
         Raises:
             BadInput: Before anything is written.
-            Fault: If something outside broke; finished runs are kept.
+            Fault: If something outside failed; finished runs are kept.
         """
         outcome = self.complete(execution)
         code = self.report(outcome.header, show=show)
@@ -182,7 +182,7 @@ class Invocation:
 
         Raises:
             BadInput: Before anything is written.
-            Fault: If something outside broke; finished runs are kept.
+            Fault: If something outside failed; finished runs are kept.
         """
         start, configurations, task = monotonic(), self.configurations, self.task(execution)
         with self.store.writing():

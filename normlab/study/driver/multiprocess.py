@@ -25,7 +25,7 @@ def run(invocation: Invocation, execution: ExecutionOptions, member: Member, *, 
 
     Args:
         invocation: The same in all processes; only process 1 writes to its folder.
-        execution: How to execute; `executor` is ignored.
+        execution: Options of the execution; `executor` is ignored.
         member: This process.
         show: Open the report in the browser of process 1.
 

@@ -24,14 +24,14 @@ from normlab.study.worker.runner import build
 
 
 class Checked(NamedTuple):
-    """What a comparison's data are: for each problem their hash, words where there are any, and whose they are.
+    """The result of the checks: data and libraries by problem, and numbers of programs.
 
     Attributes:
         hashes: See `Program.data_hash`.
         about: See `Program.about`.
         libraries: See `Program.libraries`.
-        built: How many programs could be built.
-        traced: How many of them were traced.
+        built: Number of programs that were built.
+        traced: Number of programs that were traced.
     """
 
     hashes: dict[str, str]

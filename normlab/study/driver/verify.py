@@ -35,12 +35,12 @@ class Verification:
 
     @property
     def equal(self) -> bool:
-        """Whether status and all metrics are equal."""
+        """True if status and all metrics are equal."""
         return (self.recorded.status, self.recorded.metrics) == (self.repeated.status, self.repeated.metrics)
 
     @property
     def failed(self) -> bool:
-        """Whether the numbers differ where they must not."""
+        """True if the numbers differ under equal conditions."""
         return not self.equal and not self.identity
 
     def lines(self) -> Iterator[str]:

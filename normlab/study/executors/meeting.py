@@ -243,7 +243,7 @@ def _of_user() -> bytes:
         raise Fault(f"Cannot keep a secret for the processes of a group: {error}. Set `{SECRET}` instead.") from error
     theirs = hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o077)
     if theirs or len(content) < SHORTEST:
-        raise Fault(f"Expected `{path}` to hold a secret that you alone can read, it does not. Delete it.")
+        raise Fault(f"Expected `{path}` to contain a secret that you alone can read, it does not. Delete it.")
     return content
 
 

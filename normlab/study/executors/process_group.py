@@ -87,7 +87,7 @@ class Group:
         """Check that all processes have the same values; all must call this.
 
         Args:
-            values: Anything that JSON can hold: settings, versions, hashes, shapes.
+            values: Anything that JSON can contain: settings, versions, hashes, shapes.
 
         Raises:
             Disagreement: In every process, naming the difference and the value of each process.
@@ -104,7 +104,7 @@ class Group:
             )
 
     def broadcast(self, value: Any = None) -> Any:
-        """Send a value of process 1, anything that JSON can hold, to all processes; all must call this."""
+        """Send a value of process 1, anything that JSON can contain, to all processes; all must call this."""
         return self.gather("broadcast", value)[0]
 
     def gather(self, what: str, value: Any) -> list[Any]:
@@ -112,7 +112,7 @@ class Group:
 
         Args:
             what: Name of the call, the same in all processes.
-            value: Anything that JSON can hold.
+            value: Anything that JSON can contain.
 
         Raises:
             RuntimeError: If the processes are at different calls.
@@ -207,7 +207,7 @@ def _last_words(content: object) -> tuple[str, int]:
     """Parse the reason why another process failed, and its exit code.
 
     Raises:
-        ConnectionError: If the message holds anything else.
+        ConnectionError: If the message contains anything else.
     """
     if isinstance(content, list) and [type(part) for part in content] == [str, int] and 0 < content[1] < 2**8:
         return printable(content[0]), content[1]

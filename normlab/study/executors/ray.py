@@ -39,7 +39,7 @@ class Ray:
     """A Ray cluster.
 
     Attributes:
-        jobs: How many configurations run at a time; unless given, as many as the cluster has CPUs, or GPUs where they
+        jobs: Number of configurations at a time; unless given, as many as the cluster has CPUs, or GPUs where they
             are used.
         address: Address of a running cluster; unless given, `RAY_ADDRESS`, else a cluster is started.
     """

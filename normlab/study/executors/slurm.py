@@ -103,7 +103,7 @@ class Slurm:
             submitter.update_parameters(**{**own, **gpus, **given})
         except (NameError, ValueError, TypeError, AssertionError) as error:
             raise BadInput(
-                f"Expected `slurm` to hold options of submitit, got something else: {one_line(error)}"
+                f"Expected `slurm` to contain options of submitit, got something else: {one_line(error)}"
             ) from error
         return submitter
 

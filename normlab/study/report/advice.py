@@ -259,7 +259,7 @@ class _CurveAdvice:
         names = formatting.listed([self._name(norm) for norm in self.analysis.norms if norm in among], "or")
         where = "" if len(open_ones) == len(chosen) else f" at {self._range([choice.value for choice in open_ones])}"
         needed = [choice.seeds_needed for choice in open_ones if choice.seeds_needed]
-        notes = [f"about {max(needed)} seeds would tell"] if len(needed) == len(open_ones) else []
+        notes = [f"about {max(needed)} seeds would decide"] if len(needed) == len(open_ones) else []
         carried_by = sorted({seed for choice in open_ones for seed in self._carried_by(choice)})
         notes += [f"{seeds_alone(carried_by)} that open"] if carried_by else []
         noted = f" ({'; '.join(notes)})" if notes else ""

@@ -161,7 +161,7 @@ def _sure(choice: Choice, names: Mapping[str, str]) -> str:
         return choice.reason
     if choice.sure:
         return "yes"
-    seeds = f"; about {choice.seeds_needed} seeds would tell" if choice.seeds_needed else ""
+    seeds = f"; about {choice.seeds_needed} seeds would decide" if choice.seeds_needed else ""
     if not choice.undecided:
         return f"for now; {choice.seeds_needed} seeds would be sure"
     others = formatting.listed([advice.in_sentence(names[norm]) for norm in choice.undecided], "or")

@@ -24,7 +24,7 @@ _ONE_THREAD_FLAGS = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_thr
 
 @dataclass(frozen=True)
 class Strategy:
-    """How runs are executed on any machine; part of their identity.
+    """The way runs are executed on any machine; part of their identity.
 
     Attributes:
         lanes: Number of runs of a configuration in a stack; `None` for one after another.
@@ -40,7 +40,7 @@ class Strategy:
 
     @property
     def one_thread(self) -> bool:
-        """Whether runs are made in single-thread processes."""
+        """True if runs are made in single-thread processes."""
         return not self.lanes and not self.alone
 
     def __str__(self) -> str:

@@ -414,7 +414,10 @@ class TestSlurm:
                 r"Expected each of `--slurm` to be KEY=VALUE as in partition=gpu, got `partition`",
             ),
             (["--slurm", "nodes=2", "cluster=local"], "Expected `nodes` in `slurm` to be 1"),
-            (["--slurm", "cluster=local", "partitoin=gpu"], "Expected `slurm` to hold options of submitit.*partitoin"),
+            (
+                ["--slurm", "cluster=local", "partitoin=gpu"],
+                "Expected `slurm` to contain options of submitit.*partitoin",
+            ),
             (["--slurm", "qos=a", "qos=b"], "every option in `slurm` once"),
         ],
     )

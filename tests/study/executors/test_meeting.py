@@ -374,7 +374,7 @@ class TestSecret:
         for mode, content in ((0o644, KNOWN), (0o660, KNOWN), (0o600, "")):
             file.write_text(content)
             file.chmod(mode)
-            with pytest.raises(Fault, match=r"to hold a secret that you alone can read, it does not\. Delete it"):
+            with pytest.raises(Fault, match=r"to contain a secret that you alone can read, it does not\. Delete it"):
                 meeting.secret(member)
 
     def test_processes_that_start_together_find_the_same(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,7 @@ def test_seeds_needed_are_given_where_they_can_be_estimated() -> None:
     errors, spread = by_norm(batch=0.09, layer=0.030, rms=0.031), by_norm(rms=0.05)
     choice = first(small(planted(errors, spread)))
     assert choice.undecided == ("rms",) and choice.seeds_needed is not None and choice.seeds_needed >= 36
-    assert f"about {choice.seeds_needed} seeds would tell" in recommend(small(planted(errors, spread))).sentence
+    assert f"about {choice.seeds_needed} seeds would decide" in recommend(small(planted(errors, spread))).sentence
 
 
 @pytest.mark.parametrize("seeds", [10, 40])
