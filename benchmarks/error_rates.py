@@ -29,7 +29,7 @@ from normlab.study.design.comparison import Comparison, Settings
 from normlab.study.design.factors import Curve, Factor
 from normlab.study.design.plan import Plan
 from normlab.study.design.program import Program
-from normlab.study.design.records import Cell, Record, Run, content_key
+from normlab.study.design.records import Configuration, Record, Run, content_key
 from normlab.study.report.advice import recommend
 
 MARGIN = 0.5
@@ -226,17 +226,18 @@ class Simulated:
         tuned = [_record(run) for run in self.plan.pending([])]
         return tuned, [_record(run) for run in self.plan.pending(tuned)]
 
-    def analysis(self, errors: Mapping[Cell, Numbers]) -> Analysis:
-        """Analyse errors by cell, a number for each seed."""
+    def analysis(self, errors: Mapping[Configuration, Numbers]) -> Analysis:
+        """Analyse errors by configuration, a number for each seed."""
         return analyse(
             self.comparison,
             self.settings,
-            self.tuned + [_with_error(record, errors[record.run.cell][record.run.seed]) for record in self.evaluated],
+            self.tuned
+            + [_with_error(record, errors[record.run.configuration][record.run.seed]) for record in self.evaluated],
         )
 
     def column(self, errors: Mapping[str, Numbers]) -> Analysis:
         """Likewise of errors by norm."""
-        return self.analysis({cell: errors[cell.norm] for cell in self.plan.cells})
+        return self.analysis({configuration: errors[configuration.norm] for configuration in self.plan.configurations})
 
 
 NORMS = ("batch", "layer", "rms", "none", "group", "batch_renorm", "online")
@@ -338,8 +339,8 @@ def alike_reports(reports: int, *, norms: int = 7, columns: int = 5, seeds: int 
     for _ in range(reports):
         shared = random.normal(size=(columns, 1, seeds))
         noise = math.sqrt(0.5) * (shared + random.normal(size=(columns, norms, seeds)))
-        by_cell = dict(zip(made.plan.cells, noise.reshape(-1, seeds), strict=True))
-        analysis = made.analysis(by_cell)
+        by_configuration = dict(zip(made.plan.configurations, noise.reshape(-1, seeds), strict=True))
+        analysis = made.analysis(by_configuration)
         claimed = {cell.value for cell in analysis.cells if cell.gap and cell.gap.verdict in (BETTER, WORSE)}
         false_columns, false_reports = false_columns + len(claimed), false_reports + bool(claimed)
     return {"column": false_columns / (reports * columns), "report": false_reports / reports}

@@ -40,7 +40,7 @@ from normlab.introspect.pure import Network, network
 from normlab.models.mlp import MLP
 from normlab.river import Classifier
 from normlab.study.training.objectives import MISCLASSIFICATION
-from normlab.study.training.prequential import Learner, Pass, test_then_train
+from normlab.study.training.prequential import Pass, StreamLearner, test_then_train
 
 NORMS = "none,online,layer,batch:statistics='running'"
 PLAIN = "none"
@@ -192,12 +192,12 @@ def loop(stream: Stream, norm: str, n: int) -> Callable[[], Any]:
     )
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(learner: Learner, t: Any, x: Any, y: Any) -> tuple[Learner, jax.Array]:
+    def step(learner: StreamLearner, t: Any, x: Any, y: Any) -> tuple[StreamLearner, jax.Array]:
         error = does.test(learner, x, y)
         return does.train(learner, x, y, jnp.ones(1, bool), t, LEARNING_RATE)[0], error
 
-    def run() -> tuple[Learner, jax.Array]:
-        learner, error = Learner(params, rest, optax.sgd(0.0).init(params)), jnp.zeros(1)
+    def run() -> tuple[StreamLearner, jax.Array]:
+        learner, error = StreamLearner(params, rest, optax.sgd(0.0).init(params)), jnp.zeros(1)
         for t in range(n):
             learner, error = step(learner, np.int32(t), stream.inputs[t : t + 1], stream.labels[t : t + 1])
         return jax.block_until_ready((learner, error))

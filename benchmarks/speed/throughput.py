@@ -307,7 +307,7 @@ def compile_ours(case: Case) -> Any:
 
 
 def program(case: Case, data: Data | None = None) -> Any:
-    """The program of a cell."""
+    """The program of a configuration."""
     from normlab import norms, study
     from normlab.models import mlp
 

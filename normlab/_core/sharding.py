@@ -29,7 +29,10 @@ def aligned(*arrays: Array) -> tuple[Array, ...]:
 
 def _first_given(along: Sequence[Any]) -> Any:
     """Return the first mesh axes given along an axis; `None` where none are."""
-    return next(filter(None, along), None)
+    for axes in along:
+        if axes:
+            return axes
+    return None
 
 
 def spread_like(x: Array, like: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The command `normlab`: run comparisons, write and merge their results, check them, list what there is."""
+"""The command `normlab`: run comparisons, report, merge and verify their results, list comparisons and norms."""
 
 import _thread
 import errno
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 OK, FAILED, USAGE, UNFINISHED, SIGNALED = 0, 1, 2, 3, 128
 
 _BREATH = 0.1
-"""Seconds after which a signal is repeated that arrived where nothing can be raised."""
+"""Seconds after which a signal is repeated that arrived where Python cannot raise."""
 
 _HELP = """\
 usage: normlab COMMAND ...
 
-Which normalization layer for which batch size: comparisons that tune, repeat, and say what they cannot see.
+Which normalization layer for which batch size: comparisons that tune, repeat, and report what they cannot decide.
 
 commands:
   run NAME_OR_FILE   run a comparison, or resume it, and write its report
-  report FOLDER      write the report of what is there, also during a run
-  merge FOLDER ...   put the runs of several folders together
-  verify FOLDER      do a recorded run again and compare the numbers
+  report FOLDER      write the report of the finished runs, also during a run
+  merge FOLDER ...   merge the runs of several folders
+  verify FOLDER      repeat a recorded run and compare the numbers
   list               comparisons and norms
 
 options:
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     Returns:
-        0; 1 if no run succeeded, a verification failed, or something outside broke; 2 for bad input, with one line on
+        0; 1 if no run succeeded, a verification failed, or something outside failed; 2 for bad input, with one line on
         stderr and nothing written; 3 if the time budget ended before the last run; 128 and the number of the signal if
         interrupted, by Ctrl-C (130), SIGTERM or SIGHUP.
     """
@@ -65,13 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (BadInput, Fault) as error:
         _say(str(error))
         return USAGE if isinstance(error, BadInput) else UNFINISHED if isinstance(error, Unfinished) else FAILED
-    except BrokenPipeError:  # `normlab ... | head`: nobody reads on, and Python must not try to tell at exit
+    except BrokenPipeError:  # `normlab ... | head`: the pipe is closed, and Python must not report it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except KeyboardInterrupt:
         return _interrupted(ended, given)
     except (MemoryError, OSError, RuntimeError, ImportError) as error:
-        if ended:  # the terminal is gone, and what would have left it in order fails
+        if ended:  # the terminal is gone, and restoring it fails
             return _interrupted(ended, given)
         if not _is_out_of_memory(error):
             raise
@@ -87,13 +87,13 @@ def _interrupted(by: Sequence[int], given: Sequence[str]) -> int:
 
 @contextmanager
 def _ending_at_signals(ended: list[int]) -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end what runs as Ctrl-C does, its children too; a second one ends it at once.
+    """Let SIGTERM and SIGHUP interrupt this process and its children like Ctrl-C; a second signal ends it at once.
 
-    They stay as they are where somebody has chosen what they do (`nohup`), and outside of the main thread. A signal
-    that arrives in a finalizer or in a callback of the garbage collector, which cannot raise, is repeated.
+    Handlers stay unchanged where another is installed (`nohup`), and outside of the main thread. A signal that arrives
+    in a finalizer or in a callback of the garbage collector, which cannot raise, is repeated.
 
     Args:
-        ended: Takes the number of the signal.
+        ended: List to which the number of the signal is appended.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -127,19 +127,19 @@ def _ending_at_signals(ended: list[int]) -> Iterator[None]:
 def _interrupt_main_thread() -> None:
     if sys.platform == "win32":
         _thread.interrupt_main()
-    elif (main_thread := threading.main_thread().ident) is not None:  # ends a call that waits, too
+    elif (main_thread := threading.main_thread().ident) is not None:  # also ends a blocking call
         signal.pthread_kill(main_thread, signal.SIGINT)
 
 
 ADDRESS_SPACE = 2 * 2**30
-"""Bytes below which libraries abort or spin while they are loaded, where Python cannot catch it."""
+"""Bytes below which libraries abort or spin while they are loaded, which Python cannot catch."""
 
 
 def _check_address_space() -> None:
-    """Refuse a limit under which JAX and SciPy cannot be loaded.
+    """Check that JAX and SciPy can be loaded within the limit of address space.
 
     Raises:
-        Fault: If `ulimit -v` is that low.
+        Fault: If `ulimit -v` is too low.
     """
     with suppress(ModuleNotFoundError):  # on Windows
         import resource
@@ -153,7 +153,7 @@ def _check_address_space() -> None:
 
 
 def _say(text: str) -> None:
-    """Print one line for people."""
+    """Print one line on stderr."""
     with suppress(OSError):  # a terminal that is gone
         print(f"normlab: {text}", file=sys.stderr)
 
@@ -196,22 +196,22 @@ def _run(given: list[str]) -> int:
     request = Request(comparison, {**of_file, **from_flags(parsed, comparison)})
     settings = request.settings(source)
     output, command = request.output(settings), shlex.join(["normlab", "run", *given])
-    from normlab.study.driver.driver import Invocation, Ways
+    from normlab.study.driver.driver import ExecutionOptions, Invocation
 
     invocation = Invocation(comparison, settings, output, command, request.get("shard"))
     member, show = _member(request), request.get("open", False)
     if "dry_run" in parsed:
-        invocation.dry_run(Ways.of(request))
+        invocation.dry_run(ExecutionOptions.of(request))
         return OK
     if member is None:
-        return invocation.run(Ways.of(request), show=show)
+        return invocation.run(ExecutionOptions.of(request), show=show)
     from normlab.study.driver import multiprocess
 
-    return multiprocess.run(invocation, Ways.of(request), member, show=show)
+    return multiprocess.run(invocation, ExecutionOptions.of(request), member, show=show)
 
 
 def _member(request: Request) -> "Member | None":
-    """Which process of a group this is; `None` where it is alone."""
+    """Return the member of a process group that this process is; `None` where it is alone."""
     given = {name for name in ("coordinator", "process") if request.get(name)}
     if not given:
         return None
@@ -232,8 +232,8 @@ def _member(request: Request) -> "Member | None":
 
 
 def _report(given: list[str]) -> int:
-    parser = Parser("normlab report", "Print and write the report of what has been run so far.")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="what `normlab run` wrote to")
+    parser = Parser("normlab report", "Print and write the report of the runs so far.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a folder of `normlab run`")
     if _asks_for_help(given):
         return _help(parser)
     from normlab.study.driver.driver import Invocation
@@ -243,10 +243,8 @@ def _report(given: list[str]) -> int:
 
 
 def _merge(given: list[str]) -> int:
-    parser = Parser(
-        "normlab merge", "Put the runs of folders of one comparison together, e.g. those of `--shard`, and report."
-    )
-    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="what `normlab run` wrote to")
+    parser = Parser("normlab merge", "Merge the runs of folders of one comparison, e.g. of `--shard`, and report.")
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="a folder of `normlab run`")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new, or of the same comparison")
     if _asks_for_help(given):
         return _help(parser)
@@ -261,8 +259,8 @@ def _merge(given: list[str]) -> int:
 
 
 def _verify(given: list[str]) -> int:
-    parser = Parser("normlab verify", "Do a recorded run again and compare its numbers bit by bit.")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="what `normlab run` wrote to")
+    parser = Parser("normlab verify", "Repeat a recorded run and compare its numbers bit by bit.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a folder of `normlab run`")
     parser.add_argument("--run", metavar="KEY", help="start of a run's key (default: one evaluation run at random)")
     parser.add_argument(
         "--trust", action="store_true", help="run the Python file that FOLDER names; comparisons by name need no trust"
@@ -280,8 +278,9 @@ def _verify(given: list[str]) -> int:
     record = verify.choose(records, parsed.get("run"))
     comparison = verify.load(header, trust="trust" in parsed)
     run = record.run
-    print(f"Run {record.key[:12]}: `{run.cell.norm}` on `{run.cell.problem}`, {run.stage}, seed {run.seed}, ", end="")
-    print(f"learning rate {run.learning_rate:g}, {', '.join(f'{name} {value}' for name, value in run.cell.config)}")
+    of, config = run.configuration, ", ".join(f"{name} {value}" for name, value in run.configuration.config)
+    print(f"Run {record.key[:12]}: `{of.norm}` on `{of.problem}`, {run.stage}, seed {run.seed}, ", end="")
+    print(f"learning rate {run.learning_rate:g}, {config}")
     found = verify.verify(comparison, header.settings, record)
     print("\n".join(found.lines()))
     return FAILED if found.failed else OK
@@ -302,7 +301,7 @@ def _list(given: list[str]) -> int:
         return OK
     if given:
         raise BadInput(f"Expected `norms` or nothing after `list`, got `{given[0]}`.")
-    known = norms.names()  # comparisons may add their own
+    known = norms.names()  # before comparisons add their own
     print("Comparisons:")
     for name in discovery.known():
         print(f"  {name:<20}{discovery.load(name).question}")
@@ -313,7 +312,7 @@ def _list(given: list[str]) -> int:
 
 
 def _row(entry: "Entry") -> str:
-    """Print the registry's row of a norm."""
+    """Format the registry's row of a norm."""
     from normlab import norms
 
     parts = {

@@ -10,7 +10,7 @@ from normlab.study.design.request import options
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are `BadInput`: one line instead of a usage text."""
+    """A parser that raises `BadInput`, one line, instead of printing its usage."""
 
     def __init__(self, prog: str, description: str, *, add_help: bool = True, epilog: str | None = None) -> None:
         """Describe a command."""
@@ -28,7 +28,14 @@ class Parser(argparse.ArgumentParser):
         raise BadInput(f"{message[:1].upper()}{message[1:]}. See `{self.prog} --help`.")
 
     def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
-        """Parse all arguments, naming the nearest option where one is misspelt; only what was given is there."""
+        """Parse all arguments.
+
+        Returns:
+            The values of the arguments that were given.
+
+        Raises:
+            BadInput: If an option is unknown, with the nearest known one, or is given twice.
+        """
         options = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
         for option in options:
             if option not in self._option_string_actions:
@@ -39,19 +46,17 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_parser(comparison: Comparison | None, *, add_help: bool = True) -> Parser:
-    """The options of `normlab run`; those of curves and problems need the comparison."""
+    """Make the parser of `normlab run`; the options of curves and problems need the comparison."""
     parser = Parser(
-        "normlab run", "Run a comparison, or go on with it, and write its report.", add_help=add_help, epilog=_EPILOG
+        "normlab run", "Run a comparison, or resume it, and write its report.", add_help=add_help, epilog=_EPILOG
     )
     parser.add_argument(
         "source", metavar="NAME_OR_FILE", help="name of a comparison (see `normlab list`) or a file that defines one"
     )
     for option in options(comparison).values():
         option.add_to(parser)
-    parser.add_argument("--config", metavar="FILE.toml", help="options by name; flags come before it")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check what is asked for and print the plan; write nothing"
-    )
+    parser.add_argument("--config", metavar="FILE.toml", help="options by name; flags take precedence")
+    parser.add_argument("--dry-run", action="store_true", help="check the input and print the plan; write nothing")
     return parser
 
 

@@ -219,7 +219,7 @@ def check_online_options(momentum: Any, backward_momentum: Any, epsilon: float, 
     check_guard(guard)
 
 
-class _Saved(NamedTuple):
+class _OnlineResiduals(NamedTuple):
     """Residuals of the forward pass for the backward pass.
 
     Attributes:
@@ -262,7 +262,7 @@ def _forward(
     weights: tuple[Array, Array],
     backward_weights: tuple[Array, Array],
     epsilon: Array,
-) -> tuple[tuple[Array, list[Array]], _Saved]:
+) -> tuple[tuple[Array, list[Array]], _OnlineResiduals]:
     """Normalize examples in order; means are counted from the running one, so that an offset costs no digits."""
     start, var = running
     m = moments(x, over, where)
@@ -275,10 +275,10 @@ def _forward(
     rstd = reciprocal_root(var + epsilon, epsilon)
     y = (centered - shift) * rstd
     y = y if where is None else jnp.where(where, y, 0)
-    return (y, [start + shifted, var_after]), _Saved(y, rstd, m.count, where, errors, backward_weights)
+    return (y, [start + shifted, var_after]), _OnlineResiduals(y, rstd, m.count, where, errors, backward_weights)
 
 
-def _backward(over: Reduction, saved: _Saved, cotangents: tuple[Array, list[Array]]) -> tuple[Any, ...]:
+def _backward(over: Reduction, saved: _OnlineResiduals, cotangents: tuple[Array, list[Array]]) -> tuple[Any, ...]:
     y, rstd, count, where, (along_y, along_one), (old, new) = saved
     dy = cotangents[0] if where is None else jnp.where(where, cotangents[0], 0)
     size, along = means([lax.square(y), dy * y], over, where, count)

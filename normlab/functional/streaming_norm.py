@@ -200,7 +200,7 @@ class _Static(NamedTuple):
     calls_per_update: int
 
 
-class _Saved(NamedTuple):
+class _StreamingResiduals(NamedTuple):
     """Residuals of the forward pass for the backward pass.
 
     Attributes:
@@ -263,7 +263,7 @@ def _forward(
     weights: tuple[Array, Array],
     backward_weights: tuple[Array, Array],
     epsilon: Array,
-) -> tuple[tuple[Array, StreamingMemory], _Saved]:
+) -> tuple[tuple[Array, StreamingMemory], _StreamingResiduals]:
     """Mix the memories; means are counted from a member of the batch, so that an offset costs no digits."""
     found = moments(x, static.over, where)
     near, rest = found.near, found.rest
@@ -291,10 +291,10 @@ def _forward(
     moved = _Part(near + moved.mean, moved.var).unless(~updates | (seen == 0), _Part(memory.mean, memory.var))
     mean_left, var_left, count_left = (jnp.where(updates, 0, a) for a in (near + short.mean, short.var, seen))
     after = StreamingMemory(moved.mean, moved.var, mean_left, var_left, count_left, step)
-    return (y, after), _Saved(y, rstd, count, where, slopes, updates, backward_weights)
+    return (y, after), _StreamingResiduals(y, rstd, count, where, slopes, updates, backward_weights)
 
 
-def _backward(static: _Static, saved: _Saved, cotangents: tuple[Array, Any]) -> tuple[Any, ...]:
+def _backward(static: _Static, saved: _StreamingResiduals, cotangents: tuple[Array, Any]) -> tuple[Any, ...]:
     y, rstd, count, where, slopes, updates, (old, new) = saved
     dy = (cotangents[0] if where is None else jnp.where(where, cotangents[0], 0)) * rstd
     n = jnp.maximum(count, 1)

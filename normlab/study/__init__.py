@@ -12,7 +12,7 @@ from normlab.study.design.budgets import TIERS, Tier, tiers
 from normlab.study.design.comparison import Comparison, Settings
 from normlab.study.design.factors import Curve, Factor, batch_size_curves
 from normlab.study.design.problem import Metric, Problem, Series
-from normlab.study.design.records import Cell, Record, Run
+from normlab.study.design.records import Configuration, Record, Run
 
 if TYPE_CHECKING:
     from normlab.study.api import Result, run
@@ -51,7 +51,7 @@ __all__ = [
     "run",
     "Result",
     "Settings",
-    "Cell",
+    "Configuration",
     "Run",
     "Record",
 ]

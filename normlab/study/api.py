@@ -1,4 +1,4 @@
-"""Comparisons from Python: `study.run` does what `normlab run` does and returns what it found."""
+"""Comparisons from Python: `study.run` does the same as `normlab run` and returns the result."""
 
 import multiprocessing
 import os
@@ -16,7 +16,7 @@ from normlab.study.design.options import FOLDER
 from normlab.study.design.plan import Plan
 from normlab.study.design.records import Record
 from normlab.study.design.request import Request, from_python
-from normlab.study.driver.driver import Invocation, Ways, new_console
+from normlab.study.driver.driver import ExecutionOptions, Invocation, new_console
 from normlab.study.worker.store import Header
 
 if TYPE_CHECKING:
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a comparison found.
+    """The result of a comparison.
 
     Attributes:
-        comparison: The question.
-        settings: What was asked for.
-        records: One for every run.
-        header: Identity, command and time, as in a folder.
-        plan: The cells and their runs.
-        outdated: How many records of a folder are of another identity, and why; empty where none are.
+        comparison: The comparison.
+        settings: The settings of this invocation.
+        records: A record for every run.
+        header: Identity, command and time, like in a folder.
+        plan: The configurations and their runs.
+        outdated: A sentence on the records of a folder that have another identity; empty where none has.
     """
 
     comparison: Comparison
@@ -54,23 +54,23 @@ class Result:
         return analyse(self.comparison, self.settings, self.records, self.plan)
 
     def __str__(self) -> str:
-        """The table."""
+        """Return the table."""
         return self.table()
 
     def table(self, width: int = 100) -> str:
-        """Errors, failures and verdicts as text of `width` characters, and the recommendation."""
+        """Write errors, failures and verdicts as text of `width` characters, and the recommendation."""
         from normlab.study.report import html
 
         return html.table_text(self.analysis, width, self._recommendation)
 
     def plot(self) -> "Figure":
-        """A matplotlib figure, a panel for every problem and curve."""
+        """Draw a matplotlib figure with a panel for every problem and curve."""
         from normlab.study.report import figures
 
         return figures.plot(self.analysis)
 
     def recommend(self) -> "Recommendation":
-        """Which norm at which factor value, how sure, and what it costs; or that the data cannot decide."""
+        """Recommend a norm for each factor value, with certainty and cost, or none where the data cannot decide."""
         return self._recommendation
 
     @cached_property
@@ -80,13 +80,13 @@ class Result:
         return advice.recommend(self.analysis)
 
     def rows(self) -> list[dict[str, Any]]:
-        """A dictionary for every place of the tables, e.g. for `pandas.DataFrame`."""
+        """Return a dictionary for every cell of the tables, e.g. for `pandas.DataFrame`."""
         from normlab.study.report import html
 
         return html.rows(self.analysis)
 
     def report(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the HTML report and its tables to a folder, which is made; the path of the HTML file."""
+        """Write the HTML report and its tables to a folder; return the path of the HTML file."""
         from normlab.study.report import html
 
         return html.write_html(
@@ -116,29 +116,29 @@ def run(
     progress: bool = True,
     **options: Any,
 ) -> Result:
-    """Run a comparison and return what it found.
+    """Run a comparison and return the result.
 
     A comparison from a file or by name runs in worker processes, so a script must call this under
     `if __name__ == "__main__":`. A `Comparison` object runs in this process, since its functions cannot be sent to
-    others.
+    other processes.
 
     Args:
         comparison: The object, a name that `normlab list` shows, or the path of a file that defines one.
         tier: Budget; `quick` unless given.
-        norms: Instead of the comparison's.
-        problems: Some of the comparison's.
-        curves: Some of the comparison's.
-        seeds: Evaluation seeds, instead of the tier's.
-        output: Folder to keep runs in; the same call goes on from there, for a `Comparison` object in the same process
-            only, since there is no file to tell by whether it has changed. Without it nothing is written.
-        jobs: Cells at a time, each in a worker of its own; on CPU one a core unless given.
-        progress: Whether to show how far it is.
+        norms: Norms to compare; those of the comparison unless given.
+        problems: Some of the comparison's problems.
+        curves: Some of the comparison's curves.
+        seeds: Number of evaluation seeds; that of the budget unless given.
+        output: Folder for the runs, from which the same call resumes. A `Comparison` object resumes in the same process
+            only, since no file shows whether it has changed. Without a folder nothing is written.
+        jobs: Configurations at a time, each in a worker of its own; on CPU one a core unless given.
+        progress: Whether to show the progress.
         **options: The other options of `normlab run`, e.g. `batch_sizes=(2, 8)`, `learning_rates=(0.01, 0.1)`, or
             `executor="slurm", slurm=["partition=gpu"]`.
 
     Raises:
-        BadInput: For what is unknown or cannot be run.
-        Fault: If something outside broke; with `output`, finished runs are kept.
+        BadInput: If an argument is unknown or invalid, or the comparison cannot be run.
+        Fault: If something outside failed; with `output`, finished runs are kept.
     """
     _refuse_in_workers()
     source = "" if isinstance(comparison, Comparison) else _SOURCE.of("`comparison`", comparison)
@@ -159,7 +159,7 @@ def run(
     console = new_console(quiet=not progress)
     invocation = Invocation(found, settings, folder, f"study.run({call})", request.get("shard"), console)
     try:
-        outcome = invocation.complete(Ways.of(request))
+        outcome = invocation.complete(ExecutionOptions.of(request))
     except Fault as error:
         raise Fault(f"{error}{_HINT if source and 'cannot start' in str(error) else ''}") from error
     return Result(
@@ -187,6 +187,6 @@ _HINT = ' In a script, call `study.run` under `if __name__ == "__main__":`: work
 
 
 def _refuse_in_workers() -> None:
-    """End a worker that imports a script which calls `run` unguarded; its parent says what to do."""
+    """End a worker that imports a script with an unguarded call of `run`; its parent reports the remedy."""
     if multiprocessing.parent_process() and multiprocessing.current_process().name == "normlab-worker":
         raise SystemExit(1)

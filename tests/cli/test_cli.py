@@ -28,7 +28,7 @@ from normlab.study.design.options import seconds_of
 from normlab.study.design.records import EVALUATE, run_key
 from normlab.study.design.request import Request, from_file, from_flags, from_python, to_toml
 from normlab.study.design.shard import Shard
-from normlab.study.driver.driver import UNFINISHED, Invocation, Ways
+from normlab.study.driver.driver import UNFINISHED, ExecutionOptions, Invocation
 from normlab.study.executors.local import Local
 from normlab.study.worker.store import Store
 from normlab.study.worker.strategy import Strategy
@@ -155,7 +155,7 @@ class TestBadInput:
         output.mkdir()
         (output / "notes.txt").write_text("mine")
         assert main(["run", str(toy), "--output", str(output)]) == 2
-        assert "holds other things" in capsys.readouterr().err
+        assert "contains other files" in capsys.readouterr().err
         (output / "comparison.json").write_text(json.dumps(other))
         assert main(["run", str(toy), "--output", str(output)]) == 2
         assert sorted(path.name for path in output.iterdir()) == ["comparison.json", "notes.txt"]
@@ -210,7 +210,7 @@ def invocation_of(toy: Path, output: Path, shard: Shard | None = None, **options
     return Invocation(comparison, settings, output, "normlab run toy.py", shard)
 
 
-ALONE = Ways(strategy=Strategy(alone=True))
+ALONE = ExecutionOptions(strategy=Strategy(alone=True))
 
 
 class TestConfiguration:
@@ -357,9 +357,9 @@ class TestShards:
     def test_parts_are_whole_groups_and_make_up_the_whole(self, toy: Path) -> None:
         plan = invocation_of(toy, toy, batch_sizes=(2, 4, 8, 16)).plan
         for parts in (1, 2, 3, 4):
-            shards = [Shard(part, parts).cells(plan) for part in range(1, parts + 1)]
-            assert sum(map(len, shards)) == len(plan.cells)
-            assert frozenset().union(*shards) == set(plan.cells)
+            shards = [Shard(part, parts).configurations(plan) for part in range(1, parts + 1)]
+            assert sum(map(len, shards)) == len(plan.configurations)
+            assert frozenset().union(*shards) == set(plan.configurations)
             assert all(any(shard.issuperset(group) for shard in shards) for group in plan.groups)
             assert max(map(len, shards)) - min(map(len, shards)) <= max(map(len, plan.groups))
 
@@ -467,7 +467,7 @@ def verified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     toy = tmp_path_factory.mktemp("verify") / "toy.py"
     toy.write_text(TOY)
     invocation = invocation_of(toy, toy.with_name("out"), norms=("none",), curves=("deployed",), batch_sizes=(2,))
-    invocation.complete(Ways(executor=Local(1)))
+    invocation.complete(ExecutionOptions(executor=Local(1)))
     return toy.with_name("out")
 
 
@@ -568,7 +568,7 @@ class TestRun:
         monkeypatch.chdir(tmp_path)
         assert main(["run", "toy.py", "--norms", "none,batch,instance", "--dry-run"]) == 0
         out = capsys.readouterr().out
-        assert "7 cells, 2 of them invalid: 5 compiles and 50 runs" in out
+        assert "7 configurations, 2 of them invalid: 5 compiles and 50 runs" in out
         assert "can support no recommendation, which takes 5, or 36 to be sure, and 29 to call norms equivalent." in out
         assert [path.name for path in tmp_path.iterdir()] == ["toy.py"]
 

@@ -18,7 +18,7 @@ from normlab.study.design.comparison import Comparison, Settings
 from normlab.study.design.factors import Curve, Factor
 from normlab.study.design.plan import Plan
 from normlab.study.design.problem import Problem
-from normlab.study.design.records import EVALUATE, Cell, Record, Run, content_key
+from normlab.study.design.records import EVALUATE, Configuration, Record, Run, content_key
 
 NORMS = ("none", "batch", "batch_renorm", "layer", "rms", "group", "instance")
 VALUES = (2, 4, 8, 32, 128)
@@ -106,38 +106,44 @@ def some_settings(comparison: Comparison, tier: str = "standard", **changes: Any
     return Settings(**{**fields, **changes})
 
 
-def examples(cell: Cell) -> int:
+def examples(configuration: Configuration) -> int:
     """Over how many examples the statistics of a batch go."""
-    config = dict(cell.config)
+    config = dict(configuration.config)
     _, _, ghost = str(config["norm"]).partition("ghost_batch_size=")
     return int(ghost.partition(",")[0]) if ghost else config.get("batch_size", 32)
 
 
-def level(cell: Cell) -> float:
-    """The true error of a cell."""
-    base = 0.026 if cell.problem == "digits-mlp" else 0.016
-    broken = {"batch": 0.154, "batch_renorm": 0.042} if cell.problem == "digits-mlp" else {}
-    if examples(cell) == 2 and cell.norm in broken:
-        return base + broken[cell.norm]
-    return base + 0.012 * (cell.norm == "none") - 0.003 * (cell.norm == "batch" and examples(cell) != 2)
+def level(configuration: Configuration) -> float:
+    """The true error of a configuration."""
+    base = 0.026 if configuration.problem == "digits-mlp" else 0.016
+    broken = {"batch": 0.154, "batch_renorm": 0.042} if configuration.problem == "digits-mlp" else {}
+    if examples(configuration) == 2 and configuration.norm in broken:
+        return base + broken[configuration.norm]
+    return (
+        base
+        + 0.012 * (configuration.norm == "none")
+        - 0.003 * (configuration.norm == "batch" and examples(configuration) != 2)
+    )
 
 
-def best_rate(cell: Cell) -> float:
-    return 1.0 if cell.norm == "none" and examples(cell) == 128 else 0.1
+def best_rate(configuration: Configuration) -> float:
+    return 1.0 if configuration.norm == "none" and examples(configuration) == 128 else 0.1
 
 
 def made_up(run: Run) -> Record:
     """A record that ends well."""
-    distance = abs(math.log10(run.learning_rate / best_rate(run.cell)))
-    cost = {"compile": 2.5, "run": 0.4, "step": STEPS.get(run.cell.norm, 150e-6), "memory": 1.5e6}
+    distance = abs(math.log10(run.learning_rate / best_rate(run.configuration)))
+    cost = {"compile": 2.5, "run": 0.4, "step": STEPS.get(run.configuration.norm, 150e-6), "memory": 1.5e6}
     shared = np.random.default_rng(run.seed).normal(0, 0.004)
-    spread = 0.0025 + 0.1 * max(0.0, level(run.cell) - 0.05)
-    cell = dataclasses.replace(
-        run.cell, config=tuple(item for item in run.cell.config if item[0] != "statistics")
+    spread = 0.0025 + 0.1 * max(0.0, level(run.configuration) - 0.05)
+    configuration = dataclasses.replace(
+        run.configuration, config=tuple(item for item in run.configuration.config if item[0] != "statistics")
     )  # told by others
-    own = np.random.default_rng(int(content_key(dataclasses.replace(run, cell=cell))[:8], 16)).normal(0, spread)
-    test = max(0.001, level(run.cell) + shared + own + 0.008 * distance**2)
-    metrics: dict[str, float | None] = {"validation": level(run.cell) + 0.01 * distance**2, "chance": 0.9}
+    own = np.random.default_rng(int(content_key(dataclasses.replace(run, configuration=configuration))[:8], 16)).normal(
+        0, spread
+    )
+    test = max(0.001, level(run.configuration) + shared + own + 0.008 * distance**2)
+    metrics: dict[str, float | None] = {"validation": level(run.configuration) + 0.01 * distance**2, "chance": 0.9}
     metrics |= {"test": test, "train_loss": test**2} if run.stage == EVALUATE else {"train_loss": 0.1}
     return Record(key=content_key(run), run=run, identity={}, status="ok", metrics=metrics, cost=cost)
 
@@ -149,7 +155,11 @@ def failed(record: Record, reason: str = "The loss is not finite from step 12.")
 
 def two_diverge(record: Record) -> Record:
     run = record.run
-    there = (run.cell.problem, run.cell.norm, examples(run.cell)) == ("digits-mlp", "none", 128)
+    there = (run.configuration.problem, run.configuration.norm, examples(run.configuration)) == (
+        "digits-mlp",
+        "none",
+        128,
+    )
     return failed(record) if there and run.stage == EVALUATE and run.seed in (1, 4) else record
 
 
@@ -159,7 +169,7 @@ def simulate(comparison: Comparison, settings: Settings, change: Change = two_di
     while runs := plan.pending(records):
         for run in runs:
             record = made_up(run)
-            if reason := plan.incompatible(run.cell):
+            if reason := plan.incompatible(run.configuration):
                 record = dataclasses.replace(record, status="invalid", reason=reason, metrics={}, cost={})
             records.append(change(record))
     return records

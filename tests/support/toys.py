@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from normlab.study.design.comparison import Settings
-from normlab.study.design.records import TUNE, Cell, Record, Run, run_key
+from normlab.study.design.records import TUNE, Configuration, Record, Run, run_key
 
 TOY = (Path(__file__).parent / "toy.py").read_text()
 
@@ -28,8 +28,10 @@ def settings_for(source: Path | str, **changes: Any) -> Settings:
 
 
 def a_record(**changes: Any) -> Record:
-    cell = Cell(problem="scalar", norm="none", config=(("batch_size", 2), ("norm", "none"), ("rate", 0.1)))
-    run = Run(cell=cell, stage=TUNE, learning_rate=0.1, seed=1000)
+    configuration = Configuration(
+        problem="scalar", norm="none", config=(("batch_size", 2), ("norm", "none"), ("rate", 0.1))
+    )
+    run = Run(configuration=configuration, stage=TUNE, learning_rate=0.1, seed=1000)
     of_problem = {"code": "x", "data": "y"}
     fields: dict[str, Any] = {"status": "diverged", "metrics": {"validation": None}, "cost": {"run": 0.5}, **changes}
     return Record(key=run_key(run, of_problem), run=run, identity=of_problem, **fields)

@@ -1,1 +1,1 @@
-"""What do records show?"""
+"""Analysis of records: estimates, gaps and verdicts."""

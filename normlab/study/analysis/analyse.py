@@ -36,22 +36,22 @@ from normlab.study.analysis.results import (
 )
 from normlab.study.design.comparison import Comparison, Settings
 from normlab.study.design.factors import Curve, Value
-from normlab.study.design.plan import CellPlan, Place, Plan
+from normlab.study.design.plan import ConfigurationPlan, Place, Plan
 from normlab.study.design.problem import Metric, Problem
-from normlab.study.design.records import FAILURES, TUNE, Cell, Record, Run
+from normlab.study.design.records import FAILURES, TUNE, Configuration, Record, Run
 from normlab.study.design.tuning import validation_error
 
 
 def analyse(
     comparison: Comparison, settings: Settings, records: Iterable[Record], plan: Plan | None = None
 ) -> Analysis:
-    """Say what the records show about a comparison.
+    """Analyse the records of a comparison.
 
     Args:
-        comparison: The question, with baseline and margin.
-        settings: What was asked for; records of other runs are left out.
-        records: In any order; fewer than planned is fine.
-        plan: Of these settings; made from the comparison unless given.
+        comparison: The comparison, with baseline and margin.
+        settings: The settings; records of other runs are left out.
+        records: Records in any order, also fewer than planned.
+        plan: The plan of these settings; built from the comparison unless given.
 
     Returns:
         The analysis; equal for equal records.
@@ -79,7 +79,7 @@ def analyse(
         problems=tuple(_problem(results, name, baseline, claims) for name in settings.problems),
         counts={"planned": len(runs) + to_come, "done": len(runs) - missing, "missing": missing + to_come},
         runs=tuple(runs),
-        costs=tuple(_cost(place, results.records(cell)) for place, cell in the_plan.places.items()),
+        costs=tuple(_cost(place, results.records(configuration)) for place, configuration in the_plan.places.items()),
         series=tuple(found for name in settings.problems for found in _series(results, name) if found.lines),
     )
 
@@ -92,43 +92,43 @@ def _baseline(comparison: Comparison, settings: Settings) -> tuple[str, str]:
 
 
 class _Results:
-    """The records of each cell, and what they alone show."""
+    """The records of each configuration, and results without comparisons."""
 
     def __init__(self, the_plan: Plan, known: Mapping[Run, Record]) -> None:
         self.plan, self.known = the_plan, known
         self.planned = the_plan.of(known.values())
-        places = {cell: place for place, cell in the_plan.places.items()}
-        self._alone = {cell: self._result(cell, place) for cell, place in places.items()}
+        places = {configuration: place for place, configuration in the_plan.places.items()}
+        self._alone = {configuration: self._result(configuration, place) for configuration, place in places.items()}
 
-    def records(self, cell: Cell) -> list[Record]:
-        return [self.known[run] for run in self.planned[cell].runs if run in self.known]
+    def records(self, configuration: Configuration) -> list[Record]:
+        return [self.known[run] for run in self.planned[configuration].runs if run in self.known]
 
-    def evaluated(self, cell: Cell) -> list[Record]:
-        """The records of the evaluation at the tuned learning rate."""
-        return [self.known[run] for run in self.planned[cell].evaluation if run in self.known]
+    def evaluated(self, configuration: Configuration) -> list[Record]:
+        """Select the records of the evaluation at the tuned learning rate."""
+        return [self.known[run] for run in self.planned[configuration].evaluation if run in self.known]
 
     def at(self, place: Place) -> CellResult:
-        """The result of the cell at a place, without comparisons to others."""
-        cell = self.plan.places[place]
+        """Return the result of the configuration at a place, without comparisons to others."""
+        configuration = self.plan.places[place]
         row = {self.plan.places[place_] for place_ in self._row(place)}
         flat = len(row) == 1 and len(self.plan.settings.values[place.curve]) > 1
-        return dataclasses.replace(self._alone[cell], curve=place.curve, value=place.value, flat=flat)
+        return dataclasses.replace(self._alone[configuration], curve=place.curve, value=place.value, flat=flat)
 
     def _row(self, place: Place) -> list[Place]:
         values = self.plan.settings.values[place.curve]
         return [dataclasses.replace(place, value=value) for value in values]
 
-    def _result(self, cell: Cell, place: Place) -> CellResult:
-        records, planned, settings = self.records(cell), self.planned[cell], self.plan.settings
+    def _result(self, configuration: Configuration, place: Place) -> CellResult:
+        records, planned, settings = self.records(configuration), self.planned[configuration], self.plan.settings
         tuned = [record for record in records if record.run.stage == TUNE]
-        points = tuple(_point(record) for record in self.evaluated(cell))
+        points = tuple(_point(record) for record in self.evaluated(configuration))
         invalid = next((r.reason or "cannot be run" for r in records if r.status == "invalid"), "")
         chance = next((c for r in records if (c := _finite(r.metrics.get("chance"))) is not None), None)
         curve = _tuning(tuned)
         return CellResult(
-            problem=cell.problem,
+            problem=configuration.problem,
             curve=place.curve,
-            norm=cell.norm,
+            norm=configuration.norm,
             value=place.value,
             flat=False,
             counts=_counts(points, 0 if invalid else settings.seeds),
@@ -137,18 +137,18 @@ class _Results:
             edge=planned.choice.edge if planned.choice else False,
             added=tuple(sorted({run.learning_rate for run in planned.tuning} - set(settings.learning_rates))),
             tuning=curve,
-            basin=_basin(curve, self.plan.margin(cell.problem)) if planned.choice else None,
+            basin=_basin(curve, self.plan.margin(configuration.problem)) if planned.choice else None,
             points=points,
             error=mean_interval([point.error for point in points], LEVEL),
             failure_error=chance,
             error_counting_failures=counting_failures(points, chance),
             failures=_failures(points),
             train_loss=mean_interval([point.train_loss for point in points], LEVEL),
-            side=_side(self.plan.problem(cell.problem).side, self.evaluated(cell)),
+            side=_side(self.plan.problem(configuration.problem).side, self.evaluated(configuration)),
             untuned=self._untuned(planned, points),
         )
 
-    def _untuned(self, planned: CellPlan, tuned: Sequence[Point]) -> Untuned | None:
+    def _untuned(self, planned: ConfigurationPlan, tuned: Sequence[Point]) -> Untuned | None:
         points = [_point(self.known[run]) for run in planned.untuned if run in self.known]
         if not points:
             return None
@@ -209,7 +209,7 @@ def _curve(results: _Results, problem: Problem, curve: Curve, baseline: str, cla
 
 
 def _series(results: _Results, name: str) -> Iterator[SeriesResult]:
-    """The series of a problem at the reference value of the first curve, or at its first value."""
+    """Yield the series of a problem at the reference value of the first curve, or at its first value."""
     problem, settings = results.plan.problem(name), results.plan.settings
     curve = results.plan.curve(settings.curves[0])
     values = settings.values[curve.name]
@@ -230,7 +230,7 @@ def _series(results: _Results, name: str) -> Iterator[SeriesResult]:
 
 
 def _line(rows: Sequence[Sequence[float | None]], log: bool) -> Line:
-    """One time of training, a row for every run."""
+    """Summarize a series at one time of training, with a row for every run."""
     columns = [sorted(x for x in column if x is not None) for column in zip(*rows, strict=True)]
     middle = quantiles.median if log else quantiles.fmean
     return Line(
@@ -250,7 +250,7 @@ def _side(metrics: Sequence[Metric], records: Sequence[Record]) -> dict[str, Est
 
 
 def _same_for_all_norms(curves: Sequence[CurveResult]) -> bool:
-    """Whether in every column that has results, all norms that can be run have the same numbers, bit by bit."""
+    """Check whether all norms have identical numbers in every column with results."""
     columns = [[c for c in k.cells if c.value == v and c.error.n] for k in curves for v in k.values]
     columns = [column for column in columns if len(column) > 1]
     return bool(columns) and all(len({_numbers(cell) for cell in column}) == 1 for column in columns)
@@ -266,7 +266,7 @@ def _failures(points: Sequence[Point]) -> Failures:
 
 
 def _basin(curve: Sequence[TuningPoint], margin: float) -> Basin | None:
-    """The contiguous rates around the best one whose error is within the margin of the best."""
+    """Find the contiguous rates around the best one whose errors are within the margin of the best."""
     errors = [math.inf if point.error is None else point.error for point in curve]
     if not errors or min(errors) == math.inf:
         return None
@@ -285,10 +285,10 @@ def _basin(curve: Sequence[TuningPoint], margin: float) -> Basin | None:
 
 
 def _status(run: Run, record: Record | None) -> RunStatus:
-    config = dict(run.cell.config)
+    config = dict(run.configuration.config)
     return RunStatus(
-        problem=run.cell.problem,
-        norm=run.cell.norm,
+        problem=run.configuration.problem,
+        norm=run.configuration.norm,
         options=config.pop("norm"),
         config=config,
         stage=run.stage,
@@ -319,7 +319,7 @@ def _counts(points: Sequence[Point], planned: int) -> dict[str, int]:
 
 
 def _tuning(records: Sequence[Record]) -> tuple[TuningPoint, ...]:
-    """The learning-rate curve, judged as the choice is: a failed run is worse than any error."""
+    """Compute the learning-rate curve by the rule of the choice: a failed run is worse than any error."""
     by_rate: dict[float, list[Record]] = {}
     for record in records:
         if record.status != "invalid":

@@ -1,4 +1,4 @@
-"""Estimates, tests and verdicts over a few repeated runs; nothing here knows what was run.
+"""Estimates, tests and verdicts over a few repeated runs, independent of their content.
 
 Everywhere lower is better, `None` and non-finite values are missing, and what the data do not allow is `None`, never
 NaN. Means have Student-t intervals: over five values a percentile bootstrap of nominal 95 % covers 83 %. Differences,
@@ -18,13 +18,13 @@ BETTER, WORSE, EQUIVALENT, INCONCLUSIVE = "better", "worse", "equivalent", "inco
 Interval = tuple[float, float]
 
 CAUTIOUS = 0.97
-"""Level of intervals that show what is not there, a difference: 95 % is too little where errors are skewed."""
+"""Level of intervals that show the absence of a difference: 95 % is too little where errors are skewed."""
 
 UNSEEN = 0.1
-"""The share of bad runs that would be seen, with a chance of 95 %, before anything is called equivalent or sure."""
+"""The share of bad runs that must show, with a chance of 95 %, before norms are called equivalent or a choice sure."""
 
 FEWEST_TO_RECOMMEND = 5
-"""Runs below which no test shows that a norm fails more often, even if all its runs fail: 1 / 2**5 is within 5 %."""
+"""Fewest runs by which a test can show that a norm fails more often: if all of five fail, p is 1 / 2**5."""
 
 _MOST_SIGN_FLIPS = 22
 """Pairs up to which all sign flips are counted."""
@@ -32,7 +32,7 @@ _MOST_SIGN_FLIPS = 22
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean and how sure it is.
+    """A mean and its interval.
 
     Attributes:
         mean: Mean of the values that are there; `None` without any.
@@ -49,7 +49,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """The mean of `a - b` and how sure it is.
+    """The mean of `a - b`, its interval and test.
 
     Attributes:
         mean: Mean difference, negative where `a` is lower; `None` where one side is empty.
@@ -62,7 +62,7 @@ class Difference:
         paired: Whether partners were compared; False where some were missing and Welch's test was used.
         error: Standard error of the mean difference, `None` where unknown.
         freedom: Its degrees of freedom.
-        skewness: That of the mean difference: the skewness of one difference over the root of `n`.
+        skewness: Skewness of the mean difference: the skewness of one difference over the root of `n`.
     """
 
     mean: float | None
@@ -78,7 +78,7 @@ class Difference:
     skewness: float = 0.0
 
     def at(self, level: float) -> Interval | None:
-        """The interval of the mean difference at another level."""
+        """Compute the interval of the mean difference at another level."""
         if self.mean is None or self.error is None:
             return None
         return _interval(self.mean, self.error, self.freedom, self.n, level, self.skewness)
@@ -125,7 +125,7 @@ def paired(values_a: Sequence[float | None], values_b: Sequence[float | None], l
     """
     if len(values_a) != len(values_b):
         raise ValueError(
-            f"Expected `values_a` and `values_b` to hold partners at the same positions, got {len(values_a)} and "
+            f"Expected `values_a` and `values_b` to have partners at the same positions, got {len(values_a)} and "
             f"{len(values_b)} values. Put `None` where a partner is missing."
         )
     a, b = _numbers(values_a), _numbers(values_b)
@@ -136,7 +136,7 @@ def paired(values_a: Sequence[float | None], values_b: Sequence[float | None], l
 
 
 def wilson(k: int, n: int, level: float = 0.95) -> Interval:
-    """Give the Wilson score interval of a proportion: `k` of `n`; (0, 1) without any trial.
+    """Compute the Wilson score interval of a proportion: `k` of `n`; (0, 1) without any trial.
 
     Raises:
         ValueError: If not `0 <= k <= n`.
@@ -165,7 +165,7 @@ def holm(p_values: Sequence[float | None]) -> tuple[float | None, ...]:
 
 
 def verdict(interval: Interval | None, margin: float) -> str:
-    """Say what an interval of a difference shows, lower being better.
+    """Judge a difference by its interval, lower being better.
 
     Args:
         interval: Interval of `a - b`, or `None` where there is none.
@@ -186,7 +186,7 @@ def verdict(interval: Interval | None, margin: float) -> str:
 
 
 def judge(difference: Difference, margin: float) -> str:
-    """Say what a difference shows, as `verdict` does, and `equivalent` only where bad runs would have been seen.
+    """Judge a difference like `verdict`, with `equivalent` only where bad runs would have shown.
 
     A failure mode that strikes one side in a tenth of its runs is absent from 10 runs with a chance of 35 %, and then
     they are what runs without it would be: whoever calls those equivalent is wrong as often. So it takes
@@ -200,7 +200,7 @@ def judge(difference: Difference, margin: float) -> str:
 
 
 def rules_out(difference: Difference, margin: float, comparisons: int = 1) -> bool:
-    """Decide if `a` is shown not to be lower than `b` by the margin or more, as one of several such questions."""
+    """Decide whether `a` is shown not to be lower than `b` by the margin or more, as one of several tests."""
     interval = difference.at(max(CAUTIOUS, 1 - 0.1 / comparisons))  # one-sided, 5 % in all
     return interval is not None and interval[0] > -margin
 
@@ -215,7 +215,7 @@ def runs_to_see(comparisons: int = 1, share: float = UNSEEN, level: float = 0.95
 
 
 def sign_test(more: int, fewer: int) -> float:
-    """Give the exact one-sided p of `more` against `fewer` where either is as likely (McNemar's test)."""
+    """Compute the exact one-sided p of `more` against `fewer` where either is as likely (McNemar's test)."""
     n = more + fewer
     return sum(math.comb(n, k) for k in range(more, n + 1)) / 2**n
 
@@ -240,12 +240,12 @@ def outliers(values: Sequence[float]) -> tuple[int, ...]:
 def seeds_needed(
     mean: float | None, sd: float | None, margin: float, *, level: float = 0.95, power: float = 0.8, most: int = 1000
 ) -> int | None:
-    """Estimate how many replicates in total would decide, were the difference and its spread as observed.
+    """Estimate the total number of replicates that would decide, if difference and spread are as observed.
 
     Args:
         mean: Observed mean difference.
         sd: Observed standard deviation of one difference.
-        margin: As in `verdict`.
+        margin: See `verdict`.
         level: Level of the interval that decides.
         power: Chance of a decision at that number.
         most: Numbers above this are as good as never.
@@ -266,7 +266,7 @@ def seeds_needed(
 
 
 def minimal_difference(sd: float, n: int, *, level: float = 0.95, power: float = 0.8) -> float:
-    """Give the smallest true difference that `n` replicates of spread `sd` find with chance `power` (approximate).
+    """Compute the smallest true difference that `n` replicates of spread `sd` find with chance `power` (approximate).
 
     The last factor is what Hall's interval costs beside Student's, fitted to simulations of normal data.
     """
@@ -340,7 +340,7 @@ def _interval(
 
 
 def reach(freedom: float, skewness: float, level: float) -> Interval:
-    """Give how many standard errors an interval of a mean reaches down and up; works on arrays, too.
+    """Compute how many standard errors an interval of a mean extends down and up; also for arrays.
 
     Hall (1992): with the skewness `s` of the mean, `t + s t^2 / 3 + s^2 t^3 / 27 + s / 6` has the normal's quantiles to
     a higher order than the studentized mean `t`, and a closed inverse. A long tail to the right makes it reach further
@@ -355,7 +355,7 @@ def reach(freedom: float, skewness: float, level: float) -> Interval:
 
 
 def _third(values: np.ndarray) -> float:
-    """The third central moment of the mean of the values, with the spread that `_sd` has."""
+    """Compute the third central moment of the mean of values, with the spread of `_sd`."""
     n, sd = len(values), _sd(values)
     centred = values - values.mean()
     second = float((centred**2).mean())
@@ -363,12 +363,12 @@ def _third(values: np.ndarray) -> float:
 
 
 def _enough_when_constant(level: float) -> int:
-    """The number of values at which the exact sign-flip test, 2 / 2**n at the least, can reach the level."""
+    """Return the fewest values at which the exact sign-flip test, with p of at least 2 / 2**n, can reach a level."""
     return math.ceil(1 - math.log2(1 - level) - 1e-9)
 
 
 def _sign_flip(difference: np.ndarray) -> float | None:
-    """The share of the 2**n sign patterns whose sum is at least as far from zero as the observed one."""
+    """Compute the share of the 2**n sign patterns whose sum is at least as far from zero as the observed one."""
     if not 2 <= len(difference) <= _MOST_SIGN_FLIPS:
         return None
     reached = abs(difference.sum()) - 1e-9 * np.abs(difference).sum()
@@ -395,7 +395,7 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
 
 
 def _sd(values: np.ndarray) -> float:
-    """The sample standard deviation, exactly 0 where the values differ by rounding only."""
+    """Compute the sample standard deviation, exactly 0 where the values differ by rounding only."""
     if len(values) < 2 or np.ptp(values) <= 1e-12 * np.abs(values).max():
         return 0.0
     return float(values.std(ddof=1))

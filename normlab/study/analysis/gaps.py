@@ -1,4 +1,4 @@
-"""Paired differences between norms, and the verdicts that failures leave standing."""
+"""Paired differences between norms, and verdicts that failures do not contradict."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from normlab.study.design.records import FAILURES
 
 
 def with_failures_counted(column: Sequence[CellResult]) -> list[CellResult]:
-    """Say what a failed run counts in a column: chance, or the worst error there if that is worse."""
+    """Set the error that a failed run counts as in a column: chance, or the worst error there if that is worse."""
     errors = [point.error for cell in column for point in cell.points]
     chances = [cell.failure_error for cell in column]
     worst = max((error for error in (*errors, *chances) if error is not None), default=None)
@@ -44,7 +44,7 @@ def with_failures_counted(column: Sequence[CellResult]) -> list[CellResult]:
 
 
 def counting_failures(points: Sequence[Point], worst: float | None) -> Estimate:
-    """The error over all runs, a failed one as the worst; no estimate where a run failed and that is unknown."""
+    """Estimate the error over all runs, with `worst` for failed ones; no estimate where that is needed and unknown."""
     if worst is None and any(point.status in FAILURES for point in points):
         return Estimate(mean=None, interval=None, sd=None, n=0)
     return mean_interval([_counted(point, worst) for point in points], LEVEL)
@@ -55,7 +55,7 @@ def _counted(point: Point, worst: float | None) -> float | None:
 
 
 def gaps_to(column: Sequence[CellResult], reference: str, margin: float, claims: bool) -> dict[str, Gap]:
-    """Every norm of a column against one of them, p-values adjusted over the column."""
+    """Compare every norm of a column to a reference, with p-values adjusted over the column."""
     against = next(cell for cell in column if cell.norm == reference)
     cells = [cell for cell in column if cell.norm != reference and not cell.invalid]
     trained = _Family([difference_between(cell.points, against.points) for cell in cells], margin)
@@ -71,7 +71,7 @@ def gaps_to(column: Sequence[CellResult], reference: str, margin: float, claims:
 
 
 class _Family:
-    """The differences of a column, and what each shows."""
+    """The differences of a column, and the verdict of each."""
 
     def __init__(self, differences: Sequence[Difference], margin: float) -> None:
         self.differences, self.margin = differences, margin
@@ -85,7 +85,7 @@ class _Family:
         return INCONCLUSIVE if unsupported else shown
 
     def needed(self, place: int) -> int | None:
-        """About how many seeds in total would decide."""
+        """Estimate the total number of seeds that would decide."""
         difference = self.differences[place]
         if difference.mean is None:
             return None
@@ -134,7 +134,7 @@ def _gap(cell: CellResult, against: CellResult, trained: _Family, counted: _Fami
 
 
 def _contradicted(gap: Gap, counted: str, cell: CellResult, against: CellResult) -> str:
-    """How failures contradict what the runs that ended well show; empty where they do not.
+    """Describe how failures contradict the verdict over successful runs; empty where they do not.
 
     Failures of the norm that is worse anyway can only add to that, so those of the other one are asked for.
     """
@@ -152,14 +152,14 @@ def _contradicted(gap: Gap, counted: str, cell: CellResult, against: CellResult)
 
 
 def _why_undecided(difference: Difference, carried_by: Sequence[int], margin: float) -> str:
-    """Name what keeps a verdict back besides the width of an interval."""
+    """Name the reason for an open verdict besides the width of an interval."""
     if verdict(difference.interval, margin) == EQUIVALENT and difference.n < runs_to_see():
         return f"alike so far; equivalent takes {runs_to_see()} runs"
     return f"{seeds_alone(carried_by)} it open" if carried_by else ""
 
 
 def _carried_by(difference: Difference, cell: CellResult, against: CellResult, margin: float) -> tuple[int, ...]:
-    """The seeds whose differences are outliers, where the interval would decide without them."""
+    """Find the seeds with outlying differences, where the interval would decide without them."""
     if verdict(difference.interval, margin) != INCONCLUSIVE:
         return ()
     values = {point.seed: point.error for point in cell.points if point.error is not None}
@@ -172,7 +172,7 @@ def _carried_by(difference: Difference, cell: CellResult, against: CellResult, m
 
 
 def _all_runs(cell: CellResult, against: CellResult) -> tuple[list[Point], list[Point]]:
-    """Both sides' runs with errors, failed ones' counted."""
+    """Return the runs of both sides with errors, failed ones counted."""
 
     def counted(one: CellResult) -> list[Point]:
         return [dataclasses.replace(point, error=_counted(point, one.failure_error)) for point in one.points]
@@ -181,6 +181,6 @@ def _all_runs(cell: CellResult, against: CellResult) -> tuple[list[Point], list[
 
 
 def _failed_alone(cell: CellResult, other: CellResult) -> int:
-    """At how many seeds that both have run it failed and the other did not."""
+    """Count the seeds of both at which a norm failed and the other did not."""
     sound = {point.seed for point in other.points if point.status not in FAILURES}
     return sum(point.status in FAILURES and point.seed in sound for point in cell.points)

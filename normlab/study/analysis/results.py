@@ -35,7 +35,7 @@ class TuningPoint:
     """One learning rate: median validation error over seeds, `None` where the median run failed, and its failures.
 
     Attributes:
-        statuses: How many runs failed in which way.
+        statuses: Number of failed runs by status.
     """
 
     learning_rate: float
@@ -56,22 +56,22 @@ class Failures:
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
-    """A norm against a reference in the same cell, negative where the norm is lower.
+    """The difference of a norm to a reference at the same factor value, negative where the norm is lower.
 
     Attributes:
-        reference: The norm it is compared with.
+        reference: The reference norm.
         difference: Estimate and tests over runs that ended well.
-        counted: The same over all runs that ended, a failed one counted as `CellResult.failure_error`.
+        counted: The same over all finished runs, with failed runs counted as `CellResult.failure_error`.
         p_holm: `difference.p` adjusted over the norms of this problem and factor value.
-        p_fails_more: Exact one-sided p of the seeds at which the norm alone failed against those of the reference.
-        p_fails_less: Likewise for the other direction.
+        p_fails_more: Exact one-sided p of the seeds at which only the norm failed, against those of the reference.
+        p_fails_less: The same for the other direction.
         when_trained: The verdict of `difference` alone; `better` and `worse` also need `p_holm` within the
             level.
-        verdict: That, where the failures do not contradict it, else `inconclusive`; `None` where the tier makes no
+        verdict: `when_trained` unless the failures contradict it, else `inconclusive`; `None` in a budget without
             claims.
-        note: Why it is inconclusive, where there is more to say than a wide interval; else empty.
-        carried_by: Seeds whose differences lie far from the others', and without which it would be decided.
-        seeds_needed: About how many seeds in total would decide; `None` where decided or out of reach.
+        note: Reason for `inconclusive` beyond a wide interval; else empty.
+        carried_by: Seeds with outlying differences, without which the verdict would be decided.
+        seeds_needed: Approximate total number of seeds for a decision; `None` where decided or out of reach.
     """
 
     reference: str
@@ -88,12 +88,12 @@ class Gap:
 
     @property
     def fails_more(self) -> bool:
-        """True where it is shown that the norm fails more often than the reference."""
+        """True if the norm is shown to fail more often than the reference."""
         return self.p_fails_more <= 1 - LEVEL
 
     @property
     def fails_less(self) -> bool:
-        """True where it is shown that it fails less often."""
+        """True if the norm is shown to fail less often than the reference."""
         return self.p_fails_less <= 1 - LEVEL
 
 
@@ -102,10 +102,10 @@ class Basin:
     """The learning rates around the best that are within the margin of its median validation error.
 
     Attributes:
-        low: The smallest of them.
-        high: The largest of them.
-        open_low: Whether `low` is the smallest that was tried: the basin may go on.
-        open_high: Likewise for `high`.
+        low: The smallest learning rate.
+        high: The largest learning rate.
+        open_low: Whether `low` is the smallest that was tried, so that the basin may extend below.
+        open_high: Whether `high` is the largest that was tried.
     """
 
     low: float
@@ -115,19 +115,19 @@ class Basin:
 
     @property
     def width(self) -> float:
-        """The ratio of its ends; 1 where only the best rate is within the margin."""
+        """The ratio of the ends; 1 where only the best rate is within the margin."""
         return self.high / self.low
 
 
 @dataclass(frozen=True, kw_only=True)
 class Untuned:
-    """A norm at the learning rate that people take who do not tune.
+    """A norm at the default learning rate.
 
     Attributes:
-        points: As in `CellResult`.
-        error: Over runs that ended well.
-        error_counting_failures: As in `CellResult`.
-        loss: What is lost against the tuned norm, paired by seed: untuned minus tuned; `None` without data.
+        points: See `CellResult`.
+        error: Error over successful runs.
+        error_counting_failures: See `CellResult`.
+        loss: Error of the untuned minus the tuned norm, paired by seed; `None` without data.
     """
 
     learning_rate: float
@@ -140,27 +140,28 @@ class Untuned:
 
 @dataclass(frozen=True, kw_only=True)
 class CellResult:
-    """One norm at one factor value of one curve.
+    """The result of a norm at a factor value: one cell of the table of a curve.
 
     Attributes:
-        flat: Whether the same runs stand at every value of the curve: a reference that the factor does not touch.
-        counts: Evaluation runs by status, and `missing` for those without a record.
-        invalid: Why the cell cannot be run at all, else empty.
-        learning_rate: The chosen one, or `None` while tuning is incomplete.
+        flat: Whether the same runs are the result at every value of the curve: a reference independent of the factor.
+        counts: Number of evaluation runs by status, and `missing` for those without a record.
+        invalid: Reason why the configuration cannot be run at all, else empty.
+        learning_rate: The chosen learning rate; `None` while tuning is incomplete.
         edge: Whether it is the smallest or largest that was tried, so that the norm may be less than fully tuned.
         added: Learning rates by which the grid of the column has grown.
         tuning: The whole learning-rate curve.
-        basin: `None` where no learning rate gave a result.
+        basin: Learning rates close to the best; `None` where no learning rate gave a result.
         points: Every evaluation run, by seed.
-        error: Over runs that ended well.
-        failure_error: The error that a failed run counts as: the metric's chance level, or the worst error that any
-            norm of the column had, whichever is worse; `None` where neither is known.
-        error_counting_failures: Over all runs that ended, a failed one counted as that; no mean where it is unknown.
-        train_loss: Over runs that ended well.
-        side: The problem's side metrics by name, over runs that ended well.
-        untuned: `None` without such runs.
-        gap: Against the baseline; `None` for the baseline itself and without data.
-        change: Against the same norm at the factor's reference value; `None` there and without data.
+        error: Error over successful runs.
+        failure_error: The error that a failed run counts as: the metric's chance level, or the worst error of any norm
+            in the column, whichever is worse; `None` where neither is known.
+        error_counting_failures: Error over all finished runs, with failed runs counted as `failure_error`; no mean
+            where it is unknown.
+        train_loss: Training loss over successful runs.
+        side: The problem's side metrics by name, over successful runs.
+        untuned: The norm at the default learning rate; `None` without such runs.
+        gap: Difference to the baseline; `None` for the baseline itself and without data.
+        change: Difference to the same norm at the factor's reference value; `None` there and without data.
     """
 
     problem: str
@@ -189,14 +190,14 @@ class CellResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """Which norm is best at one factor value, failures counted.
+    """The order of the norms at one factor value, failures counted.
 
     Attributes:
-        trained: The norm with the lowest mean error over runs that ended well; `None` where there are too few runs.
-        counted: The norm with the lowest mean error with failed runs counted; likewise.
-        best: That norm, unless another is shown to be better over runs that ended well, or `trained` to fail less
+        trained: The norm with the lowest mean error over successful runs; `None` where there are too few runs.
+        counted: The norm with the lowest mean error with failed runs counted; `None` where there are too few runs.
+        best: `counted`, unless another norm is shown to be better over successful runs, or `trained` to fail less
             often: an order that failures reverse gives no best norm, `None`.
-        gaps: Every other norm against `best`; a gap's `verdict` is `worse` where that is shown.
+        gaps: Gaps of every other norm to `best`, with `verdict` `worse` where shown.
     """
 
     value: Value
@@ -208,14 +209,16 @@ class Standing:
 
 @dataclass(frozen=True, kw_only=True)
 class CurveResult:
-    """All cells of one curve on one problem.
+    """The result of one curve on one problem.
 
     Attributes:
         factor: `name`, `label`, `log`, `reference`.
         values: Factor values, in order.
-        shows: What can be read off it.
-        hides: What cannot.
+        shows: A sentence on what the curve shows.
+        hides: A sentence on what it cannot show.
         advises: Whether recommendations rest on it.
+        cells: The cells of its table, column by column.
+        standings: The order of the norms at each factor value.
     """
 
     name: str
@@ -229,24 +232,24 @@ class CurveResult:
     standings: tuple[Standing, ...]
 
     def cell(self, norm: str, value: Value) -> CellResult:
-        """The cell of a norm and a factor value."""
+        """Find the cell of a norm and a factor value."""
         return next(cell for cell in self.cells if (cell.norm, cell.value) == (norm, value))
 
     def shared(self, metric: Metric, value: Value) -> Estimate:
-        """A side metric that is the same for all norms, from the cell where most runs ended well."""
+        """Return a side metric that is the same for all norms, from the cell with the most successful runs."""
         column = [cell.side[metric.name] for cell in self.cells if cell.value == value]
         return max(column, key=lambda found: found.n)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemResult:
-    """All curves of one problem.
+    """The result of one problem.
 
     Attributes:
-        margin: In the metric's unit.
-        side: What is reported beside the metric.
-        minimal_difference: Differences of about this size are found with a chance of 80 % at this number of seeds, at
-            the median spread of the problem's paired differences.
+        margin: Margin in the metric's unit.
+        side: Further metrics.
+        minimal_difference: Approximate difference that is found with a chance of 80 % at this number of seeds, at the
+            median spread of the problem's paired differences.
         same_for_all_norms: Whether all norms gave identical runs, which means that the model does not use its norm.
     """
 
@@ -261,24 +264,24 @@ class ProblemResult:
 
     @property
     def cells(self) -> tuple[CellResult, ...]:
-        """The cells of all curves; flat references stand there once a value."""
+        """The cells of all curves; flat references have one cell a value."""
         return tuple(cell for curve in self.curves for cell in curve.cells)
 
     def curve(self, name: str) -> CurveResult:
-        """The curve of that name."""
+        """Find a curve by name."""
         return next(curve for curve in self.curves if curve.name == name)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a cell took: medians over its runs, in seconds and bytes, `None` where unknown.
+    """The cost of a configuration: medians over its runs, in seconds and bytes, `None` where unknown.
 
     Attributes:
-        step: An update.
-        run: All updates of a run.
-        compile: The program that the runs share.
-        memory: What the training program holds on the device.
-        moved: What collectives give to a device in an update, where several train one model.
+        step: Time of an update.
+        run: Time of all updates of a run.
+        compile: Time to compile the program that the runs share.
+        memory: Bytes that the training program holds on the device.
+        moved: Bytes that collectives send to a device in an update, where several devices train one model.
     """
 
     problem: str
@@ -303,7 +306,7 @@ class Line:
         middle: Means over seeds, medians of a logarithmic series; `None` where no run gave a number.
         low: The lowest numbers.
         high: The highest.
-        seeds: How many runs there are.
+        seeds: Number of runs.
     """
 
     middle: Numbers
@@ -317,8 +320,8 @@ class SeriesResult:
     """A series of one problem, at one value of one curve.
 
     Attributes:
-        lines: For every norm that has the series, a line for each time when it was measured.
-        without: The norms that were evaluated and do not have it.
+        lines: For every norm that has the series, a line for each time of measurement.
+        without: Evaluated norms without the series.
     """
 
     problem: str
@@ -347,19 +350,19 @@ class RunStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """What the records of a comparison show.
+    """The analysis of the records of a comparison.
 
     Attributes:
-        names: Norm string -> what people call it.
-        baseline: The norm that others are compared with.
-        baseline_note: Why that is not the declared one, else empty.
-        claims: Whether the tier makes claims.
+        names: Titles of the norms by their strings.
+        baseline: The norm to which others are compared.
+        baseline_note: Reason why the baseline is not the declared one, else empty.
+        claims: Whether the budget makes claims.
         exploratory: Whether there are fewer seeds than `SEEDS_FOR_CLAIMS`.
-        counts: Runs `planned` (tuning included), `done` and `missing`.
+        counts: Numbers of runs `planned` (tuning included), `done` and `missing`.
         runs: Every planned run. Left out of `to_json`.
-        costs: In order of the cells. Left out of `to_json`: they alone differ when the same runs are repeated.
-        series: What was measured before, during and after training, at the reference value of the first curve. Left
-            out of `to_json`, where it would be most of the text.
+        costs: Costs in the order of the cells. Left out of `to_json`: only they differ when the same runs are repeated.
+        series: Series measured before, during and after training, at the reference value of the first curve. Left out
+            of `to_json`, where they would be most of the text.
     """
 
     comparison: str
@@ -385,18 +388,18 @@ class Analysis:
         return tuple(cell for problem in self.problems for cell in problem.cells)
 
     def cost(self, cell: CellResult) -> Cost:
-        """The cost of a cell."""
+        """Find the cost of a cell."""
         where = (cell.problem, cell.curve, cell.norm, cell.value)
         return next(cost for cost in self.costs if (cost.problem, cost.curve, cost.norm, cost.value) == where)
 
 
 def to_json(analysis: Analysis) -> str:
-    """Give the analysis as JSON text, the same for runs that are repeated: without costs."""
+    """Write the analysis as JSON without costs, so that repeated runs give the same text."""
     plain = dataclasses.asdict(dataclasses.replace(analysis, runs=(), costs=(), series=()))
     del plain["runs"], plain["costs"], plain["series"]
     return json.dumps(plain, separators=(",", ":"), sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def seeds_alone(seeds: Sequence[int]) -> str:
-    """`seed 7 alone keeps`, or `seeds 3, 7 alone keep`."""
+    """Write `seed 7 alone keeps`, or `seeds 3, 7 alone keep`."""
     return f"seed {seeds[0]} alone keeps" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))} alone keep"

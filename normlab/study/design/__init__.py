@@ -1,1 +1,1 @@
-"""What is asked? Comparisons, plans and the keys of records; imports no JAX."""
+"""Comparisons, plans and the keys of records; imports no JAX."""

@@ -13,19 +13,19 @@ from normlab.study.design.records import TUNING_SEEDS_FROM
 
 @dataclass(frozen=True, kw_only=True)
 class Tier:
-    """How much is spent. `claims` is False where the number of seeds allows none.
+    """A budget. `claims` is False where there are too few seeds for claims.
 
     Attributes:
         epochs: Passes over the training set.
         learning_rates: The grid, the same for every norm and factor value.
         tuning_seeds: Seeds per learning rate, never used again for evaluation.
         seeds: Evaluation seeds.
-        problems: Those of this tier; all of the comparison's unless given.
-        norms: Likewise.
-        values: For each curve the factor values of this tier; curves that are not named have all of theirs.
+        problems: Problems of this budget; all problems of the comparison unless given.
+        norms: Norms of this budget; all norms of the comparison unless given.
+        values: Factor values of this budget by curve; other curves have all of their values.
         extend: Whether a grid grows by two points where an optimum is at its end (see `plan`).
-        untuned: Whether every norm is evaluated at `Comparison.default_learning_rate`, too.
-        leaves_out: One sentence for the report: what a larger tier would add.
+        untuned: Whether every norm is also evaluated at `Comparison.default_learning_rate`.
+        leaves_out: One sentence for the report: what a larger budget would add.
     """
 
     epochs: int
@@ -81,10 +81,10 @@ def tiers(
     Args:
         epochs: Passes over the training set.
         learning_rates: The grid, in any order; `quick` leaves out both ends.
-        problems: Those that are compared unless others are asked for; all of the comparison's unless given.
+        problems: Problems of every budget; all problems of the comparison unless given.
 
     Raises:
-        BadInput: If an argument cannot be what it should.
+        BadInput: If an argument is invalid.
     """
     grid = tuple(sorted(expect.Several(expect.POSITIVE).of("`learning_rates` of `tiers`", learning_rates)))
     epochs = expect.WHOLE.of("`epochs` of `tiers`", epochs)

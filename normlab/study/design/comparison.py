@@ -1,4 +1,4 @@
-"""What is asked: a comparison of norms, and the settings of one of its runs."""
+"""A comparison of norms, and the settings of one of its invocations."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,18 +17,18 @@ class Comparison:
 
     Attributes:
         name: Short, for the folder and the command, e.g. `batch_size`.
-        problems: On what.
+        problems: Models and data.
         title: The heading of the report.
         question: One sentence that ends in a question mark.
         norms: Norm strings (see `normlab.norms.get`).
-        curves: Over what; over the batch size unless given (see `factors.batch_size_curves`).
+        curves: Factors; the batch size unless given (see `factors.batch_size_curves`).
         tiers: Budgets by name; `budgets.TIERS` unless given.
-        fixed: Sentences that say what is the same in all runs; printed in the report.
-        baseline: The norm others are compared with, in the same cell.
+        fixed: Sentences about everything that is the same in all runs; printed in the report.
+        baseline: The norm to which others are compared, at the same factor value.
         margin: Differences of the metric below this are of no practical interest: in the metric's unit, a fraction
             where it is shown in percent. Unless given, here or by the metric: half a percentage point; other metrics
             need their own.
-        default_learning_rate: What people take who do not tune; a row of its own. `None` for no such row.
+        default_learning_rate: The learning rate of people who do not tune, in a row of its own; `None` for no such row.
     """
 
     name: str
@@ -44,10 +44,10 @@ class Comparison:
     default_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the fields, and that budgets name what there is.
+        """Check the fields, and that budgets name existing problems and curves.
 
         Raises:
-            BadInput: If one cannot be what it should.
+            BadInput: If a field is invalid.
         """
         expect.check_fields(
             self,
@@ -73,15 +73,15 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What one invocation asks for, every default resolved. Written to `comparison.json`.
+    """The request of one invocation, with every default resolved. Written to `comparison.json`.
 
     Attributes:
         comparison: Name of the comparison.
-        source: What the user typed: `batch_size`, or the path of a file; empty for a comparison that only lives in this
-            process.
-        values: For each curve, its factor values.
-        devices: How many of them train one model together, each with its share of every batch.
-        options: What was given for options of the problems.
+        source: Name or path of the comparison as the user typed it, e.g. `batch_size`; empty for a comparison object of
+            this process.
+        values: Factor values by curve.
+        devices: Number of devices that train one model together, each with its share of every batch.
+        options: Values of the options of the problems.
     """
 
     comparison: str

@@ -1,4 +1,4 @@
-"""Finding comparisons: by name in `benchmarks/`, or as a Python file that defines `comparison = Comparison(...)`."""
+"""Find comparisons: by name in `benchmarks/`, or as a Python file that defines `comparison = Comparison(...)`."""
 
 import ast
 import sys
@@ -18,20 +18,20 @@ _PACKAGE = Path(__file__).resolve().parents[2]
 
 
 def folders() -> list[Path]:
-    """Where named comparisons are: inside the package where it was installed from a wheel, else beside it."""
+    """List the folders of named comparisons: inside a package installed from a wheel, else beside the package."""
     installed = [_PACKAGE / "_benchmarks", _PACKAGE / "_experiments"]
     checkout = [_PACKAGE.parent / "benchmarks", _PACKAGE.parent / "experiments"]
     return [folder for folder in installed if folder.is_dir()] or [folder for folder in checkout if folder.is_dir()]
 
 
 def known() -> dict[str, Path]:
-    """The named comparisons and their files."""
+    """Find the named comparisons and their files."""
     files = [path for folder in folders() for path in sorted(folder.glob("*.py"))]
     return {path.stem: path for path in files if defines_comparison(path)}
 
 
 def defines_comparison(path: Path) -> bool:
-    """Whether a file assigns `comparison` at its top level, found without running it."""
+    """Check whether a file assigns `comparison` at its top level, without running the file."""
     body = imports.parsed(path).body
     targets = [t for node in body if isinstance(node, ast.Assign) for t in node.targets]
     targets += [node.target for node in body if isinstance(node, ast.AnnAssign)]
@@ -45,7 +45,7 @@ def locate(source: str) -> Path:
         source: A name (`batch_size`) or the path of a `.py` file.
 
     Raises:
-        BadInput: If there is none.
+        BadInput: If there is no such comparison.
     """
     path = Path(source)
     if path.suffix == ".py" or len(path.parts) > 1:
@@ -59,10 +59,10 @@ def locate(source: str) -> Path:
 
 
 def files(source: str) -> list[Path]:
-    """The file of a comparison and those beside it that it imports, directly or not, wherever in the text.
+    """Find the file of a comparison and the files beside it that it imports, directly or not, anywhere in the text.
 
-    Found without running them, so that every process finds the same. Of a package all files count. What is imported in
-    another way is found by `code`.
+    No file is run, so that every process finds the same ones. All files of a package count. `code` finds files that are
+    imported in other ways.
     """
     first = locate(source)
     found, waiting = {first}, [first]
@@ -77,11 +77,11 @@ def files(source: str) -> list[Path]:
 def load(source: str) -> Comparison:
     """Run the file of a comparison and return its `comparison`.
 
-    The file may import what lies beside it, now or while its functions run (see `importing`); those files are run again
+    The file may import modules beside it, now or while its functions run (see `importing`); those modules are run again
     with it.
 
     Raises:
-        BadInput: If the file is missing, fails, or defines none.
+        BadInput: If the file is missing, fails, or defines no comparison.
     """
     path = locate(source)
     for file in files(source)[1:]:
@@ -104,10 +104,10 @@ def load(source: str) -> Comparison:
 
 @contextmanager
 def importing(path: Path | None) -> Iterator[None]:
-    """Look imports up in the folder of a comparison first, as for a script, while code of it runs.
+    """Search imports in the folder of a comparison first, like those of a script, while its code runs.
 
     Args:
-        path: The comparison's file; `None` where there is none.
+        path: The comparison's file; `None` for a comparison object.
     """
     if path is None:
         yield
@@ -119,7 +119,7 @@ def importing(path: Path | None) -> Iterator[None]:
     sys.path.insert(0, folder)
     try:
         yield
-    finally:  # what the code has added to the path stays
+    finally:  # additions of the code to the path stay
         with suppress(ValueError):
             sys.path.remove(folder)
         if at is not None:
@@ -127,14 +127,14 @@ def importing(path: Path | None) -> Iterator[None]:
 
 
 class _Uncached(SourceFileLoader):
-    """Loads what is in a file and never what was compiled before, since keys hash the source."""
+    """Loads the source of a file and never its bytecode, since keys hash the source."""
 
     def get_code(self, fullname: str) -> CodeType:
         return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def _executed(path: Path) -> ModuleType:
-    """Run a file as a module of its own."""
+    """Execute a file as a module of its own."""
     name = f"normlab_comparison_{path.stem}"
     loader = _Uncached(name, str(path))
     spec = spec_from_loader(name, loader)
@@ -148,16 +148,16 @@ def _executed(path: Path) -> ModuleType:
 def code(source: str, also: Iterable[str] = ()) -> dict[str, Path]:
     """Find the user's files that decide the numbers of a comparison, by name.
 
-    These are `files`, and what this process has run since it loaded the comparison, in whatever way and wherever it
-    lies, unless it is part of Python, of normlab, or installed. To be asked after every cell has been traced.
+    These are `files`, and all files that this process has run since it loaded the comparison, except for those of
+    Python, of normlab, or of installed packages. Call this after every configuration has been traced.
 
     Args:
-        source: Of the comparison.
-        also: Names of further files, as another process found them; those that are not here are left out.
+        source: Name or path of the comparison.
+        also: Names of further files that another process found; files that are missing here are left out.
 
     Returns:
-        For each file its path in the comparison's folder, else the name of its module, so that a folder that is moved
-        has the same names.
+        The files by their path in the comparison's folder, else by the name of their module, so that a moved folder has
+        the same names.
     """
     path = locate(source)
     found = imports.named([*files(source), *imports.run_by(path)], path)
@@ -171,8 +171,8 @@ def beside(source: str, recorded: Iterable[str]) -> dict[str, Path]:
     """Find files of a comparison by name as `code` does, without importing anything: those in its folder alone.
 
     Args:
-        source: Of the comparison.
-        recorded: Names of files, which a folder may have chosen.
+        source: Name or path of the comparison.
+        recorded: Names of files, from an untrusted folder.
     """
     folder = locate(source).parent
     inside = {name: (folder / name).resolve() for name in recorded if name.endswith(".py")}
@@ -181,7 +181,7 @@ def beside(source: str, recorded: Iterable[str]) -> dict[str, Path]:
 
 
 _NORMS: dict[Path, set[str]] = {}
-"""Names of norms that files have registered: a file that is loaded again may register them again."""
+"""Names of the norms that files have registered: a file that is loaded again may register them again."""
 
 
 def _norms() -> set[str]:
@@ -198,7 +198,7 @@ def _forget_norms_of(path: Path) -> None:
 
 
 def _beside(folder: Path, name: str) -> list[Path]:
-    """The files in a folder that `import name` runs or may run; this package's own are not a comparison's."""
+    """List the files in a folder that `import name` may run, without those of this package."""
     if folder / name == _PACKAGE:
         return []
     if (folder / name / "__init__.py").is_file():

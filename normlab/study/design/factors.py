@@ -19,10 +19,10 @@ class Factor:
     Attributes:
         name: The key in records and config files, e.g. `batch_size`.
         label: For axes and headings, with the unit, e.g. `batch size (examples)`.
-        flag: The command-line flag that selects values, e.g. `--batch-sizes`; another for every curve.
-        values: All values of the curve, in the order they are shown.
+        flag: The command-line flag that selects values, e.g. `--batch-sizes`; different for every curve.
+        values: All values of the curve, in their order in figures and tables.
         log: Whether plots use a logarithmic axis.
-        reference: The value that a norm's errors at the others are compared with; `None` for no such comparison.
+        reference: The value to which the errors of a norm at other values are compared; `None` for no comparison.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Factor:
         """Check the fields.
 
         Raises:
-            BadInput: If one cannot be what it should.
+            BadInput: If a field is invalid.
         """
         expect.check_fields(
             self,
@@ -61,17 +61,17 @@ class Factor:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A factor and what varies with it. A comparison may draw several, each with its own claim.
+    """A factor, and how configurations depend on it. A comparison may have several curves, each with its own claim.
 
     Attributes:
         name: Short, for flags and records, e.g. `deployed`.
         title: A heading that says what varies and what does not.
         factor: The x-axis.
         config: `factor value -> training fields of a run`, e.g. `{"batch_size": value}`.
-        norm_options: `(norm name, factor value) -> options` that the factor gives a norm. A norm whose cells come out
+        norm_options: `(norm name, factor value) -> options` that the factor gives a norm. A norm whose configuration is
             the same at all values is run once and drawn as a flat reference.
-        shows: One sentence for the report: what can be read off this curve.
-        hides: One sentence for the report: what cannot.
+        shows: One sentence for the report: what the curve shows.
+        hides: One sentence for the report: what the curve cannot show.
         advises: Whether recommendations rest on this curve.
     """
 
@@ -117,7 +117,7 @@ def by_curve(values: Any) -> Mapping[str, tuple[Value, ...]]:
     """Check the values of each curve."""
     if not isinstance(values, Mapping):
         raise TypeError(values)
-    return {name: _VALUES.of(f"`values[{name!r}]` of `Tier`", found) for name, found in values.items()}
+    return {name: _VALUES.of(f"`values[{name!r}]` of `Tier`", of_curve) for name, of_curve in values.items()}
 
 
 _VALUE = expect.Kind("a number or text", _a_value, "Give one such as 32.")
@@ -144,15 +144,15 @@ def batch_size_curves(
     batch_size: int | None = None,
     reference: int | None = None,
 ) -> tuple[Curve, ...]:
-    """Make the two curves over the batch size: what one gets, and what the statistics alone do.
+    """Make the two curves over the batch size: as deployed, and with the effect of the statistics isolated.
 
     Args:
         deployed: Batch sizes of optimizer and statistics, together.
-        isolated: Sizes of the statistics' batch, in a batch of the optimizer that is always the same; for norms whose
-            statistics cross examples. The others do not change, and are drawn for reference. Empty for no such curve.
-        batch_size: That batch of the optimizer; the largest of `isolated` unless given.
-        reference: The value of `deployed` that a norm's errors at the others are compared with; the largest unless
-            given.
+        isolated: Batch sizes of the statistics, at one batch size of the optimizer; for norms whose statistics cross
+            examples. The other norms do not change, and are drawn for reference. Empty for no such curve.
+        batch_size: The batch size of the optimizer in `isolated`; the largest of `isolated` unless given.
+        reference: The value of `deployed` to which the errors of a norm at other values are compared; the largest
+            unless given.
 
     Raises:
         BadInput: If a size is no positive whole number, or there is none, or it is larger than the batch.
@@ -191,7 +191,9 @@ def _deployed(values: tuple[int, ...], reference: int) -> Curve:
 
 def _isolated(values: tuple[int, ...], batch_size: int) -> Curve:
     def options(norm: str, value: Value) -> Mapping[str, Any]:
-        chunked = norms.get(norm).entry.ghost_batches and value != batch_size  # equal: the cell of the other curve
+        chunked = (
+            norms.get(norm).entry.ghost_batches and value != batch_size
+        )  # equal: the same configuration as in `deployed`
         return {"ghost_batch_size": value} if chunked else {}
 
     return Curve(

@@ -1,4 +1,4 @@
-"""Finding the user's files that a comparison runs, in whatever way it imports them, while this process runs it."""
+"""Find the user's files that a comparison runs, in whatever way it imports them, while this process runs it."""
 
 import ast
 import sys
@@ -11,13 +11,13 @@ from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 COMPARISONS = ("_benchmarks", "_experiments")
-"""Folders of comparisons in a package that was installed from a wheel: each counts where it is what is run."""
+"""Folders of comparisons in a package installed from a wheel: their files are user files when they are run."""
 
 _VERSIONED = ("jax", "jaxlib", "flax", "optax", "numpy")
-"""Packages that are known by their versions, also where they are not installed but lie in a folder of their own."""
+"""Packages identified by their versions, also where they are imported from a checkout."""
 
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
-"""Folders that installers write to."""
+"""Folders of installed packages."""
 
 COMPUTED = "*"
 
@@ -25,16 +25,16 @@ _RUN: list[str] = []
 """Names of files whose code this process has run since it loaded its first comparison, in that order."""
 
 _SINCE: dict[Path, int] = {}
-"""How many there were when a comparison was loaded last, or asked for last."""
+"""Length of `_RUN` when a comparison was last loaded or queried."""
 
 _OF: dict[Path, dict[Path, None]] = {}
-"""The user's files that a comparison has been found to run."""
+"""The user's files that a comparison has run so far."""
 
 
 def begin(comparison: Path) -> None:
-    """Note from now on which files this process runs, and forget modules beside the comparison that it has run before.
+    """Start to note the files that this process runs, and unload modules beside the comparison that it ran before.
 
-    Python says whenever it runs the code of a file, which also finds what is in no `sys.modules`.
+    An audit hook of Python reports every file whose code is run, also files that are not in `sys.modules`.
     """
     _watch()
     beside = {file for file in _OF.get(comparison, ()) if file.is_relative_to(comparison.parent)}
@@ -48,8 +48,8 @@ def run_by(comparison: Path, *, mentioned: bool = True) -> list[Path]:
     """Find the user's files that this process has run since it loaded a comparison.
 
     Args:
-        comparison: Its file.
-        mentioned: Whether to add what these files import by name and this process had imported before.
+        comparison: The file of the comparison.
+        mentioned: Whether to add modules that these files import by name and this process had imported before.
     """
     found = _OF.setdefault(comparison, {})
     new = dict.fromkeys(_RUN[_SINCE.get(comparison, len(_RUN)) :])
@@ -70,24 +70,24 @@ def named(files: Iterable[Path], comparison: Path) -> dict[str, Path]:
 
 
 def find(name: str, comparison: Path) -> Path | None:
-    """The file that `named` would give this name; `None` where there is none here."""
+    """Find the file to which `named` gives a name; `None` where there is none here."""
     if (comparison.parent / name).is_file():
         return comparison.parent / name
     try:
         spec = find_spec(name)
-    except Exception:  # of the packages that the module is in, which this imports
+    except Exception:  # of its parent packages, which `find_spec` imports
         return None
     return _file(spec.origin) if spec and spec.origin else None
 
 
 def mentioned_in(path: Path, module: str = "") -> Iterator[str]:
-    """The names of all modules that a file imports wherever in its text, also by `importlib.import_module("name")`.
+    """Yield the names of all modules that a file imports anywhere, also by `importlib.import_module("name")`.
 
     `COMPUTED` stands for a name that is no constant.
 
     Args:
         path: The file.
-        module: What it is as a module, by which relative imports are understood; those of a package end in `.__init__`.
+        module: The name of its module, to resolve relative imports; for a package with `.__init__` at the end.
     """
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
@@ -99,7 +99,7 @@ def mentioned_in(path: Path, module: str = "") -> Iterator[str]:
 
 
 def parsed(path: Path) -> ast.Module:
-    """The syntax tree of a file; an empty one where there is none, which loading it will tell."""
+    """Parse a file; return an empty tree for invalid code, which loading the file will report."""
     try:
         return ast.parse(path.read_text("utf-8"))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -116,14 +116,14 @@ def _imported_from(node: ast.ImportFrom, package: str) -> Iterator[str]:
     if node.level:
         try:
             name = resolve_name(name, package)
-        except ImportError:  # beyond the top, which running it will tell
+        except ImportError:  # beyond the top, which running the file will report
             return
     yield name
     yield from (f"{name}.{alias.name}" for alias in node.names)
 
 
 def _mentioned(files: Iterable[Path], folder: Path) -> list[Path]:
-    """The user's modules in this process that files import by name, directly or not; for any name all in a folder."""
+    """List the user's loaded modules that files import, directly or not; for a computed name all in a folder."""
     modules = _modules()
     names = {file: name for name, file in modules.items()}
     any_name = {name for name, file in modules.items() if file.is_relative_to(folder)}
@@ -142,15 +142,15 @@ def _mentioned(files: Iterable[Path], folder: Path) -> list[Path]:
 
 
 def _modules() -> dict[str, Path]:
-    """The modules in this process that have a file, by name; not the script that Python was started with."""
+    """Map the names of loaded modules to their files, without the main script."""
     found = {name: _file_of(module) for name, module in list(sys.modules.items())}
     mains = ("__main__", "__mp_main__")
     return {name: file for name, file in found.items() if file and name not in mains}
 
 
 def _file_of(module: object) -> Path | None:
-    """The file of a module; `None` where it has none, as a namespace package and what was made by hand."""
-    try:  # not by `getattr`, which would run what some modules do when they are asked for a name
+    """Return the file of a module; `None` where it has none, like a namespace package."""
+    try:  # not by `getattr`, which would run a `__getattr__` of the module
         name = object.__getattribute__(module, "__dict__").get("__file__")
     except AttributeError:
         return None
@@ -158,13 +158,13 @@ def _file_of(module: object) -> Path | None:
 
 
 def _file(name: str) -> Path | None:
-    """A file as code names it, or the archive that holds it; `None` where there is none."""
+    """Find the file of a code object by its name, or the archive that contains it; `None` where there is none."""
     path = Path(name).absolute()
     return next((file for file in (path, *path.parents) if file.is_file()), None)
 
 
 def _is_users(file: Path, folder: Path) -> bool:
-    """Say whether a file is neither part of Python, nor of this package, nor installed."""
+    """Check that a file is neither part of Python, nor of this package, nor installed."""
     within = file.relative_to(folder) if file.is_relative_to(folder) else file
     if not _INSTALLED.isdisjoint(within.parts):
         return False
@@ -185,7 +185,7 @@ def _standard_library() -> tuple[Path, ...]:
 
 @cache
 def _watch() -> None:
-    """Take note of files that are run, until this process ends: Python has no way to stop that."""
+    """Note the files that are run until this process ends: Python cannot remove an audit hook."""
     run = _RUN
 
     def note(event: str, arguments: tuple[Any, ...]) -> None:

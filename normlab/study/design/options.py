@@ -1,4 +1,4 @@
-"""Options of a comparison, and the kinds of values that they take."""
+"""Options of a comparison, and the kinds of their values."""
 
 import argparse
 import ast
@@ -15,7 +15,7 @@ from normlab.expect import NAME, Kind, Several, an, check_fields, positive, whol
 
 
 class Given(NamedTuple):
-    """A value, and where it was given, for messages."""
+    """A value, and its origin for messages."""
 
     value: Any
     where: str
@@ -23,15 +23,15 @@ class Given(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """Something that can be asked for.
+    """An option of the command line, of files and of Python calls.
 
     Attributes:
         name: The key in files and in Python; the flag is `--` and the name with dashes.
-        kind: What it takes.
-        help: For the command line.
+        kind: The kind of its values.
+        help: Help text of the command line.
         many: Whether it takes several values, each once.
-        metavar: Stands for a value in the help; none for what is on or off.
-        folder: What of its value is in the name of the default folder; nothing unless given.
+        metavar: Placeholder of a value in the help; none for a switch.
+        folder: Maps its value to a part of the name of the default folder; no part unless given.
     """
 
     name: str
@@ -42,43 +42,43 @@ class Option:
     folder: Callable[[Any], str] | None = None
 
     def __post_init__(self) -> None:
-        """Check what it is made of.
+        """Check the fields.
 
         Raises:
-            BadInput: If its name or kind cannot be one.
+            BadInput: If its name or kind is invalid.
         """
         check_fields(self, name=NAME, kind=an(Kind, "Write `study.TEXT`, or `study.Kind(words, convert)`."))
 
     @property
     def flag(self) -> str:
-        """How it is given on the command line."""
+        """The flag on the command line."""
         return f"--{self.name.replace('_', '-')}"
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
-        """Let a parser collect its text."""
+        """Add the option to a parser."""
         if self.metavar is None:
             parser.add_argument(self.flag, action=argparse.BooleanOptionalAction, help=self.help)
         else:
             parser.add_argument(self.flag, nargs="+" if self.many else None, metavar=self.metavar, help=self.help)
 
     def checked(self, given: Given) -> Any:
-        """The value, converted.
+        """Check and convert a value.
 
         Raises:
-            BadInput: If it is not of this option's kind, or a list holds something twice.
+            BadInput: If the value is of another kind, or a list contains a value twice.
         """
         kind = Several(self.kind) if self.many else self.kind
         return kind.of(given.where, given.value)
 
 
 def seconds_of(duration: Any) -> float:
-    """The seconds of `90s`, `8m`, `2h` or `1h30m`.
+    """Convert a duration such as `90s`, `8m`, `2h` or `1h30m` to seconds.
 
     >>> seconds_of("1h30m")
     5400.0
 
     Raises:
-        ValueError: If it is not a duration, or no time at all.
+        ValueError: If it is no duration, or zero.
     """
     match = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", text_of(duration))
     parts = match.groups() if match else ()
@@ -110,7 +110,7 @@ def timeout_of(value: Any) -> float:
 
 
 def text_of(value: Any) -> str:
-    """Return a text as it is, and refuse anything else."""
+    """Return a text unchanged, and reject anything else."""
     if not isinstance(value, str):
         raise ValueError(value)
     return value
@@ -139,13 +139,13 @@ def _file(value: Any) -> str:
 
 
 def key_value(value: Any) -> tuple[str, Any]:
-    """A pair, the value as in the string of a norm: a Python literal, or just text."""
+    """Split `key=value`; the value is a Python literal or plain text, like in the string of a norm."""
     key, equals, text = text_of(value).partition("=")
     if not equals or not key.isidentifier():
         raise ValueError(value)
-    words = {"true": True, "false": False}
-    if text.lower() in words:
-        return key, words[text.lower()]
+    switches = {"true": True, "false": False}
+    if text.lower() in switches:
+        return key, switches[text.lower()]
     with suppress(ValueError, SyntaxError):
         return key, ast.literal_eval(text)
     return key, text
@@ -161,5 +161,5 @@ FOLDER = Kind("the path of a folder", _path, "Write one such as `results`.")
 
 
 def stable(source: str) -> str:
-    """A source that means the same from another folder."""
+    """Convert a source to a form that is valid in any working directory."""
     return str(Path(source).resolve()) if source.endswith(".py") or os.sep in source else source

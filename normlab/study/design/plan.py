@@ -1,12 +1,12 @@
-"""Which runs a comparison needs, derived from what has been recorded: pure, and therefore resumable.
+"""The runs that a comparison needs, derived from its records alone, so that a comparison can be resumed.
 
-A cell is tuned first (every learning rate x every tuning seed), then evaluated at the chosen learning rate with seeds
-that tuning never saw. Cells whose training differs in the norm alone share one grid: where the optimum of any of them
-lies at an end, the grid of all grows there by two points, once. Those are the norms of a column (a problem, a curve, a
-factor value), and all columns of a curve whose factor is an option of the norm.
+A configuration is tuned first (every learning rate x every tuning seed), then evaluated at the chosen learning rate
+with seeds that tuning never saw. Configurations whose training differs in the norm alone share one grid: where the
+optimum of any of them lies at an end, the shared grid grows there by two points, once. The norms of a column (a
+problem, a curve, a factor value) share a grid, and so do all columns of a curve whose factor is an option of the norm.
 
-A cell that cannot be run at all (a norm over spatial axes where there are none, a statistic over one element) has the
-records of its tuning runs, with status `invalid`, and is never evaluated: there is no learning rate to evaluate it at.
+A configuration that cannot be run at all (a norm over spatial axes where there are none, a statistic over one element)
+has the records of its tuning runs, with status `invalid`, and is never evaluated, for want of a learning rate.
 """
 
 import json
@@ -20,8 +20,17 @@ from normlab import expect
 from normlab.study.design.comparison import Comparison, Settings
 from normlab.study.design.factors import Curve, Value
 from normlab.study.design.problem import Problem
-from normlab.study.design.records import EVALUATE, TUNE, TUNING_SEEDS_FROM, Cell, Record, Run, canonical_json, frozen
-from normlab.study.design.tuning import Choice, Grid, choose_learning_rate, further
+from normlab.study.design.records import (
+    EVALUATE,
+    TUNE,
+    TUNING_SEEDS_FROM,
+    Configuration,
+    Record,
+    Run,
+    canonical_json,
+    frozen,
+)
+from normlab.study.design.tuning import Grid, TunedRate, choose_learning_rate, further
 
 if TYPE_CHECKING:
     from normlab.norms import Norm
@@ -35,7 +44,7 @@ Known = Mapping[Run, Record]
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a cell stands: a column (problem, curve, value) and a row (norm) of a table."""
+    """The column (problem, curve, value) and the row (norm) of a configuration in a table."""
 
     problem: str
     curve: str
@@ -44,52 +53,52 @@ class Place:
 
 
 class Plan:
-    """The cells of a comparison under some settings, and from records the runs that are needed.
+    """The configurations of a comparison under some settings, and the runs that are needed given some records.
 
     Attributes:
-        places: Every place of every table with the cell that stands there, column by column.
-        cells: The cells, each once, in the order of their first place.
-        groups: The cells again, those together that share a grid.
+        places: The configuration at every place of every table, column by column.
+        configurations: All configurations, each once, in the order of their first place.
+        groups: The configurations grouped by their common grid.
     """
 
     def __init__(self, comparison: Comparison, settings: Settings) -> None:
-        """Resolve every cell.
+        """Resolve every configuration.
 
         Raises:
             ValueError: If a norm has options that contradict each other, or the comparison needs a margin.
         """
         self.comparison, self.settings = comparison, settings
         self._margins = {problem.name: _margin(comparison, problem) for problem in comparison.problems}
-        self.places = {place: self._cell(place) for place in self._all_places()}
-        self.cells = tuple(dict.fromkeys(self.places.values()))
+        self.places = {place: self._configuration(place) for place in self._all_places()}
+        self.configurations = tuple(dict.fromkeys(self.places.values()))
         self.groups = tuple(self._grouped())
 
-    def place(self, cell: Cell) -> Place:
-        """The first place of a cell."""
-        return self._first[cell]
+    def place(self, configuration: Configuration) -> Place:
+        """Return the first place of a configuration."""
+        return self._first[configuration]
 
     def problem(self, name: str) -> Problem:
-        """The comparison's problem of that name."""
+        """Find a problem by name."""
         return next(problem for problem in self.comparison.problems if problem.name == name)
 
     def margin(self, problem: str) -> float:
-        """The margin of a problem: its metric's, else the comparison's, else half a percentage point."""
+        """Return the margin of a problem: of its metric, else of the comparison, else half a percentage point."""
         return self._margins[problem]
 
     def curve(self, name: str) -> Curve:
-        """The comparison's curve of that name."""
+        """Find a curve by name."""
         return next(curve for curve in self.comparison.curves if curve.name == name)
 
     def resolve(self, place: Place) -> "tuple[Norm, dict[str, Any]]":
-        """The norm at a place with all its options, and the fields its training sees, the problem's options included.
+        """Resolve the norm at a place with all its options, and its training fields with the problem's options.
 
-        What the norm's own string says wins over what the factor sets, and that over the problem's defaults.
+        Options in the norm's string take precedence over options of the factor, and these over the problem's defaults.
         """
         from normlab import norms
 
         problem, curve, norm = self.problem(place.problem), self.curve(place.curve), norms.get(place.norm)
         devices = {"devices": self.settings.devices} if self.settings.devices > 1 else {}
-        of_curve = _CONFIG.of(f"what `config` of the curve `{curve.name}` returns", curve.config(place.value))
+        of_curve = _CONFIG.of(f"the result of `config` of the curve `{curve.name}`", curve.config(place.value))
         if both := devices.keys() & of_curve.keys():
             raise ValueError(
                 f"Expected no `{both.pop()}`, which the curve `{curve.name}` sets, got {devices['devices']}."
@@ -98,11 +107,11 @@ class Plan:
         defaults = problem.norm_options(norm.name, config)
         options = {**defaults, **curve.norm_options(norm.name, place.value), **norm.options}
         if "group_size" in norm.options and "num_groups" not in norm.options:
-            options.pop("num_groups", None)  # the two exclude each other, and what the user wrote wins
+            options.pop("num_groups", None)  # they exclude each other, and the user wrote this one
         return norms.get(norm.name, **options), config
 
     def title(self, norm: str) -> str:
-        """What people call a norm: its title, with the options that its string names; the string itself if unknown."""
+        """Return the title of a norm with the options in its string, or the string itself if the norm is unknown."""
         from normlab import norms
 
         try:
@@ -112,62 +121,70 @@ class Plan:
         _, _, options = norm.partition(":")
         return f"{spec.title} ({options})" if options else spec.title
 
-    def incompatible(self, cell: Cell) -> str:
-        """Why a cell cannot be run at all, empty where it can."""
-        return self._reasons[cell]
+    def incompatible(self, configuration: Configuration) -> str:
+        """Give the reason why a configuration cannot be run at all; empty where it can."""
+        return self._reasons[configuration]
 
-    def of(self, records: Iterable[Record]) -> "dict[Cell, CellPlan]":
-        """For every cell the runs that it needs, as far as the records tell."""
+    def of(self, records: Iterable[Record]) -> "dict[Configuration, ConfigurationPlan]":
+        """Plan the runs of every configuration, as far as the records determine them."""
         known = {record.run: record for record in records}
-        return {cell: self._of(cell, grid, known) for group, grid in self._grids(known) for cell in group}
+        return {
+            configuration: self._of(configuration, grid, known)
+            for group, grid in self._grids(known)
+            for configuration in group
+        }
 
     def planned(self, records: Iterable[Record]) -> list[Run]:
-        """All runs that are known to be needed, whether done or not, in the order in which they should run."""
+        """List all runs known to be needed, finished or not, in their order of execution."""
         return [run for planned in self.of(records).values() for run in planned.runs]
 
     def pending(self, records: Iterable[Record]) -> list[Run]:
-        """The planned runs that have no record. Empty at the end, not before: tuning results bring evaluation runs."""
+        """List the planned runs without a record. Tuning results add evaluation runs; at the end the list is empty."""
         known = {record.run: record for record in records}
         return [run for run in self.planned(known.values()) if run not in known]
 
     def relevant(self, records: Iterable[Record]) -> list[Record]:
-        """The records of planned runs, in the plan's order; those of other grids, seeds or norms are left out."""
+        """Select the records of planned runs, in the plan's order, without those of other grids, seeds or norms."""
         known = {record.run: record for record in records}
         return [known[run] for run in self.planned(known.values()) if run in known]
 
-    def tuning_runs(self, cell: Cell, grid: Sequence[float]) -> tuple[Run, ...]:
-        """Every learning rate with every tuning seed."""
+    def tuning_runs(self, configuration: Configuration, grid: Sequence[float]) -> tuple[Run, ...]:
+        """Pair every learning rate with every tuning seed."""
         seeds = range(TUNING_SEEDS_FROM, TUNING_SEEDS_FROM + self.settings.tuning_seeds)
-        return tuple(Run(cell=cell, stage=TUNE, learning_rate=rate, seed=seed) for rate in grid for seed in seeds)
+        return tuple(
+            Run(configuration=configuration, stage=TUNE, learning_rate=rate, seed=seed)
+            for rate in grid
+            for seed in seeds
+        )
 
-    def evaluation_runs(self, cell: Cell, rate: float) -> tuple[Run, ...]:
-        """Every evaluation seed at one learning rate."""
+    def evaluation_runs(self, configuration: Configuration, rate: float) -> tuple[Run, ...]:
+        """List a run for every evaluation seed at one learning rate."""
         seeds = range(self.settings.seeds)
-        return tuple(Run(cell=cell, stage=EVALUATE, learning_rate=rate, seed=seed) for seed in seeds)
+        return tuple(Run(configuration=configuration, stage=EVALUATE, learning_rate=rate, seed=seed) for seed in seeds)
 
     @cached_property
     def devices(self) -> int:
-        """The most devices that train one model together."""
-        return max(dict(cell.config).get("devices", 1) for cell in self.cells)
+        """The largest number of devices that train one model together."""
+        return max(dict(configuration.config).get("devices", 1) for configuration in self.configurations)
 
     @cached_property
-    def _first(self) -> dict[Cell, Place]:
-        return {cell: place for place, cell in reversed(self.places.items())}
+    def _first(self) -> dict[Configuration, Place]:
+        return {configuration: place for place, configuration in reversed(self.places.items())}
 
     @cached_property
-    def _reasons(self) -> dict[Cell, str]:
-        return {cell: self._reason(cell) for cell in self.cells}
+    def _reasons(self) -> dict[Configuration, str]:
+        return {configuration: self._reason(configuration) for configuration in self.configurations}
 
-    def _reason(self, cell: Cell) -> str:
+    def _reason(self, configuration: Configuration) -> str:
         from normlab import norms
 
-        norm, problem = norms.get(cell.norm), self.problem(cell.problem)
+        norm, problem = norms.get(configuration.norm), self.problem(configuration.problem)
         if norm.entry.cell_only and not problem.recurrent:
-            return f"`{cell.norm}` is a norm of recurrent cells, and `{cell.problem}` has none."
+            return f"`{configuration.norm}` is a norm of recurrent cells, and `{configuration.problem}` has none."
         if problem.recurrent and norm.entry.cell is None:
-            return f"`{cell.norm}` has no place in the recurrent cell of `{cell.problem}`."
+            return f"`{configuration.norm}` has no place in the recurrent cell of `{configuration.problem}`."
         if norm.needs_spatial and not problem.spatial:
-            return f"`{cell.norm}` needs spatial axes, and activations of `{cell.problem}` have none."
+            return f"`{configuration.norm}` needs spatial axes, and activations of `{configuration.problem}` have none."
         return ""
 
     def _all_places(self) -> Iterator[Place]:
@@ -178,29 +195,29 @@ class Plan:
                         yield Place(problem=problem, curve=curve, value=value, norm=norm)
 
     def _options(self, problem: Problem) -> dict[str, Any]:
-        given = self.settings.options
-        return {option.name: given[option.name] for option in problem.options if option.name in given}
+        options = self.settings.options
+        return {option.name: options[option.name] for option in problem.options if option.name in options}
 
-    def _cell(self, place: Place) -> Cell:
+    def _configuration(self, place: Place) -> Configuration:
         norm, config = self.resolve(place)
-        given = self._options(self.problem(place.problem))
-        config = {name: value for name, value in config.items() if name not in given}  # in a key, data have a hash
+        of_data = self._options(self.problem(place.problem))  # not in keys, which have a hash of the data
+        config = {name: value for name, value in config.items() if name not in of_data}
         plain = json.loads(canonical_json({**config, "norm": str(norm), "statistics": scope(norm, config)}))
-        return Cell(problem=place.problem, norm=place.norm, config=frozen(plain))
+        return Configuration(problem=place.problem, norm=place.norm, config=frozen(plain))
 
-    def _grouped(self) -> Iterator[tuple[Cell, ...]]:
-        """Cells that differ in their norm alone make one group."""
-        groups: dict[tuple[Any, ...], list[Cell]] = {}
-        for cell in self.cells:
-            rest = tuple((name, value) for name, value in cell.config if name not in ("norm", "statistics"))
-            groups.setdefault((cell.problem, rest), []).append(cell)
+    def _grouped(self) -> Iterator[tuple[Configuration, ...]]:
+        """Group the configurations that differ in their norm alone."""
+        groups: dict[tuple[Any, ...], list[Configuration]] = {}
+        for configuration in self.configurations:
+            rest = tuple((name, value) for name, value in configuration.config if name not in ("norm", "statistics"))
+            groups.setdefault((configuration.problem, rest), []).append(configuration)
         yield from map(tuple, groups.values())
 
-    def _grids(self, known: Known) -> "Iterator[tuple[Sequence[Cell], Grid]]":
-        """Every group with its grid: the settings', grown at the ends where a tuned cell has its optimum."""
+    def _grids(self, known: Known) -> "Iterator[tuple[Sequence[Configuration], Grid]]":
+        """Pair every group with its grid, which grows at an end where a tuned configuration has its optimum."""
         base = self.settings.learning_rates
         for group in self.groups:
-            found = [known.get(run) for cell in group for run in self.tuning_runs(cell, base)]
+            found = [known.get(run) for configuration in group for run in self.tuning_runs(configuration, base)]
             there = [record for record in found if record]
             if not self.settings.extend:
                 yield group, Grid(base, final=True)
@@ -211,56 +228,58 @@ class Plan:
 
     def _grown(self, tuned: Sequence[Record]) -> "Grid":
         base = self.settings.learning_rates
-        by_cell: dict[Cell, list[Record]] = {}
+        by_configuration: dict[Configuration, list[Record]] = {}
         for record in tuned:
-            by_cell.setdefault(record.run.cell, []).append(record)
-        chosen = {choice.learning_rate for found in by_cell.values() if (choice := choose_learning_rate(found))}
+            by_configuration.setdefault(record.run.configuration, []).append(record)
+        chosen = {
+            choice.learning_rate for found in by_configuration.values() if (choice := choose_learning_rate(found))
+        }
         below, above = further(base)
         below, above = (below if base[0] in chosen else ()), (above if base[-1] in chosen else ())
         return Grid((*below, *base, *above), final=True)
 
-    def _of(self, cell: Cell, grid: "Grid", known: Known) -> "CellPlan":
-        if self.incompatible(cell):
-            return CellPlan(tuning=self.tuning_runs(cell, self.settings.learning_rates))
-        tuning, default = self.tuning_runs(cell, grid.rates), self.settings.default_learning_rate
+    def _of(self, configuration: Configuration, grid: "Grid", known: Known) -> "ConfigurationPlan":
+        if self.incompatible(configuration):
+            return ConfigurationPlan(tuning=self.tuning_runs(configuration, self.settings.learning_rates))
+        tuning, default = self.tuning_runs(configuration, grid.rates), self.settings.default_learning_rate
         tuned = [known[run] for run in tuning if run in known]
         complete = grid.final and len(tuned) == len(tuning)
         choice = choose_learning_rate(tuned) if complete else None
-        return CellPlan(
+        return ConfigurationPlan(
             tuning=tuning,
-            untuned=() if default is None else self.evaluation_runs(cell, default),
+            untuned=() if default is None else self.evaluation_runs(configuration, default),
             choice=choice,
-            evaluation=self.evaluation_runs(cell, choice.learning_rate) if choice else (),
+            evaluation=self.evaluation_runs(configuration, choice.learning_rate) if choice else (),
             to_come=0 if complete else self.settings.seeds,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellPlan:
-    """The runs of a cell, as far as records tell.
+class ConfigurationPlan:
+    """The runs of a configuration, as far as records determine them.
 
     Attributes:
-        tuning: On the grid.
-        untuned: At the default learning rate; they wait for nothing.
-        choice: What tuning chose; `None` while it is not complete, and for a cell that cannot be run.
-        evaluation: At the chosen learning rate.
-        to_come: How many more runs there will be once tuning is complete, at most.
+        tuning: Runs on the grid.
+        untuned: Runs at the default learning rate, which need no tuning.
+        choice: The tuned learning rate; `None` while tuning is incomplete, and for a configuration that cannot be run.
+        evaluation: Runs at the chosen learning rate.
+        to_come: The most runs that will be added once tuning is complete.
     """
 
     tuning: tuple[Run, ...]
     untuned: tuple[Run, ...] = ()
-    choice: Choice | None = None
+    choice: TunedRate | None = None
     evaluation: tuple[Run, ...] = ()
     to_come: int = 0
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        """All of them, each once, in the order in which they should run."""
+        """All runs, each once, in their order of execution."""
         return tuple(dict.fromkeys((*self.tuning, *self.untuned, *self.evaluation)))
 
 
 def scope(norm: "Norm", config: Mapping[str, Any]) -> str:
-    """How many examples share the statistics of a norm in training, and on how many devices they are.
+    """Describe how many examples share the statistics of a norm in training, and on how many devices.
 
     >>> from normlab import norms
     >>> scope(norms.get("batch:ghost_batch_size=4"), {"batch_size": 16, "devices": 8})
@@ -285,13 +304,13 @@ def _margin(comparison: Comparison, problem: Problem) -> float:
     if not problem.metric.percent:
         raise ValueError(
             f"Expected `margin` in the unit of `{problem.metric.name}`, the metric of `{problem.name}`, got none. "
-            "Say in the comparison what difference would not matter to you."
+            "Give in the comparison the largest difference that would not matter to you."
         )
     return HALF_A_POINT
 
 
 def _are_fields(value: Any) -> bool:
-    """Whether these are fields by name, each a value that can be told from others by its hash."""
+    """Check for fields by name with hashable values."""
     return isinstance(value, Mapping) and all(
         isinstance(name, str) and isinstance(field, Hashable) for name, field in value.items()
     )

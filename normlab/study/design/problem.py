@@ -1,4 +1,4 @@
-"""Problems: what is trained and what is reported of it."""
+"""Problems: models and data to train, and the metrics to report."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 MEASURED_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""At which shares of training series are measured."""
+"""Shares of training at which series are measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """What is reported of a model; lower is better.
+    """A number that is reported of a model; lower is better.
 
     Attributes:
         name: For axes and headings, e.g. `test error`.
-        percent: Whether it is a fraction, shown in percent; any other number is shown as it is.
-        margin: Differences below this are of no practical interest; see `Comparison.margin`, which holds unless given.
-        shared: Whether it is that of something beside the norms, such as a baseline, and therefore the same for all of
-            them at a factor value; shown once, and drawn across the figure of errors.
+        percent: Whether the number is a fraction, shown in percent; other numbers are shown unchanged.
+        margin: Differences below this are of no practical interest; `Comparison.margin` unless given.
+        shared: Whether the number belongs to a baseline other than the norms, and is the same for all norms at a factor
+            value; shown once, and drawn across the figure of errors.
     """
 
     name: str = "test error"
@@ -47,20 +47,20 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """Numbers that are measured of a model before training, at each quarter of it and at its end.
+    """Numbers measured of a model before training, after each quarter of training and at its end.
 
     Attributes:
         name: Short, for records and files, e.g. `gradient`.
         title: A heading.
-        x_label: What the numbers lie along, with its unit, e.g. `time step`.
-        y_label: What they are, with the unit.
-        x: Where each of them lies; for a single number the share of training takes its place.
-        log: Whether the numbers are drawn on a logarithmic axis; then medians over seeds are drawn, else means.
-        log_x: Whether where they lie is.
-        during: Whether the middle of training is drawn, too.
-        at_end: Whether only what is there at the end is drawn, such as a record of the whole training. Where that is so
-            of all series of a problem, nothing is measured before.
-        shows: Sentences for the report: what can be read off it, and how it is measured.
+        x_label: Label of the x-axis with its unit, e.g. `time step`.
+        y_label: Label of the y-axis with its unit.
+        x: Position of each number; a single number is drawn over the share of training instead.
+        log: Whether the y-axis is logarithmic; then medians over seeds are drawn, else means.
+        log_x: Whether the x-axis is logarithmic.
+        during: Whether the middle of training is also drawn.
+        at_end: Whether only the series at the end is drawn, such as a record of the whole training. Where this is true
+            of all series of a problem, nothing is measured before the end.
+        shows: Sentences for the report: what the series shows, and how it is measured.
     """
 
     name: str
@@ -88,19 +88,19 @@ class Problem:
     Attributes:
         name: Short, for records and flags, e.g. `mlp`.
         title: For people, e.g. `MLP 64-100-100-10 on digits`.
-        build: `(norm, config) -> Program`: the pure `init`, `step` and `evaluate` of one cell; `config` holds the
-            training fields of that cell (`epochs`, and what `Curve.config` gives for the factor's value). It imports
-            JAX inside and raises `ValueError` for what cannot be trained.
-        norm_options: `(norm name, config) -> options` that a norm gets here unless its string names them, e.g. the
-            number of groups that fits the width.
+        build: `(norm, config) -> Program`: the pure `init`, `step` and `evaluate` of one configuration; `config` holds
+            its training fields (`epochs`, and the result of `Curve.config` for the factor's value). The function
+            imports JAX inside and raises `ValueError` for what cannot be trained.
+        norm_options: `(norm name, config) -> options` of a norm unless its string names them, e.g. the number of groups
+            that fits the width.
         spatial: Whether activations have spatial axes; norms that need them are recorded as `invalid` elsewhere.
-        recurrent: Whether the norm goes into a recurrent cell; norms of cells are recorded as `invalid` elsewhere, and
-            norms that no cell takes are here.
-        metric: What is reported.
-        side: What else is reported of evaluated models; names are those that `Program.evaluate` gives.
-        series: What is measured before, during and after training; names are those that `Program.series` gives.
-        options: What can be asked for on the command line besides; `build` and `norm_options` find what was given in
-            `config`. None of it is in a run's key, which has the hash of the data.
+        recurrent: Whether the norm goes into a recurrent cell. Norms that exist for cells alone are recorded
+            as `invalid` where this is false, and norms that no cell takes where it is true.
+        metric: The metric that norms are compared by.
+        side: Further metrics of evaluated models, with names that `Program.evaluate` returns.
+        series: Series measured before, during and after training, with names that `Program.series` returns.
+        options: Further options of the command line, whose values `build` and `norm_options` find in `config`. They are
+            not in the key of a run, which has the hash of the data.
     """
 
     name: str
@@ -140,7 +140,7 @@ class Problem:
 
 
 def _a_norm(value: Any) -> str:
-    """A norm as its string, which has been read."""
+    """Convert a norm to its string, after parsing it."""
     from normlab import norms
 
     if not isinstance(value, str | norms.Norm):

@@ -1,4 +1,4 @@
-"""A training program: what a problem builds and the loop runs."""
+"""A training program, built by a problem and run by the training loop."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,17 +15,17 @@ Arrays = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Feed:
-    """How a program whose data do not fit gets them: in windows of arrays, which it finds among its data by name.
+    """A source of windows of arrays, for data that do not fit in memory; a program finds the arrays by name.
 
-    `Program.step` then sees the window that its step is in, and `Program.evaluate` one window of held-out examples
-    after the other, of which it gives `errors`, one for each example, and `finite`.
+    `Program.step` receives the window of its step. `Program.evaluate` receives one window of held-out examples after
+    another, and returns `errors`, one for each example, and `finite`.
 
     Attributes:
-        steps: How many updates a window is for.
-        mark: `seed -> a hash` of which examples are in which of its windows.
-        windows: `(seed, n) -> windows`, those behind the first n; the last one is filled up.
-        held_out: `seed -> windows` of the examples for validation and the test; the last one is filled up.
-        shapes: Of the arrays of these two kinds of windows.
+        steps: Number of updates that a window is for.
+        mark: Maps a seed to a fingerprint of its batch order.
+        windows: `(seed, n) -> windows` after the first n; the last one is padded.
+        held_out: `seed -> windows` of the examples for validation and the test; the last one is padded.
+        shapes: Shapes of the arrays of these two kinds of windows.
         metrics: `errors of all held-out examples -> metrics`.
     """
 
@@ -39,32 +39,32 @@ class Feed:
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """The training of one cell, as functions; a run is `init`, then `steps` times `step`, then `evaluate`.
+    """The training of one configuration, as functions; a run is `init`, then `steps` times `step`, then `evaluate`.
 
-    `step` and `evaluate` are pure and traced once a cell. `init` runs operation by operation, outside of the compiled
-    programs: its operations are the same in all cells of a problem, so a process compiles them once, where inside they
-    were more than half of the time to compile a cell (3 of 5 s for the MLP).
+    `step` and `evaluate` are pure and traced once a configuration. `init` runs operation by operation, outside of the
+    compiled programs: its operations are the same in all configurations of a problem, so a process compiles them once.
+    Inside the programs they took more than half of the time to compile a configuration (3 of 5 s for the MLP).
 
     Attributes:
         data: Arrays that all runs share, by name.
-        marks: What else is to tell these data from others, by name; no device sees it.
-        init: `seed -> state`, a pytree of arrays that holds all that the seed decides: split, parameters, order.
+        marks: Further arrays by name that enter the hash of the data; no device has them.
+        init: `seed -> state`, a pytree of arrays with everything that the seed decides: split, parameters, order.
         step: `(state, t, learning_rate, data) -> (state, loss)` for t = 0, 1, ..., `steps - 1`.
-        forward: `(state, t, data) -> loss`: a step as far as its loss, where shapes that do not fit show. Where it is
-            given, cells that differ in a factor's value alone have the whole step traced once before the runs.
+        forward: `(state, t, data) -> loss`: a step as far as its loss, which reveals wrong shapes. With it,
+            configurations that differ in a factor's value alone have the whole step traced once before the runs.
         evaluate: `(state, data) -> metrics`: scalars `validation`, `test` and `finite` (whether all outputs are finite:
             the argmax of NaN is class 0, so an error alone does not show it); `validation_sem`, the standard error of
-            `validation`, and `validation_chance`, chance on the validation examples where that is another, say what
-            has collapsed (see `worker.outcome.status_of`); others are kept beside them.
+            `validation`, and `validation_chance`, chance on the validation examples where it differs from `chance`,
+            decide whether a run has collapsed (see `worker.outcome.status_of`); further scalars are recorded as well.
         steps: Number of updates.
-        last: Over how many of the last steps `train_loss` is averaged.
+        last: Number of the last steps over which `train_loss` is averaged.
         chance: The metric of a model that has learned nothing; `None` where there is no such number.
         mesh: The devices that train one model together, each with its share of every batch; `None` is one device.
         series: `(state, data) -> vectors by name`, measured at all of `problem.MEASURED_AT`; `None` for nothing.
         at_end: Whether series are measured at the end alone, and are NaN before.
-        about: What the data are, in words, for the report.
-        feed: Where the rest of the data comes from while the program runs; `None` if all of them are in `data`.
-        libraries: Distributions beside JAX, Flax, Optax and NumPy that decide its numbers, e.g. `river`; their versions
+        about: A description of the data for the report.
+        feed: Source of further data while the program runs; `None` if all data are in `data`.
+        libraries: Distributions beyond JAX, Flax, Optax and NumPy that decide its numbers, e.g. `river`; their versions
             are in the key of every run.
     """
 
@@ -86,9 +86,9 @@ class Program:
 
     @property
     def data_hash(self) -> str:
-        """The sha256 of data and marks, for run keys."""
+        """Compute the sha256 of data and marks, for run keys."""
         return data_hash({**self.data, **self.marks})
 
     def sees(self, *, held_out: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
-        """Tell the shapes of all data that a step sees, or an evaluation."""
+        """Return the shapes of all data that a step receives, or an evaluation."""
         return {**jax.eval_shape(lambda: dict(self.data)), **(self.feed.shapes[held_out] if self.feed else {})}

@@ -13,18 +13,18 @@ from normlab.study.design.imports import COMPARISONS
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 
-_READS = "reads what is asked for, which is in the run or in the hash of the data"
+_READS = "reads the request, which is in the run or in the hash of the data"
 _DRIVES = "decides which runs are made, and makes none"
-_KEEPS = "keeps records that are made"
-_SHOWS = "shows records that are made"
+_KEEPS = "stores finished records"
+_SHOWS = "shows finished records"
 EXCUSED: Mapping[str, str] = {
     "normlab.__main__": _READS,
     "normlab.cli": _READS,
-    "normlab.errors": "words of messages",
+    "normlab.errors": "texts of messages",
     "normlab.river": "learns from streams by itself, and is in no comparison",
     "normlab.study.analysis": _SHOWS,
     "normlab.study.api": _DRIVES,
-    "normlab.study.design.imports": "finds what is in the key",
+    "normlab.study.design.imports": "finds the files that are in the key",
     "normlab.study.design.recorded": _KEEPS,
     "normlab.study.design.request": _READS,
     "normlab.study.design.shard": _DRIVES,
@@ -32,20 +32,20 @@ EXCUSED: Mapping[str, str] = {
     "normlab.study.executors": "starts processes, whose environment `worker.strategy` decides, and hands runs and "
     "records between them",
     "normlab.study.report": _SHOWS,
-    "normlab.study.worker.identity": "makes the key itself",
+    "normlab.study.worker.identity": "makes the identity itself",
     "normlab.study.worker.store": _KEEPS,
 }
-"""Modules and packages of this package that cannot decide a number, and why. All others are in every key."""
+"""Modules and packages of this package that cannot decide a number, with reasons. All others are in every key."""
 
 
 @cache  # an edit while a process lives does not change what the process runs
 def own_code() -> str:
-    """The sha256 of all modules of this package that decide the numbers of a run."""
+    """Compute the sha256 of all modules of this package that decide the numbers of a run."""
     return code_hash(deciding(_PACKAGE))
 
 
 def code_hash(files: Mapping[str, Path]) -> str:
-    """The sha256 of the names and contents of files."""
+    """Compute the sha256 of the names and contents of files."""
     digest = hashlib.sha256()
     for name, file in files.items():
         content = file.read_bytes()
@@ -55,7 +55,7 @@ def code_hash(files: Mapping[str, Path]) -> str:
 
 
 def file_hash(file: Path) -> str:
-    """The sha256 of the content of a file."""
+    """Compute the sha256 of the content of a file."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
@@ -70,17 +70,17 @@ def modules(package: Path) -> dict[str, Path]:
 
 
 def deciding(package: Path) -> dict[str, Path]:
-    """Those of the modules of this package, or of a copy of it, that decide the numbers of a run."""
+    """Select the modules of this package, or of a copy of it, that decide the numbers of a run."""
     return {name: file for name, file in modules(package).items() if not is_excused(name)}
 
 
 def is_excused(module: str) -> bool:
-    """Say whether a module, or a package that it is in, is excused."""
+    """Check whether a module, or a package that contains it, is excused."""
     return any(module == name or module.startswith(f"{name}.") for name in EXCUSED)
 
 
 def versions(names: Iterable[str]) -> dict[str, str | None]:
-    """The versions of installed distributions; `None` where there is none."""
+    """Find the versions of installed distributions; `None` where a distribution is missing."""
     found: dict[str, str | None] = {}
     for name in names:
         try:
@@ -91,12 +91,12 @@ def versions(names: Iterable[str]) -> dict[str, str | None]:
 
 
 def usable_cpus() -> int:
-    """How many processors this process may use."""
+    """Count the processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def data_hash(arrays: Mapping[str, np.ndarray]) -> str:
-    """The sha256 of names, types, shapes and bytes, for run keys."""
+    """Compute the sha256 of the names, types, shapes and bytes of arrays, for run keys."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])

@@ -1,6 +1,7 @@
 """The description of a comparison in its folder: plain data that its report needs, so that none of its code runs.
 
-`describe` is written into `comparison.json` by whoever runs the comparison; `RecordedPlan` is the plan of that data.
+The process that runs the comparison writes the result of `describe` into `comparison.json`; `RecordedPlan` is the plan
+from that data.
 """
 
 import dataclasses
@@ -15,16 +16,20 @@ from normlab.study.design.comparison import Comparison, Settings
 from normlab.study.design.factors import Curve, Factor
 from normlab.study.design.plan import Place, Plan
 from normlab.study.design.problem import MEASURED_AT, Metric, Problem, Series
-from normlab.study.design.records import Cell, Record, frozen
+from normlab.study.design.records import Configuration, Record, frozen
 from normlab.study.design.schema import Malformed
 
 MOST_RUNS = 1_000_000
-"""How many runs a folder may plan."""
+"""The most runs that a folder may plan."""
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """Give all that a report needs of a plan's comparison, as JSON holds it."""
-    comparison, settings, numbers = plan.comparison, plan.settings, {cell: i for i, cell in enumerate(plan.cells)}
+    """Describe the comparison of a plan as JSON data, with everything that a report needs."""
+    comparison, settings, numbers = (
+        plan.comparison,
+        plan.settings,
+        {configuration: i for i, configuration in enumerate(plan.configurations)},
+    )
     return {
         **{name: getattr(comparison, name) for name in _OF_COMPARISON},
         "fixed": list(comparison.fixed),
@@ -34,43 +39,53 @@ def describe(plan: Plan) -> dict[str, Any]:
         "titles": {norm: plan.title(norm) for norm in settings.norms},
         "cells": [
             {
-                "problem": cell.problem,
-                "norm": cell.norm,
-                "config": dict(cell.config),
-                "incompatible": plan.incompatible(cell),
+                "problem": configuration.problem,
+                "norm": configuration.norm,
+                "config": dict(configuration.config),
+                "incompatible": plan.incompatible(configuration),
             }
-            for cell in plan.cells
+            for configuration in plan.configurations
         ],
-        "places": [numbers[cell] for cell in plan.places.values()],
+        "places": [numbers[configuration] for configuration in plan.places.values()],
     }
 
 
 class RecordedPlan(Plan):
-    """The plan of a comparison as a folder describes it; nothing can be trained from it."""
+    """The plan of a comparison from the description in a folder; it can be reported and not trained."""
 
     def __init__(self, settings: Settings, described: Mapping[str, Any]) -> None:
-        """Take what a folder holds.
+        """Rebuild the plan.
 
         Args:
-            settings: Those of the folder.
-            described: What `describe` gave, checked by `DESCRIBED`.
+            settings: Settings in the folder.
+            described: Result of `describe`, checked by `DESCRIBED`.
 
         Raises:
             Malformed: If the two contradict each other, or there would be more than `MOST_RUNS` runs.
         """
         _check_agrees(settings, described)
-        cells = [
-            Cell(problem=cell["problem"], norm=cell["norm"], config=frozen(cell["config"]))
-            for cell in described["cells"]
+        configurations = [
+            Configuration(
+                problem=configuration["problem"], norm=configuration["norm"], config=frozen(configuration["config"])
+            )
+            for configuration in described["cells"]
         ]
         self._titles, at = described["titles"], described["places"]
-        self._reasons = {cell: given["incompatible"] for cell, given in zip(cells, described["cells"], strict=True)}
+        self._reasons = {
+            configuration: given["incompatible"]
+            for configuration, given in zip(configurations, described["cells"], strict=True)
+        }
         self._recorded = {
-            Place(problem=problem, curve=curve, value=value, norm=norm): cells[number]
+            Place(problem=problem, curve=curve, value=value, norm=norm): configurations[number]
             for (problem, curve, value, norm), number in zip(_coordinates(settings), at, strict=True)
         }
-        if any((place.problem, place.norm) != (cell.problem, cell.norm) for place, cell in self._recorded.items()):
-            raise Malformed("expected every place to have a cell of its problem and norm, got another", "places")
+        if any(
+            (place.problem, place.norm) != (configuration.problem, configuration.norm)
+            for place, configuration in self._recorded.items()
+        ):
+            raise Malformed(
+                "expected every place to have a configuration of its problem and norm, got another", "places"
+            )
         try:
             with expect.recorded():
                 super().__init__(_comparison(settings, described), settings)
@@ -78,16 +93,16 @@ class RecordedPlan(Plan):
             raise Malformed(str(error), "described") from error
 
     def title(self, norm: str) -> str:
-        """What people call a norm."""
+        """Return the recorded title of a norm."""
         return self._titles[norm]
 
-    def _cell(self, place: Place) -> Cell:
+    def _configuration(self, place: Place) -> Configuration:
         return self._recorded[place]
 
 
 def fits(plan: Plan, record: Record) -> bool:
-    """Whether the series of a record have the shapes of its problem's."""
-    problem = plan.problem(record.run.cell.problem)
+    """Check that the series of a record have the shapes that its problem declares."""
+    problem = plan.problem(record.run.configuration.problem)
     return all(
         len(rows) == len(MEASURED_AT) and all(len(row) == len(series.x) for row in rows)
         for series in problem.series
@@ -161,7 +176,7 @@ DESCRIBED = schema.fields(
         "places": schema.listed(schema.whole(0, MOST_RUNS), MOST_RUNS, least=1),
     }
 )
-"""What `describe` gives, as far as it can be checked alone."""
+"""Check of the result of `describe`, as far as it can be checked without settings."""
 
 
 def _problem(problem: Problem) -> dict[str, Any]:
@@ -182,14 +197,14 @@ def _curve(curve: Curve, values: Iterable[Any]) -> dict[str, Any]:
 
 
 def _check_agrees(settings: Settings, described: Mapping[str, Any]) -> None:
-    """Compare the names and numbers of a description with the settings.
+    """Check the names and numbers of a description against the settings.
 
     Raises:
         Malformed: If they differ.
     """
     names = {kind: tuple(each["name"] for each in described[kind]) for kind in ("problems", "curves")}
-    for kind, asked in (("problems", settings.problems), ("curves", settings.curves)):
-        if names[kind] != asked:
+    for kind, expected in (("problems", settings.problems), ("curves", settings.curves)):
+        if names[kind] != expected:
             raise Malformed("expected those of the settings, in their order, got others", kind)
     for curve in described["curves"]:
         if len(curve["configs"]) != len(settings.values[curve["name"]]):
@@ -200,25 +215,25 @@ def _check_agrees(settings: Settings, described: Mapping[str, Any]) -> None:
                 raise Malformed("expected every name once, got one twice", "problems", problem["name"], kind)
     if described["titles"].keys() != set(settings.norms):
         raise Malformed("expected those of the norms of the settings, got others", "titles")
-    places, cells = described["places"], described["cells"]
+    places, configurations = described["places"], described["cells"]
     if len(places) != sum(1 for _ in _coordinates(settings)):
         raise Malformed(f"expected one for each norm in each column of the settings, got {len(places)}", "places")
-    if set(places) != set(range(len(cells))):
-        raise Malformed("expected the numbers of all cells, and no others", "places")
+    if set(places) != set(range(len(configurations))):
+        raise Malformed("expected the numbers of all configurations, and no others", "places")
     runs = len(settings.learning_rates) * settings.tuning_seeds + 2 * settings.seeds
-    if len(cells) * runs > MOST_RUNS:
-        raise Malformed(f"expected at most {MOST_RUNS} runs, got {len(cells) * runs}", "cells")
+    if len(configurations) * runs > MOST_RUNS:
+        raise Malformed(f"expected at most {MOST_RUNS} runs, got {len(configurations) * runs}", "cells")
 
 
 def _coordinates(settings: Settings) -> Iterable[tuple[str, str, Any, str]]:
-    """Problem, curve, value and norm of every place, in the plan's order."""
+    """Yield problem, curve, value and norm of every place, in the plan's order."""
     for problem, curve in product(settings.problems, settings.curves):
         for value, norm in product(settings.values[curve], settings.norms):
             yield problem, curve, value, norm
 
 
 def _comparison(settings: Settings, described: Mapping[str, Any]) -> Comparison:
-    """The comparison, with functions that only look up what is recorded."""
+    """Build the comparison, with functions that only look up recorded values."""
     tier = Tier(
         epochs=settings.epochs,
         learning_rates=settings.learning_rates,

@@ -1,4 +1,4 @@
-"""Configurations, runs and records, and the keys by which they are kept."""
+"""Configurations, runs and records, and the keys of records."""
 
 import dataclasses
 import hashlib
@@ -9,23 +9,23 @@ from typing import Any
 
 TUNE, EVALUATE = "tune", "evaluate"
 TUNING_SEEDS_FROM = 1000
-"""Tuning seeds count from here, evaluation seeds from 0: they never meet as long as there are fewer of the latter."""
+"""The first tuning seed. Evaluation seeds count from 0, so the two sets are disjoint up to this many seeds."""
 FAILURES = ("diverged", "collapsed", "oom", "error", "timeout")
-"""Statuses counted as failures. The others are `ok`, and `invalid` for what cannot be run at all."""
+"""Statuses counted as failures. The others are `ok`, and `invalid` for a configuration that cannot be run at all."""
 STATUSES = ("ok", *FAILURES, "invalid")
 RETRIED = ("error", "oom", "timeout")
-"""Failures that another try may fix. Divergence and collapse are results."""
+"""Failures that a retry may fix. Divergence and collapse are results."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One compile, many runs. Equal cells are one, wherever they stand (see `plan.Place`).
+class Configuration:
+    """The training that one compiled program does, for many runs. Equal ones share a program (see `plan.Place`).
 
     Attributes:
         problem: Name of the problem.
-        norm: The norm as it was asked for.
-        config: All fields that the training sees, by name; `norm`: the norm with every option; and `statistics`: how
-            many examples share statistics in training, and on how many devices they are.
+        norm: The norm as the user wrote it.
+        config: All fields that training reads, by name; `norm`: the norm with every option; and `statistics`: the
+            number of examples that share statistics in training, and the number of their devices.
     """
 
     problem: str
@@ -38,13 +38,13 @@ class Run:
     """One trained model.
 
     Attributes:
-        cell: Where it belongs.
+        configuration: The configuration of the run.
         stage: `tune` or `evaluate`.
         learning_rate: Peak learning rate.
-        seed: Drives split, initialization and order; tuning and evaluation seeds are disjoint.
+        seed: Decides split, initialization and order; tuning and evaluation seeds are disjoint.
     """
 
-    cell: Cell
+    configuration: Configuration
     stage: str
     learning_rate: float
     seed: int
@@ -52,7 +52,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What is kept of a run: one JSON file.
+    """The record of a run, stored as one JSON file.
 
     Attributes:
         key: sha256 of everything that decides the numbers (`run`, `identity`).
@@ -60,12 +60,12 @@ class Record:
         identity: Code hash, versions, platform, data hash, strategy.
         status: `ok`, one of `FAILURES`, or `invalid`.
         reason: One line, empty when `ok`.
-        metrics: `validation` (always), `test` and what else the program's `evaluate` gives (evaluation runs only),
-            `train_loss`, `chance`; non-finite is None.
-        series: Of evaluation runs, by name: a row of numbers for each time they were taken; non-finite is None.
-        cost: `compile`: seconds until the cell's program was ready; `run` and `step`: seconds of training, all of it
-            and per update; `memory`: bytes that the training program holds on the device; `moved`: bytes that
-            collectives give to a device in an update, where there are several. Never part of a comparison.
+        metrics: `validation` (always), `test` and further metrics of the program's `evaluate` (evaluation runs only),
+            `train_loss`, `chance`; `None` where not finite.
+        series: Series of evaluation runs by name: a row of numbers for each measurement; `None` where not finite.
+        cost: `compile`: seconds until the configuration's program was ready; `run` and `step`: seconds of training, in
+            total and per update; `memory`: bytes that the training program holds on the device; `moved`: bytes that
+            collectives send to a device in an update, where there are several. Never part of a comparison.
     """
 
     key: str
@@ -79,17 +79,17 @@ class Record:
 
 
 def frozen(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """`config` as a cell holds it: sorted, and lists as tuples, so that it can be hashed."""
+    """Convert fields to a hashable form: sorted, with tuples for lists."""
     return tuple(sorted((name, _frozen(value)) for name, value in config.items()))
 
 
 def canonical_json(value: Any) -> str:
-    """`value` as JSON with sorted keys, the same text for equal values; dataclasses become objects, NaN is an error."""
+    """Write JSON with sorted keys, the same text for equal values; dataclasses become objects, NaN is an error."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
 
 
 def content_key(*parts: Any) -> str:
-    """The sha256 of the canonical JSON of `parts`."""
+    """Compute the sha256 of the canonical JSON of `parts`."""
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
 
 
@@ -97,21 +97,28 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
+def as_stored(run: Run) -> dict[str, Any]:
+    """Give a run as nested dictionaries; its configuration is named `cell`, as files and keys have always named it."""
+    fields = dataclasses.asdict(run)
+    return {"cell": fields.pop("configuration"), **fields}
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {"type": type(value).__name__, **dataclasses.asdict(value)}
-    raise TypeError(f"Expected something JSON can hold, got {value!r}.")
+        fields = as_stored(value) if isinstance(value, Run) else dataclasses.asdict(value)
+        return {"type": type(value).__name__, **fields}
+    raise TypeError(f"Expected something JSON can contain, got {value!r}.")
 
 
 def of_problem(identity: Mapping[str, Any], problem: str) -> dict[str, Any]:
-    """The identity of a problem's runs: without the data and the libraries of other problems."""
+    """Restrict an identity to the data and libraries of one problem."""
     own = {**identity, "data": identity["data"].get(problem, "")}
     libraries = own.pop("libraries", {}).get(problem, {})
     return {**own, "versions": {**own.get("versions", {}), **libraries}} if libraries else own
 
 
 def run_key(run: Run, identity: Mapping[str, Any]) -> str:
-    """The key of a run. How many other runs there are is not in it: more seeds keep what has been done.
+    """Compute the key of a run. The key is independent of other runs, so that more seeds keep finished runs.
 
     Args:
         run: The run.
@@ -120,9 +127,9 @@ def run_key(run: Run, identity: Mapping[str, Any]) -> str:
     return content_key(run, identity)
 
 
-def by_cell(runs: Sequence[Run]) -> dict[Cell, list[Run]]:
-    """Group runs, in their order."""
-    groups: dict[Cell, list[Run]] = {}
+def by_configuration(runs: Sequence[Run]) -> dict[Configuration, list[Run]]:
+    """Group runs by configuration, in their order."""
+    groups: dict[Configuration, list[Run]] = {}
     for run in runs:
-        groups.setdefault(run.cell, []).append(run)
+        groups.setdefault(run.configuration, []).append(run)
     return groups

@@ -33,10 +33,10 @@ EXECUTORS = ("local", "slurm", "ray")
 
 
 def options(comparison: Comparison | None) -> dict[str, Option]:
-    """All options by name.
+    """Collect all options by name.
 
     Raises:
-        BadInput: If a curve or a problem brings a flag that is not `--` and a name of its own.
+        BadInput: If a curve or a problem has a flag that is not `--` and a name of its own.
     """
     known = {option.name: option for option in _OPTIONS}
     for problem in comparison.problems if comparison else ():
@@ -52,7 +52,7 @@ def options(comparison: Comparison | None) -> dict[str, Option]:
 
 
 def from_flags(parsed: Mapping[str, Any], comparison: Comparison) -> dict[str, Given]:
-    """What a command line gives, lists split at commas."""
+    """Collect the options of a command line, with lists split at commas."""
     known = options(comparison)
     return {
         name: Given(_split(name, value) if known[name].many else value, f"`{known[name].flag}`")
@@ -62,10 +62,10 @@ def from_flags(parsed: Mapping[str, Any], comparison: Comparison) -> dict[str, G
 
 
 def from_file(path: str, comparison: Comparison) -> dict[str, Given]:
-    """What a TOML file gives; keys are the names of options, with underscores or dashes.
+    """Collect the options of a TOML file, whose keys are names of options with underscores or dashes.
 
     Raises:
-        BadInput: If the file cannot be read, or has a key that is no option or is there twice.
+        BadInput: If the file cannot be read, or has an unknown key or one key twice.
     """
     try:
         content = tomllib.loads(Path(path).read_text("utf-8"))
@@ -88,10 +88,10 @@ def from_file(path: str, comparison: Comparison) -> dict[str, Given]:
 
 
 def from_python(values: Mapping[str, Any], comparison: Comparison) -> dict[str, Given]:
-    """What keyword arguments give.
+    """Collect the options of keyword arguments.
 
     Raises:
-        BadInput: If one is no option.
+        BadInput: If an argument is no option.
     """
     known = options(comparison)
     for name in values:
@@ -101,29 +101,29 @@ def from_python(values: Mapping[str, Any], comparison: Comparison) -> dict[str, 
 
 
 class Request:
-    """What was asked for, checked; what was not given has its default."""
+    """Checked options of an invocation, with defaults for all others."""
 
     def __init__(self, comparison: Comparison, given: Mapping[str, Given]) -> None:
         """Convert all values.
 
         Raises:
-            BadInput: For what is not of its kind.
+            BadInput: If a value is of another kind than its option.
         """
         self.comparison, self.given, self._options = comparison, given, options(comparison)
         self._values = {name: self._options[name].checked(value) for name, value in given.items()}
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value of an option."""
+        """Return the value of an option."""
         return self._values.get(name, default)
 
     def settings(self, source: str) -> Settings:
         """Resolve the settings.
 
         Args:
-            source: Where the comparison came from; empty for one that only lives in this process.
+            source: Name or path of the comparison; empty for a comparison object of this process.
 
         Raises:
-            BadInput: For what is unknown, or contradicts something else.
+            BadInput: If a name is unknown, or two options contradict each other.
         """
         comparison = self.comparison
         name = self.get("tier", DEFAULT_TIER if DEFAULT_TIER in comparison.tiers else next(iter(comparison.tiers)))
@@ -151,7 +151,7 @@ class Request:
         )
 
     def output(self, settings: Settings) -> Path:
-        """The folder for runs and report."""
+        """Choose the folder for runs and report."""
         parts = [settings.comparison, settings.tier]
         parts += [named(settings.options[name]) for name, named in self._folders() if name in settings.options]
         shard = self.get("shard")
@@ -183,18 +183,18 @@ class Request:
         return {name: values[name] for name in curves}
 
     def _of_problems(self, problems: Sequence[str]) -> dict[str, Any]:
-        """What was given for options of the problems."""
-        given: dict[str, Any] = {}
+        """Collect the values of the options of the problems."""
+        values: dict[str, Any] = {}
         for problem in self.comparison.problems:
             named = {option.name: self.get(option.name) for option in problem.options if option.name in self.given}
             if problem.name in problems:
-                given |= named
+                values |= named
         for option in {option.name for problem in self.comparison.problems for option in problem.options}:
-            if option in self.given and option not in given:
+            if option in self.given and option not in values:
                 raise BadInput(
                     f"Expected {self.given[option].where} only with its problem, which is not among `problems`."
                 )
-        return given
+        return values
 
     def _seeds(self, default: int) -> int:
         seeds = self.get("seeds", default)
@@ -207,7 +207,7 @@ class Request:
 
 
 def to_toml(settings: Settings, comparison: Comparison) -> str:
-    """A file for `normlab run NAME_OR_FILE --config` that gives these settings."""
+    """Write settings as a file for `normlab run NAME_OR_FILE --config`."""
     values = {
         "tier": settings.tier,
         "problems": settings.problems,
@@ -228,7 +228,7 @@ def to_toml(settings: Settings, comparison: Comparison) -> str:
 
 
 def _of_curve(curve: Curve) -> Option:
-    """The option of a curve's values, of the kind that the declared ones have."""
+    """Make the option of a curve's values, of the kind of the declared values."""
     factor = curve.factor
     kind = WHOLE if all(isinstance(value, int) for value in factor.values) else NUMBER
     return Option(
@@ -299,14 +299,14 @@ _OPTIONS = (
         name="jobs",
         kind=WHOLE,
         metavar="N",
-        help="cells at a time, each in a worker of its own; on GPUs one worker each (default: one a core on CPU, 1 on "
-        "GPU, 16 on SLURM, one for every CPU of a Ray cluster)",
+        help="configurations at a time, each in a worker of its own; on GPUs one worker each (default: one a core on "
+        "CPU, 1 on GPU, 16 on SLURM, one for every CPU of a Ray cluster)",
     ),
     Option(
         name="executor",
         kind=Kind("the name of an executor", _executor),
         metavar="NAME",
-        help="where workers are: local (this machine, the default), slurm or ray",
+        help="where workers run: local (this machine, the default), slurm or ray",
     ),
     Option(
         name="slurm",
@@ -340,7 +340,7 @@ _OPTIONS = (
         name="shard",
         kind=Kind("i/n with 1 <= i <= n, as in 1/2", _shard, "Count parts from 1."),
         metavar="I/N",
-        help="run the i-th of n parts, into a folder of its own; `normlab merge` puts them together",
+        help="run the i-th of n parts, into a folder of its own; `normlab merge` merges them",
     ),
     Option(
         name="time_budget",
@@ -364,11 +364,11 @@ _OPTIONS = (
 )
 
 _NO_OPTIONS = ("help", "source", "config", "dry_run")
-"""What a command line has besides."""
+"""Further arguments of the command line, which are no options."""
 
 
 def _split(name: str, texts: Sequence[str]) -> list[str]:
-    """Lists on the command line have blanks or commas between values; norms and pairs have commas within, too."""
+    """Split a list at blanks and commas; norms and pairs also contain commas themselves."""
     from normlab import norms
 
     if name == "slurm":
@@ -377,10 +377,10 @@ def _split(name: str, texts: Sequence[str]) -> list[str]:
     return [part for part in parts if part]
 
 
-def _norms(given: Iterable[Any]) -> tuple[str, ...]:
-    found = tuple(map(_norm, given))
-    check_distinct("`norms`", found)
-    return found
+def _norms(values: Iterable[Any]) -> tuple[str, ...]:
+    names = tuple(map(_norm, values))
+    check_distinct("`norms`", names)
+    return names
 
 
 def _toml(value: Any) -> str:

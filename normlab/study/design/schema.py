@@ -1,7 +1,7 @@
 """Checks of JSON that others may have written: types, lengths and ranges, declared as small values.
 
-A check takes what `json` gives and returns it as it is used (lists as tuples), or raises `Malformed`, whose message
-names the place: `settings.seeds: expected a whole number from 1 to 1000, got "3"`.
+A check takes a value from `json` and returns it with tuples for lists, or raises `Malformed`, whose message names the
+place: `settings.seeds: expected a whole number from 1 to 1000, got "3"`.
 """
 
 import json
@@ -14,23 +14,23 @@ from typing import Any, NoReturn
 Check = Callable[[Any], Any]
 
 LARGEST = 1e75
-"""Beyond this, the fourth power of a number is not finite any more, which statistics need."""
+"""The largest number in files: statistics need its fourth power to be finite."""
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Characters that would steer a terminal, or that no file can hold."""
+"""Characters that would control a terminal, or that no file can contain."""
 
 
 class Malformed(ValueError):
-    """The message is a clause: the place, what was expected there, and what came."""
+    """Invalid content of a file. The message is a clause: the place, the expected value, and the value found."""
 
     def __init__(self, problem: str, *place: str | int) -> None:
-        """Remember where in the whole it is, outermost first."""
+        """Store the problem and its place, outermost part first."""
         self.problem, self.place = problem, place
         where = "".join(f"[{part}]" if isinstance(part, int) else f".{_short(part)}" for part in place).lstrip(".")
         super().__init__(f"{where}: {problem}" if where else problem)
 
     def within(self, part: str | int) -> "Malformed":
-        """The same, seen from further out."""
+        """Prefix the place with an outer part."""
         return Malformed(self.problem, part, *self.place)
 
 
@@ -38,8 +38,8 @@ def read_json(path: Path, most: int) -> Any:
     """Parse a file of at most so many bytes.
 
     Raises:
-        Malformed: If it is no regular file, too large, no JSON, nested too deeply, or holds NaN or an infinity.
-        OSError: As the system says.
+        Malformed: If it is no regular file, too large, no JSON, nested too deeply, or contains NaN or an infinity.
+        OSError: If the file cannot be read.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -57,12 +57,12 @@ def read_json(path: Path, most: int) -> Any:
 
 
 def printable(text: str) -> str:
-    """Text without characters that would steer a terminal."""
+    """Replace characters that would control a terminal."""
     return _UNPRINTABLE.sub("?", text)
 
 
 def text(most: int = 200, pattern: str = "") -> Check:
-    """Text of at most so many characters, all of them printable, that a pattern matches whole."""
+    """Check for printable text up to a length, which a pattern matches as a whole."""
 
     def check(value: Any) -> str:
         if not isinstance(value, str):
@@ -77,7 +77,7 @@ def text(most: int = 200, pattern: str = "") -> Check:
 
 
 def whole(low: int, high: int) -> Check:
-    """A whole number in a range, ends included."""
+    """Check for a whole number in a range, ends included."""
 
     def check(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
@@ -88,7 +88,7 @@ def whole(low: int, high: int) -> Check:
 
 
 def number(low: float = -LARGEST, high: float = LARGEST, *, positive: bool = False) -> Check:
-    """A finite number in a range, ends included; or one above zero."""
+    """Check for a finite number in a range, ends included, or above zero."""
 
     def check(value: Any) -> float:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
@@ -107,7 +107,7 @@ def flag(value: Any) -> bool:
 
 
 def one_of(*known: str) -> Check:
-    """One of some words."""
+    """Check for one of some texts."""
 
     def check(value: Any) -> str:
         if value not in known:
@@ -118,12 +118,12 @@ def one_of(*known: str) -> Check:
 
 
 def optional(check: Check) -> Check:
-    """Nothing, or what a check takes."""
+    """Accept `None`, or a value that passes a check."""
     return lambda value: None if value is None else check(value)
 
 
 def any_of(*checks: Check) -> Check:
-    """Whatever one of some checks takes."""
+    """Accept a value that passes one of some checks."""
 
     def check(value: Any) -> Any:
         for each in checks[:-1]:
@@ -137,7 +137,7 @@ def any_of(*checks: Check) -> Check:
 
 
 def listed(check: Check, most: int, *, least: int = 0, once: bool = False) -> Check:
-    """A list with a number of items in a range, each of them once if so asked; gives a tuple."""
+    """Check for a list with a number of items in a range, optionally all different; convert it to a tuple."""
 
     def check_all(value: Any) -> tuple[Any, ...]:
         if not isinstance(value, list | tuple):
@@ -153,7 +153,7 @@ def listed(check: Check, most: int, *, least: int = 0, once: bool = False) -> Ch
 
 
 def table(check: Check, most: int = 1000, keys: Check | None = None) -> Check:
-    """An object with any names, at most so many, whose values are of one kind."""
+    """Check for an object with up to so many names, whose values all pass one check."""
     of_keys = keys or text()
 
     def check_all(value: Any) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def table(check: Check, most: int = 1000, keys: Check | None = None) -> Check:
 def fields(
     required: Mapping[str, Check], others: Mapping[str, Check] | None = None, any_other: Check | None = None
 ) -> Check:
-    """An object with all of some names, perhaps others, and no more unless there is a check for them."""
+    """Check for an object with all required names, optional names, and further names if they have a check."""
     known = {**required, **(others or {})}
 
     def check(value: Any) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def fields(
 
 
 def plain(depth: int, most: int = 1000, *, objects: bool = True) -> Check:
-    """Scalars, and lists (and objects, unless they are ruled out) of them down to some depth."""
+    """Check for scalars, and lists (and objects, unless excluded) of scalars down to some depth."""
     scalar = any_of(flag, number(), optional(text(10_000)))
     if not depth:
         return scalar

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from normlab.errors import BadInput
 from normlab.study.design.plan import Plan
-from normlab.study.design.records import Cell
+from normlab.study.design.records import Configuration
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,18 @@ class Shard:
         return cls(part, parts)
 
     def __str__(self) -> str:
-        """Write it as on the command line."""
+        """Write the shard as on the command line."""
         return f"{self.part}/{self.parts}"
 
     @property
     def suffix(self) -> str:
-        """What tells its folder from those of the other parts."""
+        """The suffix that distinguishes its folder from the folders of the other parts."""
         return f".{self.part}of{self.parts}"
 
-    def cells(self, plan: Plan) -> frozenset[Cell]:
-        """The cells of this part: groups go to the part with the fewest cells so far, the largest group first.
+    def configurations(self, plan: Plan) -> frozenset[Configuration]:
+        """Select the configurations of this part.
+
+        Groups go to the part with the fewest configurations so far, the largest group first.
 
         Raises:
             BadInput: If there are more parts than groups.
@@ -50,7 +52,7 @@ class Shard:
                 f"Expected `--shard` to cut into at most {len(plan.groups)} parts (columns that share a learning-rate "
                 f"grid stay together), got {self.parts}."
             )
-        parts: list[list[Cell]] = [[] for _ in range(self.parts)]
+        parts: list[list[Configuration]] = [[] for _ in range(self.parts)]
         for group in sorted(plan.groups, key=len, reverse=True):
             min(parts, key=len).extend(group)
         return frozenset(parts[self.part - 1])

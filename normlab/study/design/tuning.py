@@ -9,8 +9,13 @@ from normlab.study.design.records import TUNE, Record
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A learning rate, and whether it is the smallest or largest that was tried (the optimum may lie beyond)."""
+class TunedRate:
+    """The learning rate that tuning chose.
+
+    Attributes:
+        learning_rate: The chosen learning rate.
+        edge: Whether it is an end of the grid, beyond which the optimum may lie.
+    """
 
     learning_rate: float
     edge: bool
@@ -18,14 +23,19 @@ class Choice:
 
 @dataclass(frozen=True)
 class Grid:
-    """Learning rates in ascending order, and whether they will not grow any more."""
+    """The learning rates of a group of configurations.
+
+    Attributes:
+        rates: Learning rates in ascending order.
+        final: Whether the grid will grow no further.
+    """
 
     rates: tuple[float, ...]
     final: bool
 
 
 def further(grid: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Two points below a grid and two above it, which continue its pattern.
+    """Continue the pattern of a grid by two points below and two points above.
 
     >>> further((0.01, 0.03, 0.1, 0.3))
     ((0.001, 0.003), (1.0, 3.0))
@@ -41,16 +51,16 @@ def further(grid: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]
     return _rounded(*(rate / step_down for rate in grid[:2])), _rounded(*(rate * step_up for rate in grid[-2:]))
 
 
-def choose_learning_rate(records: Sequence[Record]) -> Choice | None:
-    """Choose from the tuning records of one cell: least median validation error over seeds.
+def choose_learning_rate(records: Sequence[Record]) -> TunedRate | None:
+    """Choose the learning rate with the least median validation error over seeds.
 
     A failed run counts as worse than any error; ties, all-failed included, go to the smaller learning rate.
 
     Args:
-        records: The tuning records of one cell, in any order; records of other stages are ignored.
+        records: The tuning records of one configuration, in any order; records of other stages are ignored.
 
     Returns:
-        The choice, or `None` where nothing was tuned or the cell is `invalid`.
+        The choice, or `None` where nothing was tuned or the configuration is `invalid`.
     """
     errors: dict[float, list[float]] = {}
     for record in records:
@@ -59,15 +69,15 @@ def choose_learning_rate(records: Sequence[Record]) -> Choice | None:
     if not errors:
         return None
     best = min(errors, key=lambda rate: (statistics.median(errors[rate]), rate))
-    return Choice(best, edge=best in (min(errors), max(errors)))
+    return TunedRate(best, edge=best in (min(errors), max(errors)))
 
 
 def validation_error(record: Record) -> float:
-    """The validation error of a run, infinite where the run failed."""
+    """Return the validation error of a run, infinite where the run failed."""
     value = record.metrics.get("validation") if record.status == "ok" else None
     return math.inf if value is None else value
 
 
 def _rounded(*rates: float) -> tuple[float, ...]:
-    """Without the dust of binary fractions."""
+    """Round to six digits, to remove binary rounding errors."""
     return tuple(float(f"{rate:.6g}") for rate in rates)

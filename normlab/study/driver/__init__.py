@@ -1,1 +1,1 @@
-"""Who drives? The loop, its checks before the first run, merging and verifying."""
+"""The driver: the loop, its checks before the first run, merging and verifying."""

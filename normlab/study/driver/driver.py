@@ -20,7 +20,7 @@ from normlab.study.design import discovery
 from normlab.study.design.comparison import Comparison, Settings
 from normlab.study.design.plan import Plan
 from normlab.study.design.recorded import RecordedPlan, describe, fits
-from normlab.study.design.records import RETRIED, Cell, Record, Run, of_problem, run_key
+from normlab.study.design.records import RETRIED, Configuration, Record, Run, of_problem, run_key
 from normlab.study.design.request import Request
 from normlab.study.design.shard import Shard
 from normlab.study.driver import limits, preflight, schedule
@@ -35,20 +35,20 @@ OK, FAILED, UNFINISHED = 0, 1, 3
 
 
 def new_console(*, quiet: bool = False) -> Console:
-    """Where people read along; as wide as a page where it is no terminal."""
+    """Make the console for messages, as wide as a page where it is no terminal."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 120, quiet=quiet)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ways:
-    """How to execute; none of it decides a number, except for the strategy, which is part of every key.
+class ExecutionOptions:
+    """Options of the execution. Only the strategy, which is part of every key, decides numbers.
 
     Attributes:
-        executor: Where workers are.
+        executor: The executor of the workers.
         time_budget: Seconds after which all workers are stopped.
         run_timeout: Seconds that a run may take in a worker; chosen by the median run unless given (see `limits`).
-        retry_failed: Whether runs with a status in `RETRIED` are done again.
-        strategy: Chosen by platform unless given.
+        retry_failed: Whether runs with a status in `RETRIED` are repeated.
+        strategy: Strategy of the runs; chosen by platform unless given.
     """
 
     executor: Executor = field(default_factory=Local)
@@ -58,11 +58,11 @@ class Ways:
     strategy: Strategy | None = None
 
     @classmethod
-    def of(cls, request: Request) -> "Ways":
-        """The ways that were asked for.
+    def of(cls, request: Request) -> "ExecutionOptions":
+        """Read the options of a request.
 
         Raises:
-            BadInput: If they need what is not installed, or contradict each other.
+            BadInput: If options need a missing package, or contradict each other.
         """
         return cls(
             executor=_executor(request),
@@ -73,14 +73,14 @@ class Ways:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What an execution leaves.
+class Completion:
+    """The result of `Invocation.complete`.
 
     Attributes:
-        header: As in the folder.
-        records: Of this and earlier invocations, as far as they are current.
-        done: How many of the planned runs have a record.
-        planned: How many runs there are, about as many while tuning goes on.
+        header: The header of the folder.
+        records: The current records of this and earlier invocations.
+        done: Number of planned runs with a record.
+        planned: Number of planned runs, an estimate until tuning ends.
         outdated: See `identity.outdated`.
     """
 
@@ -93,16 +93,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Invocation:
-    """What to run, where to, and how it was asked for.
+    """One invocation of a comparison.
 
     Attributes:
-        comparison: The question.
-        settings: What was asked for.
+        comparison: The comparison.
+        settings: The settings.
         output: The folder; `None` to write nothing.
-        command: For the report.
-        shard: Which part; `None` is all of it.
-        console: For progress and results.
-        recorded: The plan that a folder describes, where the comparison's own code is not to be run.
+        command: The command, for the report.
+        shard: The part to run; `None` for the whole.
+        console: Console for progress and results.
+        recorded: The plan that a folder describes, used instead of the comparison's code.
     """
 
     comparison: Comparison
@@ -115,17 +115,17 @@ class Invocation:
 
     @classmethod
     def of_folder(cls, folder: Path) -> "tuple[Invocation, Header]":
-        """Find what made a folder, as far as the folder says it.
+        """Read the invocation that made a folder.
 
         Raises:
-            BadInput: If the folder is none that `normlab run` wrote.
+            BadInput: If `normlab run` did not write the folder.
         """
         header, plan = Store(folder).recorded()
         return cls(plan.comparison, header.settings, folder, header.command, recorded=plan), header
 
     @cached_property
     def plan(self) -> Plan:
-        """The cells.
+        """The plan of the comparison.
 
         Raises:
             BadInput: If a norm has options that contradict each other.
@@ -140,24 +140,24 @@ class Invocation:
 
     @property
     def _file(self) -> Path | None:
-        """The comparison's; `None` where it is an object."""
+        """The file of the comparison; `None` for a comparison object."""
         return discovery.locate(self.settings.source) if self.settings.source else None
 
     @cached_property
-    def cells(self) -> frozenset[Cell]:
-        """Those of them that are run here."""
-        return self.shard.cells(self.plan) if self.shard else frozenset(self.plan.cells)
+    def configurations(self) -> frozenset[Configuration]:
+        """The configurations of this shard."""
+        return self.shard.configurations(self.plan) if self.shard else frozenset(self.plan.configurations)
 
     @cached_property
     def store(self) -> RunStore:
         """The folder, or the memory of this process."""
         return MemoryStore() if self.output is None else Store(self.output)
 
-    def run(self, ways: Ways, *, show: bool = False) -> int:
-        """Check, run what has no record yet, report.
+    def run(self, execution: ExecutionOptions, *, show: bool = False) -> int:
+        """Check the input, make the pending runs, and report.
 
         Args:
-            ways: How to execute.
+            execution: Options of the execution.
             show: Open the report in the browser.
 
         Returns:
@@ -165,9 +165,9 @@ class Invocation:
 
         Raises:
             BadInput: Before anything is written.
-            Fault: If something outside broke; finished runs are kept.
+            Fault: If something outside failed; finished runs are kept.
         """
-        outcome = self.complete(ways)
+        outcome = self.complete(execution)
         code = self.report(outcome.header, show=show)
         if outcome.done == outcome.planned:
             return code
@@ -177,14 +177,14 @@ class Invocation:
         )
         return UNFINISHED
 
-    def complete(self, ways: Ways) -> Outcome:
-        """Check, and run what has no record yet.
+    def complete(self, execution: ExecutionOptions) -> Completion:
+        """Check the input, and make the pending runs.
 
         Raises:
             BadInput: Before anything is written.
-            Fault: If something outside broke; finished runs are kept.
+            Fault: If something outside failed; finished runs are kept.
         """
-        start, cells, task = monotonic(), self.cells, self.task(ways)
+        start, configurations, task = monotonic(), self.configurations, self.task(execution)
         with self.store.writing():
             self._set_aside()
             for sentence in self._too_few_seeds():
@@ -205,20 +205,20 @@ class Invocation:
             if outdated := identity.outdated(task.identity, found):
                 self._print(outdated)
             try:
-                done, planned = self._execute(task, cells, known, ways, start + ways.time_budget)
+                done, planned = self._execute(task, configurations, known, execution, start + execution.time_budget)
             except RuntimeError as error:
                 raise error if isinstance(error, Fault) else Fault(str(error)) from error
             finally:
                 header = replace(header, wall_seconds=spent + monotonic() - start)
-                with suppress(Fault):  # where the disk is full, that has been said
+                with suppress(Fault):  # a full disk has been reported
                     self.store.write_header(header)
         records = list(known.values())
-        return Outcome(header=header, records=records, done=done, planned=planned, outdated=outdated)
+        return Completion(header=header, records=records, done=done, planned=planned, outdated=outdated)
 
-    def dry_run(self, ways: Ways) -> None:
-        """Check what can be checked soon, and print the plan."""
-        strategy = self._strategy(ways)
-        checked = self._checked(ways, every=False)
+    def dry_run(self, execution: ExecutionOptions) -> None:
+        """Run the quick checks, and print the plan."""
+        strategy = self._strategy(execution)
+        checked = self._checked(execution, every=False)
         task = self._task(strategy, checked)
         found = self.store.records()
         done = self.plan.relevant(current(self.plan, task.identity, found).values())
@@ -226,14 +226,14 @@ class Invocation:
         self._print("\n".join([*self._described(done), *filter(None, said)]))
 
     def report(self, header: Header, *, show: bool = False) -> int:
-        """Print and write the report of what is in the folder.
+        """Print and write the report of the runs in the folder.
 
         Returns:
-            The exit code: `OK`, or `FAILED` if all is done and no run succeeded.
+            The exit code: `OK`, or `FAILED` if all runs are done and none succeeded.
 
         Raises:
-            BadInput: If the runs that are there are those of something else.
-            Fault: If it cannot be written.
+            BadInput: If all runs in the folder are outdated.
+            Fault: If the report cannot be written.
         """
         from normlab.study.analysis.analyse import analyse
         from normlab.study.report import advice, html
@@ -243,7 +243,7 @@ class Invocation:
         store = Store(self.output)
         with store.reporting():
             for path in store.damaged():
-                self._print(f"Left out `{path}`, which does not hold the run that it should; `normlab run` repeats it.")
+                self._print(f"Left out `{path}`, which does not contain the run of its name; `normlab run` repeats it.")
             found = store.records()
             records = list(current(self.plan, header.identity, found).values())
             outdated = identity.outdated(header.identity, found)
@@ -271,84 +271,91 @@ class Invocation:
             webbrowser.open(path.resolve().as_uri())
         return OK if any(record.status == "ok" for record in records) or self.plan.pending(records) else FAILED
 
-    def task(self, ways: Ways) -> Task:
-        """Check everything that can be checked before a run.
+    def task(self, execution: ExecutionOptions) -> Task:
+        """Check everything that can be checked before a run, and make the task of the workers.
 
         Raises:
-            BadInput: If something is wrong.
+            BadInput: If a check fails.
         """
-        strategy = self._strategy(ways)
-        return self._task(strategy, self._checked(ways))
+        strategy = self._strategy(execution)
+        return self._task(strategy, self._checked(execution))
 
-    def _strategy(self, ways: Ways) -> Strategy:
-        """Check the folder and the ways, and choose how runs are executed, before JAX looks at its devices.
+    def _strategy(self, execution: ExecutionOptions) -> Strategy:
+        """Check the folder and the options, and choose the strategy, before JAX initializes its devices.
 
         Raises:
-            BadInput: If something is wrong.
+            BadInput: If a check fails.
         """
         self.store.check(self.settings.comparison)
         source = self.settings.source
-        if not source and not isinstance(ways.executor, Local):
+        if not source and not isinstance(execution.executor, Local):
             raise BadInput(
                 "Expected a comparison from a file with `executor`, got an object, whose functions cannot be sent to "
                 "other processes. Put it into a file and give its path."
             )
-        if not source and ways.run_timeout is not None:
+        if not source and execution.run_timeout is not None:
             raise BadInput(
                 "Expected a comparison from a file with `run_timeout`, got an object, whose runs are in this process, "
                 "where nothing can stop them. Put it into a file and give its path."
             )
-        share = not isinstance(ways.executor, Local) or (ways.executor.jobs or 1) > 1 or ways.executor.apart
-        strategy = ways.strategy or choose_strategy(alone=not source, share=share, devices=self.plan.devices)
-        ways.executor.check(strategy, self.output)
+        share = (
+            not isinstance(execution.executor, Local) or (execution.executor.jobs or 1) > 1 or execution.executor.apart
+        )
+        strategy = execution.strategy or choose_strategy(alone=not source, share=share, devices=self.plan.devices)
+        execution.executor.check(strategy, self.output)
         return strategy
 
     def _task(self, strategy: Strategy, checked: preflight.Checked) -> Task:
         source = self.settings.source
-        files = discovery.code(source) if source else {}  # now that all cells have been traced
+        files = discovery.code(source) if source else {}  # now that all configurations have been traced
         described = identity.describe(files, checked.hashes, strategy, checked.libraries)
         if not source:
             described["code"]["object"] = _token(self.comparison)
         return Task(source=source, settings=self.settings, identity=described, strategy=strategy, about=checked.about)
 
-    def _checked(self, ways: Ways, *, every: bool = True) -> preflight.Checked:
-        """Trace every cell, or the representatives alone, which runs code of the comparison in this process.
+    def _checked(self, execution: ExecutionOptions, *, every: bool = True) -> preflight.Checked:
+        """Trace every configuration, or the representatives alone, which runs code of the comparison in this process.
 
         Raises:
-            BadInput: If something is wrong.
-            Unfinished: If the time budget is over.
+            BadInput: If a check fails.
+            Unfinished: If the time budget ends.
         """
-        deadline = monotonic() + ways.time_budget
-        of_one = math.inf if ways.run_timeout is None else ways.run_timeout
+        deadline = monotonic() + execution.time_budget
+        run_timeout = math.inf if execution.run_timeout is None else execution.run_timeout
         try:
             with discovery.importing(self._file):
-                return preflight.data_of(self.plan, lambda: min(of_one, deadline - monotonic()), every=every)
+                return preflight.data_of(self.plan, lambda: min(run_timeout, deadline - monotonic()), every=every)
         except limits.OutOfTime:
             if monotonic() >= deadline:
                 raise Unfinished("Stopped by the time budget before the first run. Nothing is lost.") from None
             raise BadInput(
-                f"Expected each model to be built within the {of_one:g} s of `run_timeout`, got no end. Look for what "
-                "waits when a model is built, or give more time."
+                f"Expected each model to be built within the {run_timeout:g} s of `run_timeout`, got no end. Look for "
+                "code that waits when a model is built, or give more time."
             ) from None
 
     def _execute(
-        self, task: Task, cells: frozenset[Cell], known: dict[Run, Record], ways: Ways, deadline: float
+        self,
+        task: Task,
+        configurations: frozenset[Configuration],
+        known: dict[Run, Record],
+        execution: ExecutionOptions,
+        deadline: float,
     ) -> tuple[int, int]:
-        """Add to `known` until nothing is pending or time is over; how many runs are done, of how many."""
-        again = {run for run, record in known.items() if ways.retry_failed and record.status in RETRIED}
+        """Add to `known` until nothing is pending or time is over; return the numbers of finished and planned runs."""
+        again = {run for run, record in known.items() if execution.retry_failed and record.status in RETRIED}
 
         def settled() -> list[Record]:
             return [record for run, record in known.items() if run not in again]
 
         def pending() -> list[Run]:
-            return [run for run in self.plan.pending(settled()) if run.cell in cells]
+            return [run for run in self.plan.pending(settled()) if run.configuration in configurations]
 
-        limit = limits.RunLimit(self.plan, ways.run_timeout)
+        limit = limits.RunLimit(self.plan, execution.run_timeout)
         for record in known.values():
             limit.add(record)
-        display = Display(self.console, self.plan, cells, settled())
-        hire = partial(ways.executor.hire, output=self.output)
-        made = schedule.records(task, self.plan, pending, hire, lambda: monotonic() > deadline, limit)
+        display = Display(self.console, self.plan, configurations, settled())
+        start = partial(execution.executor.start, output=self.output)
+        made = schedule.records(task, self.plan, pending, start, lambda: monotonic() > deadline, limit)
         with display, closing(made):
             for record in made:
                 self.store.add(record)
@@ -366,11 +373,11 @@ class Invocation:
     def _set_aside(self) -> None:
         for path, aside in self.store.set_aside_damaged():
             self._print(
-                f"`{path}` does not hold the run that it should; it is `{aside.name}` now, and the run repeated."
+                f"`{path}` does not contain the run of its name; it is `{aside.name}` now, and the run repeated."
             )
 
     def _spent(self, described: Mapping[str, Any]) -> float:
-        """Seconds of earlier invocations that made the runs this one goes on from."""
+        """Return the seconds of the earlier invocations from which this one resumes."""
         header = self.store.header()
         return header.wall_seconds if header and header.identity == described else 0.0
 
@@ -385,8 +392,16 @@ class Invocation:
 
     def _described(self, done: list[Record]) -> Iterable[str]:
         plan, settings = self.plan, self.settings
-        reasons = {cell: reason for cell in plan.cells if (reason := plan.incompatible(cell))}
-        mine = [planned for cell, planned in plan.of([]).items() if cell in self.cells and cell not in reasons]
+        reasons = {
+            configuration: reason
+            for configuration in plan.configurations
+            if (reason := plan.incompatible(configuration))
+        }
+        mine = [
+            planned
+            for configuration, planned in plan.of([]).items()
+            if configuration in self.configurations and configuration not in reasons
+        ]
         rates = ", ".join(f"{rate:g}" for rate in settings.learning_rates)
         yield self.comparison.question
         yield f"Problems: {', '.join(settings.problems)}"
@@ -398,8 +413,9 @@ class Invocation:
             f"{', and two beyond an end where an optimum lies' if settings.extend else ''}; {settings.seeds} "
             f"evaluation seeds; {settings.epochs} epochs"
         )
+        invalid = len(self.configurations & reasons.keys())
         yield (
-            f"{len(self.cells)} cells, {len(self.cells & reasons.keys())} of them invalid: {len(mine)} compiles and "
+            f"{len(self.configurations)} configurations, {invalid} of them invalid: {len(mine)} compiles and "
             f"{sum(len(planned.runs) + planned.to_come for planned in mine)} runs, {len(done)} records are there."
         )
         yield from sorted(set(reasons.values()))
@@ -411,7 +427,7 @@ class Invocation:
 
 
 def _executor(request: Request) -> Executor:
-    """What `executor` names, with the options that are its own; what others need is not imported."""
+    """Make the requested executor with its own options, without importing the packages of others."""
     name, jobs = request.get("executor", "local"), request.get("jobs")
     for option, owner in {"slurm": "slurm", "ray_address": "ray"}.items():
         if option in request.given and name != owner:
@@ -437,14 +453,14 @@ def _not_traced(checked: preflight.Checked) -> str:
 
 
 def current(plan: Plan, described: Mapping[str, Any], records: Iterable[Record]) -> dict[Run, Record]:
-    """The records that this code, configuration and machine would make again, by run."""
-    cells = frozenset(plan.cells)
+    """Select the records whose key this code, comparison and machine would give again, by run."""
+    configurations = frozenset(plan.configurations)
     keys = {name: of_problem(described, name) for name in plan.settings.problems}
     return {
         record.run: record
         for record in records
-        if record.run.cell in cells
-        and record.key == run_key(record.run, keys[record.run.cell.problem])
+        if record.run.configuration in configurations
+        and record.key == run_key(record.run, keys[record.run.configuration.problem])
         and fits(plan, record)
     }
 
@@ -453,9 +469,9 @@ _TOKENS: list[tuple[Comparison, str]] = []
 
 
 def _token(comparison: Comparison) -> str:
-    """What stands for the code of a comparison that has no file: a number for this object, in this process.
+    """Return a token for the code of a comparison without a file: a random number for this object in this process.
 
-    There is nothing to tell a changed function by, so what was run for one object is not used for another.
+    Changes of a function cannot be detected, so the runs of one object are not used for another.
     """
     for known, token in _TOKENS:
         if known is comparison:

@@ -1,4 +1,4 @@
-"""How long things may take: a run until its worker is stopped, and what is checked before the first run."""
+"""Time limits of runs in workers, and of the checks before the first run."""
 
 import math
 import signal
@@ -9,49 +9,49 @@ from contextlib import contextmanager
 from types import FrameType
 
 from normlab.study.design.plan import Plan
-from normlab.study.design.records import RETRIED, Cell, Record
+from normlab.study.design.records import RETRIED, Configuration, Record
 
 TIMES = 10.0
-"""A run may take this many times as long as the median run of its column, compiling included."""
+"""Limit of a run, as a multiple of the median run of its column, compiling included."""
 LEAST = 600.0
-"""It may always take so many seconds."""
+"""The least limit, in seconds."""
 UNKNOWN = 24 * 3600.0
-"""Seconds for a run where none of its column has ended yet, so that nothing is known of how long they take."""
+"""Limit in seconds while no run of its column has ended."""
 
 
 class RunLimit:
-    """Seconds that a run of a cell may take: as given, else by the runs of its column that have ended."""
+    """Limit of the runs of a configuration in seconds: as given, else by the finished runs of its column."""
 
     def __init__(self, plan: Plan, given: float | None = None) -> None:
-        """Know nothing but what was given."""
+        """Store the limit, if one is given."""
         self._given = given
-        self._column = {cell: number for number, group in enumerate(plan.groups) for cell in group}
+        self._column = {configuration: number for number, group in enumerate(plan.groups) for configuration in group}
         self._seconds: dict[int, list[float]] = {}
 
     def add(self, record: Record) -> None:
-        """Take note of a run that went all the way."""
+        """Add the time of a run that was trained to its end."""
         if record.status not in (*RETRIED, "invalid") and "run" in record.cost:
             seconds = record.cost["run"] + record.cost.get("compile", 0.0)
-            self._seconds.setdefault(self._column[record.run.cell], []).append(seconds)
+            self._seconds.setdefault(self._column[record.run.configuration], []).append(seconds)
 
-    def __call__(self, cell: Cell) -> float:
-        """Give the limit of a cell's next run."""
+    def __call__(self, configuration: Configuration) -> float:
+        """Return the limit of a configuration's next run."""
         if self._given is not None:
             return self._given
-        ended = self._seconds.get(self._column[cell])
+        ended = self._seconds.get(self._column[configuration])
         return max(LEAST, TIMES * statistics.median(ended)) if ended else UNKNOWN
 
 
 class OutOfTime(BaseException):
-    """Time is over. No `Exception`, so that no model's code that is interrupted takes it for one of its own."""
+    """The time limit has passed. Not an `Exception`, so that the interrupted code of a model does not catch it."""
 
 
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Interrupt what takes longer, in the main thread of a system that has such a clock; elsewhere there is no limit.
+    """Interrupt the code inside after some seconds, in the main thread of systems with interval timers.
 
     Raises:
-        OutOfTime: After so many seconds.
+        OutOfTime: After `seconds`.
     """
 
     def ring(number: int, frame: FrameType | None) -> None:

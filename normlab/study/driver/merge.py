@@ -1,4 +1,4 @@
-"""Putting folders of one comparison together: the parts of `--shard`, or what several machines of one kind ran."""
+"""Merge folders of one comparison: the parts of `--shard`, or the runs of several machines of one kind."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,25 +13,25 @@ from normlab.study.worker.store import Header, Store
 
 
 def merge(folders: Sequence[Path], output: Path, command: str) -> Header:
-    """Write the union of the runs in some folders to another, which may be one of them or hold runs already.
+    """Write the union of the runs in some folders to a folder, which may be one of them or contain runs already.
 
     Returns:
         The header of the union.
 
     Raises:
-        BadInput: If settings or identities differ, or a run is there twice with different numbers; nothing is written.
+        BadInput: If settings or identities differ, or a run has different numbers in two folders; nothing is written.
         Fault: If the output cannot be written.
     """
     first = _header(folders[0])
     store = Store(output)
     store.check(first.settings.comparison)
-    sources = {output: held} if (held := store.header()) else {}
+    sources = {output: known} if (known := store.header()) else {}
     sources |= {folder: _header(folder) for folder in folders}
     for folder, other in sources.items():
         _check_same(folders[0], first, folder, other)
     found = _union(sources, first)
-    bringing = {folder for folder, _ in found.values()}
-    seconds = sum(sources[folder].wall_seconds for folder in bringing)
+    used = {folder for folder, _ in found.values()}
+    seconds = sum(sources[folder].wall_seconds for folder in used)
     header = dataclasses.replace(first, command=command, wall_seconds=seconds, shard="")
     with store.writing():
         store.write_header(header)
@@ -55,17 +55,17 @@ def _check_same(first: Path, header: Header, folder: Path, other: Header) -> Non
 
 
 def _comparable(header: Header) -> dict[str, Any]:
-    """What must be equal: where the comparison and other files lie need not, their content is in the identity."""
+    """Select the fields that must be equal. Paths may differ: the content of files is in the identity."""
     files = ("source", "options")
     settings = {name: value for name, value in dataclasses.asdict(header.settings).items() if name not in files}
     return {**settings, **header.identity}
 
 
 def _union(folders: Mapping[Path, Header], header: Header) -> dict[str, tuple[Path, Record]]:
-    """All runs of this identity by key, each once, with the first folder that has it."""
+    """Collect all runs of this identity by key, each once, with the first folder that has it."""
     found: dict[str, tuple[Path, Record]] = {}
     plan = RecordedPlan(header.settings, header.described)
-    cells = frozenset(plan.cells)
+    configurations = frozenset(plan.configurations)
     for folder in folders:
         for path in Store(folder).damaged():
             raise BadInput(
@@ -73,29 +73,29 @@ def _union(folders: Mapping[Path, Header], header: Header) -> dict[str, tuple[Pa
                 "repeats it; or delete the file to leave it out."
             )
         for record in Store(folder).records():
-            if record.identity != of_problem(header.identity, record.run.cell.problem):
+            if record.identity != of_problem(header.identity, record.run.configuration.problem):
                 continue
-            if record.run.cell in cells and not fits(plan, record):
+            if record.run.configuration in configurations and not fits(plan, record):
                 raise BadInput(
-                    f"Expected run {record.key[:12]} in `{folder}` to have the series of `{record.run.cell.problem}`, "
-                    "got others. Delete its file to leave it out."
+                    f"Expected run {record.key[:12]} in `{folder}` to have the series of "
+                    f"`{record.run.configuration.problem}`, got others. Delete its file to leave it out."
                 )
-            before, held = found.setdefault(record.key, (folder, record))
-            if held.status in RETRIED or record.status in RETRIED:  # what another try mended is mended
-                found[record.key] = (before, held) if record.status in RETRIED else (folder, record)
-            elif (held.status, held.metrics, held.series) != (record.status, record.metrics, record.series):
-                raise BadInput(_contradiction(before, held, folder, record))
+            before, known = found.setdefault(record.key, (folder, record))
+            if known.status in RETRIED or record.status in RETRIED:  # a successful retry replaces the failure
+                found[record.key] = (before, known) if record.status in RETRIED else (folder, record)
+            elif (known.status, known.metrics, known.series) != (record.status, record.metrics, record.series):
+                raise BadInput(_contradiction(before, known, folder, record))
     return found
 
 
-def _contradiction(before: Path, held: Record, folder: Path, record: Record) -> str:
-    cell = record.run.cell
-    ours, theirs = ({"status": side.status, **side.metrics} for side in (held, record))
+def _contradiction(before: Path, known: Record, folder: Path, record: Record) -> str:
+    configuration = record.run.configuration
+    ours, theirs = ({"status": side.status, **side.metrics} for side in (known, record))
     name, one, two = next(differences(ours, theirs))
     return (
         f"Expected a run to have the same numbers everywhere, got `{name}` {one} in `{before}` and {two} in `{folder}` "
-        f"for run {record.key[:12]} (`{cell.norm}` on `{cell.problem}`, seed {record.run.seed}). "
-        "`normlab verify` tells which one is repeatable."
+        f"for run {record.key[:12]} (`{configuration.norm}` on `{configuration.problem}`, seed {record.run.seed}). "
+        "`normlab verify` shows which one is repeatable."
     )
 
 

@@ -1,7 +1,7 @@
 """One model on the devices of several processes: every process trains its part, process 1 decides and writes.
 
-All run the same command; `group` connects them. Process 1 goes through the comparison as if it were alone, and tells
-the others which runs come next. They make the same runs at the same time, and keep nothing.
+All processes run the same command; `executors.process_group` connects them. Process 1 runs the comparison as if it were
+alone, and announces every run to the others, which make the same runs at the same time and write nothing.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,40 +12,42 @@ from typing import Any
 
 from normlab.errors import BadInput, Fault
 from normlab.study.design.plan import Plan
-from normlab.study.design.records import RETRIED, Cell, Record, Run, content_key
-from normlab.study.driver.driver import Invocation, Ways
+from normlab.study.design.records import RETRIED, Configuration, Record, Run, content_key
+from normlab.study.driver.driver import ExecutionOptions, Invocation
 from normlab.study.executors.process_group import Group, Member, join
-from normlab.study.executors.protocol import Begun, Done, News
-from normlab.study.worker.runner import CellRunner
+from normlab.study.executors.protocol import Begun, Done, Event
+from normlab.study.worker.runner import ConfigurationRunner
 from normlab.study.worker.strategy import Strategy, Task
 
 
-def run(invocation: Invocation, ways: Ways, member: Member, *, show: bool = False) -> int:
-    """Do what `Invocation.run` does, with the processes of a group.
+def run(invocation: Invocation, execution: ExecutionOptions, member: Member, *, show: bool = False) -> int:
+    """Run an invocation as `Invocation.run` does, with the processes of a group.
 
     Args:
         invocation: The same in all processes; only process 1 writes to its folder.
-        ways: How to execute; `executor` is not used.
-        member: Which process this is.
+        execution: Options of the execution; `executor` is ignored.
+        member: This process.
         show: Open the report in the browser of process 1.
 
     Returns:
         The exit code, the same in all processes.
 
     Raises:
-        BadInput: Before anything is written: also if the processes were not given the same.
-        Fault: If something outside broke, the other processes included; finished runs are kept.
+        BadInput: If the input is wrong or differs between processes, before anything is written.
+        Fault: If something outside failed, the other processes included; finished runs are kept.
     """
     _check_equal(invocation)
     _pretend(invocation.settings.devices, member.processes)
     with join(member) as group:
         _check_devices(invocation.settings.devices)
-        ways = replace(
-            ways, strategy=Strategy(alone=True, processes=member.processes), executor=_Together(group, invocation.plan)
+        execution = replace(
+            execution,
+            strategy=Strategy(alone=True, processes=member.processes),
+            executor=_Together(group, invocation.plan),
         )
         if member.process > 1:
-            return _follow(group, invocation, ways)
-        code = invocation.run(ways, show=show)
+            return _follow(group, invocation, execution)
+        code = invocation.run(execution, show=show)
         group.broadcast(["end", code])
         return code
 
@@ -58,55 +60,55 @@ class _Together:
     plan: Plan
 
     def check(self, strategy: Strategy, output: Path | None) -> None:
-        """Refuse nothing."""
+        """Accept everything: the group has been checked."""
 
-    def hire(self, task: Task, output: Path | None) -> "_Crew":
-        """Make sure that the other processes would train the same."""
+    def start(self, task: Task, output: Path | None) -> "_GroupPool":
+        """Check that all processes train the same, and start the pool."""
         self.group.broadcast(["agree", None])
         _agree(self.group, task)
-        return _Crew(self.group, _runner(task, self.plan))
+        return _GroupPool(self.group, _runner(task, self.plan))
 
 
-class _Crew:
-    """All processes together are one worker: they have one cell at a time."""
+class _GroupPool:
+    """All processes together as one worker, which has one configuration at a time."""
 
     jobs = 1
 
-    def __init__(self, group: Group, runner: CellRunner) -> None:
-        """Take who makes the runs here."""
+    def __init__(self, group: Group, runner: ConfigurationRunner) -> None:
+        """Store the group, and the runner of this process."""
         self._group, self._runner = group, runner
-        self._given: dict[Cell, list[Run]] = {}
+        self._assigned: dict[Configuration, list[Run]] = {}
 
-    def give(self, cells: Mapping[Cell, Sequence[Run]], room: int) -> Collection[Cell]:
-        """Take one."""
-        cell = next(iter(cells))
-        self._given[cell] = list(cells[cell])
-        return [cell]
+    def submit(self, configurations: Mapping[Configuration, Sequence[Run]], room: int) -> Collection[Configuration]:
+        """Take one configuration."""
+        configuration = next(iter(configurations))
+        self._assigned[configuration] = list(configurations[configuration])
+        return [configuration]
 
-    def news(self) -> Iterator[News]:
-        """One run, made while this is waited for."""
-        ((cell, runs),) = self._given.items()
-        yield Begun(cell)
+    def events(self) -> Iterator[Event]:
+        """Make one run in all processes."""
+        ((configuration, runs),) = self._assigned.items()
+        yield Begun(configuration)
         run = runs.pop(0)
-        self._group.broadcast(["run", _told(self._runner.plan, run)])
-        (record,) = self._runner(cell, [run])
+        self._group.broadcast(["run", _encoded(self._runner.plan, run)])
+        (record,) = self._runner(configuration, [run])
         yield record
         _check(record)
         if not runs:
-            del self._given[cell]
-            yield Done(cell)
+            del self._assigned[configuration]
+            yield Done(configuration)
 
-    def drop(self, cell: Cell) -> None:
-        """Forget a cell."""
-        self._given.pop(cell, None)
+    def cancel(self, configuration: Configuration) -> None:
+        """Forget a configuration."""
+        self._assigned.pop(configuration, None)
 
     def close(self) -> None:
-        """Leave the others as they are: they wait for what comes next."""
+        """Do nothing: the other processes wait for the next announcement."""
 
 
-def _follow(group: Group, invocation: Invocation, ways: Ways) -> int:
-    """Do as process 1 says; its exit code at the end."""
-    task = invocation.task(ways)
+def _follow(group: Group, invocation: Invocation, execution: ExecutionOptions) -> int:
+    """Make the runs that process 1 announces; return its exit code at the end."""
+    task = invocation.task(execution)
     runner = _runner(task, invocation.plan)
     while True:
         what, content = group.broadcast()
@@ -115,15 +117,15 @@ def _follow(group: Group, invocation: Invocation, ways: Ways) -> int:
         if what == "agree":
             _agree(group, task)
         else:
-            run = _heard(runner.plan, content)
-            _check(*runner(run.cell, [run]))
+            run = _decoded(runner.plan, content)
+            _check(*runner(run.configuration, [run]))
 
 
-def _runner(task: Task, plan: Plan) -> CellRunner:
+def _runner(task: Task, plan: Plan) -> ConfigurationRunner:
     from normlab.study.training.compilation_cache import use_cache
 
     use_cache()
-    return CellRunner(task, plan)
+    return ConfigurationRunner(task, plan)
 
 
 def _agree(group: Group, task: Task) -> None:
@@ -134,29 +136,34 @@ def _agree(group: Group, task: Task) -> None:
 def _check(record: Record) -> None:
     """End the group where a run failed in this process, since others may wait in a collective for it.
 
-    Process 1 has kept the record by then, and the same command goes on behind it.
+    Process 1 has written the record by then, and the same command resumes behind it.
 
     Raises:
         Fault: With the reason.
     """
     run = record.run
     if record.status in RETRIED:
-        raise Fault(f"`{run.cell.norm}`, seed {run.seed}, learning rate {run.learning_rate:g}: {record.reason}")
+        raise Fault(
+            f"`{run.configuration.norm}`, seed {run.seed}, learning rate {run.learning_rate:g}: {record.reason}"
+        )
 
 
-def _told(plan: Plan, run: Run) -> list[Any]:
-    """A run as it is told to others, who have the same plan."""
-    return [plan.cells.index(run.cell), run.stage, run.learning_rate, run.seed]
+def _encoded(plan: Plan, run: Run) -> list[Any]:
+    """Encode a run for the other processes, which have the same plan."""
+    return [plan.configurations.index(run.configuration), run.stage, run.learning_rate, run.seed]
 
 
-def _heard(plan: Plan, told: Sequence[Any]) -> Run:
-    cell, stage, learning_rate, seed = told
-    return Run(cell=plan.cells[cell], stage=stage, learning_rate=learning_rate, seed=seed)
+def _decoded(plan: Plan, content: Sequence[Any]) -> Run:
+    configuration, stage, learning_rate, seed = content
+    return Run(configuration=plan.configurations[configuration], stage=stage, learning_rate=learning_rate, seed=seed)
 
 
 def _check_equal(invocation: Invocation) -> None:
-    """Refuse a comparison whose models are not all trained by the same devices."""
-    if any(dict(cell.config).get("devices", 1) != invocation.settings.devices for cell in invocation.plan.cells):
+    """Check that the same devices train all models of a comparison."""
+    if any(
+        dict(configuration.config).get("devices", 1) != invocation.settings.devices
+        for configuration in invocation.plan.configurations
+    ):
         raise BadInput(
             f"Expected every model to be trained by the {invocation.settings.devices} devices of `--devices`, got a "
             "comparison that sets their number itself. Run it in one process."
@@ -164,7 +171,7 @@ def _check_equal(invocation: Invocation) -> None:
 
 
 def _pretend(devices: int, processes: int) -> None:
-    """Let a CPU be this process's share of the devices, before JAX looks at it."""
+    """Give this process its share of virtual CPU devices, before JAX initializes its backend."""
     if devices % processes:
         raise BadInput(
             f"Expected `--devices` to be those of all {processes} processes together, the same number for each, got "
@@ -172,7 +179,7 @@ def _pretend(devices: int, processes: int) -> None:
         )
     import jax
 
-    with suppress(RuntimeError):  # its backend is at work already: what is there is compared below
+    with suppress(RuntimeError):  # the backend is initialized: `_check_devices` compares
         jax.config.update("jax_num_cpu_devices", devices // processes)
 
 

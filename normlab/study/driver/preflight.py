@@ -1,7 +1,8 @@
-"""What is checked before anything is written: every cell is traced, none is compiled.
+"""Checks before anything is written: every configuration is traced, none is compiled.
 
-The cells of a curve that differ in the factor's value alone share a representative, the first that can be trained. Its
-whole step is traced, that of the others as far as the loss (see `Program.forward`); a dry run traces it alone.
+The configurations of a curve that differ in the factor's value alone share a representative, the first that can be
+trained. The whole step of the representative is traced, the steps of the others as far as the loss (see
+`Program.forward`). A dry run traces the representatives alone.
 """
 
 import math
@@ -17,20 +18,20 @@ from normlab.errors import BadInput, one_line
 from normlab.norms import Norm
 from normlab.study.design.plan import Plan
 from normlab.study.design.program import Program
-from normlab.study.design.records import Cell
+from normlab.study.design.records import Configuration
 from normlab.study.driver import limits
 from normlab.study.worker.runner import build
 
 
 class Checked(NamedTuple):
-    """What a comparison's data are: for each problem their hash, words where there are any, and whose they are.
+    """The result of the checks: data and libraries by problem, and numbers of programs.
 
     Attributes:
         hashes: See `Program.data_hash`.
         about: See `Program.about`.
         libraries: See `Program.libraries`.
-        built: How many programs could be built.
-        traced: How many of them were traced.
+        built: Number of programs that were built.
+        traced: Number of programs that were traced.
     """
 
     hashes: dict[str, str]
@@ -41,77 +42,81 @@ class Checked(NamedTuple):
 
 
 class Untrainable(BadInput):
-    """A cell that is recorded as `invalid` when its turn comes."""
+    """A configuration that cannot be trained, and is recorded as `invalid` when its turn comes."""
 
 
 def data_of(plan: Plan, limit: Callable[[], float] = lambda: math.inf, *, every: bool = True) -> Checked:
-    """Build the program of every cell that can be run, and trace it.
+    """Build and trace the program of every configuration that can be run.
 
     Args:
-        plan: Of the cells.
-        limit: Gives the seconds that the next cell may take.
+        plan: The plan of the configurations.
+        limit: Returns the seconds that the next configuration may take.
         every: Whether to trace more than the representatives.
 
     Raises:
         OutOfTime: If one takes longer.
-        BadInput: If a cell cannot be traced, none can be run, or a model does not use its norm.
+        BadInput: If a configuration cannot be traced, none can be run, or a model does not use its norm.
     """
-    reasons = {cell: plan.incompatible(cell) for cell in plan.cells}
-    programs: dict[Cell, Program] = {}
-    representatives: dict[Hashable, Cell] = {}
-    for cell, reason in reasons.items():
+    reasons = {configuration: plan.incompatible(configuration) for configuration in plan.configurations}
+    programs: dict[Configuration, Program] = {}
+    representatives: dict[Hashable, Configuration] = {}
+    for configuration, reason in reasons.items():
         if not reason:
             try:
                 with limits.at_most(limit()):
-                    known = _alike(plan, cell) in representatives
-                    trace = Trace.NOTHING if known and not every else Trace.FORWARD if known else Trace.WHOLE
-                    programs[cell] = traced(plan, cell, trace)
-                    representatives.setdefault(_alike(plan, cell), cell)
+                    known = _alike(plan, configuration) in representatives
+                    trace = (
+                        TraceDepth.NOTHING if known and not every else TraceDepth.FORWARD if known else TraceDepth.WHOLE
+                    )
+                    programs[configuration] = traced(plan, configuration, trace)
+                    representatives.setdefault(_alike(plan, configuration), configuration)
             except Untrainable as error:
-                reasons[cell] = str(error)
+                reasons[configuration] = str(error)
     if all(reasons.values()):
         raise BadInput(f"Expected at least one norm that can be run. {next(iter(reasons.values()))}")
-    first = {cell.problem: cell for cell in reversed(programs)}
-    for cell in first.values():
-        _check_norm_is_used(plan, cell, programs)
+    first = {configuration.problem: configuration for configuration in reversed(programs)}
+    for configuration in first.values():
+        _check_norm_is_used(plan, configuration, programs)
     return Checked(
-        hashes={problem: programs[cell].data_hash for problem, cell in first.items()},
-        about={problem: about for problem, cell in first.items() if (about := programs[cell].about)},
-        libraries={problem: used for problem, cell in first.items() if (used := programs[cell].libraries)},
+        hashes={problem: programs[configuration].data_hash for problem, configuration in first.items()},
+        about={problem: about for problem, configuration in first.items() if (about := programs[configuration].about)},
+        libraries={
+            problem: used for problem, configuration in first.items() if (used := programs[configuration].libraries)
+        },
         built=len(programs),
         traced=len(programs if every else representatives),
     )
 
 
-class Trace(Enum):
-    """How much of a program is traced."""
+class TraceDepth(Enum):
+    """The part of a program to trace."""
 
     NOTHING, FORWARD, WHOLE = range(3)
 
 
-def _alike(plan: Plan, cell: Cell) -> Hashable:
-    """What cells have in common that differ in the value of a factor alone."""
-    place = plan.place(cell)
+def _alike(plan: Plan, configuration: Configuration) -> Hashable:
+    """Return a key that is equal for configurations that differ in the value of a factor alone."""
+    place = plan.place(configuration)
     return place.problem, place.curve, place.norm
 
 
-def traced(plan: Plan, cell: Cell, trace: Trace = Trace.WHOLE) -> Program:
-    """Build the program of a cell and trace it.
+def traced(plan: Plan, configuration: Configuration, trace: TraceDepth = TraceDepth.WHOLE) -> Program:
+    """Build the program of a configuration and trace it.
 
     Raises:
-        Untrainable: If a statistic would be over one element: a norm where it cannot be, which is a result.
-        BadInput: If it cannot be built or traced for another reason.
+        Untrainable: If a statistic would be over one element, which is a result.
+        BadInput: If the program cannot be built or traced for another reason.
     """
     from normlab.functional import StatisticsError
     from normlab.study.training.loop import check
 
     try:
-        program = build(plan, cell)
-        program = replace(program, step=jax.jit(program.step))  # which keeps the trace for `ignores_norm`
-        if trace is not Trace.NOTHING:
-            check(program, whole=trace is Trace.WHOLE)
+        program = build(plan, configuration)
+        program = replace(program, step=jax.jit(program.step))  # `ignores_norm` uses the same trace
+        if trace is not TraceDepth.NOTHING:
+            check(program, whole=trace is TraceDepth.WHOLE)
     except Exception as error:
-        place = plan.place(cell)
+        place = plan.place(configuration)
         factor = plan.curve(place.curve).factor.name
         where = f"`{place.norm}` on `{place.problem}` with {factor} {place.value}"
         kind = Untrainable if isinstance(error, StatisticsError) else BadInput
@@ -119,16 +124,20 @@ def traced(plan: Plan, cell: Cell, trace: Trace = Trace.WHOLE) -> Program:
     return program
 
 
-def _check_norm_is_used(plan: Plan, first: Cell, programs: Mapping[Cell, Program]) -> None:
-    """Compare the programs of a problem's first column.
+def _check_norm_is_used(plan: Plan, first: Configuration, programs: Mapping[Configuration, Program]) -> None:
+    """Check that the programs of a problem's first column differ between norms.
 
     Raises:
-        BadInput: If they are the same for all norms.
+        BadInput: If all norms have the same program.
     """
     place = plan.place(first)
-    column = {cell: replace(place, norm=cell.norm) for cell in programs if cell.problem == first.problem}
-    same = {where: cell for cell, where in column.items() if plan.places.get(where) == cell}
-    if ignores_norm({plan.resolve(where)[0]: programs[cell] for where, cell in same.items()}):
+    column = {
+        configuration: replace(place, norm=configuration.norm)
+        for configuration in programs
+        if configuration.problem == first.problem
+    }
+    same = {where: configuration for configuration, where in column.items() if plan.places.get(where) == configuration}
+    if ignores_norm({plan.resolve(where)[0]: programs[configuration] for where, configuration in same.items()}):
         raise BadInput(f"`{first.problem}`: {IGNORED}")
 
 
@@ -136,16 +145,16 @@ IGNORED = (
     "All norms give the same training program: the model does not use the norm that it is given. Call "
     "`norm.linen(train=train)` in a Linen model, `norm.nnx(features, rngs=rngs)` in an NNX one."
 )
-"""For people whose model `ignores_norm`."""
+"""The message for a model that `ignores_norm`."""
 
 
 def ignores_norm(programs: Mapping[Norm, Program]) -> bool:
-    """Tell whether norms that differ all give the same training program.
+    """Check whether different norms all give the same training program.
 
     Norms of different names that make equal modules do not differ: comparing a norm with itself is no mistake.
 
     Args:
-        programs: Of one problem and one factor value.
+        programs: Programs of one problem and one factor value.
     """
     texts = map(_text, programs.values())
     first = next(texts)
@@ -156,7 +165,7 @@ def ignores_norm(programs: Mapping[Norm, Program]) -> bool:
 
 
 def _text(program: Program) -> str:
-    """A step as XLA is given it, constants included."""
+    """Lower a step to the text that XLA compiles, constants included."""
     state, data = jax.eval_shape(lambda: program.init(0)), program.sees()
     t, learning_rate = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)
     return jax.jit(program.step).lower(state, t, learning_rate, data).as_text()

@@ -1,4 +1,4 @@
-"""What a person sees while a comparison runs: a bar on a terminal, a line for each finished cell everywhere."""
+"""Progress of a comparison: a bar on a terminal, and a line for each finished configuration everywhere."""
 
 import statistics
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -8,21 +8,26 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from normlab.study.design.plan import CellPlan, Plan
-from normlab.study.design.records import Cell, Record, Run
+from normlab.study.design.plan import ConfigurationPlan, Plan
+from normlab.study.design.records import Configuration, Record, Run
 from normlab.study.design.tuning import choose_learning_rate
 from normlab.study.report import formatting
 
 
 class Display:
-    """Counts runs, announces cells and grids; give it every record, those of an earlier invocation through `done`."""
+    """Counts runs and announces finished configurations and grown grids.
 
-    def __init__(self, console: Console, plan: Plan, cells: Collection[Cell], done: Iterable[Record]) -> None:
-        """Take what is planned here and what is there."""
-        self.console, self.plan, self._cells = console, plan, cells
+    Records of earlier invocations come as `done`, all others through `add`.
+    """
+
+    def __init__(
+        self, console: Console, plan: Plan, configurations: Collection[Configuration], done: Iterable[Record]
+    ) -> None:
+        """Store the planned configurations and the finished runs."""
+        self.console, self.plan, self._configurations = console, plan, configurations
         self._known = {record.run: record for record in done}
         self._planned = self._plan()
-        self._complete = {cell for cell in self._planned if self._is_complete(cell)}
+        self._complete = {configuration for configuration in self._planned if self._is_complete(configuration)}
         self._grown = set(self._grown_groups())
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -46,63 +51,74 @@ class Display:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the terminal in order."""
+        """Restore the terminal."""
         self._bar.stop()
 
     @property
     def runs(self) -> tuple[int, int]:
-        """How many runs are done, and about how many there will be."""
+        """The number of finished runs, and about how many there will be."""
         planned = self._planned.values()
-        done = sum(run in self._known for cell in planned for run in cell.runs)
-        return done, sum(len(cell.runs) + cell.to_come for cell in planned)
+        done = sum(run in self._known for configuration in planned for run in configuration.runs)
+        return done, sum(len(configuration.runs) + configuration.to_come for configuration in planned)
 
     def add(self, record: Record) -> None:
-        """Count a run; announce what became complete or settled by it."""
+        """Count a run; announce configurations and grids that it completes."""
         self._known[record.run] = record
         self._bar.advance(self._task)
-        if self._has_all(self._planned[record.run.cell].runs):  # only then can anything else have changed
+        if self._has_all(self._planned[record.run.configuration].runs):  # only then can anything else have changed
             self._planned = self._plan()
             self._announce()
             self._describe()
 
-    def _plan(self) -> dict[Cell, CellPlan]:
-        return {cell: planned for cell, planned in self.plan.of(self._known.values()).items() if cell in self._cells}
+    def _plan(self) -> dict[Configuration, ConfigurationPlan]:
+        return {
+            configuration: planned
+            for configuration, planned in self.plan.of(self._known.values()).items()
+            if configuration in self._configurations
+        }
 
     def _announce(self) -> None:
         for group in set(self._grown_groups()) - self._grown:
             self._grown.add(group)
             self._print(self._growth(self.plan.groups[group]))
-        for cell in self._planned:
-            if cell not in self._complete and self._is_complete(cell):
-                self._complete.add(cell)
+        for configuration in self._planned:
+            if configuration not in self._complete and self._is_complete(configuration):
+                self._complete.add(configuration)
                 count = f"[{len(self._complete):>3}/{len(self._planned)}]"
-                self._print(f"{count} {self._summary(cell)}")
+                self._print(f"{count} {self._summary(configuration)}")
 
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _describe(self) -> None:
         done, total = self.runs
-        cells = f"{len(self._complete)}/{len(self._planned)} cells"
-        self._bar.update(self._task, completed=done, total=total, description=cells)
+        configurations = f"{len(self._complete)}/{len(self._planned)} configurations"
+        self._bar.update(self._task, completed=done, total=total, description=configurations)
 
     def _has_all(self, runs: Iterable[Run]) -> bool:
         return all(run in self._known for run in runs)
 
-    def _is_complete(self, cell: Cell) -> bool:
-        planned = self._planned[cell]
+    def _is_complete(self, configuration: Configuration) -> bool:
+        planned = self._planned[configuration]
         return not planned.to_come and self._has_all(planned.runs)
 
     def _grown_groups(self) -> Iterator[int]:
-        """The groups in which more than the settings' learning rates are tuned."""
+        """Yield the groups whose grid has grown."""
         grid = len(self.plan.settings.learning_rates)
         for index, group in enumerate(self.plan.groups):
-            if any(len(_rates(self._planned[cell])) > grid for cell in group if cell in self._planned):
+            if any(
+                len(_rates(self._planned[configuration])) > grid
+                for configuration in group
+                if configuration in self._planned
+            ):
                 yield index
 
-    def _growth(self, group: Sequence[Cell]) -> str:
-        """Where a grid has grown, by which learning rates, and which norms asked for it."""
-        base, rates = self.plan.settings.learning_rates, max((_rates(self._planned[cell]) for cell in group), key=len)
+    def _growth(self, group: Sequence[Configuration]) -> str:
+        """Describe the growth of a grid: its place, the added learning rates, and the norms that caused it."""
+        base, rates = (
+            self.plan.settings.learning_rates,
+            max((_rates(self._planned[configuration]) for configuration in group), key=len),
+        )
         sides = [
             (formatting.listed([*map(formatting.rate, added)]), end)
             for added, end in (
@@ -114,39 +130,42 @@ class Display:
         reasons = [f"{added} ({', '.join(self._best_at(end, group))} best at {end:g})" for added, end in sides]
         return f"{self._columns(group)}: the grid grows by {', and by '.join(reasons)}"
 
-    def _best_at(self, rate: float, group: Sequence[Cell]) -> list[str]:
+    def _best_at(self, rate: float, group: Sequence[Configuration]) -> list[str]:
         base = self.plan.settings.learning_rates
-        tuned = {cell: [self._known[run] for run in self.plan.tuning_runs(cell, base)] for cell in group}
-        choices = {cell: choose_learning_rate(records) for cell, records in tuned.items()}
+        tuned = {
+            configuration: [self._known[run] for run in self.plan.tuning_runs(configuration, base)]
+            for configuration in group
+        }
+        choices = {configuration: choose_learning_rate(records) for configuration, records in tuned.items()}
         return list(dict.fromkeys(c.norm for c, choice in choices.items() if choice and choice.learning_rate == rate))
 
-    def _columns(self, group: Sequence[Cell]) -> str:
+    def _columns(self, group: Sequence[Configuration]) -> str:
         values: dict[str, list[str]] = {}
-        for place, cell in self.plan.places.items():
-            if cell in group and str(place.value) not in values.setdefault(place.curve, []):
+        for place, configuration in self.plan.places.items():
+            if configuration in group and str(place.value) not in values.setdefault(place.curve, []):
                 values[place.curve].append(str(place.value))
         curves = ", ".join(f"{curve} {' '.join(found)}" for curve, found in values.items())
         return f"{group[0].problem}  {curves}"
 
-    def _summary(self, cell: Cell) -> str:
-        place, planned = self.plan.place(cell), self._planned[cell]
+    def _summary(self, configuration: Configuration) -> str:
+        place, planned = self.plan.place(configuration), self._planned[configuration]
         name = f"{place.problem}  {place.curve} {place.value!s:>5}  {place.norm}"
         records = [self._known[run] for run in planned.runs]
         if not planned.choice:
             return f"{name}: invalid. {records[0].reason}"
         runs = [self._known[run] for run in planned.evaluation]
         failed = [record for record in runs if record.status != "ok"]
-        parts = [self._error(cell, runs)] if len(failed) < len(runs) else []
+        parts = [self._error(configuration, runs)] if len(failed) < len(runs) else []
         parts += [f"{len(failed)} of {len(runs)} runs failed ({failed[0].reason})"] if failed else []
         seconds = sum(r.cost.get("run", 0.0) for r in records) + max(r.cost.get("compile", 0.0) for r in records)
         parts += [f"learning rate {formatting.rate(planned.choice.learning_rate)}", formatting.seconds(seconds)]
         return f"{name}: {', '.join(parts)}"
 
-    def _error(self, cell: Cell, runs: Sequence[Record]) -> str:
-        metric = self.plan.problem(cell.problem).metric
+    def _error(self, configuration: Configuration, runs: Sequence[Record]) -> str:
+        metric = self.plan.problem(configuration.problem).metric
         errors = [value for run in runs if run.status == "ok" and (value := run.metrics.get("test")) is not None]
         return f"{metric.name} {formatting.quantity(metric, statistics.fmean(errors))}"
 
 
-def _rates(planned: CellPlan) -> list[float]:
+def _rates(planned: ConfigurationPlan) -> list[float]:
     return sorted({run.learning_rate for run in planned.tuning})

@@ -1,73 +1,73 @@
-"""Records of the runs that are wanted, from workers or from this process."""
+"""Make the records of pending runs, in workers or in this process."""
 
 import math
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING
 
 from normlab.study.design.plan import Plan
-from normlab.study.design.records import Record, by_cell
+from normlab.study.design.records import Record, by_configuration
 from normlab.study.executors.protocol import Limit, Pending, Stop
 from normlab.study.worker.outcome import make_record
-from normlab.study.worker.runner import CellRunner
+from normlab.study.worker.runner import ConfigurationRunner
 from normlab.study.worker.strategy import Task
 
 if TYPE_CHECKING:
-    from normlab.study.executors.protocol import Crew
+    from normlab.study.executors.protocol import Pool
 
 
 def records(
     task: Task,
     plan: Plan,
     pending: Pending,
-    hire: "Callable[[Task], Crew | None]",
+    start: "Callable[[Task], Pool | None]",
     stop: Stop = lambda: False,
-    limit: Limit = lambda cell: math.inf,
+    limit: Limit = lambda configuration: math.inf,
 ) -> Generator[Record, None, None]:
     """Execute until nothing is pending, one record at a time.
 
     Args:
-        task: What to execute, and how.
-        plan: Of the comparison of `task.source`, under the settings of the task.
-        pending: Gives the runs that have no record yet; called whenever there is room for more work, after all records
-            so far have been taken from this iterator.
-        hire: Finds workers (see `pool.Executor`); none for runs that are to be made in this process.
-        stop: Once it says yes, no run starts, and workers are stopped; in this process the run under way is finished.
-        limit: Seconds that a run of a cell may take in a worker.
+        task: The task of the workers.
+        plan: The plan of the comparison of `task.source`, under the settings of the task.
+        pending: Returns the runs without a record; called whenever there is room for more work, after all records so
+            far have been taken from this iterator.
+        start: Starts workers (see `Executor.start`); returns `None` for runs in this process.
+        stop: Returns true once no run must start. Workers are then stopped; in this process the current run ends first.
+        limit: Seconds that a run of a configuration may take in a worker.
 
     Yields:
-        A record for every run, those that cannot be run or fail included.
+        A record for every run, also for runs that fail or cannot be run.
 
     Raises:
         RuntimeError: If workers cannot start.
-        Fault: If a worker is not what its runs would be recorded as.
+        Fault: If the identity of a worker differs from that of the task.
     """
-    from normlab.study.executors.scheduler import work  # which is made of what is here
+    from normlab.study.executors.scheduler import work
 
     yield from _invalid(task, plan, pending)
     if stop() or not pending():
         return
-    if crew := hire(task):
-        yield from work(task, crew, pending, stop, CellRunner(task, plan).lanes, limit)
+    if pool := start(task):
+        yield from work(task, pool, pending, stop, ConfigurationRunner(task, plan).lanes, limit)
         return
     if task.strategy.lanes:
         from normlab.study.training.compilation_cache import use_cache
 
         use_cache()
-    yield from _in_this_process(CellRunner(task, plan), pending, stop)
+    yield from _in_this_process(ConfigurationRunner(task, plan), pending, stop)
 
 
 def _invalid(task: Task, plan: Plan, pending: Pending) -> Iterator[Record]:
-    for cell, runs in by_cell(pending()).items():
-        reason = plan.incompatible(cell)
+    for configuration, runs in by_configuration(pending()).items():
+        reason = plan.incompatible(configuration)
         if reason:
             yield from [make_record(task, run, "invalid", reason) for run in runs]
 
 
-def _in_this_process(runner: CellRunner, pending: Pending, stop: Stop) -> Iterator[Record]:
-    while not stop() and (jobs := by_cell(pending())):
-        cell, runs = next(iter(jobs.items()))
-        lanes = runner.lanes(cell)
+def _in_this_process(runner: ConfigurationRunner, pending: Pending, stop: Stop) -> Iterator[Record]:
+    while not stop() and (jobs := by_configuration(pending())):
+        configuration, runs = next(iter(jobs.items()))
+        lanes = runner.lanes(configuration)
         for start in range(0, len(runs), lanes):
             if stop():
                 return
-            yield from runner(cell, runs[start : start + lanes])
+            yield from runner(configuration, runs[start : start + lanes])

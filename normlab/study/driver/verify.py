@@ -1,4 +1,4 @@
-"""Doing a recorded run again: the same code on the same kind of machine must give the same numbers, bit by bit."""
+"""Repeat a recorded run: the same code on the same kind of machine must give the same numbers, bit by bit."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -20,13 +20,13 @@ from normlab.study.worker.strategy import Task, choose_strategy
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What was recorded and what came out now.
+    """A recorded run and its repetition.
 
     Attributes:
         recorded: The record.
-        repeated: The same run, now.
-        identity: Where code, versions, platform, data or strategy differ, and both values; with any of these, equal
-            bits cannot be expected and nothing is judged.
+        repeated: The record of the repetition.
+        identity: Differences of code, versions, platform, data or strategy, each with both values. With any difference,
+            equal bits cannot be expected and there is no verdict.
     """
 
     recorded: Record
@@ -35,16 +35,16 @@ class Verification:
 
     @property
     def equal(self) -> bool:
-        """Whether status and all metrics are the same."""
+        """True if status and all metrics are equal."""
         return (self.recorded.status, self.recorded.metrics) == (self.repeated.status, self.repeated.metrics)
 
     @property
     def failed(self) -> bool:
-        """Whether the numbers differ where they must not."""
+        """True if the numbers differ under equal conditions."""
         return not self.equal and not self.identity
 
     def lines(self) -> Iterator[str]:
-        """The outcome for people, the verdict last."""
+        """Yield the lines of the comparison, the verdict last."""
         names = dict.fromkeys((*self.recorded.metrics, *self.repeated.metrics))
         yield f"{'':<12}{'recorded':<24}now"
         yield f"{'status':<12}{self.recorded.status:<24}{self.repeated.status}"
@@ -56,16 +56,16 @@ class Verification:
 
     def _verdict(self) -> str:
         if self.identity:
-            how = "The numbers are equal all the same." if self.equal else "That they differ shows nothing."
-            return f"Not the same conditions, so that equal bits cannot be expected. {how}"
+            how = "The numbers are equal nevertheless." if self.equal else "The different numbers show nothing."
+            return f"The conditions differ, so that equal bits cannot be expected. {how}"
         return "Equal, bit by bit." if self.equal else "Different, where code, versions, machine and data are the same."
 
 
 def choose(records: Sequence[Record], prefix: str | None) -> Record:
-    """The record with this start of a key, or one at random of the evaluation runs that ended well.
+    """Choose the record whose key has a prefix, or a random successful evaluation run.
 
     Raises:
-        BadInput: If there is none, or several.
+        BadInput: If no record fits, or several do.
     """
     if prefix is None:
         candidates = [r for r in records if r.run.stage == EVALUATE and r.status == "ok"]
@@ -81,10 +81,10 @@ def choose(records: Sequence[Record], prefix: str | None) -> Record:
 
 
 def load(header: Header, *, trust: bool) -> Comparison:
-    """Run the file of a folder's comparison; those of this package need no trust.
+    """Load the comparison of a folder; comparisons of this package need no trust.
 
     Raises:
-        BadInput: If the folder names a file that is not trusted, with the sentence that asks for it; or nothing at all.
+        BadInput: If the folder names a file that is not trusted, or no file.
     """
     source = header.settings.source
     if not source:
@@ -101,38 +101,38 @@ def load(header: Header, *, trust: bool) -> Comparison:
 
 
 def verify(comparison: Comparison, settings: Settings, record: Record) -> Verification:
-    """Do a run again in a fresh worker process, as `run` does it.
+    """Repeat a run in a fresh worker process.
 
     Args:
         comparison: The comparison, from its file.
-        settings: Those under which the run was planned.
-        record: What to repeat.
+        settings: The settings under which the run was planned.
+        record: The record of the run to repeat.
 
     Raises:
         BadInput: If the comparison has changed so much that the run is no longer part of it.
         Fault: If no process can be started.
     """
-    cell = record.run.cell
+    configuration = record.run.configuration
     changed = f"Expected run {record.key[:12]} to be part of `{settings.comparison}`, which has changed since"
     file = discovery.locate(settings.source)
     try:
         with discovery.importing(file):
             plan = Plan(comparison, settings)
-    except Exception as error:  # the settings are a folder's, and what they name may be no more
+    except Exception as error:  # the settings are a folder's, and may name things that no longer exist
         raise BadInput(f"{changed}.") from error
-    if cell not in plan.cells:
+    if configuration not in plan.configurations:
         raise BadInput(f"{changed}.")
 
     strategy = choose_strategy(devices=plan.devices)
     with discovery.importing(file):
-        program = preflight.traced(plan, cell)
+        program = preflight.traced(plan, configuration)
     files = discovery.code(settings.source, files_of(record.identity))
-    libraries = {cell.problem: program.libraries}
-    now = describe(files, {cell.problem: program.data_hash}, strategy, libraries)
+    libraries = {configuration.problem: program.libraries}
+    now = describe(files, {configuration.problem: program.data_hash}, strategy, libraries)
     task = Task(source=settings.source, settings=settings, identity=now, strategy=strategy)
     made: list[Record] = []
     try:
-        for repeated in schedule.records(task, plan, lambda: [] if made else [record.run], Local(1).hire):
+        for repeated in schedule.records(task, plan, lambda: [] if made else [record.run], Local(1).start):
             made.append(repeated)
     except RuntimeError as error:
         raise Fault(str(error)) from error

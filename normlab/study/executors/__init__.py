@@ -1,1 +1,1 @@
-"""Where do runs run?"""
+"""Executors: workers on this machine, on SLURM and on Ray, and groups of processes."""

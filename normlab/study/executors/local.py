@@ -16,8 +16,8 @@ from pathlib import Path
 
 from normlab.errors import BadInput, Fault, one_line
 from normlab.study.design.provenance import usable_cpus
-from normlab.study.design.records import Cell, Run
-from normlab.study.executors.protocol import Begun, Died, Done, News
+from normlab.study.design.records import Configuration, Run
+from normlab.study.executors.protocol import Begun, Died, Done, Event
 from normlab.study.worker.runner import worker
 from normlab.study.worker.strategy import Strategy, Task, environment
 
@@ -27,8 +27,8 @@ class Local:
     """This machine.
 
     Attributes:
-        jobs: How many worker processes; unless given, one a core where runs are in single threads, else none but this.
-        apart: Whether there is a worker process even where this one would do, since only another one can be stopped.
+        jobs: Number of worker processes; unless given, one a core where runs are in single threads, else this process.
+        apart: Whether runs need a process apart from this one, since only another process can be stopped.
     """
 
     jobs: int | None = None
@@ -45,21 +45,21 @@ class Local:
                 f"Expected one job where {strategy.devices} devices of this machine train each model, got {self.jobs}."
             )
 
-    def hire(self, task: Task, output: Path | None = None) -> "LocalCrew | None":
-        """Processes that start as they are needed."""
+    def start(self, task: Task, output: Path | None = None) -> "LocalPool | None":
+        """Create a pool of processes, each started when it is needed."""
         if task.strategy.alone or (task.strategy.lanes and self.jobs in (None, 1) and not self._apart()):
             return None
-        return LocalCrew(task, self.jobs or (1 if task.strategy.lanes else usable_cpus()))
+        return LocalPool(task, self.jobs or (1 if task.strategy.lanes else usable_cpus()))
 
     def _apart(self) -> bool:
-        """Whether another process can have the device, which this one has looked at."""
+        """Check whether another process can use the device that this process has opened."""
         import jax
 
         return self.apart and jax.default_backend() in ("cpu", "gpu")
 
 
 def check_devices(jobs: int, backend: str, devices: int) -> None:
-    """Refuse what cannot share a machine.
+    """Check that so many jobs can share the devices of a machine.
 
     Raises:
         BadInput: If there are more jobs than GPUs, or several on devices that one process holds together.
@@ -77,90 +77,92 @@ class _Worker:
     """A process as its parent sees it.
 
     Attributes:
-        index: Which device it has, where workers have one each.
-        cell: What it is at; `None` while it waits.
-        compiled: What it has been at so far.
+        index: Index of its device, where workers have one each.
+        configuration: Its current configuration; `None` while it is idle.
+        compiled: Configurations that it has compiled so far.
     """
 
     process: BaseProcess
     connection: Connection
     index: int
-    cell: Cell | None = None
-    compiled: set[Cell] = field(default_factory=set)
+    configuration: Configuration | None = None
+    compiled: set[Configuration] = field(default_factory=set)
 
-    def give(self, cell: Cell, runs: Sequence[Run]) -> None:
-        self.cell = cell
-        self.compiled.add(cell)
-        with suppress(OSError):  # it died while idle, which shows when it is waited for
-            self.connection.send((cell, list(runs)))
+    def send(self, configuration: Configuration, runs: Sequence[Run]) -> None:
+        self.configuration = configuration
+        self.compiled.add(configuration)
+        with suppress(OSError):  # it died while idle, which `receive` reports
+            self.connection.send((configuration, list(runs)))
 
-    def news(self, cell: Cell) -> News:
-        """Receive one message, or find that there will be none.
+    def receive(self, configuration: Configuration) -> Event:
+        """Receive one message; a closed connection means that the process died.
 
         Raises:
-            Fault: If that is the message.
+            Fault: If the message is a fault.
         """
         try:
             message = self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
-            return Died(cell, _how(self.process.exitcode))
+            return Died(configuration, _how(self.process.exitcode))
         if isinstance(message, Fault):
             raise message
         if isinstance(message, Done):
-            self.cell = None
+            self.configuration = None
         return message
 
 
-class LocalCrew:
-    """Processes, each started when there is a first cell for it."""
+class LocalPool:
+    """Worker processes, each started when there is a first configuration for it."""
 
     def __init__(self, task: Task, jobs: int) -> None:
-        """Nothing is started yet."""
+        """Store the task; workers start on first use."""
         self.jobs = jobs
         self._task, self._workers = task, list[_Worker]()
 
-    def give(self, cells: Mapping[Cell, Sequence[Run]], room: int) -> Collection[Cell]:
-        """Give each idle worker a cell, one that it has compiled if there is one."""
-        waiting, taken = dict(cells), list[Cell]()
-        idle = [one for one in self._workers if one.cell is None]
+    def submit(self, configurations: Mapping[Configuration, Sequence[Run]], room: int) -> Collection[Configuration]:
+        """Send each idle worker a configuration, preferably one that it has compiled."""
+        waiting, taken = dict(configurations), list[Configuration]()
+        idle = [one for one in self._workers if one.configuration is None]
         idle += [self._start() for _ in range(min(room, len(waiting)) - len(idle))]
         for one in idle[: len(waiting)]:
             taken.append(self._best(one, waiting))
-            one.give(taken[-1], waiting.pop(taken[-1]))
+            one.send(taken[-1], waiting.pop(taken[-1]))
         return taken
 
-    def news(self) -> Iterator[News]:
-        """One message of each worker that has any; none after a second, so that a reason to stop is noticed."""
-        busy = {one.connection: one for one in self._workers if one.cell}
+    def events(self) -> Iterator[Event]:
+        """Yield one message of each worker that has any; return after a second, so that a reason to stop is noticed."""
+        busy = {one.connection: one for one in self._workers if one.configuration}
         for connection in wait(list(busy), timeout=1.0):
-            if isinstance(connection, Connection) and (cell := busy[connection].cell):
-                news = busy[connection].news(cell)
-                if isinstance(news, Died):
+            if isinstance(connection, Connection) and (configuration := busy[connection].configuration):
+                event = busy[connection].receive(configuration)
+                if isinstance(event, Died):
                     self._end(busy[connection])
-                yield news
+                yield event
 
-    def drop(self, cell: Cell) -> None:
-        """Kill the process that has it."""
-        for one in [one for one in self._workers if one.cell == cell]:
+    def cancel(self, configuration: Configuration) -> None:
+        """Kill the process of a configuration."""
+        for one in [one for one in self._workers if one.configuration == configuration]:
             self._end(one)
 
     def close(self) -> None:
-        """Kill all."""
+        """Kill all processes."""
         for one in list(self._workers):
             self._end(one)
 
     def _end(self, one: _Worker) -> None:
-        """Make sure that a process has ended, and forget it."""
+        """Kill a process, wait for its end, and forget it."""
         self._workers.remove(one)
         one.connection.close()
         one.process.kill()
         one.process.join()
 
-    def _best(self, one: _Worker, cells: Iterable[Cell]) -> Cell:
-        """A cell that a worker has compiled, else one that no other has."""
-        others = set[Cell]().union(*(other.compiled for other in self._workers if other is not one))
-        return min(cells, key=lambda cell: (cell not in one.compiled, cell in others))
+    def _best(self, one: _Worker, configurations: Iterable[Configuration]) -> Configuration:
+        """Choose a configuration that a worker has compiled, else one that no other worker has."""
+        others = set[Configuration]().union(*(other.compiled for other in self._workers if other is not one))
+        return min(
+            configurations, key=lambda configuration: (configuration not in one.compiled, configuration in others)
+        )
 
     def _start(self) -> _Worker:
         taken = {one.index for one in self._workers}
@@ -185,7 +187,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def _end_with_parent() -> None:
-    """Let this process end as soon as its parent has; on Linux also while it spins outside of Python."""
+    """End this process as soon as its parent ends, on Linux also while it computes outside of Python."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = multiprocessing.parent_process()
@@ -199,7 +201,7 @@ def _end_with_parent() -> None:
 
 
 def _work(connection: Connection, task: Task) -> None:
-    """Serve one parent until it closes the connection, or ends."""
+    """Serve one parent until it closes the connection or ends."""
     _end_with_parent()
     os.umask(0o077)  # compiled programs are written by JAX; what users are to read, the parent writes
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C ends
@@ -209,12 +211,12 @@ def _work(connection: Connection, task: Task) -> None:
         except Fault as error:
             connection.send(error)
             return
-        except Exception as error:  # most of all where memory does not do
+        except Exception as error:  # above all out of memory
             connection.send(Fault(f"Worker processes cannot start: {one_line(error)}"))
             return
         while True:
-            cell, runs = connection.recv()
-            connection.send(Begun(cell))
-            for record in runner(cell, runs):
+            configuration, runs = connection.recv()
+            connection.send(Begun(configuration))
+            for record in runner(configuration, runs):
                 connection.send(record)
-            connection.send(Done(cell))
+            connection.send(Done(configuration))

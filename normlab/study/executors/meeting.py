@@ -1,8 +1,8 @@
-"""How the processes of a group find each other: the address, the lines between them, and who is let in.
+"""Rendezvous of the processes of a group: the address, the channels between them, and authentication.
 
-Process 1 listens where anybody may connect. Each who does is asked to prove that it knows the secret of the group, by
-an HMAC of a number drawn for it, and process 1 proves the same in return; the secret itself never travels. Strangers
-are sent away, whatever they send, and keep nobody waiting.
+Process 1 listens where anybody may connect. Each peer must prove that it knows the secret of the group, by an HMAC of a
+random challenge, and process 1 proves the same in return; the secret itself never travels. Peers without the secret
+are rejected, whatever they send, and delay nobody.
 """
 
 import hmac
@@ -25,19 +25,19 @@ from normlab.errors import BadInput, Fault
 from normlab.study.data import cache
 
 SECRET = "NORMLAB_GROUP_SECRET"
-"""The environment variable that holds what all processes of a group know and nobody else."""
+"""The environment variable with the secret of a group."""
 
 LONGEST = 2**16
-"""Bytes of a line from one process."""
+"""The most bytes of a line from one process."""
 
 GREETING = 5.0
-"""Seconds in which whoever connects must have proved that it is a member."""
+"""Seconds within which a peer must prove that it is a member."""
 
 GUESTS = 64
-"""How many more than the processes of a group may be about to prove it; one more sends away who came first."""
+"""Connections without proof that are kept beyond the size of the group; one more drops the oldest."""
 
 SHORTEST = 16
-"""Characters of a secret."""
+"""The fewest characters of a secret."""
 
 _CHUNK = 2**14
 _KINDS = ("challenge", "hello", "start", "refused", "call", "calls", "alive", "failed", "left")
@@ -51,8 +51,8 @@ class Member:
     Attributes:
         host: The name or address at which process 1 listens, of IPv6 without brackets.
         port: The port there.
-        process: Which one this is, counted from 1.
-        processes: How many there are.
+        process: The number of this process, counted from 1.
+        processes: The number of processes.
 
     >>> str(Member.parse("127.0.0.1:1234", "2/3"))
     'Process 2 of 3'
@@ -65,7 +65,7 @@ class Member:
 
     @classmethod
     def parse(cls, coordinator: str, process: str) -> "Member":
-        """Read what a command line gives.
+        """Parse the options of a command line.
 
         Args:
             coordinator: `HOST:PORT`, or `[HOST]:PORT` for an address of IPv6.
@@ -92,12 +92,12 @@ class Member:
         return self.name(self.process)
 
     def name(self, process: int) -> str:
-        """A process in words."""
+        """Name a process for messages."""
         return f"Process {process} of {self.processes}"
 
     @property
     def coordinator(self) -> str:
-        """The place where process 1 listens, HOST:PORT."""
+        """The address of process 1, HOST:PORT."""
         return address(self.host, self.port)
 
 
@@ -110,14 +110,14 @@ def address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-class Line:
-    """A connection on which pairs of a kind and its content travel, one JSON text a line.
+class Channel:
+    """A connection that carries pairs of a kind and its content, one JSON text a line.
 
     One thread may send while another receives.
     """
 
     def __init__(self, connection: socket.socket, patience: float) -> None:
-        """Take a connection, which is closed with the line, and the seconds that sending may take."""
+        """Store a connection, which is closed with the channel, and the seconds that sending may take."""
         connection.settimeout(patience)
         self._sender, self._receiver = connection, connection.dup()  # each with a time limit of its own
         self._lock = threading.Lock()
@@ -125,25 +125,25 @@ class Line:
         self.longest = LONGEST
 
     def limit_sending(self, seconds: float) -> None:
-        """Set how long sending may take."""
+        """Set the seconds that sending may take."""
         self._sender.settimeout(seconds)
 
     def close(self) -> None:
-        """Hang up."""
-        with suppress(OSError):  # the other may have done so
+        """Close the connection."""
+        with suppress(OSError):  # the peer may have closed it
             self._sender.shutdown(socket.SHUT_RDWR)
         self._sender.close()
         self._receiver.close()
 
     def fileno(self) -> int:
-        """For selectors, which tell when there is something to receive."""
+        """Return the file descriptor for selectors."""
         return self._receiver.fileno()
 
     def send(self, kind: str, content: object = None) -> None:
         """Send a pair.
 
         Raises:
-            OSError: If that fails, or takes longer than it may.
+            OSError: If sending fails or takes too long.
         """
         with self._lock:
             self._sender.sendall(json.dumps([kind, content]).encode() + b"\n")
@@ -152,11 +152,11 @@ class Line:
         """Receive the next pair.
 
         Args:
-            seconds: How long all of it may take; with 0, what is there already is taken.
+            seconds: Time limit for the whole pair; 0 takes only data that have arrived.
 
         Raises:
-            TimeoutError: If it is not there by then. The part that has come stays for the next call.
-            OSError: If the line was cut, or what comes is no pair or longer than `longest`.
+            TimeoutError: If the pair is incomplete by then. The part that has arrived stays for the next call.
+            OSError: If the connection was cut, or the line is no pair or longer than `longest`.
         """
         deadline = time.monotonic() + seconds
         while (end := self._received.find(b"\n")) < 0 and len(self._received) <= self.longest:
@@ -166,7 +166,7 @@ class Line:
             except BlockingIOError:
                 raise TimeoutError("timed out") from None
             if not chunk:
-                raise ConnectionError("the line was cut")
+                raise ConnectionError("the connection was cut")
             self._received += chunk
         if not 0 <= end <= self.longest:
             raise ConnectionError(f"a line of more than {self.longest:,} bytes")
@@ -179,13 +179,13 @@ def meet(member: Member, deadline: float, opened: ExitStack) -> "Met":
     """Connect process 1 to each other process; all must call this.
 
     Args:
-        member: Which process this is.
-        deadline: The time of the monotonic clock by which all must be there.
-        opened: Closes the lines.
+        member: This process.
+        deadline: The time of the monotonic clock by which all must have connected.
+        opened: Closes the channels.
 
     Raises:
-        BadInput: If there is no secret, or none that can be one.
-        Fault: If the others are not there in time, or not those that they should be.
+        BadInput: If there is no secret, or it is too short.
+        Fault: If another process does not connect in time, or belongs to another group.
     """
     if member.processes == 1:
         return Met()
@@ -194,27 +194,27 @@ def meet(member: Member, deadline: float, opened: ExitStack) -> "Met":
 
 @dataclass(frozen=True, kw_only=True)
 class Met:
-    """The lines of a process to the others of its group, and an address for JAX.
+    """The channels of a process to the others of its group, and an address for JAX.
 
     Attributes:
-        lines: By the process at the other end.
-        interface: The address of process 1 that all have reached.
-        port: A port there for JAX, which process 1 chooses.
+        channels: Channels by the number of the process at the other end.
+        interface: The address at which all have reached process 1.
+        port: A port at that address for JAX, chosen by process 1.
     """
 
-    lines: Mapping[int, Line] = field(default_factory=dict)
+    channels: Mapping[int, Channel] = field(default_factory=dict)
     interface: str = ""
     port: int = 0
 
 
 def secret(member: Member) -> bytes:
-    """Give what proves that a process belongs to a group.
+    """Return the secret of a group.
 
-    Processes that meet on this machine alone, at a loopback address, need not be given one: theirs is kept in a file
-    that only their user can read.
+    Processes that meet at a loopback address need none in their environment: a file that only their user can read
+    holds it.
 
     Raises:
-        BadInput: If there is none, or it is too short to be one.
+        BadInput: If there is no secret, or it is too short.
         Fault: If the file cannot be read, or others can read it.
     """
     given = os.environ.get(SECRET, "").strip()
@@ -231,7 +231,7 @@ def secret(member: Member) -> bytes:
 
 
 def _of_user() -> bytes:
-    """The secret of this user on this machine, made where there is none yet."""
+    """Read the secret of this user on this machine, and create it where there is none."""
     try:
         path = cache.folder("group") / "secret"
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -243,12 +243,12 @@ def _of_user() -> bytes:
         raise Fault(f"Cannot keep a secret for the processes of a group: {error}. Set `{SECRET}` instead.") from error
     theirs = hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o077)
     if theirs or len(content) < SHORTEST:
-        raise Fault(f"Expected `{path}` to hold a secret that you alone can read, it does not. Delete it.")
+        raise Fault(f"Expected `{path}` to contain a secret that you alone can read, it does not. Delete it.")
     return content
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file that only this user can read, as a whole, unless it is there."""
+    """Write a whole file that only this user can read, unless it exists."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(16)}.tmp")
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -259,7 +259,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _proof(secret: bytes, role: str, challenges: Sequence[str], numbers: Sequence[int]) -> str:
-    """Answer challenges as only those can who know the secret; a role keeps others from sending the answer back."""
+    """Compute the answer to challenges; a role keeps peers from sending the same answer back."""
     text = json.dumps([role, *challenges, *numbers]).encode()
     return hmac.digest(secret, text, "sha256").hex()
 
@@ -270,22 +270,22 @@ def _proves(given: object, expected: str) -> bool:
 
 @dataclass(eq=False)
 class _Guest:
-    """Somebody who has connected and not yet proved to be a member."""
+    """A peer that has connected and not yet proved that it is a member."""
 
-    line: Line
+    channel: Channel
     deadline: float
     challenge: str
 
 
 class _Admitted(NamedTuple):
-    """Another process that has proved to be a member, and what both have challenged each other with."""
+    """A process that has proved to be a member, and the challenges of both sides."""
 
-    line: Line
+    channel: Channel
     challenges: Sequence[str]
 
 
 class _Hello(NamedTuple):
-    """The first words of a member: its number, a challenge of its own, and its answer to the one of process 1."""
+    """The first message of a member: its number, its challenge, and its answer to the challenge of process 1."""
 
     process: int
     processes: int
@@ -294,7 +294,7 @@ class _Hello(NamedTuple):
 
     @classmethod
     def of(cls, kind: str, content: object) -> "_Hello | None":
-        """Read it; `None` where it is anything else."""
+        """Parse a message; return `None` for anything else."""
         if kind == "hello" and isinstance(content, list) and [type(part) for part in content] == [int, int, str, str]:
             hello = cls(*content)
             return hello if 1 <= hello.process <= hello.processes else None
@@ -302,7 +302,7 @@ class _Hello(NamedTuple):
 
 
 def _listen(member: Member, deadline: float, opened: ExitStack) -> Met:
-    """Let the others in and choose a port for JAX."""
+    """Admit the other processes and choose a port for JAX."""
     known = secret(member)
     try:
         with _bound(member) as server:
@@ -315,15 +315,15 @@ def _listen(member: Member, deadline: float, opened: ExitStack) -> Met:
         raise Fault(
             f"Cannot listen on `{member.coordinator}`: {reason}. Choose another port, or an address of this machine."
         ) from error
-    for process, (line, challenges) in others.items():
+    for process, (channel, challenges) in others.items():
         proof = _proof(known, "process 1", challenges, [process, member.processes, port])
-        with suppress(OSError):  # whoever listens to that process deals with its death
-            line.send("start", [port, proof])
-    return Met(lines={process: line for process, (line, _) in others.items()}, interface=interface, port=port)
+        with suppress(OSError):  # the thread that listens to that process handles its death
+            channel.send("start", [port, proof])
+    return Met(channels={process: channel for process, (channel, _) in others.items()}, interface=interface, port=port)
 
 
 def _bound(member: Member) -> socket.socket:
-    """A server at the address that was named and at no other; the first that works where a name has several."""
+    """Bind a server to the named address alone; where a name has several addresses, to the first that works."""
     failure = OSError("it has no address")
     for family, host in _addresses(member.host):
         try:
@@ -334,10 +334,10 @@ def _bound(member: Member) -> socket.socket:
 
 
 def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
-    """The addresses of a host, those of IPv4 first.
+    """Resolve the addresses of a host, IPv4 first.
 
     Raises:
-        OSError: If it is not known.
+        OSError: If the host is unknown.
     """
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     ordered = sorted(found, key=lambda entry: entry[0] != socket.AF_INET)
@@ -345,7 +345,7 @@ def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
 
 
 def _is_here(host: str) -> bool:
-    """Tell whether a host is reached from this machine alone."""
+    """Check whether a host can be reached from this machine alone."""
     with suppress(OSError, ValueError):  # a name that is not known yet, an address with a zone
         return all(ipaddress.ip_address(place).is_loopback for _, place in _addresses(host))
     return False
@@ -358,20 +358,20 @@ def _is_ipv6(host: str) -> bool:
 
 
 class _Door:
-    """The reception of process 1. It waits for all who have connected at once, so that none delays another."""
+    """The server side of the rendezvous. It waits for all peers at once, so that none delays another."""
 
     def __init__(self, member: Member, server: socket.socket, secret: bytes, opened: ExitStack) -> None:
-        """Take the server at which the others knock, and who closes the lines to them."""
+        """Store the server, the secret and the stack that closes the channels."""
         self._member, self._server, self._secret, self._opened = member, server, secret, opened
-        self._guests: list[_Guest] = []  # who has waited for longest comes first
+        self._guests: list[_Guest] = []  # the oldest first
         self._admitted: dict[int, _Admitted] = {}
         self._strangers = 0
 
     def admit_all(self, deadline: float) -> Mapping[int, _Admitted]:
-        """Wait for the others, by their number.
+        """Wait for all other processes; return them by their number.
 
         Raises:
-            Fault: If one of them is not there in time, or one who knows the secret is not of this group.
+            Fault: If one does not connect in time, or a peer that knows the secret belongs to another group.
         """
         self._server.setblocking(False)
         try:
@@ -394,11 +394,11 @@ class _Door:
         self._refuse(f"{member.name(missing)} did not come in time to `{member.coordinator}`{place}{others}.")
 
     def _serve(self, deadline: float) -> None:
-        """Do what can be done without waiting for anybody, and wait only where that is nothing."""
+        """Wait for the first event of any peer, and handle all events that have arrived."""
         with selectors.DefaultSelector() as waiting:
             waiting.register(self._server, selectors.EVENT_READ)
             for guest in self._guests:
-                waiting.register(guest.line, selectors.EVENT_READ, guest)
+                waiting.register(guest.channel, selectors.EVENT_READ, guest)
             until = min([deadline, *(guest.deadline for guest in self._guests)])
             ready = [key.data for key, _ in waiting.select(max(until - time.monotonic(), 0.0))]
         for guest in ready:
@@ -408,18 +408,18 @@ class _Door:
                 self._hear(guest)
 
     def _open(self) -> None:
-        """Challenge somebody who has connected."""
-        with suppress(OSError):  # who is gone already
+        """Accept a connection, and send its challenge."""
+        with suppress(OSError):  # the peer may be gone already
             connection, _ = self._server.accept()
-            guest = _Guest(Line(connection, GREETING), time.monotonic() + GREETING, secrets.token_hex(32))
+            guest = _Guest(Channel(connection, GREETING), time.monotonic() + GREETING, secrets.token_hex(32))
             self._guests.append(guest)
             self._dismiss(self._guests[: -(GUESTS + self._member.processes)])
-            guest.line.send("challenge", guest.challenge)
+            guest.channel.send("challenge", guest.challenge)
 
     def _hear(self, guest: _Guest) -> None:
-        """Take what somebody has sent; whoever is no member is sent away, the others must be the right ones."""
+        """Handle the message of a peer: reject strangers, and admit members of this group."""
         try:
-            hello = _Hello.of(*guest.line.receive(0))
+            hello = _Hello.of(*guest.channel.receive(0))
         except TimeoutError:
             return  # the rest of it may come
         except OSError:
@@ -428,7 +428,7 @@ class _Door:
         if hello is None or not self._is_proved(guest, hello):
             self._strangers += 1
             with suppress(OSError):
-                guest.line.send("refused", f"Expected `{SECRET}` to be that of process 1, it is another. {_REMEDY}")
+                guest.channel.send("refused", f"Expected `{SECRET}` to be that of process 1, it is another. {_REMEDY}")
             self._dismiss([guest])
             return
         again = hello.process in self._admitted
@@ -436,11 +436,11 @@ class _Door:
             self._refuse(
                 f"Expected each of {self._member.processes} processes once, got process {hello.process} of "
                 f"{hello.processes}{' again' if again else ''}.",
-                guest.line,
+                guest.channel,
             )
         self._guests.remove(guest)
-        self._opened.callback(guest.line.close)
-        self._admitted[hello.process] = _Admitted(guest.line, (guest.challenge, hello.challenge))
+        self._opened.callback(guest.channel.close)
+        self._admitted[hello.process] = _Admitted(guest.channel, (guest.challenge, hello.challenge))
 
     def _is_proved(self, guest: _Guest, hello: _Hello) -> bool:
         expected = _proof(self._secret, "member", (guest.challenge, hello.challenge), [hello.process, hello.processes])
@@ -449,30 +449,30 @@ class _Door:
     def _dismiss(self, guests: Iterable[_Guest]) -> None:
         for guest in list(guests):
             self._guests.remove(guest)
-            guest.line.close()
+            guest.channel.close()
 
-    def _refuse(self, reason: str, *others: Line) -> NoReturn:
-        """Send all away that have come."""
-        for line in (*(line for line, _ in self._admitted.values()), *others):
+    def _refuse(self, reason: str, *others: Channel) -> NoReturn:
+        """Reject all peers, and raise the reason."""
+        for channel in (*(channel for channel, _ in self._admitted.values()), *others):
             with suppress(OSError):
-                line.send("refused", reason)
+                channel.send("refused", reason)
         raise Fault(reason)
 
 
 def _call(member: Member, deadline: float, opened: ExitStack) -> Met:
-    """Ask process 1 to be let in, and let it prove that it is the one."""
+    """Authenticate to process 1, and check its proof in return."""
     known, own, left = secret(member), secrets.token_hex(32), deadline - time.monotonic()
     numbers = [member.process, member.processes]
     try:
-        line = Line(_reach(member, deadline), left)
-        opened.callback(line.close)
-        kind, challenge = line.receive(deadline - time.monotonic())
+        channel = Channel(_reach(member, deadline), left)
+        opened.callback(channel.close)
+        kind, challenge = channel.receive(deadline - time.monotonic())
         if kind != "challenge" or not isinstance(challenge, str):
             raise ConnectionError("it is no process of a group")
         challenges = (challenge, own)
-        line.send("hello", [*numbers, own, _proof(known, "member", challenges, numbers)])
+        channel.send("hello", [*numbers, own, _proof(known, "member", challenges, numbers)])
         # Process 1 waits as long as this one, from now at most.
-        kind, content = line.receive(deadline - time.monotonic() + left)
+        kind, content = channel.receive(deadline - time.monotonic() + left)
     except OSError as error:
         reason = error.strerror or str(error)
         raise Fault(
@@ -483,8 +483,8 @@ def _call(member: Member, deadline: float, opened: ExitStack) -> Met:
     if kind == "start" and isinstance(content, list) and [type(part) for part in content] == [int, str]:
         port, proof = content
         if _proves(proof, _proof(known, "process 1", challenges, [*numbers, port])):
-            line.longest = LONGEST * member.processes  # it sends what all of them have
-            return Met(lines={1: line}, port=port)
+            channel.longest = LONGEST * member.processes  # it sends what all of them have
+            return Met(channels={1: channel}, port=port)
     raise Fault(
         f"Expected process 1 on `{member.coordinator}` to prove that it knows the secret of this group, it did not. "
         "Choose another port."
@@ -492,7 +492,7 @@ def _call(member: Member, deadline: float, opened: ExitStack) -> Met:
 
 
 def _reach(member: Member, deadline: float) -> socket.socket:
-    """A connection to process 1, which may not have started yet."""
+    """Connect to process 1, which may not have started yet."""
     while True:
         left = deadline - time.monotonic()
         try:
@@ -504,7 +504,7 @@ def _reach(member: Member, deadline: float) -> socket.socket:
 
 
 def printable(text: object, limit: int = 1000) -> str:
-    """Give what another process says so that it can be shown: one line, without control characters."""
+    """Return a text of another process as one line without control characters."""
     shown = "".join(character if character.isprintable() else "?" for character in str(text))
     return shown if len(shown) <= limit else f"{shown[: limit - 3]}..."
 

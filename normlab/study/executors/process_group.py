@@ -1,8 +1,8 @@
 """Processes that train one model together: they meet, agree, and end together.
 
-A process waits for ever in a collective in which another is missing, until JAX aborts it, if at all. Therefore each
-also keeps a line to process 1, a TCP connection apart from JAX's own: what is agreed on travels there, a process that
-dies closes it, and one that hangs falls silent.
+A process waits forever in a collective that another process never enters, until JAX aborts it, if at all. Therefore
+each process also keeps a channel to process 1, a TCP connection apart from JAX's own: values to agree on travel there,
+a process that dies closes it, and one that hangs is silent.
 """
 
 import atexit
@@ -20,13 +20,13 @@ from typing import Any, NoReturn
 
 from normlab import __version__
 from normlab.errors import BadInput, one_line
-from normlab.study.executors.meeting import LONGEST, Line, Met, address, meet, printable
+from normlab.study.executors.meeting import LONGEST, Channel, Met, address, meet, printable
 from normlab.study.executors.meeting import Member as Member
 
 PATIENCE = 20.0
 _LAST_WORDS = 2.0
 _AROUND = 100
-"""Bytes of a line for what is around a value."""
+"""Bytes of a line around a value."""
 
 
 class Disagreement(BadInput):
@@ -37,26 +37,26 @@ class Disagreement(BadInput):
 def join(member: Member, *, patience: float = PATIENCE) -> Iterator["Group"]:
     """Connect this process to the others of its group, and JAX's devices to theirs, until all leave.
 
-    Inside, `jax.devices()` are those of all processes. Should another process raise, die or fall silent, this one ends
-    with its exit code (1 if it died) and a sentence on stderr, since a collective that waits for it cannot be
-    interrupted.
+    Inside, `jax.devices()` are the devices of all processes. If another process raises, dies or hangs, this one ends
+    with the exit code of the other (1 if it died) and a sentence on stderr, since a collective that waits for it cannot
+    be interrupted.
 
     Args:
-        member: Which process this is. Alone, nothing is connected.
-        patience: Seconds to wait for the others at the start, and that one may be silent later. Silent is also who
-            stays in one call that keeps Python's lock; JAX's compiling and computing do not.
+        member: This process. In a group of one, nothing is connected.
+        patience: Seconds to wait for the others at the start, and that a process may be silent later. A process is
+            also silent during a call that keeps Python's lock; JAX's compiling and computing release it.
 
     Raises:
-        BadInput: If there is no secret by which they know each other; see `normlab.study.executors.meeting.secret`.
-        Fault: If the others are not there in time.
-        Disagreement: If they run other versions.
+        BadInput: If there is no secret of the group; see `normlab.study.executors.meeting.secret`.
+        Fault: If the others do not connect in time.
+        Disagreement: If the processes run different versions.
     """
     with ExitStack() as opened:
         met = meet(member, time.monotonic() + patience, opened)
-        group = Group(member, met.lines, patience)
+        group = Group(member, met.channels, patience)
         try:
             group.agree(normlab=__version__, **{name: version(name) for name in ("jax", "jaxlib", "flax")})
-            if met.lines:
+            if met.channels:
                 _connect_devices(member, met, patience)
             yield group
             group.leave()
@@ -69,28 +69,28 @@ def join(member: Member, *, patience: float = PATIENCE) -> Iterator["Group"]:
 
 
 class Group:
-    """The processes joined, as one of them sees them; made by `join`."""
+    """The joined processes, seen from one of them; made by `join`."""
 
-    def __init__(self, member: Member, lines: Mapping[int, Line], patience: float) -> None:
+    def __init__(self, member: Member, channels: Mapping[int, Channel], patience: float) -> None:
         self.member = member
-        self._lines = lines
+        self._channels = channels
         self._patience = patience
-        self._received = {process: SimpleQueue() for process in lines}
+        self._received = {process: SimpleQueue() for process in channels}
         self._over = threading.Event()
         self._ending = threading.Lock()  # taken for good by the thread that ends the membership, or the process
-        for process, line in lines.items():
-            line.limit_sending(patience)
+        for process, channel in channels.items():
+            channel.limit_sending(patience)
             threading.Thread(target=self._listen, args=(process,), daemon=True).start()
-        threading.Thread(target=self._show_life, daemon=True).start()
+        threading.Thread(target=self._send_heartbeats, daemon=True).start()
 
     def agree(self, **values: Any) -> None:
-        """Make sure that all processes were given the same; all must call this.
+        """Check that all processes have the same values; all must call this.
 
         Args:
-            values: Anything that JSON takes: configuration, versions, hashes, shapes.
+            values: Anything that JSON can contain: settings, versions, hashes, shapes.
 
         Raises:
-            Disagreement: In every process, naming what differs and who has what.
+            Disagreement: In every process, naming the difference and the value of each process.
         """
         given = [dict(_leaves(theirs)) for theirs in self.gather("agree", values)]
         names = dict.fromkeys(name for theirs in given for name in theirs)
@@ -104,18 +104,18 @@ class Group:
             )
 
     def broadcast(self, value: Any = None) -> Any:
-        """Hand what process 1 gives, anything that JSON takes, to all processes; all must call this."""
+        """Send a value of process 1, anything that JSON can contain, to all processes; all must call this."""
         return self.gather("broadcast", value)[0]
 
     def gather(self, what: str, value: Any) -> list[Any]:
         """Collect a value from each process, in order; all must call this.
 
         Args:
-            what: Names the call; processes must not be at different ones.
-            value: Anything that JSON takes.
+            what: Name of the call, the same in all processes.
+            value: Anything that JSON can contain.
 
         Raises:
-            RuntimeError: If they are.
+            RuntimeError: If the processes are at different calls.
             ValueError: If the value is too long for a line.
         """
         text = json.dumps([what, value])
@@ -126,10 +126,10 @@ class Group:
             )
         mine = json.loads(text)
         if self.member.process == 1:
-            calls = [mine, *(self._received[process].get() for process in sorted(self._lines))]
-            self._tell("calls", calls)
+            calls = [mine, *(self._received[process].get() for process in sorted(self._channels))]
+            self._send("calls", calls)
         else:
-            self._tell("call", mine)
+            self._send("call", mine)
             calls = self._received[1].get()
         names = [f"`{name}`" for name, _ in calls]
         if len(set(names)) > 1:
@@ -137,44 +137,46 @@ class Group:
         return [value for _, value in calls]
 
     def leave(self) -> None:
-        """Wait for the others and let go of JAX's connections and of the lines."""
+        """Wait for the others, and close JAX's connections and the channels."""
         import jax
 
         self.gather("leave", None)
         jax.distributed.shutdown()
         self._claim_the_end()
-        self._tell("left")
+        self._send("left")
 
     def fail(self, error: BaseException) -> None:
-        """Tell the others that this process cannot go on; their exit codes will be its own."""
+        """Report to the others that this process failed; they end with its exit code."""
         self._claim_the_end()
         reason = "was interrupted" if isinstance(error, KeyboardInterrupt) else f"failed: {one_line(error)}"
         code = 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, BadInput) else 1
-        self._tell("failed", [f"{self.member} {reason.removesuffix('.')}.", code])
-        if self._lines:
-            atexit.register(_exit, code)  # before JAX's own, which waits for collectives that wait for the others
+        self._send("failed", [f"{self.member} {reason.removesuffix('.')}.", code])
+        if self._channels:
+            atexit.register(
+                _exit, code
+            )  # before JAX's own handler, which waits for collectives that wait for the others
 
     def _claim_the_end(self) -> None:
-        """Keep the threads that listen from ending this process; wait where one is doing so already."""
+        """Keep the listening threads from ending this process; wait where one of them already does."""
         if not self._ending.acquire(blocking=False) and not self._over.is_set():
             threading.Event().wait()
         self._over.set()
 
-    def _tell(self, kind: str, content: Any = None, but: int | None = None) -> None:
-        for process, line in self._lines.items():
+    def _send(self, kind: str, content: Any = None, but: int | None = None) -> None:
+        for process, channel in self._channels.items():
             if process != but:
-                with suppress(OSError):  # whoever listens to that process deals with its death
-                    line.send(kind, content)
+                with suppress(OSError):  # the thread that listens to that process handles its death
+                    channel.send(kind, content)
 
-    def _show_life(self) -> None:
+    def _send_heartbeats(self) -> None:
         while not self._over.wait(self._patience / 5):
-            self._tell("alive")
+            self._send("alive")
 
     def _listen(self, process: int) -> None:
-        """Receive what a process sends until it leaves; end this one if it dies or falls silent."""
-        line, name = self._lines[process], self.member.name(process)
+        """Receive the messages of a process until it leaves; end this process if that one dies or hangs."""
+        channel, name = self._channels[process], self.member.name(process)
         try:
-            while (message := line.receive(self._patience))[0] not in ("failed", "left"):
+            while (message := channel.receive(self._patience))[0] not in ("failed", "left"):
                 if message[0] != "alive":
                     self._received[process].put(message[1])
             if message[0] == "failed":
@@ -185,16 +187,16 @@ class Group:
             self._end(process, f"{name} ended without a word: it was killed, or its machine is gone.")
 
     def _end(self, process: int, reason: str, code: int = 1, delay: float = 0.0) -> None:
-        """End this process because of another, wherever its main thread is, unless it is ending already."""
+        """End this process because another failed, unless it is ending already."""
         if not self._ending.acquire(blocking=False):
             return
         stderr = os.dup(2)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where JAX's threads go on to report what follows from it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # JAX's threads would report the consequences
         os.write(stderr, f"normlab: {reason} {self.member} ends too. Start all of them again.\n".encode())
-        self._tell("failed", [reason, code], but=process)
+        self._send("failed", [reason, code], but=process)
         if self.member.process == 1:
-            time.sleep(delay)  # JAX aborts the others when process 1 is gone: let them say what happened first
-        # It may wait for the main thread, which may hold the lock.
+            time.sleep(delay)  # JAX aborts the others when process 1 is gone: let them report the reason first
+        # Flushing may wait for the main thread, which may hold the lock.
         flushing = threading.Thread(target=_exit, args=(code,), daemon=True)
         flushing.start()
         flushing.join(1)
@@ -202,10 +204,10 @@ class Group:
 
 
 def _last_words(content: object) -> tuple[str, int]:
-    """Why another process failed, and its exit code.
+    """Parse the reason why another process failed, and its exit code.
 
     Raises:
-        ConnectionError: If that is not what it says.
+        ConnectionError: If the message contains anything else.
     """
     if isinstance(content, list) and [type(part) for part in content] == [str, int] and 0 < content[1] < 2**8:
         return printable(content[0]), content[1]
@@ -221,7 +223,7 @@ def _exit(code: int) -> NoReturn:
 
 
 def _connect_devices(member: Member, met: Met, patience: float) -> None:
-    """Let JAX know the devices of all. That all processes live is not left to it: it ends them without a reason."""
+    """Connect JAX's devices. The group checks that all processes live: JAX would end them without a reason."""
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -239,7 +241,7 @@ def _connect_devices(member: Member, met: Met, patience: float) -> None:
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The values inside nested mappings, by their dotted paths."""
+    """Yield the values inside nested mappings by their dotted paths."""
     if not (isinstance(value, dict) and value):
         yield path, value
         return
@@ -248,7 +250,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _who(texts: Sequence[str]) -> str:
-    """Who has what.
+    """Name the processes that have each text.
 
     >>> _who(["16", "32", "16"])
     '16 in process 1, 3 and 32 in process 2'

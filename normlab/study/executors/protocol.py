@@ -1,97 +1,105 @@
-"""What an executor and its workers say to the scheduler."""
+"""Interface between executors, their pools of workers, and the scheduler."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from normlab.study.design.records import Cell, Record, Run
+from normlab.study.design.records import Configuration, Record, Run
 from normlab.study.worker.strategy import Strategy, Task
 
 Pending = Callable[[], Sequence[Run]]
 Stop = Callable[[], bool]
-Limit = Callable[[Cell], float]
+Limit = Callable[[Configuration], float]
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A worker is ready for the first run of a cell, or was held up on the way, so that its time counts anew."""
+    """A worker is ready for the first run of a configuration, or was delayed, so that its time counts anew."""
 
-    cell: Cell
+    configuration: Configuration
 
 
 @dataclass(frozen=True)
 class Done:
-    """A worker has no more to say of a cell."""
+    """A worker has finished its runs of a configuration."""
 
-    cell: Cell
+    configuration: Configuration
 
 
 @dataclass(frozen=True)
 class Died:
-    """The worker of a cell is gone.
+    """The worker of a configuration died.
 
     Attributes:
-        cell: What it was given.
-        how: A clause, e.g. `it ended with exit code 3`.
+        configuration: The configuration that the worker had.
+        how: The cause as a clause, e.g. `it ended with exit code 3`.
     """
 
-    cell: Cell
+    configuration: Configuration
     how: str
 
 
-News = Begun | Record | Done | Died
+Event = Begun | Record | Done | Died
 
 
-class Crew(Protocol):
-    """Workers of one kind, hired for one task. A worker has one cell at a time, and makes its runs in order.
+class Pool(Protocol):
+    """Workers of one kind for one task. A worker has one configuration at a time, and makes its runs in order.
 
     Attributes:
-        jobs: How many cells may be under way at a time.
+        jobs: Number of configurations that may be under way at a time.
     """
 
     jobs: int
 
-    def give(self, cells: Mapping[Cell, Sequence[Run]], room: int) -> Collection[Cell]:
-        """Hand out as many cells as there is room for, at least one; the cells that were taken."""
-        ...
+    def submit(self, configurations: Mapping[Configuration, Sequence[Run]], room: int) -> Collection[Configuration]:
+        """Submit configurations to workers.
 
-    def news(self) -> Iterator[News]:
-        """What has happened since, of each cell in order; waits for a moment where that is nothing.
+        Args:
+            configurations: Configurations that wait, and their runs.
+            room: The most configurations to take.
 
-        Raises:
-            Fault: If a worker is not what its runs would be recorded as.
+        Returns:
+            The configurations that were taken, at least one.
         """
         ...
 
-    def drop(self, cell: Cell) -> None:
-        """Stop work on a cell at once; nothing more is heard of it."""
+    def events(self) -> Iterator[Event]:
+        """Yield the events since the last call, in order for each configuration; wait briefly where there are none.
+
+        Raises:
+            Fault: If the identity of a worker differs from that of the task.
+        """
+        ...
+
+    def cancel(self, configuration: Configuration) -> None:
+        """Stop work on a configuration at once; it has no further events."""
         ...
 
     def close(self) -> None:
-        """Let all workers go at once, whatever they are at."""
+        """Stop all workers at once."""
         ...
 
 
 class Executor(Protocol):
-    """A way of working, as it was asked for."""
+    """A kind of workers with its options."""
 
     def check(self, strategy: Strategy, output: Path | None) -> None:
-        """Refuse what cannot be.
+        """Check that the executor can work here.
 
         Args:
-            strategy: How runs are to be executed.
+            strategy: Strategy of the runs.
             output: The folder of the comparison, if it has one.
 
         Raises:
-            BadInput: If something is missing here, before anything is written.
+            BadInput: If something is missing, before anything is written.
         """
         ...
 
-    def hire(self, task: Task, output: Path | None) -> Crew | None:
-        """Find workers; none where runs are to be made in this process.
+    def start(self, task: Task, output: Path | None) -> Pool | None:
+        """Start a pool of workers; return `None` where runs are made in this process.
 
         Raises:
-            Fault: If they cannot be reached.
+            Fault: If workers cannot be reached.
         """
         ...

@@ -1,7 +1,7 @@
-"""Workers as tasks of a Ray cluster: a task for each cell, whose records come back one at a time.
+"""Workers as tasks of a Ray cluster: one task for each configuration, which yields its records one at a time.
 
-Without an address a cluster of this machine is started, and ended with the comparison. Ray starts no task again: what a
-death costs is decided here as everywhere (see `pool`).
+Without an address a cluster of this machine is started, and ended with the comparison. Ray never retries a task: the
+scheduler decides what a death costs, as for all executors.
 """
 
 import logging
@@ -17,21 +17,21 @@ from typing import Any
 
 from normlab.errors import BadInput, Fault, one_line
 from normlab.extras import importing
-from normlab.study.design.records import Cell, Record, Run
-from normlab.study.executors.protocol import Begun, Died, Done, News
-from normlab.study.worker.runner import CellRunner, worker
+from normlab.study.design.records import Configuration, Record, Run
+from normlab.study.executors.protocol import Begun, Died, Done, Event
+from normlab.study.worker.runner import ConfigurationRunner, worker
 from normlab.study.worker.strategy import Strategy, Task
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")  # else Ray prints every death, which is told here
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")  # else Ray prints every death, which is reported here
 with importing("cluster"):
     import ray
     from ray import exceptions
 
 REACHED_WITHIN = 5.0
-"""Seconds until a machine must take a connection; Ray itself would try for two minutes."""
+"""Seconds until a machine must accept a connection; Ray itself would try for two minutes."""
 JOINED_WITHIN = 20.0
-"""Seconds until a cluster must have let a process join it."""
+"""Seconds until a process must have joined a cluster."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,16 @@ class Ray:
     """A Ray cluster.
 
     Attributes:
-        jobs: How many cells at a time; unless given, as many as the cluster has CPUs, or GPUs where they are used.
-        address: Of a running cluster; unless given, that in `RAY_ADDRESS`, else there is one for this comparison.
+        jobs: Number of configurations at a time; unless given, as many as the cluster has CPUs, or GPUs where they
+            are used.
+        address: Address of a running cluster; unless given, `RAY_ADDRESS`, else a cluster is started.
     """
 
     jobs: int | None
     address: str | None
 
     def check(self, strategy: Strategy, output: Path | None) -> None:
-        """Refuse an address where no cluster is."""
+        """Check that a cluster answers at the address."""
         address = self._address()
         if address and not ray.is_initialized():
             if address.startswith("ray://"):
@@ -57,13 +58,13 @@ class Ray:
                 )
             _reach(address)
 
-    def hire(self, task: Task, output: Path | None = None) -> "RayCrew":
-        """Tasks, in the cluster that this process is in already or joins."""
+    def start(self, task: Task, output: Path | None = None) -> "RayPool":
+        """Create a pool of tasks in the cluster that this process has joined or joins now."""
         ours = not ray.is_initialized()
         try:
             if ours:
                 _join(**self._connection())
-            return RayCrew(task, self.jobs, leave=ours)
+            return RayPool(task, self.jobs, leave=ours)
         except (OSError, RuntimeError, ValueError, exceptions.RayError) as error:
             if ours:
                 ray.shutdown()
@@ -78,14 +79,14 @@ class Ray:
         return {"address": address} if address else new
 
 
-class RayCrew:
-    """Tasks, each for one cell. Where they use no GPU, processes of Ray keep compiled programs from one to the next."""
+class RayPool:
+    """Tasks, each for one configuration. Without GPUs, processes of Ray keep compiled programs between tasks."""
 
     def __init__(self, task: Task, jobs: int | None, *, leave: bool) -> None:
-        """Nothing is started yet.
+        """Store the task; tasks of Ray start on first use.
 
         Args:
-            task: What to give.
+            task: The task of the workers.
             jobs: See `Ray`.
             leave: Whether to leave the cluster at the end.
 
@@ -100,8 +101,8 @@ class RayCrew:
                 raise Fault(f"Expected a Ray cluster with a {resource} for each task, got {there.get(resource, 0):g}.")
         self.jobs = jobs or int(min(there[resource] for resource, number in needs.items() if number))
         self._task, self._leave = task, leave
-        self._streams: dict[Cell, Any] = {}
-        self._remote = ray.remote(_cell).options(
+        self._streams: dict[Configuration, Any] = {}
+        self._remote = ray.remote(_configuration).options(
             num_cpus=needs["CPU"],
             num_gpus=needs["GPU"],
             max_retries=0,
@@ -109,77 +110,80 @@ class RayCrew:
             runtime_env={"env_vars": task.strategy.environment(os.environ)},
         )
 
-    def give(self, cells: Mapping[Cell, Sequence[Run]], room: int) -> Collection[Cell]:
-        """Start a task for each cell that there is room for."""
-        taken = list(cells)[:room]
-        self._streams |= {cell: self._remote.remote(self._task, cell, list(cells[cell])) for cell in taken}
+    def submit(self, configurations: Mapping[Configuration, Sequence[Run]], room: int) -> Collection[Configuration]:
+        """Start a task for each configuration that there is room for."""
+        taken = list(configurations)[:room]
+        self._streams |= {
+            configuration: self._remote.remote(self._task, configuration, list(configurations[configuration]))
+            for configuration in taken
+        }
         return taken
 
-    def news(self) -> Iterator[News]:
-        """The next message of a task; none after a second, so that a reason to stop is noticed."""
+    def events(self) -> Iterator[Event]:
+        """Yield the next message of a task; return after a second, so that a reason to stop is noticed."""
         ready, _ = ray.wait(list(self._streams.values()), timeout=1.0)
-        for cell in [cell for cell, stream in self._streams.items() if stream in ready]:
-            stream = self._streams.pop(cell)
-            news = _next(cell, stream)
-            if not isinstance(news, Done | Died):
-                self._streams[cell] = stream  # behind the others, who are asked first then
-            yield news
+        for configuration in [configuration for configuration, stream in self._streams.items() if stream in ready]:
+            stream = self._streams.pop(configuration)
+            event = _next(configuration, stream)
+            if not isinstance(event, Done | Died):
+                self._streams[configuration] = stream  # behind the others, whose turn comes first
+            yield event
 
-    def drop(self, cell: Cell) -> None:
+    def cancel(self, configuration: Configuration) -> None:
         """Cancel the task."""
-        ray.cancel(self._streams.pop(cell), force=True)
+        ray.cancel(self._streams.pop(configuration), force=True)
 
     def close(self) -> None:
-        """Cancel all tasks; the end of a cluster that was started for this."""
-        for cell in list(self._streams):
-            self.drop(cell)
+        """Cancel all tasks, and end a cluster that was started for this comparison."""
+        for configuration in list(self._streams):
+            self.cancel(configuration)
         if self._leave:
             ray.shutdown()
 
 
-def _next(cell: Cell, stream: Any) -> News:
-    """One message of a task.
+def _next(configuration: Configuration, stream: Any) -> Event:
+    """Receive one message of a task.
 
     Raises:
-        Fault: If that is the message.
+        Fault: If the message is a fault.
     """
     try:
         message: Any = ray.get(next(stream))
     except StopIteration:
-        return Done(cell)
+        return Done(configuration)
     except exceptions.RayError as error:
         cause = f": {one_line(error.cause)}" if isinstance(error, exceptions.RayTaskError) else ""
-        return Died(cell, f"Ray reports {type(error).__name__}{cause}")
+        return Died(configuration, f"Ray reports {type(error).__name__}{cause}")
     if isinstance(message, Fault):
         raise message
     return message
 
 
-_AT_WORK: list[CellRunner] = []
-"""What a process of Ray was last, with the programs that it has compiled."""
+_AT_WORK: list[ConfigurationRunner] = []
+"""The latest runner of a process of Ray, with the programs that it has compiled."""
 
 
-def _cell(task: Task, cell: Cell, runs: Sequence[Run]) -> Iterator[Begun | Record | Fault]:
-    """What a task does."""
+def _configuration(task: Task, configuration: Configuration, runs: Sequence[Run]) -> Iterator[Begun | Record | Fault]:
+    """Run a configuration inside a task of Ray."""
     try:
         if not _AT_WORK or _AT_WORK[0].task != task:
             _AT_WORK[:] = [worker(task)]
     except Fault as fault:
         yield fault
         return
-    yield Begun(cell)
-    yield from _AT_WORK[0](cell, runs)
+    yield Begun(configuration)
+    yield from _AT_WORK[0](configuration, runs)
 
 
 def _join(**connection: Any) -> None:
     with warnings.catch_warnings():
-        # JAX warns of any fork in its process; Ray's go on to be another program at once.
+        # JAX warns of any fork in its process; a fork of Ray executes another program at once.
         warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
         ray.init(**connection, log_to_driver=False, logging_level=logging.ERROR)
 
 
 def _reach(address: str) -> None:
-    """Make sure that a cluster answers.
+    """Check that a cluster answers at an address.
 
     Raises:
         BadInput: If none does in time.

@@ -5,67 +5,68 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
-from normlab.study.design.records import Cell, Record, Run, by_cell
-from normlab.study.executors.protocol import Begun, Crew, Died, Done, Limit, News, Pending, Stop
+from normlab.study.design.records import Configuration, Record, Run, by_configuration
+from normlab.study.executors.protocol import Begun, Died, Done, Event, Limit, Pending, Pool, Stop
 from normlab.study.worker.outcome import make_record
 from normlab.study.worker.strategy import Task
 
 DEATHS = 3
 
 HELD_UP = 30.0
-"""Seconds between two looks at workers that only pass where this process, and perhaps its workers, did not run."""
+"""Seconds between two polls above which this process, and perhaps its workers, must have been suspended."""
 
 
 def work(
     task: Task,
-    crew: Crew,
+    pool: Pool,
     pending: Pending,
     stop: Stop,
-    lanes: Callable[[Cell], int],
-    limit: Limit = lambda cell: math.inf,
+    lanes: Callable[[Configuration], int],
+    limit: Limit = lambda configuration: math.inf,
 ) -> Iterator[Record]:
-    """Keep a crew at work until nothing is pending.
+    """Keep a pool at work until nothing is pending.
 
     Args:
-        task: What the crew was hired for.
-        crew: It is let go at the end, however that comes.
+        task: The task of the pool.
+        pool: Workers; closed at the end, also after an exception.
         pending: See `driver.schedule.records`.
-        stop: Once it says yes, all workers are stopped; the runs that they are at stay pending.
-        lanes: How many runs of a cell a worker makes together.
-        limit: Seconds after which a run of a cell is given up; runs that are made together may take that for each.
+        stop: Returns true once all workers must be stopped; the runs under way stay pending.
+        lanes: Number of runs of a configuration that a worker stacks.
+        limit: Seconds after which a run of a configuration is given up; a stack of runs may take as long for each run.
 
     Yields:
-        The records, in the order in which they come.
+        Records in the order of their arrival.
 
     Raises:
         RuntimeError: If workers cannot start.
-        Fault: If a worker is not what its runs would be recorded as.
+        Fault: If the identity of a worker differs from that of the task.
     """
-    books = _Books(task, lanes, limit, looked=monotonic())
+    tracker = _Tracker(task, lanes, limit, looked=monotonic())
     try:
         while not stop():
-            _hand_out(crew, pending, books)
-            if not books.under_way:
+            _hand_out(pool, pending, tracker)
+            if not tracker.under_way:
                 return
-            for news in crew.news():
-                yield from books.enter(news)
-            for cell in books.overdue():
-                crew.drop(cell)
-                yield from books.give_up(cell)
+            for event in pool.events():
+                yield from tracker.handle(event)
+            for configuration in tracker.overdue():
+                pool.cancel(configuration)
+                yield from tracker.give_up(configuration)
     finally:
-        crew.close()
+        pool.close()
 
 
-def _hand_out(crew: Crew, pending: Pending, books: "_Books") -> None:
-    room = crew.jobs - len(books.under_way)
-    waiting = {cell: runs for cell, runs in by_cell(pending()).items() if cell not in books.under_way} if room else {}
-    for cell in crew.give(waiting, room) if waiting else ():
-        books.under_way[cell] = _Assignment(list(waiting[cell]))
+def _hand_out(pool: Pool, pending: Pending, tracker: "_Tracker") -> None:
+    room = pool.jobs - len(tracker.under_way)
+    jobs = by_configuration(pending()) if room else {}
+    waiting = {configuration: runs for configuration, runs in jobs.items() if configuration not in tracker.under_way}
+    for configuration in pool.submit(waiting, room) if waiting else ():
+        tracker.under_way[configuration] = _Assignment(list(waiting[configuration]))
 
 
 @dataclass(eq=False)
 class _Assignment:
-    """The runs that a worker still owes, whether it has begun with them, and since when it is at the first of them."""
+    """The runs that a worker still owes, whether it has begun, and the time at which the first of them began."""
 
     owed: list[Run]
     begun: bool = False
@@ -73,76 +74,77 @@ class _Assignment:
 
 
 @dataclass(eq=False)
-class _Books:
-    """Who is at what, and what workers have died of.
+class _Tracker:
+    """Tracks which worker holds which configuration, and why workers died.
 
     Attributes:
-        looked: When workers were last looked at.
-        under_way: The cells that workers have.
-        deaths: For each run, how workers died that were at it.
-        false_starts: How workers died before their first run, since one last began.
+        looked: Time of the last poll.
+        under_way: Configurations that workers have.
+        deaths: For each run, the causes of death of its workers.
+        false_starts: Causes of deaths before the first run, since a worker last began.
     """
 
     task: Task
-    lanes: Callable[[Cell], int]
+    lanes: Callable[[Configuration], int]
     limit: Limit
     looked: float
-    under_way: dict[Cell, _Assignment] = field(default_factory=dict)
+    under_way: dict[Configuration, _Assignment] = field(default_factory=dict)
     deaths: dict[Run, list[str]] = field(default_factory=dict)
     false_starts: list[str] = field(default_factory=list)
 
-    def enter(self, news: News) -> Iterator[Record]:
-        """Take note of news, which may make records."""
-        match news:
+    def handle(self, event: Event) -> Iterator[Record]:
+        """Update the state by an event, and yield the records that follow from it."""
+        match event:
             case Record():
-                given = self.under_way[news.run.cell]
-                given.owed.remove(news.run)
-                given.since = monotonic()
-                yield news
+                assignment = self.under_way[event.run.configuration]
+                assignment.owed.remove(event.run)
+                assignment.since = monotonic()
+                yield event
             case Begun():
-                given = self.under_way[news.cell]
-                given.begun, given.since = True, monotonic()
+                assignment = self.under_way[event.configuration]
+                assignment.begun, assignment.since = True, monotonic()
                 self.false_starts.clear()
             case Done():
-                del self.under_way[news.cell]
+                del self.under_way[event.configuration]
             case Died():
-                yield from self._bury(news.cell, self.under_way.pop(news.cell), news.how)
+                yield from self._on_death(event.configuration, self.under_way.pop(event.configuration), event.how)
 
-    def overdue(self) -> list[Cell]:
-        """The cells whose workers are at a run, or at a stack of them, for longer than they may."""
+    def overdue(self) -> list[Configuration]:
+        """Find the configurations whose current run, or stack of runs, exceeds its limit."""
         now = monotonic()
         held_up = now - self.looked if now - self.looked > HELD_UP else 0.0
         self.looked = now
-        for given in self.under_way.values():
-            given.since = min(now, given.since + held_up)
+        for assignment in self.under_way.values():
+            assignment.since = min(now, assignment.since + held_up)
         return [
-            cell
-            for cell, given in self.under_way.items()
-            if given.begun and given.owed and now - given.since > self._limit(cell, given)
+            configuration
+            for configuration, assignment in self.under_way.items()
+            if assignment.begun and assignment.owed and now - assignment.since > self._limit(configuration, assignment)
         ]
 
-    def give_up(self, cell: Cell) -> Iterator[Record]:
-        """Record the runs that a cell's worker was at as timeouts; it has none of the others any more."""
-        given = self.under_way.pop(cell)
-        reason = f"No end after {self._limit(cell, given):.3g} s, the limit of `--run-timeout`: the worker was stopped."
-        for run in self._first(cell, given):
+    def give_up(self, configuration: Configuration) -> Iterator[Record]:
+        """Record the current runs of a configuration as timeouts, and forget its worker."""
+        assignment = self.under_way.pop(configuration)
+        seconds = self._limit(configuration, assignment)
+        reason = f"No end after {seconds:.3g} s, the limit of `--run-timeout`: the worker was stopped."
+        for run in self._first(configuration, assignment):
             yield make_record(self.task, run, "timeout", reason)
 
-    def _limit(self, cell: Cell, given: _Assignment) -> float:
-        """Seconds for the runs that a worker is at."""
-        return self.limit(cell) * len(self._first(cell, given))
+    def _limit(self, configuration: Configuration, assignment: _Assignment) -> float:
+        """Compute the seconds that the current runs of a worker may take."""
+        return self.limit(configuration) * len(self._first(configuration, assignment))
 
-    def _first(self, cell: Cell, given: _Assignment) -> list[Run]:
-        return given.owed[: self.lanes(cell)]
+    def _first(self, configuration: Configuration, assignment: _Assignment) -> list[Run]:
+        return assignment.owed[: self.lanes(configuration)]
 
-    def _bury(self, cell: Cell, lost: _Assignment, how: str) -> Iterator[Record]:
+    def _on_death(self, configuration: Configuration, lost: _Assignment, how: str) -> Iterator[Record]:
         if not lost.begun:
             self.false_starts.append(how)
             if len(self.false_starts) == DEATHS:
                 how = _clauses(self.false_starts)
                 raise RuntimeError(f"Worker processes cannot start: {DEATHS} died before their first run: {how}.")
             return
-        for run in self._first(cell, lost):
+        for run in self._first(configuration, lost):
             hows = self.deaths.setdefault(run, [])
             hows.append(how)
             if len(hows) == DEATHS:

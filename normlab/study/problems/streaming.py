@@ -135,7 +135,7 @@ class _Streaming:
     _made: dict[Any, "Source"] = field(default_factory=dict, init=False)
 
     def build(self, norm: Norm, config: Mapping[str, Any]) -> "Program":
-        """The program of a cell; see `Problem.build`."""
+        """The program of a configuration; see `Problem.build`."""
         require("online", "optax", "river")
         from normlab.introspect.pure import Network, network
         from normlab.study.training.prequential import prequential

@@ -40,7 +40,7 @@ Assess = Callable[["Fitted", Any], Mapping[str, Any]]
 
 _COUNTS = ("batch_size", "epochs")
 _TRAINING = (*_COUNTS, "devices", "classes_per_batch")
-"""What of a cell's config training takes; the model takes the rest."""
+"""What of a configuration's config training takes; the model takes the rest."""
 
 
 def supervised(
@@ -104,7 +104,7 @@ def supervised(
         BadInput: If an argument cannot be what it should; of data and model, as far as it can be known by now.
     """
     given = expect.checked("supervised", locals(), {**KINDS, **_SUPERVISED})
-    task = Task(
+    task = SupervisedTask(
         model=model,
         data=data,
         loss=loss,
@@ -218,7 +218,7 @@ _SUPERVISED: Mapping[str, expect.Check] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class SupervisedTask:
     """What a supervised problem does; see `supervised`. Data are loaded when they are needed, and once."""
 
     model: Callable[..., Any]
@@ -304,7 +304,7 @@ class Task:
         return self.given_error or (MISCLASSIFICATION if self.loaded(config).classes else MEAN_SQUARED_ERROR)
 
     def build(self, norm: Norm, config: Mapping[str, Any]) -> "Program":
-        """The program of a cell; see `Problem.build`.
+        """The program of a configuration; see `Problem.build`.
 
         Raises:
             ValueError: For what cannot be trained.

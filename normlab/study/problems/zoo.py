@@ -34,7 +34,7 @@ FIXED = (
 """Sentences for a comparison's report."""
 
 
-class Member(NamedTuple):
+class Architecture(NamedTuple):
     """A network.
 
     Attributes:
@@ -66,29 +66,29 @@ def problems(*names: str, **fields: Any) -> tuple[Problem, ...]:
     return tuple(_problem(name, MEMBERS[name], fields) for name in names)
 
 
-def _problem(name: str, member: Member, fields: Mapping[str, Any]) -> Problem:
+def _problem(name: str, architecture: Architecture, fields: Mapping[str, Any]) -> Problem:
     return supervised(
         name=name,
-        title=member.title,
-        model=partial(_made, member),
-        norm_options={norm: {"num_groups": member.groups} for norm in ("group", "continual")},
-        spatial=member.spatial,
-        optimizer=member.optimizer,
-        data=partial(_suitable, name, member),
+        title=architecture.title,
+        model=partial(_made, architecture),
+        norm_options={norm: {"num_groups": architecture.groups} for norm in ("group", "continual")},
+        spatial=architecture.spatial,
+        optimizer=architecture.optimizer,
+        data=partial(_suitable, name, architecture),
         metric=MISCLASSIFICATION,
         options=DATA_OPTIONS,
         **fields,
     )
 
 
-def _suitable(name: str, member: Member, **options: Any) -> Data:
+def _suitable(name: str, architecture: Architecture, **options: Any) -> Data:
     """The data that were chosen.
 
     Raises:
         BadInput: If the network cannot take them.
     """
     data = chosen(**options)
-    if member.spatial and data.inputs.ndim != 4:
+    if architecture.spatial and data.inputs.ndim != 4:
         raise BadInput(
             f"Expected images of shape (examples, height, width, channels) for `{name}`, got inputs of shape "
             f"{data.inputs.shape}. Add the axis that is missing, or take the problem `mlp`."
@@ -98,9 +98,9 @@ def _suitable(name: str, member: Member, **options: Any) -> Data:
     return data
 
 
-def _made(member: Member, norm: Norm, *, classes: int) -> Any:
-    kind = getattr(importlib.import_module(f"normlab.models.{member.module}"), member.kind)
-    return kind(norm, classes=classes, **member.fields)
+def _made(architecture: Architecture, norm: Norm, *, classes: int) -> Any:
+    kind = getattr(importlib.import_module(f"normlab.models.{architecture.module}"), architecture.kind)
+    return kind(norm, classes=classes, **architecture.fields)
 
 
 def _sgd_with_decay(schedule: Any) -> Any:
@@ -115,17 +115,17 @@ def _adamw(schedule: Any) -> Any:
     return optax.adamw(lambda t: VIT_RATE * schedule(t), weight_decay=VIT_WEIGHT_DECAY)
 
 
-def _resnet(title: str, groups: int = 4, kind: str = "ResNet", **fields: Any) -> Member:
-    return Member(title, "resnet", kind, fields, groups, optimizer=_sgd_with_decay)
+def _resnet(title: str, groups: int = 4, kind: str = "ResNet", **fields: Any) -> Architecture:
+    return Architecture(title, "resnet", kind, fields, groups, optimizer=_sgd_with_decay)
 
 
-def _vgg(depth: int) -> Member:
-    return Member(f"VGG-{depth}", "vgg", "VGG", {"depth": depth}, groups=16, optimizer=_sgd_with_decay)
+def _vgg(depth: int) -> Architecture:
+    return Architecture(f"VGG-{depth}", "vgg", "VGG", {"depth": depth}, groups=16, optimizer=_sgd_with_decay)
 
 
-MEMBERS: Mapping[str, Member] = {
-    "mlp": Member("MLP 100-100", "mlp", "MLP", {}, groups=10, spatial=False),
-    "mlp-sigmoid": Member(
+MEMBERS: Mapping[str, Architecture] = {
+    "mlp": Architecture("MLP 100-100", "mlp", "MLP", {}, groups=10, spatial=False),
+    "mlp-sigmoid": Architecture(
         "MLP 100-100-100, sigmoid units",
         "mlp",
         "MLP",
@@ -133,13 +133,13 @@ MEMBERS: Mapping[str, Member] = {
         groups=10,
         spatial=False,
     ),
-    "conv": Member("conv net 16-16-32", "mlp", "ConvNet", {}, groups=4),
+    "conv": Architecture("conv net 16-16-32", "mlp", "ConvNet", {}, groups=4),
     "vgg11": _vgg(11),
     "vgg16": _vgg(16),
     "resnet20": _resnet("ResNet-20", depth=20),
     "resnet20-pre": _resnet("ResNet-20, pre-activation", depth=20, placement="pre"),
     "resnet56": _resnet("ResNet-56", depth=56),
     "resnet50": _resnet("ResNet-50", groups=32, kind="ResNet50"),
-    "vit": Member("ViT-tiny, patches of 4", "vit", "ViTTiny", {"patch": 4}, groups=12, optimizer=_adamw),
+    "vit": Architecture("ViT-tiny, patches of 4", "vit", "ViTTiny", {"patch": 4}, groups=12, optimizer=_adamw),
 }
 """By the names of their problems."""

@@ -1,1 +1,1 @@
-"""How is it said? Text, tables, figures and the HTML page."""
+"""Reports: text, tables, figures and the HTML page."""

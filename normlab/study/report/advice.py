@@ -1,4 +1,4 @@
-"""What to use: which norm at which factor value, how sure, and what it costs; or that the data cannot decide.
+"""Recommendations: a norm for each factor value, its certainty and its cost; or that the data cannot decide.
 
 The rule, for every column of a curve that advises: recommended is the norm with the lowest mean error, failed runs
 counted as the worst error, unless it is shown to be worse than another where both train, or to fail more often; then
@@ -41,23 +41,23 @@ STEP_TIMES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What to use in one column.
+    """The recommendation for one column.
 
     Attributes:
         problem: Name of the problem.
         curve: Name of the curve.
         value: The factor's value.
         norm: The recommended norm; `None` where the data cannot decide.
-        reason: Why this one, or why none.
-        error: Its error; `None` without a norm.
-        failures: Its failures; `None` without a norm.
-        sure: True where intervals rule out that another norm is better by more than the margin, over enough runs to
-            see what goes wrong in one of ten.
+        reason: Reason for this norm, or for none.
+        error: Error of the norm; `None` without one.
+        failures: Failures of the norm; `None` without one.
+        sure: Whether intervals rule out that another norm is better by more than the margin, over enough runs to see a
+            failure of one run in ten.
         undecided: The norms that may be better.
-        seeds_needed: About how many seeds in total would make it sure; `None` where that is unknown, or it is.
+        seeds_needed: Approximate total number of seeds for certainty; `None` where unknown or not needed.
         step_seconds: Median time of an update.
-        to_baseline: That time over the baseline's.
-        to_fastest: That time over the lowest of the column.
+        to_baseline: Ratio of the step time to that of the baseline.
+        to_fastest: Ratio of the step time to the lowest of the column.
     """
 
     problem: str
@@ -77,12 +77,12 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Recommendation:
-    """The answer.
+    """The answer of a comparison.
 
     Attributes:
-        preface: What limits all of it, e.g. too few seeds; empty where nothing does.
-        sentences: At most two for every problem and curve that advises.
-        choices: In the order of problems, curves and values.
+        preface: Limits of the whole recommendation, e.g. too few seeds; empty without any.
+        sentences: At most two sentences for every problem and advising curve.
+        choices: Choices in the order of problems, curves and values.
     """
 
     preface: str = ""
@@ -91,11 +91,11 @@ class Recommendation:
 
     @property
     def sentence(self) -> str:
-        """All of it as one text."""
+        """Return the whole recommendation as one text."""
         return " ".join(part for part in (self.preface, *self.sentences) if part)
 
     def __str__(self) -> str:
-        """A paragraph for each sentence, and how times were taken."""
+        """Return a paragraph for each sentence, and a note on step times."""
         timed = any(choice.step_seconds is not None for choice in self.choices)
         return "\n".join(part for part in (self.preface, *self.sentences, STEP_TIMES if timed else "") if part)
 
@@ -103,13 +103,13 @@ class Recommendation:
 
 
 def recommend(analysis: Analysis) -> Recommendation:
-    """Apply the rule to every problem and every curve that advises."""
+    """Recommend norms for every problem and every advising curve."""
     if not analysis.claims:
         return Recommendation(preface=_no_claim(analysis))
     advising = [(problem, curve) for problem in analysis.problems for curve in problem.curves if curve.advises]
     if not advising:
         return Recommendation(preface="No recommendation: none of the curves that were run advises.")
-    parts = [_Part(analysis, problem, curve) for problem, curve in advising]
+    parts = [_CurveAdvice(analysis, problem, curve) for problem, curve in advising]
     return Recommendation(
         preface=_preface(analysis),
         sentences=tuple(part.sentence() for part in parts),
@@ -118,11 +118,11 @@ def recommend(analysis: Analysis) -> Recommendation:
 
 
 def support(seeds: int, norms: int) -> str:
-    """Say what so many seeds cannot support, whatever the runs will be; empty where that is nothing.
+    """State the claims that a number of seeds cannot support, whatever the results; empty without any.
 
     Args:
-        seeds: Evaluation seeds.
-        norms: How many are compared.
+        seeds: Number of evaluation seeds.
+        norms: Number of norms.
     """
     if norms < 2:
         return ""
@@ -137,8 +137,8 @@ def support(seeds: int, norms: int) -> str:
     return f"{formatting.count(seeds, 'seed')} can support {few}{equivalent}."
 
 
-class _Part:
-    """One curve of one problem: its choices, and sentences about them."""
+class _CurveAdvice:
+    """The choices for one curve of one problem, and sentences about them."""
 
     def __init__(self, analysis: Analysis, problem: ProblemResult, curve: CurveResult) -> None:
         self.analysis, self.problem, self.curve = analysis, problem, curve
@@ -150,7 +150,7 @@ class _Part:
         self.choices = () if same else tuple(self._choice(standing) for standing in curve.standings)
 
     def sentence(self) -> str:
-        """The answer of this curve, in two sentences at most."""
+        """Write the answer of this curve in at most two sentences."""
         if self.problem.same_for_all_norms:
             return f"{self.problem.title}: all norms gave identical runs; does the model use its norm?"
         chosen = [choice for choice in self.choices if choice.norm]
@@ -191,13 +191,13 @@ class _Part:
         )
 
     def _may_be_better(self, other: CellResult, cell: CellResult, standing: Standing, others: int) -> bool:
-        """Say if more seeds might show a norm to be better than the recommended one by more than the margin.
+        """Check whether more seeds might show another norm to be better by more than the margin.
 
         Args:
-            other: The other norm's.
-            cell: The recommended norm's.
-            standing: All others against it.
-            others: How many there are.
+            other: Result of the other norm.
+            cell: Result of the recommended norm.
+            standing: The order of the column.
+            others: Number of other norms.
         """
         if not other.failures.n:
             return True
@@ -229,7 +229,7 @@ class _Part:
         return f"where it trains, {self._failing(standing, standing.trained)}"
 
     def _failing(self, standing: Standing, norm: str | None) -> str:
-        """`layer norm is lowest, but fails in 12 of 40 runs, and batch norm in 0 of 40`."""
+        """Write `layer norm is lowest, but fails in 12 of 40 runs, and batch norm in 0 of 40`."""
         cells = {cell.norm: cell for cell in self.curve.cells if cell.value == standing.value}
         assert norm and standing.counted
         ours, theirs = cells[norm].failures, cells[standing.counted].failures
@@ -238,7 +238,7 @@ class _Part:
         return text if other == norm else f"{text}, and {self._name(other)} in {theirs.k} of {theirs.n}"
 
     def _uses(self, chosen: Sequence[Choice]) -> str:
-        """`layer norm at batch size 2 and batch norm at 4 to 128`."""
+        """Write `layer norm at batch size 2 and batch norm at 4 to 128`."""
         by_norm: dict[str, list[Choice]] = {}
         for choice in chosen:
             by_norm.setdefault(choice.norm or "", []).append(choice)
@@ -259,19 +259,19 @@ class _Part:
         names = formatting.listed([self._name(norm) for norm in self.analysis.norms if norm in among], "or")
         where = "" if len(open_ones) == len(chosen) else f" at {self._range([choice.value for choice in open_ones])}"
         needed = [choice.seeds_needed for choice in open_ones if choice.seeds_needed]
-        notes = [f"about {max(needed)} seeds would tell"] if len(needed) == len(open_ones) else []
+        notes = [f"about {max(needed)} seeds would decide"] if len(needed) == len(open_ones) else []
         carried_by = sorted({seed for choice in open_ones for seed in self._carried_by(choice)})
         notes += [f"{seeds_alone(carried_by)} that open"] if carried_by else []
         noted = f" ({'; '.join(notes)})" if notes else ""
         return f", but{where} {names} may still be the better choice{noted}"
 
     def _carried_by(self, choice: Choice) -> set[int]:
-        """Seeds that alone keep another norm in question."""
+        """Find the seeds that alone keep another norm undecided."""
         gaps = next(standing.gaps for standing in self.curve.standings if standing.value == choice.value)
         return {seed for norm in choice.undecided if norm in gaps for seed in gaps[norm].carried_by}
 
     def _unseen(self, chosen: Sequence[Choice]) -> str:
-        """Say how likely too few runs have missed a failure mode; empty where there are enough."""
+        """State how likely too few runs have missed a failure mode; empty where there are enough."""
         needed = [choice.seeds_needed for choice in chosen if choice.seeds_needed]
         if not needed:
             return ""
@@ -294,7 +294,7 @@ class _Part:
         return f"at {self._factor} {self._range([choice.value for choice in choices])}: {'; '.join(reasons)}"
 
     def _lowest(self, chosen: Sequence[Choice]) -> str:
-        """Where the best result is, and what it costs there."""
+        """Describe the place and the cost of the best result."""
         best = min(chosen, key=_mean)
         assert best.error and best.norm
         metric, name = self.problem.metric, self._name(best.norm)
@@ -312,7 +312,7 @@ class _Part:
         )
 
     def _breaks(self) -> str:
-        """Where the baseline fails or is shown worse: the worst of it, and where else."""
+        """Describe where the baseline fails or is shown worse, the worst place first."""
         found = {s.value: text for s in self.curve.standings if (text := self._broken(s))}
         if not found:
             return ""
@@ -322,7 +322,7 @@ class _Part:
         return f"{self._name(self.analysis.baseline)} {found[worst]} at {self._factor} {worst}{also}"
 
     def _broken(self, standing: Standing) -> str:
-        """What is wrong with the baseline in a column, empty where nothing is."""
+        """Describe the failure of the baseline in a column; empty without one."""
         cell = self.curve.cell(self.analysis.baseline, standing.value)
         gap = standing.gaps.get(cell.norm)
         if cell.invalid:
@@ -342,7 +342,7 @@ class _Part:
         return in_sentence(self.analysis.names[norm])
 
     def _unreliable(self, cell: CellResult, gap: Gap | None) -> bool:
-        """Say if a norm is shown to fail more often than the recommended one, or never trains."""
+        """Check whether a norm is shown to fail more often than the recommended one, or never trains."""
         return gap.fails_more if gap else cell.failures.k == cell.failures.n > 0
 
     @property
@@ -350,7 +350,7 @@ class _Part:
         return str(self.curve.factor["name"]).replace("_", " ")
 
     def _range(self, values: Sequence[Value]) -> str:
-        """`4 to 32` for neighbours in the order of the curve, else `2 and 8`."""
+        """Write `4 to 32` for neighbours in the order of the curve, else `2 and 8`."""
         places = [self.curve.values.index(value) for value in values]
         if len(places) > 2 and places == list(range(places[0], places[-1] + 1)):
             return f"{values[0]} to {values[-1]}"
@@ -358,33 +358,37 @@ class _Part:
 
 
 def in_sentence(name: str) -> str:
-    """A norm's name; in quotes where the sentence would deny something with it, as `no norm` would."""
+    """Return the name of a norm, quoted where it would read as a negation, like `no norm`."""
     return f"“{name}”" if name.startswith("no ") else name
 
 
 def _no_claim(analysis: Analysis) -> str:
     return (
-        f"No claim is made: tier `{analysis.tier}` trains {formatting.count(analysis.seeds, 'seed')} per cell, which "
-        "shows that everything runs, not which norm is better."
+        f"No claim is made: tier `{analysis.tier}` trains {formatting.count(analysis.seeds, 'seed')} per "
+        "configuration, which shows that everything runs, not which norm is better."
     )
 
 
 def _preface(analysis: Analysis) -> str:
     missing = analysis.counts["missing"]
-    parts = [f"Exploratory, with {formatting.count(analysis.seeds, 'seed')} per cell."] if analysis.exploratory else []
+    parts = (
+        [f"Exploratory, with {formatting.count(analysis.seeds, 'seed')} per configuration."]
+        if analysis.exploratory
+        else []
+    )
     parts += [f"Unfinished: {missing} of {analysis.counts['planned']} runs are still missing."] if missing else []
     return " ".join(parts)
 
 
 def _failed(choices: Sequence[Choice]) -> str:
-    """` (1 of 10 runs failed)`, empty where none did."""
+    """Write ` (1 of 10 runs failed)`; empty without failures."""
     failures = [choice.failures for choice in choices if choice.failures]
     failed, runs = sum(f.k for f in failures), sum(f.n for f in failures)
     return f" ({failed} of {formatting.count(runs, 'run')} failed)" if failed else ""
 
 
 def _seeds_needed(gaps: Mapping[str, Gap], undecided: Sequence[str], enough: int) -> int | None:
-    """About how many seeds settle those that are undecided, but at least enough; `None` where one is unknown."""
+    """Estimate the seeds that decide all undecided norms, but at least `enough`; `None` where one is unknown."""
     needed = [gap.seeds_needed if (gap := gaps.get(norm)) else None for norm in undecided]
     known = [number for number in needed if number is not None]
     return max([enough, *known]) if len(known) == len(needed) else None

@@ -27,10 +27,10 @@ from normlab.study.design.problem import MEASURED_AT, Metric
 from normlab.study.report import formatting
 
 INK, FAINT = "#1c2024", "#c8c8ca"
-"""Text and rules; on a page they are what its CSS says."""
+"""Colour of text and rules; the CSS of a page replaces it."""
 
 BESIDE = "#767676"
-"""What no norm is behind: legible on white and on black."""
+"""Colour of everything that is no norm, legible on white and on black."""
 
 PALETTE = (INK, "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "osD^vPX*"
@@ -65,7 +65,7 @@ STYLES: dict[Any, Any] = {
 
 
 class Drawing(Figure):
-    """A figure that a notebook shows as it is, without pyplot."""
+    """A figure that a notebook displays without pyplot."""
 
     def _repr_svg_(self) -> str:
         return to_svg(self)
@@ -157,7 +157,7 @@ def series_figure(analysis: Analysis, found: SeriesResult) -> Figure:
 
 
 def to_svg(figure: Figure) -> str:
-    """The figure as a document of its own."""
+    """Write the figure as an SVG document."""
     buffer = io.StringIO()
     with rc_context({**STYLES, "svg.hashsalt": "normlab"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -169,7 +169,7 @@ def to_svg(figure: Figure) -> str:
 
 
 def to_pdf(figure: Figure) -> bytes:
-    """The figure as a PDF with its fonts; no date, so that the bytes are the same again."""
+    """Write the figure as a PDF with fonts and without a date, so that the bytes are reproducible."""
     buffer = io.BytesIO()
     with rc_context(STYLES):
         figure.savefig(buffer, format="pdf", transparent=True, metadata={"CreationDate": None})
@@ -177,12 +177,12 @@ def to_pdf(figure: Figure) -> bytes:
 
 
 def inline(svg: str, name: str, label: str) -> str:
-    """A figure as an element of a page: own ids, the page's colours, nothing that names another place.
+    """Convert a figure to an element of a page: unique ids, the page's colours, no external references.
 
     Args:
         svg: From `to_svg`.
         name: Prefix of the ids, unique on the page.
-        label: What a screen reader says.
+        label: Text for screen readers.
 
     Returns:
         An `<svg>` element, in which the marks of a norm have the class `norm-` and its number.
@@ -198,7 +198,7 @@ def inline(svg: str, name: str, label: str) -> str:
 
 
 def key(index: int) -> str:
-    """The colour and marker of a norm as a small element for a page."""
+    """Draw the colour and marker of a norm as a small element for a page."""
     with _figure(0.34, 0.17) as figure:
         axes = figure.add_subplot()
         axes.set_axis_off()
@@ -209,7 +209,7 @@ def key(index: int) -> str:
 
 @contextmanager
 def _figure(width: float, height: float, **styles: Any) -> Iterator[Drawing]:
-    """Give a figure to draw on, and lay it out once: an engine that stays would move things with every drawing."""
+    """Make a figure and lay it out once: a permanent layout engine would move elements with every drawing."""
     merged: dict[Any, Any] = {**STYLES, **styles}
     with rc_context(merged):
         figure = Drawing(figsize=(width, height))
@@ -218,7 +218,7 @@ def _figure(width: float, height: float, **styles: Any) -> Iterator[Drawing]:
 
 
 def _shared_style(group: re.Match[str]) -> str:
-    """Give the style of all markers to their group, which takes a third of a figure less."""
+    """Move the style of markers to their group, which saves a third of the size of a figure."""
     head, markers = group.groups()
     styles = set(re.findall(r' style="[^"]*"', markers))
     if len(styles) != 1 or "style=" in head:
@@ -236,7 +236,7 @@ def _look(index: int) -> dict[str, Any]:
 
 
 def _places(values: Sequence[Value], log: bool) -> list[float]:
-    """Where factor values stand on a linear axis: their logarithm, themselves, or 0, 1, 2 for names."""
+    """Compute positions of factor values on a linear axis: logarithms, values, or 0, 1, 2 for names."""
     numbers = [value for value in values if isinstance(value, int | float)]
     if len(numbers) < len(values):
         return [float(index) for index in range(len(values))]
@@ -246,7 +246,7 @@ def _places(values: Sequence[Value], log: bool) -> list[float]:
 
 
 def _rows(analysis: Analysis, curve: CurveResult) -> Iterator[tuple[int, list[CellResult], list[float]]]:
-    """Every norm that has results: its number, cells and places, norms side by side around each factor value."""
+    """Yield number, cells and positions of every norm with results, norms side by side around each factor value."""
     shown = [norm for norm in analysis.norms if any(curve.cell(norm, value).points for value in curve.values)]
     places = _places(curve.values, curve.factor["log"])
     width = 0.6 * min((b - a for a, b in pairwise(sorted(places)) if b > a), default=1.0)
@@ -274,7 +274,7 @@ def _draw_errors(axes: Axes, analysis: Analysis, problem: ProblemResult, curve: 
 
 
 def _draw_shared(axes: Axes, problem: ProblemResult, curve: CurveResult) -> None:
-    """Grey lines, each with its name, at what does not depend on the norm and is not far above the norms' errors."""
+    """Draw named grey lines at shared metrics that are not far above the norms' errors."""
     top = max((_number(_shown(problem.metric, cell.error.mean)) for cell in curve.cells if cell.points), default=0)
     places = _places(curve.values, curve.factor["log"])
     for metric in (metric for metric in problem.side if metric.shared):
@@ -287,7 +287,7 @@ def _draw_shared(axes: Axes, problem: ProblemResult, curve: CurveResult) -> None
 
 
 def _draw_points(axes: Axes, metric: Metric, places: Sequence[float], cells: Sequence[CellResult], index: int) -> None:
-    """Every seed."""
+    """Draw every seed as a point."""
     points = [
         (place, _shown(metric, point.error))
         for place, cell in zip(places, cells, strict=True)
@@ -308,7 +308,7 @@ def _draw_means(
     *,
     flat: bool,
 ) -> None:
-    """Means joined by a line, with their intervals; a flat reference is a line with a band across the axes."""
+    """Draw means joined by a line, with intervals; a flat reference as a line with a band across the axes."""
     look, gid = _look(index), f"norm-{index}"
     if flat:
         if math.isfinite(means[0]):
@@ -335,7 +335,7 @@ def _draw_failures(axes: Axes, places: Sequence[float], cells: Sequence[CellResu
 
 
 def _draw_tuning(axes: Axes, metric: Metric, cell: CellResult, index: int) -> None:
-    """A learning-rate curve, thick within its basin, the chosen rate circled."""
+    """Draw a learning-rate curve, thick within its basin, the chosen rate circled."""
     look, gid = _look(index), f"norm-{index}"
     points = [(t.learning_rate, _number(_shown(metric, t.error))) for t in cell.tuning]
     if not points:
@@ -351,7 +351,7 @@ def _draw_tuning(axes: Axes, metric: Metric, cell: CellResult, index: int) -> No
 
 
 def _panels(found: SeriesResult) -> list[tuple[str, Sequence[float], dict[str, Line]]]:
-    """Heading, x-axis and lines of every panel; a series of single numbers has one, along the training."""
+    """List heading, x-axis and lines of every panel; a series of single numbers has one panel, along the training."""
     if len(found.series.x) == 1:
         shares = [100 * share for share in MEASURED_AT]
         return [("", shares, {norm: _along(lines) for norm, lines in found.lines.items()})]
@@ -362,7 +362,7 @@ def _panels(found: SeriesResult) -> list[tuple[str, Sequence[float], dict[str, L
 
 
 def _along(lines: Sequence[Line]) -> Line:
-    """Lines of one point each as one line."""
+    """Join lines of one point each to one line."""
     low, middle, high = (tuple(getattr(line, name)[0] for line in lines) for name in ("low", "middle", "high"))
     return Line(middle=middle, low=low, high=high, seeds=lines[0].seeds)
 
@@ -384,7 +384,7 @@ def _label_factor(axes: Axes, curve: CurveResult) -> None:
 
 
 def _scale(axes: Axes, numbers: Sequence[float | None]) -> None:
-    """A logarithmic axis where numbers span more than a factor of six, so that small ones can be told apart."""
+    """Use a logarithmic axis where numbers span more than a factor of six, to distinguish small ones."""
     there = [number for number in numbers if number is not None and math.isfinite(number)]
     if not there or min(there) <= 0 or max(there) < 6 * min(there):
         if not there or min(there) >= 0:
@@ -399,7 +399,7 @@ def _scale(axes: Axes, numbers: Sequence[float | None]) -> None:
 
 
 def _scale_decades(axes: Axes) -> None:
-    """A logarithmic axis for whatever is drawn, labelled at powers of ten."""
+    """Use a logarithmic axis, labelled at powers of ten."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(base=10, numticks=7))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -407,7 +407,7 @@ def _scale_decades(axes: Axes) -> None:
 
 
 def _scale_rates(axes: Axes, rates: Sequence[float]) -> None:
-    """A logarithmic axis; only the outer rates have room for a label."""
+    """Use a logarithmic axis; only the outer rates have room for a label."""
     ordered = sorted(set(rates))
     if not ordered:
         return
@@ -420,7 +420,7 @@ def _scale_rates(axes: Axes, rates: Sequence[float]) -> None:
 def _legend(
     figure: Figure, analysis: Analysis, cells: Sequence[CellResult], *signs: tuple[bool, Line2D], columns: int = 3
 ) -> None:
-    """The norms that were tried, then those of the signs that are there."""
+    """Draw the legend: the norms that were tried, then the signs that occur."""
     norms = [index for index, norm in enumerate(analysis.norms) if any(c.norm == norm and c.tuning for c in cells)]
     marks = [
         Line2D([], [], **_look(index), lw=1.1, ms=4.2, mew=0, label=analysis.names[analysis.norms[index]])
@@ -442,13 +442,13 @@ def _legend(
 
 
 def _failed(cells: Sequence[CellResult]) -> tuple[bool, Line2D]:
-    """The sign of failed runs, and whether there are any."""
+    """Return whether there are failed runs, and their sign."""
     sign = Line2D([], [], color=INK, marker="x", linestyle="none", ms=4.5, mew=1.3, label="failed runs")
     return any(cell.failures.k for cell in cells), sign
 
 
 def _flat(cells: Sequence[CellResult]) -> tuple[bool, Line2D]:
-    """The sign of flat references, and whether there are any."""
+    """Return whether there are flat references, and their sign."""
     sign = Line2D([], [], color=INK, linestyle=_DASHED, lw=0.9, label="flat reference")
     return any(cell.flat and cell.points for cell in cells), sign
 

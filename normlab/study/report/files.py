@@ -1,4 +1,4 @@
-"""The files of a report, which lie beside the page and are contained in it: data, tables and figures."""
+"""Files of a report, beside the page and embedded in it: data, tables and figures."""
 
 import base64
 import dataclasses
@@ -25,13 +25,13 @@ _SAFE = "".join(chr(code) for code in range(33, 127) if chr(code) not in "%#&<>'
 
 @dataclass(frozen=True)
 class Download:
-    """A file that the page holds and that lies beside it, too.
+    """A file that is embedded in the page and also lies beside it.
 
     Attributes:
-        path: Relative to the page.
-        kind: Its media type.
-        content: Its bytes.
-        about: What it holds.
+        path: Path relative to the page.
+        kind: Media type.
+        content: Content in bytes.
+        about: Description of the content.
     """
 
     path: str
@@ -41,12 +41,12 @@ class Download:
 
     @property
     def name(self) -> str:
-        """What the browser saves it as."""
+        """The name under which a browser saves the file."""
         return self.path.rpartition("/")[2]
 
     @property
     def uri(self) -> str:
-        """The file as a link for an attribute in single quotes; text as text, since base64 is a third longer."""
+        """Return the file as a data URL for an attribute in single quotes; text without base64, a third longer."""
         if self.kind.startswith("text/"):
             return Markup(f"data:{self.kind},{quote(self.content, safe=_SAFE)}")
         return Markup(f"data:{self.kind};base64,{base64.b64encode(self.content).decode()}")
@@ -54,7 +54,7 @@ class Download:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure for the page, and as files."""
+    """A figure of the page, and its files."""
 
     svg: str
     files: tuple[Download, ...]
@@ -63,7 +63,7 @@ class Figure:
 def describe(
     analysis: Analysis, comparison: Comparison, settings: Settings, identity: Mapping[str, Any], outdated: str = ""
 ) -> str:
-    """Give every setting as JSON text: the comparison, what was asked for, every cell, what it ran on and left out."""
+    """Write all settings as JSON: comparison, request, configurations, identity and outdated records."""
     fields = ("name", "title", "question", "baseline", "margin", "default_learning_rate", "fixed")
     plain = {
         "comparison": {
@@ -87,7 +87,7 @@ def describe(
             ],
         },
         "settings": dataclasses.asdict(settings),
-        "cells": cells(analysis),
+        "cells": configurations(analysis),
         "identity": dict(identity),
         "outdated": outdated,
     }
@@ -95,7 +95,7 @@ def describe(
 
 
 def figure_files(analysis: Analysis) -> dict[tuple[str, str, str], Figure]:
-    """Figures by problem, curve and kind."""
+    """Draw the figures by problem, curve and kind."""
     from normlab.study.report import figures  # loads matplotlib
 
     kinds = {"error": figures.error_figure, "loss": figures.loss_figure, "tuning": figures.tuning_figure}
@@ -115,7 +115,7 @@ _ABOUT = {
 
 
 def series_files(analysis: Analysis) -> list[tuple[SeriesResult, Figure, Download]]:
-    """Every series with its figure and its numbers."""
+    """Yield every series with its figure and its numbers."""
     from normlab.study.report import figures  # loads matplotlib
 
     found = []
@@ -130,7 +130,7 @@ def series_files(analysis: Analysis) -> list[tuple[SeriesResult, Figure, Downloa
 
 
 def _figure(drawing: "Drawing", name: str, label: str) -> Figure:
-    """A drawing for the page, and as files of that name."""
+    """Render a figure for the page, and as files of a name."""
     from normlab.study.report import figures
 
     svg = figures.to_svg(drawing)
@@ -144,7 +144,7 @@ def _figure(drawing: "Drawing", name: str, label: str) -> Figure:
 
 
 def norm_keys(analysis: Analysis) -> list[str]:
-    """The colour and marker of every norm."""
+    """Draw the colour and marker of every norm."""
     from normlab.study.report import figures  # loads matplotlib
 
     return [Markup(figures.key(index)) for index in range(len(analysis.norms))]
@@ -153,7 +153,7 @@ def norm_keys(analysis: Analysis) -> list[str]:
 def data_files(
     analysis: Analysis, comparison: Comparison, settings: Settings, identity: Mapping[str, Any], outdated: str = ""
 ) -> Iterator[Download]:
-    """Results, runs and settings."""
+    """Yield the files of results, runs and settings."""
     config = describe(analysis, comparison, settings, identity, outdated)
     csv, text = "text/csv;charset=utf-8", "text/plain;charset=utf-8"
     yield Download("analysis.json", text, to_json(analysis).encode(), "every number of this page but times")
@@ -167,7 +167,7 @@ def data_files(
 
 
 def latex_files(analysis: Analysis) -> dict[tuple[str, str], Download]:
-    """Tables by problem and curve."""
+    """Write the LaTeX tables by problem and curve."""
     return {
         (problem.name, curve.name): Download(
             f"tables/{stem}.tex", "text/plain;charset=utf-8", to_latex(analysis, problem, curve).encode()
@@ -177,7 +177,7 @@ def latex_files(analysis: Analysis) -> dict[tuple[str, str], Download]:
 
 
 def _stems(analysis: Analysis) -> Iterator[tuple[str, ProblemResult, CurveResult]]:
-    """Every problem and curve with a file name of its own."""
+    """Yield every problem and curve with a unique file name."""
     taken: Counter[str] = Counter()
     for problem in analysis.problems:
         for curve in problem.curves:
@@ -187,10 +187,10 @@ def _stems(analysis: Analysis) -> Iterator[tuple[str, ProblemResult, CurveResult
             yield stem if again == 1 else f"{stem}.{again}", problem, curve
 
 
-def cells(analysis: Analysis) -> list[dict[str, Any]]:
-    """Every cell that is trained: `problem`, `norm`, `options` (all of the norm's), `config` (what training sees)."""
+def configurations(analysis: Analysis) -> list[dict[str, Any]]:
+    """List all configurations: `problem`, `norm`, `options` (all options of the norm), `config` (training fields)."""
     found: dict[str, dict[str, Any]] = {}
     for run in analysis.runs:
-        cell = {"problem": run.problem, "norm": run.norm, "options": run.options, "config": dict(run.config)}
-        found.setdefault(canonical_json(cell), cell)
+        configuration = {"problem": run.problem, "norm": run.norm, "options": run.options, "config": dict(run.config)}
+        found.setdefault(canonical_json(configuration), configuration)
     return list(found.values())

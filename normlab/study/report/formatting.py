@@ -1,4 +1,4 @@
-"""Numbers as people read them, for terminal, report and advice alike; a dash where there is no number.
+"""Format numbers for terminal, report and advice; a dash where there is no number.
 
 A metric that is a fraction is shown in percent, its differences in percentage points, with one decimal; any other with
 three significant digits. Units stand apart: `value` and `interval` give none, `quantity` and `unit` do.
@@ -15,14 +15,14 @@ DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 
 def value(metric: "Metric", x: float | None) -> str:
-    """A value of the metric without its unit, e.g. `2.3`."""
+    """Format a value of the metric without its unit, e.g. `2.3`."""
     if x is None:
         return DASH
     return percent(x) if metric.percent else number(x, 3)
 
 
 def signed(metric: "Metric", x: float | None) -> str:
-    """A difference of the metric with its sign, e.g. `+15.4`."""
+    """Format a difference of the metric with its sign, e.g. `+15.4`."""
     text = value(metric, x)
     if x is None or not any(digit in text for digit in "123456789"):
         return text.removeprefix(MINUS)
@@ -30,7 +30,7 @@ def signed(metric: "Metric", x: float | None) -> str:
 
 
 def interval(metric: "Metric", ends: "Interval | None", *, sign: bool = False) -> str:
-    """An interval of the metric, e.g. `[1.0, 3.4]`; empty where there is none."""
+    """Format an interval of the metric, e.g. `[1.0, 3.4]`; empty where there is none."""
     if ends is None:
         return ""
     low, high = ((signed if sign else value)(metric, end) for end in ends)
@@ -38,22 +38,22 @@ def interval(metric: "Metric", ends: "Interval | None", *, sign: bool = False) -
 
 
 def half(metric: "Metric", ends: "Interval | None") -> str:
-    """Half the width of an interval, e.g. `0.4`; empty where there is none."""
+    """Format half the width of an interval, e.g. `0.4`; empty where there is none."""
     return "" if ends is None else value(metric, (ends[1] - ends[0]) / 2)
 
 
 def unit(metric: "Metric") -> str:
-    """The unit of values: `%`, or empty."""
+    """Return the unit of values: `%`, or empty."""
     return "%" if metric.percent else ""
 
 
 def quantity(metric: "Metric", x: float | None) -> str:
-    """A value with its unit, e.g. `2.3 %`."""
+    """Format a value with its unit, e.g. `2.3 %`."""
     return f"{value(metric, x)} {unit(metric)}".rstrip()
 
 
 def gap(metric: "Metric", difference: "Difference") -> str:
-    """The size of a difference with its interval, e.g. `17.2 points [15.0, 19.4]`."""
+    """Format the size of a difference with its interval, e.g. `17.2 points [15.0, 19.4]`."""
     mean, ends = difference.mean, difference.interval
     if mean is not None and mean < 0:
         mean, ends = -mean, ends and (-ends[1], -ends[0])
@@ -61,17 +61,17 @@ def gap(metric: "Metric", difference: "Difference") -> str:
 
 
 def points(metric: "Metric", x: float | None) -> str:
-    """A difference with its unit and without a sign of its own, e.g. `0.5 points`."""
+    """Format a difference with its unit and without a sign of its own, e.g. `0.5 points`."""
     return f"{value(metric, x)} points" if metric.percent else value(metric, x)
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
-    """A fraction in percent, e.g. `27.8`."""
+    """Format a fraction in percent, e.g. `27.8`."""
     return DASH if fraction is None else f"{100 * fraction:.{digits}f}".replace("-", MINUS)
 
 
 def number(x: float | None, digits: int = 2) -> str:
-    """A number with some significant digits, e.g. `0.0012`."""
+    """Format a number with some significant digits, e.g. `0.0012`."""
     if x is None:
         return DASH
     if abs(x) >= 10**digits and abs(x) < 1e6:
@@ -80,29 +80,29 @@ def number(x: float | None, digits: int = 2) -> str:
 
 
 def p_value(x: float | None) -> str:
-    """A p-value, `<0.0001` below that."""
+    """Format a p-value, with `<0.0001` for small ones."""
     return "<0.0001" if x is not None and x < 1e-4 else number(x)
 
 
 def rate(x: float | None) -> str:
-    """A learning rate as people write it, e.g. `0.003`."""
+    """Format a learning rate, e.g. `0.003`."""
     return DASH if x is None else f"{x:g}"
 
 
 def rates(xs: Iterable[float]) -> str:
-    """Learning rates in a row, e.g. `0.003, 0.01`."""
+    """Join learning rates in a row, e.g. `0.003, 0.01`."""
     return ", ".join(map(rate, xs))
 
 
 def ratio(x: float | None) -> str:
-    """How many times as much, e.g. `1.2x` or `30x`."""
+    """Format a ratio, e.g. `1.2x` or `30x`."""
     if x is None:
         return DASH
     return f"{x:#.2g}x" if x < 9.95 else f"{x:.0f}x"
 
 
 def seconds(x: float | None) -> str:
-    """A time, e.g. `130 µs`, `2.5 ms`, `0.35 s`, `12 s`, `3 min 20 s` or `2 h 1 min`."""
+    """Format a time, e.g. `130 µs`, `2.5 ms`, `0.35 s`, `12 s`, `3 min 20 s` or `2 h 1 min`."""
     if x is None:
         return DASH
     if x < 0.0995:
@@ -114,7 +114,7 @@ def seconds(x: float | None) -> str:
 
 
 def size(count: float | None) -> str:
-    """A number of bytes, e.g. `640 B` or `1.5 MB`."""
+    """Format a number of bytes, e.g. `640 B` or `1.5 MB`."""
     if count is None:
         return DASH
     power = 0
@@ -124,15 +124,15 @@ def size(count: float | None) -> str:
 
 
 def count(n: int, word: str) -> str:
-    """A number of things, e.g. `1 seed` or `5 seeds`."""
+    """Format a number of things, e.g. `1 seed` or `5 seeds`."""
     return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 
-def listed(words: Sequence[str], last: str = "and") -> str:
-    """Words in a row, e.g. `a, b and c`."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
+def listed(texts: Sequence[str], last: str = "and") -> str:
+    """Join words in a row, e.g. `a, b and c`."""
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} {last} {texts[-1]}"
 
 
 def _three(x: float) -> str:
-    """At most three significant digits, without trailing zeros behind the point."""
+    """Format a number with at most three significant digits, without trailing zeros behind the point."""
     return f"{x:.3g}" if x < 999.5 else f"{x:.0f}"

@@ -1,4 +1,4 @@
-"""A comparison's result for people: one HTML file that needs no network, and tables and figures beside it.
+"""The report of a comparison: one offline HTML file, and tables and figures beside it.
 
 What else shows a result is here by name: the table of the terminal, and the rows behind the tables.
 """
@@ -18,7 +18,7 @@ from normlab.study.design.records import FAILURES
 from normlab.study.design.request import to_toml
 from normlab.study.report import advice, formatting
 from normlab.study.report.advice import Choice, Recommendation
-from normlab.study.report.files import cells, data_files, figure_files, latex_files, norm_keys, series_files
+from normlab.study.report.files import configurations, data_files, figure_files, latex_files, norm_keys, series_files
 from normlab.study.report.tables import rows
 from normlab.study.report.terminal import print_table, table_text
 from normlab.study.worker.store import write_whole
@@ -44,16 +44,16 @@ def write_html(
     Each file appears whole or not at all, the page last.
 
     Args:
-        analysis: What to report.
-        directory: Where to; made if it is not there.
-        comparison: The question and what is fixed.
-        settings: What was asked for.
-        identity: Code, versions and hardware, as in the records.
-        command: What reproduces it.
+        analysis: The analysis.
+        directory: Output folder, created if it is missing.
+        comparison: The comparison.
+        settings: The settings.
+        identity: Code, versions and hardware, like in the records.
+        command: The command that reproduces the report.
         wall_seconds: Time from start to end.
-        about: What the data of problems are, in words.
-        outdated: Which records of the folder are in none of the numbers, and why; see `worker.identity.outdated`.
-        recommendation: Of this analysis; made from it unless given.
+        about: Descriptions of the data by problem.
+        outdated: A sentence on records that are not in the numbers; see `worker.identity.outdated`.
+        recommendation: The recommendation; computed from the analysis unless given.
 
     Returns:
         The path of the HTML file.
@@ -101,13 +101,13 @@ def _template() -> Any:
     own = (_reasons, _basin_width, _basin_ends, _factor, _grown, _sure, _pair, _rates, _at_rate)
     environment.filters.update({function.__name__.removeprefix("_"): function for function in own})
     style, script = Markup(_asset("report.css")), Markup(_asset("report.js"))
-    environment.globals.update(words=formatting, style=style, script=script, step_times=advice.STEP_TIMES)
+    environment.globals.update(formatting=formatting, style=style, script=script, step_times=advice.STEP_TIMES)
     environment.globals.update(cautious=CAUTIOUS, runs_to_see=runs_to_see)
     return environment.from_string(_asset("report.html.jinja"))
 
 
 def _of_problems(about: Mapping[str, str]) -> dict[str, str]:
-    """Words about data, and the names of all problems that have them."""
+    """Group problems by the description of their data."""
     return {text: ", ".join(name for name, same in about.items() if same == text) for text in about.values()}
 
 
@@ -116,23 +116,23 @@ def _asset(name: str) -> str:
 
 
 def _factor(curve: CurveResult) -> str:
-    """A curve's factor in a sentence: `ghost batch size`."""
+    """Write the factor of a curve for sentences: `ghost batch size`."""
     return str(curve.factor["name"]).replace("_", " ")
 
 
 def _grown(curve: CurveResult) -> list[tuple[Value, tuple[float, ...]]]:
-    """The values at which the grid has grown, and by which rates."""
+    """List the values at which the grid has grown, and the added rates."""
     found = {cell.value: cell.added for cell in curve.cells if cell.added}
     return list(found.items())
 
 
 def _basin_width(basin: Basin) -> str:
-    """`30x`; an end that may lie further out makes the width a lower bound."""
+    """Write `30x`; with an open end the width is a lower bound."""
     return f"{'at least ' if basin.open_low or basin.open_high else ''}{formatting.ratio(basin.width)}"
 
 
 def _basin_ends(basin: Basin) -> str:
-    """`0.01 to 0.3`."""
+    """Write `0.01 to 0.3`."""
     return (
         f"{formatting.rate(basin.low)} to {formatting.rate(basin.high)}"
         if basin.width > 1
@@ -141,27 +141,27 @@ def _basin_ends(basin: Basin) -> str:
 
 
 def _rates(curve: CurveResult) -> list[float]:
-    """The learning rates that any of its cells was tuned over."""
+    """Return all learning rates over which norms of a curve were tuned."""
     return sorted({point.learning_rate for cell in curve.cells for point in cell.tuning})
 
 
 def _at_rate(cell: CellResult, rate: float) -> TuningPoint | None:
-    """What became of a cell's tuning runs at a learning rate; `None` where there were none."""
+    """Find the tuning result of a cell at a learning rate; `None` where there is none."""
     return next((point for point in cell.tuning if point.learning_rate == rate), None)
 
 
 def _pair(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Names that stand for themselves in a list to choose from."""
+    """Pair names with themselves, for a list of options."""
     return [(name, name) for name in names]
 
 
 def _sure(choice: Choice, names: Mapping[str, str]) -> str:
-    """Whether the data decide a choice, and if not, between what."""
+    """Describe whether the data decide a choice, and the norms that stay undecided."""
     if not choice.norm:
         return choice.reason
     if choice.sure:
         return "yes"
-    seeds = f"; about {choice.seeds_needed} seeds would tell" if choice.seeds_needed else ""
+    seeds = f"; about {choice.seeds_needed} seeds would decide" if choice.seeds_needed else ""
     if not choice.undecided:
         return f"for now; {choice.seeds_needed} seeds would be sure"
     others = formatting.listed([advice.in_sentence(names[norm]) for norm in choice.undecided], "or")
@@ -169,7 +169,7 @@ def _sure(choice: Choice, names: Mapping[str, str]) -> str:
 
 
 def _reasons(points: Iterable[Point]) -> str:
-    """Why runs failed, equal reasons together: `diverged: loss is not finite (seeds 1, 4)`."""
+    """Group reasons of failures: `diverged: loss is not finite (seeds 1, 4)`."""
     seeds: dict[str, list[str]] = {}
     for point in points:
         if point.status in FAILURES:
@@ -179,7 +179,7 @@ def _reasons(points: Iterable[Point]) -> str:
 
 
 def _invalid(analysis: Analysis) -> list[tuple[str, str]]:
-    """Norms that cannot be run on a problem, and why."""
+    """List the norms that cannot be run on a problem, with reasons."""
     found = {
         (f"{analysis.names[cell.norm]} on {problem.title}", cell.invalid): None
         for problem in analysis.problems
@@ -190,7 +190,7 @@ def _invalid(analysis: Analysis) -> list[tuple[str, str]]:
 
 
 def _statuses(analysis: Analysis) -> dict[str, Counter[str]]:
-    """Planned runs by stage and status; those that tuning will bring have no status yet."""
+    """Count planned runs by stage and status; runs that tuning will add have no status yet."""
     counts: dict[str, Counter[str]] = {}
     for run in analysis.runs:
         counts.setdefault(run.stage, Counter())[run.status] += 1
@@ -201,16 +201,16 @@ def _statuses(analysis: Analysis) -> dict[str, Counter[str]]:
 
 
 def _norm_settings(analysis: Analysis) -> list[tuple[str, str, str, list[str]]]:
-    """Problem, norm, all its options, and with what training; equal options together."""
+    """List problem, norm, options and training fields, with equal options grouped."""
     found: dict[tuple[str, str, str], list[str]] = {}
-    for cell in cells(analysis):
-        training = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in cell["config"].items())
-        found.setdefault((cell["problem"], cell["norm"], cell["options"]), []).append(training)
+    for one in configurations(analysis):
+        training = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in one["config"].items())
+        found.setdefault((one["problem"], one["norm"], one["options"]), []).append(training)
     return [(*key, where) for key, where in found.items()]
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested mappings as lines `versions jax`: `0.10.2`."""
+    """Flatten nested mappings to lines `versions jax`: `0.10.2`."""
     if isinstance(value, Mapping):
         for key in value:
             yield from _flat(value[key], f"{prefix} {key}".strip())

@@ -1,4 +1,4 @@
-"""The result as rows, and rows as CSV and LaTeX; fractions, seconds and bytes in CSV, what people read in LaTeX."""
+"""Results as rows of CSV and LaTeX; fractions, seconds and bytes in CSV, formatted numbers in LaTeX."""
 
 import csv
 import io
@@ -22,10 +22,10 @@ from normlab.study.design.problem import MEASURED_AT, Metric
 from normlab.study.report import formatting
 
 MARKS = {BETTER: "+", WORSE: "-", EQUIVALENT: "=", INCONCLUSIVE: "?"}
-"""One character for a verdict, where there is no room for the word."""
+"""Verdicts as single characters, for narrow tables."""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What makes a spreadsheet compute a cell of text."""
+"""First characters that make a spreadsheet compute a cell of text."""
 
 _LATEX = {
     **{character: rf"\{character}" for character in "%_&#${}"},
@@ -42,17 +42,17 @@ _LATEX = {
 
 
 def rows(analysis: Analysis) -> list[dict[str, Any]]:
-    """A dictionary for every place of the tables; what is not known is `None`."""
+    """Return a dictionary for every cell of the tables; unknown values are `None`."""
     return [_row(cell, cost) for cell, cost in zip(analysis.cells, analysis.costs, strict=True)]
 
 
 def run_rows(analysis: Analysis) -> list[dict[str, Any]]:
-    """A dictionary for every planned run; numbers have the nine digits that float32 has."""
+    """Return a dictionary for every planned run; numbers have nine digits, enough for float32."""
     return [_run_row(run) for run in analysis.runs]
 
 
 def series_rows(found: SeriesResult) -> list[dict[str, Any]]:
-    """A dictionary for every norm and place of a series, with the numbers of all times when it was measured."""
+    """Return a dictionary for every norm and position of a series, with the numbers at all times of measurement."""
     return [
         {"norm": norm, "x": x, "seeds": lines[0].seeds, **_at_all_times(lines, place)}
         for norm, lines in found.lines.items()
@@ -61,7 +61,7 @@ def series_rows(found: SeriesResult) -> list[dict[str, Any]]:
 
 
 def to_csv(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Give rows as CSV text; what is not known is empty, and text that a spreadsheet would compute is quoted by `'`."""
+    """Write rows as CSV; unknown values are empty, and text that a spreadsheet would compute gets a `'` in front."""
     buffer = io.StringIO()
     names = list(dict.fromkeys(name for line in lines for name in line))
     writer = csv.DictWriter(buffer, fieldnames=names, lineterminator="\n")
@@ -71,7 +71,7 @@ def to_csv(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def to_latex(analysis: Analysis, problem: ProblemResult, curve: CurveResult) -> str:
-    """Give errors, verdicts and failures of a curve as a `tabular`, norms by values; it needs `booktabs`."""
+    """Write errors, verdicts and failures of a curve as a `tabular`, norms by values; it needs `booktabs`."""
     lines = [
         *_latex_comments(analysis, problem, curve),
         rf"\begin{{tabular}}{{l{'r' * len(curve.values)}}}",
@@ -86,13 +86,13 @@ def to_latex(analysis: Analysis, problem: ProblemResult, curve: CurveResult) -> 
 
 
 def latex(text: str) -> str:
-    """Escape text, so that it stands in a document as it is."""
+    """Escape text for LaTeX."""
     escaped = "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
     return re.sub("-(?=-)", "-{}", escaped)
 
 
 def slug(text: str) -> str:
-    """What is left of a name in a file's name."""
+    """Reduce a name to the characters of a file name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-")[:60] or "unnamed"
 
 
@@ -187,7 +187,7 @@ def _run_row(run: RunStatus) -> dict[str, Any]:
 
 
 def _at_all_times(lines: Sequence[Line], place: int) -> dict[str, Any]:
-    """`at_25_middle` and its like, in percent of the training."""
+    """Make columns such as `at_25_middle`, in percent of the training."""
     return {
         f"at_{100 * share:g}_{name}": None if (number := getattr(line, name)[place]) is None else f"{number:.5g}"
         for share, line in zip(MEASURED_AT, lines, strict=True)
@@ -209,7 +209,7 @@ def _is_number(text: str) -> bool:
 
 
 def _latex_comments(analysis: Analysis, problem: ProblemResult, curve: CurveResult) -> Iterator[str]:
-    """What the numbers are; a line break in a name would end its line."""
+    """Describe the numbers in a comment; a line break in a name would end it."""
     metric, level, seeds = (
         problem.metric,
         formatting.percent(analysis.level, 0),

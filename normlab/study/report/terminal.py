@@ -1,4 +1,4 @@
-"""A comparison's result on a terminal: a table for each problem and curve, and the recommendation at the end."""
+"""Results on a terminal: a table for each problem and curve, and the recommendation at the end."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -22,18 +22,18 @@ _CELL_WIDTH = 12
 
 
 def print_table(analysis: Analysis, console: Console, recommendation: Recommendation | None = None) -> None:
-    """Print errors, failures and verdicts, a table for each problem and curve, then what to use.
+    """Print errors, failures and verdicts, a table for each problem and curve, then the recommendation.
 
     Args:
-        analysis: What to print.
-        console: Where; plain text without colour if it is no terminal.
-        recommendation: Of this analysis; made from it unless given.
+        analysis: The analysis.
+        console: Console to print on, in plain text without colour unless it is a terminal.
+        recommendation: The recommendation; computed from the analysis unless given.
     """
     _Printer(analysis, console, recommendation).print()
 
 
 def table_text(analysis: Analysis, width: int = 100, recommendation: Recommendation | None = None) -> str:
-    """What `print_table` prints, as text of at most `width` characters a line."""
+    """Return the output of `print_table` as text of at most `width` characters a line."""
     console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None)
     _Printer(analysis, console, recommendation, plus_minus="±").print()
     return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
@@ -72,7 +72,7 @@ class _Printer:
             self.console.print(self._table(problem.metric, curve, values))
 
     def _chunks(self, curve: CurveResult) -> Iterator[Sequence[Value]]:
-        """Factor values in groups that fit the width."""
+        """Split factor values into groups that fit the width."""
         names = max(len(norm) for norm in self.analysis.norms) + 2
         size = max(1, (self.console.width - names) // (_CELL_WIDTH + 1))
         for start in range(0, len(curve.values), size):
@@ -88,7 +88,7 @@ class _Printer:
         return table
 
     def _cell(self, metric: Metric, cell: CellResult) -> Text:
-        """`17.9 ±2.1 -^`, with `2/5 failed` below where runs failed."""
+        """Write `17.9 ±2.1 -^`, with `2/5 failed` below where runs failed."""
         if cell.invalid:
             return Text("invalid  ", style="dim")
         verdict = (cell.gap.verdict if cell.gap else None) or ""
@@ -150,7 +150,7 @@ class _Printer:
         return f"or {', '.join(choice.undecided)}?{seeds}"
 
     def _plain(self, text: str) -> str:
-        """Without what the terminal's encoding lacks."""
+        """Remove characters that the terminal's encoding lacks."""
         if self.plus_minus == "±":
             return text
         for character, plain in ((formatting.DASH, "-"), (formatting.MINUS, "-"), ("µ", "u"), ("“", '"'), ("”", '"')):

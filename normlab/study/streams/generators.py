@@ -10,7 +10,7 @@ import numpy as np
 from normlab.errors import BadInput
 
 
-class Kind(NamedTuple):
+class RiverGenerator(NamedTuple):
     """A generator.
 
     Attributes:
@@ -25,11 +25,13 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "sea": Kind("SEA", {"variant": (2, 3)}),
-    "agrawal": Kind("Agrawal", {"classification_function": (0, 5, 2, 6)}),
-    "hyperplane": Kind("Hyperplane", moving={"mag_change": 0.003}),
-    "rbf": Kind("RandomRBFDrift", moving={"change_speed": 0.0001}),
-    "led": Kind("LEDDrift", {"n_drift_features": (0, 7), "irrelevant_features": True, "noise_percentage": 0.1}),
+    "sea": RiverGenerator("SEA", {"variant": (2, 3)}),
+    "agrawal": RiverGenerator("Agrawal", {"classification_function": (0, 5, 2, 6)}),
+    "hyperplane": RiverGenerator("Hyperplane", moving={"mag_change": 0.003}),
+    "rbf": RiverGenerator("RandomRBFDrift", moving={"change_speed": 0.0001}),
+    "led": RiverGenerator(
+        "LEDDrift", {"n_drift_features": (0, 7), "irrelevant_features": True, "noise_percentage": 0.1}
+    ),
 }
 """Concepts follow each other such that much of what was learned becomes wrong.
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from normlab.errors import BadInput, nearest
-from normlab.study.data.tabular import DELIMITERS, Rows, numbered, read_csv, read_npz
+from normlab.study.data.tabular import DELIMITERS, Table, numbered, read_csv, read_npz
 from normlab.study.streams.preprocessing import features_of
 from normlab.study.streams.stream import (
     Source,
@@ -189,7 +189,7 @@ def _own(
 
 
 def _of_rows(
-    rows: Rows,
+    rows: Table,
     about: str,
     classes: Sequence[str] | None = None,
     numbers: bool = False,

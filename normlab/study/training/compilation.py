@@ -41,7 +41,7 @@ def compile_program(
     """Compile training and evaluation, apart from each other so that the cost of training is told alone.
 
     Args:
-        program: Of one cell.
+        program: Of one configuration.
         lanes: How many runs are stacked by `vmap`; `None` is one after another. A stack that is not full is filled up
             with copies of its last run: there is one program, and the numbers of a run do not depend on how many
             others are asked for.

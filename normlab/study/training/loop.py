@@ -117,7 +117,7 @@ def check(program: Program, *, whole: bool = True) -> None:
     """Trace a program without compiling or running it.
 
     Args:
-        program: Of one cell.
+        program: Of one configuration.
         whole: Whether to trace the backward pass and the update, too, where the program tells them apart: most of the
             time, and the same for all values of a factor.
 

@@ -236,7 +236,7 @@ def prequential(
     )
 
 
-class Learner(NamedTuple):
+class StreamLearner(NamedTuple):
     """A model that learns from a stream.
 
     Attributes:
@@ -260,7 +260,7 @@ def test_then_train(
     error: Loss | None = None,
     optimizer: Callable[[Any], optax.GradientTransformation] = optax.sgd,
     seed: int = 0,
-) -> tuple[Callable[[Learner, jax.Array], tuple[Learner, jax.Array]], Learner]:
+) -> tuple[Callable[[StreamLearner, jax.Array], tuple[StreamLearner, jax.Array]], StreamLearner]:
     """Make a compiled pass over a stream: each burst is predicted, then learned from, all in one program.
 
     Args:
@@ -291,8 +291,8 @@ def test_then_train(
     ]
     everything = jnp.ones(batch_size, bool)
 
-    def run(learner: Learner, learning_rate: jax.Array) -> tuple[Learner, jax.Array]:
-        def step(learner: Learner, at: tuple[jax.Array, ...]) -> tuple[Learner, jax.Array]:
+    def run(learner: StreamLearner, learning_rate: jax.Array) -> tuple[StreamLearner, jax.Array]:
+        def step(learner: StreamLearner, at: tuple[jax.Array, ...]) -> tuple[StreamLearner, jax.Array]:
             t, x, y = at
             errors = does.test(learner, x, y)
             return does.train(learner, x, y, everything, t, learning_rate)[0], errors
@@ -301,7 +301,7 @@ def test_then_train(
         return learner, errors.reshape(-1)
 
     params, rest = network.init(seed)
-    return jax.jit(run), Learner(params, rest, optimizer(0.0).init(params))
+    return jax.jit(run), StreamLearner(params, rest, optimizer(0.0).init(params))
 
 
 def _arrivals(n: int, seed: int, batch_size: int, varying: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,7 @@ class Fed:
         """Compile training and evaluation.
 
         Args:
-            program: Of one cell.
+            program: Of one configuration.
             feed: Its feed.
             data: The program's own data, on the device.
         """

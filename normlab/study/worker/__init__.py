@@ -1,1 +1,1 @@
-"""How does one process make a record?"""
+"""Workers: one process makes and stores the records of runs."""

@@ -1,4 +1,4 @@
-"""The identity of runs: code, versions, platform, data and strategy, and where two of them differ."""
+"""The identity of runs: code, versions, platform, data and strategy; and differences between two identities."""
 
 import json
 import os
@@ -29,9 +29,9 @@ def describe(
 
     Args:
         files: The user's files by name; see `discovery.code`.
-        data: For each problem the hash of its data.
-        strategy: How runs are executed.
-        libraries: For each problem the libraries that it uses beyond those that all use; see `Program.libraries`.
+        data: Hashes of the data by problem.
+        strategy: Strategy of the runs.
+        libraries: Further libraries by problem; see `Program.libraries`.
     """
     python = f"{sys.version_info[0]}.{sys.version_info[1]}"
     described = {
@@ -42,17 +42,17 @@ def describe(
         "data": dict(data),
         "strategy": str(strategy),
     }
-    return json.loads(canonical_json(described))  # in the order in which a folder gives it back
+    return json.loads(canonical_json(described))  # in the order of JSON in a folder
 
 
 def files_of(identity: Mapping[str, Any]) -> dict[str, str]:
-    """The user's files that an identity has, and the hash of each; none where it is of an older form."""
+    """Return the hashes of the user's files in an identity; none for identities of older versions."""
     code = identity.get("code", {})
     return dict(code.get("comparison", {})) if isinstance(code, Mapping) else {}
 
 
 def differences(one: Any, other: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two trees of mappings differ: `versions jax`, and both values."""
+    """Yield the differences of two trees of mappings: a name such as `versions jax`, and both values."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         for key in sorted({*one, *other}, key=str):
             yield from differences(one.get(key), other.get(key), f"{name} {key}".strip())
@@ -61,16 +61,16 @@ def differences(one: Any, other: Any, name: str = "") -> Iterator[tuple[str, Any
 
 
 def outdated(identity: Mapping[str, Any], records: Iterable[Record]) -> str:
-    """Say how many records are of another identity, and where it differs; empty where there are none.
+    """Report the number of records with another identity, and the differences; empty where there are none.
 
     Args:
-        identity: Of all runs as they would be made.
-        records: Those of a folder. Problems that the identity does not know are left out.
+        identity: The current identity.
+        records: Records of a folder; problems that are not in the identity are ignored.
     """
     reasons: Counter[str] = Counter()
     for record in records:
-        if record.run.cell.problem in identity["data"]:
-            now = of_problem(identity, record.run.cell.problem)
+        if record.run.configuration.problem in identity["data"]:
+            now = of_problem(identity, record.run.configuration.problem)
             if changes := [_change(*found) for found in differences(record.identity, now)]:
                 reasons["; ".join(dict.fromkeys(changes))] += 1
     if not reasons:
@@ -80,7 +80,7 @@ def outdated(identity: Mapping[str, Any], records: Iterable[Record]) -> str:
 
 
 def _change(what: str, then: Any, now: Any) -> str:
-    """Put a difference of identities into words."""
+    """Describe a difference of identities."""
     kind, _, name = what.partition(" ")
     if what == "code normlab":
         return "the code of normlab changed"
@@ -96,7 +96,7 @@ def _change(what: str, then: Any, now: Any) -> str:
 
 
 def _platform(strategy: "Strategy") -> dict[str, Any]:
-    """What runs see of the machine, whether this process makes them or gives them to others."""
+    """Describe the machine as runs see it, in this process or in workers."""
     import jax
     import jax.numpy as jnp
 

@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 Metrics = Mapping[str, float]
 
 COLLAPSED_WITHIN = 2.5
-"""Standard errors: a validation error that is not further than this below chance means that nothing was learned. Luck
-alone takes a model that has learned nothing below that in 0.6 % of runs."""
+"""Standard errors below chance that a validation error needs to show learning. A model that has learned nothing gets
+there by luck in 0.6 % of runs."""
 
 
 def status_of(metrics: Metrics, chance: float | None) -> tuple[str, str]:
     """Judge a finished run by its metrics.
 
     Args:
-        metrics: See `loop.training` and `Program.evaluate`; without `test` where it must not be seen. Without
-            `validation_sem` the validation error is taken as exact.
-        chance: Error of a model that has learned nothing; `None` where that is unknown. On the validation examples it
-            is `validation_chance`, where that is among the metrics.
+        metrics: See `loop.training` and `Program.evaluate`; without `test` for tuning runs. Without `validation_sem`
+            the validation error counts as exact.
+        chance: Error of a model that has learned nothing; `None` if unknown. The metric `validation_chance` replaces it
+            where there is one.
 
     Returns:
         The status, and the reason if it is not `ok`.
@@ -58,14 +58,14 @@ def make_record(
     cost: Mapping[str, float] | None = None,
 ) -> Record:
     """Make the record of a run; errors of diverged runs are `None`."""
-    of_problem = records.of_problem(task.identity, run.cell.problem)
+    of_problem = records.of_problem(task.identity, run.configuration.problem)
     return Record(
         key=run_key(run, of_problem),
         run=run,
         identity=of_problem,
         status=status,
         reason=schema.printable(reason),
-        metrics=_kept(metrics, status) if metrics else {"validation": None},
+        metrics=_recorded(metrics, status) if metrics else {"validation": None},
         series=dict(series or {}),
         cost=dict(cost or {}),
     )
@@ -74,28 +74,28 @@ def make_record(
 TUNING_SEES = ("validation", "validation_sem", "validation_chance", "train_loss", "finite", "first_nonfinite")
 
 
-def _kept(metrics: Mapping[str, float | None], status: str) -> dict[str, float | None]:
+def _recorded(metrics: Mapping[str, float | None], status: str) -> dict[str, float | None]:
     named = dict.fromkeys(("validation", "test", "train_loss", "chance", *metrics))
-    kept = {name: _finite(metrics[name]) for name in named if name in metrics and name not in _JUDGED}
-    return {name: None if status == "diverged" and name not in _ALWAYS else value for name, value in kept.items()}
+    finite = {name: _finite(metrics[name]) for name in named if name in metrics and name not in _JUDGED}
+    return {name: None if status == "diverged" and name not in _ALWAYS else value for name, value in finite.items()}
 
 
 _JUDGED, _ALWAYS = ("finite", "first_nonfinite", "validation_sem", "validation_chance"), ("train_loss", "chance")
-"""Metrics that only make a status, and those that a diverged run keeps."""
+"""Metrics that only decide the status, and metrics that a diverged run keeps."""
 
 
 def rows_of(values: "np.ndarray") -> list[list[float | None]]:
-    """Rows of numbers with six digits, which is more than a drawing shows."""
+    """Round to six digits, which is more than a figure shows."""
     return [[_finite(float(f"{value:.6g}")) for value in row] for row in values]
 
 
 def _finite(value: float | None) -> float | None:
-    """A number that records hold."""
+    """Return a number that records can contain, else `None`."""
     return value if value is not None and abs(value) <= schema.LARGEST else None
 
 
 def failure(error: Exception) -> tuple[str, str]:
-    """Status and reason; a statistic over one element is no accident, but a norm where it cannot be."""
+    """Return status and reason of an exception; a statistic over one element makes the configuration invalid."""
     from normlab.functional import StatisticsError
 
     if isinstance(error, StatisticsError):

@@ -13,7 +13,7 @@ from normlab.errors import BadInput, Fault
 from normlab.study.design import discovery, imports
 from normlab.study.design.plan import Plan
 from normlab.study.design.provenance import file_hash
-from normlab.study.design.records import EVALUATE, Cell, Record, Run
+from normlab.study.design.records import EVALUATE, Configuration, Record, Run
 from normlab.study.worker.identity import describe, differences, files_of
 from normlab.study.worker.outcome import TUNING_SEES, failure, make_record, rows_of, status_of
 from normlab.study.worker.strategy import Task
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 PROGRAMS_KEPT = 64
-"""Compiled cells that a process keeps: evaluation comes back to a cell when its whole column has been tuned."""
+"""Compiled programs that a process keeps: a configuration is evaluated once its whole column has been tuned."""
 
 
-def worker(task: Task) -> "CellRunner":
-    """Become a worker, in a process of its own: load the comparison, and check that this is the place for it.
+def worker(task: Task) -> "ConfigurationRunner":
+    """Load the comparison in a process of its own, check the identity, and make its runner.
 
     Raises:
-        Fault: If the comparison cannot be loaded, or code, versions or platform are not those of who gives the task.
+        Fault: If the comparison cannot be loaded, or code, versions or platform differ from those of the task.
     """
     from normlab.study.training.compilation_cache import use_cache
 
@@ -50,47 +50,47 @@ def worker(task: Task) -> "CellRunner":
         )
     with discovery.importing(discovery.locate(task.source)):
         plan = Plan(comparison, task.settings)
-    return CellRunner(task, plan)
+    return ConfigurationRunner(task, plan)
 
 
-def _findable(told: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Any]:
-    """An identity without the user's files that this process has not come to yet; see `CellRunner`."""
-    known = {name: content for name, content in files_of(told).items() if name in files}
-    return {**told, "code": {**told.get("code", {}), "comparison": known}}
+def _findable(identity: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Any]:
+    """Drop the user's files that this process has not imported yet; see `ConfigurationRunner`."""
+    known = {name: content for name, content in files_of(identity).items() if name in files}
+    return {**identity, "code": {**identity.get("code", {}), "comparison": known}}
 
 
-class CellRunner:
-    """Makes records of the runs of cells in this process; the programs of the latest cells are kept."""
+class ConfigurationRunner:
+    """Makes records of runs in this process, and keeps the programs of the latest configurations."""
 
     def __init__(self, task: Task, plan: Plan) -> None:
-        """Take what all cells share; nothing is compiled yet."""
+        """Store the task and the plan; programs are compiled on first use."""
         self.task, self.plan = task, plan
-        self._programs: OrderedDict[Cell, _Ready | Exception] = OrderedDict()
+        self._programs: OrderedDict[Configuration, _Ready | Exception] = OrderedDict()
         self._data: dict[tuple[str, Any], Any] = {}
-        self._lanes: dict[Cell, int] = {}
+        self._lanes: dict[Configuration, int] = {}
         self._file = discovery.locate(task.source) if files_of(task.identity) else None
         self._checked = set(self._run_here())
 
-    def __call__(self, cell: Cell, runs: Sequence[Run]) -> Iterator[Record]:
-        """Make the records of some runs of a cell, in order; an exception becomes a record."""
-        lanes = self.lanes(cell)
+    def __call__(self, configuration: Configuration, runs: Sequence[Run]) -> Iterator[Record]:
+        """Yield the records of some runs of a configuration, in order; an exception becomes a record."""
+        lanes = self.lanes(configuration)
         for start in range(0, len(runs), lanes):
-            yield from self._stack(cell, runs[start : start + lanes])
+            yield from self._stack(configuration, runs[start : start + lanes])
 
-    def lanes(self, cell: Cell) -> int:
-        """How many runs are made together: one where data are read meanwhile, so that none is lost with another."""
-        if cell not in self._lanes:
-            self._lanes[cell] = self.task.strategy.lanes or 1
-            with suppress(Exception), discovery.importing(self._file):  # which becomes a record where runs are made
-                if self._lanes[cell] > 1 and build(self.plan, cell).feed:
-                    self._lanes[cell] = 1
-        return self._lanes[cell]
+    def lanes(self, configuration: Configuration) -> int:
+        """Return the size of a stack of runs: one where data are read meanwhile, so that no run fails with another."""
+        if configuration not in self._lanes:
+            self._lanes[configuration] = self.task.strategy.lanes or 1
+            with suppress(Exception), discovery.importing(self._file):  # `_stack` records the failure
+                if self._lanes[configuration] > 1 and build(self.plan, configuration).feed:
+                    self._lanes[configuration] = 1
+        return self._lanes[configuration]
 
-    def _stack(self, cell: Cell, runs: Sequence[Run]) -> list[Record]:
+    def _stack(self, configuration: Configuration, runs: Sequence[Run]) -> list[Record]:
         start = perf_counter()
         try:
             with discovery.importing(self._file):
-                ready = self._ready(cell)
+                ready = self._ready(configuration)
                 outcomes = list(ready.compiled.train([run.learning_rate for run in runs], [run.seed for run in runs]))
         except Exception as error:
             status, seconds = failure(error), (perf_counter() - start) / len(runs)
@@ -101,25 +101,25 @@ class CellRunner:
         return imports.run_by(self._file, mentioned=False) if self._file else []
 
     def _not_in_key(self) -> str:
-        """Say why the key of the runs does not have all that they were made of; empty where it has.
+        """Give the reason why the key of the runs lacks a file that decided them; empty where it has all.
 
-        The user's files are looked for before there are runs, when every cell has been traced. One that is imported
-        later, such as by what draws a batch, or that has changed by then, is found here.
+        The user's files are searched before the first run, when every configuration has been traced. A file that is
+        imported later, for example by a function that draws batches, or that has changed since, is found here.
         """
         known = files_of(self.task.identity)
         new = [file for file in self._run_here() if file not in self._checked]
         for name, file in imports.named(new, self._file).items() if self._file and new else ():
             if not file.is_file() or known.get(name) != file_hash(file):
-                found = "which has changed since" if name in known else "imported during a run"
+                change = "which has changed since" if name in known else "imported during a run"
                 return (
                     f"Expected all files that `{self.task.source}` imports to be known before its runs, got `{name}`, "
-                    f"{found}. Import it at the top of the comparison's file, and run the same command again."
+                    f"{change}. Import it at the top of the comparison's file, and run the same command again."
                 )
             self._checked.add(file)
         return ""
 
     def _finished(self, run: Run, outcome: "Outcome", ready: "_Ready") -> Record:
-        """The record of a finished run; of a tuning run, what is measured of test examples is dropped unseen."""
+        """Make the record of a finished run; test metrics of a tuning run are dropped unseen."""
         if why := self._not_in_key():
             return make_record(self.task, run, "error", why, cost=_cost(ready, outcome.seconds))
         evaluated = run.stage == EVALUATE
@@ -134,35 +134,37 @@ class CellRunner:
             cost=_cost(ready, outcome.seconds),
         )
 
-    def _ready(self, cell: Cell) -> "_Ready":
-        """The compiled program of a cell; what failed to compile once fails again at once."""
-        if cell not in self._programs:
+    def _ready(self, configuration: Configuration) -> "_Ready":
+        """Return the compiled program of a configuration; a failed compile is remembered and raised again."""
+        if configuration not in self._programs:
             try:
-                self._programs[cell] = self._prepared(cell)
+                self._programs[configuration] = self._prepared(configuration)
             except Exception as error:
-                self._programs[cell] = error
+                self._programs[configuration] = error
             if len(self._programs) > PROGRAMS_KEPT:
                 self._programs.popitem(last=False)
-        self._programs.move_to_end(cell)
-        found = self._programs[cell]
-        if isinstance(found, Exception):
-            raise found
-        return found
+        self._programs.move_to_end(configuration)
+        ready = self._programs[configuration]
+        if isinstance(ready, Exception):
+            raise ready
+        return ready
 
-    def _prepared(self, cell: Cell) -> "_Ready":
-        """Build and compile; the data of a problem are on the device once.
+    def _prepared(self, configuration: Configuration) -> "_Ready":
+        """Build and compile a program; the data of a problem are put on the device once.
 
         Raises:
-            ValueError: If they are not those that the comparison began with.
+            ValueError: If the data have changed since the comparison began.
         """
         from normlab.study.training.compilation import compile_program
         from normlab.study.training.loop import on_devices
 
-        program = build(self.plan, cell)
-        there = cell.problem, program.mesh
+        program = build(self.plan, configuration)
+        there = configuration.problem, program.mesh
         if there not in self._data:
             found = program.data_hash
-            if self.task.identity["data"].get(cell.problem, found) != found:  # none where no cell could be traced
+            if (
+                self.task.identity["data"].get(configuration.problem, found) != found
+            ):  # absent where nothing could be traced
                 raise ValueError("Expected the same data whenever they are loaded, got others. Seed what draws them.")
             self._data[there] = on_devices(program, dict(program.data))
         return _Ready(program, compile_program(program, self.task.strategy.lanes, self._data[there]))
@@ -183,14 +185,14 @@ def _cost(ready: _Ready, seconds: float) -> dict[str, float]:
     return cost if ready.compiled.memory is None else {**cost, "memory": float(ready.compiled.memory)}
 
 
-def build(plan: Plan, cell: Cell) -> "Program":
-    """Build the program of a cell.
+def build(plan: Plan, configuration: Configuration) -> "Program":
+    """Build the program of a configuration.
 
     Raises:
         Exception: Whatever the problem raises for what it cannot train.
     """
-    norm, config = plan.resolve(plan.place(cell))
-    program = plan.problem(cell.problem).build(norm, config)
+    norm, config = plan.resolve(plan.place(configuration))
+    program = plan.problem(configuration.problem).build(norm, config)
     devices, found = config.get("devices", 1), program.mesh.size if program.mesh else 1
     if devices != found:
         raise ValueError(

@@ -18,31 +18,42 @@ from normlab.study.design import schema
 from normlab.study.design.comparison import Settings
 from normlab.study.design.plan import TUNING_SEEDS_FROM
 from normlab.study.design.recorded import DESCRIBED, RecordedPlan
-from normlab.study.design.records import EVALUATE, STATUSES, TUNE, Cell, Record, Run, content_key, frozen, run_key
+from normlab.study.design.records import (
+    EVALUATE,
+    STATUSES,
+    TUNE,
+    Configuration,
+    Record,
+    Run,
+    as_stored,
+    content_key,
+    frozen,
+    run_key,
+)
 from normlab.study.design.schema import Malformed
 
 _HEADER = "comparison.json"
 _RUN_LOCK, _REPORT_LOCK = ".run.lock", ".report.lock"
 JOBS = "submitit"
-"""Where jobs of a cluster keep their logs and what they were given."""
+"""Folder of the logs and inputs of cluster jobs."""
 
 HEADER_BYTES, RECORD_BYTES = 64 * 2**20, 16 * 2**20
-"""How large `comparison.json` and the file of a run may be."""
+"""The largest sizes of `comparison.json` and of the file of a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a folder holds.
+    """The description of a folder.
 
     Attributes:
-        settings: Of the last invocation.
-        identity: Of the last invocation; runs of another identity stay in the folder, unused.
-        command: Of the last invocation.
-        wall_seconds: Spent so far, all invocations together.
-        shard: The part of the last invocation, `i/n`; empty for all of it.
-        about: What the data of problems are, in words.
-        described: What a report needs of the comparison (see `described.describe`); empty in folders that an earlier
-            version wrote.
+        settings: Settings of the last invocation.
+        identity: Identity of the last invocation; runs of another identity stay in the folder, unused.
+        command: Command of the last invocation.
+        wall_seconds: Seconds spent by all invocations.
+        shard: The part of the last invocation, `i/n`; empty for the whole.
+        about: Descriptions of the data by problem.
+        described: Description of the comparison for reports (see `recorded.describe`); empty in folders of earlier
+            versions.
     """
 
     settings: Settings
@@ -55,43 +66,43 @@ class Header:
 
 
 class RunStore(Protocol):
-    """Where an invocation keeps its runs."""
+    """Storage of the runs of an invocation."""
 
     def check(self, comparison: str) -> None:
-        """Refuse to hold another comparison.
+        """Check that the store is empty or contains runs of a comparison.
 
         Raises:
-            BadInput: If something else is there.
+            BadInput: If it contains anything else.
         """
         ...
 
     def header(self) -> Header | None:
-        """What is held; `None` where nothing is.
+        """Read the header; `None` where there is none.
 
         Raises:
-            BadInput: If it cannot be told.
+            BadInput: If the header is invalid.
         """
         ...
 
     def writing(self) -> AbstractContextManager[None]:
-        """Keep others from writing meanwhile.
+        """Exclude other writers.
 
         Raises:
-            BadInput: If another is at it, or nothing can be written.
+            BadInput: If another process writes, or nothing can be written.
         """
         ...
 
     def write_header(self, header: Header) -> None:
-        """Keep what an invocation is of.
+        """Store the header of an invocation.
 
         Raises:
-            BadInput: If it could not be read again.
+            BadInput: If the header could not be read again.
             Fault: If it cannot be written.
         """
         ...
 
     def add(self, record: Record) -> None:
-        """Keep a run, in place of an older one of the same key.
+        """Store a record, replacing an older one of the same key.
 
         Raises:
             Fault: If it cannot be written.
@@ -99,51 +110,51 @@ class RunStore(Protocol):
         ...
 
     def records(self) -> list[Record]:
-        """All runs, of whatever settings and identity."""
+        """Return all records, of any settings and identity."""
         ...
 
     def set_aside_damaged(self) -> list[tuple[Path, Path]]:
-        """Rename what should hold a run and does not, so that the run is done again; old and new names."""
+        """Rename damaged files so that their runs are repeated; return old and new names."""
         ...
 
 
 class Store:
-    """A folder with the runs of one comparison, each file complete for who reads it.
+    """A folder with the runs of one comparison. Readers see complete files only.
 
-    One process writes, and the jobs of a cluster to which it gives runs.
+    One process writes, together with its cluster jobs.
     """
 
     def __init__(self, directory: Path) -> None:
-        """Name a folder; nothing is read or written yet."""
+        """Store the path of the folder, without reading or writing."""
         self.directory = Path(directory)
 
     def check(self, comparison: str) -> None:
-        """Refuse a folder that is not ours to write to.
+        """Check that the folder is new, empty, or of a comparison.
 
         Raises:
-            BadInput: If the folder holds another comparison, or anything else.
+            BadInput: If the folder contains another comparison, or anything else.
         """
         if not self.directory.exists():
             return
         if not self.directory.is_dir():
             raise BadInput(f"Expected a folder, got the file `{self.directory}`. Choose another with `--output`.")
-        held = self.header()
-        if held is None and any(not _is_ours(path) for path in self.directory.iterdir()):
+        header = self.header()
+        if header is None and any(not _is_ours(path) for path in self.directory.iterdir()):
             raise BadInput(
-                f"Expected an empty folder or one of `{comparison}`, got `{self.directory}`, which holds other things. "
-                "Choose another with `--output`."
+                f"Expected an empty folder or one of `{comparison}`, got `{self.directory}`, which contains other "
+                "files. Choose another with `--output`."
             )
-        if held is not None and held.settings.comparison != comparison:
+        if header is not None and header.settings.comparison != comparison:
             raise BadInput(
-                f"Expected a folder of `{comparison}`, got `{self.directory}`, which holds the comparison "
-                f"`{held.settings.comparison}`. Choose another with `--output`."
+                f"Expected a folder of `{comparison}`, got `{self.directory}`, which contains the comparison "
+                f"`{header.settings.comparison}`. Choose another with `--output`."
             )
 
     def header(self) -> Header | None:
-        """What the folder says it holds; `None` where it says nothing.
+        """Read `comparison.json`; `None` where there is none.
 
         Raises:
-            BadInput: If `comparison.json` is not one of ours.
+            BadInput: If this version of normlab cannot read the file.
         """
         path = self.directory / _HEADER
         if not path.is_file():
@@ -163,10 +174,10 @@ class Store:
             ) from error
 
     def recorded(self) -> tuple[Header, RecordedPlan]:
-        """Read the header, and the plan of the comparison that it describes; none of the comparison's code is run.
+        """Read the header and the plan of its comparison, without running code of the comparison.
 
         Raises:
-            BadInput: If there is no header, or it is not one of ours, or one of an earlier version.
+            BadInput: If there is no header, or it is invalid or of an earlier version.
         """
         header = self.header()
         if header is None:
@@ -180,15 +191,15 @@ class Store:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Keep other processes from running this comparison, and remove what killed ones left half-written.
+        """Lock the folder, and remove half-written files of killed processes.
 
         Raises:
-            BadInput: If the folder cannot be written to, or another process runs here.
+            BadInput: If the folder cannot be written to, or another process has locked it.
         """
         lock = self.directory / _RUN_LOCK
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            held = _hold(lock, wait=False)
+            locked = _locked(lock, wait=False)
         except BlockingIOError as error:
             raise BadInput(
                 f"Expected to be alone in `{self.directory}`, where {lock.read_text('utf-8').strip() or 'another'} is "
@@ -197,10 +208,10 @@ class Store:
         except OSError as error:
             reason = f"Cannot write to `{self.directory}`: {error.strerror}. Choose another with `--output`."
             raise BadInput(reason) from error
-        with held:
-            with suppress(OSError):  # who it is, for messages; a full disk is told by what matters
-                held.truncate(0)
-                print(f"process {os.getpid()} on {platform.node()}", file=held, flush=True)
+        with locked:
+            with suppress(OSError):  # for messages; the next record reports a full disk
+                locked.truncate(0)
+                print(f"process {os.getpid()} on {platform.node()}", file=locked, flush=True)
             _remove_leftovers(self.directory, _HEADER_NAME)
             for folder in self.directory.glob("runs/??"):
                 _remove_leftovers(folder, _RUN_NAME)
@@ -208,17 +219,17 @@ class Store:
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
-        """Let one process at a time read the runs and write the report, so that the last report has the last run.
+        """Lock the report, so that one process at a time reads the runs and writes it.
 
         Raises:
             Fault: If the folder cannot be written to.
         """
-        held = None
+        locked = None
         with suppress(OSError):  # a folder that cannot be written to can still be read
-            held = _hold(self.directory / _REPORT_LOCK, wait=True)
+            locked = _locked(self.directory / _REPORT_LOCK, wait=True)
         try:
-            with held or nullcontext():
-                if held:
+            with locked or nullcontext():
+                if locked:
                     for folder in (self.directory, self.directory / "tables", self.directory / "figures"):
                         _remove_leftovers(folder, _REPORT_NAME)
                 yield
@@ -231,7 +242,7 @@ class Store:
         """Write `comparison.json`.
 
         Raises:
-            BadInput: If it could not be read again.
+            BadInput: If the header could not be read again.
             Fault: If it cannot be written.
         """
         fields = asdict(header)
@@ -241,7 +252,7 @@ class Store:
                 RecordedPlan(header.settings, checked["described"])
         except Malformed as error:
             raise BadInput(
-                f"Expected names, words and numbers that the folder of a comparison can hold, got something else "
+                f"Expected names, texts and numbers that the folder of a comparison can contain, got something else "
                 f"({error}). Change them in the comparison."
             ) from error
         self._write(self.directory / _HEADER, fields)
@@ -250,30 +261,30 @@ class Store:
         """Write the file of a run.
 
         Raises:
-            Fault: If it cannot be written; no part of it is left, and an older one is as it was.
+            Fault: If it cannot be written; an older file is unchanged.
         """
-        fields = asdict(record)
-        fields["run"]["cell"]["config"] = dict(record.run.cell.config)
+        fields = {**asdict(record), "run": as_stored(record.run)}
+        fields["run"]["cell"]["config"] = dict(record.run.configuration.config)
         self._write(self._path(record.key), {**fields, "sha256": content_key(fields)})
 
     def record(self, key: str) -> Record | None:
-        """Read the run of a key, if it is there and not damaged."""
+        """Read the record of a key; `None` where it is missing or damaged."""
         return _record(self._path(key))
 
     def remove(self, key: str) -> None:
-        """Forget a run, which is to be done again."""
+        """Delete the file of a run that is repeated."""
         self._path(key).unlink(missing_ok=True)
 
     def records(self) -> list[Record]:
-        """Read all runs, of whatever settings and identity; `damaged` tells what else is there."""
+        """Read all records, of any settings and identity, without damaged files."""
         return [record for path in self._files() if (record := _record(path))]
 
     def damaged(self) -> list[Path]:
-        """Files that should hold a run and do not: truncated, changed, or the run of another file."""
+        """List the files without a valid run: truncated, changed, or with the run of another file."""
         return [path for path in self._files() if not _record(path)]
 
     def set_aside_damaged(self) -> list[tuple[Path, Path]]:
-        """Rename damaged files so that their runs are done again; old and new names."""
+        """Rename damaged files so that their runs are repeated; return old and new names."""
         renamed = [(path, path.with_name(f"{path.name}.corrupt")) for path in self.damaged()]
         for path, aside in renamed:
             os.replace(path, aside)
@@ -297,52 +308,52 @@ class Store:
 
 
 class MemoryStore:
-    """The runs of one comparison in this process; they go with it."""
+    """The runs of one comparison in the memory of this process."""
 
     def __init__(self) -> None:
-        """Hold nothing yet."""
+        """Start empty."""
         self._header: Header | None = None
         self._records: dict[str, Record] = {}
 
     def check(self, comparison: str) -> None:
-        """Refuse to hold two comparisons.
+        """Check that the store is empty or of a comparison.
 
         Raises:
-            BadInput: If another is held.
+            BadInput: If it contains another comparison.
         """
         if self._header and self._header.settings.comparison != comparison:
             raise BadInput(f"Expected runs of `{comparison}`, got those of `{self._header.settings.comparison}`.")
 
     def header(self) -> Header | None:
-        """What is held; `None` before the first invocation."""
+        """Return the header; `None` before the first invocation."""
         return self._header
 
     def writing(self) -> AbstractContextManager[None]:
-        """Let this process write; no other can."""
+        """Do nothing: no other process can write."""
         return nullcontext()
 
     def write_header(self, header: Header) -> None:
-        """Keep what an invocation is of."""
+        """Store the header of an invocation."""
         self._header = header
 
     def add(self, record: Record) -> None:
-        """Keep a run, in place of an older one of the same key."""
+        """Store a record, replacing an older one of the same key."""
         self._records[record.key] = record
 
     def records(self) -> list[Record]:
-        """All runs, of whatever settings and identity."""
+        """Return all records, of any settings and identity."""
         return list(self._records.values())
 
     def set_aside_damaged(self) -> list[tuple[Path, Path]]:
-        """Runs in memory are whole: there is no file to rename."""
+        """Do nothing: records in memory cannot be damaged."""
         return []
 
 
 def write_whole(path: Path, content: str | bytes) -> Path:
-    """Write a file so that nobody sees half of it; where that fails, what was there stays.
+    """Write a file atomically; after a failure the old file is unchanged.
 
     Raises:
-        OSError: As the system says.
+        OSError: If the file cannot be written.
     """
     temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")  # process ids are unique on one machine only
     try:
@@ -356,16 +367,16 @@ def write_whole(path: Path, content: str | bytes) -> Path:
 
 
 def _record(path: Path) -> Record | None:
-    """The run in a file; `None` where it is not what was written, or another than the name says."""
+    """Read the record in a file; `None` where the content is damaged or does not match the name."""
     try:
         fields = schema.read_json(path, RECORD_BYTES)
         _RECORD_FIELDS(fields)
         if fields.pop("sha256") != content_key(fields):
             return None
         run = fields.pop("run")
-        cell = run.pop("cell")
-        config = frozen(cell.pop("config"))
-        record = Record(run=Run(cell=Cell(config=config, **cell), **run), **fields)
+        stored = run.pop("cell")
+        configuration = Configuration(config=frozen(stored.pop("config")), **stored)
+        record = Record(run=Run(configuration=configuration, **run), **fields)
         return record if path.stem == record.key == run_key(record.run, record.identity) else None
     except (OSError, Malformed):
         return None
@@ -399,7 +410,7 @@ _SETTINGS_FIELDS = schema.fields(
 )
 _CODE = schema.any_of(
     schema.fields({"comparison": schema.table(_KEY, 100_000, keys=schema.text(4096))}, any_other=schema.plain(1)),
-    schema.plain(1),  # of older versions, which is read to say that the code changed
+    schema.plain(1),  # of older versions, to report that the code changed
 )
 _HEADER_FIELDS = schema.fields(
     {
@@ -446,36 +457,36 @@ def _check_settings(settings: Settings) -> None:
 
 
 _LEFTOVER = r"\.[0-9a-f]{32}\.tmp"
-"""How the name of a half-written file ends; see `write_whole`."""
+"""End of the name of a half-written file; see `write_whole`."""
 
 _HEADER_NAME, _RUN_NAME = re.escape(_HEADER), r"[0-9a-f]{64}\.json"
 _REPORT_NAME = r"[A-Za-z0-9._-]+\.(html|json|csv|toml|tex|svg|pdf)"
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a process may have left it that was killed before its first header, or whose header was deleted."""
+    """Check whether a path may belong to a comparison whose header is missing."""
     ours = (_RUN_LOCK, _REPORT_LOCK, "runs", "report.html", "analysis.json", "tables", "figures", JOBS)
     return path.name in ours or _is_leftover(path, _HEADER_NAME)
 
 
 def _is_leftover(path: Path, name: str) -> bool:
-    """Whether a file is the half of one of these names: ours, whose writer was killed."""
+    """Check whether a file is the half-written part of a name, left by a killed writer."""
     return bool(re.fullmatch(name + _LEFTOVER, path.name)) and path.is_file() and not path.is_symlink()
 
 
 def _remove_leftovers(folder: Path, name: str) -> None:
-    """Remove the halves of files of these names, and nothing else."""
+    """Remove half-written files of a name, and nothing else."""
     for path in folder.glob("*.tmp"):
         if _is_leftover(path, name):
             path.unlink(missing_ok=True)
 
 
-def _hold(path: Path, *, wait: bool) -> IO[str]:
-    """Take the lock of a file, which lasts until the file is closed or this process ends, however it does.
+def _locked(path: Path, *, wait: bool) -> IO[str]:
+    """Lock a file until it is closed or this process ends.
 
     Raises:
-        BlockingIOError: If another process has it and we do not wait.
-        OSError: If there can be no such file.
+        BlockingIOError: If another process has the lock and `wait` is false.
+        OSError: If the file cannot be opened.
     """
     file = path.open("a+", encoding="utf-8")
     try:
@@ -491,13 +502,13 @@ def _hold(path: Path, *, wait: bool) -> IO[str]:
 
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""Some network file systems have no locks; who works there alone needs none."""
+"""Errors of network file systems without locks, where a single user needs none."""
 
 if sys.platform == "win32":
     import msvcrt
 
     def _lock(file: IO[str], *, wait: bool) -> None:
-        file.seek(1 << 30)  # what is locked cannot be read on Windows, so that lies behind the process id
+        file.seek(1 << 30)  # Windows cannot read locked bytes, so the lock lies behind the process id
         try:
             msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""How runs are executed on a machine, and the environment that its processes need."""
+"""Strategies of execution on a machine, and the environment of its processes."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -9,8 +9,8 @@ from typing import Any
 from normlab.study.design.comparison import Settings
 
 THREADS_PER_DEVICE = 4
-"""Of XLA's pool, where virtual devices share it: by default there is one, and when as many wait for each other in a
-collective as there are threads, nothing is left to compute what they wait for, and XLA ends the process."""
+"""Threads of XLA's pool for each virtual device. By default there is one; when all of them wait in a collective, no
+thread is left to compute, and XLA ends the process."""
 
 _ONE_THREAD = {
     "JAX_PLATFORMS": "cpu",
@@ -24,13 +24,13 @@ _ONE_THREAD_FLAGS = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_thr
 
 @dataclass(frozen=True)
 class Strategy:
-    """How runs are executed, wherever that is; part of their identity.
+    """The way runs are executed on any machine; part of their identity.
 
     Attributes:
-        lanes: How many runs of a cell are stacked; `None` is one after another.
-        alone: Whether all runs stay in this process: for comparisons whose functions cannot be sent to another.
-        devices: How many train a model together; on CPU a worker pretends to have as many.
-        processes: How many make each run together; see `together`.
+        lanes: Number of runs of a configuration in a stack; `None` for one after another.
+        alone: Whether all runs stay in this process, for functions that cannot be sent to another.
+        devices: Number of devices that train a model together; virtual ones on CPU.
+        processes: Number of processes that make each run together; see `driver.multiprocess`.
     """
 
     lanes: int | None = None
@@ -40,11 +40,11 @@ class Strategy:
 
     @property
     def one_thread(self) -> bool:
-        """Whether runs are in single-thread processes."""
+        """True if runs are made in single-thread processes."""
         return not self.lanes and not self.alone
 
     def __str__(self) -> str:
-        """Name it as records do."""
+        """Return the name of the strategy in records."""
         if self.lanes:
             return f"vmap of {self.lanes}"
         if self.processes > 1:
@@ -52,11 +52,11 @@ class Strategy:
         return "sequential in single-thread processes" if self.one_thread else "sequential in one process"
 
     def environment(self, given: Mapping[str, str], index: int | None = None) -> dict[str, str]:
-        """What a worker process needs in its environment before it imports anything.
+        """Compute the environment that a worker process needs before it imports anything.
 
         Args:
-            given: The environment of who starts it; that of the worker itself gives the same again.
-            index: Which worker of this machine it is, from 0; `None` where a scheduler assigns devices.
+            given: Environment of the parent process. Applying this twice has no further effect.
+            index: Index of the worker on this machine; `None` where a scheduler assigns devices.
 
         Returns:
             The variables to set; others stay as they are.
@@ -74,21 +74,21 @@ def _with_flags(given: str, added: str) -> str:
 
 
 def _visible_device(given: Mapping[str, str], index: int) -> str:
-    """The device that a process with this environment calls its `index`-th."""
+    """Return the device with an index among those visible in an environment."""
     visible = given.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",")[index].strip() if visible else str(index)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What workers need to know; a comparison holds functions, so they load it from its source again.
+    """The work of a pool of workers, which load the comparison from its source since its functions cannot be sent.
 
     Attributes:
-        source: Of the comparison.
-        settings: What was asked for.
-        identity: What their runs are to be recorded as.
-        strategy: How runs are executed.
-        about: What the data of problems are, in words.
+        source: Name or path of the comparison.
+        settings: Settings of the invocation.
+        identity: Identity of the records.
+        strategy: Strategy of the runs.
+        about: Descriptions of the data by problem.
     """
 
     source: str
@@ -99,19 +99,19 @@ class Task:
 
 
 def choose_strategy(*, alone: bool = False, share: bool = False, devices: int = 1) -> Strategy:
-    """Choose by platform.
+    """Choose a strategy by platform.
 
     Args:
-        alone: Rules worker processes out.
-        devices: How many train one model together. On CPU this process pretends to have as many, too, unless its
-            backend is at work already; elsewhere runs that take several devices are not stacked.
-        share: Whether workers will use this machine's devices: then this process, which only looks at them, leaves
-            their memory alone, unless its backend is at work already.
+        alone: Whether all runs must stay in this process.
+        devices: Number of devices that train one model together. On CPU this process gets as many virtual devices,
+            unless its backend is initialized; on other platforms runs on several devices are not stacked.
+        share: Whether workers will use this machine's devices. This process then leaves their memory free, unless its
+            backend is initialized.
     """
     import jax
 
     if devices > 1:
-        with suppress(RuntimeError):  # `loop.mesh_of` says what is missing
+        with suppress(RuntimeError):  # `loop.mesh_of` reports missing devices
             jax.config.update("jax_num_cpu_devices", devices)
     variables = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if share else {}
     if alone and devices > 1:
@@ -125,7 +125,7 @@ def choose_strategy(*, alone: bool = False, share: bool = False, devices: int = 
 
 @contextmanager
 def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for what starts meanwhile."""
+    """Set environment variables for processes started inside."""
     before = dict(os.environ)
     os.environ.update(values)
     try:

@@ -18,7 +18,7 @@ from normlab.study.design.comparison import Comparison, Settings
 from normlab.study.design.factors import Curve, Factor
 from normlab.study.design.plan import Plan
 from normlab.study.design.problem import Metric, Problem
-from normlab.study.design.records import EVALUATE, Cell, Record, Run, content_key
+from normlab.study.design.records import EVALUATE, Configuration, Record, Run, content_key
 
 COPIES = ("layer", *(f"copy_{i}" for i in range(6)))
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -64,7 +64,7 @@ def comparison_of(names: Sequence[str] = COPIES, seeds: int = 10, margin: float 
     return Plan(comparison, Settings(**{**fields, **settings}))
 
 
-Errors = Callable[[Cell, int], float]
+Errors = Callable[[Configuration, int], float]
 
 
 def simulated(plan: Plan, error: Errors, fails: Callable[[Run], bool] = lambda run: False) -> list[Record]:
@@ -78,7 +78,7 @@ def simulated(plan: Plan, error: Errors, fails: Callable[[Run], bool] = lambda r
 def _record(run: Run, error: Errors, *, failed: bool) -> Record:
     metrics: dict[str, float | None] = {"validation": abs(math.log10(run.learning_rate) + 1), "chance": 0.9}
     if run.stage == EVALUATE:
-        metrics |= {"test": error(run.cell, run.seed), "train_loss": 0.1 + error(run.cell, run.seed)}
+        metrics |= {"test": error(run.configuration, run.seed), "train_loss": 0.1 + error(run.configuration, run.seed)}
     if failed:
         metrics |= {"validation": None, "test": None}
     status, reason = ("diverged", "The loss is not finite from step 3.") if failed else ("ok", "")
@@ -91,8 +91,8 @@ def noisy(seed: int, effect: dict[str, float] | None = None, rho: float = 0.5, s
     shared, *own = np.random.default_rng(seed).normal(size=(1 + len(COPIES), 100))
     noise = {norm: math.sqrt(rho) * shared + math.sqrt(1 - rho) * row for norm, row in zip(COPIES, own, strict=True)}
 
-    def error(cell: Cell, run_seed: int) -> float:
-        value = 0.2 + 0.01 * noise[cell.norm][run_seed] + (effect or {}).get(cell.norm, 0)
+    def error(configuration: Configuration, run_seed: int) -> float:
+        value = 0.2 + 0.01 * noise[configuration.norm][run_seed] + (effect or {}).get(configuration.norm, 0)
         return float(round(value / steps) * steps if steps else value)
 
     return error
@@ -160,7 +160,7 @@ def test_seeds_needed_would_decide() -> None:
 
 def test_a_planted_failure_is_counted_and_never_averaged() -> None:
     plan = comparison_of(COPIES[:3])
-    analysis = result(plan, noisy(0), fails=lambda run: run.cell.norm == "copy_0" and run.seed in (2, 7))
+    analysis = result(plan, noisy(0), fails=lambda run: run.configuration.norm == "copy_0" and run.seed in (2, 7))
     broken, sound = cell_of(analysis, "copy_0"), cell_of(analysis, "copy_1")
     assert (broken.failures.k, broken.failures.n, broken.counts["diverged"]) == (2, 10, 2)
     assert (sound.failures.k, sound.failures.n) == (0, 10)
@@ -174,7 +174,7 @@ def test_a_planted_failure_is_counted_and_never_averaged() -> None:
 
 
 def failing(norm: str, seeds: Sequence[int]) -> Callable[[Run], bool]:
-    return lambda run: run.stage == EVALUATE and run.cell.norm == norm and run.seed in seeds
+    return lambda run: run.stage == EVALUATE and run.configuration.norm == norm and run.seed in seeds
 
 
 def test_a_verdict_that_failures_contradict_is_not_said() -> None:
@@ -222,8 +222,8 @@ def test_a_failed_run_counts_as_chance_or_as_the_worst_error_of_the_column() -> 
 def test_seeds_that_carry_a_difference_are_named() -> None:
     plan = comparison_of(COPIES[:2], margin=0.02, seeds=40)
 
-    def error(cell: Cell, seed: int) -> float:
-        return noisy(0)(cell, seed) + 0.3 * (cell.norm == "copy_0" and seed == 7)
+    def error(configuration: Configuration, seed: int) -> float:
+        return noisy(0)(configuration, seed) + 0.3 * (configuration.norm == "copy_0" and seed == 7)
 
     gap = cell_of(result(plan, error), "copy_0").gap
     assert gap and gap.carried_by == (7,)
@@ -234,12 +234,12 @@ def test_a_norm_that_any_other_beats_where_both_train_is_not_best() -> None:
     """Copy 0 is lowest where it trains and scatters too much to beat anything; copy 1 fails once and beats the rest."""
     plan = comparison_of(COPIES[:3], margin=0.01, seeds=20)
 
-    def error(cell: Cell, seed: int) -> float:
+    def error(configuration: Configuration, seed: int) -> float:
         means = {"layer": 0.2, "copy_0": 0.1, "copy_1": 0.15}
-        return means[cell.norm] + 0.2 * (-1) ** seed * (cell.norm == "copy_0") + 0.001 * seed
+        return means[configuration.norm] + 0.2 * (-1) ** seed * (configuration.norm == "copy_0") + 0.001 * seed
 
     def fails(run: Run) -> bool:
-        return run.stage == EVALUATE and run.cell.norm != "layer" and run.seed in range(3)
+        return run.stage == EVALUATE and run.configuration.norm != "layer" and run.seed in range(3)
 
     (standing,) = result(plan, error, fails=fails).problems[0].curves[0].standings
     assert (standing.trained, standing.counted, standing.best) == ("copy_0", "layer", None)
@@ -296,8 +296,8 @@ def test_the_basin_is_what_is_within_the_margin_around_the_best() -> None:
 def test_the_default_rate_is_a_row_of_its_own() -> None:
     plan = comparison_of(COPIES[:2], default_learning_rate=1.0)
 
-    def error(cell: Cell, seed: int) -> float:
-        return noisy(0)(cell, seed)
+    def error(configuration: Configuration, seed: int) -> float:
+        return noisy(0)(configuration, seed)
 
     records = [
         dataclasses.replace(r, metrics={**r.metrics, "test": r.metrics["test"] + 0.1})  # pyright: ignore
@@ -324,6 +324,6 @@ def test_a_metric_that_is_no_percentage_needs_a_margin() -> None:
 
 def test_a_model_that_ignores_its_norm_is_seen() -> None:
     plan = comparison_of(COPIES[:3])
-    same = result(plan, lambda cell, seed: 0.2 + 0.01 * seed)
+    same = result(plan, lambda configuration, seed: 0.2 + 0.01 * seed)
     assert same.problems[0].same_for_all_norms
     assert not result(plan, noisy(0)).problems[0].same_for_all_norms

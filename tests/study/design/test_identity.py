@@ -20,9 +20,9 @@ from normlab.norms import get
 from normlab.study import api
 from normlab.study.design import discovery, imports
 from normlab.study.design.provenance import EXCUSED, code_hash, deciding, is_excused, modules, versions
-from normlab.study.design.records import EVALUATE, Cell, Record, Run, of_problem, run_key
+from normlab.study.design.records import EVALUATE, Configuration, Record, Run, of_problem, run_key
 from normlab.study.design.request import Request, from_python
-from normlab.study.driver.driver import Invocation, Ways
+from normlab.study.driver.driver import ExecutionOptions, Invocation
 from normlab.study.executors.local import Local
 from normlab.study.worker import identity
 from normlab.study.worker.identity import describe, differences, outdated
@@ -31,11 +31,11 @@ from normlab.study.worker.strategy import Strategy
 from tests.support.toys import TOY
 
 PACKAGE = Path(normlab.__file__).parent
-ALONE = Ways(strategy=Strategy(alone=True))
+ALONE = ExecutionOptions(strategy=Strategy(alone=True))
 FEW: dict[str, Any] = {"norms": ("none",), "curves": ("deployed",), "batch_sizes": (2,), "extend": False}
 
-CELL = Cell(problem="scalar", norm="none", config=(("batch_size", 2), ("norm", "none")))
-RUN = Run(cell=CELL, stage=EVALUATE, learning_rate=0.1, seed=0)
+CONFIGURATION = Configuration(problem="scalar", norm="none", config=(("batch_size", 2), ("norm", "none")))
+RUN = Run(configuration=CONFIGURATION, stage=EVALUATE, learning_rate=0.1, seed=0)
 
 
 def invocation_of(source: Path, output: Path | None = None, **options: Any) -> Invocation:
@@ -150,7 +150,9 @@ comparison = study.Comparison(
         source = tmp_path / "toy.py"
         toy = TOY.replace("        time.sleep(PAUSE)", "        from write import write_modules; write_modules()")
         source.write_text(toy if kind == "toy" else self.STREAM)
-        outcome = invocation_of(source, tmp_path / "out", tuning_seeds=1, seeds=2).complete(Ways(executor=Local(1)))
+        outcome = invocation_of(source, tmp_path / "out", tuning_seeds=1, seeds=2).complete(
+            ExecutionOptions(executor=Local(1))
+        )
         assert {record.status for record in outcome.records} <= {"ok", "collapsed"}
         process, found = json.loads((tmp_path / "write.json").read_text())
         assert process != os.getpid()
@@ -297,8 +299,8 @@ class TestFiles:
 
     LATE = "        if seed == 1:\n            importlib.import_module('late_' + 'one')\n        time.sleep(PAUSE)"
 
-    @pytest.mark.parametrize("ways", [Ways(executor=Local(1)), ALONE], ids=["worker", "alone"])
-    def test_a_run_that_imports_what_no_key_has_is_refused(self, ways: Ways, source: Path) -> None:
+    @pytest.mark.parametrize("ways", [ExecutionOptions(executor=Local(1)), ALONE], ids=["worker", "alone"])
+    def test_a_run_that_imports_what_no_key_has_is_refused(self, ways: ExecutionOptions, source: Path) -> None:
         source.write_text("import importlib\n" + TOY.replace("        time.sleep(PAUSE)", self.LATE))
         (source.parent / "late_one.py").write_text("")
         outcome = invocation_of(source, seeds=3).complete(ways)
@@ -414,7 +416,7 @@ class TestOutdated:
         assert outdated(self.NOW, records) == expected
 
     def record(self, of: dict[str, Any], problem: str = "scalar") -> Record:
-        run = dataclasses.replace(RUN, cell=dataclasses.replace(RUN.cell, problem=problem))
+        run = dataclasses.replace(RUN, configuration=dataclasses.replace(RUN.configuration, problem=problem))
         return Record(key="", run=run, identity=of, status="ok")
 
     def test_after_an_edit_no_report_has_numbers_of_both(

@@ -25,7 +25,7 @@ from normlab.errors import BadInput, Fault
 from normlab.study.design import discovery
 from normlab.study.design.records import EVALUATE
 from normlab.study.design.request import Request, from_python
-from normlab.study.driver.driver import Invocation, Ways
+from normlab.study.driver.driver import ExecutionOptions, Invocation
 from normlab.study.worker.store import Store, write_whole
 from normlab.study.worker.strategy import Strategy
 from tests.support.paths import ENVIRONMENT, ROOT
@@ -38,7 +38,9 @@ def complete(toy: Path, output: Path, **options: Any) -> Store:
     """What `normlab run` does, in this process and without a report."""
     comparison = discovery.load(str(toy))
     settings = Request(comparison, from_python({"norms": ["none"], **options}, comparison)).settings(str(toy))
-    Invocation(comparison, settings, output, "normlab run toy.py").complete(Ways(strategy=Strategy(alone=True)))
+    Invocation(comparison, settings, output, "normlab run toy.py").complete(
+        ExecutionOptions(strategy=Strategy(alone=True))
+    )
     return Store(output)
 
 
@@ -138,7 +140,7 @@ class TestRecords:
         capsys.readouterr()
         complete(toy, store.directory)
         out = capsys.readouterr().out
-        assert f"`{path}` does not hold the run that it should; it is `{path.name}.corrupt` now" in out
+        assert f"`{path}` does not contain the run of its name; it is `{path.name}.corrupt` now" in out
         assert path.with_name(f"{path.name}.corrupt").read_bytes() == content
         after = contents(store.directory)
         assert after.keys() == before.keys()
@@ -246,7 +248,7 @@ class TestProcesses:
         arguments = ["--curves", "deployed", "--batch-sizes", "2", "--no-extend", "--seeds", "3", "--jobs", "2"]
         assert main(["run", str(toy), *norms, *arguments, "--output", str(tmp_path / "out")]) == 0
         evaluated = [record for record in Store(tmp_path / "out").records() if record.run.stage == EVALUATE]
-        found = {(record.run.cell.norm, record.run.seed): record for record in evaluated}
+        found = {(record.run.configuration.norm, record.run.seed): record for record in evaluated}
         assert len(found) == 9
         assert toy.with_suffix(".killed").exists()
         failed = {run: record.status for run, record in found.items() if record.status != "ok"}

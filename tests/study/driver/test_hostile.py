@@ -17,7 +17,7 @@ from normlab.cli.main import main
 from normlab.study.design import discovery, schema
 from normlab.study.design.records import content_key
 from normlab.study.design.request import Request, from_python
-from normlab.study.driver.driver import Invocation, Ways
+from normlab.study.driver.driver import ExecutionOptions, Invocation
 from normlab.study.worker.store import HEADER_BYTES, RECORD_BYTES, Store
 from normlab.study.worker.strategy import Strategy
 from tests.support.toys import TOY
@@ -33,7 +33,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     comparison = discovery.load(str(toy))
     given = {"norms": ["none", "batch"], "curves": ["deployed"], "batch_sizes": [2], "seeds": 3, "extend": False}
     settings = Request(comparison, from_python(given, comparison)).settings(str(toy))
-    Invocation(comparison, settings, toy.with_name("out"), "normlab run").complete(Ways(strategy=Strategy(alone=True)))
+    Invocation(comparison, settings, toy.with_name("out"), "normlab run").complete(
+        ExecutionOptions(strategy=Strategy(alone=True))
+    )
     return toy.with_name("out")
 
 
@@ -135,7 +137,7 @@ class TestTrust:
             str(toy)
         )
         invocation = Invocation(comparison, settings, tmp_path / "out", "normlab run")
-        assert invocation.run(Ways(strategy=Strategy(alone=True))) == 0
+        assert invocation.run(ExecutionOptions(strategy=Strategy(alone=True))) == 0
         files = [tmp_path / "out/report.html", *(tmp_path / "out/tables").iterdir(), tmp_path / "out/analysis.json"]
         before = {path: path.read_bytes() for path in files}
         assert b"my own norm" in before[files[0]]
@@ -243,11 +245,11 @@ HEADERS: dict[str, Edit] = {
     "a metric that is null": put("described", "problems", 0, "metric", value=None),
     "a metric without margin": put("described", "problems", 0, "metric", "percent", value=False),
     "a factor that is a number": put("described", "curves", 0, "factor", value=3),
-    "no cells": put("described", "cells", value=[]),
-    "a place without cell": put("described", "places", value=[0, 7]),
+    "no configurations": put("described", "cells", value=[]),
+    "a place without configuration": put("described", "places", value=[0, 7]),
     "a negative place": put("described", "places", value=[0, -1]),
     "places exchanged": put("described", "places", value=[1, 0]),
-    "a cell of another problem": put("described", "cells", 0, "problem", value="../../x"),
+    "a configuration of another problem": put("described", "cells", 0, "problem", value="../../x"),
     "a configuration of objects": put("described", "cells", 0, "config", value={"a": {}}),
     "a curve twice": lambda header: header["described"]["curves"].append(header["described"]["curves"][0]),
 }

@@ -64,7 +64,7 @@ def run(toy: Path, output: Path, *options: object, norms: tuple[str, ...] = ("no
 
 def evaluated(output: Path) -> dict[tuple[str, int], str]:
     records = [record for record in Store(output).records() if record.run.stage == EVALUATE]
-    return {(record.run.cell.norm, record.run.seed): record.status for record in records}
+    return {(record.run.configuration.norm, record.run.seed): record.status for record in records}
 
 
 def workers(toy: Path) -> list[int]:
@@ -154,14 +154,16 @@ class TestRuns:
 class TestLimit:
     def limit(self, toy: Path, seconds: list[float], given: float | None = None, **changes: Any) -> float:
         plan = Plan(discovery.load(str(toy)), settings_for(toy, values={"deployed": (2, 4)}))
-        limit, cell = RunLimit(plan, given), plan.cells[0]
+        limit, configuration = RunLimit(plan, given), plan.configurations[0]
         for each in seconds:
             limit.add(self.record(plan, each, **changes))
-        return limit(cell)
+        return limit(configuration)
 
     def record(self, plan: Plan, seconds: float, column: int = 0, status: str = "ok") -> Record:
-        cell = next(cell for cell in plan.cells if plan.groups[column][1] == cell)
-        run = plan.evaluation_runs(cell, 0.1)[0]
+        configuration = next(
+            configuration for configuration in plan.configurations if plan.groups[column][1] == configuration
+        )
+        run = plan.evaluation_runs(configuration, 0.1)[0]
         return Record(key="", run=run, identity={}, status=status, cost={"run": seconds, "compile": 1.0})
 
     def test_it_is_what_was_given_or_ten_times_the_median_of_the_column(self, toy: Path) -> None:

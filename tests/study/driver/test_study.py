@@ -18,8 +18,8 @@ from normlab.study.data.dataset import digits
 from normlab.study.design import discovery
 from normlab.study.design.plan import Plan
 from normlab.study.design.provenance import data_hash
-from normlab.study.design.records import EVALUATE, TUNE, Cell, Record, Run, run_key
-from normlab.study.design.tuning import Choice, choose_learning_rate, further
+from normlab.study.design.records import EVALUATE, TUNE, Configuration, Record, Run, run_key
+from normlab.study.design.tuning import TunedRate, choose_learning_rate, further
 from normlab.study.driver import schedule
 from normlab.study.executors.local import Local
 from normlab.study.worker.identity import describe
@@ -47,7 +47,7 @@ def run_all(
     made = list(known)
     plan = Plan(comparison, settings)
     pending = partial(plan.pending, made)
-    for record in schedule.records(task, plan, pending, Local(2).hire, stop=lambda: stop(made)):
+    for record in schedule.records(task, plan, pending, Local(2).start, stop=lambda: stop(made)):
         made.append(record)
     return made
 
@@ -80,10 +80,10 @@ def record_of(run: Run, validation: float | None = 0.1, status: str = "ok") -> R
 
 def tuned(errors: dict[float, Sequence[float | None]]) -> list[Record]:
     """Tuning records; `None` is a failed run."""
-    cell = Cell(problem="scalar", norm="none", config=(("batch_size", 2), ("norm", "none")))
+    configuration = Configuration(problem="scalar", norm="none", config=(("batch_size", 2), ("norm", "none")))
     return [
         record_of(
-            Run(cell=cell, stage=TUNE, learning_rate=rate, seed=1000 + i),
+            Run(configuration=configuration, stage=TUNE, learning_rate=rate, seed=1000 + i),
             value,
             "ok" if value is not None else "diverged",
         )
@@ -94,7 +94,7 @@ def tuned(errors: dict[float, Sequence[float | None]]) -> list[Record]:
 
 def best_at(rates: Mapping[str, float], runs: Sequence[Run]) -> list[Record]:
     """Records whose validation error is lowest at a norm's rate, on a logarithmic scale."""
-    return [record_of(run, abs(math.log(run.learning_rate / rates[run.cell.norm]))) for run in runs]
+    return [record_of(run, abs(math.log(run.learning_rate / rates[run.configuration.norm]))) for run in runs]
 
 
 class TestPlan:
@@ -112,8 +112,8 @@ class TestPlan:
     )
     def test_choice_of_the_learning_rate(self, errors: Any, chosen: float, edge: bool) -> None:
         records = tuned(errors)
-        assert choose_learning_rate(records) == Choice(chosen, edge)
-        assert choose_learning_rate(records[::-1]) == Choice(chosen, edge)
+        assert choose_learning_rate(records) == TunedRate(chosen, edge)
+        assert choose_learning_rate(records[::-1]) == TunedRate(chosen, edge)
 
     def test_nothing_to_choose_from(self) -> None:
         assert choose_learning_rate([]) is None
@@ -134,20 +134,22 @@ class TestPlan:
     def test_an_optimum_at_an_end_gives_the_whole_column_two_more_rates_once(self, toy: Path) -> None:
         plan = plan_for(toy, extend=True, values={"deployed": (2, 4)})
         tuning = plan.pending([])
-        column = [run for run in tuning if dict(run.cell.config)["batch_size"] == 2]
+        column = [run for run in tuning if dict(run.configuration.config)["batch_size"] == 2]
         records = best_at({"none": 0.1, "batch": 1e-9}, column)
         more = [run for run in plan.pending(records) if run not in tuning]
-        assert {(run.stage, run.cell.norm, run.learning_rate) for run in more} == {
+        assert {(run.stage, run.configuration.norm, run.learning_rate) for run in more} == {
             (TUNE, norm, rate) for norm in ("none", "batch") for rate in further((0.01, 0.1, 0.3))[0]
         }
-        assert {dict(run.cell.config)["batch_size"] for run in more} == {2}
+        assert {dict(run.configuration.config)["batch_size"] for run in more} == {2}
         records += best_at({"none": 0.1, "batch": 1e-9}, more)
         evaluation = [run for run in plan.pending(records) if run.stage == EVALUATE]
-        assert {(run.cell.norm, run.learning_rate) for run in evaluation} == {
+        assert {(run.configuration.norm, run.learning_rate) for run in evaluation} == {
             ("none", 0.1),
             ("batch", min(run.learning_rate for run in more)),
         }
-        choices = {cell.norm: found.choice for cell, found in plan.of(records).items() if found.choice}
+        choices = {
+            configuration.norm: found.choice for configuration, found in plan.of(records).items() if found.choice
+        }
         assert [choices[norm].edge for norm in ("none", "batch")] == [False, True]
         assert not [run for run in plan.pending(records) if run.stage == TUNE and run in column]
 
@@ -156,7 +158,7 @@ class TestPlan:
             plan = plan_for(toy, extend=True, norms=norms_)
             tuning = plan.pending([])
             records = [
-                dataclasses.replace(record, status="invalid") if record.run.cell.norm == "instance" else record
+                dataclasses.replace(record, status="invalid") if record.run.configuration.norm == "instance" else record
                 for record in best_at({"none": 0.1, "instance": 1e-9}, tuning)
             ]
             assert {run.stage for run in plan.pending(records)} == {EVALUATE}
@@ -164,8 +166,8 @@ class TestPlan:
     def test_evaluation_waits_for_the_column(self, toy: Path) -> None:
         plan = plan_for(toy, extend=True)
         tuning = plan.pending([])
-        records = best_at({"none": 0.1}, [run for run in tuning if run.cell.norm == "none"])
-        assert {(run.stage, run.cell.norm) for run in plan.pending(records)} == {(TUNE, "batch")}
+        records = best_at({"none": 0.1}, [run for run in tuning if run.configuration.norm == "none"])
+        assert {(run.stage, run.configuration.norm) for run in plan.pending(records)} == {(TUNE, "batch")}
 
     def test_the_default_rate_waits_for_nothing_and_is_shared_where_it_is_chosen(self, toy: Path) -> None:
         plan = plan_for(toy, norms=("none",), default_learning_rate=0.1)
@@ -174,26 +176,26 @@ class TestPlan:
         assert plan.pending(best_at({"none": 0.1}, first)) == []
         assert {run.learning_rate for run in plan.pending(best_at({"none": 0.3}, first))} == {0.3}
 
-    def test_a_norm_that_the_factor_does_not_touch_is_one_cell(self) -> None:
+    def test_a_norm_that_the_factor_does_not_touch_is_one_configuration(self) -> None:
         comparison = discovery.load("batch_size")
         curves = {curve.name: curve.factor.values for curve in comparison.curves}
         settings = settings_for(
             "batch_size", problems=("mlp",), norms=("layer", "batch"), curves=tuple(curves), values=curves
         )
         plan = Plan(comparison, settings)
-        cells: dict[tuple[str, str], set[Cell]] = {}
-        for place, cell in plan.places.items():
-            cells.setdefault((place.curve, place.norm), set()).add(cell)
-        sizes = {key: len(found) for key, found in cells.items()}
+        configurations: dict[tuple[str, str], set[Configuration]] = {}
+        for place, configuration in plan.places.items():
+            configurations.setdefault((place.curve, place.norm), set()).add(configuration)
+        sizes = {key: len(found) for key, found in configurations.items()}
         assert sizes == {
             ("deployed", "layer"): 5,
             ("deployed", "batch"): 5,
             ("isolated", "layer"): 1,
             ("isolated", "batch"): 5,
         }
-        assert cells["isolated", "layer"] < cells["deployed", "layer"]
-        assert len(cells["isolated", "batch"] & cells["deployed", "batch"]) == 1
-        # Cells that differ in the norm alone share a grid: the isolated ones, and the deployed ones of the same batch.
+        assert configurations["isolated", "layer"] < configurations["deployed", "layer"]
+        assert len(configurations["isolated", "batch"] & configurations["deployed", "batch"]) == 1
+        # Those that differ in the norm alone share a grid: the isolated ones, and the deployed ones of the same batch.
         assert sorted(map(len, plan.groups)) == [2, 2, 2, 2, 6]
 
     def test_records_of_other_settings_do_not_count(self, toy: Path) -> None:
@@ -206,10 +208,10 @@ class TestPlan:
 
     def test_spatial_norms_need_spatial_axes(self, toy: Path) -> None:
         plan = plan_for(toy, norms=("batch", "instance"))
-        batch, instance = plan.cells
+        batch, instance = plan.configurations
         assert not plan.incompatible(batch)
         assert "spatial" in plan.incompatible(instance)
-        assert {len(found.runs) for cell, found in plan.of([]).items() if cell == instance} == {6}
+        assert {len(found.runs) for configuration, found in plan.of([]).items() if configuration == instance} == {6}
 
     def test_a_written_group_size_replaces_the_number_of_groups(self) -> None:
         comparison = discovery.load("batch_size")
@@ -220,12 +222,12 @@ class TestPlan:
 
     def test_key_changes_with_run_config_and_identity_only(self) -> None:
         run = tuned({0.1: [0.1]})[0].run
-        other = dataclasses.replace(run.cell, config=(("batch_size", 4), ("norm", "none")))
+        other = dataclasses.replace(run.configuration, config=(("batch_size", 4), ("norm", "none")))
         base = run_key(run, {"code": "a"})
         assert base == run_key(dataclasses.replace(run), {"code": "a"})
         others = [
             run_key(dataclasses.replace(run, seed=1), {"code": "a"}),
-            run_key(dataclasses.replace(run, cell=other), {"code": "a"}),
+            run_key(dataclasses.replace(run, configuration=other), {"code": "a"}),
             run_key(run, {"code": "b"}),
         ]
         assert len({base, *others}) == 4
@@ -246,7 +248,7 @@ class TestExecution:
     def test_failures_are_records_and_the_rest_goes_on(self, toy: Path) -> None:
         records = run_all(toy, Strategy(), norms=("none", "rms", "layer", "group", "instance"))
         by_norm = {
-            norm: {r.run.seed: r for r in records if r.run.cell.norm == norm and r.run.stage == EVALUATE}
+            norm: {r.run.seed: r for r in records if r.run.configuration.norm == norm and r.run.stage == EVALUATE}
             for norm in ("none", "rms", "layer", "group", "instance")
         }
         assert {record.status for record in by_norm["none"].values()} == {"ok"}
@@ -259,7 +261,7 @@ class TestExecution:
         assert by_norm["group"][0].metrics == {"validation": None, "test": None, "train_loss": None, "chance": None}
         assert "step 0, before any update" in by_norm["group"][0].reason
         assert not by_norm["instance"]
-        assert {r.status for r in records if r.run.cell.norm == "instance"} == {"invalid"}
+        assert {r.status for r in records if r.run.configuration.norm == "instance"} == {"invalid"}
         assert all("test" not in r.metrics for r in records if r.run.stage == TUNE)
 
     @pytest.mark.slow
@@ -288,7 +290,7 @@ class TestExecution:
         assert toy.with_suffix(".killed").exists()
         assert {record.status for record in records} == {"ok"}
 
-    def test_a_cell_that_does_not_compile_fails_all_its_runs(self, toy: Path) -> None:
+    def test_a_configuration_that_does_not_compile_fails_all_its_runs(self, toy: Path) -> None:
         toy.write_text(TOY.replace("def evaluate(state, data):", "def evaluate(state, data):\n        state['gone']"))
         records = run_all(toy, Strategy(alone=True), norms=("none",))
         assert {(record.status, record.reason) for record in records} == {("error", "KeyError: 'gone'")}
@@ -310,8 +312,8 @@ class TestExecution:
         plan = plan_for(toy)
         task = Task(source="gone.py", settings=plan.settings, identity={"data": {}}, strategy=Strategy())
         with pytest.raises(RuntimeError, match="cannot start"):
-            list(schedule.records(task, plan, lambda: plan.pending([]), Local(1).hire))
+            list(schedule.records(task, plan, lambda: plan.pending([]), Local(1).start))
 
-    def test_without_cells_that_can_be_run_nothing_is_trained(self, toy: Path) -> None:
+    def test_without_configurations_that_can_be_run_nothing_is_trained(self, toy: Path) -> None:
         records = run_all(toy, Strategy(lanes=4), norms=("instance",))
         assert {record.status for record in records} == {"invalid"}

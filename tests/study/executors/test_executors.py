@@ -18,16 +18,16 @@ from normlab.cli.main import main
 from normlab.errors import BadInput, Fault
 from normlab.study.design import discovery
 from normlab.study.design.plan import Plan
-from normlab.study.design.records import EVALUATE, Cell, Record, Run
+from normlab.study.design.records import EVALUATE, Configuration, Record, Run
 from normlab.study.design.request import Request, from_python
 from normlab.study.driver import schedule
-from normlab.study.driver.driver import Invocation, Ways
+from normlab.study.driver.driver import ExecutionOptions, Invocation
 from normlab.study.executors.local import Local, check_devices
-from normlab.study.executors.protocol import Begun, Died, Done, News
+from normlab.study.executors.protocol import Begun, Died, Done, Event
 from normlab.study.executors.scheduler import DEATHS, work
 from normlab.study.worker.identity import describe
 from normlab.study.worker.outcome import make_record
-from normlab.study.worker.runner import CellRunner
+from normlab.study.worker.runner import ConfigurationRunner
 from normlab.study.worker.store import JOBS, Store
 from normlab.study.worker.strategy import Strategy, Task
 from tests.support.paths import ROOT
@@ -176,24 +176,27 @@ class TestDeaths:
         assert sum("this job is timed-out" in log or "this job is preempted" in log for log in logs) == 1
 
 
+Act = Callable[[Configuration, list[Run]], list[Event]]
+
+
 class Script:
-    """A crew that says what it is told to say."""
+    """A pool that says what it is told to say."""
 
     jobs = 1
 
-    def __init__(self, *acts: Callable[[Cell, list[Run]], list[News]]) -> None:
-        self.acts, self.given, self.ended = iter(acts), list[tuple[Cell, list[Run]]](), list[str]()
+    def __init__(self, *acts: Act) -> None:
+        self.acts, self.given, self.ended = iter(acts), list[tuple[Configuration, list[Run]]](), list[str]()
 
-    def give(self, cells: Any, room: int) -> list[Cell]:
-        cell, runs = next(iter(cells.items()))
-        self.given.append((cell, list(runs)))
-        return [cell]
+    def submit(self, configurations: Any, room: int) -> list[Configuration]:
+        configuration, runs = next(iter(configurations.items()))
+        self.given.append((configuration, list(runs)))
+        return [configuration]
 
-    def news(self) -> Iterator[News]:
+    def events(self) -> Iterator[Event]:
         yield from next(self.acts)(*self.given[-1])
 
-    def drop(self, cell: Cell) -> None:
-        self.ended.append("dropped")
+    def cancel(self, configuration: Configuration) -> None:
+        self.ended.append("cancelled")
 
     def close(self) -> None:
         self.ended.append("closed")
@@ -209,40 +212,40 @@ class TestPool:
     def work(
         self,
         toy: Path,
-        crew: Script,
+        pool: Script,
         stop: Any = lambda: False,
-        limit: Callable[[Cell], float] = lambda cell: math.inf,
+        limit: Callable[[Configuration], float] = lambda configuration: math.inf,
         **strategy: Any,
     ) -> list[Record]:
         task, made = self.task(toy, **strategy), list[Record]()
         plan = Plan(discovery.load(str(toy)), task.settings)
         self.runs = plan.pending([])[:3]
-        lanes = CellRunner(task, plan).lanes
+        lanes = ConfigurationRunner(task, plan).lanes
         for record in work(
-            task, crew, lambda: [r for r in self.runs if r not in {m.run for m in made}], stop, lanes, limit
+            task, pool, lambda: [r for r in self.runs if r not in {m.run for m in made}], stop, lanes, limit
         ):
             made.append(record)
         return made
 
-    def ok(self, toy: Path) -> Callable[[Cell, list[Run]], list[News]]:
-        return lambda cell, runs: [
-            Begun(cell),
+    def ok(self, toy: Path) -> Act:
+        return lambda configuration, runs: [
+            Begun(configuration),
             *(make_record(self.task(toy), run, "ok", "") for run in runs),
-            Done(cell),
+            Done(configuration),
         ]
 
-    def dies(self, how: str, begun: bool = True) -> Callable[[Cell, list[Run]], list[News]]:
-        return lambda cell, runs: [*([Begun(cell)] if begun else []), Died(cell, how)]
+    def dies(self, how: str, begun: bool = True) -> Act:
+        return lambda configuration, runs: [*([Begun(configuration)] if begun else []), Died(configuration, how)]
 
     def test_two_deaths_cost_retries_and_nothing_else(self, toy: Path) -> None:
-        crew = Script(self.dies("a"), self.dies("b"), self.ok(toy))
-        assert [record.status for record in self.work(toy, crew)] == ["ok"] * 3
-        assert [len(runs) for _, runs in crew.given] == [3, 3, 3]
-        assert crew.ended == ["closed"]
+        pool = Script(self.dies("a"), self.dies("b"), self.ok(toy))
+        assert [record.status for record in self.work(toy, pool)] == ["ok"] * 3
+        assert [len(runs) for _, runs in pool.given] == [3, 3, 3]
+        assert pool.ended == ["closed"]
 
     def test_the_third_ends_the_run_and_says_how_each_came(self, toy: Path) -> None:
-        crew = Script(self.dies("a"), self.dies("b"), self.dies("a"), self.ok(toy))
-        records = self.work(toy, crew)
+        pool = Script(self.dies("a"), self.dies("b"), self.dies("a"), self.ok(toy))
+        records = self.work(toy, pool)
         assert [record.status for record in records] == ["error", "ok", "ok"]
         assert records[0].reason == "The worker died 3 times during this run: a; b."
 
@@ -254,16 +257,16 @@ class TestPool:
         with pytest.raises(RuntimeError, match="Worker processes cannot start: 3 died before their first run: a; b"):
             self.work(toy, Script(self.dies("a", False), self.dies("b", False), self.dies("a", False)))
         early = [self.dies("a", False)] * (DEATHS - 1)
-        crew = Script(*early, self.dies("b"), *early, self.ok(toy))
-        assert [record.status for record in self.work(toy, crew)] == ["ok"] * 3
+        pool = Script(*early, self.dies("b"), *early, self.ok(toy))
+        assert [record.status for record in self.work(toy, pool)] == ["ok"] * 3
 
     def test_asked_to_stop_it_waits_for_no_run(self, toy: Path) -> None:
         asked: list[bool] = []
         said = self.ok(toy)
-        crew = Script(lambda cell, runs: said(cell, runs)[:2])
-        records = self.work(toy, crew, stop=lambda: bool(asked) or asked.append(True))
+        pool = Script(lambda configuration, runs: said(configuration, runs)[:2])
+        records = self.work(toy, pool, stop=lambda: bool(asked) or asked.append(True))
         assert [record.run for record in records] == self.runs[:1]
-        assert crew.ended == ["closed"]
+        assert pool.ended == ["closed"]
 
     def test_a_run_that_takes_too_long_is_a_timeout_and_its_worker_is_dropped(
         self, toy: Path, monkeypatch: pytest.MonkeyPatch
@@ -271,10 +274,10 @@ class TestPool:
         now = [0.0]
         monkeypatch.setattr("normlab.study.executors.scheduler.monotonic", lambda: now[0])
 
-        def after(seconds: float, *news: Callable[[Cell, list[Run]], list[News]]) -> Callable[..., list[News]]:
-            def act(cell: Cell, runs: list[Run]) -> list[News]:
+        def after(seconds: float, *events: Act) -> Callable[..., list[Event]]:
+            def act(configuration: Configuration, runs: list[Run]) -> list[Event]:
                 now[0] += seconds
-                return [each for one in news for each in one(cell, runs)]
+                return [each for one in events for each in one(configuration, runs)]
 
             return act
 
@@ -287,12 +290,12 @@ class TestPool:
             (5.0, [lambda c, r: [], *waits, said], ["ok"] * 3),  # a job that waits in its queue
             (5.0, [lambda c, r: [Begun(c)], after(3600.0), said], ["ok"] * 3),  # everything was held up
         ):
-            crew = Script(*acts)
-            records = self.work(toy, crew, limit=lambda cell, limit=limit: limit)
+            pool = Script(*acts)
+            records = self.work(toy, pool, limit=lambda configuration, limit=limit: limit)
             assert [record.status for record in records] == statuses
-            assert crew.ended == ["dropped"] * statuses.count("timeout") + ["closed"]
-        crew = Script(lambda c, r: [Begun(c)], *waits, *waits, after(0.0, said))
-        records = self.work(toy, crew, limit=lambda cell: 5.0, lanes=2)
+            assert pool.ended == ["cancelled"] * statuses.count("timeout") + ["closed"]
+        pool = Script(lambda c, r: [Begun(c)], *waits, *waits, after(0.0, said))
+        records = self.work(toy, pool, limit=lambda configuration: 5.0, lanes=2)
         assert [record.status for record in records] == ["timeout", "timeout", "ok"]
 
 
@@ -312,9 +315,9 @@ class TestPlace:
             from normlab.study.executors.slurm import Slurm
 
             executor = Slurm(1, [("cluster", "local")])
-        hire = partial(executor.hire, output=tmp_path)
+        start = partial(executor.start, output=tmp_path)
         with pytest.raises(Fault, match=r"got `versions flax` [\d.]+ on .* instead of 0\.1\. Install the same there"):
-            list(schedule.records(task, plan, lambda: plan.pending([]), hire))
+            list(schedule.records(task, plan, lambda: plan.pending([]), start))
 
     def test_the_environment_of_a_worker(self) -> None:
         threads = Strategy().environment({"XLA_FLAGS": "--mine"}, 3)
@@ -341,7 +344,7 @@ class TestPlace:
         found = []
         for jobs in (1, 2):
             invocation = Invocation(comparison, settings, tmp_path / str(jobs), "")
-            outcome = invocation.complete(Ways(executor=Local(jobs), strategy=Strategy(lanes=2)))
+            outcome = invocation.complete(ExecutionOptions(executor=Local(jobs), strategy=Strategy(lanes=2)))
             found.append({record.key: (record.status, record.metrics) for record in outcome.records})
         assert found[0] == found[1]
         assert len(found[0]) == 20
@@ -386,7 +389,9 @@ class TestSlurm:
         return folder
 
     @SUBMITIT
-    def test_cells_are_tasks_of_an_array_with_the_options_given(self, slurm: Path, toy: Path, tmp_path: Path) -> None:
+    def test_configurations_are_tasks_of_an_array_with_the_options_given(
+        self, slurm: Path, toy: Path, tmp_path: Path
+    ) -> None:
         options = ["partition=gpu", "timeout_min=7", "mem_gb=2"]
         few = ["--norms", "none", "batch", "--batch-sizes", 2, "--seeds", 2]
         assert run(toy, tmp_path / "out", *few, "--executor", "slurm", "--slurm", *options, "--jobs", 2) == 0
@@ -409,7 +414,10 @@ class TestSlurm:
                 r"Expected each of `--slurm` to be KEY=VALUE as in partition=gpu, got `partition`",
             ),
             (["--slurm", "nodes=2", "cluster=local"], "Expected `nodes` in `slurm` to be 1"),
-            (["--slurm", "cluster=local", "partitoin=gpu"], "Expected `slurm` to hold options of submitit.*partitoin"),
+            (
+                ["--slurm", "cluster=local", "partitoin=gpu"],
+                "Expected `slurm` to contain options of submitit.*partitoin",
+            ),
             (["--slurm", "qos=a", "qos=b"], "every option in `slurm` once"),
         ],
     )

@@ -15,7 +15,7 @@ import pytest
 
 from normlab.errors import BadInput, Fault
 from normlab.study.executors import meeting
-from normlab.study.executors.meeting import GUESTS, LONGEST, SECRET, Line, Member, Met, meet
+from normlab.study.executors.meeting import GUESTS, LONGEST, SECRET, Channel, Member, Met, meet
 from normlab.study.executors.process_group import Group
 
 KNOWN = "the secret of the tests"
@@ -75,7 +75,7 @@ class Meeting:
         self.end()
         assert not self.errors and self.met.keys() == set(range(1, self.n + 1))
         for process in range(2, self.n + 1):
-            mine, theirs = self.met[process].lines[1], self.met[1].lines[process]
+            mine, theirs = self.met[process].channels[1], self.met[1].channels[process]
             mine.send("call", ["rank", process])
             theirs.send("calls", [["rank", 1]])
             assert theirs.receive(LIMIT) == ("call", ["rank", process])
@@ -203,7 +203,7 @@ def test_a_crowd_of_strangers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_line_without_end_takes_no_memory() -> None:
     ours, theirs = socket.socketpair()
-    line = Line(ours, PATIENCE)
+    channel = Channel(ours, PATIENCE)
     much = bytes(2**20)
 
     def send() -> None:
@@ -217,26 +217,26 @@ def test_a_line_without_end_takes_no_memory() -> None:
         sending = threading.Thread(target=send)
         sending.start()
         with pytest.raises(ConnectionError, match="a line of more than 65,536 bytes"):
-            line.receive(PATIENCE)
-        line.close()
+            channel.receive(PATIENCE)
+        channel.close()
         sending.join(LIMIT)
         assert tracemalloc.get_traced_memory()[1] < 8 * LONGEST
 
 
 def test_a_line_is_received_in_its_parts_and_with_the_next() -> None:
     ours, theirs = socket.socketpair()
-    with closing(Line(ours, PATIENCE)) as line, closing(theirs):
+    with closing(Channel(ours, PATIENCE)) as channel, closing(theirs):
         theirs.sendall(b'["ca')
         with pytest.raises(TimeoutError, match="timed out"):
-            line.receive(0)
+            channel.receive(0)
         theirs.sendall(b'll", 1]\n["alive", null]\n["call"')
-        assert [line.receive(0), line.receive(0)] == [("call", 1), ("alive", None)]
+        assert [channel.receive(0), channel.receive(0)] == [("call", 1), ("alive", None)]
         theirs.sendall(b", " + b"9" * 10)
         with pytest.raises(TimeoutError):
-            line.receive(0.01)
+            channel.receive(0.01)
         theirs.close()
-        with pytest.raises(ConnectionError, match="the line was cut"):
-            line.receive(PATIENCE)
+        with pytest.raises(ConnectionError, match="the connection was cut"):
+            channel.receive(PATIENCE)
 
 
 def test_who_knows_the_secret_and_is_none_of_the_group_ends_it() -> None:
@@ -269,7 +269,7 @@ def test_another_secret_is_said_on_both_sides(monkeypatch: pytest.MonkeyPatch) -
         ([b"SSH-2.0-OpenSSH_9.2\r\n"], "not a line of a member"),
         ([b"[" * 60_000 + b"\n"], "not a line of a member"),
         ([b"x" * (2 * LONGEST)], "a line of more than 65,536 bytes"),
-        ([b""], "the line was cut"),
+        ([b""], "the connection was cut"),
         ([b'["challenge", "a"]\n', b'["start", [1, "x"]]\n'], "to prove that it knows the secret of this group"),
         ([b'["challenge", "a"]\n', b'["start", 1]\n'], "to prove that it knows the secret of this group"),
         ([b'["challenge", "a"]\n', b'["refused", "\\u001b[2J\\nno"]\n'], r"^\?\[2J\?no$"),
@@ -374,7 +374,7 @@ class TestSecret:
         for mode, content in ((0o644, KNOWN), (0o660, KNOWN), (0o600, "")):
             file.write_text(content)
             file.chmod(mode)
-            with pytest.raises(Fault, match=r"to hold a secret that you alone can read, it does not\. Delete it"):
+            with pytest.raises(Fault, match=r"to contain a secret that you alone can read, it does not\. Delete it"):
                 meeting.secret(member)
 
     def test_processes_that_start_together_find_the_same(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,8 +397,8 @@ class TestSecret:
 
 def test_a_value_that_does_not_fit_into_a_line_is_refused_where_it_is_given() -> None:
     ours, theirs = socket.socketpair()
-    with closing(Line(ours, PATIENCE)) as line, closing(theirs):
-        group = Group(Member.parse("localhost:80", "2/2"), {1: line}, PATIENCE)
+    with closing(Channel(ours, PATIENCE)) as channel, closing(theirs):
+        group = Group(Member.parse("localhost:80", "2/2"), {1: channel}, PATIENCE)
         group._over.set()
         with pytest.raises(
             ValueError, match=r"at most 65,436 bytes as JSON for `broadcast`, got 100,017\. Hand over its"

@@ -8,7 +8,7 @@ import pytest
 
 from normlab.study.analysis.results import Analysis
 from normlab.study.design.problem import Metric
-from normlab.study.design.records import EVALUATE, Cell, Record
+from normlab.study.design.records import EVALUATE, Configuration, Record
 from normlab.study.design.request import options
 from normlab.study.report import formatting
 from normlab.study.report.advice import Choice, recommend, support
@@ -25,28 +25,28 @@ NOISE = (0.1, -0.4, 0.3, 0.0, -0.2, 0.4, -0.3, 0.2, -0.1, 0.0)
 
 
 def planted(
-    error: Callable[[Cell], float],
-    spread: Callable[[Cell], float] = lambda cell: 0.0,
-    step: Callable[[Cell], float] = lambda cell: 1e-4,
-    fails: Callable[[Cell, int], bool] = lambda cell, seed: False,
+    error: Callable[[Configuration], float],
+    spread: Callable[[Configuration], float] = lambda configuration: 0.0,
+    step: Callable[[Configuration], float] = lambda configuration: 1e-4,
+    fails: Callable[[Configuration, int], bool] = lambda configuration, seed: False,
 ) -> Callable[[Record], Record]:
-    """Give every evaluation run an error: that of its cell, noise that pairs share, and `spread` that they do not."""
+    """Give every evaluation run its configuration's error, noise that pairs share, and `spread` that they do not."""
 
     def change(record: Record) -> Record:
-        cell, seed = record.run.cell, record.run.seed
-        cost = {**record.cost, "step": step(cell)}
+        configuration, seed = record.run.configuration, record.run.seed
+        cost = {**record.cost, "step": step(configuration)}
         if record.run.stage != EVALUATE:
             return dataclasses.replace(record, cost=cost)
-        if fails(cell, seed):
+        if fails(configuration, seed):
             return dataclasses.replace(failed(record), cost=cost)
-        test = error(cell) + 0.01 * NOISE[seed % 10] + spread(cell) * NOISE[3 * seed % 10]
+        test = error(configuration) + 0.01 * NOISE[seed % 10] + spread(configuration) * NOISE[3 * seed % 10]
         return dataclasses.replace(record, cost=cost, metrics={**record.metrics, "test": test, "train_loss": test})
 
     return change
 
 
-def by_norm(**values: float) -> Callable[[Cell], float]:
-    return lambda cell: values.get(cell.norm, values.get("others", 0.0))
+def by_norm(**values: float) -> Callable[[Configuration], float]:
+    return lambda configuration: values.get(configuration.norm, values.get("others", 0.0))
 
 
 MANY = {"seeds": 40}
@@ -108,7 +108,7 @@ def test_a_seed_that_alone_keeps_a_norm_in_question_is_named() -> None:
 
     def one_bad(record: Record) -> Record:
         changed, run = change(record), record.run
-        bad = run.stage == EVALUATE and run.cell.norm == "layer" and run.seed == 7
+        bad = run.stage == EVALUATE and run.configuration.norm == "layer" and run.seed == 7
         error = changed.metrics.get("test")
         return dataclasses.replace(changed, metrics={**changed.metrics, "test": 0.4}) if bad and error else changed
 
@@ -120,7 +120,7 @@ def test_seeds_needed_are_given_where_they_can_be_estimated() -> None:
     errors, spread = by_norm(batch=0.09, layer=0.030, rms=0.031), by_norm(rms=0.05)
     choice = first(small(planted(errors, spread)))
     assert choice.undecided == ("rms",) and choice.seeds_needed is not None and choice.seeds_needed >= 36
-    assert f"about {choice.seeds_needed} seeds would tell" in recommend(small(planted(errors, spread))).sentence
+    assert f"about {choice.seeds_needed} seeds would decide" in recommend(small(planted(errors, spread))).sentence
 
 
 @pytest.mark.parametrize("seeds", [10, 40])
@@ -128,7 +128,7 @@ def test_an_order_that_failures_reverse_recommends_nothing(seeds: int) -> None:
     errors = by_norm(batch=0.05, layer=0.01, rms=0.03)
 
     def sometimes(number: int) -> Choice:
-        change = planted(errors, fails=lambda cell, seed: cell.norm == "layer" and seed < number)
+        change = planted(errors, fails=lambda configuration, seed: configuration.norm == "layer" and seed < number)
         return first(small(change, settings={"seeds": seeds}))
 
     assert sometimes(0).norm == "layer"
@@ -141,7 +141,7 @@ def test_an_order_that_failures_reverse_recommends_nothing(seeds: int) -> None:
 
 def test_failures_are_compared_with_those_of_other_norms() -> None:
     """All fail as often: there is no limit of its own, but nothing is sure."""
-    change = planted(by_norm(batch=0.05, layer=0.01, rms=0.03), fails=lambda cell, seed: seed % 2 == 0)
+    change = planted(by_norm(batch=0.05, layer=0.01, rms=0.03), fails=lambda configuration, seed: seed % 2 == 0)
     recommendation = recommend(small(change, settings=MANY))
     assert recommendation.choices[0].norm == "layer"
     assert "(40 of 80 runs failed)" in recommendation.sentence
@@ -149,10 +149,11 @@ def test_failures_are_compared_with_those_of_other_norms() -> None:
 
 def test_a_norm_that_fails_more_often_is_out_where_errors_are_alike() -> None:
     change = planted(
-        by_norm(batch=0.05, layer=0.030, rms=0.0305), fails=lambda cell, seed: cell.norm == "rms" and seed < 8
+        by_norm(batch=0.05, layer=0.030, rms=0.0305),
+        fails=lambda configuration, seed: configuration.norm == "rms" and seed < 8,
     )
     assert first(small(change, settings=MANY)).sure
-    broken = planted(NEAR, fails=lambda cell, seed: cell.norm == "batch" and seed < 8)
+    broken = planted(NEAR, fails=lambda configuration, seed: configuration.norm == "batch" and seed < 8)
     recommendation = recommend(small(broken, settings=MANY))
     assert recommendation.choices[0].norm == "layer" and recommendation.choices[0].reason.startswith(
         "lowest mean error"
@@ -161,7 +162,7 @@ def test_a_norm_that_fails_more_often_is_out_where_errors_are_alike() -> None:
 
 
 def test_nothing_is_recommended_where_every_run_fails() -> None:
-    recommendation = recommend(small(planted(NEAR, fails=lambda cell, seed: True)))
+    recommendation = recommend(small(planted(NEAR, fails=lambda configuration, seed: True)))
     assert all(choice.norm is None and not choice.sure for choice in recommendation.choices)
     assert "no norm can be recommended at batch size 2 and 32: runs of every norm failed" in recommendation.sentence
 
@@ -202,7 +203,7 @@ def test_the_break_of_the_baseline_is_said_where_it_is_worst() -> None:
 def test_what_limits_it_comes_first() -> None:
     smoke = recommend(analysis_of(tier="smoke"))
     assert smoke.sentence.startswith("No claim is made: tier `smoke` trains 2 seeds") and not smoke.choices
-    assert str(recommend(analysis_of(tier="quick"))).startswith("Exploratory, with 5 seeds per cell.\n")
+    assert str(recommend(analysis_of(tier="quick"))).startswith("Exploratory, with 5 seeds per configuration.\n")
     isolated = recommend(analysis_of(curves=(ISOLATED,)))
     assert isolated.sentence == "No recommendation: none of the curves that were run advises."
 
@@ -273,7 +274,9 @@ def test_a_norm_called_no_norm_denies_nothing() -> None:
 
 
 def test_failures_of_the_norm_that_is_used_are_in_the_sentence() -> None:
-    change = planted(by_norm(batch=0.02, others=0.2), fails=lambda cell, seed: cell.norm == "batch" and seed == 3)
+    change = planted(
+        by_norm(batch=0.02, others=0.2), fails=lambda configuration, seed: configuration.norm == "batch" and seed == 3
+    )
     recommendation = recommend(small(change))
     assert recommendation.choices[0].norm == "batch"
     assert "(2 of 20 runs failed)" in recommendation.sentence

@@ -145,7 +145,7 @@ def test_failed_runs_are_counted_and_left_out_of_the_error(analysis: Analysis, p
 def test_verdicts_that_failures_contradict_say_so(tmp_path: Path) -> None:
     def breaks(record: Record) -> Record:
         run = record.run
-        hard = run.stage == EVALUATE and run.cell.norm == "layer" and run.seed in (1, 2, 3)
+        hard = run.stage == EVALUATE and run.configuration.norm == "layer" and run.seed in (1, 2, 3)
         return failed(record) if hard else record
 
     analysis, page = small(tmp_path, breaks, "standard")

@@ -1,4 +1,4 @@
-"""Compiling a cell: one trace for all runs, stacks that are the runs alone, and the cache of compiled programs."""
+"""Compiling a configuration: one trace for all runs, stacks equal to single runs, the cache of compiled programs."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ def small(norm: str = "batch", batch_size: int = 128) -> Program:
 
 
 class TestCompileProgram:
-    def test_a_cell_is_traced_once(self) -> None:
+    def test_a_configuration_is_traced_once(self) -> None:
         program = small()
         chex.clear_trace_counter()
         step = chex.assert_max_traces(program.step, n=1)

@@ -130,7 +130,10 @@ def test_a_problem_that_ignores_the_number_of_devices_is_an_error() -> None:
 def test_the_comparison_divides_its_batch_as_its_rows_say() -> None:
     settings = Request(DISTRIBUTED, {}).settings("distributed")
     plan = Plan(DISTRIBUTED, settings)
-    found = {(place.norm, place.value): dict(cell.config)["statistics"] for place, cell in plan.places.items()}
+    found = {
+        (place.norm, place.value): dict(configuration.config)["statistics"]
+        for place, configuration in plan.places.items()
+    }
     assert {norm: found[norm, 8] for norm in settings.norms} == {
         "batch_device": "2 examples",
         "batch_2_devices": "4 examples on 2 devices",

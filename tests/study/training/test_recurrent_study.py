@@ -210,8 +210,8 @@ class TestOptions:
         (tmp_path / "settings.toml").write_text(to_toml(settings, comparison))
         assert f'target = "{path}"' in to_toml(settings, comparison)
         plan = Plan(comparison, settings)
-        assert plan.resolve(plan.place(plan.cells[0]))[1]["target"] == str(path)
-        assert "target" not in dict(plan.cells[0].config)
+        assert plan.resolve(plan.place(plan.configurations[0]))[1]["target"] == str(path)
+        assert "target" not in dict(plan.configurations[0].config)
 
     def test_other_content_makes_other_runs_and_the_same_none(self, tmp_path: Path) -> None:
         comparison, path, folder = a_comparison(norms=("none",)), tmp_path / "number", tmp_path / "out"
@@ -262,7 +262,7 @@ class TestSeries:
         for record in result.records:
             assert bool(record.series) == (record.run.stage == "evaluate")
             assert (SIDE.name in record.metrics) == (record.run.stage == "evaluate")
-        rows = next(r for r in result.records if r.series and r.run.cell.norm == "none").series["path"]
+        rows = next(r for r in result.records if r.series and r.run.configuration.norm == "none").series["path"]
         numbers = np.asarray(rows, float)
         assert numbers.shape == (5, 3) and np.isnan(numbers[:, 2]).all()
         np.testing.assert_allclose(numbers[:, 1], 2 * numbers[:, 0], rtol=1e-5)
@@ -272,7 +272,7 @@ class TestSeries:
         assert (path.curve, path.value) == ("depth", 1) and set(path.lines) == {"none", "group"}
         assert path.without == ("rms",)
         assert path.lines["group"][0].middle[0] is not None and path.lines["group"][4].middle[0] is None
-        taken = [r.series["once"][0][0] for r in walked[0].records if r.series and r.run.cell.norm == "none"]
+        taken = [r.series["once"][0][0] for r in walked[0].records if r.series and r.run.configuration.norm == "none"]
         starts = np.asarray(taken[:3], float)
         line = once.lines["none"][0]
         assert line.seeds == 3 and (line.low[0], line.high[0]) == (starts.min(), starts.max())
@@ -323,7 +323,9 @@ class TestInvalid:
         yield plans
 
     def test_both_ways(self, plans: dict[str, Plan]) -> None:
-        reasons = {name: {cell.norm: plan.incompatible(cell) for cell in plan.cells} for name, plan in plans.items()}
+        reasons = {
+            name: {one.norm: plan.incompatible(one) for one in plan.configurations} for name, plan in plans.items()
+        }
         for norm in ("batch", "batch_renorm", "instance"):
             assert reasons["recurrent"].pop(norm) == f"`{norm}` has no place in the recurrent cell of `rows`."
         for norm in ("layer_per_gate", "batch_step", "batch_shared", "batch_input"):

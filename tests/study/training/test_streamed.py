@@ -25,18 +25,18 @@ from normlab.study.data.streaming import Streamed
 from normlab.study.design import discovery
 from normlab.study.design.plan import Plan
 from normlab.study.design.program import Program
-from normlab.study.design.records import Cell, Record, Run
+from normlab.study.design.records import Configuration, Record, Run
 from normlab.study.driver.preflight import ignores_norm
 from normlab.study.driver.schedule import _in_this_process
 from normlab.study.executors.protocol import Died
-from normlab.study.executors.scheduler import _Assignment, _Books
+from normlab.study.executors.scheduler import _Assignment, _Tracker
 from normlab.study.training import streaming, supervised
 from normlab.study.training.checkpoints import Checkpoint, Progress
 from normlab.study.training.compilation import Compiled, compile_program
 from normlab.study.training.loop import check
 from normlab.study.worker import runner
 from normlab.study.worker.outcome import make_record
-from normlab.study.worker.runner import CellRunner
+from normlab.study.worker.runner import ConfigurationRunner
 from normlab.study.worker.strategy import Strategy, Task
 from tests.support.paths import ROOT
 from tests.support.toys import settings_for
@@ -245,7 +245,7 @@ class TestLanes:
     """Where runs are stacked, those whose data are read meanwhile are not, whoever asks."""
 
     @pytest.fixture
-    def runner(self, toy: Path, monkeypatch: pytest.MonkeyPatch) -> CellRunner:
+    def runner(self, toy: Path, monkeypatch: pytest.MonkeyPatch) -> ConfigurationRunner:
         """Makes records without a run; of norms, `batch` stands for data that are read meanwhile."""
         task = Task(
             source=str(toy),
@@ -254,29 +254,31 @@ class TestLanes:
             strategy=Strategy(lanes=16),
         )
 
-        def stack(self: CellRunner, cell: Cell, runs: Sequence[Run]) -> list[Record]:
+        def stack(self: ConfigurationRunner, configuration: Configuration, runs: Sequence[Run]) -> list[Record]:
             return [make_record(task, run, "ok", "") for run in runs]
 
-        monkeypatch.setattr(runner, "build", lambda plan, cell: SimpleNamespace(feed=cell.norm == "batch"))
-        monkeypatch.setattr(CellRunner, "_stack", stack)
-        return CellRunner(task, Plan(discovery.load(str(toy)), task.settings))
+        monkeypatch.setattr(
+            runner, "build", lambda plan, configuration: SimpleNamespace(feed=configuration.norm == "batch")
+        )
+        monkeypatch.setattr(ConfigurationRunner, "_stack", stack)
+        return ConfigurationRunner(task, Plan(discovery.load(str(toy)), task.settings))
 
     @pytest.mark.parametrize(("norm", "lanes"), [("batch", 1), ("none", 6)])
-    def test_what_is_made_after_a_reason_to_stop(self, runner: CellRunner, norm: str, lanes: int) -> None:
-        runs = [run for run in runner.plan.pending([]) if run.cell.norm == norm]
+    def test_what_is_made_after_a_reason_to_stop(self, runner: ConfigurationRunner, norm: str, lanes: int) -> None:
+        runs = [run for run in runner.plan.pending([]) if run.configuration.norm == norm]
         made: list[Record] = []
         for record in _in_this_process(runner, lambda: runs, lambda: bool(made)):
             made.append(record)
         assert (len(runs), len(made)) == (6, lanes)
 
     @pytest.mark.parametrize(("norm", "lanes"), [("batch", 1), ("none", 6)])
-    def test_what_a_death_and_a_reason_to_stop_cost(self, runner: CellRunner, norm: str, lanes: int) -> None:
-        runs = [run for run in runner.plan.pending([]) if run.cell.norm == norm]
-        (cell,) = {run.cell for run in runs}
-        under_way = {cell: _Assignment(list(runs), begun=True)}
-        books = _Books(runner.task, runner.lanes, lambda cell: math.inf, 0.0, under_way)
-        assert not list(books.enter(Died(cell, "it fell")))
-        assert list(books.deaths) == runs[:lanes]
+    def test_what_a_death_and_a_reason_to_stop_cost(self, runner: ConfigurationRunner, norm: str, lanes: int) -> None:
+        runs = [run for run in runner.plan.pending([]) if run.configuration.norm == norm]
+        (configuration,) = {run.configuration for run in runs}
+        under_way = {configuration: _Assignment(list(runs), begun=True)}
+        tracker = _Tracker(runner.task, runner.lanes, lambda configuration: math.inf, 0.0, under_way)
+        assert not list(tracker.handle(Died(configuration, "it fell")))
+        assert list(tracker.deaths) == runs[:lanes]
 
 
 def test_windows_are_in_order() -> None:

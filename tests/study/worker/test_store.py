@@ -9,7 +9,7 @@ import pytest
 from normlab.errors import BadInput
 from normlab.study.design import discovery
 from normlab.study.design.records import Run
-from normlab.study.driver.driver import Invocation, Ways
+from normlab.study.driver.driver import ExecutionOptions, Invocation
 from normlab.study.worker.store import Header, Store
 from normlab.study.worker.strategy import Strategy
 from tests.support.toys import TOY, a_record, settings_for
@@ -27,7 +27,7 @@ class TestStore:
         store.write_header(header())
         store.add(record)
         assert store.records() == [record]
-        assert store.records()[0].run.cell in {record.run.cell}
+        assert store.records()[0].run.configuration in {record.run.configuration}
         assert store.header() == header()
 
     def test_the_same_run_again_replaces_its_record(self, tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ class TestStore:
         store = Store(tmp_path / "a")
         store.check("toy")
         store.write_header(header("other"))
-        with pytest.raises(BadInput, match="holds the comparison `other`"):
+        with pytest.raises(BadInput, match="contains the comparison `other`"):
             store.check("toy")
         store.check("other")
         (tmp_path / "b").mkdir()
@@ -76,7 +76,7 @@ class TestStore:
         with Store(tmp_path / "b").writing():  # and a kill before the header
             Store(tmp_path / "b").check("toy")
         (tmp_path / "b" / "thesis.tex").write_text("years of work")
-        with pytest.raises(BadInput, match="holds other things"):
+        with pytest.raises(BadInput, match="contains other files"):
             Store(tmp_path / "b").check("toy")
         with pytest.raises(BadInput, match="Expected a folder"):
             Store(tmp_path / "b" / "thesis.tex").check("toy")
@@ -86,7 +86,7 @@ class TestResume:
     def invoke(self, toy: Path, output: Path, **changes: Any) -> dict[Run, Any]:
         """The costs of all runs in a folder, which tell one execution from another."""
         comparison, settings = discovery.load(str(toy)), settings_for(toy, **changes)
-        Invocation(comparison, settings, output, "").complete(Ways(strategy=Strategy(lanes=2)))
+        Invocation(comparison, settings, output, "").complete(ExecutionOptions(strategy=Strategy(lanes=2)))
         return {record.run: record.cost for record in Store(output).records()}
 
     def test_more_seeds_keep_what_is_there(self, toy: Path, tmp_path: Path) -> None:

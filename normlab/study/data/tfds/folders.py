@@ -12,7 +12,7 @@ from normlab.errors import BadInput, nearest, one_line
 from normlab.extras import importing, require
 
 
-class Place(NamedTuple):
+class DatasetFolder(NamedTuple):
     """Where a data set is.
 
     Attributes:
@@ -24,7 +24,7 @@ class Place(NamedTuple):
     about: str
 
 
-def located(name: str, data_dir: str | None = None) -> Place:
+def located(name: str, data_dir: str | None = None) -> DatasetFolder:
     """Find the folder of a data set; see `read`.
 
     Raises:
@@ -39,7 +39,7 @@ def located(name: str, data_dir: str | None = None) -> Place:
         raise BadInput(f"Expected version {version} of `{name}` in `{root / name}`, got {', '.join(known)}.")
     newest = "" if version or len(known) == 1 else f", the newest of {', '.join(known)}"
     version = version or known[-1]
-    return Place(root / name / version, f"`{name}` {version} of TensorFlow Datasets{newest}")
+    return DatasetFolder(root / name / version, f"`{name}` {version} of TensorFlow Datasets{newest}")
 
 
 def contents(folder: Path) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from normlab.study.data.cache import kept
 from normlab.study.data.dataset import Data
 from normlab.study.data.streaming import Streamed
-from normlab.study.data.tfds.folders import Place, contents, files_of, fingerprint, json_of, libraries, located
+from normlab.study.data.tfds.folders import DatasetFolder, contents, files_of, fingerprint, json_of, libraries, located
 from normlab.study.data.tfds.records import DRAWN, SAMPLE, Examples, blocks_of, standardization
 from normlab.study.design.records import content_key
 
@@ -73,7 +73,7 @@ def _to_arrays(examples: Examples) -> dict[str, np.ndarray]:
     }
 
 
-def _streamed(place: Place, train_examples: int | None, size: int | None, where: str) -> Streamed:
+def _streamed(place: DatasetFolder, train_examples: int | None, size: int | None, where: str) -> Streamed:
     """A data set that is read while a model is trained; what is kept of it are labels, and what there is to say."""
     opened = cache(lambda: Examples(place, train_examples, size))
     mark = content_key("tfds", FORMAT, fingerprint(place.folder), libraries(), train_examples, size)
@@ -115,7 +115,7 @@ def _described(examples: Examples, data: Data, images: Iterable[np.ndarray], som
     return {"mean": mean, "std": std, **{name: np.array(value) for name, value in numbers.items()}}
 
 
-def _of_data(place: Place, arrays: Mapping[str, np.ndarray], words: str = "") -> dict[str, Any]:
+def _of_data(place: DatasetFolder, arrays: Mapping[str, np.ndarray], words: str = "") -> dict[str, Any]:
     """That as fields of `Data`."""
     return {
         "test": int(arrays["test"]),

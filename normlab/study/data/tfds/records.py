@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from normlab.errors import BadInput, one_line
-from normlab.study.data.tfds.folders import Place, builder_of, package
+from normlab.study.data.tfds.folders import DatasetFolder, builder_of, package
 
 BLOCK = 1024
 """Examples that are read together."""
@@ -31,7 +31,7 @@ class Examples:
         about: Counts, and what is for what, in words.
     """
 
-    def __init__(self, place: Place, train_examples: int | None = None, size: int | None = None) -> None:
+    def __init__(self, place: DatasetFolder, train_examples: int | None = None, size: int | None = None) -> None:
         """Open the files; see `read`.
 
         Raises:
@@ -178,7 +178,7 @@ def blocks_of(n: int) -> list[range]:
     return [range(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
 
 
-def _keys(builder: Any, place: Place) -> tuple[str, str]:
+def _keys(builder: Any, place: DatasetFolder) -> tuple[str, str]:
     """The names of inputs and labels.
 
     Raises:
@@ -208,7 +208,7 @@ def _is_number(feature: Any) -> bool:
     return not isinstance(info, Mapping) and np.dtype(info.np_dtype).kind in "biuf"
 
 
-def _budget(train_examples: int | None, there: Mapping[str, int], place: Place) -> int:
+def _budget(train_examples: int | None, there: Mapping[str, int], place: DatasetFolder) -> int:
     """How many examples there are to be for training."""
     if "train" not in there:
         raise BadInput(f"Expected a split `train` in `{place.folder}`, got {', '.join(there) or 'no examples'}.")
