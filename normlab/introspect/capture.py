@@ -1,7 +1,6 @@
 """Capture the arrays whose statistics a norm inside a Linen model takes."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from flax import linen as nn
 from jax import Array
@@ -13,24 +12,24 @@ _NORMALIZED = BatchNorm.normalized.__name__
 
 
 def inputs_of(path: Path, call: Callable[[], object]) -> list[Array]:
-    """Capture what the norm at `path` takes statistics of, each time `call` runs it.
+    """Capture the arrays whose statistics the norm at `path` takes, one for each time `call` runs the norm.
 
     Args:
-        path: Of the module in the model.
+        path: Path of the module in the model.
         call: Applies the model.
 
     Returns:
-        The first argument of the module; for a norm of this package what it makes of that before it takes statistics,
-        such as the output of continual norm's group norm.
+        The first argument of the module; for a norm of this package, this argument as transformed before statistics
+        are taken, for example by the group norm inside continual norm.
     """
     captured: list[Array] = []
 
     def intercept(
-        method: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        method: Callable[..., Array],
+        args: tuple[Array, ...],
+        kwargs: Mapping[str, object],
         context: nn.module.InterceptorContext,
-    ) -> Any:
+    ) -> Array:
         inside = context.module.path == path
         if inside and context.method_name == "__call__":
             captured.append(args[0])
