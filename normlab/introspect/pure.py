@@ -24,61 +24,61 @@ from normlab.norms import Norm
 
 Model = Callable[..., nn.Module | nnx.Module]
 Parameters = TypeVar("Parameters")
-State = TypeVar("State")
+ModelState = TypeVar("ModelState")
 Outputs = TypeVar("Outputs")
 Aux = TypeVar("Aux")
 _LinenState = tuple[VariableDict, ArrayLike]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network(Generic[Parameters, State, Outputs]):
-    """A model as functions of its parameters, which an optimizer trains, and of the rest of its state.
+class Network(Generic[Parameters, ModelState, Outputs]):
+    """A model as pure functions of its parameters and its model state.
 
-    Training changes the rest by other means: running statistics, state that norms carry from one backward pass to the
-    next, and the source of random numbers.
+    The model state is everything that training changes without an optimizer: running statistics, the values that norms
+    carry from one backward pass to the next, and the state of random number generators.
 
     Attributes:
-        init: `seed -> (parameters, rest)`.
-        train: `(parameters, rest, inputs, t, mask=None) -> (outputs, rest)`, step t of training; the mask, (batch,),
-            is True for examples that count, and reaches the module, as `mask=`, unless it is `None`.
-        evaluate: `(parameters, rest, inputs) -> outputs`.
-        carried: `rest -> (carried, put)`: the part whose gradient is its new value, and a function from another value
-            of this part to the rest that contains it.
+        init: `seed -> (parameters, model_state)`.
+        train: `(parameters, model_state, inputs, t, mask=None) -> (outputs, model_state)`, step t of training. The
+            mask, (batch,), is True for examples that count; the module receives `mask=` only if there is one.
+        evaluate: `(parameters, model_state, inputs) -> outputs`.
+        carried: `model_state -> (carried, put)`: the part whose gradient is its new value, and a function that returns
+            the model state with another such part.
         module: The Linen module; `None` for NNX.
     """
 
-    init: Callable[[int], tuple[Parameters, State]]
-    train: Callable[..., tuple[Outputs, State]]
-    evaluate: Callable[[Parameters, State, Array], Outputs]
-    carried: Callable[[State], tuple[object, Callable[[object], State]]]
+    init: Callable[[int], tuple[Parameters, ModelState]]
+    train: Callable[..., tuple[Outputs, ModelState]]
+    evaluate: Callable[[Parameters, ModelState, Array], Outputs]
+    carried: Callable[[ModelState], tuple[object, Callable[[object], ModelState]]]
     module: nn.Module | None = None
 
     def gradients(
         self,
         objective: Callable[[Outputs], tuple[Array, Aux]],
         params: Parameters,
-        rest: State,
+        model_state: ModelState,
         inputs: Array,
         t: Array,
         mask: Array | None = None,
-    ) -> tuple[tuple[Array, Aux], Parameters, State]:
+    ) -> tuple[tuple[Array, Aux], Parameters, ModelState]:
         """Differentiate one step of training.
 
         Args:
             objective: `outputs -> (loss, auxiliary output)`.
             params: Parameters.
-            rest: State other than parameters.
+            model_state: State that training changes without the optimizer.
             inputs: Examples.
             t: Number of the step.
             mask: Examples that count, (batch,); `None` is all of them.
 
         Returns:
-            `(loss, auxiliary output)`, the gradients of the parameters, and the rest of the state after the step:
-            running statistics after the forward pass, and the state that norms carry after the backward pass.
+            `(loss, auxiliary output)`, the gradients of the parameters, and the model state after the step:
+            running statistics from the forward pass and the values that norms carry from the backward pass.
         """
-        carried, put = self.carried(rest)
+        carried, put = self.carried(model_state)
 
-        def loss(params: Parameters, carried: object) -> tuple[Array, tuple[Aux, State]]:
+        def loss(params: Parameters, carried: object) -> tuple[Array, tuple[Aux, ModelState]]:
             outputs, after = self.train(params, put(carried), inputs, t, mask)
             value, aux = objective(outputs)
             return value, (aux, after)
@@ -124,22 +124,22 @@ def _linen(module: nn.Module, inputs: np.ndarray) -> Network[Collection, _LinenS
         return variables.pop("params", {}), (variables, np.uint32(seed))
 
     def train(
-        params: Collection, rest: _LinenState, inputs: Array, t: Array, mask: Array | None = None
+        params: Collection, model_state: _LinenState, inputs: Array, t: Array, mask: Array | None = None
     ) -> tuple[object, _LinenState]:
-        averages, seed = rest
+        averages, seed = model_state
         rngs = {"params": jax.random.fold_in(jax.random.key(seed), t)}  # what dropout and others fall back to
         variables = {"params": params, **averages}
         options = {"train": True, "mutable": list(averages), "rngs": rngs, **_masked(mask)}
         outputs, averages = module.apply(variables, inputs, **options)
         return outputs, (averages, seed)
 
-    def evaluate(params: Collection, rest: _LinenState, inputs: Array) -> object:
-        return module.apply({"params": params, **rest[0]}, inputs, train=False)
+    def evaluate(params: Collection, model_state: _LinenState, inputs: Array) -> object:
+        return module.apply({"params": params, **model_state[0]}, inputs, train=False)
 
-    def carried(rest: _LinenState) -> tuple[object, Callable[[object], _LinenState]]:
-        variables, seed = rest
+    def carried(model_state: _LinenState) -> tuple[object, Callable[[object], _LinenState]]:
+        variables, seed = model_state
         if OVERWRITE_WITH_GRADIENT not in variables:
-            return {}, lambda new: rest
+            return {}, lambda new: model_state
         return variables[OVERWRITE_WITH_GRADIENT], lambda new: (
             {**variables, OVERWRITE_WITH_GRADIENT: cast(Collection, new)},
             seed,
@@ -162,26 +162,28 @@ def _nnx(model: Model, norm: Norm) -> Network[nnx.State, nnx.State, object]:
     evaluating = nnx.split(module, nnx.Param, ...)[0]
 
     def init(seed: int) -> tuple[nnx.State, nnx.State]:
-        _, params, rest = nnx.split(make(seed), nnx.Param, ...)
-        return params, _without_keys(rest)
+        _, params, model_state = nnx.split(make(seed), nnx.Param, ...)
+        return params, _without_keys(model_state)
 
-    def merged(graph: nnx.GraphDef[nnx.Module], params: nnx.State, rest: nnx.State) -> Callable[..., object]:
-        rest = jax.tree.map(lambda of, leaf: jax.random.wrap_key_data(leaf) if _is_key(of) else leaf, abstract, rest)
-        return cast(Callable[..., object], nnx.merge(graph, params, rest))
+    def merged(graph: nnx.GraphDef[nnx.Module], params: nnx.State, model_state: nnx.State) -> Callable[..., object]:
+        model_state = jax.tree.map(
+            lambda of, leaf: jax.random.wrap_key_data(leaf) if _is_key(of) else leaf, abstract, model_state
+        )
+        return cast(Callable[..., object], nnx.merge(graph, params, model_state))
 
     def train(
-        params: nnx.State, rest: nnx.State, inputs: Array, t: Array, mask: Array | None = None
+        params: nnx.State, model_state: nnx.State, inputs: Array, t: Array, mask: Array | None = None
     ) -> tuple[object, nnx.State]:
-        module = merged(training, params, rest)
+        module = merged(training, params, model_state)
         outputs = module(inputs, **_masked(mask))
-        _, _, rest = nnx.split(module, nnx.Param, ...)
-        return outputs, _without_keys(rest)
+        _, _, model_state = nnx.split(module, nnx.Param, ...)
+        return outputs, _without_keys(model_state)
 
-    def evaluate(params: nnx.State, rest: nnx.State, inputs: Array) -> object:
-        return merged(evaluating, params, rest)(inputs)
+    def evaluate(params: nnx.State, model_state: nnx.State, inputs: Array) -> object:
+        return merged(evaluating, params, model_state)(inputs)
 
-    def carried(rest: nnx.State) -> tuple[object, Callable[[object], nnx.State]]:
-        part, others = nnx.split_state(rest, OverwriteWithGradient, ...)
+    def carried(model_state: nnx.State) -> tuple[object, Callable[[object], nnx.State]]:
+        part, others = nnx.split_state(model_state, OverwriteWithGradient, ...)
         return part, lambda new: nnx.merge_state(cast(nnx.State, new), others)
 
     return Network(init=init, train=train, evaluate=evaluate, carried=carried)
@@ -208,9 +210,9 @@ def _with_own_stream(norm: Norm, seed: int) -> Norm:
     return dataclasses.replace(norm, entry=entry)
 
 
-def _without_keys(rest: nnx.State) -> nnx.State:
+def _without_keys(model_state: nnx.State) -> nnx.State:
     """Replace random keys by the numbers behind them, which NumPy can stack."""
-    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, rest)
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, model_state)
 
 
 def _is_key(leaf: Array) -> bool:
