@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+__all__ = ["BadInput", "Fault", "StatisticsError", "Unfinished"]
+
 
 class BadInput(ValueError):
     """Error of the user. The message is one line: what was expected, what was passed, what to do."""

@@ -8,6 +8,8 @@ from jax import Array
 from normlab.introspect.statistics import Path
 from normlab.linen import BatchNorm
 
+__all__ = ["inputs_of"]
+
 _NORMALIZED = BatchNorm.normalized.__name__
 
 

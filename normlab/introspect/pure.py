@@ -22,6 +22,8 @@ from normlab.introspect.signature import check_call, check_takes
 from normlab.nnx import OverwriteWithGradient
 from normlab.norms import Norm
 
+__all__ = ["Model", "Network", "network"]
+
 Model = Callable[..., nn.Module | nnx.Module]
 Parameters = TypeVar("Parameters")
 ModelState = TypeVar("ModelState")

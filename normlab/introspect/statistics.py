@@ -7,6 +7,8 @@ from flax.traverse_util import flatten_dict
 from flax.typing import VariableDict
 from jax import Array
 
+__all__ = ["Path", "Statistics", "paths", "read"]
+
 Path = tuple[str, ...]
 
 

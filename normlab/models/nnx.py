@@ -14,6 +14,8 @@ from normlab.models.mlp import activation
 from normlab.models.resnet import Layer, basic_blocks, padded
 from normlab.norms import Norm
 
+__all__ = ["MLP", "ResNet"]
+
 
 class MLP(nnx.Module):
     """A multilayer perceptron; see `normlab.models.mlp.MLP`."""

@@ -14,6 +14,8 @@ from jax import Array
 from normlab import norms
 from normlab.norms import Norm
 
+__all__ = ["latest_only", "reestimated"]
+
 Path = tuple[str, ...]
 
 
