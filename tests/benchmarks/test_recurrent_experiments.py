@@ -43,7 +43,7 @@ def line(found: study.Found, start: str) -> str:
 
 
 def test_sentences_say_what_was_measured() -> None:
-    text = line(found(), "The same trained nets, scale 0.1,")
+    text = line(found(), "The same trained networks, scale 0.1,")
     assert "error higher, difference +60.0 (" in text
     assert "n = 3) points, from 20.0 (" in text
     assert "gradient of the parameters at scale 1 is 20 (19.8 to 20.2, n = 3) times that at scale 0.1." in line(
@@ -53,10 +53,10 @@ def test_sentences_say_what_was_measured() -> None:
 
 def test_sentences_say_so_where_the_effect_was_not_seen() -> None:
     results = found(shared_error=(0.15, 0.4))
-    assert "error lower, difference -5.0" in line(results, "The same trained nets, scale 0.1,")
+    assert "error lower, difference -5.0" in line(results, "The same trained networks, scale 0.1,")
     equal = results.trained[study.PER_STEP].error + np.array([-0.05, 0.0, 0.05])
     trained = {**results.trained, study.SHARED: results.trained[study.SHARED]._replace(error=equal)}
-    assert "error not told apart" in line(results._replace(trained=trained), "The same trained nets, scale 1,")
+    assert "error not distinguishable" in line(results._replace(trained=trained), "The same trained networks, scale 1,")
 
 
 @pytest.mark.parametrize(("factor", "words"), [(0.5, "shrinks, by 0.5 ("), (2.0, "grows, by 2 (")])
