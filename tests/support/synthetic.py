@@ -1,4 +1,4 @@
-"""A comparison as large as the standard one whose records are made up: noise that pairs share, and planted results.
+"""Comparison as large as the standard one with simulated records: noise that pairs share, and planted results.
 
 On the MLP batch norm breaks at batch size 2 and batch renorm half as much; instance norm cannot be run. At batch size
 128 two of ten runs without a norm diverge, and the best learning rate lies beyond the grid.
@@ -30,7 +30,7 @@ Change = Callable[[Record], Record]
 
 
 def build(norm: object, config: Mapping[str, Any]) -> Any:
-    """Nothing here is trained."""
+    """Fail: nothing here is trained."""
     raise NotImplementedError
 
 
@@ -107,14 +107,14 @@ def some_settings(comparison: Comparison, tier: str = "standard", **changes: Any
 
 
 def examples(cell: Cell) -> int:
-    """Over how many examples the statistics of a batch go."""
+    """Return the number of examples in the statistics of a batch."""
     config = dict(cell.config)
     _, _, ghost = str(config["norm"]).partition("ghost_batch_size=")
     return int(ghost.partition(",")[0]) if ghost else config.get("batch_size", 32)
 
 
 def level(cell: Cell) -> float:
-    """The true error of a cell."""
+    """Return the true error of a cell."""
     base = 0.026 if cell.problem == "digits-mlp" else 0.016
     broken = {"batch": 0.154, "batch_renorm": 0.042} if cell.problem == "digits-mlp" else {}
     if examples(cell) == 2 and cell.norm in broken:
@@ -127,14 +127,14 @@ def best_rate(cell: Cell) -> float:
 
 
 def made_up(run: Run) -> Record:
-    """A record that ends well."""
+    """Make a record that ends well."""
     distance = abs(math.log10(run.learning_rate / best_rate(run.cell)))
     cost = {"compile": 2.5, "run": 0.4, "step": STEPS.get(run.cell.norm, 150e-6), "memory": 1.5e6}
     shared = np.random.default_rng(run.seed).normal(0, 0.004)
     spread = 0.0025 + 0.1 * max(0.0, level(run.cell) - 0.05)
     cell = dataclasses.replace(
         run.cell, config=tuple(item for item in run.cell.config if item[0] != "statistics")
-    )  # told by others
+    )  # tested elsewhere
     own = np.random.default_rng(int(content_key(dataclasses.replace(run, cell=cell))[:8], 16)).normal(0, spread)
     test = max(0.001, level(run.cell) + shared + own + 0.008 * distance**2)
     metrics: dict[str, float | None] = {"validation": level(run.cell) + 0.01 * distance**2, "chance": 0.9}
@@ -154,7 +154,7 @@ def two_diverge(record: Record) -> Record:
 
 
 def simulate(comparison: Comparison, settings: Settings, change: Change = two_diverge) -> list[Record]:
-    """All records of a comparison, each as `change` leaves it."""
+    """Return all records of a comparison, each changed by `change`."""
     plan, records = Plan(comparison, settings), []
     while runs := plan.pending(records):
         for run in runs:
@@ -168,7 +168,7 @@ def simulate(comparison: Comparison, settings: Settings, change: Change = two_di
 def analysis_of(
     change: Change = two_diverge, tier: str = "standard", settings: Mapping[str, Any] | None = None, **comparison: Any
 ) -> Analysis:
-    """The analysis of a comparison that differs in some fields, under settings that do."""
+    """Analyse a comparison with some fields and settings replaced."""
     compared = a_comparison(**comparison)
     chosen = some_settings(compared, tier, **(settings or {}))
     return analyse(compared, chosen, simulate(compared, chosen, change))
