@@ -48,8 +48,8 @@ def number(value: object, what: str, name: Hashable = None) -> float:
     """
     if not isinstance(value, numbers.Real | np.bool_):
         named = what if name is None else f"{what} {name!r}"
-        text = "Encode text as numbers before, for example by river's `preprocessing.OneHotEncoder`."
-        missing = "Leave it out where it is missing, or impute it."
+        text = "Encode text as numbers first, for example with river's `preprocessing.OneHotEncoder`."
+        missing = "Leave it out if it is missing, or impute it."
         raise TypeError(
             f"Expected {named} to be a number in every example, got {value!r}. "
             f"{text if isinstance(value, str) else missing}"

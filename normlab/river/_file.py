@@ -91,24 +91,26 @@ def read(path: str | os.PathLike[str]) -> tuple[About, dict[str, np.ndarray]]:
     first, _, content = Path(path).read_bytes().partition(b"\n")
     head = _head(first)
     if head is None:
-        raise ValueError(f"Expected `{path}` to be a model that was saved, it is something else.")
+        raise ValueError(f"Expected `{path}` to be a saved model, got another file. Name a file that `save` wrote.")
     if head["version"] > VERSION:
         raise ValueError(
-            f"Expected a file of version {VERSION} or older, `{path}` has version {head['version']}. Update normlab."
+            f"Expected `{path}` to have version {VERSION} or older, got version {head['version']}. Update normlab."
         )
     if len(content) != head["bytes"]:
         raise ValueError(
-            f"Expected {head['bytes']} bytes behind the first line of `{path}`, got {len(content)}: it was not written "
-            "or copied to its end. Use another copy."
+            f"Expected {head['bytes']} bytes after the first line of `{path}`, got {len(content)}: it was not written "
+            "or copied completely. Use another copy."
         )
     if hashlib.sha256(content).hexdigest() != head["sha256"]:
-        raise ValueError(f"Expected `{path}` to be as it was written, its checksum differs. Use another copy.")
+        raise ValueError(f"Expected `{path}` to be unchanged, got another checksum. Use another copy.")
     text, _, data = content.partition(b"\n")
     try:
         about = _checked(_json(text))
         return about, _arrays(about.pop("arrays"), data)
     except _WrongContent as error:
-        raise ValueError(f"Expected `{path}` to hold a model as `save` writes it, {error}. Use another copy.") from None
+        raise ValueError(
+            f"Expected `{path}` to contain a model as `save` writes it, but {error}. Use another copy."
+        ) from None
 
 
 class _WrongContent(Exception):
@@ -216,10 +218,10 @@ def _arrays(listed: Sequence[tuple[str, str, Sequence[int]]], data: bytes) -> di
     """
     declared = {name: (_dtype(name, dtype), tuple(shape)) for name, dtype, shape in listed}
     if len(declared) < len(listed):
-        raise _WrongContent("its `arrays` have a name twice")
+        raise _WrongContent("its `arrays` contain a name twice")
     size = sum(math.prod(shape) * dtype.itemsize for dtype, shape in declared.values())
     if size != len(data) or any(len(shape) > 32 for _, shape in declared.values()):
-        raise _WrongContent(f"its `arrays` do not have the shapes that its {len(data):,} bytes are for")
+        raise _WrongContent(f"the shapes of its `arrays` do not match its {len(data):,} bytes of data")
     arrays, at = {}, 0
     for name, (dtype, shape) in declared.items():
         array = np.frombuffer(data, dtype, math.prod(shape), at).reshape(shape)

@@ -127,7 +127,7 @@ class _Live:
         """
         about, arrays = _file.read(path)
         if about["kind"] != cls.__name__:
-            raise ValueError(f"Expected `{path}` to hold a {cls.__name__}, got a {about['kind']}. Use its `load`.")
+            raise ValueError(f"Expected `{path}` to contain a {cls.__name__}, got a {about['kind']}. Use its `load`.")
         code = {"model": model, "optimizer": optimizer, "loss": loss}
         for name, given in code.items():
             saved = {"model": about["model"], "optimizer": about["optimizer"], "loss": about["loss"]}[name]
@@ -498,7 +498,7 @@ def _check_norm(text: str, path: str | PathLike[str]) -> None:
     try:
         norms.get(text)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"Expected `{path}` to name a norm that there is: {one_line(error)}") from error
+        raise ValueError(f"Expected `{path}` to name a known norm: {one_line(error)}") from error
 
 
 def _name(function: object) -> str | None:

@@ -236,7 +236,7 @@ class Learned:
         if not all(math.isfinite(sum(row)) for row in found):
             raise ValueError(
                 "Expected finite outputs, got some that are not: the model has diverged. Scale features before it, as "
-                "in `preprocessing.StandardScaler() | model`, or lower `learning_rate`, and begin anew."
+                "in `preprocessing.StandardScaler() | model`, or lower `learning_rate`, and start again."
             )
         return found
 

@@ -531,9 +531,9 @@ def broken(content: bytes, how: str) -> bytes:
     }[how]
 
 
-FOREIGN = "to be a model that was saved, it is something else"
-SHORT = "bytes behind the first line of .*it was not written or copied to its end"
-CHANGED = "to be as it was written, its checksum differs"
+FOREIGN = "to be a saved model, got another file"
+SHORT = "bytes after the first line of .*it was not written or copied completely"
+CHANGED = "to be unchanged, got another checksum"
 
 
 @pytest.mark.parametrize(
@@ -542,7 +542,7 @@ CHANGED = "to be as it was written, its checksum differs"
         *((how, FOREIGN) for how in ("empty", "half of the first line", "pickle", "other json", "a list")),
         *((how, SHORT) for how in ("no content", "half", "last byte missing", "longer")),
         *((how, CHANGED) for how in ("a bit flipped", "about changed")),
-        ("newer", "Expected a file of version 1 or older, .* has version 2. Update normlab"),
+        ("newer", "to have version 1 or older, got version 2. Update normlab"),
     ],
 )
 def test_a_file_that_is_not_whole_or_not_ours_is_refused(how: str, message: str, saved: Path, tmp_path: Path) -> None:
@@ -557,7 +557,7 @@ def test_a_file_that_is_not_whole_or_not_ours_is_refused(how: str, message: str,
 @pytest.mark.parametrize(
     ("kind", "told", "message"),
     [
-        (Regressor, {"model": Small}, "to hold a Regressor, got a Classifier. Use its `load`"),
+        (Regressor, {"model": Small}, "to contain a Regressor, got a Classifier. Use its `load`"),
         (Classifier, {}, "Expected `model` as when .* was saved, which has Small. Pass it"),
         (
             Classifier,
@@ -633,8 +633,8 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], list[bytes]], Any], str]] = {
     "a kind that is no text": (put("kind", ["Classifier"]), "its `kind` is not Classifier or Regressor"),
     "a version that is no text": (put("normlab", 1), "its `normlab` is not text"),
     "a norm that is no text": (put("norm", None), "its `norm` is not text"),
-    "a norm that there is not": (put("norm", "onlin"), "to name a norm that there is: .*Did you mean 'online'"),
-    "a norm that cannot be read": (put("norm", "layer:epsilon"), "to name a norm that there is: "),
+    "a norm that there is not": (put("norm", "onlin"), "to name a known norm: .*Did you mean 'online'"),
+    "a norm that cannot be read": (put("norm", "layer:epsilon"), "to name a known norm: "),
     "options that the norm has not": (put("norm", "layer:spam=3"), "to name a norm .*spam"),
     "an option of another type": (
         put("norm", "layer:epsilon="),
@@ -675,10 +675,10 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], list[bytes]], Any], str]] = {
     "room for all classes": (put("room", [3, 10**12]), "its `room` does not fit its `features` and `targets`"),
     "arrays that are no list": (put("arrays", {}), "its `arrays` is not a list of names, types and shapes"),
     "an array without a shape": (put("arrays", [["a", "float32"]]), "its `arrays` is not a list of names, types and"),
-    "no arrays": (put("arrays", []), r"its `arrays` do not have the shapes that its [\d,]+ bytes are for"),
+    "no arrays": (put("arrays", []), r"the shapes of its `arrays` do not match its [\d,]+ bytes of data"),
     "an array twice": (
         lambda about, arrays: about["arrays"].append(about["arrays"][0]),
-        "its `arrays` have a name twice",
+        "its `arrays` contain a name twice",
     ),
     "a name that is no text": (listed(0, 1), "its `arrays` is not a list of names"),
     "another name": (listed(0, "spam"), "Expected `model` to be that of .*, got another"),
@@ -688,17 +688,17 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], list[bytes]], Any], str]] = {
     "text": (listed(1, "<U1"), "its array .* is not of numbers"),
     "several types": (listed(1, "f4,f4"), "its array .* is not of numbers"),
     "a type of the same size": (listed(1, "int32"), r"Expected `model` to be that of .* \(int32\), got"),
-    "a type of another size": (listed(1, "float64"), "its `arrays` do not have the shapes that its"),
-    "half precision": (listed(1, "bfloat16"), "its `arrays` do not have the shapes that its"),
-    "a huge shape": (listed(2, [10**12, 10**12]), "its `arrays` do not have the shapes that its"),
+    "a type of another size": (listed(1, "float64"), "the shapes of its `arrays` do not match its"),
+    "half precision": (listed(1, "bfloat16"), "the shapes of its `arrays` do not match its"),
+    "a huge shape": (listed(2, [10**12, 10**12]), "the shapes of its `arrays` do not match its"),
     "a negative length": (listed(2, [-1]), "its `arrays` is not a list of names, types and shapes"),
     "a length that is a fraction": (listed(2, [4.0]), "its `arrays` is not a list of names, types and shapes"),
-    "many axes": (listed(2, [1] * 99), "its `arrays` do not have the shapes that its|Expected `model` to be that"),
+    "many axes": (listed(2, [1] * 99), "the shapes of its `arrays` do not match its|Expected `model` to be that"),
     "bytes missing": (
         lambda about, arrays: arrays.__setitem__(0, arrays[0][:-1]),
-        "its `arrays` do not have the shapes",
+        "the shapes of its `arrays` do not match",
     ),
-    "bytes more": (lambda about, arrays: arrays.append(b"\0"), "its `arrays` do not have the shapes that its"),
+    "bytes more": (lambda about, arrays: arrays.append(b"\0"), "the shapes of its `arrays` do not match its"),
     "another shape": (lambda about, arrays: reshape(about), "Expected `model` to be that of .*has shape"),
     "negative steps": (negative_steps, "Expected updates to be counted from 0 in .*, got -1"),
 }
