@@ -11,7 +11,7 @@ from flax import nnx
 
 from normlab.models.convolution import HE_NORMAL, convolve
 from normlab.models.mlp import activation
-from normlab.models.resnet import Layer, basic_blocks, padded
+from normlab.models.resnet import ConvLayer, basic_blocks, padded
 from normlab.norms import Norm
 
 __all__ = ["MLP", "ResNet"]
@@ -52,7 +52,7 @@ class ResNet(nnx.Module):
 
     def __init__(self, norm: Norm, depth: int = 20, classes: int = 10, channels: int = 3, *, rngs: nnx.Rngs) -> None:
         """Make the layers; `channels` is the number of channels of the images."""
-        self.stem = Conv(channels, Layer(16), rngs=rngs)
+        self.stem = Conv(channels, ConvLayer(16), rngs=rngs)
         self.norm_stem = norm.nnx(16, rngs=rngs)
         blocks = basic_blocks(depth)
         self.blocks = len(blocks)
@@ -73,7 +73,7 @@ class ResNet(nnx.Module):
 class _Block(nnx.Module):
     """Two convolutions with a shortcut."""
 
-    def __init__(self, norm: Norm, channels: int, layers: Sequence[Layer], *, rngs: nnx.Rngs) -> None:
+    def __init__(self, norm: Norm, channels: int, layers: Sequence[ConvLayer], *, rngs: nnx.Rngs) -> None:
         first, second = layers
         self.conv_0 = Conv(channels, first, rngs=rngs)
         self.norm_0 = norm.nnx(first.features, rngs=rngs)
@@ -90,7 +90,7 @@ class _Block(nnx.Module):
 class Conv(nnx.Module):
     """A convolution without bias, initialized by `HE_NORMAL`; see `normlab.models.convolution.convolve`."""
 
-    def __init__(self, channels: int, layer: Layer, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, channels: int, layer: ConvLayer, *, rngs: nnx.Rngs) -> None:
         """Make the kernel; `channels` is the number of channels of the input."""
         shape = (layer.size, layer.size, channels, layer.features)
         self.kernel = nnx.Param(HE_NORMAL(rngs.params(), shape))

@@ -25,7 +25,7 @@ Placement = Literal["post", "pre"]
 convolution = partial(Conv, use_bias=False, kernel_init=HE_NORMAL)
 
 
-class Layer(NamedTuple):
+class ConvLayer(NamedTuple):
     """A convolution of a block."""
 
     features: int
@@ -105,7 +105,7 @@ class _Block(nn.Module):
     """
 
     norm: Norm
-    layers: Sequence[Layer]
+    layers: Sequence[ConvLayer]
     placement: Placement
     zero_last_scale: bool
     first: bool
@@ -153,7 +153,9 @@ class _Block(nn.Module):
         return self.norm.linen(train=train, name=f"norm_{i}")
 
 
-def _blocks_and_head(net: ResNet | ResNet50, x: jax.Array, blocks: Sequence[Sequence[Layer]], train: bool) -> jax.Array:
+def _blocks_and_head(
+    net: ResNet | ResNet50, x: jax.Array, blocks: Sequence[Sequence[ConvLayer]], train: bool
+) -> jax.Array:
     """Apply everything after the stem, as submodules of `net`."""
     _check(net.placement, net.zero_last_scale)
     for i, layers in enumerate(blocks):
@@ -164,7 +166,7 @@ def _blocks_and_head(net: ResNet | ResNet50, x: jax.Array, blocks: Sequence[Sequ
     return nn.Dense(net.classes, name="head")(x.mean(axis=(1, 2)))
 
 
-def basic_blocks(depth: int) -> list[list[Layer]]:
+def basic_blocks(depth: int) -> list[list[ConvLayer]]:
     """Return the blocks of a network for 32 x 32 pixels.
 
     Raises:
@@ -174,13 +176,13 @@ def basic_blocks(depth: int) -> list[list[Layer]]:
     if n < 1 or rest:
         raise ValueError(f"Expected `depth` to be 6n + 2 with n of at least 1, such as 20 or 56, got {depth}.")
     stages = [(width, i) for width in (16, 32, 64) for i in range(n)]
-    return [[Layer(width, stride=2 if width > 16 and i == 0 else 1), Layer(width)] for width, i in stages]
+    return [[ConvLayer(width, stride=2 if width > 16 and i == 0 else 1), ConvLayer(width)] for width, i in stages]
 
 
-def _bottleneck_blocks() -> list[list[Layer]]:
+def _bottleneck_blocks() -> list[list[ConvLayer]]:
     stages = [(width, i) for width, n in ((64, 3), (128, 4), (256, 6), (512, 3)) for i in range(n)]
     return [
-        [Layer(width, 1), Layer(width, stride=2 if width > 64 and i == 0 else 1), Layer(4 * width, 1)]
+        [ConvLayer(width, 1), ConvLayer(width, stride=2 if width > 64 and i == 0 else 1), ConvLayer(4 * width, 1)]
         for width, i in stages
     ]
 

@@ -44,12 +44,12 @@ class ViTTiny(nn.Module):
         x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, _WIDTH)), x], axis=1)
         x = x + self.param("positions", _INITIAL, (1, *x.shape[1:]))
         for i in range(self.depth):
-            x = _Layer(self.norm, name=f"layer_{i}")(x, train=train)
+            x = _EncoderLayer(self.norm, name=f"layer_{i}")(x, train=train)
         x = self.norm.linen(train=train, name="norm_last")(x)
         return _dense(self.classes, name="head")(x[:, 0])
 
 
-class _Layer(nn.Module):
+class _EncoderLayer(nn.Module):
     """Attention and MLP, each after a norm and with a shortcut."""
 
     norm: Norm

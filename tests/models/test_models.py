@@ -21,7 +21,7 @@ from normlab.models import convolution, resnet
 from normlab.models import nnx as nnx_models
 from normlab.models.convolution import Conv, convolve, halved
 from normlab.models.mlp import MLP
-from normlab.models.resnet import Layer, ResNet, ResNet50
+from normlab.models.resnet import ConvLayer, ResNet, ResNet50
 from normlab.models.vgg import VGG
 from normlab.models.vit import ViTTiny
 from normlab.norms import Norm
@@ -155,8 +155,8 @@ def check_gradients(gradients: Any, like: Any) -> None:
         assert np.all(np.isfinite(leaf)) and np.any(leaf != 0), jax.tree_util.keystr(path)
 
 
-BASIC = (Layer(8), Layer(8))
-BOTTLENECK = (Layer(4, 1), Layer(4), Layer(8, 1))
+BASIC = (ConvLayer(8), ConvLayer(8))
+BOTTLENECK = (ConvLayer(4, 1), ConvLayer(4), ConvLayer(8, 1))
 
 
 class TestZeroLastScale:
