@@ -194,7 +194,7 @@ def an(kind: type[Value], remedy: str) -> Kind[Value]:
 
 def function(
     words: str, remedy: str = "Write a function.", *, arguments: int | None = None
-) -> Kind[Callable[..., object]]:
+) -> Kind[Callable[..., Any]]:
     """Return the kind of values that can be called.
 
     Args:
