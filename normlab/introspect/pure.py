@@ -129,7 +129,7 @@ def _linen(module: nn.Module, inputs: np.ndarray) -> Network[Collection, _LinenS
         params: Collection, model_state: _LinenState, inputs: Array, t: Array, mask: Array | None = None
     ) -> tuple[object, _LinenState]:
         averages, seed = model_state
-        rngs = {"params": jax.random.fold_in(jax.random.key(seed), t)}  # what dropout and others fall back to
+        rngs = {"params": jax.random.fold_in(jax.random.key(seed), t)}  # default stream of dropout and others
         variables = {"params": params, **averages}
         options = {"train": True, "mutable": list(averages), "rngs": rngs, **_masked(mask)}
         outputs, averages = module.apply(variables, inputs, **options)
@@ -206,7 +206,7 @@ def _is_nnx(model: Callable[..., object]) -> bool:
 
 def _with_own_stream(norm: Norm, seed: int) -> Norm:
     """Return the norm with a random stream of its own: other parameters must not depend on how many it draws."""
-    rngs = nnx.Rngs(jax.random.fold_in(jax.random.key(seed), 2**32 - 1))  # the model's own count from 0
+    rngs = nnx.Rngs(jax.random.fold_in(jax.random.key(seed), 2**32 - 1))  # the model's own streams count from 0
     make = norm.entry.nnx
     entry = dataclasses.replace(norm.entry, nnx=lambda features, _, options: make(features, rngs, options))
     return dataclasses.replace(norm, entry=entry)
