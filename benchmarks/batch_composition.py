@@ -1,10 +1,10 @@
-"""What happens where the examples of a batch resemble each other?
+"""Which norm, if the examples of a batch resemble each other?
 
     normlab run batch_composition
 
-Batch norm takes it for granted that a batch looks like the data. Here a batch of 32 examples is of 10 classes, or of 8,
-4, 2 or 1, drawn anew for each. Batches in training that are of few classes are what sorted files, streams, and sampling
-by class or by user give. The test is as it always is.
+Batch norm assumes that a batch looks like the data. Here a batch of 32 examples contains 10, 8, 4, 2 or 1 classes,
+drawn again for each batch. Sorted files, streams, and sampling by class or by user give such batches in training. The
+test is not affected.
 """
 
 from dataclasses import replace
@@ -39,7 +39,7 @@ _TIERS = study.tiers(problems=("mlp", "conv"))
 comparison = study.Comparison(
     name="batch_composition",
     title=f"Test error against the classes in a batch of {BATCH}",
-    question="Which norm, where the examples of a batch resemble each other?",
+    question="Which norm, if the examples of a batch resemble each other?",
     problems=zoo.problems(
         "mlp",
         "conv",
@@ -60,9 +60,9 @@ comparison = study.Comparison(
                 reference=10,
             ),
             config=lambda classes: {"batch_size": BATCH, "classes_per_batch": classes},
-            shows="What it costs that statistics, and gradients, are those of batches unlike the test: norms within an "
-            "example pay for the gradients alone.",
-            hides="What sorted data cost where every class still comes once an epoch, in one run of batches.",
+            shows="The cost of statistics and gradients of batches that differ from the test: for norms within an "
+            "example, only that of the gradients.",
+            hides="The cost of sorted data in which every class occurs once an epoch, in consecutive batches.",
         ),
     ),
     tiers={
@@ -76,10 +76,10 @@ comparison = study.Comparison(
         ),
     },
     fixed=(
-        f"Batches: {BATCH} examples of so many classes, drawn anew for each batch, in equal shares as far as they go; "
-        "examples are drawn from their class independently, so an epoch is as many examples as the training set has, "
-        "but not each of them once. With all ten classes a batch is more even than by chance.",
-        "Validation and test are not composed: they are evaluated by running statistics, as deployed.",
+        f"Batches: {BATCH} examples of the given number of classes, drawn again for each batch, in equal shares as far "
+        "as possible; examples are drawn independently from their class, so an epoch has as many examples as the "
+        "training set, but not each of them once. With all ten classes, a batch is more balanced than by chance.",
+        "Validation and test are not composed: they are evaluated with running statistics, as deployed.",
         *zoo.FIXED,
     ),
 )

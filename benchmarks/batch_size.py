@@ -3,10 +3,10 @@
     normlab run batch_size
     normlab run batch_size --data tfds:cifar10 --data-dir DIR --problems resnet20 --augment crop flip
 
-Statistics that cross examples are noisier in smaller batches, and so is the gradient. The curve `deployed` lets both
-shrink together, as they do for someone whose accelerator holds only a few examples; the curve `isolated` shrinks the
-statistics alone. Every norm gets its own learning rate in every column, from one grid, by the validation error of seeds
-that are never used again; within a run, validation and test examples are disjoint.
+Statistics over several examples are noisier in smaller batches, and so is the gradient. The curve `deployed` shrinks
+both together, as on an accelerator whose memory fits only a few examples; the curve `isolated` shrinks only the
+statistics. Every norm gets its own learning rate in every column, chosen from one grid by the validation error of seeds
+that are not used for evaluation; within a run, validation and test examples are disjoint.
 """
 
 from dataclasses import replace
@@ -34,7 +34,7 @@ comparison = study.Comparison(
     },
     default_learning_rate=0.1,
     fixed=(
-        "The number of epochs is the same at every batch size, so larger batches make fewer updates.",
+        "The number of epochs is the same at every batch size, so larger batches mean fewer updates.",
         "Batch norm and batch renorm: running statistics with a time constant of one epoch of examples (momentum = 1 - "
         "batch size / training examples), used at evaluation.",
         *zoo.FIXED,

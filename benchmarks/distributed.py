@@ -1,13 +1,13 @@
-"""What do statistics across devices buy?
+"""How much do statistics across devices help?
 
     normlab run distributed
 
-A batch of 16 is divided among 1, 2, 4 and 8 devices, down to 2 examples each. Everything but the statistics of batch
-norm is the same on any number of devices, so what changes along the axis is what sharing them, or not, is worth. On CPU
-each worker process pretends to have 8 devices; on GPUs and TPUs that many must be there.
+A batch of 16 is divided among 1, 2, 4 and 8 devices, down to 2 examples each. Everything except the statistics of batch
+norm is the same on any number of devices, so the curves show the effect of sharing statistics. On CPU each worker
+process has 8 virtual devices; on GPUs and TPUs, 8 devices are required.
 
-Models are trained under `jax.jit` with a sharded batch. Statistics are then those of all devices unless
-`ghost_batch_size` keeps them within a device's share, or that of a group of neighbours.
+Models are trained under `jax.jit` with a sharded batch. Statistics are then over all devices unless `ghost_batch_size`
+restricts them to the examples of a device or of a group of neighbours.
 """
 
 from dataclasses import replace
@@ -18,11 +18,11 @@ from normlab.study.problems import zoo
 
 BATCH = 16
 GROUPS = {"batch_device": 1, "batch_2_devices": 2, "batch_4_devices": 4, "batch_renorm": 1}
-"""How many devices share statistics; those of other norms are of all devices, or of one example."""
+"""Number of devices that share statistics; other norms take statistics over all devices or one example."""
 
 
 def _batch_norm(name: str, title: str) -> None:
-    """Batch norm under another name: whose statistics it shares is set by the curve."""
+    """Register batch norm under another name; the curve sets which devices share statistics."""
     norms.register(replace(norms.get("batch").entry, name=name, title=title))
 
 
@@ -41,8 +41,8 @@ _SMOKE, _QUICK = study.TIERS["smoke"], study.TIERS["quick"]
 
 comparison = study.Comparison(
     name="distributed",
-    title=f"Test error of a batch of {BATCH} that devices share",
-    question="What do statistics across devices buy?",
+    title=f"Test error with a batch of {BATCH} shared by devices",
+    question="How much do statistics across devices help?",
     problems=zoo.problems("mlp"),
     norms=("batch_device", "batch_2_devices", "batch_4_devices", "batch_all_devices", "batch_renorm", "group"),
     baseline="batch_device",
@@ -59,10 +59,10 @@ comparison = study.Comparison(
             ),
             config=lambda devices: {"batch_size": BATCH, "devices": devices},
             norm_options=_statistics,
-            shows="What statistics across devices, or across some of them, buy when the batch of a device is small: "
-            "the optimizer sees the same batch everywhere.",
-            hides="What happens when more devices mean a larger batch, as they often do; and how long an update takes "
-            "on devices that do not share a processor.",
+            shows="The benefit of statistics across all or some devices when the batch of a device is small; the "
+            "optimizer sees the same batch in every case.",
+            hides="The effect of more devices with a larger batch, which is common; and the time of an update on "
+            "devices that do not share a processor.",
         ),
     ),
     tiers={
@@ -76,9 +76,9 @@ comparison = study.Comparison(
     },
     default_learning_rate=0.1,
     fixed=(
-        f"A batch is {BATCH} examples over all devices together; all but statistics is the same on any number of them.",
+        f"A batch has {BATCH} examples over all devices; only statistics depend on the number of devices.",
         f"Running statistics with a time constant of one epoch of examples (momentum = 1 - {BATCH} / training "
-        "examples), averaged over devices, used at evaluation. Those of batch renorm are of each device.",
+        "examples), averaged over devices, used at evaluation. Batch renorm takes statistics of each device.",
         *zoo.FIXED,
     ),
 )

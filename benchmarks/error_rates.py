@@ -1,10 +1,9 @@
-"""How often verdicts and recommendations are wrong, and how often they find what is there, on simulated results.
+"""Measure the error rates and the power of verdicts and recommendations on simulated results with a known truth.
 
     python benchmarks/error_rates.py
 
-It prints the tables of `docs/statistics.md`. Errors are in percentage points, the margin is half a point; truth is
-known because it is planted. Numbers in brackets are those of Student's interval with the same margin, without a minimum
-of runs.
+The script prints the tables of `docs/statistics.md`. Errors are in percentage points, and the margin is half a point.
+Numbers in brackets are for Student's interval with the same margin, without a minimum number of runs.
 """
 
 import argparse
@@ -36,24 +35,24 @@ MARGIN = 0.5
 SEEDS = (5, 10, 20, 30, 46)
 Numbers = np.ndarray
 Draw = Callable[[np.random.Generator, tuple[int, int]], tuple[Numbers, Numbers]]
-"""The errors of two norms, a row for each simulation, with the same mean unless it says so; NaN is a missing run."""
+"""Draws errors of two norms, a row for each simulation, with equal means unless stated; NaN is a missing run."""
 
 
 class Ends(NamedTuple):
-    """Intervals of many differences, an array for each end."""
+    """Intervals of many differences, as one array for each end."""
 
     low: Numbers
     high: Numbers
 
 
 def normal(random: np.random.Generator, shape: tuple[int, int]) -> tuple[Numbers, Numbers]:
-    """Noise of which pairs share half, so that differences have a standard deviation of half a point."""
+    """Draw noise of which pairs share half, so that differences have a standard deviation of half a point."""
     shared, *own = 0.5 * math.sqrt(0.5) * random.normal(size=(3, *shape))
     return own[0] + shared, own[1] + shared
 
 
 def student_t(freedom: float) -> Draw:
-    """Heavy tails on both sides."""
+    """Return a draw with heavy tails on both sides."""
 
     def draw(random: np.random.Generator, shape: tuple[int, int]) -> tuple[Numbers, Numbers]:
         first, second = 0.3 * random.standard_t(freedom, size=(2, *shape))
@@ -63,7 +62,7 @@ def student_t(freedom: float) -> Draw:
 
 
 def lognormal(sigma: float, *, both: bool) -> Draw:
-    """A long tail of bad runs, of both norms or of one alone."""
+    """Return a draw with a long tail of bad runs, for both norms or only the first."""
 
     def draw(random: np.random.Generator, shape: tuple[int, int]) -> tuple[Numbers, Numbers]:
         first, second = 0.3 * (np.exp(sigma * random.normal(size=(2, *shape))) - math.exp(sigma**2 / 2))
@@ -73,21 +72,21 @@ def lognormal(sigma: float, *, both: bool) -> Draw:
 
 
 def in_steps(random: np.random.Generator, shape: tuple[int, int]) -> tuple[Numbers, Numbers]:
-    """Errors that are multiples of one test example of 517, so that many differences are equal."""
+    """Draw errors that are multiples of one test example of 517, so that many differences are equal."""
     step = 100 / 517
     first, second = (np.round(side / step) * step for side in normal(random, shape))
     return first, second
 
 
 def unequal(random: np.random.Generator, shape: tuple[int, int]) -> tuple[Numbers, Numbers]:
-    """A norm whose runs scatter ten times as much, and of which two are missing: Welch's test."""
+    """Draw a norm with ten times the noise of the other and two missing runs: Welch's test."""
     first, second = np.array([1.0, 0.1])[:, None, None] * 0.5 * random.normal(size=(2, *shape))
     first[:, :2] = np.nan
     return first, second
 
 
 def bad_runs(share: float, size: float, *, lead: float = 0.0) -> Draw:
-    """A failure mode that still counts as `ok`: it makes some runs of one norm worse, which else leads a little."""
+    """Return a draw with a failure mode that counts as `ok`: some runs of the first norm, otherwise ahead by `lead`."""
 
     def draw(random: np.random.Generator, shape: tuple[int, int]) -> tuple[Numbers, Numbers]:
         first, second = normal(random, shape)
@@ -98,7 +97,7 @@ def bad_runs(share: float, size: float, *, lead: float = 0.0) -> Draw:
 
 @dataclass(frozen=True)
 class Noise:
-    """A kind of noise, and the true difference that comes with it."""
+    """Kind of noise, and the true difference that it causes."""
 
     title: str
     draw: Draw
@@ -121,7 +120,7 @@ NOISES = (
 
 
 def intervals(first: Numbers, second: Numbers, level: float, *, hall: bool = True) -> Ends:
-    """Intervals of the difference of every row, as `estimates.paired` has them, or Student's alone."""
+    """Compute the interval of the difference in every row, as `estimates.paired` does, or Student's interval."""
     parts = (first, second) if np.isnan(first).any() else (first - second,)
     n = [np.isfinite(part).sum(1) for part in parts]
     mean = [np.nanmean(part, 1) for part in parts]
@@ -138,14 +137,14 @@ def intervals(first: Numbers, second: Numbers, level: float, *, hall: bool = Tru
 
 
 def _third(part: Numbers, n: Numbers, mean: Numbers) -> Numbers:
-    """The third central moment of each row's mean."""
+    """Estimate the third central moment of each row's mean."""
     centred = part - mean[:, None]
     second = np.maximum(np.nanmean(centred**2, 1), 1e-100)
     return np.nanmean(centred**3, 1) / second**1.5 * np.nanvar(part, 1, ddof=1) ** 1.5 / n**2
 
 
 def found(first: Numbers, second: Numbers, margin: float = MARGIN, *, student: bool = False) -> Mapping[str, float]:
-    """The shares of rows that are called `better`, `worse` and `equivalent`: by `estimates.judge`, or as Student."""
+    """Return the shares of rows that `estimates.judge` or Student's interval calls `better`, `worse`, `equivalent`."""
     low, high = intervals(first, second, 0.95, hall=not student)
     wide = Ends(low, high) if student else intervals(first, second, CAUTIOUS)
     runs = min(int(np.isfinite(side).sum(1).min()) for side in (first, second))
@@ -158,14 +157,14 @@ def found(first: Numbers, second: Numbers, margin: float = MARGIN, *, student: b
 
 
 def false_equivalent(noise: Noise, seeds: int, simulations: int, *, student: bool = False) -> float:
-    """How often norms are called equivalent that differ by the margin, in the worse of both directions, or by more."""
+    """Return how often norms that differ by the margin or more are called equivalent, in the worse direction."""
     first, second = noise.draw(np.random.default_rng(seeds), (simulations, seeds))
     shifts = (0.0,) if noise.truth else (MARGIN, -MARGIN)
     return max(found(first + shift, second, student=student)[EQUIVALENT] for shift in shifts)
 
 
 def false_claim(noise: Noise, seeds: int, simulations: int, *, student: bool = False) -> float:
-    """How often a norm is called better or worse by more than the margin that is so by the margin and no more."""
+    """Return how often a norm that differs by exactly the margin is called better or worse by more than the margin."""
     first, second = noise.draw(np.random.default_rng(seeds), (simulations, seeds))
     first = first - noise.truth
     lower, upper = (found(first + shift, second, student=student) for shift in (-MARGIN, MARGIN))
@@ -173,7 +172,7 @@ def false_claim(noise: Noise, seeds: int, simulations: int, *, student: bool = F
 
 
 def power(seeds: int, simulations: int) -> dict[str, tuple[float, float]]:
-    """Measure how often `judge` and Student's interval decide on normal data, where the latter does in 80 %."""
+    """Measure how often `judge` and Student's interval decide on normal data, where Student's does in 80 %."""
     first, second = normal(np.random.default_rng(seeds), (simulations, seeds))
 
     def better(effect: float, student: bool) -> float:
@@ -193,14 +192,14 @@ def power(seeds: int, simulations: int) -> dict[str, tuple[float, float]]:
 # ------------------------------------------------------------------------------------------------ whole comparisons
 
 Errors = Callable[[np.random.Generator, int], Numbers]
-"""The errors of a norm by seed, in points; NaN is a run that collapsed."""
+"""Draws the errors of a norm by seed, in points; NaN is a run that collapsed."""
 
 
 class Simulated:
-    """A comparison whose records are made up: norms by columns by seeds."""
+    """Comparison with simulated records: norms by columns by seeds."""
 
     def __init__(self, norms: int, seeds: int, columns: int = 1) -> None:
-        """Make the plan, and records to which errors are given."""
+        """Make the plan and records without errors."""
         values = tuple(2**power for power in range(1, columns + 1))
         factor = Factor(name="batch_size", label="batch size", flag="--batch-sizes", values=values)
         curve = Curve(name="deployed", title="deployed", factor=factor, config=lambda value: {"batch_size": value})
@@ -236,7 +235,7 @@ class Simulated:
         )
 
     def column(self, errors: Mapping[str, Numbers]) -> Analysis:
-        """Likewise of errors by norm."""
+        """Analyse errors by norm, a number for each seed."""
         return self.analysis({configuration: errors[configuration.norm] for configuration in self.plan.configurations})
 
 
@@ -259,7 +258,7 @@ def _with_error(record: Record, points: float) -> Record:
 
 
 def hard_seeds(seeds: int, simulations: int) -> dict[str, float]:
-    """Layer norm is a point better but collapses at 30 % of seeds, batch norm never: how often what is said."""
+    """Count claims if layer norm is a point better but collapses at 30 % of seeds, and batch norm never does."""
     made, random, said = Simulated(2, seeds), np.random.default_rng(seeds), {"better": 0, "use": 0, "neither": 0}
     for _ in range(simulations):
         batch, layer = 0.6 * random.normal(size=(2, seeds))
@@ -277,11 +276,11 @@ class Field:
     """Norms whose true errors are known, in the order of `NORMS`.
 
     Attributes:
-        title: For the table.
-        means: True errors, bad runs apart.
-        bad: Points that a bad run adds, of all norms but the first.
-        share: How many of the runs are bad.
-        tail: Draws the noise.
+        title: Title of the row.
+        means: True errors without bad runs.
+        bad: Points that a bad run adds, for all norms but the first.
+        share: Share of bad runs.
+        tail: Draw of the noise.
     """
 
     title: str
@@ -292,14 +291,14 @@ class Field:
 
     @property
     def truth(self) -> dict[str, float]:
-        """The true error of each norm."""
+        """True error of each norm."""
         return {
             name: mean + (self.bad * self.share if place else 0.0)
             for place, (name, mean) in enumerate(zip(NORMS, self.means, strict=False))
         }
 
     def draw(self, random: np.random.Generator, seeds: int) -> dict[str, Numbers]:
-        """Errors by norm, a number for each seed."""
+        """Draw errors by norm, one for each seed."""
         errors: dict[str, Numbers] = {}
         for place, (name, mean) in enumerate(zip(NORMS, self.means, strict=False)):
             noise, _ = self.tail(random, (1, seeds))
@@ -320,7 +319,7 @@ FIELDS = (
 
 
 def sure(field: Field, seeds: int, simulations: int) -> tuple[float, float]:
-    """How often a recommendation is sure and wrong by the margin or more, and how often it is sure and right."""
+    """Return how often a recommendation is sure and wrong by the margin or more, and how often sure and right."""
     made, random, truth = Simulated(len(field.means), seeds), np.random.default_rng(seeds), field.truth
     wrong = right = 0
     for _ in range(simulations):
@@ -332,7 +331,7 @@ def sure(field: Field, seeds: int, simulations: int) -> tuple[float, float]:
 
 
 def alike_reports(reports: int, *, norms: int = 7, columns: int = 5, seeds: int = 10) -> dict[str, float]:
-    """How often anything is called better or worse where all norms are one and the same: of columns, and of reports."""
+    """Return the rates of columns and reports with a false better or worse, if all norms are the same."""
     made, random = Simulated(norms, seeds, columns), np.random.default_rng(0)
     made.comparison = replace(made.comparison, margin=0.0)
     false_columns = false_reports = 0
@@ -349,14 +348,14 @@ def alike_reports(reports: int, *, norms: int = 7, columns: int = 5, seeds: int 
 # ------------------------------------------------------------------------------------------------ how data are split
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
-"""The values that the learner of the digits is tuned over, as networks are over five learning rates."""
+"""Grid for the learner of the digits, in place of five learning rates of a network."""
 
 
 class Learner:
-    """Ridge regression of the digits' classes on random features, the real data with a net that trains at once."""
+    """Ridge regression of the digits' classes on random features: real data and a network that trains at once."""
 
     def __init__(self, features: int, seed: int) -> None:
-        """Draw the features, which stay the same for all seeds of a comparison, as a norm does."""
+        """Draw the features, which are the same for all seeds of a comparison, like a norm."""
         digits = dataset.digits()
         inputs = digits.inputs.reshape(len(digits.inputs), -1)
         weights = np.random.default_rng(seed).normal(size=(inputs.shape[1], features)) / 4
@@ -364,7 +363,7 @@ class Learner:
         self.labels = digits.labels
 
     def wrong(self, train: Numbers, strength: float) -> Numbers:
-        """Which of all examples are wrong after training on some."""
+        """Train on some examples, and return for every example whether it is misclassified."""
         x, y = self.features[train], np.eye(10)[self.labels[train]]
         weights = np.linalg.solve(x.T @ x + strength * np.eye(x.shape[1]), x.T @ y)
         return (self.features @ weights).argmax(1) != self.labels
@@ -372,10 +371,13 @@ class Learner:
 
 @threadpool_limits.wrap(1)  # matrices are small
 def optimism(simulations: int) -> tuple[float, float]:
-    """Measure by how many points a test error is too low because tuning has seen examples of it, and the deviation.
+    """Measure by how many points a test error is too low because tuning has seen some of its examples.
 
-    A rate is chosen on one seed's validation set. It is judged on another seed's test set: on the examples that were in
-    that validation set, and on those that were not, both weighted as in a whole test set.
+    A strength is chosen on one seed's validation set. It is evaluated on another seed's test set: on all examples, and
+    on those that were not in the validation set.
+
+    Returns:
+        The mean and its standard error.
     """
     learner, gains = Learner(100, 0), []
     for seed in range(simulations):
@@ -389,13 +391,13 @@ def optimism(simulations: int) -> tuple[float, float]:
 
 @threadpool_limits.wrap(1)
 def missed(simulations: int, *, fixed: bool, seeds: int = 10, splits: int = 200) -> float:
-    """How often the interval of two learners' difference misses what it is over all splits of the data.
+    """Return how often the interval of the difference of two learners misses the difference over all splits.
 
     Args:
-        simulations: Comparisons, each of seven pairs of learners in turn.
-        fixed: True for one test set of all seeds of a comparison, False for one that each draws.
+        simulations: Number of comparisons, which use seven pairs of learners in turn.
+        fixed: True for one test set for all seeds of a comparison, False for one drawn by each seed.
         seeds: Evaluation seeds of a comparison.
-        splits: Over how many splits the true difference is taken.
+        splits: Number of splits over which the true difference is computed.
     """
     misses = 0
     pairs = [(Learner(100, 2 * pair), Learner(100, 2 * pair + 1)) for pair in range(7)]
@@ -428,16 +430,16 @@ def _difference_of_all(first: Learner, second: Learner, splits: int) -> float:
 
 
 def tables(simulations: int, reports: int) -> Iterator[str]:
-    """The tables of the page, as Markdown."""
+    """Yield the tables of the page, as Markdown."""
     head = ("noise", *map(_seeds, SEEDS))
     for title, rate in (("False “equivalent”", false_equivalent), ("False “better” or “worse”", false_claim)):
         yield f"{title}, % of comparisons at a true difference of the margin, or as stated"
         yield _table(head, [(noise.title, *_beside_student(rate, noise, simulations)) for noise in NOISES])
-    yield "Power on normal data, %, where Student's interval has about 80"
+    yield "Power on normal data, %, at differences at which Student's interval has about 80"
     found = [power(n, simulations) for n in SEEDS]
     rows = [(name, *(_both(*rates[name]) for rates in found)) for name in (BETTER, EQUIVALENT)]
     yield _table(("verdict", *head[1:]), rows)
-    yield "Layer norm is a point better, but collapses at 30 % of seeds, and batch norm never; % of comparisons"
+    yield "Layer norm is a point better but collapses at 30 % of seeds; batch norm never collapses; % of comparisons"
     said = {n: hard_seeds(n, reports // 2) for n in (10, 20, 40)}
     titles = {"better": "“layer norm is better”", "use": "“use layer norm”", "neither": "no norm is recommended"}
     rows = [(title, *(_percent(rates[name]) for rates in said.values())) for name, title in titles.items()]
@@ -445,7 +447,7 @@ def tables(simulations: int, reports: int) -> Iterator[str]:
     yield "“Sure”: wrong (right), % of reports"
     rows = [(field.title, *(_both(*sure(field, n, reports // 2)) for n in SEEDS[2:])) for field in FIELDS]
     yield _table(("the other norms", *head[3:]), rows)
-    yield f"Seven norms that are one, five columns, ten seeds, no margin: “better” or “worse” in {reports} reports"
+    yield f"Seven identical norms, five columns, ten seeds, no margin: “better” or “worse” in {reports} reports"
     rates = alike_reports(reports)
     yield _table(("% of columns", "% of reports"), [(_percent(rates["column"]), _percent(rates["report"]))])
     yield "Splits of the digits"
@@ -483,8 +485,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description="Error rates and power of verdicts on simulated results.")
-    parser.add_argument("--simulations", type=int, default=5_000, help="of each difference (default: 5000)")
-    parser.add_argument("--reports", type=int, default=1_000, help="of whole comparisons (default: 1000)")
+    parser.add_argument("--simulations", type=int, default=5_000, help="simulations of each difference (default: 5000)")
+    parser.add_argument("--reports", type=int, default=1_000, help="simulations of whole comparisons (default: 1000)")
     given = parser.parse_args(arguments)
     for text in tables(given.simulations, given.reports):
         print(text, end="\n\n", flush=True)

@@ -1,10 +1,10 @@
-"""What does a batch norm lose between training and inference?
+"""How much does batch norm lose between training and inference?
 
     normlab run inference_gap
 
-In training batch norm averages over the batch, at inference over running statistics that training has left behind. Each
-trained net is evaluated with these; with statistics that are estimated again from training examples, weights as they
-are; and with those of the test batch, of 1 to 128 examples. Running statistics are moved as fast as is reasonable here,
+In training batch norm uses statistics of the batch, at inference running statistics from training. Each trained network
+is evaluated with its running statistics; with statistics that are estimated again from training examples, for the same
+weights; and with statistics of test batches of 1 to 128 examples. Running statistics are updated at a reasonable rate,
 much too fast, too slowly, as a plain average, and with an unbiased variance.
 """
 
@@ -16,7 +16,7 @@ from normlab.study.problems import zoo
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 TOO_FAST, TOO_SLOW = 0.5, 0.998
-"""Momentum: weights of the old value."""
+"""Momenta, the weights of the old value."""
 
 REESTIMATED, GAP, LOGIT, FLIPPED = (
     "test error by re-estimated statistics",
@@ -50,22 +50,22 @@ def _assess(model: Any, outputs: Any) -> dict[str, Any]:
 
 _BY_BATCH = study.Series(
     name="by_batch",
-    title="Error by the statistics of the test batch",
+    title="Error with statistics of the test batch",
     x_label="examples in the test batch",
     y_label="change of the test error (points)",
     x=SIZES,
     log_x=True,
     at_end=True,
-    shows="Error by the statistics of test batches of so many examples, in random order, minus that of the same "
-    "examples by running statistics; exactly zero for norms that do not look across examples. A batch of one has "
-    "nothing to average over in a dense layer.",
+    shows="Error with statistics of test batches of the given size, in random order, minus the error of the same "
+    "examples with running statistics; exactly zero for norms within an example. In a dense layer, a batch of one has "
+    "nothing to average over.",
 )
 _TIERS = study.tiers(problems=("mlp", "conv"))
 
 comparison = study.Comparison(
     name="inference_gap",
-    title="Test error as deployed, and what of it is due to running statistics",
-    question="What does a norm lose between training and inference?",
+    title="Test error as deployed, and the part due to running statistics",
+    question="How much does a norm lose between training and inference?",
     problems=zoo.problems(
         "mlp",
         "conv",
@@ -96,11 +96,11 @@ comparison = study.Comparison(
         ),
     },
     fixed=(
-        "As deployed: running statistics with a time constant of one epoch of examples; `momentum` names others, the "
-        f"weight of the old value: {TOO_FAST} remembers two updates and {TOO_SLOW} five hundred, `None` is the plain "
-        "average of all batches. Training does not see them; learning rates are tuned for each.",
-        "Re-estimated statistics: from up to 4,096 training examples in batches as large as in training, weights as "
-        "they are (PreciseBN). Of test examples up to 2,048 are evaluated batch by batch.",
+        "As deployed: running statistics with a time constant of one epoch of examples, or with the given `momentum`, "
+        f"the weight of the old value: {TOO_FAST} remembers two updates and {TOO_SLOW} five hundred, `None` is the "
+        "plain average of all batches. Running statistics do not affect training; learning rates are tuned for each.",
+        "Re-estimated statistics: from up to 4,096 training examples in batches as large as in training, with the same "
+        "weights (PreciseBN). Up to 2,048 test examples are evaluated in batches.",
         *zoo.FIXED,
     ),
 )

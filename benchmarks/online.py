@@ -1,11 +1,11 @@
-"""Which norm on a stream that drifts, where examples arrive one at a time?
+"""Which norm for a drifting stream, if examples arrive one at a time?
 
     normlab run online
     normlab run online --problems file --stream PATH
 
-Each example is predicted, then learned from, once. Beside the error: what a drift does to it and for how long, what is
-forgotten of earlier tasks, how far running statistics are from the true ones; and what needs no network at all: the
-majority class, the class before, river's logistic regression and its Hoeffding adaptive tree.
+Each example is first predicted, then learned from, once. Besides the error, the report shows the size and duration of
+the effect of a drift, forgetting of earlier tasks, the distance of running statistics from the true ones, and baselines
+without a network: the majority class, the previous class, river's logistic regression and its Hoeffding adaptive tree.
 """
 
 from dataclasses import replace
@@ -25,7 +25,7 @@ from normlab.study.streams.tasks import permuted_digits, split_digits
 HIDDEN = (64, 64)
 LENGTH = 10_000
 LATE = 200
-"""Examples by which labels come late."""
+"""Number of examples by which labels are delayed."""
 
 
 def _mlp(norm: Norm, outputs: int) -> Any:
@@ -62,35 +62,33 @@ _OPTIONS = (
         name="stream",
         kind=study.FILE,
         metavar="PATH",
-        help="stream for the problem `file`: .csv with names of columns, or .npz with `inputs` and `labels`",
+        help="stream for the problem `file`: .csv with column names, or .npz with `inputs` and `labels`",
     ),
-    study.Option(name="label", kind=study.TEXT, metavar="COLUMN", help="of the labels in it (default: the last one)"),
+    study.Option(name="label", kind=study.TEXT, metavar="COLUMN", help="column of the labels (default: the last one)"),
     study.Option(
-        name="drop", kind=study.TEXT, metavar="COLUMN", many=True, help="leave columns of it out, whatever is in them"
+        name="drop", kind=study.TEXT, metavar="COLUMN", many=True, help="ignore columns, whatever they contain"
     ),
     study.Option(
         name="header",
         kind=study.YES_NO,
-        help="whether its first line has names of columns, which are counted from 1 otherwise (default: it has)",
+        help="whether the first line contains the column names; otherwise columns are counted from 1 (default: yes)",
     ),
     study.Option(
         name="delimiter",
         kind=study.Kind(f"one of {', '.join(DELIMITERS)}", _delimiter),
         metavar="CHARACTER",
-        help="between its values: `,` (the default), `;`, `|` or `tab`",
+        help="delimiter of values: `,` (the default), `;`, `|` or `tab`",
     ),
     study.Option(
         name="classes",
         kind=study.TEXT,
         metavar="NAME",
         many=True,
-        help="all labels that there can be in it (default: those that there are)",
+        help="all possible labels (default: the labels in the file)",
     ),
+    study.Option(name="drifts", kind=study.WHOLE, metavar="N", many=True, help="number of examples before each drift"),
     study.Option(
-        name="drifts", kind=study.WHOLE, metavar="N", many=True, help="how many examples come before each drift in it"
-    ),
-    study.Option(
-        name="skip_nonfinite", kind=study.YES_NO, help="leave out examples with NaN, infinity or nothing in them"
+        name="skip_nonfinite", kind=study.YES_NO, help="leave out examples with a missing, NaN or infinite value"
     ),
 )
 
@@ -107,13 +105,11 @@ _TIERS = study.tiers(
 comparison = study.Comparison(
     name="online",
     title="Error on streams against how examples arrive",
-    question="Which norm on a stream that drifts, where examples arrive one at a time?",
+    question="Which norm for a drifting stream, if examples arrive one at a time?",
     problems=(
         _synthetic("sea", "MLP on SEA, one abrupt drift", "sea", drift="abrupt"),
         _synthetic("agrawal", "MLP on Agrawal's loans, one abrupt drift", "agrawal", drift="abrupt"),
-        _synthetic(
-            "agrawal-recurring", "MLP on Agrawal's loans, a concept that comes back", "agrawal", drift="recurring"
-        ),
+        _synthetic("agrawal-recurring", "MLP on Agrawal's loans, a recurring concept", "agrawal", drift="recurring"),
         _synthetic("hyperplane", "MLP on a rotating hyperplane", "hyperplane", drift="incremental"),
         _synthetic("rbf", "MLP on radial basis functions, a gradual drift", "rbf", drift="gradual"),
         _synthetic("led", "MLP on LED digits, one abrupt drift", "led", drift="abrupt"),
@@ -161,31 +157,31 @@ comparison = study.Comparison(
                 reference=1,
             ),
             config=lambda size: {"batch_size": size},
-            shows="What learning from one example at a time costs, and which norms can, learning rates tuned.",
-            hides="Why: with larger bursts there are also fewer updates, and each prediction is older.",
+            shows="The cost of learning from one example at a time, and the norms that can, with tuned learning rates.",
+            hides="The cause: larger bursts also mean fewer updates and older predictions.",
         ),
         study.Curve(
             name="memory",
-            title="How long running statistics remember, one example at a time",
+            title="Memory of running statistics, one example at a time",
             factor=study.Factor(
                 name="memory", label="memory (examples)", flag="--memories", values=(20, MEMORY, 2000), reference=MEMORY
             ),
             config=lambda memory: {"batch_size": 1},
             norm_options=lambda norm, memory: averages(norm, int(memory), 1),
-            shows="Noise against lag: short memories are noisy, long ones are behind where the stream drifts.",
-            hides="What other time constants of the norm do, such as that of online norm's backward pass.",
+            shows="Noise against lag: short memories are noisy, long ones lag behind a drifting stream.",
+            hides="The effect of other time constants of a norm, such as that of online norm's backward pass.",
             advises=False,
         ),
         study.Curve(
             name="arrival",
-            title="Bursts of varying size, and labels that come late",
+            title="Bursts of varying size, and delayed labels",
             factor=study.Factor(
                 name="arrival", label="arrival", flag="--arrivals", values=("varying", "late"), log=False
             ),
             config=_arrival,
             shows="Varying: bursts of 1 to 15 examples, 8 on average. Late: one example at a time, labels known "
             f"{LATE} examples later.",
-            hides="Labels that never come.",
+            hides="Labels that never arrive.",
             advises=False,
         ),
     ),
@@ -202,28 +198,27 @@ comparison = study.Comparison(
             problems=("agrawal", "led", "permuted-digits"),
             values={"burst": (1, 32), "memory": (MEMORY, 2000), "arrival": ("varying",)},
             leaves_out=f"{_TIERS['quick'].leaves_out} Quick also leaves out five streams, bursts of 8, the shortest "
-            "memory and labels that come late.",
+            "memory and delayed labels.",
         ),
     },
     fixed=(
-        f"Streams: river's generators, {LENGTH:,} examples each, or scikit-learn's digits as sequences of tasks. A "
-        "seed is a stream: what is reported is of other streams than those on which learning rates were chosen.",
+        f"Streams: river's generators, {LENGTH:,} examples each, or scikit-learn's digits as sequences of tasks. Each "
+        "seed is a stream; learning rates are chosen on other streams than the reported ones.",
         "For a single real stream (phishing, weather, outdoor, file) seeds are initial weights, learning rates are "
-        f"chosen on its first {PREFIX:.0%}, which is not reported on, and intervals say nothing of other streams.",
-        "Inputs: each feature is standardized by the mean and standard deviation of what has been seen, for networks "
+        f"chosen on its first {PREFIX:.0%}, which is not reported, and intervals do not extend to other streams.",
+        "Inputs: each feature is standardized by the mean and standard deviation of the examples so far, for networks "
         "and river's models alike; pixels are divided by 16.",
         f"Model: dense layers of {' and '.join(map(str, HIDDEN))} units, each with norm and ReLU, and a dense layer to "
-        "the classes; one update a burst by plain SGD at a constant learning rate; no weight decay.",
+        "the classes; one update for each burst by plain SGD at a constant learning rate; no weight decay.",
         f"Running statistics, and the long memory of streaming norm, remember {MEMORY} examples; `momentum=0.7`, about "
-        "3, is what was published for it. Predictions use them as they are before the burst. Batch renorm by running "
-        "statistics is not here: it is batch norm by running statistics, but for the last digits.",
-        f"Levels before a drift are errors over {100 * SETTLED // PARTS} % of the stream. Recovered: with the first "
-        f"{100 // PARTS} % whose error, and the error from there to the next drift, are within {RECOVERED_WITHIN:.0%} "
-        "of that level; where there are none, all examples until the next drift are counted. Additional errors: those "
-        "until then beyond the level before. Of abrupt drifts only.",
-        "Baselines have river's own defaults, which nobody tuned, and learn from one example at a time at every size "
-        "of burst.",
-        "Digits: all seeds divide and order the same 1,797, those of tuning, too.",
-        "Times of a step have their share of the measurements along the stream.",
+        "3 examples, is the published value. Predictions use running statistics from before the burst. Batch renorm "
+        "with running statistics is not included, because it equals batch norm with running statistics up to rounding.",
+        f"The level before a drift is the error over {100 * SETTLED // PARTS} % of the stream. Recovery is at the "
+        f"first {100 // PARTS} % whose error, and the error from there to the next drift, are within "
+        f"{RECOVERED_WITHIN:.0%} of this level; without recovery, all examples until the next drift are counted. "
+        "Additional errors are the errors until recovery beyond the level before. Only abrupt drifts are measured.",
+        "Baselines use river's defaults without tuning, and learn from one example at a time at every burst size.",
+        "Digits: all seeds, including those of tuning, divide and order the same 1,797 examples.",
+        "Step times include their share of the measurements along the stream.",
     ),
 )

@@ -3,13 +3,13 @@
     normlab run recurrent
     normlab run recurrent --problems text --text PATH
 
-Digits that an LSTM reads row by row or pixel by pixel, in order and under a fixed permutation; the adding problem with
-sequences of different lengths; text. Beside the error: where gradients go along a sequence, what batch norm's
-statistics are at each step, what happens in sequences longer than in training, and whether examples that are evaluated
-alone give what they give in a batch.
+An LSTM reads digits row by row or pixel by pixel, in order and under a fixed permutation; sequences of different
+lengths of the adding problem; and text. Besides the error, the report shows gradients along a sequence, the statistics
+of batch norm at each step, errors on sequences longer than in training, and whether examples give the same outputs
+alone and in a batch.
 
-Rows with `epsilon=1e-05` are the norms as published. From a zero state, with inputs that are zero, gradients then grow
-at each step; the defaults of the cells keep them from it.
+Rows with `epsilon=1e-05` are the norms as published. From a zero state with zero inputs, their gradients grow at each
+step; the defaults of the cells prevent this.
 """
 
 import math
@@ -24,7 +24,7 @@ from normlab.study.data.dataset import TEST, TRAIN, VALIDATION
 
 BATCH, WIDTH, TEXT_WIDTH = 64, 32, 64
 LONGER = (8, 9, 10, 12, 16)
-"""Steps of the longest sequences, in eighths of those in training."""
+"""Lengths of evaluated sequences, in eighths of the length in training."""
 
 NAMES = {
     "blank": study.Metric(name="one by one, others blank: largest change of outputs", percent=False),
@@ -41,7 +41,7 @@ def _net(norm: Norm, depth: int, **fields: Any) -> Any:
 def _adam(schedule: Any) -> Any:
     import optax
 
-    return optax.flatten(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule)))  # as one: compiles faster
+    return optax.flatten(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule)))  # flat: compiles faster
 
 
 def _series(steps: int, error: study.Series) -> tuple[study.Series, ...]:
@@ -55,21 +55,20 @@ def _series(steps: int, error: study.Series) -> tuple[study.Series, ...]:
             log=True,
             during=True,
             shows="Norm over batch and features of the gradient of the loss with respect to the first cell's hidden "
-            "state at each step, on the first batch, as in training: whether the loss at the end is felt at the start.",
+            "state at each step, on the first batch, as in training: whether the loss at the end reaches the start.",
             **along,
         ),
         study.Series(
             name="parameter_gradient",
             title="Gradient of all parameters",
-            shows="On the first batch as in training, from noise, before it is clipped.",
+            shows="On the first batch, as in training: from a noisy state, before clipping.",
             **once,
         ),
         study.Series(
             name="from_zero",
             title="Gradient of all parameters, from a zero state",
-            shows="The same where the state starts from zero. Blank pixels then leave nothing to normalize, and a norm "
-            "divides by the root of its epsilon at each step. What float32 cannot hold is drawn at its largest number, "
-            "3e38.",
+            shows="The same from a zero state. Blank pixels then have no variance, and a norm divides by the root of "
+            "its epsilon at each step. Values beyond float32 are drawn at its largest number, 3e38.",
             **once,
         ),
         study.Series(
@@ -78,14 +77,14 @@ def _series(steps: int, error: study.Series) -> tuple[study.Series, ...]:
             x_label="time step",
             y_label="root mean square",
             x=tuple(range(1, int(error.x[-1]) + 1)),
-            shows=f"Of the first cell at each step, evaluating sequences longer than the {steps} steps of training.",
+            shows=f"First cell, at each step of test sequences longer than the {steps} steps of training.",
         ),
         study.Series(
             name="statistics",
             title="Running variance of the recurrent path",
             y_label="running variance",
             log=True,
-            shows="Mean over the features of the first cell's product with its hidden state, as kept for evaluation.",
+            shows="Mean over the features of the first cell's product with its hidden state, as stored for evaluation.",
             **along,
         ),
         error,
@@ -159,7 +158,7 @@ def _digits(name: str, title: str, data: Any, steps: int) -> study.Problem:
         x_label="time steps",
         y_label="test error (%)",
         x=lengths,
-        shows=f"Blank steps follow the {steps} of training. Statistics of a step beyond are those of the last one.",
+        shows=f"Blank steps follow the {steps} of training. Steps beyond use the statistics of the last one.",
     )
     return _problem(
         name,
@@ -194,8 +193,8 @@ def _text() -> study.Problem:
         x_label="time steps, up to",
         y_label="bits per character",
         x=ends,
-        shows=f"Four windows of the test read as one; training ends at {window}. Where a text begins there is little "
-        "to go by.",
+        shows=f"Four windows of the test read as one; training ends at {window}. There is little context at the start "
+        "of a text.",
     )
     return _problem(
         "text",
@@ -227,7 +226,7 @@ def _adding(steps: int = 64) -> study.Problem:
         x_label="time steps",
         y_label="mean squared error",
         x=lengths,
-        shows=f"Other sequences, all of the given length; those of training have {steps // 2} to {steps} steps.",
+        shows=f"New sequences, all of the given length; training sequences have {steps // 2} to {steps} steps.",
     )
     return _problem(
         "adding",
@@ -249,7 +248,7 @@ _TIERS = study.tiers(learning_rates=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 comparison = study.Comparison(
     name="recurrent",
     title="Test error against the norm inside an LSTM",
-    question="Which norm inside a recurrent cell, and where does each break?",
+    question="Which norm inside a recurrent cell, and when does each fail?",
     problems=(
         _digits("rows", f"LSTM-{WIDTH}, digits row by row", sequences.rows, 8),
         _digits("pixels", f"LSTM-{WIDTH}, digits pixel by pixel", sequences.pixels, 64),
@@ -275,11 +274,11 @@ comparison = study.Comparison(
     curves=(
         study.Curve(
             name="depth",
-            title="LSTMs on top of each other",
+            title="Stacked LSTMs",
             factor=study.Factor(name="depth", label="cells", flag="--depths", values=(1, 2), log=False, reference=1),
             config=lambda depth: {"batch_size": BATCH, "depth": depth},
-            shows="What a norm inside the cell is worth, with one cell and with two, the learning rate tuned for each.",
-            hides="What it is worth in larger cells, longer training or larger batches.",
+            shows="The benefit of a norm inside the cell, with one cell and with two, each with a tuned learning rate.",
+            hides="Its benefit in larger cells, longer training or larger batches.",
         ),
     ),
     tiers={
@@ -298,16 +297,16 @@ comparison = study.Comparison(
         f"{VALIDATION} for validation and {TEST} for the test. Permuted: one permutation of the 64 pixels, NumPy's "
         f"`default_rng({sequences.PERMUTATION_SEED}).permutation(64)`.",
         "Adding: 4,096 sequences for training, 256 for validation, 512 for the test; lengths are even from half the "
-        "longest to the longest, and a sequence that has ended enters no statistic. Without learning: 1/6.",
+        "longest to the longest, and a sequence that has ended enters no statistic. Error without learning: 1/6.",
         f"Text: windows of {sequences.WINDOW} characters, each read from a fresh state; {sequences.SYMBOLS - 1} "
-        "characters are told apart, the others are one. Its parts are the same for every seed.",
+        "characters are distinguished, all others are one symbol. The split is the same for every seed.",
         f"Model: LSTMs with {WIDTH} units ({TEXT_WIDTH} for text) and a dense layer; split, initial weights and order "
         "are the same for every norm.",
         f"Training: batches of {BATCH}, Adam, gradients clipped at norm 1, cosine decay from the tuned learning rate "
-        "to zero; no weight decay. For all norms alike the state starts from noise of standard deviation 0.1, in "
-        "training only: where all sequences begin with the same pixels, batch norm's variance would be zero.",
-        "Batch norms: running statistics with a time constant of one epoch of examples, moved once an update; "
-        "one row for each step of training, of which later steps use the last.",
-        "Times of a step have their share of the measurements that are taken five times in a run.",
+        "to zero; no weight decay. For all norms the state starts from noise of standard deviation 0.1, only in "
+        "training: if all sequences begin with the same pixels, batch norm's variance would be zero.",
+        "Batch norms: running statistics with a time constant of one epoch of examples, updated once an update; "
+        "one row for each step of training; later steps use the last row.",
+        "Step times include their share of the measurements, which are taken five times in a run.",
     ),
 )

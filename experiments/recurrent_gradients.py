@@ -1,25 +1,25 @@
-"""Why does batch norm fail in recurrence, and where does it work?
+"""Why does batch norm fail in recurrence, and when does it work?
 
-An LSTM reads the pixels of handwritten digits one by one, in a fixed random order; sequences longer than 64 steps begin
-again. Norms differ in what their statistics are of:
+An LSTM reads the pixels of handwritten digits one by one, in a fixed random order; sequences longer than 64 steps start
+over. The arms differ in the set over which statistics are taken:
 
-- `vertical`: the input path alone, batch and time steps together (`batch_input`).
-- `per step`: all paths, the batch at each time step by itself (`batch_step`).
-- `shared`: all paths, one statistic for all time steps, as the running ones of a batch norm layer ("horizontal"). In
-  training it is the same net as `per step`, so it is that net with its statistics swapped: weights are paired.
+- `vertical`: only the input path, over batch and time steps together (`batch_input`).
+- `per step`: all paths, over the batch, separately at each time step (`batch_step`).
+- `shared`: all paths, one statistic for all time steps, like the running ones of a batch norm layer ("horizontal"). In
+  training it is the same network as `per step`, so it is that network with other statistics: weights are paired.
 - `plain` (no norm) and `layer` (layer norm), for reference.
 
-Measured at every time step, with noise on the initial state as in training: the norm of the gradient of the loss with
-respect to the hidden state, the root mean square of the hidden state, and the standard deviation over the batch of
-what enters the recurrent norm. At initialization over sequence lengths and initial scales; after a short training
-(Adam, gradients clipped at norm 1) over initial scales, with the error on test examples. Where scales vary, nothing
-else does: batch norms on the recurrent path have the published epsilon, 1e-5, and layer norm that of its default
-scale. Last, the trap of layer norm: zero inputs from a zero state have no variance, so that the gradient grows by up
-to 1 / sqrt(epsilon) a step.
+At every time step, with noise on the initial state as in training, the script measures the norm of the gradient of the
+loss with respect to the hidden state, the root mean square of the hidden state, and the standard deviation over the
+batch of the input of the recurrent norm: at initialization for several sequence lengths and initial scales; after a
+short training (Adam, gradients clipped at norm 1) for several initial scales, with the error on test examples. Only the
+scales vary: batch norms on the recurrent path have the published epsilon, 1e-5, and layer norm the epsilon of its
+default scale. The last measurement is the trap of layer norm: zero inputs from a zero state have no variance, so the
+gradient grows by up to 1 / sqrt(epsilon) at each step.
 
     python experiments/recurrent_gradients.py                        # five seeds
-    python experiments/recurrent_gradients.py --output FOLDER        # writes figures (SVG, PNG) and what was seen
-    python experiments/recurrent_gradients.py --quick                # two seeds, shorter; to see that it runs
+    python experiments/recurrent_gradients.py --output FOLDER        # writes figures (SVG, PNG) and the findings
+    python experiments/recurrent_gradients.py --quick                # two seeds, shorter; a smoke test
 """
 
 import argparse
@@ -53,10 +53,10 @@ from normlab.study.report.figures import MARKERS, PALETTE, STYLES, to_svg
 
 HIDDEN, BATCH, CLASSES, PIXELS = 32, 64, 10, 64
 NOISE, LEARNING_RATE = 0.1, 0.01
-"""Standard deviation of the initial state in training; Adam's rate."""
+"""Standard deviation of the initial state in training; learning rate of Adam."""
 
 SMALL, LARGE = 0.1, 1.0
-"""Initial scales that are compared."""
+"""Initial scales that the findings compare."""
 
 ARMS: tuple[str, ...] = ("plain", "layer", "vertical", "per step", "shared")
 PLAIN, LAYER, VERTICAL, PER_STEP, SHARED = ARMS
@@ -68,14 +68,14 @@ NORMS: dict[str, str] = {
     SHARED: "batch_shared:momentum={m},epsilon=1e-5",
 }
 TRAP = ("layer", "layer:initial_scale=1.0,epsilon=1e-5")
-"""Layer norm by its defaults in a cell, and as in a feed-forward net."""
+"""Layer norm with its defaults in a cell, and as in a feed-forward network."""
 
 QUANTITIES = {
     "gradient": "gradient norm of the state",
     "activation": "RMS of the state",
     "spread": "sd over the batch, recurrent path",
 }
-"""Of a `Profile`, with labels."""
+"""Fields of `Profile`, with labels for figures."""
 
 Tree = Any
 Numbers = Array | np.ndarray
@@ -83,7 +83,7 @@ Numbers = Array | np.ndarray
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured."""
+    """Extent of the measurements."""
 
     seeds: int = 5
     scales: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -96,12 +96,12 @@ QUICK = Plan(seeds=2, scales=(0.1, 1.0), lengths=(16,), trained_length=16, epoch
 
 
 class Profile(NamedTuple):
-    """A net over time; arrays of [scales, seeds, time], or less by their leading axes.
+    """Measurements of a network over time; arrays [scales, seeds, time], or without leading axes.
 
     Attributes:
         gradient: Norm of the gradient of the mean loss with respect to the hidden state, over batch and features.
         activation: Root mean square of the hidden state.
-        spread: Standard deviation over the batch of what enters the recurrent norm, root mean square over features.
+        spread: Standard deviation over the batch of the input of the recurrent norm, root mean square over features.
         parameters: Norm of the gradient of all parameters; no time axis.
     """
 
@@ -112,14 +112,14 @@ class Profile(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """Nets after training, arrays of [scales, seeds, ...]."""
+    """Measurements of trained networks; arrays [scales, seeds, ...]."""
 
     profile: Profile
     error: Numbers
 
 
 class Shift(NamedTuple):
-    """How far running statistics of the recurrent path at a time step are from shared ones, [scales, seeds, time].
+    """Difference of running statistics of the recurrent path at a time step from shared ones, [scales, seeds, time].
 
     Attributes:
         mean: Distance of the means in shared standard deviations, root mean square over features.
@@ -131,7 +131,7 @@ class Shift(NamedTuple):
 
 
 class Found(NamedTuple):
-    """All that is measured: by arm, and by length where there are several; the trap by norm."""
+    """All measurements: by arm, and by length if there are several; the trap by norm."""
 
     initial: dict[tuple[str, int], Profile]
     trained: dict[str, Trained]
@@ -140,7 +140,7 @@ class Found(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """What a seed decides: the key of its net, and the examples it trains on and is tested on."""
+    """Random choices of a seed: the key of its network, and its examples for training and test."""
 
     key: Array
     train: Array
@@ -159,7 +159,7 @@ def draws(plan: Plan) -> Draw:
 
 
 class Net(nn.Module):
-    """An LSTM that reads sequences, and a linear layer on its last state."""
+    """LSTM that reads sequences, and a linear layer on its last state."""
 
     norm: str
     train: bool = True
@@ -177,7 +177,7 @@ class Net(nn.Module):
 
 
 def norm_of(arm: str, steps: int, momentum: float = 0.0) -> str:
-    """Name the norm of an arm for sequences of `steps`; without momentum, running statistics are those of a batch."""
+    """Return the norm of an arm for sequences of `steps`; at momentum 0, running statistics are those of the batch."""
     return NORMS[arm].format(t=steps, m=momentum)
 
 
@@ -188,13 +188,13 @@ def sequences(steps: int) -> np.ndarray:
 
 
 def new_nets(plan: Plan) -> Tree:
-    """Return the parameters of new nets with all norms, by seed; kernels depend on nothing else."""
+    """Return the parameters of new networks with all norms, by seed; kernels depend only on the seed."""
     keys = draws(plan).key
     return jax.jit(jax.vmap(lambda key: Net("layer").init(key, jnp.zeros((2, 1, 1)), key)["params"]))(keys)
 
 
 def with_norm(params: Tree, norm: str, scales: Sequence[float]) -> Tree:
-    """Return the parameters of nets [scales * seeds] without those that a norm does not have, scales set."""
+    """Return the parameters of networks with a norm, [scales * seeds], with initial scales set."""
     kept = {f"norm_{path}" for path in get(norm).cell().paths}
     lstm = {name: leaf for name, leaf in params["lstm"].items() if not name.startswith("norm_") or name in kept}
     params = repeated({**params, "lstm": lstm}, len(scales))
@@ -217,7 +217,7 @@ def recurrent_kernel(params: Tree) -> Array:
 
 @partial(jax.jit, static_argnames=("norm", "noise", "swapped"))
 def profile(norm: str, params: Tree, draw: Draw, x: Array, noise: float = NOISE, swapped: bool = False) -> Profile:
-    """Measure nets, each on its first batch; `swapped` statistics are the running ones of this batch, as constants."""
+    """Measure networks, each on its first batch; `swapped` uses running statistics of this batch, as constants."""
     labels = jnp.asarray(digits().labels)
 
     def one(net: tuple[Tree, Draw]) -> Profile:
@@ -229,7 +229,7 @@ def profile(norm: str, params: Tree, draw: Draw, x: Array, noise: float = NOISE,
 
 
 def profile_one(norm: str, params: Tree, x: Array, labels: Array, key: Array, noise: float, swapped: bool) -> Profile:
-    """Measure a net on one batch."""
+    """Measure a network on one batch."""
     state, net = {}, Net(norm, noise=noise)
     if swapped:
         _, state = net.apply({"params": params}, x, key, mutable=["batch_stats"])
@@ -253,13 +253,13 @@ def profile_one(norm: str, params: Tree, x: Array, labels: Array, key: Array, no
 
 @partial(jax.jit, static_argnames="norm")
 def train(norm: str, params: Tree, draw: Draw, x: Array) -> Tree:
-    """Train nets; return their variables."""
+    """Train networks and return their variables."""
     labels = jnp.asarray(digits().labels)
     return jax.lax.map(lambda net: train_one(norm, net[0], net[1], x, labels), (params, draw))
 
 
 def train_one(norm: str, params: Tree, draw: Draw, x: Array, labels: Array) -> Tree:
-    """Train a net; return its variables."""
+    """Train a network and return its variables."""
     net = Net(norm)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE))
     state = {k: v for k, v in net.init(draw.key, x[:2], draw.key).items() if k != "params"}
@@ -281,13 +281,13 @@ def train_one(norm: str, params: Tree, draw: Draw, x: Array, labels: Array) -> T
 
 
 def shared(statistics: Tree) -> Tree:
-    """Return what norms with shared statistics would have kept: the average over time steps, [nets, 1, features]."""
+    """Return the running statistics of norms that share them: the average over time steps, [networks, 1, features]."""
     return jax.tree.map(lambda rows: rows.mean(1, keepdims=True), statistics)
 
 
 @partial(jax.jit, static_argnames="norm")
 def error(norm: str, variables: Tree, draw: Draw, x: Array) -> Array:
-    """Return the share of test examples that nets get wrong with running statistics, from a zero state."""
+    """Return the error of networks on test examples, with running statistics, from a zero state."""
     labels, net = jnp.asarray(digits().labels), Net(norm, train=False, noise=0.0)
 
     def one(at: tuple[Tree, Array]) -> Array:
@@ -313,7 +313,7 @@ def measure(plan: Plan) -> Found:
     inputs = {length: jnp.asarray(sequences(length)) for length in {*plan.lengths, steps}}
 
     def nets(arm: str, norm: str) -> tuple[Tree, Draw]:
-        several = scales if arm != PLAIN else scales[:1]  # all scales are one to a plain net
+        several = scales if arm != PLAIN else scales[:1]  # a network without a norm has no scale
         return with_norm(params, norm, several), repeated(draws(plan), len(several))
 
     def initial(case: tuple[str, int]) -> Profile:
@@ -356,7 +356,7 @@ def repeated(tree: Tree, times: int) -> Tree:
 
 
 def by_scale(plan: Plan, tree: Tree) -> Tree:
-    """Divide the first axis, nets, into scales and seeds; what was found at one scale is so at all."""
+    """Divide the first axis, networks, into scales and seeds; repeat measurements that have a single scale."""
 
     def divided(a: Array) -> np.ndarray:
         several = np.asarray(a).reshape(-1, plan.seeds, *a.shape[1:])
@@ -366,14 +366,14 @@ def by_scale(plan: Plan, tree: Tree) -> Tree:
 
 
 def trapped(plan: Plan, params: Tree, norm: str) -> np.ndarray:
-    """Return the gradient norm of new nets at every step of zeros, from a zero state: [seeds, time]."""
+    """Return the gradient norm of new networks at every step of zeros, from a zero state: [seeds, time]."""
     nets = with_norm(params, norm, [get(norm).cell().initial_scale])
     x = jnp.zeros((len(digits().labels), max(plan.lengths), 1))
     return np.asarray(profile(norm, nets, draws(plan), x, noise=0.0).gradient)
 
 
 class Interval(NamedTuple):
-    """A mean over seeds with its 95 % interval, which is NaN where seeds do not allow one."""
+    """Mean over seeds with its 95 % interval, which is NaN if there are too few seeds."""
 
     mean: float
     low: float
@@ -381,11 +381,11 @@ class Interval(NamedTuple):
     n: int
 
     def tells_from(self, value: float) -> bool:
-        """Whether the interval leaves out a value."""
+        """Report whether the interval excludes a value."""
         return self.low > value or self.high < value
 
     def text(self, form: str) -> str:
-        """Write it, each number by a format."""
+        """Format the mean and the interval."""
         known = not math.isnan(self.low)
         within = f"{form.format(self.low)} to {form.format(self.high)}" if known else "no interval"
         return f"{form.format(self.mean)} ({within}, n = {self.n})"
@@ -399,7 +399,7 @@ def average(values: Numbers) -> Interval:
 
 
 def ratio(a: Numbers, b: Numbers) -> Interval:
-    """Average a ratio within seeds, geometrically."""
+    """Average a ratio over seeds, geometrically."""
     with np.errstate(all="ignore"):
         logs = average(np.log(np.asarray(a, np.float64)) - np.log(np.asarray(b, np.float64)))
     mean, low, high = (math.exp(value) for value in logs[:3])
@@ -407,11 +407,11 @@ def ratio(a: Numbers, b: Numbers) -> Interval:
 
 
 def sentences(plan: Plan, found: Found) -> list[str]:
-    """Say what was seen, every number measured."""
+    """State the findings; every number is measured."""
     steps, small, large = plan.trained_length, plan.scales.index(SMALL), plan.scales.index(LARGE)
     lines = [
-        f"LSTM of {HIDDEN} units, permuted digits, batch {BATCH}, {plan.seeds} seeds, {plan.epochs} epochs where "
-        "trained; in brackets 95 % intervals over seeds."
+        f"LSTM of {HIDDEN} units, permuted digits, batch {BATCH}, {plan.seeds} seeds, {plan.epochs} epochs of "
+        "training; in brackets 95 % intervals over seeds."
     ]
     for arm in (VERTICAL, PER_STEP, SHARED, LAYER):
         gradient = found.initial[arm, steps].parameters
@@ -431,8 +431,8 @@ def sentences(plan: Plan, found: Found) -> list[str]:
     for arm in (PER_STEP, SHARED):
         spread = found.trained[arm].profile.spread[usual(plan, arm)]
         lines.append(
-            f"After training, {arm}: the standard deviation over the batch of what enters the recurrent norm is at the "
-            f"last step {ratio(spread[:, -1], spread[:, 0]).text('{:.3g}')} times that at the first."
+            f"After training, {arm}: the standard deviation over the batch of the input of the recurrent norm at the "
+            f"last step is {ratio(spread[:, -1], spread[:, 0]).text('{:.3g}')} times that at the first."
         )
     lines += [swap(found, at, scale) for at, scale in enumerate(plan.scales)]
     lines += [against(plan, found, arm) for arm in (PLAIN, LAYER, VERTICAL)]
@@ -445,28 +445,28 @@ def sentences(plan: Plan, found: Found) -> list[str]:
 
 
 def usual(plan: Plan, arm: str) -> int:
-    """Return which of the scales is the default of an arm's norm."""
+    """Return the index of the default scale of an arm's norm."""
     return plan.scales.index(get(norm_of(arm, 1)).cell().initial_scale)
 
 
 def at_scale(plan: Plan, arm: str) -> str:
-    """Name an arm with its default scale, at which it is compared with others."""
+    """Name an arm with its default scale, at which arms are compared."""
     return arm if arm == PLAIN else f"{arm} (scale {plan.scales[usual(plan, arm)]:g})"
 
 
 def points(difference: Numbers, higher: str, lower: str) -> str:
-    """Write a difference of errors in percentage points, and which way it goes."""
+    """State a difference of errors in percentage points, and its direction."""
     seen = average(100 * difference)
-    way = (higher if seen.mean > 0 else lower) if seen.tells_from(0) else "not told apart"
+    way = (higher if seen.mean > 0 else lower) if seen.tells_from(0) else "not distinguishable"
     return f"{way}, difference {seen.text('{:+.1f}')} points"
 
 
 def swap(found: Found, at: int, scale: float) -> str:
-    """Say what swapping the statistics of a trained net does, and how far apart they are."""
+    """State the effect of swapping the statistics of a trained network, and their distance."""
     own, swapped = found.trained[PER_STEP].error[at], found.trained[SHARED].error[at]
     mean, spread = found.shift.mean[at], found.shift.spread[at]
     return (
-        f"The same trained nets, scale {scale:g}, evaluated with shared statistics instead of those of each step: "
+        f"The same trained networks, scale {scale:g}, evaluated with shared statistics instead of those of each step: "
         f"error {points(swapped - own, 'higher', 'lower')}, from {average(100 * own).text('{:.1f}')} %. Means of "
         f"single steps are up to {average(mean.max(1)).text('{:.2f}')} shared standard deviations away, and their "
         f"standard deviations between {average(spread.min(1)).text('{:.2f}')} and "
@@ -475,16 +475,16 @@ def swap(found: Found, at: int, scale: float) -> str:
 
 
 def against(plan: Plan, found: Found, arm: str) -> str:
-    """Compare the error of an arm with that of statistics per step."""
+    """Compare the error of an arm with the error of statistics per step."""
     own, other = (found.trained[a].error[usual(plan, a)] for a in (PER_STEP, arm))
     return (
-        f"Trained {at_scale(plan, arm)}: error {average(100 * other).text('{:.1f}')} %; beside "
+        f"Trained {at_scale(plan, arm)}: error {average(100 * other).text('{:.1f}')} %; compared with "
         f"{at_scale(plan, PER_STEP)} it is {points(other - own, 'higher', 'lower')}."
     )
 
 
 def trap_line(norm: str, gradient: Numbers) -> str:
-    """Say how the gradient grows over steps of zeros."""
+    """State how the gradient grows over steps of zeros."""
     gradient = np.asarray(gradient)[:, ::-1]  # by distance from the last step
     finite = int(np.isfinite(gradient).all(0).argmin()) or gradient.shape[1]
     growth = ratio(gradient[:, 1], gradient[:, 0])
@@ -539,7 +539,7 @@ def draw(plan: Plan, found: Found) -> dict[str, Figure]:
 
 
 def logarithmic(axes: Axes, *, x: bool = False) -> None:
-    """Make an axis logarithmic, its ticks plain numbers."""
+    """Make an axis logarithmic, with plain numbers as ticks."""
     axis = axes.xaxis if x else axes.yaxis
     (axes.set_xscale if x else axes.set_yscale)("log")
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -547,7 +547,7 @@ def logarithmic(axes: Axes, *, x: bool = False) -> None:
 
 
 def lines(axes: Axes, places: Sequence[float], values: Mapping[str, Numbers], marked: bool = False) -> None:
-    """Draw the mean over seeds, [seeds, places], and the range of seeds; a logarithmic axis leaves out zeros."""
+    """Draw the mean and the range over seeds of arrays [seeds, places]; a logarithmic axis omits zeros."""
     for (name, seeds), colour, marker in zip(values.items(), PALETTE, MARKERS, strict=False):
         there = np.where(np.isfinite(seeds), seeds, np.nan)
         known = np.isfinite(there).all(0)
@@ -557,9 +557,9 @@ def lines(axes: Axes, places: Sequence[float], values: Mapping[str, Numbers], ma
 
 
 def main() -> None:
-    """Measure, print, and write where asked to."""
+    """Measure, print, and write files if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="folder for the figures and `seen.txt`")
+    parser.add_argument("--output", type=Path, help="folder for figures and `seen.txt`")
     parser.add_argument("--seeds", type=int, help=f"default {Plan().seeds}, or {QUICK.seeds} with --quick")
     parser.add_argument("--quick", action="store_true", help="shorter sequences, fewer seeds and scales")
     args = parser.parse_args()
@@ -576,7 +576,7 @@ def main() -> None:
 
 
 def write(folder: Path, text: str, figures: Mapping[str, Figure]) -> None:
-    """Write what was seen, and the figures as SVG and PNG."""
+    """Write the findings as text, and the figures as SVG and PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "seen.txt").write_text(text + "\n")
     for name, figure in figures.items():

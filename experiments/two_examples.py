@@ -1,12 +1,12 @@
 """Why does batch norm break when two examples share statistics?
 
-One feature of a fully connected layer, drawn from a normal distribution; batch norm in training and at inference, over
-batches of n. Printed for each n, over 100,000 batches:
+The script draws one feature of a dense layer from a normal distribution and applies batch norm as in training and at
+inference, to batches of n. For each n, it prints over 100,000 batches:
 
-- `kept`: the correlation between a value and its normalized value in training. What it loses is noise from the others.
+- `kept`: the correlation between a value and its normalized value in training. The rest is noise from other examples.
 - `at +-1`: the share of normalized values within 0.01 of 1 or -1. At n = 2 nearly all are: only the order is left.
-- `gap`: the mean distance between an example's output in training and at inference, in standard deviations.
-- `running var`: what the running variance converges to, biased as in Flax, and unbiased; the truth is 1.
+- `gap`: the mean distance between the outputs of an example in training and at inference, in standard deviations.
+- `running var`: the limit of the running variance, biased as in Flax, and unbiased; the truth is 1.
 
     python experiments/two_examples.py
 """
@@ -20,7 +20,7 @@ BATCHES = 100_000
 
 
 def study(n: int, key: jax.Array) -> dict[str, float]:
-    """Normalize `BATCHES` batches of `n` draws, by their own statistics and by the true ones."""
+    """Normalize `BATCHES` batches of `n` draws, with their own statistics and with the true ones."""
     x = jax.random.normal(key, (BATCHES, n, 1))
     training, moments = jax.vmap(batch_norm)(x)
     inference = normalize(x, jnp.zeros(1), jnp.ones(1))
@@ -41,10 +41,10 @@ def main() -> None:
         print(f"{n:>4}" + "".join(f"{value:>24.3f}" for value in row.values()))
     two, eight = rows[2], rows[8]
     print(
-        f"\nWith two examples {two['at +-1']:.0%} of the values are 1 or -1: a feature of a dense layer keeps its "
-        f"order and nothing else, {two['gap']:.2f} standard deviations from what inference sees.\nWith eight, the "
-        f"correlation with the input is {eight['kept']:.2f} and the gap {eight['gap']:.2f}. Convolutions average over "
-        "positions too, so that their n is larger than the batch."
+        f"\nWith two examples, {two['at +-1']:.0%} of the values are 1 or -1: a feature of a dense layer keeps only "
+        f"its order, {two['gap']:.2f} standard deviations from the output at inference.\nWith eight, the "
+        f"correlation with the input is {eight['kept']:.2f} and the gap {eight['gap']:.2f}. Convolutions also average "
+        "over positions, so their n is larger than the batch."
     )
 
 

@@ -1,15 +1,15 @@
-"""Does batch norm spread over two processes learn what it learns in one?
+"""Does batch norm in two processes learn the same as in one?
 
-A small network with batch norm or batch renorm learns the handwritten digits, 64 a step: on one device; on eight
-devices of one process; and in two processes of four devices each, every process loading its half of each batch. With
-`jax.jit` on a sharded batch statistics are of the whole batch by themselves; with `jax.shard_map`, `axis_name` makes
-them so. Printed are the largest differences of parameters and of running statistics from those of one device, and the
-seconds, compiling included. Exits with 1 if there is more than rounding.
+A small network with batch norm or batch renorm learns the handwritten digits, 64 in each step: on one device; on eight
+devices of one process; and in two processes of four devices each, each of which loads its half of each batch. With
+`jax.jit` on a sharded batch, statistics are over the whole batch by default; with `jax.shard_map`, `axis_name` has this
+effect. The script prints the largest differences of parameters and of running statistics from one device, and the time
+in seconds, including compilation. The exit code is 1 if differences exceed rounding.
 
     python experiments/two_processes.py
 
-starts both processes here, on virtual devices. On two machines, set NORMLAB_GROUP_SECRET to the same text and give
-each a command such as
+starts both processes on this machine, on virtual devices. On two machines, set NORMLAB_GROUP_SECRET to the same text
+and run a command such as this on each:
 
     python experiments/two_processes.py --coordinator HOST:PORT --process 1/2
 """
@@ -43,7 +43,7 @@ from normlab.study.executors.process_group import Member, join
 BATCH, STEPS, LEARNING_RATE = 64, 20, 0.1
 NORMS, WAYS = (BatchNorm, BatchRenorm), ("jit", "shard_map")
 ROUNDING = 1e-5
-"""Sums over devices round in another order, 1e-7 of a value at each step, and training hands that on."""
+"""Sums over devices round in another order, by 1e-7 of a value at each step, and training accumulates this."""
 
 
 class Net(nn.Module):
@@ -54,14 +54,14 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Logits, in training."""
+        """Return logits, in training."""
         x = nn.Dense(32)(images.reshape(len(images), -1))
         x = self.norm(use_running_average=False, axis_name=self.axis_name)(x)
         return nn.Dense(10)(nn.relu(x))
 
 
 def update(net: Net, variables: Any, images: jax.Array, labels: jax.Array) -> Any:
-    """One step; inside `shard_map` on the examples of one device, else on all."""
+    """Take one step; inside `shard_map` on the examples of one device, else on all."""
 
     def loss(params: Any) -> tuple[jax.Array, Any]:
         logits, state = net.apply({**variables, "params": params}, images, mutable=["batch_stats"])
@@ -73,7 +73,7 @@ def update(net: Net, variables: Any, images: jax.Array, labels: jax.Array) -> An
 
 
 def train(norm: type[BatchNorm], way: str, devices: Sequence[Any]) -> Any:
-    """Learn on devices, which may be those of several processes, and return the variables as NumPy arrays."""
+    """Train on devices, which may belong to several processes, and return the variables as NumPy arrays."""
     mesh = Mesh(np.array(devices), ("data",))
     everywhere, spread = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
     net = Net(norm, axis_name="data" if way == "shard_map" else None)
@@ -87,7 +87,7 @@ def train(norm: type[BatchNorm], way: str, devices: Sequence[Any]) -> Any:
 
     data = digits()
     variables = jax.device_get(net.init(jax.random.key(0), data.inputs[:2]))  # the same in every process
-    share = BATCH * len(mesh.local_devices) // mesh.size  # of each batch, this process loads so many examples
+    share = BATCH * len(mesh.local_devices) // mesh.size  # examples of each batch that this process loads
     for start in range(0, STEPS * BATCH, BATCH):
         first = start % (len(data.labels) - BATCH) + share * jax.process_index()
         images, labels = (
@@ -99,7 +99,7 @@ def train(norm: type[BatchNorm], way: str, devices: Sequence[Any]) -> Any:
 
 
 def timed(devices: Sequence[Any]) -> dict[tuple[str, str], Any]:
-    """Variables and seconds for each norm and way."""
+    """Train in each way with each norm, and return the variables and seconds."""
     results = {}
     for norm, way in itertools.product(NORMS, WAYS):
         start = time.perf_counter()
@@ -108,7 +108,7 @@ def timed(devices: Sequence[Any]) -> dict[tuple[str, str], Any]:
 
 
 def be_member(member: Member, output: Path | None) -> None:
-    """Be one of the processes."""
+    """Run one of the processes."""
     with join(member) as group:
         group.agree(devices=jax.local_device_count(), batch=BATCH, steps=STEPS)
         results = timed(jax.devices())
@@ -118,7 +118,7 @@ def be_member(member: Member, output: Path | None) -> None:
 
 
 def start_members(folder: Path) -> list[Any]:
-    """Run this file as two processes and return what each has learned."""
+    """Run this file as two processes and return the results of each."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
     command = [sys.executable, __file__, "--coordinator", coordinator, "--devices", "4"]
@@ -132,7 +132,7 @@ def start_members(folder: Path) -> list[Any]:
     ]
     try:
         if any([member.wait(timeout=600) for member in members]):
-            sys.exit(1)  # they have said why
+            sys.exit(1)  # the process has printed the reason
     finally:
         for member in members:
             member.kill()
@@ -140,12 +140,12 @@ def start_members(folder: Path) -> list[Any]:
 
 
 def largest(a: Any, b: Any) -> float:
-    """The largest difference between two trees."""
+    """Return the largest difference between two trees."""
     return max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def compare(both: Sequence[Any]) -> float:
-    """Print the table of what one process and each of two have learned, and return the largest difference."""
+    """Print the differences between one process and each of two, and return the largest."""
     one = timed(jax.devices()[:1])
     runs = {"1 device": one, "8 devices": timed(jax.devices()), "process 1 of 2": both[0], "process 2 of 2": both[1]}
     worst = 0.0
@@ -162,12 +162,12 @@ def compare(both: Sequence[Any]) -> float:
 
 
 def main() -> None:
-    """Be a member, or start two and compare."""
+    """Run a member, or start two members and compare them."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="where process 1 listens")
-    parser.add_argument("--process", metavar="i/n", help="which process this is")
-    parser.add_argument("--devices", type=int, metavar="N", help="be N virtual CPU devices")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="where to leave what is learned")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="address at which process 1 listens")
+    parser.add_argument("--process", metavar="i/n", help="number of this process")
+    parser.add_argument("--devices", type=int, metavar="N", help="use N virtual CPU devices")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="file for the results")
     given = parser.parse_args()
     if given.process is None:
         jax.config.update("jax_platforms", "cpu")

@@ -1,8 +1,8 @@
-"""Normalization layers for JAX and Flax, and the comparison that tells which one to use.
+"""Normalization layers for JAX and Flax, and comparisons that show which one to use.
 
-`normlab.functional` holds the definitions, `normlab.linen` and `normlab.nnx` the modules, `normlab.norms` the registry,
-`normlab.study` the comparisons and `normlab.river` models that learn from streams. Each is imported when first used,
-so that the command line starts quickly.
+`normlab.functional` contains the definitions, `normlab.linen` and `normlab.nnx` the modules, `normlab.norms` the
+registry, `normlab.study` the comparisons and `normlab.river` models that learn from streams. Each is imported on first
+use, so that the command line starts quickly.
 """
 
 import importlib
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("functional", "linen", "nnx", "norms", "river", "study")
+__all__ = ["functional", "linen", "nnx", "norms", "river", "study"]
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in _SUBMODULES:
+    if name in __all__:
         return importlib.import_module(f"normlab.{name}")
     raise AttributeError(f"module 'normlab' has no attribute {name!r}")

@@ -1,30 +1,32 @@
-"""What a user got wrong, or the machine refused, in one sentence."""
+"""Errors whose message is one sentence: bad input, and faults of the machine."""
 
 import difflib
 from collections.abc import Iterable
 
+__all__ = ["BadInput", "Fault", "StatisticsError", "Unfinished"]
+
 
 class BadInput(ValueError):
-    """The message is one line for the terminal: what was expected, what came, the remedy."""
+    """Error of the user. The message is one line: what was expected, what was passed, what to do."""
 
 
 class Fault(RuntimeError):
-    """Something outside of the program broke: the message is one line that says what is kept and how to go on."""
+    """Failure outside the program. The message is one line that says what was saved and how to resume."""
 
 
 class Unfinished(Fault):
-    """Time was over before the last run."""
+    """The time budget ended before the last run."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A question to put behind "unknown": the known name that looks most like `name`, or all of them."""
+    """Return a sentence to follow "unknown": a question with the most similar known name, or all known names."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"Did you mean `{close[0]}`?" if close else f"Known: {', '.join(known) or 'none'}."
 
 
 def one_line(error: BaseException, limit: int = 300, *, kind: bool = True) -> str:
-    """The first line of an error's message, with its type unless that is not wanted or it is a `ValueError`."""
+    """Return the first line of an error's message, after its type unless `kind` is false or it is a `ValueError`."""
     lines = str(error).strip().splitlines() or [""]
     prefix = f"{type(error).__name__}: " if kind and not isinstance(error, ValueError) else ""
     text = f"{prefix}{lines[0].strip()}"
@@ -32,4 +34,4 @@ def one_line(error: BaseException, limit: int = 300, *, kind: bool = True) -> st
 
 
 class StatisticsError(ValueError):
-    """Raised at trace time where there is nothing to take statistics over, so that the output would be constant."""
+    """Error at trace time if a statistic is over a single element, so that the output would be constant."""

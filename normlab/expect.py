@@ -1,4 +1,7 @@
-"""Checks of given values, each ending in one line: what was expected, what came, what to do. Imports nothing heavy."""
+"""Check values and refuse them in one line: what was expected, what was passed, what to do.
+
+The module imports nothing heavy.
+"""
 
 import inspect
 import math
@@ -9,39 +12,41 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, SupportsFloat, SupportsIndex, TypeVar
 
 from normlab.errors import BadInput
 
+Value = TypeVar("Value")
+
 _SHOWN = 80
-"""Characters of a value in a message."""
+"""Most characters of a value in a message."""
 
 _NAME = re.compile(r"\w([\w.+ -]*[\w.+-])?")
 
 
 @dataclass(frozen=True)
-class Kind:
+class Kind(Generic[Value]):
     """A kind of value.
 
     Attributes:
-        words: Follows "Expected ... to be".
-        convert: Gives the value as it is used; raises `ValueError` or `TypeError` for others.
+        words: Phrase after "Expected ... to be".
+        convert: Converts a value; raises `ValueError` or `TypeError` for a value of another kind.
         remedy: A sentence that says what to write instead.
     """
 
     words: str
-    convert: Callable[[Any], Any]
+    convert: Callable[[Any], Value]
     remedy: str = ""
 
-    def of(self, where: str, value: Any) -> Any:
+    def of(self, where: str, value: object) -> Value:
         """Convert a value.
 
         Args:
             where: Place of the value, for the message.
-            value: Given.
+            value: The value.
 
         Raises:
-            BadInput: If it is of another kind.
+            BadInput: If the value is of another kind.
         """
         try:
             return self.convert(value)
@@ -55,8 +60,8 @@ def refusal(expected: str, value: object, remedy: str = "") -> BadInput:
     """Make the error for a value.
 
     Args:
-        expected: Follows "Expected".
-        value: Came instead.
+        expected: Phrase after "Expected".
+        value: The value that was passed.
         remedy: A sentence that says what to do.
     """
     return BadInput(f"Expected {expected}, got {shown(value)}.{f' {remedy}' if remedy else ''}")
@@ -86,24 +91,24 @@ def shown(value: object) -> str:
 
 
 @dataclass(frozen=True)
-class Several:
-    """A tuple of values of a kind, each there once, out of any iterable but text and mappings.
+class Several(Generic[Value]):
+    """A tuple of distinct values of a kind, from any iterable but text and mappings.
 
     Attributes:
         kind: Kind of each value.
-        empty: Whether there may be none.
-        remedy: A sentence that says what to write instead of what is no list.
+        empty: Whether the tuple may be empty.
+        remedy: A sentence that says what to write instead of a value that is no list.
     """
 
-    kind: Kind
+    kind: Kind[Value]
     empty: bool = False
     remedy: str = "Write a list, also of a single one."
 
-    def of(self, where: str, value: Any) -> tuple[Any, ...]:
+    def of(self, where: str, value: object) -> tuple[Value, ...]:
         """Convert a list; see `Kind.of`.
 
         Raises:
-            BadInput: If it is no list, or an empty one, or holds something of another kind or twice.
+            BadInput: If the value is no list, is empty, or contains a value of another kind or a value twice.
         """
         if isinstance(value, str | bytes | Mapping | type) or not isinstance(value, Iterable) or is_scalar(value):
             raise refusal(f"{where} to be a list, each {self.kind.words}", value, self.remedy)
@@ -114,14 +119,14 @@ class Several:
         return items
 
 
-Check = Kind | Several
+Check = Kind[Any] | Several[Any]
 
 
 def check_distinct(where: str, items: Sequence[object]) -> None:
-    """Refuse values that are there twice.
+    """Refuse duplicates.
 
     Raises:
-        BadInput: If one is.
+        BadInput: If a value occurs twice.
     """
     for i, item in enumerate(items):
         if item in items[:i]:
@@ -133,7 +138,7 @@ _RECORDED: ContextVar[bool] = ContextVar("recorded", default=False)
 
 @contextmanager
 def recorded() -> Iterator[None]:
-    """Take fields as they are: a folder's are checked by its schema, and name what only its own code has registered."""
+    """Accept fields unchecked: a schema has checked those of a folder, and only the folder's code knows some norms."""
     token = _RECORDED.set(True)
     try:
         yield
@@ -142,7 +147,7 @@ def recorded() -> Iterator[None]:
 
 
 def check_fields(owner: object, **kinds: Check) -> None:
-    """Check fields of a frozen dataclass that is being made, and keep them converted.
+    """Check fields of a frozen dataclass that is being initialized, and store the converted values.
 
     Args:
         owner: The dataclass.
@@ -158,42 +163,44 @@ def check_fields(owner: object, **kinds: Check) -> None:
         object.__setattr__(owner, name, value)
 
 
-def checked(owner: str, given: Mapping[str, Any], kinds: Mapping[str, Check]) -> dict[str, Any]:
+def checked(owner: str, given: Mapping[str, object], kinds: Mapping[str, Check]) -> dict[str, Any]:
     """Convert arguments by name.
 
     Args:
-        owner: Name of the class or function that takes them, for messages.
+        owner: Name of the class or function that takes the arguments, for messages.
         given: The arguments.
         kinds: Kinds of the arguments, by name.
 
     Raises:
-        BadInput: If one is of another kind.
+        BadInput: If an argument is of another kind.
     """
     return {name: kind.of(f"`{name}` of `{owner}`", given[name]) for name, kind in kinds.items()}
 
 
-def optional(kind: Kind) -> Kind:
-    """A kind, or `None`."""
+def optional(kind: Kind[Value]) -> Kind[Value | None]:
+    """Return a kind that also accepts `None`."""
     return Kind(f"{kind.words}, or None", lambda value: None if value is None else kind.convert(value), kind.remedy)
 
 
-def kept(test: Callable[[Any], bool]) -> Callable[[Any], Any]:
-    """A conversion for `Kind` that keeps what passes a test, and refuses the rest."""
+def kept(test: Callable[[Value], bool]) -> Callable[[Value], Value]:
+    """Return a conversion for `Kind` that keeps values that pass a test, and refuses others."""
     return lambda value: value if test(value) else _refuse(value)
 
 
-def an(kind: type, remedy: str) -> Kind:
-    """An instance of a class."""
+def an(kind: type[Value], remedy: str) -> Kind[Value]:
+    """Return the kind of the instances of a class."""
     return Kind(f"a `{kind.__name__}`", kept(lambda value: isinstance(value, kind)), remedy)
 
 
-def function(words: str, remedy: str = "Write a function.", *, arguments: int | None = None) -> Kind:
-    """Something that can be called.
+def function(
+    words: str, remedy: str = "Write a function.", *, arguments: int | None = None
+) -> Kind[Callable[..., Any]]:
+    """Return the kind of values that can be called.
 
     Args:
-        words: Say of what it is a function.
+        words: Phrase that names the function and its arguments.
         remedy: A sentence that says what to write instead.
-        arguments: By position, how many it must take; not looked at unless given.
+        arguments: Number of positional arguments that the function must take; not checked unless given.
     """
     return Kind(words, kept(lambda value: _takes(value, arguments)), remedy)
 
@@ -203,7 +210,7 @@ def _takes(value: object, arguments: int | None) -> bool:
         return callable(value)
     try:
         signature = inspect.signature(value)
-    except (ValueError, TypeError):  # some of what is written in C has none
+    except (ValueError, TypeError):  # some functions written in C have none
         return True
     with suppress(TypeError):
         signature.bind(*[None] * arguments)
@@ -211,22 +218,22 @@ def _takes(value: object, arguments: int | None) -> bool:
     return False
 
 
-def whole(value: Any) -> int:
-    """A positive whole number, of Python or NumPy.
+def whole(value: SupportsIndex) -> int:
+    """Convert a positive whole number of Python or NumPy.
 
     Raises:
-        ValueError: If it is not positive.
-        TypeError: If it is no whole number.
+        ValueError: If the value is not positive.
+        TypeError: If the value is no whole number.
     """
     return _natural(value) or _refuse(value)
 
 
-def finite(value: Any) -> int | float:
-    """A finite number, of Python or NumPy; whole ones stay so.
+def finite(value: SupportsFloat) -> int | float:
+    """Convert a finite number of Python or NumPy; whole numbers become `int`.
 
     Raises:
-        ValueError: If it is not finite.
-        TypeError: If it is no number.
+        ValueError: If the value is not finite.
+        TypeError: If the value is no number.
     """
     if _is_switch(value) or not (isinstance(value, Real) or is_scalar(value)):
         raise TypeError(value)
@@ -236,41 +243,43 @@ def finite(value: Any) -> int | float:
 
 
 def is_scalar(value: object) -> bool:
-    """Tell an array without axes from other values."""
+    """Report whether a value is an array without axes."""
     return getattr(value, "shape", None) == ()
 
 
-def positive(value: Any) -> float:
-    """A positive finite number as a float.
+def positive(value: SupportsFloat) -> float:
+    """Convert a positive finite number to a float.
 
     Raises:
-        ValueError: If it is not positive or not finite.
-        TypeError: If it is no number.
+        ValueError: If the value is not positive or not finite.
+        TypeError: If the value is no number.
     """
     return float(value) if finite(value) > 0 else _refuse(value)
 
 
-def _natural(value: Any) -> int:
+def _natural(value: SupportsIndex) -> int:
     if isinstance(value, bool) or operator.index(value) < 0:
         raise ValueError(value)
     return operator.index(value)
 
 
-def _share(value: Any) -> int | float:
+def _share(value: SupportsFloat) -> int | float:
     number = finite(value)
     return number if (number >= 1 if isinstance(number, int) else 0 < number < 1) else _refuse(value)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value if isinstance(value, str) else _refuse(value)
 
 
-def _label(value: Any) -> str:
-    return value if _text(value).strip() and value.isprintable() else _refuse(value)
+def _label(value: object) -> str:
+    text = _text(value)
+    return text if text.strip() and text.isprintable() else _refuse(value)
 
 
-def _name(value: Any) -> str:
-    return value if _NAME.fullmatch(_text(value)) else _refuse(value)
+def _name(value: object) -> str:
+    text = _text(value)
+    return text if _NAME.fullmatch(text) else _refuse(value)
 
 
 def _refuse(value: object) -> NoReturn:

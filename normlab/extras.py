@@ -1,4 +1,4 @@
-"""Packages that come with an extra of this package, and the sentence for those that are missing."""
+"""Packages of the extras of this package, and the error for a missing one."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,22 +14,22 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "online": (*_STUDY, "river"),
     "cluster": ("submitit", "ray"),
 }
-"""Packages of each extra, by the names under which they are imported."""
+"""Packages of each extra, by their import names."""
 
 
 class MissingExtra(BadInput, ImportError):
-    """Packages of an extra are not installed, or cannot be imported."""
+    """Error for packages of an extra that are not installed or cannot be imported."""
 
 
 def require(extra: str, *packages: str) -> None:
-    """Make sure that packages are installed, without importing them.
+    """Check that packages are installed, without importing them.
 
     Args:
         extra: Name of the extra.
-        *packages: All of the extra's unless given.
+        *packages: Packages to check; all packages of the extra unless given.
 
     Raises:
-        MissingExtra: If one is not.
+        MissingExtra: If a package is not installed.
     """
     missing = [package for package in packages or EXTRAS[extra] if not _is_installed(package)]
     if missing:
@@ -38,10 +38,10 @@ def require(extra: str, *packages: str) -> None:
 
 @contextmanager
 def importing(extra: str) -> Iterator[None]:
-    """Import packages of an extra.
+    """Wrap imports of packages of an extra.
 
     Raises:
-        MissingExtra: If one is missing, or does not work.
+        MissingExtra: If a package is missing or fails to import.
     """
     try:
         yield
@@ -53,7 +53,7 @@ def importing(extra: str) -> Iterator[None]:
 
 
 def remedy_for(error: BaseException) -> str:
-    """A sentence with the command that installs what an import has missed; empty where no extra brings that."""
+    """Return a sentence with the command that installs a missing package, or "" if no extra contains the package."""
     package = (getattr(error, "name", None) or "").partition(".")[0] if isinstance(error, ImportError) else ""
     extra = next((extra for extra, packages in EXTRAS.items() if package in packages), "")
     return f" {_command(extra)}" if extra else ""

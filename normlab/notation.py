@@ -1,11 +1,10 @@
-"""How norms are written: `batch`, `group:num_groups=8,epsilon=1e-3`, and lists of such."""
+"""Parse the text of norms: `batch`, `group:num_groups=8,epsilon=1e-3`, and lists of them."""
 
 import ast
 import difflib
 import math
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any
 
 from normlab.schedules import Ramp
 
@@ -13,18 +12,18 @@ _WORDS = {"true": True, "false": False, "none": None, "inf": math.inf, "-inf": -
 
 
 class UnknownNorm(ValueError):
-    """Raised for a name that is not known."""
+    """Error for an unknown name."""
 
 
 def unknown(name: str, what: str, known: Iterable[str]) -> UnknownNorm:
-    """Make the error for a name that is not known, with the nearest that is."""
+    """Make the error for an unknown name, which suggests the nearest known one."""
     known = list(known)
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return UnknownNorm(f"Expected {what} among {', '.join(known)}, got {name!r}.{hint}")
 
 
-def parse(norm: str) -> tuple[str, dict[str, Any]]:
+def parse(norm: str) -> tuple[str, dict[str, object]]:
     """Return the name and the options of a norm.
 
     >>> parse("group:num_groups=8,epsilon=1e-3")
@@ -38,8 +37,8 @@ def parse(norm: str) -> tuple[str, dict[str, Any]]:
 
 
 @lru_cache(maxsize=1024)
-def _parsed(norm: str) -> tuple[str, Mapping[str, Any]]:
-    """Parse a text once; whether there is such a norm is not asked."""
+def _parsed(norm: str) -> tuple[str, Mapping[str, object]]:
+    """Parse a text once, without looking up the norm."""
     name, _, text = norm.partition(":")
     return name.strip(), _parse_options(norm, text)
 
@@ -71,8 +70,8 @@ def _split(text: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def _parse_options(norm: str, text: str) -> dict[str, Any]:
-    options = {}
+def _parse_options(norm: str, text: str) -> dict[str, object]:
+    options: dict[str, object] = {}
     for part in _split(text):
         name, equals, value = part.partition("=")
         if not equals or not name.strip().isidentifier():
@@ -83,7 +82,7 @@ def _parse_options(norm: str, text: str) -> dict[str, Any]:
     return options
 
 
-def _parse_value(text: str) -> Any:
+def _parse_value(text: str) -> object:
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     try:

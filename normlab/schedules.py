@@ -1,4 +1,4 @@
-"""A schedule that can be written down: in a registry's options, in a record, in a key."""
+"""Schedules that are plain values, for options of norms, records and keys."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 class Ramp:
     """A value that moves linearly from `start` to `stop` between two steps.
 
-    Any function of the step serves as a schedule (Optax's do); this one is a plain value, equal to its equals.
+    Any function of the step is a schedule, for example Optax's; this one is a value that compares and prints.
 
     Attributes:
         start: Value up to step `begin`.
         stop: Value from step `end` on.
-        begin: Step.
-        end: Step, after `begin`.
+        begin: Last step with value `start`.
+        end: First step with value `stop`, after `begin`.
 
     Example:
         >>> r_max = Ramp(1.0, 3.0, begin=5_000, end=40_000)
@@ -31,7 +31,7 @@ class Ramp:
     end: int
 
     def __post_init__(self) -> None:
-        """Check that the ramp goes forward."""
+        """Check that `begin` is before `end`."""
         if not 0 <= self.begin < self.end:
             raise ValueError(f"Expected 0 <= `begin` < `end`, got {self.begin} and {self.end}.")
 

@@ -1,4 +1,4 @@
-"""Shapes of real models, named once, for tests and measurements alike."""
+"""Named shapes of real models, for tests and measurements."""
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "transformer": (8192, 768),  # 16 sequences of 512 tokens, width 768

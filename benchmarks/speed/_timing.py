@@ -1,4 +1,4 @@
-"""What the measurements beside this file share: turns in shuffled rounds, ratios, and writing down what came out."""
+"""Shared parts of the measurements: turns in shuffled rounds, ratios, and writing of results."""
 
 import csv
 import dataclasses
@@ -25,14 +25,14 @@ class Ratio(NamedTuple):
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
-    """Compare two contenders round by round: what slows the machine for a while slows both."""
+    """Compare two contenders within each round, because a slowdown of the machine affects both."""
     ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
     quarter = len(ratios) // 4
     return Ratio(statistics.median(ratios), ratios[quarter], ratios[-1 - quarter])
 
 
 def interleave(contenders: Mapping[Name, Callable[[], Any]], rounds: int, warm_up: int = 2) -> dict[Name, list[float]]:
-    """Seconds of each call: all contenders once per round, in shuffled order, after `warm_up` rounds that do not count.
+    """Measure seconds of calls: all contenders once per round, in shuffled order, after `warm_up` uncounted rounds.
 
     Calls return when their work is done.
     """
@@ -46,7 +46,7 @@ def interleave(contenders: Mapping[Name, Callable[[], Any]], rounds: int, warm_u
 
 
 def turns(names: Sequence[Name], rounds: int) -> Iterator[tuple[int, Name]]:
-    """Every name once per round, in shuffled order, with the number of the round."""
+    """Yield every name once per round, in shuffled order, with the number of the round."""
     order, shuffle = list(names), random.Random(0).shuffle
     for turn in range(rounds):
         shuffle(order)
@@ -61,12 +61,12 @@ def environment(device: str) -> str:
 
 
 def load() -> str:
-    """Say how many processes wanted a core over the last minute: what a measurement had to share."""
+    """Report how many processes competed for cores over the last minute."""
     return f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
 
 
 def command_line() -> str:
-    """The command that this measurement was made with, from the root of the repository."""
+    """Return the command of this measurement, from the root of the repository."""
     return " ".join(["python -m", f"benchmarks.speed.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
 
 

@@ -1,8 +1,8 @@
-"""How fast are the norms, beside Flax's?
+"""How fast are the norms, compared with Flax's?
 
-Forward, and forward plus backward (gradients of input, scale and bias), each norm against its Flax peer, side by side
-in one process: contenders take turns in shuffled rounds, medians are quoted. Compile time is not included. On one
-device, all times are also given in units of the time of copying the input, measured in the same rounds.
+The script times each norm and its Flax peer, forward and forward plus backward (gradients of input, scale and bias), in
+one process: contenders take turns in shuffled rounds, and the table contains medians. Compile time is not included. On
+one device, times are also in units of the time to copy the input, measured in the same rounds.
 
     python -m benchmarks.speed.norms                                        # all norms, all shapes, one device
     python -m benchmarks.speed.norms --norms layer,batch --rounds 50 --shapes "transformer,64x8x8x32"
@@ -10,7 +10,7 @@ device, all times are also given in units of the time of copying the input, meas
     python -m benchmarks.speed.norms --devices 8                            # statistics across devices
 
 With `--devices`, a batch of these shapes is divided over devices. On CPU they are virtual and share the cores: their
-times tell of work and of waiting for each other, not of a network. A training step runs under `jax.shard_map`
+times include work and synchronization, but no network. A training step runs under `jax.shard_map`
 (statistics by `axis_name`), and under plain `jax.jit` with a sharded batch. Contenders:
     ours             statistics of the whole batch
     ours, local      statistics of each device's part: under `jit`, of ghost batches as large as the parts
@@ -69,11 +69,11 @@ class Call(NamedTuple):
     arguments: tuple[Any, ...]
 
     def __call__(self) -> Any:
-        """Call it, and wait for what it gives."""
+        """Call the function, and wait for its result."""
         return jax.block_until_ready(self.function(*self.arguments))
 
     def compiled(self, **options: Any) -> "Call":
-        """Compile it; options are those of `jax.jit`."""
+        """Compile the function; options are those of `jax.jit`."""
         return Call(jax.jit(self.function, **options).lower(*self.arguments).compile(), self.arguments)
 
 
@@ -103,7 +103,7 @@ class OneDevice:
 
     @property
     def within_bar(self) -> bool | None:
-        """Whether the ratio keeps the bar; `None` where there is none."""
+        """Whether the ratio keeps the bar; `None` without a bar."""
         return self.ratio <= self.BAR[self.what]
 
     def __str__(self) -> str:
@@ -145,7 +145,7 @@ class AcrossDevices:
 
     @property
     def within_bar(self) -> bool | None:
-        """Whether the ratio keeps the bar; `None` where there is none."""
+        """Whether the ratio keeps the bar; `None` without a bar."""
         return self.ratio <= self.BAR if (self.contender, self.what) == ("Flax", TRAINING) else None
 
     def __str__(self) -> str:
@@ -164,7 +164,7 @@ Row = OneDevice | AcrossDevices
 
 
 def main() -> None:
-    """Measure, print, and write where asked to."""
+    """Measure, print, and write files if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--norms", help="comma-separated; default: all with a peer")
     parser.add_argument("--shapes", default=",".join(SHAPES), help="comma-separated names, or sizes as in 64x8x8x32")
@@ -202,12 +202,12 @@ def main() -> None:
 
 
 def default(devices: int | None) -> list[str]:
-    """Names of the norms that are measured unless some are chosen."""
+    """Return the names of the norms that are measured by default."""
     return [name for name in PEERS if norms.get(name).needs_batch or not devices]
 
 
 def peered(text: str, devices: int | None) -> norms.Norm:
-    """Return a norm that Flax has, too; across devices, one whose statistics cross examples."""
+    """Return a norm that Flax also has; across devices, a norm whose statistics cross examples."""
     norm = norms.get(text)
     known = default(devices)
     if norm.name not in known:
@@ -234,7 +234,7 @@ def sizes(shape: tuple[int, ...]) -> str:
 
 
 def mesh_of(devices: int) -> Mesh:
-    """Return a mesh of devices; where the platform is CPU they are virtual."""
+    """Return a mesh of devices, which are virtual on CPU."""
     if devices < 2:
         raise ValueError(f"Expected `--devices` to be at least 2, got {devices}. Leave it out for one device.")
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -300,7 +300,7 @@ def across_devices(norm: norms.Norm, shape: tuple[int, ...], what: str, rounds: 
 
 
 def contenders(norm: norms.Norm, examples: int) -> dict[tuple[str, str], nn.Module]:
-    """Modules by the way they run and by name; `examples` are those of a device."""
+    """Return modules by the way they run and by name; `examples` is the number of examples of a device."""
     ours, flax = partial(norm.linen, train=True), partial(PEERS[norm.name], **norm.options)
     return {
         ("shard_map", "ours"): ours(axis_name=DATA),
@@ -353,7 +353,7 @@ def spread(call: Call, mesh: Mesh, way: str, contender: str) -> Call:
 
 
 def stacked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give the second output, running statistics, a leading axis along which those of devices can be joined."""
+    """Add a leading axis, over which devices are joined, to the second output, running statistics."""
 
     def wrapped(*arguments: Any) -> Any:
         y, state, *gradients = function(*arguments)
@@ -363,7 +363,7 @@ def stacked(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Collectives(NamedTuple):
-    """How many there are in a program, and the kB that each device gets from them."""
+    """Collectives of a program: their number, and the kB that each device receives."""
 
     collectives: int
     kilobytes: float

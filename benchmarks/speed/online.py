@@ -1,11 +1,11 @@
-"""How many examples per second does test-then-train take, compiled into one program and live, and beside peers?
+"""How many examples per second does test-then-train process, as one program, live, and compared with peers?
 
-A net with two hidden layers of 64 predicts each example of a stream, then learns from it, one at a time: in one
-compiled program; by the same step, compiled by itself, in a Python loop; in the live wrapper, which takes dicts. Beside
-them river's models, and the same net in deep-river, on PyTorch. All take turns in shuffled rounds of one process; a
-ratio is a contender's time for an example over that of the compiled program with the same norm, within a round. Compile
-time is not included. Before that, single calls of the live wrapper are timed, and the memory of the process is seen
-while it has no peer in it.
+A network with two hidden layers of 64 predicts each example of a stream, then learns from it, one at a time: in one
+compiled program; by the same step, compiled separately, in a Python loop; and in the live wrapper, which takes dicts.
+The peers are river's models, and the same network in deep-river, on PyTorch. All contenders take turns in shuffled
+rounds of one process; a ratio is a contender's time for an example over the time of the compiled program with the same
+norm, within a round. Compile time is not included. Before the rounds, single calls of the live wrapper are timed, and
+the memory of the process is measured while no peer is loaded.
 
     python -m benchmarks.speed.online
     python -m benchmarks.speed.online --examples 20000 --rounds 20 --norms none,online
@@ -59,7 +59,7 @@ MEMORY_AT = (1_000, 10_000)
 
 
 class Stream(NamedTuple):
-    """A scaled stream, as arrays and as river has it."""
+    """Scaled stream, as arrays and as river examples."""
 
     inputs: np.ndarray
     labels: np.ndarray
@@ -68,7 +68,7 @@ class Stream(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A contender beside the compiled pass; microseconds for an example, medians over rounds."""
+    """Contender compared with the compiled pass; microseconds for an example, medians over rounds."""
 
     contender: str
     norm: str
@@ -86,7 +86,7 @@ class Row:
 
     @property
     def within_bar(self) -> bool | None:
-        """Whether the ratio keeps the bar; `None` where there is none."""
+        """Whether the ratio keeps the bar; `None` without a bar."""
         bar = self.BARS.get(self.contender) if self.norm == PLAIN else None
         return None if bar is None else self.ratio >= bar
 
@@ -100,7 +100,7 @@ class Row:
 
 
 def main() -> None:
-    """Measure, print, and write where asked to."""
+    """Measure, print, and write files if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=10_000, help="of the compiled pass; others take a tenth")
     parser.add_argument("--rounds", type=int, default=10)
@@ -131,7 +131,7 @@ def main() -> None:
 
 
 def drawn(n: int) -> Stream:
-    """Draw Agrawal's loan stream from river, nine features scaled as they come."""
+    """Draw Agrawal's loan stream from river, with nine features scaled online."""
     scaler, pairs = preprocessing.StandardScaler(), []
     for x, y in datasets.synth.Agrawal(seed=0).take(n):
         numbers = {name: float(value) for name, value in x.items()}
@@ -169,7 +169,7 @@ def measure(stream: Stream, chosen: list[str], peers: Mapping[str, Callable[[], 
 
 
 def net(stream: Stream, norm: str) -> Network:
-    """Make the network that all but river's models have."""
+    """Make the network of all contenders but river's models."""
     return network(MLP, norms.get(norm), stream.inputs[:1], hidden=(64, 64), classes=2)
 
 
@@ -181,7 +181,7 @@ def compiled(stream: Stream, norm: str) -> Callable[[], Any]:
 
 
 def loop(stream: Stream, norm: str, n: int) -> Callable[[], Any]:
-    """Return a loop over the same step, compiled by itself; the state stays on the device and nothing is waited for."""
+    """Return a loop over the same step, compiled separately; the state stays on the device, without waiting."""
     model = net(stream, norm)
     does = Pass(
         network=model,
@@ -228,7 +228,7 @@ def scored(model: Any, pairs: Sequence[tuple[dict[str, float], int]]) -> Callabl
 
 
 def peers_of(stream: Stream) -> tuple[dict[str, Callable[[], Any]], list[str]]:
-    """Return river's models and deep-river's, and a line for what is not there."""
+    """Return river's models and deep-river's, and a line for missing ones."""
     some = stream.pairs[: len(stream.pairs) // SHARE]
     peers = {
         "river LogisticRegression": bare(linear_model.LogisticRegression(), some),
@@ -241,10 +241,10 @@ def peers_of(stream: Stream) -> tuple[dict[str, Callable[[], Any]], list[str]]:
 
 
 def deep_river(features: int) -> Any:
-    """Return the same net in PyTorch, with as many threads as PyTorch chooses.
+    """Return the same network in PyTorch, with PyTorch's default number of threads.
 
     Raises:
-        ImportError: If it is not there, or needs another version of river.
+        ImportError: If deep-river is missing or needs another version of river.
     """
     from deep_river.classification import Classifier as DeepClassifier
     from torch import nn
@@ -272,7 +272,7 @@ def deep_river(features: int) -> Any:
 
 
 def latency(stream: Stream, norm: str) -> str:
-    """Time single calls of the live wrapper as it is by default, each until its work is done."""
+    """Time single calls of the live wrapper with default options, each until its work is done."""
     model, seconds = Classifier(norm=norm), ([], [])
 
     def timed(call: Callable[..., Any], *arguments: Any) -> float:
@@ -292,7 +292,7 @@ def latency(stream: Stream, norm: str) -> str:
 
 
 def memory(stream: Stream) -> str:
-    """Let the live wrapper learn, and see what the process has needed at most."""
+    """Let the live wrapper learn, and measure the peak memory of the process."""
     try:
         import resource
     except ImportError:
@@ -309,7 +309,7 @@ def memory(stream: Stream) -> str:
 
 
 def versions() -> str:
-    """Name the versions of what is measured beside JAX."""
+    """Name the versions of the peers."""
     found = []
     for name in ("optax", "river", "torch", "deep-river"):
         with suppress(PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""How fast are recurrent cells, plain beside Flax's and PyTorch's, and with a norm inside beside plain ones?
+"""How fast are recurrent cells: plain ones compared with Flax's and PyTorch's, cells with a norm with plain ones?
 
 Forward, and forward plus backward (gradients of inputs and of parameters, as in training: statistics of the batch,
 running statistics updated), in one process: all contenders take turns in shuffled rounds, medians and quartiles of
@@ -35,7 +35,7 @@ from normlab import norms
 
 
 class Kind(NamedTuple):
-    """A cell, by ours and its peers."""
+    """Kind of cell: ours and its peers."""
 
     ours: Callable[..., nn.RNNCellBase]
     flax: tuple[Callable[..., nn.RNNCellBase], ...]
@@ -56,7 +56,7 @@ Shape = tuple[int, int, int]
 
 
 class Contender(NamedTuple):
-    """A call that returns when its work is done, and the MiB of memory it needs meanwhile, where that is known."""
+    """Call that returns when its work is done, and its temporary memory in MiB, if known."""
 
     call: Callable[[], Any]
     mib: float | None
@@ -64,7 +64,7 @@ class Contender(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Ours beside another contender; times are medians over rounds."""
+    """Ours compared with another contender; times are medians over rounds."""
 
     cell: str
     shape: str
@@ -92,7 +92,7 @@ class Row:
 
     @property
     def within_bar(self) -> bool | None:
-        """Whether the ratio keeps the bar; `None` where there is none."""
+        """Whether the ratio keeps the bar; `None` without a bar."""
         bar = self.BARS.get((self.ours.partition(":")[0], self.other)) if self.cell == "lstm" else None
         return None if bar is None else self.ratio <= bar
 
@@ -107,7 +107,7 @@ class Row:
 
 
 def main() -> None:
-    """Measure, print, and write where asked to."""
+    """Measure, print, and write files if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cell", choices=CELLS, default="lstm")
     parser.add_argument("--norms", default=",".join(NORMS), help="comma-separated; the plain cell is always there")
@@ -150,7 +150,7 @@ def shape_of(text: str) -> Shape:
 
 
 def normalized(text: str) -> str:
-    """Check that this is a norm inside a cell, and that it is one."""
+    """Check that a norm exists and acts inside cells."""
     norm = norms.get(text)
     norm.cell()
     if norm.name == PLAIN:
@@ -159,7 +159,7 @@ def normalized(text: str) -> str:
 
 
 def measure(cell: str, shape: Shape, what: str, chosen: list[str], rounds: int) -> list[Row]:
-    """Time the plain cell beside its peers, and those with a norm beside the plain one."""
+    """Time the plain cell and its peers, and cells with a norm and the plain one."""
     peers = peers_of(cell, shape, what)
     contenders = {**peers, **{norm: ours(cell, norm, shape, what) for norm in (PLAIN, *chosen)}}
     seconds = interleave({name: contender.call for name, contender in contenders.items()}, rounds)
@@ -182,7 +182,7 @@ def measure(cell: str, shape: Shape, what: str, chosen: list[str], rounds: int) 
 
 
 def peers_of(cell: str, shape: Shape, what: str) -> dict[str, Contender]:
-    """Return Flax's cells, and PyTorch's where it is installed."""
+    """Return Flax's cells, and PyTorch's if it is installed."""
     cells = [peer(shape[-1]) for peer in CELLS[cell].flax]
     flax = {f"{FLAX} {type(peer).__name__}": linen(nn.RNN(peer), shape, what) for peer in cells}
     if not find_spec("torch"):
@@ -205,7 +205,7 @@ def linen(module: nn.Module, shape: Shape, what: str) -> Contender:
 
 def torch_call(name: str, shape: Shape, what: str) -> Contender:
     """Return the call of a layer of `torch.nn`."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads would take the cores from who comes next
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads would slow the next contender
     import torch
 
     features = shape[-1]

@@ -1,14 +1,14 @@
 """How much faster is `normlab run` with two worker processes than with one?
 
-The same comparison is run from nothing into new folders, with one worker and with two in turns, in shuffled rounds. The
-programs were compiled by a run before the first, which does not count. Wall time is that of the whole command; its
-parts are the start (until the first record is there: imports, plan, workers, the first run), the work (until the last
-one) and the report (until the command ends). `cores` is how many its processes kept busy, on average: with
-two workers much less than two means that others used the machine, too.
+The same comparison runs from scratch into new folders, with one worker and with two in turns, in shuffled rounds. An
+uncounted run before the first round compiles the programs. Wall time is for the whole command; its parts are the start
+(until the first record: imports, plan, workers, the first run), the work (until the last record) and the report (until
+the command ends). `cores` is the average number of cores that its processes kept busy: with two workers, a value well
+below two means that others also used the machine.
 
     python -m benchmarks.speed.scaling                                            # seven norms in a conv net
     python -m benchmarks.speed.scaling --output benchmarks/results/scaling-cpu    # writes .csv and .md
-    python -m benchmarks.speed.scaling --jobs 4 -- my_comparison.py --tier quick  # what `normlab run` is given
+    python -m benchmarks.speed.scaling --jobs 4 -- my_comparison.py --tier quick  # arguments of `normlab run`
 """
 
 import argparse
@@ -35,7 +35,7 @@ BAR = 0.85
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One invocation; seconds, of which `start`, `work` and `report` are the parts of `wall`."""
+    """One invocation, in seconds; `start`, `work` and `report` are the parts of `wall`."""
 
     round: int
     jobs: int
@@ -54,12 +54,14 @@ class Row:
 
 
 def main() -> None:
-    """Measure, print, and write where asked to."""
+    """Measure, print, and write files if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=2, help="worker processes, beside one")
+    parser.add_argument("--jobs", type=int, default=2, help="worker processes, compared with one")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, help="write OUTPUT.csv and OUTPUT.md")
-    parser.add_argument("arguments", nargs="*", default=WORK, help=f"of `normlab run`; default: {' '.join(WORK)}")
+    parser.add_argument(
+        "arguments", nargs="*", default=WORK, help=f"arguments of `normlab run`; default: {' '.join(WORK)}"
+    )
     args = parser.parse_args()
     for name, least in (("jobs", 2), ("rounds", 1)):
         if getattr(args, name) < least:
@@ -79,7 +81,7 @@ def main() -> None:
 
 
 def invoke(arguments: Sequence[str], jobs: int, folder: Path) -> dict[str, float]:
-    """Run the comparison into a new folder, and give the seconds of its parts; compiled programs stay in `folder`."""
+    """Run the comparison into a new folder, and return the seconds of its parts; `folder` keeps compiled programs."""
     with tempfile.TemporaryDirectory(dir=folder) as output:
         command = [sys.executable, "-m", "normlab", "run", *arguments, "--jobs", str(jobs), "--output", f"{output}/out"]
         variables = {**os.environ, "JAX_PLATFORMS": "cpu", "NORMLAB_CACHE": str(folder / "cache")}
@@ -102,13 +104,13 @@ def invoke(arguments: Sequence[str], jobs: int, folder: Path) -> dict[str, float
 
 
 def cpu_seconds() -> float:
-    """Seconds of processor time of all processes that were started from this one and have ended."""
+    """Return the processor time in seconds of all child processes that have ended."""
     times = os.times()
     return times.children_user + times.children_system
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Say how many times as fast more workers are; `!` marks less than the bar."""
+    """State the speedup by more workers; `!` marks a speedup below the bar."""
     jobs = max(row.jobs for row in rows)
     one, more = ([row for row in rows if row.jobs == n] for n in (1, jobs))
     bar = BAR * jobs

@@ -1,8 +1,8 @@
-"""How many models a minute does `normlab run` train, beside a plain Flax script and a PyTorch one?
+"""How many models a minute does `normlab run` train, compared with a plain Flax script and a PyTorch one?
 
-Same data, nets, optimizer, epochs and cores; each contender as its users would write and run it, in processes of its
-own. They take turns in shuffled rounds; a turn is as many whole trainings as take about `--turn` seconds. What is
-needed before the second update (building, compiling, warming up) is measured apart.
+All contenders have the same data, networks, optimizer, epochs and cores, and are written and run as their users would,
+in processes of their own. They take turns in shuffled rounds; a turn is as many whole trainings as take about `--turn`
+seconds. The time before the second update (building, compiling, warming up) is measured separately.
 
     python -m benchmarks.speed.throughput                          # MLP and conv net, batches of 4 and 32
     python -m benchmarks.speed.throughput --models conv --norms batch --batch-sizes 4 --rounds 3
@@ -68,7 +68,7 @@ Train = Callable[[int], float]
 
 
 class Case(NamedTuple):
-    """What is trained, on what."""
+    """Model, data and batch size of a measurement."""
 
     model: str
     norm: str
@@ -99,23 +99,23 @@ class Case(NamedTuple):
 
 @lru_cache(maxsize=1)
 def load_from(data: str, data_dir: str | None) -> Data:
-    """The data, once a process."""
+    """Load the data, once in each process."""
     return chosen(data, data_dir)
 
 
 def load(case: Case) -> Data:
-    """The data of a case."""
+    """Load the data of a case."""
     return load_from(case.data, case.data_dir)
 
 
 class Contender(NamedTuple):
-    """Who trains, and in how many processes: one with default threads, or several with one thread each."""
+    """Implementation and number of processes: one with default threads, or several with one thread each."""
 
     library: str
     processes: int
 
     def __str__(self) -> str:
-        """Name it as in the table."""
+        """Return the name in the table."""
         return self.library if self.library == "ours" or self.processes == 1 else f"{self.library} x {self.processes}"
 
 
@@ -144,7 +144,7 @@ class Row:
 
 
 def main() -> None:
-    """Measure, print, and write where asked to."""
+    """Measure, print, and write files if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=["digits"], help="as in `normlab run`")
     parser.add_argument("--data-dir", help="as in `normlab run`")
@@ -164,7 +164,7 @@ def main() -> None:
         print(*map(line, measured), sep="\n", flush=True)
         rows += measured
         if args.output:
-            write(args.output, rows, [])  # what has been measured stays, whatever comes
+            write(args.output, rows, [])  # keeps finished measurements if a later one fails
     cases = [Case(model, "batch", 32, data, args.data_dir) for data in args.data for model in args.models]
     costs = [growth(case) if case.data == "digits" else loading(case) for case in cases]
     told = [summary(rows), *costs] if rows else costs
@@ -175,7 +175,7 @@ def main() -> None:
 
 
 def contenders() -> list[Contender]:
-    """Ours, Flax, and PyTorch where it is installed."""
+    """Return ours, Flax, and PyTorch if it is installed."""
     peers = ["flax", "torch"] if importlib.util.find_spec("torch") else ["flax"]
     return [Contender("ours", 2), *[Contender(peer, processes) for peer in peers for processes in (1, 2)]]
 
@@ -198,7 +198,7 @@ def measure(case: Case, rounds: int, turn: float) -> list[Row]:
 
 
 def row(case: Case, contender: Contender, team: "Team", seconds: Sequence[float], ours: Sequence[float]) -> Row:
-    """Summarize the rounds of a contender; seconds are those of a model."""
+    """Summarize the rounds of a contender; seconds are per model."""
     ratios = [a / b for a, b in zip(seconds, ours, strict=True)]
     to_us = 1e6 / case.steps
     return Row(
@@ -227,8 +227,8 @@ class Team:
     """The processes of a contender at a case, ready to train.
 
     Attributes:
-        setup_seconds: Until the slowest of them was ready.
-        errors: Test errors of all models that were trained.
+        setup_seconds: Seconds until the slowest process was ready.
+        errors: Test errors of all trained models.
     """
 
     def __init__(self, contender: Contender, case: Case) -> None:
@@ -241,7 +241,7 @@ class Team:
         self.errors: list[float] = []
 
     def turn(self, runs: int) -> float:
-        """Let every process train `runs` models of seeds not used before; gives seconds until all have."""
+        """Let every process train `runs` models with new seeds, and return the seconds until all have."""
         first, each = len(self.errors), range(len(self._connections))
         start = time.perf_counter()
         for i in each:
@@ -252,7 +252,7 @@ class Team:
         return seconds
 
     def end(self) -> None:
-        """Let the processes end."""
+        """End the processes."""
         for connection, process in zip(self._connections, self._processes, strict=True):
             connection.send(())
             process.join()
@@ -273,7 +273,7 @@ def spawn(target: Callable[..., None], *arguments: Any) -> tuple[Any, Connection
 
 @contextmanager
 def environment(**changes: str) -> Iterator[None]:
-    """Set variables for processes started within; threads and caches of the caller's own choice are not inherited."""
+    """Set variables for child processes, which do not inherit the caller's settings of threads and caches."""
     before = dict(os.environ)
     for name in (*ONE_THREAD, "JAX_COMPILATION_CACHE_DIR"):
         os.environ.pop(name, None)
@@ -286,7 +286,7 @@ def environment(**changes: str) -> Iterator[None]:
 
 
 def work(connection: Connection, library: str, case: Case) -> None:
-    """Say how long it took to be ready, then train the models of the seeds that come, until none do."""
+    """Report the time until ready, then train models for received seeds until there are no more."""
     train, seconds = {"ours": ours, "flax": flax_loop, "torch": torch_eager}[library](case)
     connection.send(seconds)
     while seeds := connection.recv():
@@ -294,20 +294,20 @@ def work(connection: Connection, library: str, case: Case) -> None:
 
 
 def ours(case: Case) -> tuple[Train, float]:
-    """The compiled training of `normlab run`."""
+    """Return the compiled training of `normlab run`."""
     compiled = compile_ours(case)
     return lambda seed: next(compiled.train([LEARNING_RATE], [seed])).metrics["test"], compiled.seconds
 
 
 def compile_ours(case: Case) -> Any:
-    """The program, compiled."""
+    """Compile the program."""
     from normlab.study.training.compilation import compile_program
 
     return compile_program(program(case))
 
 
 def program(case: Case, data: Data | None = None) -> Any:
-    """The program of a configuration."""
+    """Return the program of a configuration."""
     from normlab import norms, study
     from normlab.models import mlp
 
@@ -318,7 +318,7 @@ def program(case: Case, data: Data | None = None) -> Any:
 
 
 def flax_loop(case: Case) -> tuple[Train, float]:
-    """A plain Flax script."""
+    """Train like a plain Flax script."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -379,7 +379,7 @@ def flax_loop(case: Case) -> tuple[Train, float]:
 
 
 def torch_eager(case: Case) -> tuple[Train, float]:
-    """A plain PyTorch script."""
+    """Train like a plain PyTorch script."""
     import torch
     from torch import nn
 
@@ -420,27 +420,27 @@ def torch_eager(case: Case) -> tuple[Train, float]:
 
 
 def batches_of(case: Case, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Examples of all batches, shape (steps, batch), and those of the test; what ours takes for a seed."""
+    """Return the examples of all batches, shape (steps, batch), and of the test, as `normlab run` draws them."""
     data = load(case)
     parts = divided(data, seed)
     return shuffled(parts["train"], case.batch_size, case.epochs, seed), parts["test"]
 
 
 def floats(case: Case) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and labels as a plain script has them: made ready for the model once."""
+    """Return inputs and labels as in a plain script: converted for the model once."""
     data = load(case)
     return data.prepared(data.inputs), data.labels
 
 
 def timed(call: Callable[[], Any]) -> float:
-    """Seconds of a call."""
+    """Return the seconds of a call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def growth(case: Case) -> str:
-    """Say how our cost grows with seeds and with learning rates, and how long a second invocation compiles."""
+    """Report how our cost grows with seeds and learning rates, and the compile time of a second invocation."""
     with (
         tempfile.TemporaryDirectory() as folder,
         environment(JAX_PLATFORMS="cpu", NORMLAB_CACHE=folder, **ONE_THREAD),
@@ -458,7 +458,7 @@ def growth(case: Case) -> str:
 
 
 def loading(case: Case) -> str:
-    """Say what data cost: until they are there, in every update, and in memory."""
+    """Report the cost of data: loading time, share of each update, and memory."""
     with environment(JAX_PLATFORMS="cpu", JAX_ENABLE_COMPILATION_CACHE="false", **ONE_THREAD):
         seconds, share, peak, size = in_process(case, of_data, None)
         _, _, of_few, few = in_process(case, of_data, case.train // 10)
@@ -471,12 +471,12 @@ def loading(case: Case) -> str:
 
 
 def of_data(connection: Connection, case: Case, train_examples: int | None) -> None:
-    """Tell the seconds to load, the share of batches in the time of training, the peak of memory, and the data's size.
+    """Send the seconds to load, the share of batches in training time, the peak memory and the data's size.
 
     Args:
-        connection: Where to.
-        case: What is trained.
-        train_examples: How many are used; `None` is all.
+        connection: Receiver.
+        case: Model and data.
+        train_examples: Number of examples; `None` is all.
     """
     import resource
 
@@ -496,7 +496,7 @@ def of_data(connection: Connection, case: Case, train_examples: int | None) -> N
         def made_of(batch: jax.Array) -> tuple[jax.Array, jax.Array]:
             return data.prepared(arrays["inputs"][batch]), arrays["labels"][batch]
 
-        # A loop's state is written each time, as a batch is that a matrix product takes.
+        # A loop writes its state at each step, like the batch of a matrix product.
         return jax.lax.scan(lambda _, batch: (made_of(batch), None), made_of(order[0]), order)[0]
 
     arguments = jax.device_put((made.init(0).order, dict(made.data)))
@@ -507,7 +507,7 @@ def of_data(connection: Connection, case: Case, train_examples: int | None) -> N
 
 
 def in_process(case: Case, target: Callable[..., None] | None = None, *arguments: Any) -> Any:
-    """Give what `costs`, or another, tells in a new process."""
+    """Run `costs` or another function in a new process and return what it sends."""
     process, connection = spawn(target or costs, case, *arguments)
     told = connection.recv()
     process.join()
@@ -515,7 +515,7 @@ def in_process(case: Case, target: Callable[..., None] | None = None, *arguments
 
 
 def costs(connection: Connection, case: Case) -> None:
-    """Tell the seconds to compile, and those of 1, 2, 4 and 8 runs: the least of three times."""
+    """Send the seconds to compile, and for 1, 2, 4 and 8 runs: the least of three times."""
     from normlab.study.training.compilation_cache import use_cache
 
     use_cache()
@@ -553,12 +553,12 @@ def line(row: Row) -> str:
 
 
 def bar(row: Row) -> float:
-    """The least acceptable ratio, 0 where nothing is asked."""
+    """Return the smallest acceptable ratio, 0 for no bar."""
     return BARS.get((row.batch_size, row.contender), 0.0) if row.model == "conv" else 0.0
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Say how many of the rows that have a bar keep it."""
+    """State how many of the rows with a bar keep it."""
     asked = [row for row in rows if bar(row)]
     kept = sum(row.ratio >= bar(row) for row in asked)
     bars = ", ".join(f"{name} at batch {size} {least:g}" for (size, name), least in BARS.items())

@@ -1,1 +1,1 @@
-"""A user's Flax model from outside: as pure functions, where its norms are, what they are given, their statistics."""
+"""Inspect a Flax model: apply it as pure functions, find its norms, capture their inputs, read their statistics."""

@@ -5,69 +5,82 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import nnx
-from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
+from flax.typing import Collection, VariableDict
+from jax import Array
+from jax.typing import ArrayLike
 
 from normlab.expect import refusal
+from normlab.introspect.compat import OVERWRITE_WITH_GRADIENT
 from normlab.introspect.signature import check_call, check_takes
 from normlab.nnx import OverwriteWithGradient
 from normlab.norms import Norm
 
+__all__ = ["Model", "Network", "network"]
+
+Model = Callable[..., nn.Module | nnx.Module]
+Parameters = TypeVar("Parameters")
+ModelState = TypeVar("ModelState")
+Outputs = TypeVar("Outputs")
+Aux = TypeVar("Aux")
+_LinenState = tuple[VariableDict, ArrayLike]
+
 
 @dataclass(frozen=True, kw_only=True)
-class Network:
-    """A model as functions of its state, which has two parts: what is trained, and the rest.
+class Network(Generic[Parameters, ModelState, Outputs]):
+    """A model as pure functions of its parameters and its model state.
 
-    The rest is what training changes by other means than an optimizer: running statistics, what norms carry from one
-    backward pass to the next, and where random numbers come from.
+    The model state is everything that training changes without an optimizer: running statistics, the values that norms
+    carry from one backward pass to the next, and the state of random number generators.
 
     Attributes:
-        init: `seed -> (parameters, rest)`.
-        train: `(parameters, rest, inputs, t, mask=None) -> (outputs, rest)`, step t of training; the mask, (batch,),
-            is True for examples that count, and the module is given it, as `mask=`, only where there is one.
-        evaluate: `(parameters, rest, inputs) -> outputs`.
-        carried: `rest -> (carried, put)`: the part whose gradient is its new value, and the rest with another one.
+        init: `seed -> (parameters, model_state)`.
+        train: `(parameters, model_state, inputs, t, mask=None) -> (outputs, model_state)`, step t of training. The
+            mask, (batch,), is True for examples that count; the module receives `mask=` only if there is one.
+        evaluate: `(parameters, model_state, inputs) -> outputs`.
+        carried: `model_state -> (carried, put)`: the part whose gradient is its new value, and a function that returns
+            the model state with another such part.
         module: The Linen module; `None` for NNX.
     """
 
-    init: Callable[[int], tuple[Any, Any]]
-    train: Callable[..., tuple[Any, Any]]
-    evaluate: Callable[[Any, Any, jax.Array], Any]
-    carried: Callable[[Any], tuple[Any, Callable[[Any], Any]]]
+    init: Callable[[int], tuple[Parameters, ModelState]]
+    train: Callable[..., tuple[Outputs, ModelState]]
+    evaluate: Callable[[Parameters, ModelState, Array], Outputs]
+    carried: Callable[[ModelState], tuple[object, Callable[[object], ModelState]]]
     module: nn.Module | None = None
 
     def gradients(
         self,
-        objective: Callable[[Any], tuple[jax.Array, Any]],
-        params: Any,
-        rest: Any,
-        inputs: jax.Array,
-        t: jax.Array,
-        mask: jax.Array | None = None,
-    ) -> tuple[tuple[jax.Array, Any], Any, Any]:
+        objective: Callable[[Outputs], tuple[Array, Aux]],
+        params: Parameters,
+        model_state: ModelState,
+        inputs: Array,
+        t: Array,
+        mask: Array | None = None,
+    ) -> tuple[tuple[Array, Aux], Parameters, ModelState]:
         """Differentiate one step of training.
 
         Args:
-            objective: `outputs -> (loss, anything else)`.
+            objective: `outputs -> (loss, auxiliary output)`.
             params: Parameters.
-            rest: What else training changes.
+            model_state: State that training changes without the optimizer.
             inputs: Examples.
             t: Number of the step.
             mask: Examples that count, (batch,); `None` is all of them.
 
         Returns:
-            `(loss, anything else)`, the gradients of the parameters, and the rest after the step: running statistics
-            after the forward pass, and what norms carry after the backward pass.
+            `(loss, auxiliary output)`, the gradients of the parameters, and the model state after the step:
+            running statistics from the forward pass and the values that norms carry from the backward pass.
         """
-        carried, put = self.carried(rest)
+        carried, put = self.carried(model_state)
 
-        def loss(params: Any, carried: Any) -> tuple[jax.Array, Any]:
+        def loss(params: Parameters, carried: object) -> tuple[Array, tuple[Aux, ModelState]]:
             outputs, after = self.train(params, put(carried), inputs, t, mask)
             value, aux = objective(outputs)
             return value, (aux, after)
@@ -76,21 +89,21 @@ class Network:
         return (value, aux), gradients, self.carried(after)[1](new)
 
 
-def network(model: Callable[..., Any], norm: Norm, inputs: np.ndarray, **fields: Any) -> Network:
-    """Make a network from a model; one that takes `rngs` is NNX.
+def network(model: Model, norm: Norm, inputs: np.ndarray, **fields: object) -> Network[Any, Any, Any]:
+    """Make a network from a model; a model that takes `rngs` is NNX.
 
-    Under one seed all parameters that are not the norm's start the same for every norm: Linen draws them by the path of
+    Under one seed all parameters except the norm's start the same for every norm: Linen draws them by the path of
     their module, and in NNX the norm draws from a stream of its own.
 
     Args:
-        model: `model(norm)` gives a Linen module, called as `module(inputs, train=...)`; `model(norm, rngs=...)` gives
-            an NNX module, called as `module(inputs)`.
-        norm: For the model.
-        inputs: A few examples.
-        **fields: For the model, too.
+        model: `model(norm)` returns a Linen module, called as `module(inputs, train=...)`; `model(norm, rngs=...)`
+            returns an NNX module, called as `module(inputs)`.
+        norm: Norm of the model.
+        inputs: A few examples, from which a Linen module is initialized.
+        **fields: Further arguments of the model.
 
     Raises:
-        ValueError: If the model is neither.
+        ValueError: If the model returns neither.
     """
     is_nnx = _is_nnx(model)
     check_takes(model, [*fields, *["rngs"] * is_nnx])
@@ -107,34 +120,37 @@ def network(model: Callable[..., Any], norm: Norm, inputs: np.ndarray, **fields:
     return _linen(module, inputs)
 
 
-def _linen(module: nn.Module, inputs: np.ndarray) -> Network:
-    def init(seed: int) -> tuple[Any, Any]:
+def _linen(module: nn.Module, inputs: np.ndarray) -> Network[Collection, _LinenState, object]:
+    def init(seed: int) -> tuple[Collection, _LinenState]:
         variables = dict(module.init(jax.random.key(seed), inputs, train=False))
         return variables.pop("params", {}), (variables, np.uint32(seed))
 
     def train(
-        params: Any, rest: Any, inputs: jax.Array, t: jax.Array, mask: jax.Array | None = None
-    ) -> tuple[Any, Any]:
-        averages, seed = rest
-        rngs = {"params": jax.random.fold_in(jax.random.key(seed), t)}  # what dropout and others fall back to
+        params: Collection, model_state: _LinenState, inputs: Array, t: Array, mask: Array | None = None
+    ) -> tuple[object, _LinenState]:
+        averages, seed = model_state
+        rngs = {"params": jax.random.fold_in(jax.random.key(seed), t)}  # default stream of dropout and others
         variables = {"params": params, **averages}
         options = {"train": True, "mutable": list(averages), "rngs": rngs, **_masked(mask)}
         outputs, averages = module.apply(variables, inputs, **options)
         return outputs, (averages, seed)
 
-    def evaluate(params: Any, rest: Any, inputs: jax.Array) -> Any:
-        return module.apply({"params": params, **rest[0]}, inputs, train=False)
+    def evaluate(params: Collection, model_state: _LinenState, inputs: Array) -> object:
+        return module.apply({"params": params, **model_state[0]}, inputs, train=False)
 
-    def carried(rest: Any) -> tuple[Any, Callable[[Any], Any]]:
-        variables, seed = rest
+    def carried(model_state: _LinenState) -> tuple[object, Callable[[object], _LinenState]]:
+        variables, seed = model_state
         if OVERWRITE_WITH_GRADIENT not in variables:
-            return {}, lambda new: rest
-        return variables[OVERWRITE_WITH_GRADIENT], lambda new: ({**variables, OVERWRITE_WITH_GRADIENT: new}, seed)
+            return {}, lambda new: model_state
+        return variables[OVERWRITE_WITH_GRADIENT], lambda new: (
+            {**variables, OVERWRITE_WITH_GRADIENT: cast(Collection, new)},
+            seed,
+        )
 
     return Network(init=init, train=train, evaluate=evaluate, carried=carried, module=module)
 
 
-def _nnx(model: Callable[..., Any], norm: Norm) -> Network:
+def _nnx(model: Model, norm: Norm) -> Network[nnx.State, nnx.State, object]:
     def make(seed: int) -> nnx.Module:
         module = model(_with_own_stream(norm, seed), rngs=nnx.Rngs(seed))
         if not isinstance(module, nnx.Module):
@@ -147,38 +163,40 @@ def _nnx(model: Callable[..., Any], norm: Norm) -> Network:
     module.eval()
     evaluating = nnx.split(module, nnx.Param, ...)[0]
 
-    def init(seed: int) -> tuple[Any, Any]:
-        _, params, rest = nnx.split(make(seed), nnx.Param, ...)
-        return params, _without_keys(rest)
+    def init(seed: int) -> tuple[nnx.State, nnx.State]:
+        _, params, model_state = nnx.split(make(seed), nnx.Param, ...)
+        return params, _without_keys(model_state)
 
-    def merged(graph: Any, params: Any, rest: Any) -> Any:
-        rest = jax.tree.map(lambda of, leaf: jax.random.wrap_key_data(leaf) if _is_key(of) else leaf, abstract, rest)
-        return nnx.merge(graph, params, rest)
+    def merged(graph: nnx.GraphDef[nnx.Module], params: nnx.State, model_state: nnx.State) -> Callable[..., object]:
+        model_state = jax.tree.map(
+            lambda of, leaf: jax.random.wrap_key_data(leaf) if _is_key(of) else leaf, abstract, model_state
+        )
+        return cast(Callable[..., object], nnx.merge(graph, params, model_state))
 
     def train(
-        params: Any, rest: Any, inputs: jax.Array, t: jax.Array, mask: jax.Array | None = None
-    ) -> tuple[Any, Any]:
-        module = merged(training, params, rest)
+        params: nnx.State, model_state: nnx.State, inputs: Array, t: Array, mask: Array | None = None
+    ) -> tuple[object, nnx.State]:
+        module = merged(training, params, model_state)
         outputs = module(inputs, **_masked(mask))
-        _, _, rest = nnx.split(module, nnx.Param, ...)
-        return outputs, _without_keys(rest)
+        _, _, model_state = nnx.split(module, nnx.Param, ...)
+        return outputs, _without_keys(model_state)
 
-    def evaluate(params: Any, rest: Any, inputs: jax.Array) -> Any:
-        return merged(evaluating, params, rest)(inputs)
+    def evaluate(params: nnx.State, model_state: nnx.State, inputs: Array) -> object:
+        return merged(evaluating, params, model_state)(inputs)
 
-    def carried(rest: Any) -> tuple[Any, Callable[[Any], Any]]:
-        part, others = nnx.split_state(rest, OverwriteWithGradient, ...)
-        return part, lambda new: nnx.merge_state(new, others)
+    def carried(model_state: nnx.State) -> tuple[object, Callable[[object], nnx.State]]:
+        part, others = nnx.split_state(model_state, OverwriteWithGradient, ...)
+        return part, lambda new: nnx.merge_state(cast(nnx.State, new), others)
 
     return Network(init=init, train=train, evaluate=evaluate, carried=carried)
 
 
-def _masked(mask: jax.Array | None) -> dict[str, jax.Array]:
-    """The mask as an argument where there is one: models that never meet one need not take it."""
+def _masked(mask: Array | None) -> dict[str, Array]:
+    """Pass a mask only if there is one: models that never see one need not take it."""
     return {} if mask is None else {"mask": mask}
 
 
-def _is_nnx(model: Callable[..., Any]) -> bool:
+def _is_nnx(model: Callable[..., object]) -> bool:
     while isinstance(model, functools.partial):
         model = model.func
     if isinstance(model, type):  # Flax's metaclass hides the arguments of NNX classes
@@ -187,17 +205,17 @@ def _is_nnx(model: Callable[..., Any]) -> bool:
 
 
 def _with_own_stream(norm: Norm, seed: int) -> Norm:
-    """The norm, drawing its parameters from a stream of its own: others must not depend on how many it draws."""
-    rngs = nnx.Rngs(jax.random.fold_in(jax.random.key(seed), 2**32 - 1))  # the model's own count from 0
+    """Return the norm with a random stream of its own: other parameters must not depend on how many it draws."""
+    rngs = nnx.Rngs(jax.random.fold_in(jax.random.key(seed), 2**32 - 1))  # the model's own streams count from 0
     make = norm.entry.nnx
     entry = dataclasses.replace(norm.entry, nnx=lambda features, _, options: make(features, rngs, options))
     return dataclasses.replace(norm, entry=entry)
 
 
-def _without_keys(rest: Any) -> Any:
-    """Random keys as the numbers behind them, which NumPy can stack."""
-    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, rest)
+def _without_keys(model_state: nnx.State) -> nnx.State:
+    """Replace random keys by the numbers behind them, which NumPy can stack."""
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, model_state)
 
 
-def _is_key(leaf: Any) -> bool:
+def _is_key(leaf: Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

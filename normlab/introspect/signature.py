@@ -1,20 +1,19 @@
-"""Check the arguments that a model takes. Imports no Flax."""
+"""Check the arguments that a model takes, without importing Flax."""
 
 import inspect
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
 
 from normlab import expect
 from normlab.errors import BadInput, one_line
 
 
 def check_call(kind: type) -> None:
-    """Refuse a Linen module that does not take `train`.
+    """Refuse a Linen module whose `__call__` does not take `train`.
 
     Raises:
-        BadInput: If it does not.
+        BadInput: If `train` is missing.
     """
     parameters = inspect.signature(kind.__call__).parameters
     if "train" not in parameters and not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
@@ -24,11 +23,11 @@ def check_call(kind: type) -> None:
         )
 
 
-def check_takes(model: Callable[..., Any], fields: Iterable[str]) -> None:
-    """Refuse a model that cannot be made with a norm and some fields.
+def check_takes(model: Callable[..., object], fields: Iterable[str]) -> None:
+    """Refuse a model that does not take a norm and some fields.
 
     Raises:
-        BadInput: If it does not take them.
+        BadInput: If the model takes other arguments.
     """
     given = dict.fromkeys(fields)
     try:
@@ -41,11 +40,11 @@ def check_takes(model: Callable[..., Any], fields: Iterable[str]) -> None:
         ) from None
 
 
-def signature_of(model: Callable[..., Any]) -> inspect.Signature:
-    """Signature of a model; Flax hides those of the constructors of NNX."""
+def signature_of(model: Callable[..., object]) -> inspect.Signature:
+    """Return the signature of a model; Flax hides those of NNX constructors."""
     if isinstance(model, type) and (nnx := sys.modules.get("flax.nnx")) and issubclass(model, nnx.Module):
         return inspect.signature(partial(model.__init__, None))
     try:
         return inspect.signature(model)
-    except ValueError:  # some of what is written in C has none
+    except ValueError:  # some functions written in C have none
         return inspect.Signature([inspect.Parameter("_", inspect.Parameter.VAR_POSITIONAL)])

@@ -1,30 +1,32 @@
-"""Running statistics in the variables of a Linen model: find and read them."""
+"""Find and read the running statistics in the variables of a Linen model."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
+from flax.typing import VariableDict
 from jax import Array
+
+__all__ = ["Path", "Statistics", "paths", "read"]
 
 Path = tuple[str, ...]
 
 
 class Statistics(NamedTuple):
-    """Running mean and variance of a norm, each of the shape of its feature axes."""
+    """Running mean and variance of a norm, each with the shape of its feature axes."""
 
     mean: Array
     var: Array
 
 
-def paths(variables: Mapping[str, Any]) -> list[Path]:
-    """Find the modules that keep a running mean, in the order of the variables."""
+def paths(variables: VariableDict) -> list[Path]:
+    """Return the paths of modules that keep a running mean, in the order of the variables."""
     return [path[:-1] for path in flatten_dict(variables.get("batch_stats", {})) if path[-1] == "mean"]
 
 
-def read(variables: Mapping[str, Any], path: Path) -> Statistics:
+def read(variables: VariableDict, path: Path) -> Statistics:
     """Read the running statistics of the module at `path`; batch renorm keeps a standard deviation."""
-    kept: Any = variables["batch_stats"]
+    kept = variables["batch_stats"]
     for name in path:
         kept = kept[name]
     return Statistics(kept["mean"], kept["var"] if "var" in kept else jnp.square(kept["std"]))

@@ -1,8 +1,9 @@
 """Convolutions that are fast on every platform, and the pooling between them.
 
-Inside `lax.scan`, where runs train, XLA:CPU takes 5 to 30 times as long for a convolution as for gathering patches and
-one matrix product, which is what `convolve` does there. Patches beyond the processor's cache cost time and are kept
-for the backward pass, so large batches go in blocks whose patches fit and are gathered again when they are needed.
+Inside `lax.scan`, in which runs train, a convolution takes XLA:CPU 5 to 30 times as long as gathering patches and
+taking one matrix product, so `convolve` does the latter there. Patches that exceed the processor's cache cost time and
+are stored for the backward pass, so large batches are processed in blocks whose patches fit and are gathered again when
+needed.
 """
 
 import jax
@@ -11,13 +12,13 @@ from flax import linen as nn
 from jax import lax
 
 _AT_ONCE = 8 * 2**20
-"""Bytes of patches up to which a batch is not cut."""
+"""Bytes of patches up to which a batch is processed whole."""
 
 _BLOCK = 2 * 2**20
-"""Bytes of a block's patches, unless one example has more."""
+"""Bytes of the patches of a block, unless a single example has more."""
 
 HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-"""He et al. (2015) by the outputs, as in their ResNet (2016): standard deviation sqrt(2 / (k^2 * features))."""
+"""He et al. (2015), fan out, as in their ResNet (2016): standard deviation sqrt(2 / (k^2 * features))."""
 
 
 class Conv(nn.Module):
@@ -65,7 +66,7 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 
 
 def _by_patches(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """See `convolve`."""
+    """Convolve by one matrix product of patches and kernel; see `convolve`."""
     size, features = kernel.shape[0], kernel.shape[-1]
 
     def product(x: jax.Array) -> jax.Array:
@@ -78,7 +79,7 @@ def _by_patches(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         return product(x)
     most = max(1, _BLOCK // bytes_each)
     blocks = next(count for count in range(-(-n // most), n + 1) if n % count == 0)
-    # A block is every so many-th example, so that examples stay where they are if devices share the batch.
+    # A block contains every `blocks`-th example, so that examples stay on their device if devices share the batch.
     apart = x.reshape(n // blocks, blocks, *x.shape[1:]).swapaxes(0, 1)
     y = lax.map(jax.checkpoint(product, prevent_cse=False), apart).swapaxes(0, 1)
     return y.reshape(n, *y.shape[2:])
@@ -103,9 +104,9 @@ def patches(x: jax.Array, size: int, stride: int) -> jax.Array:
 
 
 def halved(x: jax.Array) -> jax.Array:
-    """Take the largest of every 2 x 2 positions, of fewer at the far border of an odd number.
+    """Max-pool windows of 2 x 2 positions; windows at the far border of an odd size are smaller.
 
-    The gradient is shared by those that are equally large. XLA:CPU takes a fifth of its window reduction's time.
+    Equal maxima share the gradient. On XLA:CPU this takes a fifth of the time of a window reduction.
 
     Args:
         x: Shape (batch, height, width, channels).

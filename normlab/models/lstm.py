@@ -1,50 +1,56 @@
 """An LSTM whose cell takes a norm."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.typing import VariableDict
 from jax import Array
+from jax.typing import DTypeLike
 
 from normlab import linen as nl
+from normlab.functional import TimedCarry
 from normlab.introspect.statistics import Statistics, paths, read
 from normlab.norms import Norm
 
 NOISE = 0.1
 """Standard deviation of the initial state in training."""
 
+Carry = tuple[Array, Array] | TimedCarry
+
 
 class Trace(NamedTuple):
-    """What a network does with sequences.
+    """States and outputs of a network on a batch of sequences.
 
     Attributes:
         carries: State of each cell after the last step.
         hidden: Hidden states of each cell, shape (batch, time, features).
-        outputs: At every step, shape (batch, time, outputs).
+        outputs: Outputs at every step, shape (batch, time, outputs).
     """
 
-    carries: tuple[Any, ...]
+    carries: tuple[Carry, ...]
     hidden: tuple[Array, ...]
     outputs: Array
 
 
 class LSTMNet(nn.Module):
-    """LSTMs on top of each other, each with the norm inside, and a dense layer.
+    """Stacked LSTMs, each with the norm inside, and a dense layer.
 
-    In training the state starts from noise: where sequences begin alike (blank pixels), all states of a batch are equal
-    without it, and a batch norm divides by the root of epsilon at each such step (Cooijmans et al., 2017).
+    In training the state starts from noise. Without noise, all states of a batch are equal while its sequences are
+    (blank pixels at the start), and a batch norm divides by the root of epsilon at each of these steps (Cooijmans et
+    al., 2017).
 
     Attributes:
-        norm: Inside the cells.
-        depth: How many cells.
-        features: Of each.
-        outputs: Of the dense layer.
-        symbols: How many symbols inputs tell apart, shape (batch, time); 0 for numbers of shape (batch, time, inputs).
-        every_step: Whether there are outputs at every step, or those of the last one alone.
-        padded: Whether the last input says if the sequence goes on.
+        norm: Norm inside the cells.
+        depth: Number of cells.
+        features: Features of each cell.
+        outputs: Outputs of the dense layer.
+        symbols: Number of distinct symbols in inputs (batch, time); 0 for inputs (batch, time, features) of numbers.
+        every_step: Whether there are outputs at every step, or only at the last one.
+        padded: Whether the last input is 1 at the steps of a sequence and 0 past its end.
     """
 
     norm: Norm
@@ -62,17 +68,17 @@ class LSTMNet(nn.Module):
         *,
         train: bool,
         noise: float | Array = NOISE,
-        carries: Sequence[Any] | None = None,
+        carries: Sequence[Carry] | None = None,
         trace: bool = False,
-    ) -> Any:
+    ) -> Array | Trace:
         """Map sequences to outputs.
 
         Args:
             x: See `symbols`.
             train: Whether norms use the statistics of the batch.
             noise: Standard deviation of the initial state in training.
-            carries: State to go on from.
-            trace: Whether to give a `Trace`.
+            carries: Initial state of each cell.
+            trace: Whether to return a `Trace` instead of outputs.
         """
         lengths = lengths_of(x) if self.padded else None
         h = jax.nn.one_hot(x, self.symbols) if self.symbols else x[..., :-1] if self.padded else x
@@ -99,28 +105,28 @@ class LSTMNet(nn.Module):
         return head(h if self.every_step else last_of(h, lengths))
 
 
-def first_hidden(nudges: Array) -> dict[str, Any]:
-    """Return the collection `perturbations` that adds `nudges`, (time, batch, features), to the first cell's states."""
-    return {"rnn_0": {"hidden": nudges}}
+def first_hidden(perturbations: Array) -> dict[str, dict[str, Array]]:
+    """Return the collection `perturbations` that adds these, (time, batch, features), to the first cell's states."""
+    return {"rnn_0": {"hidden": perturbations}}
 
 
-def first_recurrent_statistics(variables: Mapping[str, Any]) -> Statistics | None:
-    """Read the running statistics of the first cell's recurrent path; `None` where its norm keeps none."""
+def first_recurrent_statistics(variables: VariableDict) -> Statistics | None:
+    """Read the running statistics of the first cell's recurrent path; `None` if its norm keeps none."""
     path = ("cell_0", "norm_h")
     return read(variables, path) if path in paths(variables) else None
 
 
-def _noisy(key: Array, shape: tuple[int, ...], dtype: Any, *, noise: float | Array) -> Array:
+def _noisy(key: Array, shape: tuple[int, ...], dtype: DTypeLike, *, noise: float | Array) -> Array:
     return noise * jax.random.normal(key, shape, dtype)
 
 
 def lengths_of(x: Array) -> Array:
-    """Return the number of steps of each sequence: its steps are marked in the last input."""
+    """Return the number of steps of each sequence, which are marked by 1 in the last input."""
     return x[..., -1].sum(-1).astype(jnp.int32)
 
 
 def last_of(x: Array, lengths: Array | None) -> Array:
-    """What is at the last step of each sequence."""
+    """Return the values at the last step of each sequence."""
     if lengths is None:
         return x[:, -1]
     return jnp.take_along_axis(x, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]

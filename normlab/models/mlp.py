@@ -1,7 +1,7 @@
 """Small models that take a norm as a value.
 
-Layers have explicit names, so that under one seed every parameter that is not the norm's starts at the same number for
-every norm; for the same reason dense and convolutional layers keep their bias even where a norm makes it redundant.
+Layers have explicit names, so that under one seed all parameters except the norm's start the same for every norm; for
+the same reason dense and convolutional layers keep their bias even where a norm makes it redundant.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ class MLP(nn.Module):
     """A multilayer perceptron: dense, norm, activation for each hidden layer, then a dense layer to the classes.
 
     Attributes:
-        norm: What stands before each activation.
+        norm: Norm before each activation.
         hidden: Widths of the hidden layers.
         classes: Number of outputs.
         activation: `relu`, or `sigmoid` as in the first experiment of Ioffe & Szegedy (2015).
@@ -47,7 +47,7 @@ class ConvNet(nn.Module):
     """3 x 3 convolutions, each with norm and ReLU, then a mean over positions and a dense layer to the classes.
 
     Attributes:
-        norm: What stands before each ReLU.
+        norm: Norm before each ReLU.
         widths: Output channels of each convolution.
         strides: Stride of each convolution.
         classes: Number of outputs.
@@ -68,10 +68,10 @@ class ConvNet(nn.Module):
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-    """Return an activation of `MLP`.
+    """Return an activation of `MLP` by its name.
 
     Raises:
-        ValueError: If there is none of this name.
+        ValueError: If the name is unknown.
     """
     if name not in _ACTIVATIONS:
         raise ValueError(f"Expected `activation` to be 'relu' or 'sigmoid', got {name!r}.")

@@ -1,6 +1,6 @@
-"""Some of the networks in NNX, with the parameters and numbers of those in Linen.
+"""Some of the networks in NNX, with the parameters and outputs of the Linen networks.
 
-Attributes have the names of the Linen modules, so that parameters are in the same tree.
+Attributes are named after the Linen modules, so that parameters have the same tree.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,8 @@ from normlab.models.convolution import HE_NORMAL, convolve
 from normlab.models.mlp import activation
 from normlab.models.resnet import ConvLayer, basic_blocks, padded
 from normlab.norms import Norm
+
+__all__ = ["MLP", "ResNet"]
 
 
 class MLP(nnx.Module):
@@ -46,10 +48,10 @@ class MLP(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """The residual network for images of 32 x 32 pixels; see `normlab.models.resnet.ResNet`, placement `post`."""
+    """Residual network for images of 32 x 32 pixels; see `normlab.models.resnet.ResNet`, placement `post`."""
 
     def __init__(self, norm: Norm, depth: int = 20, classes: int = 10, channels: int = 3, *, rngs: nnx.Rngs) -> None:
-        """Make the layers; `channels` are those of the images."""
+        """Make the layers; `channels` is the number of channels of the images."""
         self.stem = Conv(channels, ConvLayer(16), rngs=rngs)
         self.norm_stem = norm.nnx(16, rngs=rngs)
         blocks = basic_blocks(depth)
@@ -69,7 +71,7 @@ class ResNet(nnx.Module):
 
 
 class _Block(nnx.Module):
-    """Two convolutions around a shortcut."""
+    """Two convolutions with a shortcut."""
 
     def __init__(self, norm: Norm, channels: int, layers: Sequence[ConvLayer], *, rngs: nnx.Rngs) -> None:
         first, second = layers
@@ -86,14 +88,14 @@ class _Block(nnx.Module):
 
 
 class Conv(nnx.Module):
-    """A convolution without bias that starts by `HE_NORMAL`; see `normlab.models.convolution.convolve`."""
+    """A convolution without bias, initialized by `HE_NORMAL`; see `normlab.models.convolution.convolve`."""
 
     def __init__(self, channels: int, layer: ConvLayer, *, rngs: nnx.Rngs) -> None:
-        """Make the kernel; `channels` are those of the input."""
+        """Make the kernel; `channels` is the number of channels of the input."""
         shape = (layer.size, layer.size, channels, layer.features)
         self.kernel = nnx.Param(HE_NORMAL(rngs.params(), shape))
         self.stride = layer.stride
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """See `convolve`."""
+        """Convolve images; see `convolve`."""
         return convolve(x, self.kernel[...], self.stride)

@@ -1,7 +1,7 @@
 """Residual networks (He et al., 2016) that take a norm as a value.
 
-Convolutions start by `HE_NORMAL` and have no bias; norms and the dense layer start as they do by default. Layers have
-explicit names, so that under one seed all parameters that are not the norm's start the same for every norm.
+Convolutions are initialized by `HE_NORMAL` and have no bias; norms and the dense layer keep their default initializers.
+Layers have explicit names, so that under one seed all parameters except the norm's start the same for every norm.
 
 References:
     He, Zhang, Ren, Sun. Deep Residual Learning for Image Recognition. CVPR 2016. https://arxiv.org/abs/1512.03385
@@ -9,9 +9,9 @@ References:
     Goyal et al. Accurate, Large Minibatch SGD. 2017 (scales of zero). https://arxiv.org/abs/1706.02677
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,19 +34,19 @@ class ConvLayer(NamedTuple):
 
 
 class ResNet(nn.Module):
-    """The residual network for images of 32 x 32 pixels: three stages of 16, 32 and 64 channels.
+    """Residual network for images of 32 x 32 pixels: three stages of 16, 32 and 64 channels.
 
     A block has two 3 x 3 convolutions; where it changes the shape, the shortcut skips positions and pads the channels
     with zeros (option A), without parameters.
 
     Attributes:
-        norm: What stands after each convolution, or before.
+        norm: Norm after (`post`) or before (`pre`) each convolution.
         depth: 6n + 2, with n blocks a stage: 20, 32, 44, 56, 110.
         classes: Number of outputs.
         placement: `post`: convolution, norm, ReLU, with the last ReLU after the addition (first paper). `pre`: norm,
             ReLU, convolution, with a norm and a ReLU after the last block (second paper).
         zero_last_scale: Whether the scale of each block's last norm starts at 0, so that a block starts as its
-            shortcut; for `post` alone. It does nothing for a norm without `scale_init`, such as `none`.
+            shortcut; only for `post`. It has no effect on a norm without `scale_init`, such as `none`.
     """
 
     norm: Norm
@@ -65,11 +65,11 @@ class ResNet(nn.Module):
 
 
 class ResNet50(nn.Module):
-    """The residual network of 50 layers for ImageNet, 224 x 224 pixels.
+    """Residual network of 50 layers for ImageNet, 224 x 224 pixels.
 
     A block has a 1 x 1, a 3 x 3 and a 1 x 1 convolution; where it changes the shape, the shortcut is a 1 x 1
-    convolution, in `post` with a norm. It halves the image in its 3 x 3 convolution, as most published numbers have it,
-    not in the first 1 x 1 as in the paper; the parameters are the same.
+    convolution, in `post` with a norm. The 3 x 3 convolution halves the image, as in most published results, not the
+    first 1 x 1 convolution as in the paper; the parameters are the same.
 
     Attributes:
         norm: See `ResNet`.
@@ -89,20 +89,19 @@ class ResNet50(nn.Module):
         x = convolution(64, 7, 2, name="stem")(x)
         if self.placement == "post":
             x = nn.relu(self.norm.linen(train=train, name="norm_stem")(x))
-        border: Any = ((1, 1), (1, 1))  # Flax declares a string
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=border)
+        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         return _blocks_and_head(self, x, _bottleneck_blocks(), train)
 
 
 class _Block(nn.Module):
-    """A residual block, of either placement.
+    """Residual block of either placement.
 
     Attributes:
         norm: See `ResNet`.
-        layers: Its convolutions; the first that is 3 x 3 has the stride.
+        layers: Convolutions of the block; the first 3 x 3 convolution has the stride.
         placement: See `ResNet`.
         zero_last_scale: See `ResNet`.
-        first: Whether it is the network's first, whose shortcut in `pre` starts after norm and ReLU.
+        first: Whether the block is the network's first, whose shortcut in `pre` starts after norm and ReLU.
     """
 
     norm: Norm
@@ -150,14 +149,14 @@ class _Block(nn.Module):
     def _conv(self, i: int) -> Conv:
         return convolution(*self.layers[i], name=f"conv_{i}")
 
-    def _norm(self, i: int, train: bool) -> Any:
+    def _norm(self, i: int, train: bool) -> Callable[[jax.Array], jax.Array]:
         return self.norm.linen(train=train, name=f"norm_{i}")
 
 
 def _blocks_and_head(
     net: ResNet | ResNet50, x: jax.Array, blocks: Sequence[Sequence[ConvLayer]], train: bool
 ) -> jax.Array:
-    """Everything after the stem, as parts of `net`."""
+    """Apply everything after the stem, as submodules of `net`."""
     _check(net.placement, net.zero_last_scale)
     for i, layers in enumerate(blocks):
         block = _Block(net.norm, layers, net.placement, net.zero_last_scale, first=i == 0, name=f"block_{i}")
@@ -168,7 +167,7 @@ def _blocks_and_head(
 
 
 def basic_blocks(depth: int) -> list[list[ConvLayer]]:
-    """The blocks of a network for 32 x 32 pixels.
+    """Return the blocks of a network for 32 x 32 pixels.
 
     Raises:
         ValueError: If `depth` is not 6n + 2.
@@ -189,12 +188,12 @@ def _bottleneck_blocks() -> list[list[ConvLayer]]:
 
 
 def padded(x: jax.Array, features: int) -> jax.Array:
-    """Append channels of zeros up to so many features."""
+    """Append channels of zeros until there are `features` channels."""
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, features - x.shape[-1])])
 
 
 def starting_at_zero(norm: Norm) -> Norm:
-    """The norm with a scale that starts at zero; itself where its module has no `scale_init`."""
+    """Return the norm with a scale that starts at zero; the norm itself if its module has no `scale_init`."""
     module = norm.linen(train=True, parent=None)
     return norms.get(norm, scale_init=nn.initializers.zeros) if hasattr(module, "scale_init") else norm
 

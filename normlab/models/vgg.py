@@ -1,4 +1,4 @@
-"""VGG networks for small images, which take a norm as a value.
+"""VGG networks for small images that take a norm as a value.
 
 References:
     Simonyan, Zisserman. Very Deep Convolutional Networks. ICLR 2015. https://arxiv.org/abs/1409.1556
@@ -11,7 +11,7 @@ from normlab.models.convolution import HE_NORMAL, Conv, halved
 from normlab.norms import Norm
 
 _LAYERS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
-"""By depth, the convolutions of each stage."""
+"""Number of convolutions in each stage, by depth."""
 
 _WIDTHS = (64, 128, 256, 512, 512)
 
@@ -19,13 +19,14 @@ _WIDTHS = (64, 128, 256, 512, 512)
 class VGG(nn.Module):
     """3 x 3 convolutions, each with norm and ReLU, in five stages that halve the image, and one dense layer.
 
-    This is the form that is common for CIFAR-10: 32 x 32 pixels end as 1 x 1. Other sizes work too: halves are rounded
-    up, and a mean is taken over the positions that are left. Convolutions start by `HE_NORMAL` and keep their bias, as
-    published; their names are explicit, so that what is not the norm's starts the same for every norm.
+    This is the variant commonly used for CIFAR-10: 32 x 32 pixels end as 1 x 1. Other sizes work too: halves are
+    rounded up, and the remaining positions are averaged. Convolutions are initialized by `HE_NORMAL` and keep their
+    bias, as published; layers have explicit names, so that all parameters except the norm's start the same for every
+    norm.
 
     Attributes:
-        norm: What stands before each ReLU.
-        depth: Layers with weights in the original network, of which three were dense: 11, 13, 16 or 19.
+        norm: Norm before each ReLU.
+        depth: Layers with weights in the original network, three of them dense: 11, 13, 16 or 19.
         classes: Number of outputs.
     """
 

@@ -25,7 +25,7 @@ class ViTTiny(nn.Module):
     Weights start from a normal distribution of standard deviation 0.02, biases at 0. No dropout, no stochastic depth.
 
     Attributes:
-        norm: What stands where layer norm was.
+        norm: Norm in place of layer norm.
         classes: Number of outputs.
         patch: Height and width of a patch: 16 for 224 x 224 pixels, 4 for 32 x 32.
         depth: Number of layers.
@@ -50,7 +50,7 @@ class ViTTiny(nn.Module):
 
 
 class _EncoderLayer(nn.Module):
-    """Attention and MLP, each after a norm and around a shortcut."""
+    """Attention and MLP, each after a norm and with a shortcut."""
 
     norm: Norm
 
@@ -75,7 +75,7 @@ def squares(x: jax.Array, size: int) -> jax.Array:
         Shape (batch, squares, size^2 * channels).
 
     Raises:
-        ValueError: If squares do not fill the images.
+        ValueError: If `size` does not divide the images.
     """
     batch, height, width, channels = x.shape
     if height % size or width % size:

@@ -1,4 +1,4 @@
-"""Learning from a stream as it arrives: river's interface around any Flax model with any norm."""
+"""Models that learn from a stream as it arrives: river's interface around any Flax model with any norm."""
 
 from normlab.extras import importing
 
@@ -6,5 +6,6 @@ with importing("online"):
     import optax as optax
     import river as river
 
-from normlab.river._live import Classifier as Classifier
-from normlab.river._live import Regressor as Regressor
+from normlab.river._live import Classifier, Regressor
+
+__all__ = ["Classifier", "Regressor"]

@@ -2,9 +2,9 @@
 
 import functools
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from river import base
 
 from normlab import __version__, norms
 from normlab.errors import one_line
+from normlab.introspect.pure import Model
 from normlab.river import _file
 from normlab.river._examples import (
     REFUSE,
@@ -28,26 +29,22 @@ from normlab.river._examples import (
     read_frame,
     rows,
 )
-from normlab.river._network import Learned, Recipe
+from normlab.river._network import Learned, Loss, Optimizer, Recipe
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Model = Callable[..., Any]
-Optimizer = Callable[[float], optax.GradientTransformation]
-Loss = Callable[[Any, Any], Any]
-
 
 def _squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    """The mean over outputs of each example."""
+    """Return the squared error of each example, averaged over its outputs."""
     return ((outputs.reshape(targets.shape) - targets) ** 2).reshape(len(targets), -1).mean(-1)
 
 
 class _Live:
-    """What a classifier and a regressor share."""
+    """Base of the classifier and the regressor."""
 
     _loss: ClassVar[Loss]
-    """Where none is given."""
+    """Loss unless given."""
     _classify: ClassVar[bool]
 
     def __init__(
@@ -82,21 +79,21 @@ class _Live:
 
     @property
     def state(self) -> dict[str, np.ndarray]:
-        """Copies of all that learning changes: parameters, statistics, what norms carry, state of the optimizer."""
+        """Copies of all arrays that learning changes: parameters, state of the norms and state of the optimizer."""
         return self._learned.arrays() if self._learned else {}
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write everything into one file, from which `load` goes on bit for bit.
+        """Save the model to one file; a loaded model continues bit for bit.
 
-        The file holds arrays and text, no code. Where writing fails, what was there stays.
+        The file contains arrays and text, no code. If writing fails, a file that was there before stays.
 
         Args:
-            path: Of the file.
+            path: Path of the file.
 
         Raises:
             ValueError: If nothing has been learned.
             TypeError: If the name of a feature or a class is no text, number, bool, `None` or tuple of these.
-            OSError: As the system says.
+            OSError: If the system reports an error.
         """
         if not self._learned:
             raise ValueError("Expected a model that has learned from an example, got a new one. Save it later.")
@@ -112,37 +109,49 @@ class _Live:
         optimizer: Optimizer | None = None,
         loss: Loss | None = None,
     ) -> Self:
-        """Read a model that was saved.
+        """Load a saved model.
+
+        Files contain no code, so arguments that are functions must be passed again.
 
         Args:
-            path: Of the file.
-            model: As when it was made: files hold no code.
-            norm: Likewise; needed only where its options are functions.
-            optimizer: Likewise.
-            loss: Likewise.
+            path: Path of the file.
+            model: The model, if one was given when the saved model was made.
+            norm: The norm; needed only if its options are functions.
+            optimizer: The optimizer, if one was given.
+            loss: The loss, if one was given.
 
         Raises:
             ValueError: If the file is truncated, damaged, foreign, newer, of the other kind of model, or does not fit
-                what is given.
-            OSError: As the system says.
+                the arguments.
+            OSError: If the system reports an error.
         """
         about, arrays = _file.read(path)
         if about["kind"] != cls.__name__:
-            raise ValueError(f"Expected `{path}` to hold a {cls.__name__}, got a {about['kind']}. Use its `load`.")
+            raise ValueError(f"Expected `{path}` to contain a {cls.__name__}, got a {about['kind']}. Use its `load`.")
         code = {"model": model, "optimizer": optimizer, "loss": loss}
         for name, given in code.items():
-            if (given is None) != (about[name] is None):
-                had = f"has {about[name]}. Pass it" if given is None else "has none of its own. Leave it out"
+            saved = {"model": about["model"], "optimizer": about["optimizer"], "loss": about["loss"]}[name]
+            if (given is None) != (saved is None):
+                had = f"has {saved}. Pass it" if given is None else "has none of its own. Leave it out"
                 raise ValueError(f"Expected `{name}` as when `{path}` was saved, which {had}.")
         if norm is not None and str(norms.get(norm)) != about["norm"]:
             raise ValueError(f"Expected `norm` as when `{path}` was saved, {about['norm']!r}, got {str(norm)!r}.")
         if norm is None:
             _check_norm(about["norm"], path)
-        options = {name: about[name] for name in ("learning_rate", "nonfinite", "seed")}
-        loaded = cls(norm=norm or about["norm"], **code, **options, **cls._own_options(about))
-        features, targets = (map(_file.from_json, about[name]) for name in ("features", "targets"))
+        loaded = cls(
+            model,
+            norm or about["norm"],
+            optimizer,
+            learning_rate=about["learning_rate"],
+            loss=loss,
+            nonfinite=about["nonfinite"],
+            seed=about["seed"],
+            **cls._own_options(about),
+        )
+        features, targets = map(_file.from_json, about["features"]), map(_file.from_json, about["targets"])
+        inputs, outputs = about["room"]
         try:
-            learned = Learned(loaded._recipe(), loaded.seed, [*features], [*targets], tuple(about["room"]))
+            learned = Learned(loaded._recipe(), loaded.seed, [*features], [*targets], (inputs, outputs))
         except (ValueError, TypeError) as error:  # options of the norm are checked when it is used
             raise ValueError(
                 f"Expected `{path}` to name a norm that `model` can be made with, {about['norm']!r}: {one_line(error)}"
@@ -151,22 +160,27 @@ class _Live:
         loaded.skipped, loaded._learned = about["skipped"], learned
         return loaded
 
-    def _about(self, learned: Learned) -> dict[str, Any]:
-        """All but arrays that a file holds."""
+    def _about(self, learned: Learned) -> _file.About:
+        """Return everything but arrays that a file contains."""
         return {
             "kind": type(self).__name__,
             "normlab": __version__,
             "norm": str(norms.get(self.norm)),
-            **{name: _name(getattr(self, name)) for name in ("model", "optimizer", "loss")},
-            **{n: _file.to_json(getattr(self, n)) for n in ("learning_rate", "nonfinite", "seed", "skipped")},
+            "model": _name(self.model),
+            "optimizer": _name(self.optimizer),
+            "loss": _name(self.loss),
+            "learning_rate": cast(float, _file.to_json(self.learning_rate)),
+            "nonfinite": self.nonfinite,
+            "seed": cast(int, _file.to_json(self.seed)),
+            "skipped": self.skipped,
             "features": [*map(_file.to_json, learned.features)],
             "targets": [*map(_file.to_json, learned.targets)],
             "room": [learned.inputs, learned.outputs],
         }
 
     @classmethod
-    def _own_options(cls, about: Mapping[str, Any]) -> dict[str, Any]:
-        """Options of this kind of model alone, from a file."""
+    def _own_options(cls, about: _file.About) -> dict[str, object]:
+        """Return the options of this kind of model alone, from a file."""
         return {}
 
     def _recipe(self) -> Recipe:
@@ -180,15 +194,15 @@ class _Live:
         )
 
     def _declared(self) -> tuple[tuple[Hashable, ...], int]:
-        """Targets that are known before the first example, and outputs to begin with."""
+        """Return the targets that are known before the first example, and the initial number of outputs."""
         return (), 1
 
-    def _target(self, y: Any) -> Hashable:
-        """Check a target."""
+    def _target(self, y: object) -> Hashable:
+        """Check and convert a target."""
         return number(y, "the target")
 
-    def _learn(self, examples: Sequence[Example], targets: Sequence[Any], weights: Sequence[Any]) -> None:
-        """Take one step along the mean gradient of some examples; nothing changes where it cannot be taken."""
+    def _learn(self, examples: Sequence[Example], targets: Sequence[object], weights: Sequence[object]) -> None:
+        """Take one step along the mean gradient of some examples; on an error, nothing changes."""
         if len(targets) != len(examples):
             raise ValueError(f"Expected a target for each of {len(examples)} examples, got {len(targets)}.")
         weights = check_weights(weights, len(examples))
@@ -204,7 +218,7 @@ class _Live:
         self._learn(examples, list(y), weights)
 
     def _counts(self, example: Example, target: Any) -> bool:
-        """Tell whether all is finite, or raise."""
+        """Report whether the example and its target are finite; raise if NaN and infinity are refused."""
         if all(map(is_finite, example.values())) and (self._classify or is_finite(target)):
             return True
         if self.nonfinite == REFUSE:
@@ -222,7 +236,7 @@ class _Live:
         self._learned = learned
 
     def _outputs(self, learned: Learned, examples: Sequence[Example]) -> list[list[float]]:
-        """The network's outputs; features that are not finite count as missing, or are refused."""
+        """Return the network's outputs; features that are not finite count as missing or are refused."""
         if self.nonfinite == REFUSE:
             for example in examples:
                 check_finite(example)
@@ -231,28 +245,28 @@ class _Live:
         return learned.predict(rows(examples, learned.features, learned.inputs))
 
     def _unit_test_skips(self) -> set[str]:
-        """As river's own models that descend gradients: many examples are one step along their mean gradient."""
+        """Return the checks of river that do not apply, as for its own gradient descent: a batch is one step."""
         return {"check_learn_many_matches_learn_one"}
 
 
 class Classifier(_Live, base.MiniBatchClassifier):
-    """A classifier for river around a Flax model with a norm.
+    """river classifier around a Flax model with a norm.
 
-    Features and classes may appear at any time; a feature that is missing is 0. The network makes room for twice as
-    many when it has none left, which compiles it anew, and all it has learned stays in place. Features are not scaled.
+    Features and classes may appear at any time; a missing feature is 0. When the network runs out of room, its room
+    doubles: it is compiled again, and everything learned so far is kept. Features are not scaled.
 
     Args:
-        model: `model(norm, outputs=k)` gives a Linen module, called as `module(inputs, train=...)`, that maps
-            (examples, features) to logits (examples, k); `model(norm, inputs=n, outputs=k, rngs=...)` gives an NNX
+        model: `model(norm, outputs=k)` returns a Linen module, called as `module(inputs, train=...)`, that maps
+            (examples, features) to logits (examples, k); `model(norm, inputs=n, outputs=k, rngs=...)` returns an NNX
             module. A multilayer perceptron with two hidden layers of 64 unless given.
-        norm: The norm in it: a name, a string with options or a `normlab.norms.Norm`.
-        optimizer: Made from a learning rate, e.g. `optax.sgd`; RMSprop unless given.
-        learning_rate: For the optimizer.
+        norm: Norm of the model: a name, a string with options or a `normlab.norms.Norm`.
+        optimizer: Function from a learning rate to an optimizer, e.g. `optax.sgd`; RMSprop unless given.
+        learning_rate: Learning rate of the optimizer.
         loss: `(logits, classes) -> number, or one for each example`; softmax cross entropy unless given.
-        classes: All there are, where that is known: others are then refused, and the network never grows for one.
-        nonfinite: `"refuse"` raises at a NaN or infinity; `"skip"` learns nothing from such an example and counts it in
-            `skipped`, and predicts as if that feature were missing.
-        seed: Of the initial weights.
+        classes: All classes, if they are known: other classes are then refused, and the network never grows for them.
+        nonfinite: `"refuse"` raises on NaN or infinity; `"skip"` learns nothing from such an example, counts it in
+            `skipped`, and predicts as if the feature were missing.
+        seed: Seed of the initial weights.
 
     Example:
         >>> from river import datasets, evaluate, metrics, preprocessing
@@ -281,13 +295,13 @@ class Classifier(_Live, base.MiniBatchClassifier):
         super().__init__(model, norm, optimizer, learning_rate, loss, nonfinite, seed)
         self.classes = classes
 
-    def learn_one(self, x: Mapping[Hashable, Any], y: base.typing.ClfTarget, w: float = 1.0) -> None:
+    def learn_one(self, x: Mapping[Hashable, object], y: base.typing.ClfTarget, w: float = 1.0) -> None:
         """Take one step.
 
         Args:
             x: Numbers and bools by feature.
-            y: The class.
-            w: The weight, by which the loss is multiplied. Norms take statistics of the example whatever its weight.
+            y: Class.
+            w: Factor of the loss. Norms take statistics of the example regardless of its weight.
 
         Raises:
             TypeError: If a feature or the weight is no number, or `y` cannot be a class.
@@ -297,14 +311,14 @@ class Classifier(_Live, base.MiniBatchClassifier):
         self._learn([read(x)], [y], [w])
 
     def learn_many(self, X: "pd.DataFrame", y: "pd.Series", w: "float | Iterable[float]" = 1.0) -> None:
-        """Take one step along the mean gradient of a burst, over which norms may take statistics.
+        """Take one step along the mean gradient of several examples, over which norms may take statistics.
 
-        Each size of a burst is compiled once.
+        The program is compiled once for each number of examples.
 
         Args:
-            X: A row for each example.
-            y: Their classes.
-            w: One weight, or one for each of them; the mean is over their number, not over the weights.
+            X: Examples, one in each row.
+            y: Classes of the examples.
+            w: One weight, or one for each example; losses are divided by the number of examples, not by the weights.
 
         Raises:
             TypeError: As `learn_one`.
@@ -312,12 +326,12 @@ class Classifier(_Live, base.MiniBatchClassifier):
         """
         self._learn_many(X, y, w)
 
-    def predict_proba_one(self, x: Mapping[Hashable, Any], **kwargs: Any) -> dict[base.typing.ClfTarget, float]:
-        """Return the probability of each class so far; of none before the first example.
+    def predict_proba_one(self, x: Mapping[Hashable, object], **kwargs: object) -> dict[base.typing.ClfTarget, float]:
+        """Return the probability of each class so far; nothing before the first example.
 
         Args:
-            x: Numbers and bools by feature; those that have not been learned from are left out.
-            **kwargs: river's; not used.
+            x: Numbers and bools by feature; features that the model has not learned from are ignored.
+            **kwargs: Accepted for river, not used.
 
         Raises:
             TypeError: If a feature is no number.
@@ -326,13 +340,14 @@ class Classifier(_Live, base.MiniBatchClassifier):
         if not (learned := self._learned):
             return {}
         (logits,) = self._outputs(learned, [read(x)])
-        return dict(zip(learned.targets, _softmax(logits), strict=True))
+        classes = cast(Iterable[base.typing.ClfTarget], learned.targets)
+        return dict(zip(classes, _softmax(logits), strict=True))
 
     def predict_proba_many(self, X: "pd.DataFrame") -> "pd.DataFrame":
-        """Return the probabilities of each class so far, a row for each example.
+        """Return the probabilities of each class so far, one row for each example.
 
         Args:
-            X: As for `learn_many`.
+            X: Examples, one in each row.
 
         Raises:
             TypeError: As `predict_proba_one`.
@@ -353,7 +368,7 @@ class Classifier(_Live, base.MiniBatchClassifier):
         classes = tuple(self.classes or ())
         return classes, len(classes) or 2
 
-    def _target(self, y: Any) -> Hashable:
+    def _target(self, y: object) -> Hashable:
         label = y.item() if isinstance(y, np.generic) else y
         if label is None or not isinstance(label, Hashable) or label != label:
             raise TypeError(f"Expected a class, such as text, a number or a bool, got {y!r}. Leave such examples out.")
@@ -364,33 +379,32 @@ class Classifier(_Live, base.MiniBatchClassifier):
             )
         return label
 
-    def _about(self, learned: Learned) -> dict[str, Any]:
+    def _about(self, learned: Learned) -> _file.About:
         classes = None if self.classes is None else [*map(_file.to_json, self.classes)]
         return {**super()._about(learned), "classes": classes}
 
     @classmethod
-    def _own_options(cls, about: Mapping[str, Any]) -> dict[str, Any]:
-        classes = about["classes"]
+    def _own_options(cls, about: _file.About) -> dict[str, object]:
+        classes = about.get("classes")
         return {"classes": None if classes is None else tuple(map(_file.from_json, classes))}
 
 
 class Regressor(_Live, base.MiniBatchRegressor):
-    """A regressor for river around a Flax model with a norm.
+    """river regressor around a Flax model with a norm.
 
-    Features may appear at any time; a feature that is missing is 0. The network makes room for twice as many when it
-    has none left, which compiles it anew, and all it has learned stays in place. Neither features nor targets are
-    scaled.
+    Features may appear at any time; a missing feature is 0. When the network runs out of room, its room doubles: it is
+    compiled again, and everything learned so far is kept. Neither features nor targets are scaled.
 
     Args:
-        model: As for `Classifier`, with one output.
-        norm: The norm in it: a name, a string with options or a `normlab.norms.Norm`.
-        optimizer: Made from a learning rate, e.g. `optax.sgd`; RMSprop unless given.
-        learning_rate: For the optimizer.
+        model: Model as for `Classifier`, with one output.
+        norm: Norm of the model: a name, a string with options or a `normlab.norms.Norm`.
+        optimizer: Function from a learning rate to an optimizer, e.g. `optax.sgd`; RMSprop unless given.
+        learning_rate: Learning rate of the optimizer.
         loss: `(outputs, targets) -> number, or one for each example`, of outputs (examples, 1) and targets (examples,);
             squared error unless given.
-        nonfinite: `"refuse"` raises at a NaN or infinity; `"skip"` learns nothing from such an example and counts it in
-            `skipped`, and predicts as if that feature were missing.
-        seed: Of the initial weights.
+        nonfinite: `"refuse"` raises on NaN or infinity; `"skip"` learns nothing from such an example, counts it in
+            `skipped`, and predicts as if the feature were missing.
+        seed: Seed of the initial weights.
 
     Example:
         >>> from river import datasets, evaluate, metrics, preprocessing
@@ -404,30 +418,30 @@ class Regressor(_Live, base.MiniBatchRegressor):
     _classify = False
     _loss = staticmethod(_squared_error)
 
-    def learn_one(self, x: Mapping[Hashable, Any], y: base.typing.RegTarget, w: float = 1.0) -> None:
+    def learn_one(self, x: Mapping[Hashable, object], y: base.typing.RegTarget, w: float = 1.0) -> None:
         """Take one step.
 
         Args:
             x: Numbers and bools by feature.
-            y: The target.
-            w: The weight, by which the loss is multiplied. Norms take statistics of the example whatever its weight.
+            y: Target.
+            w: Factor of the loss. Norms take statistics of the example regardless of its weight.
 
         Raises:
             TypeError: If a feature, the target or the weight is no number.
-            ValueError: If one is not finite, or the weight is negative.
+            ValueError: If any of them is not finite, or the weight is negative.
             StatisticsError: If the norm needs statistics over more than one example.
         """
         self._learn([read(x)], [y], [w])
 
     def learn_many(self, X: "pd.DataFrame", y: "pd.Series", w: "float | Iterable[float]" = 1.0) -> None:
-        """Take one step along the mean gradient of a burst, over which norms may take statistics.
+        """Take one step along the mean gradient of several examples, over which norms may take statistics.
 
-        Each size of a burst is compiled once.
+        The program is compiled once for each number of examples.
 
         Args:
-            X: A row for each example.
-            y: Their targets.
-            w: One weight, or one for each of them; the mean is over their number, not over the weights.
+            X: Examples, one in each row.
+            y: Targets of the examples.
+            w: One weight, or one for each example; losses are divided by the number of examples, not by the weights.
 
         Raises:
             TypeError: As `learn_one`.
@@ -435,11 +449,11 @@ class Regressor(_Live, base.MiniBatchRegressor):
         """
         self._learn_many(X, y, w)
 
-    def predict_one(self, x: Mapping[Hashable, Any]) -> base.typing.RegTarget:
+    def predict_one(self, x: Mapping[Hashable, object]) -> base.typing.RegTarget:
         """Return the prediction; 0 before the first example.
 
         Args:
-            x: Numbers and bools by feature; those that have not been learned from are left out.
+            x: Numbers and bools by feature; features that the model has not learned from are ignored.
 
         Raises:
             TypeError: If a feature is no number.
@@ -451,7 +465,7 @@ class Regressor(_Live, base.MiniBatchRegressor):
         """Return a prediction for each row.
 
         Args:
-            X: As for `learn_many`.
+            X: Examples, one in each row.
 
         Raises:
             TypeError: As `predict_one`.
@@ -464,11 +478,11 @@ class Regressor(_Live, base.MiniBatchRegressor):
 
 
 _OPTIMIZER: Optimizer = functools.partial(optax.rmsprop, decay=0.999)
-"""Ahead of Adam and plain SGD on most of six streams, each at its best learning rate, and cheaper than Adam."""
+"""Better than Adam and plain SGD on most of six streams, each at its best learning rate, and cheaper than Adam."""
 
 
 def _softmax(logits: Sequence[float]) -> list[float]:
-    """In double precision, where river checks that probabilities sum to 1."""
+    """Return the softmax in double precision, because river checks that probabilities sum to 1."""
     largest = max(logits)
     powers = [math.exp(logit - largest) for logit in logits]
     total = sum(powers)
@@ -476,17 +490,17 @@ def _softmax(logits: Sequence[float]) -> list[float]:
 
 
 def _check_norm(text: str, path: str | PathLike[str]) -> None:
-    """Refuse a file that names no norm.
+    """Refuse a file whose norm is unknown.
 
     Raises:
-        ValueError: With the reason.
+        ValueError: If the norm is unknown, with the reason.
     """
     try:
         norms.get(text)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"Expected `{path}` to name a norm that there is: {one_line(error)}") from error
+        raise ValueError(f"Expected `{path}` to name a known norm: {one_line(error)}") from error
 
 
-def _name(function: Any) -> str | None:
-    """For people who read that it is missing."""
+def _name(function: object) -> str | None:
+    """Return the name of a function, for the message that says it must be passed again."""
     return None if function is None else getattr(function, "__qualname__", repr(function))

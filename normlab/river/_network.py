@@ -1,47 +1,52 @@
-"""A network in training that makes room for new inputs and outputs, all it has learned staying in place."""
+"""A network in training that grows with new inputs and outputs and keeps everything it has learned."""
 
 import functools
 import inspect
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from normlab import norms
-from normlab.introspect.pure import network
+from normlab.introspect.pure import Model, network
 from normlab.models.mlp import MLP
 
 FORBIDDEN = -1e9
-"""The output of a class that has not been seen: finite, so that losses and their gradients stay so."""
+"""Logit of a class that has not been seen: finite, so that losses and their gradients are finite."""
 
 SMALL = 256
-"""Arrays of at most as many numbers travel together: each array of a call costs microseconds, however small."""
+"""Size up to which arrays are concatenated: each array of a call costs microseconds, however small."""
 
-Leaves = list[Any]
+Leaf = np.ndarray | jax.Array
+Leaves = list[Leaf]
+Loss = Callable[[jax.Array, jax.Array], ArrayLike]
+Optimizer = Callable[[float], optax.GradientTransformation]
+Tree = TypeVar("Tree")
 
 
 class Recipe(NamedTuple):
-    """What a network is made from; two that are equal share their compiled programs.
+    """Specification of a network; equal recipes share their compiled programs.
 
     Attributes:
-        model: `model(norm, outputs=k)`, see `normlab.introspect.pure.network`; it is also given `inputs` where it takes
-            them. `None` is a multilayer perceptron with two hidden layers of 64.
-        norm: For the model.
-        optimizer: Made from a learning rate.
-        learning_rate: For the optimizer.
+        model: `model(norm, outputs=k)`, see `normlab.introspect.pure.network`, which is also passed `inputs` if it
+            takes them. `None` is a multilayer perceptron with two hidden layers of 64.
+        norm: Norm of the model.
+        optimizer: Function from a learning rate to an optimizer.
+        learning_rate: Learning rate of the optimizer.
         loss: `(outputs, targets) -> number, or one for each example`.
         classify: Whether outputs are logits of classes, of which some may not have been seen.
     """
 
-    model: Callable[..., Any] | None
+    model: Model | None
     norm: str | norms.Norm
-    optimizer: Callable[[float], optax.GradientTransformation]
+    optimizer: Optimizer
     learning_rate: float
-    loss: Callable[[Any, Any], Any]
+    loss: Loss
     classify: bool
 
 
@@ -50,102 +55,106 @@ class Programs(NamedTuple):
 
     Attributes:
         init: `seed -> packed`.
-        learn: `(packed, inputs, targets, known, weights) -> packed`; what it is given is used up. The weights of the
-            examples, `None` where each counts once, multiply their losses.
+        learn: `(packed, inputs, targets, known, weights) -> packed`; the argument `packed` is donated. The weights of
+            the examples, `None` if each counts once, multiply their losses.
         predict: `(packed, inputs) -> outputs`.
-        packing: How the state is packed.
+        packing: Conversion between the state and packed arrays.
     """
 
     init: Callable[[int], Leaves]
     learn: Callable[[Leaves, np.ndarray, np.ndarray, jax.Array, np.ndarray | None], Leaves]
     predict: Callable[[Leaves, np.ndarray], jax.Array]
-    packing: "Packing"
+    packing: "Packing[State]"
 
 
 class State(NamedTuple):
-    """What a network has learned.
+    """State of a network. Saved files contain the names of the fields.
 
     Attributes:
-        params: What the optimizer trains.
-        rest: What else training changes in the model; see `normlab.introspect.pure.Network`.
+        params: Parameters that the optimizer trains.
+        rest: Model state; see `normlab.introspect.pure.Network`.
         moments: State of the optimizer.
         steps: Updates so far.
     """
 
-    params: Any
-    rest: Any
-    moments: Any
-    steps: Any
+    params: optax.Params
+    rest: object
+    moments: optax.OptState
+    steps: jax.Array
 
 
-class Packing:
-    """The leaves of a tree in few arrays: large ones alone, small ones of the same dtype behind each other.
+class Packing(Generic[Tree]):
+    """Conversion of a tree to few arrays: large leaves as they are, small ones of one dtype concatenated.
 
     Attributes:
-        shapes: Shape and dtype of each leaf, by its place in the tree.
+        shapes: Shape and dtype of each leaf, by its path in the tree.
     """
 
-    def __init__(self, tree: Any) -> None:
-        self.shapes = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    def __init__(self, tree: Tree) -> None:
+        self.shapes: dict[str, jax.ShapeDtypeStruct] = {
+            jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
         self._tree = jax.tree.structure(tree)
-        together: dict[Any, list[int]] = {}
+        together: dict[object, list[int]] = {}
         for i, leaf in enumerate(self.shapes.values()):
             together.setdefault(leaf.dtype if leaf.size <= SMALL else i, []).append(i)
         self._together = list(together.values())
 
-    def pack(self, tree: Any) -> Leaves:
-        """Pack a tree."""
+    def pack(self, tree: Tree | Leaves) -> Leaves:
+        """Pack a tree, or the list of its leaves."""
         leaves = jax.tree.leaves(tree)
         join = np.concatenate if isinstance(leaves[0], np.ndarray) else jnp.concatenate
         groups = [[leaves[i] for i in places] for places in self._together]
         return [group[0] if len(group) == 1 else join([leaf.ravel() for leaf in group]) for group in groups]
 
-    def leaves(self, packed: Sequence[Any]) -> Leaves:
+    def leaves(self, packed: Leaves) -> Leaves:
         """Return the leaves of the tree that was packed."""
-        shapes, leaves = list(self.shapes.values()), {}
+        shapes, leaves = list(self.shapes.values()), dict[int, Leaf]()
         for places, array in zip(self._together, packed, strict=True):
             ends = np.cumsum([shapes[i].size for i in places])
             for i, end in zip(places, ends, strict=True):
                 leaves[i] = array.ravel()[end - shapes[i].size : end].reshape(shapes[i].shape)
         return [leaves[i] for i in range(len(shapes))]
 
-    def unpack(self, packed: Sequence[Any]) -> Any:
+    def unpack(self, packed: Leaves) -> Tree:
         """Return the tree that was packed."""
         return jax.tree.unflatten(self._tree, self.leaves(packed))
 
 
 @functools.lru_cache(maxsize=32)
 def programs(recipe: Recipe, inputs: int, outputs: int) -> Programs:
-    """Make a network of this many inputs and outputs; shared between models of one recipe, so compiled once."""
+    """Make a network with some numbers of inputs and outputs, compiled once for all models of one recipe."""
     net = network(_model(recipe.model, inputs, outputs), norms.get(recipe.norm), np.zeros((1, inputs), np.float32))
     optimizer = recipe.optimizer(recipe.learning_rate)
 
     def start(seed: int) -> State:
-        params, rest = net.init(seed)
-        return State(params, rest, optimizer.init(params), np.int32(0))
+        params, model_state = net.init(seed)
+        return State(params, model_state, optimizer.init(params), jnp.int32(0))
 
-    packing = Packing(jax.eval_shape(lambda: start(0)))
+    packing: Packing[State] = Packing(jax.eval_shape(lambda: start(0)))
 
     def init(seed: int) -> Leaves:
         return packing.pack(jax.tree.map(np.array, start(seed)))  # copies: leaves that share memory cannot be donated
 
-    def learn(packed: Leaves, inputs: Any, targets: Any, known: Any, weights: Any) -> Leaves:
-        state: State = packing.unpack(packed)
+    def learn(
+        packed: Leaves, inputs: jax.Array, targets: jax.Array, known: jax.Array, weights: jax.Array | None
+    ) -> Leaves:
+        state = packing.unpack(packed)
 
-        def objective(outputs: Any) -> tuple[jax.Array, None]:
+        def objective(outputs: jax.Array) -> tuple[jax.Array, None]:
             outputs = _of_shape(outputs, (len(targets), width))
             if recipe.classify:
                 outputs = jnp.where(jnp.arange(width) < known, outputs, FORBIDDEN)
             losses = recipe.loss(outputs, targets)
             return jnp.mean(losses if weights is None else _weighted(losses, weights)), None
 
-        _, gradients, rest = net.gradients(objective, state.params, state.rest, inputs, state.steps)
-        updates, moments = optimizer.update(gradients, state.moments, state.params)
+        _, gradients, model_state = net.gradients(objective, state.params, state.rest, inputs, state.steps)
+        updates, opt_state = optimizer.update(gradients, state.moments, state.params)
         params = optax.apply_updates(state.params, updates)
-        return packing.pack(State(params, rest, moments, state.steps + 1))
+        return packing.pack(State(params, model_state, opt_state, state.steps + 1))
 
-    def predict(packed: Leaves, inputs: Any) -> jax.Array:
-        state: State = packing.unpack(packed)
+    def predict(packed: Leaves, inputs: jax.Array) -> jax.Array:
+        state = packing.unpack(packed)
         return _of_shape(net.evaluate(state.params, state.rest, inputs), (len(inputs), width))
 
     width = outputs
@@ -153,15 +162,15 @@ def programs(recipe: Recipe, inputs: int, outputs: int) -> Programs:
 
 
 class Learned:
-    """What a network has learned, and what its inputs and outputs stand for.
+    """State of a network, and the features and classes that its inputs and outputs stand for.
 
     Attributes:
-        recipe: What it is made from.
-        seed: Of the initial weights.
-        features: The place of each among the inputs.
-        targets: The place of each class among the outputs; nothing where the output is a number.
-        inputs: For how many features there is room.
-        outputs: For how many classes there is; 1 for a number.
+        recipe: Specification of the network.
+        seed: Seed of the initial weights.
+        features: Index of each feature among the inputs.
+        targets: Index of each class among the outputs; empty if the output is a number.
+        inputs: Number of features for which there is room.
+        outputs: Number of classes for which there is room; 1 for a number.
         packed: The state; see `Programs`.
     """
 
@@ -170,26 +179,26 @@ class Learned:
         recipe: Recipe,
         seed: int,
         features: Iterable[Hashable],
-        targets: Iterable[Any],
+        targets: Iterable[Hashable],
         room: tuple[int, int],
         packed: Leaves | None = None,
     ) -> None:
         self.recipe, self.seed = recipe, seed
         self.features = {name: i for i, name in enumerate(features)}
-        self.targets: dict[Any, int] = {name: i for i, name in enumerate(targets)}
+        self.targets = {name: i for i, name in enumerate(targets)}
         self.inputs, self.outputs = room
         self._link()
         self.packed = self._programs.init(seed) if packed is None else packed
 
     def _link(self) -> None:
-        """Fetch what is not part of what was learned."""
+        """Set the attributes that are no part of the state."""
         self._programs = programs(self.recipe, self.inputs, self.outputs)
         self._known = jnp.int32(len(self.targets))
 
     def with_room(self, features: Iterable[Hashable], targets: Iterable[Hashable]) -> "Learned":
-        """Add what is new among features and targets; where there is no room for it, make twice as much.
+        """Return a network that knows further features and targets; double the room if there is not enough.
 
-        Features of one example have no order, so that theirs must not matter.
+        New features are sorted, because the features of an example have no order.
         """
         more = sorted(set(features) - self.features.keys(), key=repr)
         others = [target for target in dict.fromkeys(targets) if target not in self.targets]
@@ -203,8 +212,8 @@ class Learned:
         grown._pack(_pasted(self.arrays(), grown.arrays()))
         return grown
 
-    def learn(self, inputs: np.ndarray, targets: Sequence[Any], weights: Sequence[float]) -> None:
-        """Take one step; where the network cannot be traced, nothing has changed."""
+    def learn(self, inputs: np.ndarray, targets: Sequence[Hashable], weights: Sequence[float]) -> None:
+        """Take one step; if tracing the network fails, nothing changes."""
         if self.recipe.classify:
             aims = np.array([self.targets[target] for target in targets], np.int32)
         else:
@@ -213,10 +222,12 @@ class Learned:
         self.packed = self._programs.learn(self.packed, inputs, aims, self._known, counts)
 
     def predict(self, inputs: np.ndarray) -> list[list[float]]:
-        """Outputs of each example for what is known; few numbers of examples are compiled, the rest filled up.
+        """Return the outputs of each example for the known targets.
+
+        Examples are padded to a power of two, so that few programs are compiled.
 
         Raises:
-            ValueError: If one is not finite.
+            ValueError: If an output is not finite.
         """
         n = len(inputs)
         if more := (1 << max(n - 1, 0).bit_length()) - n:
@@ -225,21 +236,25 @@ class Learned:
         if not all(math.isfinite(sum(row)) for row in found):
             raise ValueError(
                 "Expected finite outputs, got some that are not: the model has diverged. Scale features before it, as "
-                "in `preprocessing.StandardScaler() | model`, or lower `learning_rate`, and begin anew."
+                "in `preprocessing.StandardScaler() | model`, or lower `learning_rate`, and start again."
             )
         return found
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Copies of all arrays of the state, by their place in it."""
+        """Return copies of all arrays of the state, by their path in it."""
         packing = self._programs.packing
         leaves = packing.leaves([np.array(array) for array in self.packed])
-        return dict(zip(packing.shapes, leaves, strict=True))
+        return {name: np.asarray(leaf) for name, leaf in zip(packing.shapes, leaves, strict=True)}
 
     def restore(self, arrays: Mapping[str, np.ndarray], origin: str) -> None:
-        """Take the leaves from elsewhere.
+        """Replace the state.
+
+        Args:
+            arrays: Arrays by their path, as `arrays` returns them.
+            origin: Where they come from, for messages.
 
         Raises:
-            ValueError: If they are not those of this network.
+            ValueError: If names, shapes or dtypes are not those of this network.
         """
         shapes = self._programs.packing.shapes
         for name in (*shapes, *arrays):
@@ -261,12 +276,14 @@ class Learned:
         packing = self._programs.packing
         self.packed = packing.pack([arrays[name] for name in packing.shapes])
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return everything but compiled programs, arrays as NumPy's."""
-        kept = {name: value for name, value in vars(self).items() if name not in ("_programs", "_known")}
+    def __getstate__(self) -> dict[str, object]:
+        """Return everything but compiled programs, with NumPy arrays."""
+        kept: dict[str, object] = {
+            name: value for name, value in vars(self).items() if name not in ("_programs", "_known")
+        }
         return kept | {"packed": [np.array(array) for array in self.packed]}
 
-    def __setstate__(self, kept: dict[str, Any]) -> None:
+    def __setstate__(self, kept: dict[str, object]) -> None:
         vars(self).update(kept)
         self._link()
 
@@ -276,7 +293,7 @@ def _room(needed: int, there: int) -> int:
 
 
 def _pasted(old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """New arrays, each with the old one in its first places."""
+    """Copy each old array into the leading corner of the new one."""
     for name in sorted(old.keys() ^ new.keys()):
         raise ValueError(f"Expected `model` to have the same arrays at every width, got {name} at one width only.")
     for name, array in new.items():
@@ -290,11 +307,11 @@ def _pasted(old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray]) -> Map
     return new
 
 
-def _of_shape(outputs: Any, shape: tuple[int, int]) -> jax.Array:
-    """Check the outputs of a model; numbers may come without an axis of their own.
+def _of_shape(outputs: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """Check the shape of a model's outputs; single numbers need no axis of their own.
 
     Raises:
-        ValueError: When traced, if they are of another shape.
+        ValueError: When traced, if the outputs have another shape.
     """
     found = jnp.shape(outputs)
     if found == shape or (shape[1] == 1 and found == shape[:1]):
@@ -305,8 +322,8 @@ def _of_shape(outputs: Any, shape: tuple[int, int]) -> jax.Array:
     )
 
 
-def _weighted(losses: Any, weights: jax.Array) -> jax.Array:
-    """The loss of each example times its weight.
+def _weighted(losses: ArrayLike, weights: jax.Array) -> jax.Array:
+    """Multiply the loss of each example by its weight.
 
     Raises:
         ValueError: When traced, if there is one loss for several examples.
@@ -319,13 +336,13 @@ def _weighted(losses: Any, weights: jax.Array) -> jax.Array:
     return jnp.reshape(losses, (len(weights), -1)) * weights[:, None]
 
 
-def _model(model: Callable[..., Any] | None, inputs: int, outputs: int) -> Callable[..., Any]:
+def _model(model: Model | None, inputs: int, outputs: int) -> Model:
     if model is None:
         return functools.partial(MLP, hidden=(64, 64), classes=outputs)
     return functools.partial(model, outputs=outputs, **({"inputs": inputs} if _takes_inputs(model) else {}))
 
 
-def _takes_inputs(model: Callable[..., Any]) -> bool:
+def _takes_inputs(model: Model) -> bool:
     while isinstance(model, functools.partial):
         model = model.func
     made = model.__init__ if isinstance(model, type) else model  # Flax's metaclass hides the arguments of classes

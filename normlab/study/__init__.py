@@ -1,10 +1,10 @@
-"""Comparing norms: a comparison becomes a plan, the plan runs, the runs become records, the records a report.
+"""Compare norms: a comparison becomes a plan, the plan runs, the runs become records, the records a report.
 
-Importing this package imports neither JAX nor matplotlib; the modules that need them are imported where they are used.
+Importing this package imports neither JAX nor matplotlib; modules that need them are imported on first use.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from normlab.expect import Kind
 from normlab.extras import require
@@ -73,10 +73,10 @@ _LATER = {
     "WHOLE": "design.options",
     "YES_NO": "design.options",
 }
-"""Names whose modules import more than a comparison's file needs."""
+"""Modules of the names that are imported on first use, because they import more than a comparison's file needs."""
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _LATER:
         if name in ("run", "Result"):
             require("study")

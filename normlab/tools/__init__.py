@@ -1,1 +1,1 @@
-"""Tools for a user's model: its running statistics, estimated again."""
+"""Tools for a trained model: estimate its running statistics again."""

@@ -1,52 +1,54 @@
-"""Estimate running statistics again, with the weights as they are (PreciseBN: Wu & Johnson, 2021).
+"""Estimate running statistics again while the weights stay as they are (PreciseBN: Wu & Johnson, 2021).
 
 References:
     Wu, Johnson. Rethinking "Batch" in BatchNorm. 2021. https://arxiv.org/abs/2105.07576
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.typing import Collection
 from jax import Array
 
 from normlab import norms
 from normlab.norms import Norm
 
-Tree = Mapping[str, Any]
+__all__ = ["latest_only", "reestimated"]
+
 Path = tuple[str, ...]
 
 
 def latest_only(norm: Norm) -> Norm:
-    """Return a norm whose running statistics after a call in training are those of the batch of the call.
+    """Return a norm whose running statistics after a training call are the statistics of that call's batch.
 
     Args:
-        norm: Batch norm or one of its kin; see `Entry.ghost_batches`.
+        norm: Batch norm or a variant of it; see `Entry.ghost_batches`.
     """
-    blind = {"r_max": 1.0, "d_max": 0.0} if norm.name == "batch_renorm" else {}  # to what was estimated before
+    blind = {"r_max": 1.0, "d_max": 0.0} if norm.name == "batch_renorm" else {}  # to the earlier running statistics
     return norms.get(norm, momentum=0.0, unbiased_running_var=False, **blind)
 
 
-def reestimated(batch_stats: Tree, statistics_of: Callable[[Array], Tree], batches: Array) -> Tree:
-    """Replace running statistics by those of many batches.
+def reestimated(batch_stats: Collection, statistics_of: Callable[[Array], Collection], batches: Array) -> Collection:
+    """Replace running statistics by the statistics of many batches.
 
-    The mean is that of the batches' means; the variance the mean of their variances and the variance of their means.
+    The new mean is the mean of the batch means; the new variance is the mean of the batch variances plus the variance
+    of the batch means.
 
     Args:
-        batch_stats: Flax's collection; whatever is no mean, variance or deviation is kept.
-        statistics_of: From a batch to the collection after it, by a model whose norms are `latest_only`.
-        batches: Stacked along the first axis; one after another is given.
+        batch_stats: Flax's collection; entries other than means, variances and deviations are kept.
+        statistics_of: Maps a batch to the collection after it, by a model whose norms are `latest_only`.
+        batches: Batches stacked along the first axis, processed one at a time.
 
     Returns:
-        The collection with other numbers.
+        The collection with the new statistics.
     """
     found = jax.lax.map(lambda batch: flatten_dict(statistics_of(batch)), batches)
     return unflatten_dict({**flatten_dict(batch_stats), **_merged(found)})
 
 
 def _merged(stacked: Mapping[Path, Array]) -> dict[Path, Array]:
-    """Merge the statistics of batches of one size; batch renorm keeps standard deviations."""
+    """Merge the statistics of equally large batches; batch renorm keeps standard deviations."""
     merged = {}
     for (*path, name), values in stacked.items():
         if name == "mean":

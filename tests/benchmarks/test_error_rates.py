@@ -1,4 +1,4 @@
-"""Error rates and power on simulated results: smaller runs of `benchmarks/error_rates.py`, with fixed seeds."""
+"""Test error rates and power on simulated results, by smaller runs of `benchmarks/error_rates.py` with fixed seeds."""
 
 import math
 
@@ -14,7 +14,7 @@ SIMULATIONS = 2000
 
 
 def tolerance(draws: int) -> float:
-    """Three standard errors of a rate at the level."""
+    """Return three standard errors of a rate at the level."""
     return 3 * math.sqrt(LEVEL * (1 - LEVEL) / draws)
 
 
@@ -34,7 +34,7 @@ def test_norms_that_differ_are_rarely_called_equivalent(noise: rates.Noise, seed
 
 
 def test_without_a_minimum_of_runs_they_would_be() -> None:
-    """The test above can fail: normal theory errs on rare bad runs and on skewed ones."""
+    """Show that the test above can fail: normal theory errs on rare bad runs and on skewed errors."""
     bad = [rates.false_equivalent(rates.NOISES[-1], n, SIMULATIONS, student=True) for n in (5, 10, 20)]
     assert min(bad) > LEVEL + tolerance(SIMULATIONS) and bad[1] > 0.2
     (skewed,) = (noise for noise in rates.NOISES if noise.title == "lognormal (1.0), one norm")

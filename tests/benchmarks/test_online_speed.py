@@ -1,4 +1,4 @@
-"""The measurement of online learning runs to the end and refuses bad input; nothing is asserted about the times."""
+"""Test that the measurement of online learning completes and refuses bad input; times are not asserted."""
 
 import csv
 import re
@@ -34,7 +34,7 @@ def test_live_and_compiled_are_measured_beside_each_other(
 
 
 def test_the_same_errors_come_out_of_the_loop_and_the_pass() -> None:
-    """What is timed is the same work."""
+    """Check that both contenders do the same work."""
     stream = online_speed.drawn(50)
     (_, errors), (_, looped) = online_speed.compiled(stream, "online")(), online_speed.loop(stream, "online", 50)()
     assert errors.shape == (50,) and 0 < float(errors.mean()) < 1

@@ -1,4 +1,4 @@
-"""A wheel has the comparisons of `benchmarks/`, which run by their names, and neither measurements nor results."""
+"""Test that a wheel contains the comparisons of `benchmarks/`, which run by name, but no measurements or results."""
 
 import tomllib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The study of gradients in recurrence, and the measurement of speed; nothing is asserted about times."""
+"""Test the study of gradients in recurrence, and the measurement of speed; times are not asserted."""
 
 import csv
 import re
@@ -19,7 +19,7 @@ PLAN = study.Plan(seeds=3, scales=(0.1, 1.0), lengths=(4, 8), trained_length=8)
 
 
 def found(shared_error: Sequence[float] = (0.8, 0.9), trap: float = 0.5) -> study.Found:
-    """Make up results: every quantity differs between scales, seeds and time steps."""
+    """Make results in which every quantity differs between scales, seeds and time steps."""
 
     def profile(length: int) -> study.Profile:
         grown = np.random.default_rng(0).lognormal(size=(2, 3, length), sigma=0.1)
@@ -37,13 +37,13 @@ def found(shared_error: Sequence[float] = (0.8, 0.9), trap: float = 0.5) -> stud
 
 
 def line(found: study.Found, start: str) -> str:
-    """Return the one sentence that begins so."""
+    """Return the only sentence with this beginning."""
     (one,) = [line for line in study.sentences(PLAN, found) if line.startswith(start)]
     return one
 
 
 def test_sentences_say_what_was_measured() -> None:
-    text = line(found(), "The same trained nets, scale 0.1,")
+    text = line(found(), "The same trained networks, scale 0.1,")
     assert "error higher, difference +60.0 (" in text
     assert "n = 3) points, from 20.0 (" in text
     assert "gradient of the parameters at scale 1 is 20 (19.8 to 20.2, n = 3) times that at scale 0.1." in line(
@@ -51,16 +51,16 @@ def test_sentences_say_what_was_measured() -> None:
     )
 
 
-def test_sentences_say_so_where_the_effect_was_not_seen() -> None:
+def test_sentences_report_an_effect_that_was_not_seen() -> None:
     results = found(shared_error=(0.15, 0.4))
-    assert "error lower, difference -5.0" in line(results, "The same trained nets, scale 0.1,")
+    assert "error lower, difference -5.0" in line(results, "The same trained networks, scale 0.1,")
     equal = results.trained[study.PER_STEP].error + np.array([-0.05, 0.0, 0.05])
     trained = {**results.trained, study.SHARED: results.trained[study.SHARED]._replace(error=equal)}
-    assert "error not told apart" in line(results._replace(trained=trained), "The same trained nets, scale 1,")
+    assert "error not distinguishable" in line(results._replace(trained=trained), "The same trained networks, scale 1,")
 
 
 @pytest.mark.parametrize(("factor", "words"), [(0.5, "shrinks, by 0.5 ("), (2.0, "grows, by 2 (")])
-def test_the_trap_is_told_by_what_the_gradient_does(factor: float, words: str) -> None:
+def test_the_trap_is_described_by_the_growth_of_the_gradient(factor: float, words: str) -> None:
     text = line(found(trap=factor), "Zeros from a zero state, `layer`")
     assert words in text
     assert text.endswith("over 7 steps it is finite.")
@@ -81,7 +81,7 @@ def test_figures_and_text_are_written(tmp_path: Path) -> None:
     assert (tmp_path / "time.svg").read_text().startswith("<?xml")
 
 
-def test_a_permutation_keeps_all_pixels_and_longer_sequences_begin_again() -> None:
+def test_a_permutation_keeps_all_pixels_and_longer_sequences_start_over() -> None:
     x = study.sequences(128)
     assert sorted(x[0, :64, 0]) == sorted(study.digits().inputs[0].ravel())
     np.testing.assert_array_equal(x[:, :64], x[:, 64:])

@@ -1,4 +1,4 @@
-"""The measurements of speed run to the end and refuse bad input; nothing is asserted about the times."""
+"""Test that the measurements of speed complete and refuse bad input; times are not asserted."""
 
 import csv
 import os
@@ -18,7 +18,7 @@ TINY = ("--shapes", "16x4x4x8", "--rounds", "2")
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the module as its readers do, in a process of its own."""
+    """Run the module as users do, in a process of its own."""
     found = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **environment}
     command = [sys.executable, "-W", "error", "-m", speed.__name__, *arguments]
     return subprocess.run(command, env={**os.environ, **found}, cwd=ROOT, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Networks: published sizes, wiring against NumPy, both Flax APIs, every norm, convolutions against Flax's."""
+"""Test networks: published sizes, wiring against NumPy, both Flax APIs, every norm, convolutions against Flax's."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -49,7 +49,7 @@ def shapes_of(module: nn.Module, x: np.ndarray) -> Tree:
 
 
 def filled(shapes: Tree, spread: float = 0.0) -> Tree:
-    """Variables from NumPy: kernels of a useful size, the rest as at the start, `spread` away from it."""
+    """Make variables with NumPy: kernels of a useful size, other variables within `spread` of their initial values."""
     rng = np.random.default_rng(5)
 
     def fill(path: Any, leaf: Any) -> np.ndarray:
@@ -149,7 +149,7 @@ def cross_entropy(logits: Any, labels: np.ndarray) -> jax.Array:
 
 
 def check_gradients(gradients: Any, like: Any) -> None:
-    """Something finite reaches every parameter."""
+    """Check that a finite gradient reaches every parameter."""
     chex.assert_trees_all_equal_shapes(gradients, like)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
         assert np.all(np.isfinite(leaf)) and np.any(leaf != 0), jax.tree_util.keystr(path)
@@ -191,7 +191,7 @@ class TestZeroLastScale:
 
 
 class TestAgainstNumPy:
-    """Wiring: the same weights in float64, written from the papers."""
+    """Wiring, compared with float64 networks written from the papers, with the same weights."""
 
     @pytest.mark.parametrize("placement", ["post", "pre"])
     def test_resnet(self, placement: Any) -> None:
@@ -248,7 +248,7 @@ class TestAgainstNumPy:
 
 
 def residual(variables: Tree, x: np.ndarray, placement: str, train: bool, strides: list[int]) -> np.ndarray:
-    """Logits of a residual network, basic or bottleneck, whose norm is batch norm."""
+    """Compute the logits of a residual network, basic or bottleneck, with batch norm."""
     p, statistics = variables["params"], variables["batch_stats"]
 
     def active(y: np.ndarray, *path: str, relu: bool = True) -> np.ndarray:
@@ -287,7 +287,7 @@ def residual(variables: Tree, x: np.ndarray, placement: str, train: bool, stride
 
 
 def conv(x: np.ndarray, layer: Tree, stride: int = 1) -> np.ndarray:
-    """One position of the kernel after the other, bias left out."""
+    """Convolve, one position of the kernel at a time, without bias."""
     kernel = layer["kernel"].astype(np.float64)
     size, (height, width) = len(kernel), x.shape[1:3]
     border = (size // 2,) * 2
@@ -299,7 +299,7 @@ def conv(x: np.ndarray, layer: Tree, stride: int = 1) -> np.ndarray:
 
 
 def pool(x: np.ndarray, size: int, before: int) -> np.ndarray:
-    """The largest of windows that are two positions apart; `before` of the first lie outside."""
+    """Max-pool windows two positions apart; the first starts `before` positions outside."""
     places = [range(max(0, i - before), min(n, i - before + size)) for n in x.shape[1:3] for i in range(0, n, 2)]
     rows, columns = places[: -(-x.shape[1] // 2)], places[-(-x.shape[1] // 2) :]
     return np.stack([np.stack([x[:, r][:, :, c].max((1, 2)) for c in columns], 1) for r in rows], 1)
@@ -389,7 +389,7 @@ def merge(a: Tree, b: Tree) -> dict[str, Any]:
 class TestStart:
     @pytest.mark.parametrize("model", [ResNet, partial(ResNet, placement="pre"), VGG, partial(ViTTiny, patch=4)])
     def test_names_of_shared_parameters_do_not_depend_on_the_norm(self, model: Any) -> None:
-        """Linen draws a parameter by the seed and the path of its module."""
+        """Compare names, because Linen draws a parameter by the seed and the path of its module."""
 
         def shared(name: str) -> dict[str, Any]:
             params = shapes_of(model(norm_of(name)), images(2, 8, 8, 1))["params"]

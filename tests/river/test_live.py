@@ -1,4 +1,4 @@
-"""The live classifier and regressor: river's own checks, growth, bad input, and files that continue bit for bit."""
+"""Test the live classifier and regressor: river's checks, growth, bad input, and files that continue bit for bit."""
 
 import copy
 import functools
@@ -39,7 +39,7 @@ TRACED: list[tuple[int, ...]] = []
 
 
 class Small(nn.Module):
-    """Quick to compile."""
+    """Model that compiles quickly."""
 
     norm: Norm
     outputs: int
@@ -53,7 +53,7 @@ class Small(nn.Module):
 
 
 class Linear(nn.Module):
-    """Starts at zero, so that what is new after growth is zero, too."""
+    """Linear model that starts at zero, so that new weights after growth are zero too."""
 
     norm: Norm
     outputs: int
@@ -75,7 +75,7 @@ class SmallNNX(nnx.Module):
 
 
 def stream(n: int, names: str = "abc", labels: str = "xy", seed: int = 0) -> list[tuple[dict[Any, float], Any]]:
-    """Examples whose class depends on the first feature."""
+    """Make examples whose class depends on the first feature."""
     draw = np.random.default_rng(seed)
     rows = draw.normal(size=(n, len(names)))
     return [(dict(zip(names, row.tolist(), strict=True)), labels[int(row[0] > 0) % len(labels)]) for row in rows]
@@ -104,7 +104,7 @@ def test_river_finds_nothing_wrong(model: Live) -> None:
 
 
 def test_a_linear_model_learns_what_softmax_regression_does() -> None:
-    """Beside NumPy in float64, which knows nothing of places: one weight for each pair of feature and class."""
+    """Compare with NumPy in float64, which has one weight for each pair of feature and class."""
     examples = [
         ({"a": 1.0, 7: -0.5}, "x"),
         ({"a": -1.0}, "y"),
@@ -136,7 +136,7 @@ def test_a_linear_model_learns_what_softmax_regression_does() -> None:
 
 
 def test_a_burst_is_one_step_along_the_mean_gradient() -> None:
-    """As in river's own linear regression."""
+    """Compare with river's own linear regression."""
     examples = numbered(stream(12))
     X, y = pd.DataFrame([x for x, _ in examples]), pd.Series([y for _, y in examples])
     ours = Regressor(Linear, norm="none", optimizer=optax.sgd, learning_rate=0.05)
@@ -193,7 +193,7 @@ class TestWeights:
         assert any("mean" in name for name in changed) and any("steps" in name for name in changed)
         assert not any(name.startswith(".params") for name in changed)
 
-    def test_no_weight_compiles_anew(self) -> None:
+    def test_other_weights_compile_nothing(self) -> None:
         model = taught(Classifier(Small, norm="layer"), stream(3))
         model.learn_one(*stream(1)[0], w=2.0)
         TRACED.clear()
@@ -212,7 +212,7 @@ class TestWeights:
             (None, TypeError, "Expected the weight to be a number in every example, got None"),
         ],
     )
-    def test_what_is_no_weight(self, w: Any, kind: type[Exception], message: str) -> None:
+    def test_bad_weights_are_refused(self, w: Any, kind: type[Exception], message: str) -> None:
         model = taught(Classifier(Small, norm="layer", nonfinite="skip"), stream(3))
         before = model.state
         X, y = pd.DataFrame([x for x, _ in stream(2)]), pd.Series([y for _, y in stream(2)])
@@ -226,7 +226,7 @@ class TestWeights:
         assert_same(model.state, before)
         assert model.skipped == 0
 
-    def test_one_for_each_example(self) -> None:
+    def test_there_is_one_weight_for_each_example(self) -> None:
         X, y = pd.DataFrame({"a": [1.0, 2.0]}), pd.Series([0.0, 1.0])
         for w in ([1.0], [], [1.0] * 3, pd.Series([1.0])):
             with pytest.raises(ValueError, match=f"one weight, or one for each of 2 examples, got {len(w)}"):
@@ -256,7 +256,7 @@ class TestWeights:
         ):
             model.learn_many(pd.DataFrame({"a": [1.0, 2.0]}), pd.Series([0.0, 1.0]), w=pd.Series([1.0, 2.0]))
 
-    def test_they_pass_through_a_pipeline(self) -> None:
+    def test_weights_pass_through_a_pipeline(self) -> None:
         piped = preprocessing.StandardScaler() | Classifier(Linear, norm="none", optimizer=optax.sgd)
         bare = Classifier(Linear, norm="none", optimizer=optax.sgd)
         for x, y in stream(4):
@@ -267,8 +267,8 @@ class TestWeights:
 
 @pytest.mark.parametrize("model", [Small, SmallNNX])
 @pytest.mark.parametrize("norm", ["online", "batch:statistics='running'"])
-def test_what_was_learned_stays_in_place(model: Callable[..., Any], norm: str) -> None:
-    """Parameters, statistics, what norms carry, and the optimizer's averages; what is new is as in a new model."""
+def test_growth_keeps_everything_learned(model: Callable[..., Any], norm: str) -> None:
+    """Check parameters, state of the norms and the optimizer's averages; new parts are those of a new model."""
     live = taught(Classifier(model, norm=norm, optimizer=optax.adam, seed=3), stream(10))
     learned, before = live._learned, live.state
     assert learned
@@ -322,7 +322,7 @@ def test_predictions_of_many_compile_for_few_sizes() -> None:
     np.testing.assert_allclose(found, pd.DataFrame(one), rtol=1e-5)
 
 
-def test_before_it_has_learned_it_knows_nothing() -> None:
+def test_a_new_model_predicts_nothing() -> None:
     X = pd.DataFrame({"a": [1.0, 2.0]})
     classifier, regressor = Classifier(), Regressor()
     assert classifier.predict_proba_one({"a": 1.0}) == {} and classifier.predict_one({"a": 1.0}) is None
@@ -376,7 +376,7 @@ def test_bad_targets_are_refused(y: Any, kind: type[Exception], message: str) ->
     assert_same(model.state, before)
 
 
-def test_what_is_not_finite_can_be_skipped_and_is_counted() -> None:
+def test_examples_that_are_not_finite_can_be_skipped_and_are_counted() -> None:
     examples = numbered(stream(6))
     clean = taught(Regressor(Small, norm="online"), examples)
     bad = [({"a": NAN}, 1.0), ({"a": 1.0, "b": INF}, 1.0), ({"a": 1.0}, NAN), ({"new": 1e300}, 1.0)]
@@ -409,7 +409,7 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
 
 
 def test_batch_norm_needs_a_burst() -> None:
-    """One example leaves it nothing to average: an error, and no model that silently learns nothing."""
+    """Expect an error for one example, which batch norm cannot average, not a model that silently learns nothing."""
     model = Classifier(Small, norm="batch")
     with pytest.raises(StatisticsError, match=r"more than one element, got one.*Use"):
         model.learn_one({"a": 1.0}, "x")
@@ -422,7 +422,7 @@ def test_batch_norm_needs_a_burst() -> None:
     assert model.features == ("a",) and model.predict_one({"a": 1.0}) in ("x", "y")
 
 
-def test_what_has_diverged_predicts_nothing() -> None:
+def test_a_model_that_has_diverged_predicts_nothing() -> None:
     model = taught(Regressor(Linear, norm="none", optimizer=optax.sgd, learning_rate=1e30), numbered(stream(9)))
     with pytest.raises(ValueError, match=r"the model has diverged. Scale features before it.*lower `learning_rate`"):
         model.predict_one({"a": 1.0})
@@ -477,7 +477,7 @@ SAVED = {
 
 
 @pytest.mark.parametrize("case", SAVED)
-def test_what_is_loaded_goes_on_bit_for_bit(case: str, tmp_path: Path) -> None:
+def test_a_loaded_model_continues_bit_for_bit(case: str, tmp_path: Path) -> None:
     kind, made, told = SAVED[case]
     examples = stream(30) if kind is Classifier else numbered(stream(30))
     model = taught(kind(**made), [*examples[:10], ({"a": 1.0, "d": 2.0}, examples[0][1])])
@@ -531,9 +531,9 @@ def broken(content: bytes, how: str) -> bytes:
     }[how]
 
 
-FOREIGN = "to be a model that was saved, it is something else"
-SHORT = "bytes behind the first line of .*it was not written or copied to its end"
-CHANGED = "to be as it was written, its checksum differs"
+FOREIGN = "to be a saved model, got another file"
+SHORT = "bytes after the first line of .*it was not written or copied completely"
+CHANGED = "to be unchanged, got another checksum"
 
 
 @pytest.mark.parametrize(
@@ -542,7 +542,7 @@ CHANGED = "to be as it was written, its checksum differs"
         *((how, FOREIGN) for how in ("empty", "half of the first line", "pickle", "other json", "a list")),
         *((how, SHORT) for how in ("no content", "half", "last byte missing", "longer")),
         *((how, CHANGED) for how in ("a bit flipped", "about changed")),
-        ("newer", "Expected a file of version 1 or older, .* has version 2. Update normlab"),
+        ("newer", "to have version 1 or older, got version 2. Update normlab"),
     ],
 )
 def test_a_file_that_is_not_whole_or_not_ours_is_refused(how: str, message: str, saved: Path, tmp_path: Path) -> None:
@@ -557,7 +557,7 @@ def test_a_file_that_is_not_whole_or_not_ours_is_refused(how: str, message: str,
 @pytest.mark.parametrize(
     ("kind", "told", "message"),
     [
-        (Regressor, {"model": Small}, "to hold a Regressor, got a Classifier. Use its `load`"),
+        (Regressor, {"model": Small}, "to contain a Regressor, got a Classifier. Use its `load`"),
         (Classifier, {}, "Expected `model` as when .* was saved, which has Small. Pass it"),
         (
             Classifier,
@@ -579,7 +579,7 @@ def test_a_file_of_another_model_is_refused(kind: type[Live], told: dict[str, An
 
 
 def rewritten(path: Path, change: Callable[[dict[str, Any], list[bytes]], Any]) -> bytes:
-    """A file with something else in it, and a checksum that says that this is how it was written."""
+    """Return a file with other content and the matching checksum."""
     _, _, content = path.read_bytes().partition(b"\n")
     text, _, data = content.partition(b"\n")
     about, arrays = json.loads(text), [data]
@@ -595,7 +595,7 @@ def put(name: str, value: Any) -> Callable[[dict[str, Any], list[bytes]], Any]:
 
 
 def listed(place: int, value: Any) -> Callable[[dict[str, Any], list[bytes]], Any]:
-    """Another name, type or shape of the first array."""
+    """Change name, type or shape of the first array."""
 
     def change(about: dict[str, Any], arrays: list[bytes]) -> None:
         about["arrays"][0][place] = value
@@ -633,8 +633,8 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], list[bytes]], Any], str]] = {
     "a kind that is no text": (put("kind", ["Classifier"]), "its `kind` is not Classifier or Regressor"),
     "a version that is no text": (put("normlab", 1), "its `normlab` is not text"),
     "a norm that is no text": (put("norm", None), "its `norm` is not text"),
-    "a norm that there is not": (put("norm", "onlin"), "to name a norm that there is: .*Did you mean 'online'"),
-    "a norm that cannot be read": (put("norm", "layer:epsilon"), "to name a norm that there is: "),
+    "a norm that there is not": (put("norm", "onlin"), "to name a known norm: .*Did you mean 'online'"),
+    "a norm that cannot be read": (put("norm", "layer:epsilon"), "to name a known norm: "),
     "options that the norm has not": (put("norm", "layer:spam=3"), "to name a norm .*spam"),
     "an option of another type": (
         put("norm", "layer:epsilon="),
@@ -675,10 +675,10 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], list[bytes]], Any], str]] = {
     "room for all classes": (put("room", [3, 10**12]), "its `room` does not fit its `features` and `targets`"),
     "arrays that are no list": (put("arrays", {}), "its `arrays` is not a list of names, types and shapes"),
     "an array without a shape": (put("arrays", [["a", "float32"]]), "its `arrays` is not a list of names, types and"),
-    "no arrays": (put("arrays", []), r"its `arrays` do not have the shapes that its [\d,]+ bytes are for"),
+    "no arrays": (put("arrays", []), r"the shapes of its `arrays` do not match its [\d,]+ bytes of data"),
     "an array twice": (
         lambda about, arrays: about["arrays"].append(about["arrays"][0]),
-        "its `arrays` have a name twice",
+        "its `arrays` contain a name twice",
     ),
     "a name that is no text": (listed(0, 1), "its `arrays` is not a list of names"),
     "another name": (listed(0, "spam"), "Expected `model` to be that of .*, got another"),
@@ -688,17 +688,17 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], list[bytes]], Any], str]] = {
     "text": (listed(1, "<U1"), "its array .* is not of numbers"),
     "several types": (listed(1, "f4,f4"), "its array .* is not of numbers"),
     "a type of the same size": (listed(1, "int32"), r"Expected `model` to be that of .* \(int32\), got"),
-    "a type of another size": (listed(1, "float64"), "its `arrays` do not have the shapes that its"),
-    "half precision": (listed(1, "bfloat16"), "its `arrays` do not have the shapes that its"),
-    "a huge shape": (listed(2, [10**12, 10**12]), "its `arrays` do not have the shapes that its"),
+    "a type of another size": (listed(1, "float64"), "the shapes of its `arrays` do not match its"),
+    "half precision": (listed(1, "bfloat16"), "the shapes of its `arrays` do not match its"),
+    "a huge shape": (listed(2, [10**12, 10**12]), "the shapes of its `arrays` do not match its"),
     "a negative length": (listed(2, [-1]), "its `arrays` is not a list of names, types and shapes"),
     "a length that is a fraction": (listed(2, [4.0]), "its `arrays` is not a list of names, types and shapes"),
-    "many axes": (listed(2, [1] * 99), "its `arrays` do not have the shapes that its|Expected `model` to be that"),
+    "many axes": (listed(2, [1] * 99), "the shapes of its `arrays` do not match its|Expected `model` to be that"),
     "bytes missing": (
         lambda about, arrays: arrays.__setitem__(0, arrays[0][:-1]),
-        "its `arrays` do not have the shapes",
+        "the shapes of its `arrays` do not match",
     ),
-    "bytes more": (lambda about, arrays: arrays.append(b"\0"), "its `arrays` do not have the shapes that its"),
+    "bytes more": (lambda about, arrays: arrays.append(b"\0"), "the shapes of its `arrays` do not match its"),
     "another shape": (lambda about, arrays: reshape(about), "Expected `model` to be that of .*has shape"),
     "negative steps": (negative_steps, "Expected updates to be counted from 0 in .*, got -1"),
 }
@@ -720,7 +720,7 @@ def test_a_file_with_a_right_checksum_and_wrong_content_is_one_error(how: str, s
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
 
-def test_what_makes_a_regressor(saved: Path, tmp_path: Path) -> None:
+def test_fields_of_a_regressor_are_checked(saved: Path, tmp_path: Path) -> None:
     regressor, path = tmp_path / "regressor", tmp_path / "model"
     taught(Regressor(Small, norm="none"), numbered(stream(3))).save(regressor)
     for change, message in (
@@ -750,11 +750,11 @@ def test_the_first_line_is_checked(saved: Path, tmp_path: Path) -> None:
         path.write_bytes(first + b"\n" + content)
         with pytest.raises(ValueError, match=FOREIGN):
             Classifier.load(path, model=Small)
-    path.write_bytes(rewritten(saved, lambda about, arrays: None))  # nothing is changed: the test itself can pass
+    path.write_bytes(rewritten(saved, lambda about, arrays: None))  # unchanged content is accepted
     assert_same(Classifier.load(path, model=Small).state, Classifier.load(saved, model=Small).state)
 
 
-def test_saving_that_fails_keeps_what_was_there(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saving_that_fails_keeps_the_old_file(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model"
     path.write_bytes(saved.read_bytes())
     model = Classifier.load(path, model=Small)
@@ -795,7 +795,7 @@ def test_a_copy_learns_by_itself(norm: Any, copied: Callable[[Any], Any]) -> Non
     assert_same(taught(model, stream(5, seed=1)).state, again.state)
 
 
-def test_it_stands_at_the_end_of_a_pipeline() -> None:
+def test_a_pipeline_ends_with_the_model() -> None:
     model = preprocessing.StandardScaler() | Classifier(Small, norm="online", learning_rate=0.01)
     metric = metrics.Accuracy()
     for x, y in datasets.Phishing().take(600):
@@ -812,8 +812,8 @@ def test_models_of_one_recipe_share_their_programs() -> None:
 
 
 @pytest.mark.slow
-def test_the_page_does_what_it_says(tmp_path: Path) -> None:
-    """Its blocks are one script, with asserts."""
+def test_the_code_of_the_page_runs(tmp_path: Path) -> None:
+    """Run the blocks of the page as one script with asserts."""
     code = [text for language, text in blocks("docs/online.md", "Use it live") if language == "python"]
     assert len(code) == 4 and all("assert" in text for text in code)
     run(["-W", "error", "-c", "\n".join(code)], tmp_path)

@@ -1,4 +1,4 @@
-"""The code in the documentation, and running it as a stranger would."""
+"""Extract the code of the documentation, and run it as a user would."""
 
 import re
 import subprocess
@@ -11,13 +11,13 @@ BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def blocks(document: str, section: str) -> list[tuple[str, str]]:
-    """Language and text of the code blocks of a section."""
+    """Return language and text of the code blocks of a section."""
     text = (ROOT / document).read_text()
     return BLOCK.findall(re.split(r"^## ", text.partition(f"\n## {section}\n")[2], flags=re.MULTILINE)[0])
 
 
 def run(arguments: list[str], folder: Path) -> str:
-    """Run Python in a folder, as a stranger would, and return what it printed."""
+    """Run Python in a folder, as a user would, and return its output."""
     environment = {**ENVIRONMENT, "NORMLAB_CACHE": str(folder / "cache"), "MPLBACKEND": "agg"}
     finished = subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300

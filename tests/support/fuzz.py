@@ -1,4 +1,4 @@
-"""Random cases of every norm and cell against float64: `python -m tests.support.fuzz --cases 5000`.
+"""Compare random cases of every norm and cell with float64: `python -m tests.support.fuzz --cases 5000`.
 
 Shapes of rank 0 to 6 with axes of size 0 and 1, axes in any order, masks with NaN underneath, whole numbers, float16,
 bfloat16, float32 and float64, offsets up to 1e6 and magnitudes from 1e-30 to 1e30. A case is right where the output is
@@ -36,7 +36,7 @@ VALUES = 8
 
 @dataclass(frozen=True)
 class Case:
-    """A norm, what it is given, and where it is compared."""
+    """Norm, its input and options, and the function that compares it."""
 
     norm: str
     shape: tuple[int, ...]
@@ -48,13 +48,13 @@ class Case:
 
 
 def some(rng: np.random.Generator, axes: range) -> tuple[int, ...]:
-    """Some of the axes, at least one, in any order and from either end."""
+    """Draw some of the axes, at least one, in any order and counted from either end."""
     chosen = rng.permutation(axes)[: rng.integers(1, len(axes) + 1)]
     return tuple(int(a) - (len(axes) if rng.random() < 0.3 and axes.start == 0 else 0) for a in chosen)
 
 
 def norm_of(rng: np.random.Generator, shape: tuple[int, ...]) -> str:
-    """A norm with random options; they need not fit the shape."""
+    """Draw a norm with random options, which need not fit the shape."""
     name = str(rng.choice(norms.names()))
     all_axes = range(max(1, len(shape)))
     epsilon = f"epsilon={rng.choice([1e-3, 1e-5])}"
@@ -76,7 +76,7 @@ def norm_of(rng: np.random.Generator, shape: tuple[int, ...]) -> str:
 
 
 def case_of(rng: np.random.Generator) -> Case:
-    """A random case."""
+    """Draw a random case."""
     rank = int(rng.choice(7, p=[0.03, 0.07, 0.3, 0.25, 0.2, 0.1, 0.05]))
     sizes = [1, 2, 3, 4, 5, 8, 17] if rank > 3 else [1, 2, 3, 5, 8, 16, 33, 64]
     shape = tuple(0 if rng.random() < 0.03 else int(rng.choice(sizes[: 5 if rank > 4 else None])) for _ in range(rank))
@@ -88,7 +88,7 @@ def case_of(rng: np.random.Generator) -> Case:
 
 
 def input_of(rng: np.random.Generator, case: Case) -> np.ndarray:
-    """A random input, already rounded to its dtype; in float64."""
+    """Draw a random input in float64, already rounded to its dtype."""
     if case.dtype == "int32":
         return rng.integers(-1000, 1000, case.shape).astype(np.float64)
     kind = rng.choice(["size", "offset", "constant", "spike", "steps"], p=[0.4, 0.3, 0.1, 0.1, 0.1])
@@ -106,7 +106,7 @@ def input_of(rng: np.random.Generator, case: Case) -> np.ndarray:
 
 
 def variables_of(module: Any, x: jax.Array) -> Any:
-    """Parameters and state, all different from where they start."""
+    """Draw parameters and state, all different from their initial values."""
     rng = np.random.default_rng(0)
 
     def draw(leaf: Any) -> jax.Array:
@@ -117,7 +117,7 @@ def variables_of(module: Any, x: jax.Array) -> Any:
 
 
 def expected(case: Case, x: np.ndarray, variables: Any, where: np.ndarray | None) -> reference.Result:
-    """Output and state in float64."""
+    """Compute output and state in float64."""
     spec = norms.get(case.norm)
     flat = {k: np.asarray(v, np.float64) for part in variables.values() for k, v in part.items()}
     options = {k: v for k, v in spec.options.items() if k not in ("use_scale", "use_bias")}
@@ -127,27 +127,27 @@ def expected(case: Case, x: np.ndarray, variables: Any, where: np.ndarray | None
 
 
 def largest_term(case: Case, x: np.ndarray, variables: Any) -> float:
-    """The largest number behind an output: batch renorm divides distances within `x` by the running deviation."""
+    """Return the largest term of an output: batch renorm divides distances within `x` by the running deviation."""
     renorm = norms.get(case.norm).name == "batch_renorm"
     return float(np.ptp(x) / np.min(variables["batch_stats"]["std"])) if renorm else 0.0
 
 
 def verdict(found: np.ndarray, right: np.ndarray, x: np.ndarray, case: Case, tolerance: float, term: float) -> str:
-    """`right`, `loud` or what is wrong; `term` is the largest number behind an output."""
+    """Return `right`, `loud` or the error; `term` is the largest term of an output."""
     if found.shape != right.shape:
         return f"shape {found.shape}, expected {right.shape}"
     if not right.size:
         return "right"
     scale = np.abs(right).max()
     loud = case.dtype != "float64" and np.abs(x).max(initial=0) > OVERFLOWS and not np.isfinite(found).all()
-    if loud:  # what is finite must be right all the same
+    if loud:  # finite outputs must still be right
         found, right = (np.where(np.isfinite(found), a, 0) for a in (found, right))
     kind = jnp.finfo(case.dtype if case.dtype in FLOATS else "float32")
     if scale > float(kind.max):
         return "right" if not np.isfinite(found).all() else "an output that its dtype cannot have"
     own = 0.0 if case.dtype == "float32" else float(kind.eps) / 2
     error = np.abs(found - right) - own * np.abs(right) - float(kind.smallest_subnormal)
-    if case.dtype == "float64":  # in which the reference loses digits to an offset, too
+    if case.dtype == "float64":  # the reference itself loses digits to an offset
         tolerance = 1e-11 + 1e-13 * float(np.abs(x).max(initial=0)) if np.abs(x).max(initial=0) < OVERFLOWS else 1e-9
     if np.isnan(error).any() or error.max(initial=0) > tolerance * max(1.0, scale, term):
         return f"off by {error.max():.2g} of {scale:.2g} ({np.isnan(error).sum()} NaN)"
@@ -155,7 +155,7 @@ def verdict(found: np.ndarray, right: np.ndarray, x: np.ndarray, case: Case, tol
 
 
 def of_state(found: np.ndarray, right: np.ndarray, x: np.ndarray) -> str:
-    """`right`, `loud` or what is wrong with a running statistic, which is kept in float32."""
+    """Return `right`, `loud` or the error of a running statistic, which is stored in float32."""
     if not x.size:  # without features nothing is counted, and a step may count as one
         return "right"
     if np.abs(x).max(initial=0) > OVERFLOWS and not np.isfinite(found).all():
@@ -166,7 +166,7 @@ def of_state(found: np.ndarray, right: np.ndarray, x: np.ndarray) -> str:
 
 
 def results(case: Case, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
-    """What became of each input of a case, and of which part."""
+    """Return the verdict on each part of a case."""
     module = norms.get(case.norm).linen(train=True)
     with jax.enable_x64(case.dtype == "float64"):
         placeholder = jax.ShapeDtypeStruct(case.shape, jnp.dtype(case.dtype))
@@ -212,7 +212,7 @@ CELL_NORMS = (
 
 
 def cell_results(rng: np.random.Generator) -> Iterator[tuple[str, str]]:
-    """A cell with a norm over a random batch of sequences."""
+    """Compare a cell with a norm on a random batch of sequences."""
     from flax.traverse_util import flatten_dict
 
     from normlab import linen
@@ -244,7 +244,7 @@ def cell_results(rng: np.random.Generator) -> Iterator[tuple[str, str]]:
 
 
 def main() -> int:
-    """Run the cases; 1 if any was wrong."""
+    """Run the cases; return 1 if any was wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=5000, help="how many inputs (default: 5000)")
     parser.add_argument("--seed", type=int, default=0, help="of all of them (default: 0)")

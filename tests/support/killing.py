@@ -1,6 +1,6 @@
-"""A script that kills reports and merges while they write, and looks at the folder after each kill.
+"""Kill reports and merges while they write, and check the folder after each kill.
 
-It is a process of its own, so that those that are killed can be forked from it when everything is imported.
+The script is a process of its own, so that victims can be forked from it after everything is imported.
 """
 
 import os
@@ -53,7 +53,7 @@ def moments(last: int | None = None) -> Iterator[list[None]]:
 
 
 def draw_once() -> None:
-    """Keep figures, which take most of the time, for reports of as many runs."""
+    """Cache figures, which take most of the time, for reports of equally many runs."""
     drawn: dict[int, Any] = {}
     draw = html.figure_files
 
@@ -67,7 +67,7 @@ def draw_once() -> None:
 
 
 def work(command: str, root: Path, folder: Path) -> None:
-    """Do what is to be killed."""
+    """Run the command to be killed."""
     arguments = {
         "report": ["report", str(folder)],
         "merge": ["merge", str(root / "rest"), str(root / "old"), "--output", str(folder)],
@@ -78,7 +78,7 @@ def work(command: str, root: Path, folder: Path) -> None:
 
 
 def started(command: str, root: Path) -> Path:
-    """A folder with an old report, in which there is something new to write."""
+    """Make a folder with an old report and new records."""
     folder = root / "folder"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(root / "old", folder)
@@ -89,14 +89,14 @@ def started(command: str, root: Path) -> Path:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """All that is written but for runs, and for the header, which has the command and the time."""
+    """Read all files except runs and the header, which contains the command and the time."""
     found = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in ("", ".lock")]
     kept = [path for path in found if path.name != "comparison.json" and "runs" not in path.parts]
     return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
 
 
 def killed(act: Callable[[], None], moment: int) -> None:
-    """Let a child do something, and kill it at a moment."""
+    """Run a function in a child, and kill the child at a moment."""
     child = os.fork()
     if not child:
         with moments(moment):
@@ -119,7 +119,7 @@ def check(folder: Path, old: dict[str, bytes], new: dict[str, bytes], least: int
 
 
 def kill_and_check(command: str, root: Path, kills: int) -> None:
-    """Kill a command at moments that are spread over all its writing."""
+    """Kill a command at moments spread over all its writing."""
     draw_once()
     work("report", root, root / "old")
     old, least = files(root / "old"), len(Store(root / "old").records())

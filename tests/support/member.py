@@ -1,4 +1,4 @@
-"""What a process of a group does in `tests/study/executors/test_processes.py`: MODE ADDRESS i/n PATIENCE."""
+"""Run a process of a group for `tests/study/executors/test_processes.py`: MODE ADDRESS i/n PATIENCE."""
 
 import os
 import sys
@@ -37,7 +37,7 @@ def calls(group: Group) -> None:
 
 
 def steps(group: Group, failing: int = 0) -> None:
-    """A collective a step, for ever."""
+    """Run one collective in each step, forever."""
     sharding = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), P("data"))
     x = jax.make_array_from_process_local_data(sharding, np.ones(8, np.float32))
     step = jax.jit(lambda x: x + x.mean())

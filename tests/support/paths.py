@@ -1,4 +1,4 @@
-"""Where the repository is, and what processes need to import from it."""
+"""Paths of the repository, and the environment that processes need to import from it."""
 
 import os
 from pathlib import Path

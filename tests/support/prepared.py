@@ -1,4 +1,4 @@
-"""Small data sets in ArrayRecord files, as TensorFlow Datasets writes them without TensorFlow."""
+"""Write small data sets as ArrayRecord files, as TensorFlow Datasets does, without TensorFlow."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ Row = Mapping[str, Any]
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Writes the rows that it is given, in their order."""
+    """Builder that writes rows in their order."""
 
     name = "tiny"
     VERSION = tfds.core.Version("1.0.0")
@@ -51,14 +51,14 @@ def write(
     version: str = "1.0.0",
     shards: int = 1,
 ) -> Path:
-    """Write a data set `tiny`, and give the folder of its version."""
+    """Write a data set `tiny`, and return the folder of its version."""
     builder = Builder(root, version, rows, features, keys)
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=shards))
     return root / "tiny" / version
 
 
 def leave_out(path: Path, index: int, key: str) -> None:
-    """Write a file anew, without one feature of one example."""
+    """Rewrite a file without one feature of one example."""
     reader = array_record_module.ArrayRecordReader(str(path))
     records = reader.read_all()
     reader.close()
@@ -72,15 +72,15 @@ def leave_out(path: Path, index: int, key: str) -> None:
 
 
 def png(pixels: np.ndarray) -> io.BytesIO:
-    """An image as a file."""
+    """Encode an image as PNG."""
     return io.BytesIO(cv2.imencode(".png", pixels[..., ::-1])[1].tobytes())
 
 
 def images(n: int, shape: tuple[int, ...] = (6, 5, 3), seed: int = 0) -> np.ndarray:
-    """Images of random pixels."""
+    """Draw images of random pixels."""
     return np.random.default_rng(seed).integers(0, 256, (n, *shape)).astype(np.uint8)
 
 
 def of_images(pixels: Sequence[np.ndarray], labels: Sequence[int]) -> list[Row]:
-    """Rows of images and their classes."""
+    """Make rows of images and their classes."""
     return [{"image": png(image), "label": int(label)} for image, label in zip(pixels, labels, strict=True)]

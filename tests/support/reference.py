@@ -21,17 +21,17 @@ UNIT = 2.0**-24
 
 
 def axes_of(axes: Axes, ndim: int) -> tuple[int, ...]:
-    """Axes as sorted non-negative numbers."""
+    """Return axes as sorted non-negative numbers."""
     return tuple(sorted(a % ndim for a in np.atleast_1d(axes).tolist()))
 
 
 def others(axes: Axes, ndim: int) -> tuple[int, ...]:
-    """Axes that are not in `axes`."""
+    """Return the axes that are not in `axes`."""
     return tuple(a for a in range(ndim) if a not in axes_of(axes, ndim))
 
 
 def moments(x: Array, axis: tuple[int, ...], where: Array | None) -> tuple[Array, Array, Array]:
-    """Mean, biased variance and count of what `where` marks; axes are kept, nothing gives 0, 0, 0."""
+    """Return mean, biased variance and count of the elements in `where`, with axes kept; 0, 0, 0 for no elements."""
     counted = np.broadcast_to(True if where is None else where, x.shape)
     count = counted.sum(axis, keepdims=True)
     mean = np.where(counted, x, 0).sum(axis, keepdims=True) / np.maximum(count, 1)
@@ -46,7 +46,7 @@ _noise: Callable[[tuple[int, ...]], Array] = np.zeros
 
 @contextlib.contextmanager
 def rounded_statistics(seed: int) -> Iterator[None]:
-    """Let `moments` err as float32 does, with random signs.
+    """Perturb `moments` like float32, with random signs.
 
     Adding up n numbers one after the other is a random walk of roundings of growing partial sums. It leaves the mean
     off by sqrt(n) / 3 roundoffs of the largest number (root mean square); three times that, and two for the division,
@@ -62,19 +62,19 @@ def rounded_statistics(seed: int) -> Iterator[None]:
 
 
 def rstd_of(var: Array, count: Array, epsilon: float) -> Array:
-    """`1 / sqrt(var + epsilon)`, 0 where nothing counted; noise makes no variance negative."""
+    """Return `1 / sqrt(var + epsilon)`, 0 for no elements; noise makes no variance negative."""
     return np.where(count > 0, 1 / np.sqrt(np.maximum(var, 0) + epsilon), 0)
 
 
 def affine(y: Array, variables: Variables, features: Axes) -> Array:
-    """`y * scale + bias`, each of them if it is there, along the feature axes."""
+    """Return `y * scale + bias` along the feature axes, each if present."""
     shape = [y.shape[a] if a in axes_of(features, y.ndim) else 1 for a in range(y.ndim)]
     y = y * variables["scale"].reshape(shape) if "scale" in variables else y
     return y + variables["bias"].reshape(shape) if "bias" in variables else y
 
 
 def none(x: Array, variables: Variables, where: Array | None = None) -> Result:
-    """`x`."""
+    """Return `x`."""
     return x, {}
 
 
@@ -226,7 +226,7 @@ def chunks(
 
 
 def moved(variables: Variables, new: Variables, count: Array, momentum: Any) -> Variables:
-    """Running averages after a batch: `momentum` weighs the old value; fewer than two elements change nothing."""
+    """Update running averages: `momentum` weighs the old value; fewer than two elements change nothing."""
     step = variables.get("step")
     decay = weight_of_old(momentum, step)
     after = {k: np.where(count > 1, decay * variables[k] + (1 - decay) * v, variables[k]) for k, v in new.items()}
@@ -234,14 +234,14 @@ def moved(variables: Variables, new: Variables, count: Array, momentum: Any) -> 
 
 
 def weight_of_old(momentum: Any, step: Any) -> Any:
-    """Momentum as a number."""
+    """Return the momentum as a number."""
     return momentum(step) if callable(momentum) else step / (step + 1) if momentum is None else momentum
 
 
 def merged(
     x: Array, where: Array | None, axis: Axes, mean: Array, var: Array, epsilon: float, step: Any, momentum: Any
 ) -> Variables:
-    """Running mean and variance of a mix of everything so far and a batch, by their mean squares."""
+    """Merge running mean and variance with a batch, by their mean squares."""
     new_mean, new_var, count = (a.reshape(mean.shape) for a in moments(x, others(axis, x.ndim), where))
     decay = weight_of_old(momentum, step)
     mixed = decay * mean + (1 - decay) * new_mean
@@ -288,7 +288,7 @@ def online(
 def one_by_one(
     x: Array, variables: Variables, where: Array | None, axis: Axes, momentum: float, epsilon: float
 ) -> tuple[Array, Array, Variables]:
-    """Normalized examples, the deviations that each was divided by, and mean and variance after the last."""
+    """Return normalized examples, their divisors, and mean and variance after the last."""
     shape = [x.shape[a] if a in axes_of(axis, x.ndim) else 1 for a in range(x.ndim)]
     mean, var = (variables[name].reshape(shape) for name in ("mean", "var"))
     positions = others((0, *axes_of(axis, x.ndim)), x.ndim)
@@ -316,7 +316,7 @@ def online_vjp(
     backward_momentum: float = 0.99,
     epsilon: float = 1e-5,
 ) -> Result:
-    """The backward pass of online norm without a guard: the gradient, and what is carried to the next pass."""
+    """Backward pass of online norm without a guard: the gradient, and the state for the next pass."""
     shape = [x.shape[a] if a in axes_of(axis, x.ndim) else 1 for a in range(x.ndim)]
     along_y, along_one = (variables[name].reshape(shape) for name in ("along_y", "along_one"))
     y, std, _ = one_by_one(x, variables, where, axis, momentum, epsilon)
@@ -337,7 +337,7 @@ def online_vjp(
 
 
 def mask_at(where: Array | None, shape: tuple[int, ...], i: int) -> Array:
-    """The mask of one example."""
+    """Return the mask of one example."""
     return np.broadcast_to(True if where is None else where, shape)[i : i + 1]
 
 
@@ -369,7 +369,7 @@ def remembered(
     calls_per_update: int,
     epsilon: float,
 ) -> tuple[Array, Array, Array, Variables]:
-    """Mean and deviation in use, elements behind the current memory, and the memories after the call."""
+    """Return mean and deviation in use, elements of the current memory, and the memories after the call."""
     flat = variables["mean"].shape
     now_mean, now_var, count = (a.reshape(flat) for a in moments(x, others(axis, x.ndim), where))
     old = variables["short_count"]
@@ -415,7 +415,7 @@ def streaming_vjp(
     calls_per_update: int = 1,
     epsilon: float = 1e-5,
 ) -> Result:
-    """The backward pass of streaming norm: the gradient, and what is carried to the next pass."""
+    """Backward pass of streaming norm: the gradient, and the state for the next pass."""
     mean, std, count, after = remembered(x, variables, where, axis, momentum, mix, calls_per_update, epsilon)
     counted, reduced = np.broadcast_to(True if where is None else where, x.shape), others(axis, x.ndim)
     dy = affine(dy, {k: v for k, v in variables.items() if k == "scale"}, axis)
@@ -532,14 +532,14 @@ def recurrent(
 def simple_step(
     x: Array, h: Array, state: tuple[Array, ...], variables: Variables, norm_c: Any, residual: bool
 ) -> tuple[Array, ...]:
-    """`tanh(x + h + b)`, of projections that are normalized; residual: `+ h` of the step before, too."""
+    """Return `tanh(x + h + b)` of normalized projections; residual: plus `h` of the previous step."""
     return (tanh(x + h + variables["i/bias"] + (state[0] if residual else 0)),)
 
 
 def lstm_step(
     x: Array, h: Array, state: tuple[Array, ...], variables: Variables, norm_c: Any, residual: bool
 ) -> tuple[Array, ...]:
-    """Ba et al. and Cooijmans et al., 2016: the cell state is normalized on its way to the output alone."""
+    """Ba et al. and Cooijmans et al., 2016: the cell state is normalized only on its way to the output."""
     i, f, g, o = np.split(x + h + np.concatenate([variables[f"h{gate}/bias"] for gate in "ifgo"]), 4, -1)
     c = sigmoid(f) * state[0] + sigmoid(i) * tanh(g)
     return c, sigmoid(o) * tanh(norm_c(c))
@@ -560,7 +560,7 @@ STEPS = {"simple": simple_step, "lstm": lstm_step, "gru": gru_step}
 
 
 class CellNorm:
-    """The norm of a cell, called step after step; it notes what training leaves in the running statistics.
+    """Norm of a cell, called step by step, which records the running statistics of training.
 
     Args:
         cell: Kind of cell.
@@ -631,13 +631,13 @@ class CellNorm:
 
 
 def product(x: Array, w: Array) -> Array:
-    """`x @ w`, rounded where `rounded_statistics` asks for it."""
+    """Return `x @ w`, rounded under `rounded_statistics`."""
     y = x @ w
     return y + np.sqrt(len(w)) * _noise(y.shape) * (np.abs(x) @ np.abs(w))
 
 
 def tanh(x: Array) -> Array:
-    """Hyperbolic tangent, which float32 knows up to a few roundoffs."""
+    """Hyperbolic tangent, accurate in float32 to a few roundoffs."""
     y = np.tanh(x)
     return y * (1 + 4 * _noise(y.shape))
 

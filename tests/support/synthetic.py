@@ -1,4 +1,4 @@
-"""A comparison as large as the standard one whose records are made up: noise that pairs share, and planted results.
+"""Comparison as large as the standard one with simulated records: noise that pairs share, and planted results.
 
 On the MLP batch norm breaks at batch size 2 and batch renorm half as much; instance norm cannot be run. At batch size
 128 two of ten runs without a norm diverge, and the best learning rate lies beyond the grid.
@@ -30,7 +30,7 @@ Change = Callable[[Record], Record]
 
 
 def build(norm: object, config: Mapping[str, Any]) -> Any:
-    """Nothing here is trained."""
+    """Fail: nothing here is trained."""
     raise NotImplementedError
 
 
@@ -164,7 +164,7 @@ def two_diverge(record: Record) -> Record:
 
 
 def simulate(comparison: Comparison, settings: Settings, change: Change = two_diverge) -> list[Record]:
-    """All records of a comparison, each as `change` leaves it."""
+    """Return all records of a comparison, each changed by `change`."""
     plan, records = Plan(comparison, settings), []
     while runs := plan.pending(records):
         for run in runs:
@@ -178,7 +178,7 @@ def simulate(comparison: Comparison, settings: Settings, change: Change = two_di
 def analysis_of(
     change: Change = two_diverge, tier: str = "standard", settings: Mapping[str, Any] | None = None, **comparison: Any
 ) -> Analysis:
-    """The analysis of a comparison that differs in some fields, under settings that do."""
+    """Analyse a comparison with some fields and settings replaced."""
     compared = a_comparison(**comparison)
     chosen = some_settings(compared, tier, **(settings or {}))
     return analyse(compared, chosen, simulate(compared, chosen, change))
