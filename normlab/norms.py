@@ -19,10 +19,23 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from normlab.notation import UnknownNorm as UnknownNorm
-from normlab.notation import parse, unknown
-from normlab.notation import parse_list as parse_list
-from normlab.schedules import Ramp as Ramp
+from normlab.notation import UnknownNorm, parse, parse_list, unknown
+from normlab.schedules import Ramp
+
+__all__ = [
+    "Entry",
+    "Norm",
+    "Ramp",
+    "UnknownNorm",
+    "cell_names",
+    "get",
+    "names",
+    "needs",
+    "parse_list",
+    "register",
+    "table",
+    "unregister",
+]
 
 
 @dataclass(frozen=True, kw_only=True)

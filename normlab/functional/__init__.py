@@ -1,47 +1,81 @@
 """The definitions: pure functions of arrays, with no Flax, no state and no parameters of their own."""
 
-from normlab._core.checks import one_element as one_element
-from normlab._core.collectives import one_device as one_device
-from normlab._core.standardize import normalize as normalize
-from normlab.errors import StatisticsError as StatisticsError
-from normlab.functional.batch_norm import BatchMoments as BatchMoments
-from normlab.functional.batch_norm import RunningStatistics as RunningStatistics
-from normlab.functional.batch_norm import batch_elements as batch_elements
-from normlab.functional.batch_norm import batch_moments as batch_moments
-from normlab.functional.batch_norm import batch_norm as batch_norm
-from normlab.functional.batch_norm import merge_batch_norm as merge_batch_norm
-from normlab.functional.batch_norm import update_batch_norm as update_batch_norm
-from normlab.functional.batch_renorm import RenormStatistics as RenormStatistics
-from normlab.functional.batch_renorm import batch_renorm as batch_renorm
-from normlab.functional.batch_renorm import first_batch as first_batch
-from normlab.functional.batch_renorm import merge_batch_renorm as merge_batch_renorm
-from normlab.functional.batch_renorm import update_batch_renorm as update_batch_renorm
-from normlab.functional.dyt import dyt as dyt
-from normlab.functional.group_norm import group_norm as group_norm
-from normlab.functional.instance_norm import instance_norm as instance_norm
-from normlab.functional.layer_norm import layer_norm as layer_norm
-from normlab.functional.online_norm import Guard as Guard
-from normlab.functional.online_norm import OnlineErrors as OnlineErrors
-from normlab.functional.online_norm import evaluate_online_norm as evaluate_online_norm
-from normlab.functional.online_norm import guarded as guarded
-from normlab.functional.online_norm import online_norm as online_norm
-from normlab.functional.recurrent.cell_norm import CELL_NORMS as CELL_NORMS
-from normlab.functional.recurrent.cell_norm import CellNorm as CellNorm
-from normlab.functional.recurrent.cell_norm import Path as Path
-from normlab.functional.recurrent.cell_norm import cell_norm as cell_norm
-from normlab.functional.recurrent.cells import GRU as GRU
-from normlab.functional.recurrent.cells import LSTM as LSTM
-from normlab.functional.recurrent.cells import SIMPLE as SIMPLE
-from normlab.functional.recurrent.cells import Activations as Activations
-from normlab.functional.recurrent.cells import CellParameters as CellParameters
-from normlab.functional.recurrent.unroll import TimedCarry as TimedCarry
-from normlab.functional.recurrent.unroll import initial_carry as initial_carry
-from normlab.functional.recurrent.unroll import initial_rows as initial_rows
-from normlab.functional.recurrent.unroll import unroll as unroll
-from normlab.functional.rms_norm import rms_norm as rms_norm
-from normlab.functional.state import as_batch_norm as as_batch_norm
-from normlab.functional.state import as_batch_renorm as as_batch_renorm
-from normlab.functional.streaming_norm import StreamingMemory as StreamingMemory
-from normlab.functional.streaming_norm import StreamingSlopes as StreamingSlopes
-from normlab.functional.streaming_norm import initial_streaming as initial_streaming
-from normlab.functional.streaming_norm import streaming_norm as streaming_norm
+from normlab._core.checks import one_element
+from normlab._core.collectives import one_device
+from normlab._core.standardize import normalize
+from normlab.errors import StatisticsError
+from normlab.functional.batch_norm import (
+    BatchMoments,
+    RunningStatistics,
+    batch_elements,
+    batch_moments,
+    batch_norm,
+    merge_batch_norm,
+    update_batch_norm,
+)
+from normlab.functional.batch_renorm import (
+    RenormStatistics,
+    batch_renorm,
+    first_batch,
+    merge_batch_renorm,
+    update_batch_renorm,
+)
+from normlab.functional.dyt import dyt
+from normlab.functional.group_norm import group_norm
+from normlab.functional.instance_norm import instance_norm
+from normlab.functional.layer_norm import layer_norm
+from normlab.functional.online_norm import Guard, OnlineErrors, evaluate_online_norm, guarded, online_norm
+from normlab.functional.recurrent.cell_norm import CELL_NORMS, CellNorm, Path, cell_norm
+from normlab.functional.recurrent.cells import GRU, LSTM, SIMPLE, Activations, CellParameters
+from normlab.functional.recurrent.unroll import TimedCarry, initial_carry, initial_rows, unroll
+from normlab.functional.rms_norm import rms_norm
+from normlab.functional.state import as_batch_norm, as_batch_renorm
+from normlab.functional.streaming_norm import StreamingMemory, StreamingSlopes, initial_streaming, streaming_norm
+
+__all__ = [
+    "Activations",
+    "BatchMoments",
+    "CELL_NORMS",
+    "CellNorm",
+    "CellParameters",
+    "GRU",
+    "Guard",
+    "LSTM",
+    "OnlineErrors",
+    "Path",
+    "RenormStatistics",
+    "RunningStatistics",
+    "SIMPLE",
+    "StatisticsError",
+    "StreamingMemory",
+    "StreamingSlopes",
+    "TimedCarry",
+    "as_batch_norm",
+    "as_batch_renorm",
+    "batch_elements",
+    "batch_moments",
+    "batch_norm",
+    "batch_renorm",
+    "cell_norm",
+    "dyt",
+    "evaluate_online_norm",
+    "first_batch",
+    "group_norm",
+    "guarded",
+    "initial_carry",
+    "initial_rows",
+    "initial_streaming",
+    "instance_norm",
+    "layer_norm",
+    "merge_batch_norm",
+    "merge_batch_renorm",
+    "normalize",
+    "one_device",
+    "one_element",
+    "online_norm",
+    "rms_norm",
+    "streaming_norm",
+    "unroll",
+    "update_batch_norm",
+    "update_batch_renorm",
+]
