@@ -14,7 +14,7 @@ Path = tuple[str, ...]
 """Names of a module and those around it, the outermost first."""
 
 
-def trainable(model: nn.Module, variables: Mapping[str, Any], *inputs: Any, **options: Any) -> dict[str, Any]:
+def trainable(model: nn.Module, variables: Mapping[str, Any], *inputs: object, **options: Any) -> dict[str, Any]:
     """Return which parameters are to be trained: all but scale and bias of norms with `frozen=True`.
 
     These have a gradient of zero, which weight decay does not ask for: mask it, as in
@@ -50,7 +50,7 @@ def trainable(model: nn.Module, variables: Mapping[str, Any], *inputs: Any, **op
 
 
 def _norms(
-    model: nn.Module, variables: Mapping[str, Any], inputs: tuple[Any, ...], options: Mapping[str, Any]
+    model: nn.Module, variables: Mapping[str, Any], inputs: tuple[object, ...], options: Mapping[str, Any]
 ) -> tuple[set[Path], set[Path]]:
     """Return where the frozen norms of a model are, and all modules that a call of it calls."""
     frozen: set[Path] = set()
@@ -67,7 +67,7 @@ def _norms(
     return frozen, called
 
 
-def _is_boxed(parameter: Any) -> bool:
+def _is_boxed(parameter: object) -> bool:
     """Return whether a parameter carries metadata, as `nn.with_partitioning` gives it."""
     return isinstance(parameter, nn.meta.AxisMetadata)
 

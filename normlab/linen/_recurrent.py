@@ -1,22 +1,22 @@
 """Recurrent cells with a norm inside, for Linen, and the layer that runs them over sequences."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from normlab import functional as F
 from normlab._core.checks import check_flag, check_flags
 from normlab.functional.recurrent.cell_norm import AnyCellNorm, resolve
 from normlab.functional.recurrent.cells import Carry, Cell
 from normlab.functional.recurrent.unroll import check_inputs, check_sequences, check_steps, flip
-from normlab.linen._norm import state_variables
+from normlab.linen._norm import Initializer, state_variables
 
-Initializer = Callable[..., Any]
+Activation = Callable[[jax.Array], jax.Array]
 
 
 class _Dense(nn.Module):
@@ -25,7 +25,7 @@ class _Dense(nn.Module):
     features: int
     kernel_init: Initializer
     bias_init: Initializer | None
-    param_dtype: Any
+    param_dtype: DTypeLike
 
     @nn.compact
     def __call__(self, inputs: int) -> tuple[jax.Array, jax.Array | None]:
@@ -41,7 +41,7 @@ class _PathNorm(nn.Module):
     norm: F.CellNorm
     features: int
     use_bias: bool
-    param_dtype: Any
+    param_dtype: DTypeLike
 
     @nn.compact
     def __call__(self, train: bool) -> tuple[jax.Array, jax.Array | None, dict[str, nn.Variable]]:
@@ -74,13 +74,13 @@ class NormalizedCell(nn.RNNCellBase):
 
     if TYPE_CHECKING:  # fields of a base would come first
         features: int
-        gate_fn: Callable[..., Any]
-        activation_fn: Callable[..., Any]
+        gate_fn: Activation
+        activation_fn: Activation
         kernel_init: Initializer
         recurrent_kernel_init: Initializer
         bias_init: Initializer
-        dtype: Any
-        param_dtype: Any
+        dtype: DTypeLike | None
+        param_dtype: DTypeLike
         carry_init: Initializer
         norm: AnyCellNorm
         use_running_average: bool | None
@@ -209,10 +209,13 @@ class NormalizedCell(nn.RNNCellBase):
         kernels, biases = self._joined(self._input_gates, inputs, self.kernel_init)
         recurrent, recurrent_biases = self._joined(self._recurrent_gates, self.features, self.recurrent_kernel_init)
         if biases is None:
+            assert recurrent_biases is not None  # one of the paths has a bias
             return (kernels, recurrent), (recurrent_biases, None)
         return (kernels, recurrent), (biases, recurrent_biases)
 
-    def _joined(self, gates: tuple[str, ...], inputs: int, kernel_init: Initializer) -> tuple[jax.Array, Any]:
+    def _joined(
+        self, gates: tuple[str, ...], inputs: int, kernel_init: Initializer
+    ) -> tuple[jax.Array, jax.Array | None]:
         """The gates' kernels side by side, and their biases, zeros where a gate has none; `None` where none has."""
         made = [
             _Dense(
@@ -253,12 +256,12 @@ class SimpleCell(NormalizedCell):
     """
 
     features: int
-    activation_fn: Callable[..., Any] = nn.tanh
+    activation_fn: Activation = nn.tanh
     kernel_init: Initializer = nn.initializers.lecun_normal()
     recurrent_kernel_init: Initializer = nn.initializers.orthogonal()
     bias_init: Initializer = nn.initializers.zeros_init()
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
     carry_init: Initializer = nn.initializers.zeros_init()
     residual: bool = False
     norm: AnyCellNorm = "none"
@@ -297,13 +300,13 @@ class LSTMCell(NormalizedCell):
     """
 
     features: int
-    gate_fn: Callable[..., Any] = nn.sigmoid
-    activation_fn: Callable[..., Any] = nn.tanh
+    gate_fn: Activation = nn.sigmoid
+    activation_fn: Activation = nn.tanh
     kernel_init: Initializer = nn.initializers.lecun_normal()
     recurrent_kernel_init: Initializer = nn.initializers.orthogonal()
     bias_init: Initializer = nn.initializers.zeros_init()
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
     carry_init: Initializer = nn.initializers.zeros_init()
     norm: AnyCellNorm = "none"
     use_running_average: bool | None = None
@@ -341,13 +344,13 @@ class GRUCell(NormalizedCell):
     """
 
     features: int
-    gate_fn: Callable[..., Any] = nn.sigmoid
-    activation_fn: Callable[..., Any] = nn.tanh
+    gate_fn: Activation = nn.sigmoid
+    activation_fn: Activation = nn.tanh
     kernel_init: Initializer = nn.initializers.lecun_normal()
     recurrent_kernel_init: Initializer = nn.initializers.orthogonal()
     bias_init: Initializer = nn.initializers.zeros_init()
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
     carry_init: Initializer = nn.initializers.zeros_init()
     norm: AnyCellNorm = "none"
     use_running_average: bool | None = None
@@ -380,7 +383,7 @@ class RNN(nn.RNN):
         time_major: bool | None = None,
         reverse: bool | None = None,
         keep_order: bool | None = None,
-    ) -> Any:
+    ) -> jax.Array | tuple[Carry, jax.Array]:
         """Run the cell; arguments that are given win over the fields.
 
         Args:

@@ -1,7 +1,7 @@
 """Batch norm and batch renorm for NNX."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from normlab.nnx._norm import (
     Initializer,
     Metadata,
     Norm,
+    NormOptions,
     groups_of,
     normalize,
     ones,
@@ -163,6 +164,22 @@ class BatchNorm(Stateful):
                 setattr(self, name, kind(variable.get_raw_value(), **variable.get_metadata()))
 
 
+class BatchNormOptions(NormOptions, total=False):
+    """Options of batch norm, for the norms that are one with options of their own; see `BatchNorm`."""
+
+    use_running_average: bool | None
+    axis: Axes
+    momentum: Momentum
+    epsilon: float
+    axis_name: AxisName | None
+    axis_index_groups: Sequence[Sequence[int]] | None
+    use_fast_variance: bool
+    unbiased_running_var: bool
+    ghost_batch_size: int | None
+    statistics: Statistics
+    frozen: bool
+
+
 class BatchRenorm(BatchNorm):
     """Batch renorm; see `normlab.functional.batch_renorm`.
 
@@ -180,7 +197,7 @@ class BatchRenorm(BatchNorm):
         d_max: Schedule = 5.0,
         initialize_from_first_batch: bool = False,
         rngs: nnx.Rngs,
-        **options: Any,
+        **options: Unpack[BatchNormOptions],
     ) -> None:
         """Make parameters and state.
 

@@ -88,7 +88,7 @@ class Norm(nnx.Module):
         scale_metadata: Metadata = NO_METADATA,
         bias_metadata: Metadata = NO_METADATA,
         rngs: nnx.Rngs,
-        **options: Any,
+        **options: object,
     ) -> None:
         self.feature_shape = shape = feature_shape(num_features)
         self.num_features = shape[0] if len(shape) == 1 else shape
@@ -108,7 +108,7 @@ class Norm(nnx.Module):
         for name, value in layer.gradient_state(shape).items():
             setattr(self, name, OverwriteWithGradient(value))
 
-    def _configure(self, **options: Any) -> None:
+    def _configure(self, **options: object) -> None:
         for name, value in options.items():
             setattr(self, name, value)
 

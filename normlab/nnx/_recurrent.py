@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from normlab import functional as F
 from normlab._core.checks import check_flag
@@ -18,6 +18,7 @@ from normlab.nnx._norm import NO_METADATA, Initializer, Metadata, read, state_va
 
 STATISTICS = ("mean", "var", "step")
 Rngs = nnx.Rngs | nnx.RngStream
+Activation = Callable[[jax.Array], jax.Array]
 LECUN_NORMAL, ORTHOGONAL = nnx.initializers.lecun_normal(), nnx.initializers.orthogonal()
 
 
@@ -33,7 +34,7 @@ class PathNorm(nnx.Module):
         step: Updates of each row so far, where `momentum` is a function or `None`.
     """
 
-    def __init__(self, norm: F.CellNorm, features: int, *, use_bias: bool, param_dtype: Any) -> None:
+    def __init__(self, norm: F.CellNorm, features: int, *, use_bias: bool, param_dtype: DTypeLike) -> None:
         self.stateful = norm.stateful
         self.scale = nnx.Param(jnp.full(features, norm.initial_scale, param_dtype))
         self.bias = nnx.data(nnx.Param(jnp.zeros(features, param_dtype)) if use_bias else None)
@@ -62,8 +63,8 @@ class NormalizedCell(nnx.RNNCellBase):
         hidden_features: int,
         *,
         activations: F.Activations,
-        dtype: Any,
-        param_dtype: Any,
+        dtype: DTypeLike | None,
+        param_dtype: DTypeLike,
         carry_init: Initializer | None,
         norm: AnyCellNorm,
         use_running_average: bool | None,
@@ -98,7 +99,7 @@ class NormalizedCell(nnx.RNNCellBase):
         self, carry: Carry, inputs: jax.Array, *, seq_lengths: ArrayLike | None = None, unroll: int = 1
     ) -> tuple[Carry, jax.Array]:
         """Take all steps of sequences [time, *batch, inputs]; see `normlab.functional.unroll`."""
-        made: dict[Any, PathNorm] = {path: getattr(self, f"norm_{path}") for path in self._paths}
+        made: dict[F.Path, PathNorm] = {path: getattr(self, f"norm_{path}") for path in self._paths}
         inputs = jnp.asarray(inputs)
         check_inputs(self.norm, inputs)
         with jax.numpy_dtype_promotion("standard"):
@@ -204,11 +205,11 @@ class SimpleCell(NormalizedCell):
         in_features: int,
         hidden_features: int,
         *,
-        dtype: Any = jnp.float32,
-        param_dtype: Any = jnp.float32,
+        dtype: DTypeLike | None = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
         carry_init: Initializer | None = None,
         residual: bool = False,
-        activation_fn: Callable[..., Any] = jnp.tanh,
+        activation_fn: Activation = jnp.tanh,
         kernel_init: Initializer = LECUN_NORMAL,
         recurrent_kernel_init: Initializer = ORTHOGONAL,
         bias_init: Initializer = zeros,
@@ -287,13 +288,13 @@ class LSTMCell(NormalizedCell):
         in_features: int,
         hidden_features: int,
         *,
-        gate_fn: Callable[..., Any] = jax.nn.sigmoid,
-        activation_fn: Callable[..., Any] = jnp.tanh,
+        gate_fn: Activation = jax.nn.sigmoid,
+        activation_fn: Activation = jnp.tanh,
         kernel_init: Initializer = LECUN_NORMAL,
         recurrent_kernel_init: Initializer = ORTHOGONAL,
         bias_init: Initializer = zeros,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         carry_init: Initializer | None = None,
         norm: AnyCellNorm = "none",
         use_running_average: bool | None = False,
@@ -376,13 +377,13 @@ class GRUCell(NormalizedCell):
         in_features: int,
         hidden_features: int,
         *,
-        gate_fn: Callable[..., Any] = jax.nn.sigmoid,
-        activation_fn: Callable[..., Any] = jnp.tanh,
+        gate_fn: Activation = jax.nn.sigmoid,
+        activation_fn: Activation = jnp.tanh,
         kernel_init: Initializer = LECUN_NORMAL,
         recurrent_kernel_init: Initializer = ORTHOGONAL,
         bias_init: Initializer = zeros,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         carry_init: Initializer | None = None,
         norm: AnyCellNorm = "none",
         use_running_average: bool | None = False,

@@ -1,7 +1,7 @@
 """Online, streaming and continual norm for NNX."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,11 @@ from normlab._core.reduction import Axes
 from normlab.functional.continual_norm import ContinualNormLayer
 from normlab.functional.online_norm import Guard, OnlineNormLayer
 from normlab.functional.streaming_norm import Mix, StreamingNormLayer
-from normlab.nnx._batch import BatchNorm, Stateful
+from normlab.nnx._batch import BatchNorm, BatchNormOptions, Stateful
 from normlab.nnx._norm import NO_METADATA, Initializer, Metadata, OverwriteWithGradient, ones, zeros
 
 
-def overwrite_with_gradient(module: nnx.Module, gradients: Any) -> Any:
+def overwrite_with_gradient(module: nnx.Module, gradients: nnx.State) -> nnx.State:
     """Set variables whose gradient is their new value, and return the other gradients, for an optimizer.
 
     Args:
@@ -212,7 +212,7 @@ class ContinualNorm(BatchNorm):
         num_groups: int | None = 32,
         group_size: int | None = None,
         rngs: nnx.Rngs,
-        **options: Any,
+        **options: Unpack[BatchNormOptions],
     ) -> None:
         """Make parameters and state.
 
