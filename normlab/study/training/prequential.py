@@ -41,7 +41,7 @@ class Passing(NamedTuple):
     Attributes:
         params: What the optimizer trains.
         rest: What else training changes in the model; see `Network`.
-        moments: State of the optimizer.
+        opt_state: State of the optimizer.
         stream: The stream of this seed, and what arrives when; see `_arranged`.
         errors: Of each example, as predicted before it was learned from; NaN until then. Shape (examples,).
         lag: At the end of each part of the stream, of the first norm that has running statistics: running minus true
@@ -51,7 +51,7 @@ class Passing(NamedTuple):
 
     params: Any
     rest: Any
-    moments: Any
+    opt_state: Any
     stream: Mapping[str, Any]
     errors: Any
     lag: Any
@@ -93,9 +93,9 @@ class Pass(NamedTuple):
         (value, _), gradients, rest = self.network.gradients(
             mean_loss, state.params, state.rest, inputs, t, known if self.masked else None
         )
-        updates, moments = self.optimizer(learning_rate).update(gradients, state.moments, state.params)
+        updates, opt_state = self.optimizer(learning_rate).update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return state._replace(params=params, rest=rest, moments=moments), value
+        return state._replace(params=params, rest=rest, opt_state=opt_state), value
 
 
 def prequential(
@@ -171,7 +171,7 @@ def prequential(
         return Passing(
             params=params,
             rest=rest,
-            moments=does.optimizer(0.0).init(params),
+            opt_state=does.optimizer(0.0).init(params),
             stream={
                 **_arranged(stream, seed, batch_size, varying=varying, delay=delay),
                 "baselines": _table([found.get(name) for name in baselines.names(classes=bool(first.classes))], n),
@@ -242,12 +242,12 @@ class Learner(NamedTuple):
     Attributes:
         params: What the optimizer trains.
         rest: What else training changes in the model; see `Network`.
-        moments: State of the optimizer.
+        opt_state: State of the optimizer.
     """
 
     params: Any
     rest: Any
-    moments: Any
+    opt_state: Any
 
 
 def test_then_train(

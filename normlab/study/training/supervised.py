@@ -40,7 +40,7 @@ class Learner(NamedTuple):
     Attributes:
         params: What the optimizer trains.
         rest: What else training changes in the model; see `Network`.
-        moments: State of the optimizer.
+        opt_state: State of the optimizer.
         order: Examples of all batches, shape (steps, batch).
         train: Examples for training, in a random order.
         held_out: Examples for validation and, behind them, for the test.
@@ -51,7 +51,7 @@ class Learner(NamedTuple):
 
     params: Any
     rest: Any
-    moments: Any
+    opt_state: Any
     order: Any
     train: Any
     held_out: Any
@@ -242,7 +242,7 @@ class SupervisedTraining:
         return Learner(
             params=params,
             rest=rest,
-            moments=self._optimizer_at(0.0).init(params),
+            opt_state=self._optimizer_at(0.0).init(params),
             order=order,
             train=train,
             held_out=held_out,
@@ -263,9 +263,9 @@ class SupervisedTraining:
             return self._mean_loss(outputs, labels), None
 
         (value, _), gradients, rest = self.network.gradients(loss_of, state.params, state.rest, inputs, t)
-        updates, moments = self._optimizer_at(learning_rate).update(gradients, state.moments, state.params)
+        updates, opt_state = self._optimizer_at(learning_rate).update(gradients, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        return state._replace(params=params, rest=rest, moments=moments), value
+        return state._replace(params=params, rest=rest, opt_state=opt_state), value
 
     def evaluate(self, state: Learner, arrays: Arrays) -> dict[str, jax.Array]:
         """Measure the held-out examples; those of a window where there is a feed."""
