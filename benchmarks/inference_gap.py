@@ -30,7 +30,7 @@ OWN = "test error by statistics of test batches as large as in training, minus a
 def _measure(model: Any) -> dict[str, Any]:
     from normlab.study.training import inference_measures
 
-    outputs = model.network.evaluate(model.params, model.rest, model.test[0][: inference_measures.EVALUATED])
+    outputs = model.network.evaluate(model.params, model.model_state, model.test[0][: inference_measures.EVALUATED])
     return {"by_batch": 100 * inference_measures.changes_by_size(model, outputs, SIZES)}
 
 

@@ -22,17 +22,18 @@ from normlab.norms import Norm
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A model as functions of its state, which has two parts: what is trained, and the rest.
+    """A model as pure functions of its parameters and its model state.
 
-    The rest is what training changes by other means than an optimizer: running statistics, what norms carry from one
-    backward pass to the next, and where random numbers come from.
+    The model state is everything that training changes without an optimizer: running statistics, the values that norms
+    carry from one backward pass to the next, and the state of random number generators.
 
     Attributes:
-        init: `seed -> (parameters, rest)`.
-        train: `(parameters, rest, inputs, t, mask=None) -> (outputs, rest)`, step t of training; the mask, (batch,),
-            is True for examples that count, and the module is given it, as `mask=`, only where there is one.
-        evaluate: `(parameters, rest, inputs) -> outputs`.
-        carried: `rest -> (carried, put)`: the part whose gradient is its new value, and the rest with another one.
+        init: `seed -> (parameters, model_state)`.
+        train: `(parameters, model_state, inputs, t, mask=None) -> (outputs, model_state)`, step t of training. The
+            mask, (batch,), is True for examples that count; the module receives `mask=` only if there is one.
+        evaluate: `(parameters, model_state, inputs) -> outputs`.
+        carried: `model_state -> (carried, put)`: the part whose gradient is its new value, and a function that returns
+            the model state with another such part.
         module: The Linen module; `None` for NNX.
     """
 
@@ -46,7 +47,7 @@ class Network:
         self,
         objective: Callable[[Any], tuple[jax.Array, Any]],
         params: Any,
-        rest: Any,
+        model_state: Any,
         inputs: jax.Array,
         t: jax.Array,
         mask: jax.Array | None = None,
@@ -56,16 +57,16 @@ class Network:
         Args:
             objective: `outputs -> (loss, anything else)`.
             params: Parameters.
-            rest: What else training changes.
+            model_state: State that training changes without the optimizer.
             inputs: Examples.
             t: Number of the step.
             mask: Examples that count, (batch,); `None` is all of them.
 
         Returns:
-            `(loss, anything else)`, the gradients of the parameters, and the rest after the step: running statistics
-            after the forward pass, and what norms carry after the backward pass.
+            `(loss, anything else)`, the gradients of the parameters, and the model state after the step:
+            running statistics from the forward pass and the values that norms carry from the backward pass.
         """
-        carried, put = self.carried(rest)
+        carried, put = self.carried(model_state)
 
         def loss(params: Any, carried: Any) -> tuple[jax.Array, Any]:
             outputs, after = self.train(params, put(carried), inputs, t, mask)
@@ -113,22 +114,22 @@ def _linen(module: nn.Module, inputs: np.ndarray) -> Network:
         return variables.pop("params", {}), (variables, np.uint32(seed))
 
     def train(
-        params: Any, rest: Any, inputs: jax.Array, t: jax.Array, mask: jax.Array | None = None
+        params: Any, model_state: Any, inputs: jax.Array, t: jax.Array, mask: jax.Array | None = None
     ) -> tuple[Any, Any]:
-        averages, seed = rest
+        averages, seed = model_state
         rngs = {"params": jax.random.fold_in(jax.random.key(seed), t)}  # what dropout and others fall back to
         variables = {"params": params, **averages}
         options = {"train": True, "mutable": list(averages), "rngs": rngs, **_masked(mask)}
         outputs, averages = module.apply(variables, inputs, **options)
         return outputs, (averages, seed)
 
-    def evaluate(params: Any, rest: Any, inputs: jax.Array) -> Any:
-        return module.apply({"params": params, **rest[0]}, inputs, train=False)
+    def evaluate(params: Any, model_state: Any, inputs: jax.Array) -> Any:
+        return module.apply({"params": params, **model_state[0]}, inputs, train=False)
 
-    def carried(rest: Any) -> tuple[Any, Callable[[Any], Any]]:
-        variables, seed = rest
+    def carried(model_state: Any) -> tuple[Any, Callable[[Any], Any]]:
+        variables, seed = model_state
         if OVERWRITE_WITH_GRADIENT not in variables:
-            return {}, lambda new: rest
+            return {}, lambda new: model_state
         return variables[OVERWRITE_WITH_GRADIENT], lambda new: ({**variables, OVERWRITE_WITH_GRADIENT: new}, seed)
 
     return Network(init=init, train=train, evaluate=evaluate, carried=carried, module=module)
@@ -148,26 +149,28 @@ def _nnx(model: Callable[..., Any], norm: Norm) -> Network:
     evaluating = nnx.split(module, nnx.Param, ...)[0]
 
     def init(seed: int) -> tuple[Any, Any]:
-        _, params, rest = nnx.split(make(seed), nnx.Param, ...)
-        return params, _without_keys(rest)
+        _, params, model_state = nnx.split(make(seed), nnx.Param, ...)
+        return params, _without_keys(model_state)
 
-    def merged(graph: Any, params: Any, rest: Any) -> Any:
-        rest = jax.tree.map(lambda of, leaf: jax.random.wrap_key_data(leaf) if _is_key(of) else leaf, abstract, rest)
-        return nnx.merge(graph, params, rest)
+    def merged(graph: Any, params: Any, model_state: Any) -> Any:
+        model_state = jax.tree.map(
+            lambda of, leaf: jax.random.wrap_key_data(leaf) if _is_key(of) else leaf, abstract, model_state
+        )
+        return nnx.merge(graph, params, model_state)
 
     def train(
-        params: Any, rest: Any, inputs: jax.Array, t: jax.Array, mask: jax.Array | None = None
+        params: Any, model_state: Any, inputs: jax.Array, t: jax.Array, mask: jax.Array | None = None
     ) -> tuple[Any, Any]:
-        module = merged(training, params, rest)
+        module = merged(training, params, model_state)
         outputs = module(inputs, **_masked(mask))
-        _, _, rest = nnx.split(module, nnx.Param, ...)
-        return outputs, _without_keys(rest)
+        _, _, model_state = nnx.split(module, nnx.Param, ...)
+        return outputs, _without_keys(model_state)
 
-    def evaluate(params: Any, rest: Any, inputs: jax.Array) -> Any:
-        return merged(evaluating, params, rest)(inputs)
+    def evaluate(params: Any, model_state: Any, inputs: jax.Array) -> Any:
+        return merged(evaluating, params, model_state)(inputs)
 
-    def carried(rest: Any) -> tuple[Any, Callable[[Any], Any]]:
-        part, others = nnx.split_state(rest, OverwriteWithGradient, ...)
+    def carried(model_state: Any) -> tuple[Any, Callable[[Any], Any]]:
+        part, others = nnx.split_state(model_state, OverwriteWithGradient, ...)
         return part, lambda new: nnx.merge_state(new, others)
 
     return Network(init=init, train=train, evaluate=evaluate, carried=carried)
@@ -194,9 +197,9 @@ def _with_own_stream(norm: Norm, seed: int) -> Norm:
     return dataclasses.replace(norm, entry=entry)
 
 
-def _without_keys(rest: Any) -> Any:
+def _without_keys(model_state: Any) -> Any:
     """Random keys as the numbers behind them, which NumPy can stack."""
-    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, rest)
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, model_state)
 
 
 def _is_key(leaf: Any) -> bool:

@@ -63,11 +63,11 @@ class Programs(NamedTuple):
 
 
 class State(NamedTuple):
-    """What a network has learned.
+    """State of a network. Saved files contain the names of the fields.
 
     Attributes:
-        params: What the optimizer trains.
-        rest: What else training changes in the model; see `normlab.introspect.pure.Network`.
+        params: Parameters that the optimizer trains.
+        rest: Model state; see `normlab.introspect.pure.Network`.
         moments: State of the optimizer.
         steps: Updates so far.
     """
@@ -121,8 +121,8 @@ def programs(recipe: Recipe, inputs: int, outputs: int) -> Programs:
     optimizer = recipe.optimizer(recipe.learning_rate)
 
     def start(seed: int) -> State:
-        params, rest = net.init(seed)
-        return State(params, rest, optimizer.init(params), np.int32(0))
+        params, model_state = net.init(seed)
+        return State(params, model_state, optimizer.init(params), np.int32(0))
 
     packing = Packing(jax.eval_shape(lambda: start(0)))
 
@@ -139,10 +139,10 @@ def programs(recipe: Recipe, inputs: int, outputs: int) -> Programs:
             losses = recipe.loss(outputs, targets)
             return jnp.mean(losses if weights is None else _weighted(losses, weights)), None
 
-        _, gradients, rest = net.gradients(objective, state.params, state.rest, inputs, state.steps)
-        updates, moments = optimizer.update(gradients, state.moments, state.params)
+        _, gradients, model_state = net.gradients(objective, state.params, state.rest, inputs, state.steps)
+        updates, opt_state = optimizer.update(gradients, state.moments, state.params)
         params = optax.apply_updates(state.params, updates)
-        return packing.pack(State(params, rest, moments, state.steps + 1))
+        return packing.pack(State(params, model_state, opt_state, state.steps + 1))
 
     def predict(packed: Leaves, inputs: Any) -> jax.Array:
         state: State = packing.unpack(packed)

@@ -32,18 +32,18 @@ def reestimated(model: Fitted) -> Any:
     """Estimate the running statistics again, in batches as large as in training; see `normlab.tools.recalibrate`.
 
     Returns:
-        The state that `model.network.evaluate` takes in place of `model.rest`.
+        The state that `model.network.evaluate` takes in place of `model.model_state`.
     """
     if not model.norm.entry.ghost_batches:
-        return model.rest
+        return model.model_state
     of_batch, size = model.variant(recalibrate.latest_only(model.norm)), len(model.batch[1])
     examples = model.train[: min(len(model.train), REESTIMATED_FROM) // size * size].reshape(-1, size)
 
     def statistics_of(batch: Array) -> Any:
-        _, (averages, _) = of_batch.train(model.params, model.rest, model.take(batch)[0], jnp.asarray(0))
+        _, (averages, _) = of_batch.train(model.params, model.model_state, model.take(batch)[0], jnp.asarray(0))
         return averages["batch_stats"]
 
-    averages, seed = model.rest
+    averages, seed = model.model_state
     found = recalibrate.reestimated(averages["batch_stats"], statistics_of, examples)
     return {**averages, "batch_stats": found}, seed
 
@@ -116,7 +116,9 @@ def _evaluated(model: Fitted, network: Network, inputs: Array, size: int) -> Arr
     """Outputs of examples in batches; some of them at a time, which `vmap` keeps apart."""
     batches = inputs.reshape(-1, size, *inputs.shape[1:])
     outputs = jax.lax.map(
-        lambda batch: network.evaluate(model.params, model.rest, batch), batches, batch_size=max(1, AT_ONCE // size)
+        lambda batch: network.evaluate(model.params, model.model_state, batch),
+        batches,
+        batch_size=max(1, AT_ONCE // size),
     )
     return outputs.reshape(-1, *outputs.shape[2:])
 

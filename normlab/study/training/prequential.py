@@ -39,8 +39,8 @@ class Passing(NamedTuple):
     """State of a pass over a stream.
 
     Attributes:
-        params: What the optimizer trains.
-        rest: What else training changes in the model; see `Network`.
+        params: Parameters that the optimizer trains.
+        model_state: State of the model that the optimizer does not train; see `Network`.
         opt_state: State of the optimizer.
         stream: The stream of this seed, and what arrives when; see `_arranged`.
         errors: Of each example, as predicted before it was learned from; NaN until then. Shape (examples,).
@@ -50,7 +50,7 @@ class Passing(NamedTuple):
     """
 
     params: Any
-    rest: Any
+    model_state: Any
     opt_state: Any
     stream: Mapping[str, Any]
     errors: Any
@@ -77,7 +77,7 @@ class Pass(NamedTuple):
 
     def test(self, state: Any, inputs: jax.Array, labels: jax.Array) -> jax.Array:
         """Errors of predictions; NaN where an output is not finite, of which the argmax would be class 0."""
-        outputs = self.network.evaluate(state.params, state.rest, inputs)
+        outputs = self.network.evaluate(state.params, state.model_state, inputs)
         finite = jnp.isfinite(outputs).reshape(len(labels), -1).all(-1)
         return jnp.where(finite, self.error(outputs, labels), jnp.nan).astype(jnp.float32)
 
@@ -90,12 +90,12 @@ class Pass(NamedTuple):
             losses = jnp.where(known, self.objective(outputs, labels), 0.0)
             return losses.sum() / jnp.maximum(known.sum(), 1), None
 
-        (value, _), gradients, rest = self.network.gradients(
-            mean_loss, state.params, state.rest, inputs, t, known if self.masked else None
+        (value, _), gradients, model_state = self.network.gradients(
+            mean_loss, state.params, state.model_state, inputs, t, known if self.masked else None
         )
         updates, opt_state = self.optimizer(learning_rate).update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return state._replace(params=params, rest=rest, opt_state=opt_state), value
+        return state._replace(params=params, model_state=model_state, opt_state=opt_state), value
 
 
 def prequential(
@@ -165,12 +165,12 @@ def prequential(
     def init(seed: int) -> Passing:
         stream = source(seed)
         _check_alike(first, stream, seed)
-        params, rest = network.init(seed)
+        params, model_state = network.init(seed)
         compared = side and seed < TUNING_SEEDS_FROM  # tuning does not see them, and some take seconds
         found = baselines.errors(stream, delay=delay) if compared else {}
         return Passing(
             params=params,
-            rest=rest,
+            model_state=model_state,
             opt_state=does.optimizer(0.0).init(params),
             stream={
                 **_arranged(stream, seed, batch_size, varying=varying, delay=delay),
@@ -240,13 +240,13 @@ class Learner(NamedTuple):
     """A model that learns from a stream.
 
     Attributes:
-        params: What the optimizer trains.
-        rest: What else training changes in the model; see `Network`.
+        params: Parameters that the optimizer trains.
+        model_state: State of the model that the optimizer does not train; see `Network`.
         opt_state: State of the optimizer.
     """
 
     params: Any
-    rest: Any
+    model_state: Any
     opt_state: Any
 
 
@@ -300,8 +300,8 @@ def test_then_train(
         learner, errors = jax.lax.scan(step, learner, (jnp.arange(steps), *bursts_of))
         return learner, errors.reshape(-1)
 
-    params, rest = network.init(seed)
-    return jax.jit(run), Learner(params, rest, optimizer(0.0).init(params))
+    params, model_state = network.init(seed)
+    return jax.jit(run), Learner(params, model_state, optimizer(0.0).init(params))
 
 
 def _arrivals(n: int, seed: int, batch_size: int, varying: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -371,7 +371,7 @@ def _lag(network: Network, path: statistics.Path, state: Passing, last: jax.Arra
         Absolute difference of means in true standard deviations, and running over true variance: means over features.
     """
     module: Any = network.module
-    variables = {"params": state.params, **state.rest[0]}
+    variables = {"params": state.params, **state.model_state[0]}
     inputs = jax.lax.dynamic_slice_in_dim(state.stream["inputs"], jnp.maximum(last - window + 1, 0), window)
     given = inputs_of(path, lambda: module.apply(variables, inputs, train=False))
     mean, var = statistics.read(variables, path)
@@ -432,9 +432,11 @@ def _of_tasks(does: Pass, forgetful: Network | None, state: Passing) -> dict[str
     found = {FINAL: table[-1].mean(), FORGETTING: (table[-1, :-1] - since[:-1].min(0)[:-1]).mean()}
     if forgetful:
         inputs = state.stream["held_out_inputs"]
-        for _ in statistics.paths(state.rest[0]):
-            _, rest = forgetful.train(state.params, state.rest, inputs.reshape(-1, *inputs.shape[2:]), jnp.asarray(0))
-            state = state._replace(rest=rest)
+        for _ in statistics.paths(state.model_state[0]):
+            _, model_state = forgetful.train(
+                state.params, state.model_state, inputs.reshape(-1, *inputs.shape[2:]), jnp.asarray(0)
+            )
+            state = state._replace(model_state=model_state)
         found[ALL_TASKS] = found[FINAL] - _by_task(does, state).mean()
     return found
 

@@ -25,7 +25,7 @@ def gradients(model: Fitted) -> dict[str, Array]:
     """
     inputs, labels = model.batch
     module: Any = model.network.module
-    averages = model.rest[0]
+    averages = model.model_state[0]
     nudges = jnp.zeros((inputs.shape[1], len(inputs), module.features))
 
     def loss(params: Any, nudges: Array, noise: Array) -> Array:
@@ -50,7 +50,7 @@ def running_variance(model: Fitted) -> Array:
     NaN where the norm keeps none; statistics that all steps share are the same at all.
     """
     steps = model.batch[0].shape[1]
-    kept = first_recurrent_statistics(model.rest[0])
+    kept = first_recurrent_statistics(model.model_state[0])
     if kept is None:
         return jnp.full(steps, jnp.nan)
     rows = kept.var.mean(-1)
@@ -70,7 +70,7 @@ def beyond(model: Fitted, inputs: Array, error: Callable[[Array], Array]) -> dic
         every step, over the sequences that go on there.
     """
     module: Any = model.network.module
-    trace = module.apply({"params": model.params, **model.rest[0]}, inputs, train=False, trace=True)
+    trace = module.apply({"params": model.params, **model.model_state[0]}, inputs, train=False, trace=True)
     there = inputs[..., -1] if module.padded else jnp.ones(inputs.shape[:2])
     squares = (there[..., None] * trace.hidden[0] ** 2).mean(-1).sum(0)
     return {"error_at_length": error(trace.outputs), "activation": jnp.sqrt(squares / there.sum(0))}
@@ -158,7 +158,7 @@ def gap(model: Fitted, outputs: Array) -> Array:
     """
     inputs, labels = model.test
     module: Any = model.network.module
-    averages = model.rest[0]
+    averages = model.model_state[0]
     variables = {"params": model.params, **averages}
     rngs = {"params": jax.random.key(0)}
     own, _ = module.apply(variables, inputs, train=True, noise=0.0, mutable=list(averages), rngs=rngs)
@@ -168,7 +168,7 @@ def gap(model: Fitted, outputs: Array) -> Array:
 def _streamed(model: Fitted, inputs: Array) -> Array:
     """Outputs of sequences that come step by step."""
     module: Any = model.network.module
-    variables = {"params": model.params, **model.rest[0]}
+    variables = {"params": model.params, **model.model_state[0]}
     cell = nl.LSTMCell(module.features, norm=module.norm, use_running_average=True)
     carry = cell.initialize_carry(jax.random.key(0), (len(inputs), 1))
 

@@ -38,8 +38,8 @@ class Learner(NamedTuple):
     """State of supervised training.
 
     Attributes:
-        params: What the optimizer trains.
-        rest: What else training changes in the model; see `Network`.
+        params: Parameters that the optimizer trains.
+        model_state: State of the model that the optimizer does not train; see `Network`.
         opt_state: State of the optimizer.
         order: Examples of all batches, shape (steps, batch).
         train: Examples for training, in a random order.
@@ -50,7 +50,7 @@ class Learner(NamedTuple):
     """
 
     params: Any
-    rest: Any
+    model_state: Any
     opt_state: Any
     order: Any
     train: Any
@@ -66,13 +66,13 @@ class Fitted(NamedTuple):
         network: Its functions.
         variant: `norm -> the functions of this model with another norm`.
         norm: The norm that is in it.
-        params: What the optimizer trains.
-        rest: What else training changes in the model; see `Network`.
+        params: Parameters that the optimizer trains.
+        model_state: State of the model that the optimizer does not train; see `Network`.
         batch: Inputs and labels of the first batch of training.
         train: Which examples it is trained on, in a random order.
         test: Inputs and labels of the test examples.
         take: `examples -> their inputs and labels`, as the model takes them.
-        evaluate: `rest -> outputs of the test examples`, with that rest in place of the model's own.
+        evaluate: `model_state -> outputs of the test examples`, with this state in place of the model's own.
         alike: See `Learner`.
         loss: `(outputs, labels) -> number`.
         error: `(outputs, labels) -> one number for each example`: the metric.
@@ -82,7 +82,7 @@ class Fitted(NamedTuple):
     variant: Callable[[Norm], Network]
     norm: Norm
     params: Any
-    rest: Any
+    model_state: Any
     batch: tuple[jax.Array, jax.Array]
     train: jax.Array
     test: tuple[jax.Array, jax.Array]
@@ -238,10 +238,10 @@ class SupervisedTraining:
         order, train, held_out = _places(feed, self.batch_size) if feed else self._examples(seed)
         alike = (train, held_out[validating:]) if self.classes_per_batch and not feed else ()
         alike = tuple(self._alike(some, max(1, len(some) // self.batch_size), seed) for some in alike)
-        params, rest = self.network.init(seed)
+        params, model_state = self.network.init(seed)
         return Learner(
             params=params,
-            rest=rest,
+            model_state=model_state,
             opt_state=self._optimizer_at(0.0).init(params),
             order=order,
             train=train,
@@ -253,7 +253,7 @@ class SupervisedTraining:
     def forward(self, state: Learner, t: jax.Array, arrays: Arrays) -> jax.Array:
         """The loss of update t, which is what it differentiates."""
         inputs, labels = self._batch(state, t, arrays)
-        return self._mean_loss(self.network.train(state.params, state.rest, inputs, t)[0], labels)
+        return self._mean_loss(self.network.train(state.params, state.model_state, inputs, t)[0], labels)
 
     def step(self, state: Learner, t: jax.Array, learning_rate: jax.Array, arrays: Arrays) -> tuple[Learner, jax.Array]:
         """Make update t; its state and loss."""
@@ -262,10 +262,10 @@ class SupervisedTraining:
         def loss_of(outputs: Any) -> tuple[jax.Array, None]:
             return self._mean_loss(outputs, labels), None
 
-        (value, _), gradients, rest = self.network.gradients(loss_of, state.params, state.rest, inputs, t)
+        (value, _), gradients, model_state = self.network.gradients(loss_of, state.params, state.model_state, inputs, t)
         updates, opt_state = self._optimizer_at(learning_rate).update(gradients, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        return state._replace(params=params, rest=rest, opt_state=opt_state), value
+        return state._replace(params=params, model_state=model_state, opt_state=opt_state), value
 
     def evaluate(self, state: Learner, arrays: Arrays) -> dict[str, jax.Array]:
         """Measure the held-out examples; those of a window where there is a feed."""
@@ -305,12 +305,14 @@ class SupervisedTraining:
             variant=self.made,
             norm=self.norm,
             params=state.params,
-            rest=state.rest,
+            model_state=state.model_state,
             batch=take(state.order[0]),
             train=state.train,
             test=take(state.held_out[validating:]),
             take=take,
-            evaluate=lambda rest: self._outputs(state.held_out[validating:], state._replace(rest=rest), arrays),
+            evaluate=lambda model_state: self._outputs(
+                state.held_out[validating:], state._replace(model_state=model_state), arrays
+            ),
             alike=state.alike,
             loss=lambda outputs, labels: objective(outputs, labels).mean(),
             error=lambda outputs, labels: jnp.asarray(self.error.function(outputs, labels), jnp.float32),
@@ -352,7 +354,7 @@ class SupervisedTraining:
 
     def _outputs(self, examples: jax.Array, state: Learner, arrays: Arrays) -> Any:
         def of(chunk: jax.Array) -> Any:
-            return self.network.evaluate(state.params, state.rest, self.data.prepared(arrays["inputs"][chunk]))
+            return self.network.evaluate(state.params, state.model_state, self.data.prepared(arrays["inputs"][chunk]))
 
         return _in_chunks(of, examples)
 

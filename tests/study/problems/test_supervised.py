@@ -446,7 +446,9 @@ class TestModels:
         state = program.init(0)
         after, _ = jax.jit(program.step)(state, 0, 0.1, dict(program.data))
         assert jax.tree.structure(after) == jax.tree.structure(state)
-        moved = [(a != b).any() for a, b in zip(*map(jax.tree.leaves, (after.rest, state.rest)), strict=True)]
+        moved = [
+            (a != b).any() for a, b in zip(*map(jax.tree.leaves, (after.model_state, state.model_state)), strict=True)
+        ]
         assert sum(map(bool, moved)) >= 4
 
     def test_functions_and_partials_are_models(self) -> None:

@@ -84,17 +84,17 @@ def test_reestimated(norm: str) -> None:
 @pytest.mark.parametrize("norm", ["batch", "batch_renorm"])
 def test_reestimated_is_blind_to_the_running_statistics(norm: str) -> None:
     model, _ = fitted(norm, lambda norm, classes: MLP(norm, (HIDDEN, HIDDEN), classes))
-    averages, seed = model.rest
+    averages, seed = model.model_state
     shifted = jax.tree.map(lambda x: x + 1, averages["batch_stats"])
-    other = model._replace(rest=({**averages, "batch_stats": shifted}, seed))
+    other = model._replace(model_state=({**averages, "batch_stats": shifted}, seed))
     for one, same in zip(
         *(jax.tree.leaves(_statistics(inference_measures.reestimated(m))) for m in (model, other)), strict=True
     ):
         np.testing.assert_array_equal(one, same)
 
 
-def _statistics(rest: Any) -> Any:
-    return [[kept["mean"], kept.get("var", kept.get("std"))] for kept in rest[0]["batch_stats"].values()]
+def _statistics(model_state: Any) -> Any:
+    return [[kept["mean"], kept.get("var", kept.get("std"))] for kept in model_state[0]["batch_stats"].values()]
 
 
 def test_given_test_examples_come_in_random_order() -> None:
@@ -165,7 +165,7 @@ def test_batches_like_in_training() -> None:
     assert (labels == labels[:, :1]).all()
     x = hidden(model, inputs)
     own = head(model, (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + EPSILON))
-    kept = model.rest[0]["batch_stats"]["norm_0"]
+    kept = model.model_state[0]["batch_stats"]["norm_0"]
     deployed = head(model, (x - kept["mean"]) / np.sqrt(kept["var"] + EPSILON))
     expected = [(outputs.argmax(-1) != labels).mean() for outputs in (own, deployed)]
     assert expected[0] != expected[1]

@@ -134,8 +134,8 @@ def test_the_compiled_pass_by_itself_is_that_of_the_study() -> None:
     state = passed("online")
     np.testing.assert_array_equal(errors, state.errors)
     jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
-    jax.tree.map(np.testing.assert_array_equal, after.rest, state.rest)
-    assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(after.rest[0]["_overwrite_with_gradient"]))
+    jax.tree.map(np.testing.assert_array_equal, after.model_state, state.model_state)
+    assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(after.model_state[0]["_overwrite_with_gradient"]))
 
 
 @pytest.mark.parametrize("norm", ["online", "batch:statistics='running'", "streaming", "layer"])
