@@ -99,9 +99,9 @@ class LSTMNet(nn.Module):
         return head(h if self.every_step else last_of(h, lengths))
 
 
-def first_hidden(nudges: Array) -> dict[str, Any]:
-    """Return the collection `perturbations` that adds `nudges`, (time, batch, features), to the first cell's states."""
-    return {"rnn_0": {"hidden": nudges}}
+def first_hidden(perturbations: Array) -> dict[str, Any]:
+    """Return the collection `perturbations` that adds these, (time, batch, features), to the first cell's states."""
+    return {"rnn_0": {"hidden": perturbations}}
 
 
 def first_recurrent_statistics(variables: Mapping[str, Any]) -> Statistics | None:

@@ -26,16 +26,16 @@ def gradients(model: Fitted) -> dict[str, Array]:
     inputs, labels = model.batch
     module: Any = model.network.module
     averages = model.model_state[0]
-    nudges = jnp.zeros((inputs.shape[1], len(inputs), module.features))
+    perturbations = jnp.zeros((inputs.shape[1], len(inputs), module.features))
 
-    def loss(params: Any, nudges: Array, noise: Array) -> Array:
-        variables = {"params": params, **averages, "perturbations": first_hidden(nudges)}
+    def loss(params: Any, perturbations: Array, noise: Array) -> Array:
+        variables = {"params": params, **averages, "perturbations": first_hidden(perturbations)}
         rngs = {"params": jax.random.key(0)}
         outputs, _ = module.apply(variables, inputs, train=True, noise=noise, mutable=list(averages), rngs=rngs)
         return model.loss(outputs, labels)
 
     def norms(noise: Array) -> tuple[Array, Array]:
-        value, (by_params, by_hidden) = jax.value_and_grad(loss, (0, 1))(model.params, nudges, noise)
+        value, (by_params, by_hidden) = jax.value_and_grad(loss, (0, 1))(model.params, perturbations, noise)
         overflow = jnp.where(jnp.isfinite(value), jnp.finfo(jnp.float32).max, jnp.nan)
         found = _norm(by_params), jax.vmap(_norm)(by_hidden)
         return jax.tree.map(lambda norm: jnp.where(jnp.isfinite(norm), norm, overflow), found)
