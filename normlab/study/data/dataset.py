@@ -149,12 +149,12 @@ class Data:
         return {"inputs": self.inputs, "labels": self.labels}
 
     @property
-    def marks(self) -> dict[str, np.ndarray]:
-        """What else decides what is learned, by name; for the hash of the data alone."""
-        marks = {name: np.asarray(n) for name, n in (("test", self.test), ("validation", self.validation)) if n}
-        marks |= {name: np.asarray(numbers) for name, numbers in (("mean", self.mean), ("std", self.std)) if numbers}
-        marks |= {name: np.asarray(place) for place, name in enumerate(self.augment)}
-        return {**marks, "drawn": np.asarray(self.drawn)}
+    def fingerprints(self) -> dict[str, np.ndarray]:
+        """Metadata that affects training and therefore enters the hash of the data, by name."""
+        given = {name: getattr(self, name) for name in ("test", "validation", "mean", "std")}
+        found = {name: np.asarray(value) for name, value in given.items() if value}
+        found |= {name: np.asarray(place) for place, name in enumerate(self.augment)}
+        return {**found, "drawn": np.asarray(self.drawn)}
 
 
 Source = Data | str | os.PathLike[str] | Callable[..., Data]

@@ -38,9 +38,9 @@ class Streamed(Data):
         return {}
 
     @property
-    def marks(self) -> dict[str, np.ndarray]:
-        """See `Data`; the fingerprint stands for what is read."""
-        return {"fingerprint": np.frombuffer(bytes.fromhex(self.fingerprint), np.uint8), **super().marks}
+    def fingerprints(self) -> dict[str, np.ndarray]:
+        """See `Data.fingerprints`; `fingerprint` represents the examples."""
+        return {"fingerprint": np.frombuffer(bytes.fromhex(self.fingerprint), np.uint8), **super().fingerprints}
 
     def windows(self, examples: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """Read on ahead: `inputs` and `labels` of a row of examples after the other.

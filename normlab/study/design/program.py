@@ -22,7 +22,7 @@ class Feed:
 
     Attributes:
         steps: How many updates a window is for.
-        mark: `seed -> a hash` of which examples are in which of its windows.
+        fingerprint: `seed -> a hash` of the order of examples in its windows.
         windows: `(seed, n) -> windows`, those behind the first n; the last one is filled up.
         held_out: `seed -> windows` of the examples for validation and the test; the last one is filled up.
         shapes: Of the arrays of these two kinds of windows.
@@ -30,7 +30,7 @@ class Feed:
     """
 
     steps: int
-    mark: Callable[[int], str]
+    fingerprint: Callable[[int], str]
     windows: Callable[[int, int], Iterator[Arrays]]
     held_out: Callable[[int], Iterator[Arrays]]
     shapes: tuple[Arrays, Arrays]
@@ -47,7 +47,7 @@ class Program:
 
     Attributes:
         data: Arrays that all runs share, by name.
-        marks: What else is to tell these data from others, by name; no device sees it.
+        fingerprints: Metadata that distinguishes these data from others, by name; no device receives it.
         init: `seed -> state`, a pytree of arrays that holds all that the seed decides: split, parameters, order.
         step: `(state, t, learning_rate, data) -> (state, loss)` for t = 0, 1, ..., `steps - 1`.
         forward: `(state, t, data) -> loss`: a step as far as its loss, where shapes that do not fit show. Where it is
@@ -81,13 +81,13 @@ class Program:
     forward: Callable[[Any, jax.Array, Arrays], Any] | None = None
     about: str = ""
     feed: Feed | None = None
-    marks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    fingerprints: Mapping[str, np.ndarray] = field(default_factory=dict)
     libraries: tuple[str, ...] = ()
 
     @property
     def data_hash(self) -> str:
-        """The sha256 of data and marks, for run keys."""
-        return data_hash({**self.data, **self.marks})
+        """The sha256 of data and fingerprints, for run keys."""
+        return data_hash({**self.data, **self.fingerprints})
 
     def sees(self, *, held_out: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
         """Tell the shapes of all data that a step sees, or an evaluation."""

@@ -58,7 +58,9 @@ class Fed:
         """Where the run begins, and where it is saved: by its program, data, their order, first state and rate."""
         state = jax.device_get(self._program.init(seed))
         start = data_hash({str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))})
-        checkpoint = Checkpoint(*self._decides, start, self._feed.mark(seed), float(np.float32(learning_rate)), seed)
+        checkpoint = Checkpoint(
+            *self._decides, start, self._feed.fingerprint(seed), float(np.float32(learning_rate)), seed
+        )
         return checkpoint, checkpoint.load(Progress(state, np.zeros(0, np.float32), 0, 0.0))
 
     def _trained(self, rate: np.float32, seed: int, checkpoint: Checkpoint, at: Progress) -> Progress:

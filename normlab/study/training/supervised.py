@@ -180,7 +180,7 @@ class SupervisedTraining:
             )
         return Program(
             data=self.data.arrays,
-            marks=self.data.marks,
+            fingerprints=self.data.fingerprints,
             init=self.init,
             step=self.step,
             forward=self.forward,
@@ -389,7 +389,7 @@ def _feed(
 
     return Feed(
         steps=per_window,
-        mark=lambda seed: data_hash(dict(zip(("order", "train", "held_out"), examples(seed), strict=True))),
+        fingerprint=lambda seed: data_hash(dict(zip(("order", "train", "held_out"), examples(seed), strict=True))),
         windows=lambda seed, n: data.windows(rows(examples(seed)[0], sizes[0])[n:]),
         held_out=lambda seed: data.windows(rows(examples(seed)[2], sizes[1])),
         shapes=(shapes(sizes[0]), shapes(sizes[1])),

@@ -230,24 +230,24 @@ class TestStreamedSets:
         chosen("tfds:tiny", str(tmp_path), stream=True)
 
     def test_fingerprints(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def mark(**options: Any) -> str:
+        def fingerprint(**options: Any) -> str:
             data = chosen("tfds:tiny", str(tmp_path), stream=True, **options)
             assert isinstance(data, Streamed)
             return data.fingerprint
 
         path = tiny(tmp_path) / "dataset_info.json"
-        marks = [mark(), mark(), mark(train_examples=6), mark(image_size=4)]
+        fingerprints = [fingerprint(), fingerprint(), fingerprint(train_examples=6), fingerprint(image_size=4)]
         path.write_text(path.read_text() + "\n")
-        marks.append(mark())
+        fingerprints.append(fingerprint())
         (path.parent / "tiny-train.tfrecord-00000-of-00001").touch()
-        marks.append(mark())
+        fingerprints.append(fingerprint())
         monkeypatch.setattr(cv2, "__version__", "1.0")
-        marks.append(mark())
+        fingerprints.append(fingerprint())
         monkeypatch.setattr(folders, "version_of", lambda name: "1.0")
-        marks.append(mark())
-        assert marks[0] == marks[1]
-        assert marks[4] == marks[5]
-        assert len(set(marks)) == 6
+        fingerprints.append(fingerprint())
+        assert fingerprints[0] == fingerprints[1]
+        assert fingerprints[4] == fingerprints[5]
+        assert len(set(fingerprints)) == 6
 
     def test_damage_is_found_before_anything_is_trained(self, tmp_path: Path) -> None:
         path = tiny(tmp_path, shards=2) / "tiny-train.array_record-00001-of-00002"
