@@ -600,7 +600,7 @@ MUTANTS = (
     Mutant(
         "a run goes on from where one with another order of examples was",
         "study/training/streaming.py",
-        ("self._feed.fingerprint(seed), ", ""),
+        ("self._source.fingerprint(seed), ", ""),
         ("study/training/test_streamed.py::TestCheckpoints::test_other_runs_do_not_find_it",),
     ),
     Mutant(

@@ -34,7 +34,7 @@ class Streamed(Data):
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """Nothing: programs are fed."""
+        """Nothing: programs receive windows."""
         return {}
 
     @property

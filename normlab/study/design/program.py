@@ -14,18 +14,18 @@ Arrays = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Feed:
-    """How a program whose data do not fit gets them: in windows of arrays, which it finds among its data by name.
+class WindowSource:
+    """Source of data that do not fit on the device: windows of arrays, which the program receives with its data.
 
-    `Program.step` then sees the window that its step is in, and `Program.evaluate` one window of held-out examples
-    after the other, of which it gives `errors`, one for each example, and `finite`.
+    `Program.step` receives the window of its step. `Program.evaluate` receives the windows of held-out examples one by
+    one and returns `errors`, one for each example, and `finite`.
 
     Attributes:
-        steps: How many updates a window is for.
+        steps: Updates per window.
         fingerprint: `seed -> a hash` of the order of examples in its windows.
-        windows: `(seed, n) -> windows`, those behind the first n; the last one is filled up.
-        held_out: `seed -> windows` of the examples for validation and the test; the last one is filled up.
-        shapes: Of the arrays of these two kinds of windows.
+        windows: `(seed, n) -> windows`, without the first n; the last window is padded.
+        held_out: `seed -> windows` of the examples for validation and the test; the last window is padded.
+        shapes: Shapes of the arrays in these two kinds of windows.
         metrics: `errors of all held-out examples -> metrics`.
     """
 
@@ -63,7 +63,7 @@ class Program:
         series: `(state, data) -> vectors by name`, measured at all of `problem.MEASURED_AT`; `None` for nothing.
         at_end: Whether series are measured at the end alone, and are NaN before.
         about: What the data are, in words, for the report.
-        feed: Where the rest of the data comes from while the program runs; `None` if all of them are in `data`.
+        window_source: Source of data that are read during training; `None` if all data are in `data`.
         libraries: Distributions beside JAX, Flax, Optax and NumPy that decide its numbers, e.g. `river`; their versions
             are in the key of every run.
     """
@@ -80,7 +80,7 @@ class Program:
     at_end: bool = False
     forward: Callable[[Any, jax.Array, Arrays], Any] | None = None
     about: str = ""
-    feed: Feed | None = None
+    window_source: WindowSource | None = None
     fingerprints: Mapping[str, np.ndarray] = field(default_factory=dict)
     libraries: tuple[str, ...] = ()
 
@@ -90,5 +90,6 @@ class Program:
         return data_hash({**self.data, **self.fingerprints})
 
     def sees(self, *, held_out: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
-        """Tell the shapes of all data that a step sees, or an evaluation."""
-        return {**jax.eval_shape(lambda: dict(self.data)), **(self.feed.shapes[held_out] if self.feed else {})}
+        """Return the shapes of all data that a step, or an evaluation, receives."""
+        windows = self.window_source.shapes[held_out] if self.window_source else {}
+        return {**jax.eval_shape(lambda: dict(self.data)), **windows}

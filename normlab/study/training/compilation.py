@@ -12,7 +12,7 @@ import numpy as np
 
 from normlab.study.design.program import Program
 from normlab.study.training.loop import Outcome, on_devices, replicated, training
-from normlab.study.training.streaming import Fed
+from normlab.study.training.streaming import StreamedProgram
 
 Train = Callable[[Sequence[float], Sequence[int]], Iterator[Outcome]]
 
@@ -49,9 +49,9 @@ def compile_program(
     """
     start = perf_counter()
     here: Mapping[str, jax.Array] = on_devices(program, dict(program.data)) if data is None else data
-    if program.feed:
-        fed = Fed(program, program.feed, here)
-        train, fitting, lanes = fed.train, fed.fitting, None
+    if program.window_source:
+        streamed = StreamedProgram(program, program.window_source, here)
+        train, fitting, lanes = streamed.train, streamed.fitting, None
     else:
         train, fitting = _with_all_data(program, lanes, here)
     seconds = perf_counter() - start

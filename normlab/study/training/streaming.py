@@ -1,4 +1,4 @@
-"""Runs whose data are read while they are made, one after another; a killed run goes on where it was saved last."""
+"""Training on data that are read from disk meanwhile; a killed run resumes from its last checkpoint."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from time import perf_counter
@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from normlab.study.design.program import Arrays, Feed, Program
+from normlab.study.design.program import Arrays, Program, WindowSource
 from normlab.study.design.provenance import data_hash, own_code
 from normlab.study.training.checkpoints import Checkpoint, Progress
 from normlab.study.training.loop import Outcome, on_devices, replicated, window_training
@@ -16,22 +16,22 @@ SAVED_EVERY = 60.0
 """Seconds after which a run is saved again."""
 
 
-class Fed:
-    """A program with a feed, compiled.
+class StreamedProgram:
+    """A compiled program that reads its data window by window.
 
     Attributes:
-        fitting: What trains on a window.
+        fitting: The executable that trains on a window.
     """
 
-    def __init__(self, program: Program, feed: Feed, data: Mapping[str, jax.Array]) -> None:
+    def __init__(self, program: Program, source: WindowSource, data: Mapping[str, jax.Array]) -> None:
         """Compile training and evaluation.
 
         Args:
             program: Of one cell.
-            feed: Its feed.
+            source: Source of its windows.
             data: The program's own data, on the device.
         """
-        self._program, self._feed, self._data = program, feed, data
+        self._program, self._source, self._data = program, source, data
         everywhere = replicated(program.mesh) if program.mesh else None
 
         def lowered(function: Any, before: Sequence[Any], shapes: Arrays, after: Sequence[Any] = ()) -> Any:
@@ -39,7 +39,7 @@ class Fed:
             return jax.jit(function, out_shardings=everywhere).lower(*before, seen, *after)
 
         rate, state, n = on_devices(program, (np.float32(0), program.init(0), np.int32(0)))
-        training = lowered(window_training(program, feed.steps), (rate, state), program.sees(), (n, n))
+        training = lowered(window_training(program, source.steps), (rate, state), program.sees(), (n, n))
         self.fitting = training.compile()
         self._evaluation = lowered(program.evaluate, (state,), program.sees(held_out=True)).compile()
         code = own_code()
@@ -59,7 +59,7 @@ class Fed:
         state = jax.device_get(self._program.init(seed))
         start = data_hash({str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))})
         checkpoint = Checkpoint(
-            *self._decides, start, self._feed.fingerprint(seed), float(np.float32(learning_rate)), seed
+            *self._decides, start, self._source.fingerprint(seed), float(np.float32(learning_rate)), seed
         )
         return checkpoint, checkpoint.load(Progress(state, np.zeros(0, np.float32), 0, 0.0))
 
@@ -67,8 +67,8 @@ class Fed:
         """Train from there to the end."""
         saved, began = perf_counter(), perf_counter() - at.seconds
         state, losses, windows = self._there(at.state), [at.losses], at.windows
-        for window in self._feed.windows(seed, at.windows):
-            state, new = self._fit(rate, state, window, windows * self._feed.steps)
+        for window in self._source.windows(seed, at.windows):
+            state, new = self._fit(rate, state, window, windows * self._source.steps)
             jax.block_until_ready(losses[-1])  # one window is under way while the next one comes, and no more wait
             losses, windows = [*losses, new], windows + 1
             if perf_counter() - saved > SAVED_EVERY:
@@ -78,17 +78,17 @@ class Fed:
         return Progress(state, np.concatenate(losses), windows, perf_counter() - began)
 
     def _fit(self, rate: np.float32, state: Any, window: Arrays, first: int) -> tuple[Any, jax.Array]:
-        n = min(self._feed.steps, self._program.steps - first)
+        n = min(self._source.steps, self._program.steps - first)
         rate, window, first, n = self._there((rate, window, np.int32(first), np.int32(n)))
         return self.fitting(rate, state, {**self._data, **window}, first, n)
 
     def _evaluated(self, state: Any, seed: int) -> dict[str, Any]:
         found = [
             jax.device_get(self._evaluation(state, {**self._data, **self._there(window)}))
-            for window in self._feed.held_out(seed)
+            for window in self._source.held_out(seed)
         ]
         errors = np.concatenate([one["errors"] for one in found])
-        return {**self._feed.metrics(errors), "finite": all(one["finite"] for one in found)}
+        return {**self._source.metrics(errors), "finite": all(one["finite"] for one in found)}
 
     def _of_losses(self, losses: np.ndarray) -> dict[str, Any]:
         losses = losses[: self._program.steps]

@@ -18,7 +18,7 @@ from normlab.study.data.dataset import Data
 from normlab.study.data.splits import composed, divided, shuffled, sizes
 from normlab.study.data.streaming import WINDOW_BYTES, Streamed
 from normlab.study.design.problem import Metric, Series
-from normlab.study.design.program import Arrays, Feed, Program
+from normlab.study.design.program import Arrays, Program, WindowSource
 from normlab.study.design.provenance import data_hash
 from normlab.study.training.loop import mesh_of, shared_out, standard_error
 from normlab.study.training.objectives import (
@@ -101,7 +101,7 @@ class SupervisedTraining:
     that would be smaller than the others is left out. The learning rate decays to zero along a cosine.
 
     Attributes:
-        data: Inputs and labels; of `Streamed` the program has a feed.
+        data: Inputs and labels; a program on streamed data has a window source.
         made: `norm -> the model`.
         norm: For the model.
         batch_size: Examples an update.
@@ -173,7 +173,7 @@ class SupervisedTraining:
             raise ValueError(
                 f"Expected fewer than 2^31 updates, got {self.steps:,}. Choose fewer epochs or larger batches."
             )
-        if self.feed and (self.series or self.side):
+        if self.window_source and (self.series or self.side):
             raise ValueError(
                 "Expected data that are all on the device, of which series and side metrics are taken, got data that "
                 "are read while a model is trained. Pass `--no-stream`, or take a comparison without them."
@@ -192,7 +192,7 @@ class SupervisedTraining:
             series=self.measure if self.series else None,
             at_end=all(one.at_end for one in self.series),
             about=_about(self.data),
-            feed=self.feed,
+            window_source=self.window_source,
             libraries=self.data.libraries,
         )
 
@@ -222,7 +222,7 @@ class SupervisedTraining:
         return self.made(self.norm)
 
     @cached_property
-    def feed(self) -> Feed | None:
+    def window_source(self) -> WindowSource | None:
         """What reads the data while a model is trained; `None` where all of them are on the device."""
         if not isinstance(self.data, Streamed):
             return None
@@ -234,9 +234,9 @@ class SupervisedTraining:
 
     def init(self, seed: int) -> Learner:
         """The state of a run before its first update."""
-        feed, (_, validating) = self.feed, self.parts
-        order, train, held_out = _places(feed, self.batch_size) if feed else self._examples(seed)
-        alike = (train, held_out[validating:]) if self.classes_per_batch and not feed else ()
+        source, (_, validating) = self.window_source, self.parts
+        order, train, held_out = _places(source, self.batch_size) if source else self._examples(seed)
+        alike = (train, held_out[validating:]) if self.classes_per_batch and not source else ()
         alike = tuple(self._alike(some, max(1, len(some) // self.batch_size), seed) for some in alike)
         params, model_state = self.network.init(seed)
         return Learner(
@@ -268,13 +268,13 @@ class SupervisedTraining:
         return state._replace(params=params, model_state=model_state, opt_state=opt_state), value
 
     def evaluate(self, state: Learner, arrays: Arrays) -> dict[str, jax.Array]:
-        """Measure the held-out examples; those of a window where there is a feed."""
+        """Measure the held-out examples; those of a window where there is a window source."""
         _, validating = self.parts
         outputs = self._outputs(state.held_out, state, arrays)
         errors = self.error.function(outputs, arrays["labels"][state.held_out])
         errors = _numbers("metric", errors, [state.held_out.shape])
         finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(outputs)]).all()
-        if self.feed:
+        if self.window_source:
             return {"errors": errors, "finite": finite}
         aside = {}
         if self.side:
@@ -341,7 +341,7 @@ class SupervisedTraining:
 
     def _batch(self, state: Learner, t: jax.Array, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
         """Inputs and labels of update t, as the model takes them."""
-        batch = state.order[t % self.feed.steps if self.feed else t]
+        batch = state.order[t % self.window_source.steps if self.window_source else t]
         inputs, labels = shared_out((arrays["inputs"][batch], arrays["labels"][batch]), self.mesh)
         if self.data.augment:
             draws = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), 1), t)  # the model has its own
@@ -374,7 +374,7 @@ def _feed(
     batch_size: int,
     training: int,
     validating: int,
-) -> Feed:
+) -> WindowSource:
     """Windows of the batches that a seed has, in their order, and of its held-out examples."""
     held_out = len(data.labels) - training
     per_window = max(1, min(steps, WINDOW_BYTES // (batch_size * data.inputs[0].nbytes)))
@@ -387,7 +387,7 @@ def _feed(
         named = {"inputs": data.inputs, "labels": data.labels}
         return {name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype) for name, array in named.items()}
 
-    return Feed(
+    return WindowSource(
         steps=per_window,
         fingerprint=lambda seed: data_hash(dict(zip(("order", "train", "held_out"), examples(seed), strict=True))),
         windows=lambda seed, n: data.windows(rows(examples(seed)[0], sizes[0])[n:]),
@@ -401,10 +401,10 @@ def _feed(
     )
 
 
-def _places(feed: Feed, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _places(source: WindowSource, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where the examples of batches, and those that are held out, are within a window."""
-    places, held_out = (np.arange(len(shapes["labels"]), dtype=np.int32) for shapes in feed.shapes)
-    return places.reshape(feed.steps, batch_size), places[:0], held_out
+    places, held_out = (np.arange(len(shapes["labels"]), dtype=np.int32) for shapes in source.shapes)
+    return places.reshape(source.steps, batch_size), places[:0], held_out
 
 
 def _check_composition(data: Data, classes_per_batch: int, batch_size: int) -> None:

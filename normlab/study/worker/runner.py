@@ -82,7 +82,7 @@ class CellRunner:
         if cell not in self._lanes:
             self._lanes[cell] = self.task.strategy.lanes or 1
             with suppress(Exception), discovery.importing(self._file):  # which becomes a record where runs are made
-                if self._lanes[cell] > 1 and build(self.plan, cell).feed:
+                if self._lanes[cell] > 1 and build(self.plan, cell).window_source:
                     self._lanes[cell] = 1
         return self._lanes[cell]
 

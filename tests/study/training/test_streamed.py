@@ -100,7 +100,7 @@ def resident() -> Compiled:
 class TestNumbers:
     def test_are_those_of_data_that_are_all_there(self, fitted: Compiled, resident: Compiled) -> None:
         program = build(on_disk())
-        assert program.feed and (program.feed.steps, program.steps) == (5, 36)
+        assert program.window_source and (program.window_source.steps, program.steps) == (5, 36)
         assert run(fitted) == pytest.approx(run(resident), rel=1e-5)
 
     def test_of_seeds_differ_and_are_repeated(self, fitted: Compiled) -> None:
@@ -111,10 +111,10 @@ class TestNumbers:
     @pytest.mark.parametrize("composition", [{}, {"classes_per_batch": 2}])
     def test_batches_are_those_of_data_that_are_all_there(self, composition: Any) -> None:
         expected = build(whole(), config=composition).init(3).order
-        feed = build(on_disk(), config=composition).feed
-        assert feed
+        source = build(on_disk(), config=composition).window_source
+        assert source
         for skipped in (0, 6):
-            labels = [window["labels"] for window in feed.windows(3, skipped)]
+            labels = [window["labels"] for window in source.windows(3, skipped)]
             np.testing.assert_array_equal(
                 np.concatenate(labels)[: (36 - 5 * skipped) * 16], LABELS[expected[5 * skipped :]].ravel()
             )
@@ -156,9 +156,9 @@ class TestPrograms:
             raise BadInput("Expected whole files.")
 
         program = build(on_disk(broken))
-        assert program.feed
+        assert program.window_source
         with pytest.raises(BadInput, match="Expected whole files"):
-            next(program.feed.windows(0, 0))
+            next(program.window_source.windows(0, 0))
 
     def test_labels_and_inputs_are_checked(self) -> None:
         with pytest.raises(ValueError, match="integers of 32 bits"):
@@ -257,7 +257,7 @@ class TestLanes:
         def stack(self: CellRunner, cell: Cell, runs: Sequence[Run]) -> list[Record]:
             return [make_record(task, run, "ok", "") for run in runs]
 
-        monkeypatch.setattr(runner, "build", lambda plan, cell: SimpleNamespace(feed=cell.norm == "batch"))
+        monkeypatch.setattr(runner, "build", lambda plan, cell: SimpleNamespace(window_source=cell.norm == "batch"))
         monkeypatch.setattr(CellRunner, "_stack", stack)
         return CellRunner(task, Plan(discovery.load(str(toy)), task.settings))
 
