@@ -60,7 +60,7 @@ class Data:
             several; floats are targets, float32, shape (examples,) or (examples, ...).
         test: How many of the last examples are the test set; 0 where every seed draws its own.
         validation: How many of those before them are the validation set, likewise.
-        about: What the data are, in words, for the report.
+        description: What the data are, in words, for the report.
         mean: Subtracted from what a model takes, a number for each channel; nothing unless given.
         std: What that is divided by, likewise.
         augment: How examples are changed in training, by the names of `normlab.study.data.augment.WAYS`.
@@ -77,7 +77,7 @@ class Data:
     labels: np.ndarray
     test: int = 0
     validation: int = 0
-    about: str = ""
+    description: str = ""
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     augment: tuple[str, ...] = ()
@@ -89,7 +89,7 @@ class Data:
             self,
             test=expect.COUNT,
             validation=expect.COUNT,
-            about=expect.TEXT,
+            description=expect.TEXT,
             mean=_CHANNELS,
             std=_CHANNELS,
             augment=_WAYS,
@@ -189,8 +189,8 @@ def digits() -> Data:
     return Data(
         (rows[:, :-1].reshape(-1, 8, 8, 1) / 16).astype(np.float32),
         rows[:, -1].astype(np.int32),
-        about=f"Scikit-learn's 1,797 digits of 8 x 8 pixels; each seed has its own split into {TRAIN:,} for training, "
-        f"{VALIDATION} for validation and {TEST} for the test.",
+        description="Scikit-learn's 1,797 digits of 8 x 8 pixels; each seed has its own split into "
+        f"{TRAIN:,} for training, {VALIDATION} for validation and {TEST} for the test.",
         drawn=(VALIDATION, TEST),
         libraries=("scikit-learn",),
     )

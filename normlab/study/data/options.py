@@ -62,13 +62,13 @@ def _first(data: Data, n: int) -> Data:
     validation, test = (part / free if part >= 1 else part for part in data.drawn)
     first = replace(data, inputs=data.inputs[stay], labels=data.labels[stay], drawn=(validation, test))
     _check_enough(first, n)
-    return replace(first, about=_about(data, first))
+    return replace(first, description=_description(data, first))
 
 
-def _about(data: Data, first: Data) -> str:
+def _description(data: Data, first: Data) -> str:
     """What data are of which only the first are left, and how the digits are divided then."""
     before, n = (len(one.labels) - one.validation - one.test for one in (data, first))
-    what, divided, _ = data.about.partition("; each seed has its own split into")
+    what, divided, _ = data.description.partition("; each seed has its own split into")
     if not divided:
         outside = " that are not given for validation or test" if data.test else ""
         return f"{what} Of the {before:,} examples{outside}, the first {n:,} are used.".strip()

@@ -110,12 +110,18 @@ def characters(text: str | None = None) -> Data:
     known = [character for character, _ in Counter(sorted(whole[: train * WINDOW])).most_common(SYMBOLS - 1)]
     number = {character: index for index, character in enumerate(known)}
     codes = np.array([number.get(character, SYMBOLS - 1) for character in whole[: windows * WINDOW + 1]])
-    about = (
+    description = (
         f"{name}, {len(whole):,} characters, {len(set(whole))} different; sha256 of its UTF-8: "
         f"{hashlib.sha256(content).hexdigest()}. Used are the first {windows * WINDOW:,} characters in windows of "
         f"{WINDOW}: {train:,} windows for training, then {validation:,} for validation, then {test:,} for the test."
     )
-    return Data(codes[:-1].reshape(windows, WINDOW), codes[1:].reshape(windows, WINDOW), test, validation, about=about)
+    return Data(
+        codes[:-1].reshape(windows, WINDOW),
+        codes[1:].reshape(windows, WINDOW),
+        test,
+        validation,
+        description=description,
+    )
 
 
 def unigram_bits(data: Data) -> float:

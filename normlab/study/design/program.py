@@ -62,7 +62,7 @@ class Program:
         mesh: The devices that train one model together, each with its share of every batch; `None` is one device.
         series: `(state, data) -> vectors by name`, measured at all of `problem.MEASURED_AT`; `None` for nothing.
         at_end: Whether series are measured at the end alone, and are NaN before.
-        about: What the data are, in words, for the report.
+        description: What the data are, in words, for the report.
         window_source: Source of data that are read during training; `None` if all data are in `data`.
         libraries: Distributions beside JAX, Flax, Optax and NumPy that decide its numbers, e.g. `river`; their versions
             are in the key of every run.
@@ -79,7 +79,7 @@ class Program:
     series: Callable[[Any, Arrays], Mapping[str, jax.Array]] | None = None
     at_end: bool = False
     forward: Callable[[Any, jax.Array, Arrays], Any] | None = None
-    about: str = ""
+    description: str = ""
     window_source: WindowSource | None = None
     fingerprints: Mapping[str, np.ndarray] = field(default_factory=dict)
     libraries: tuple[str, ...] = ()

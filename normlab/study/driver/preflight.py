@@ -27,7 +27,7 @@ class Checked(NamedTuple):
 
     Attributes:
         hashes: See `Program.data_hash`.
-        about: See `Program.about`.
+        about: See `Program.description`.
         libraries: See `Program.libraries`.
         built: How many programs could be built.
         traced: How many of them were traced.
@@ -76,7 +76,7 @@ def data_of(plan: Plan, limit: Callable[[], float] = lambda: math.inf, *, every:
         _check_norm_is_used(plan, cell, programs)
     return Checked(
         hashes={problem: programs[cell].data_hash for problem, cell in first.items()},
-        about={problem: about for problem, cell in first.items() if (about := programs[cell].about)},
+        about={problem: about for problem, cell in first.items() if (about := programs[cell].description)},
         libraries={problem: used for problem, cell in first.items() if (used := programs[cell].libraries)},
         built=len(programs),
         traced=len(programs if every else representatives),

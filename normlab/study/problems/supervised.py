@@ -256,7 +256,7 @@ class Task:
         Raises:
             BadInput: If they are one-hot, no classes for the metric of classes, or not counted from 0.
         """
-        labels, about = data.labels, f"{data.labels.dtype} of shape {data.labels.shape}"
+        labels, found = data.labels, f"{data.labels.dtype} of shape {data.labels.shape}"
         if (
             labels.ndim == 2
             and labels.shape[1] > 1
@@ -264,14 +264,14 @@ class Task:
             and (labels.sum(1) == 1).all()
         ):
             raise BadInput(
-                f"Expected `labels` to be a class for each example, got one-hot rows, {about}. Write "
+                f"Expected `labels` to be a class for each example, got one-hot rows, {found}. Write "
                 "`labels.argmax(1)`, or give `loss` and `metric`."
             )
         if not data.classes:
             return self._check_targets(labels)
         if labels.ndim != 1:
             raise BadInput(
-                f"Expected `labels` to be a class for each example, shape (examples,), got {about}. Write "
+                f"Expected `labels` to be a class for each example, shape (examples,), got {found}. Write "
                 "`labels.astype(float)` if they are numbers to predict, or give `loss` and `metric`."
             )
         there = np.unique(labels)

@@ -16,7 +16,7 @@ from normlab.study.streams.stream import (
     Source,
     Stream,
     check_positions,
-    description,
+    describe,
     river_version,
     sha256_of,
     source_of,
@@ -124,7 +124,7 @@ class _Recorded(NamedTuple):
     """A recorded stream: its files, and what it is in words."""
 
     files: Sequence[str]
-    about: str
+    description: str
 
 
 _BUNDLED = {
@@ -156,11 +156,11 @@ def materialized(dataset: Any, n: int | None = None) -> tuple[np.ndarray, np.nda
 def _bundled(seed: int, *, name: str, standardize: bool) -> Stream:
     from river import datasets
 
-    dataset, about = _BUNDLED[name]
+    dataset, description = _BUNDLED[name]
     if not hasattr(datasets, dataset):
         raise BadInput(f"Expected a river that brings `{dataset}` along, got river {river_version()}. Update it.")
     rows = numbered(name, *materialized(getattr(datasets, dataset)()))
-    return _of_rows(rows, f"{dataset} of river {river_version()}: {about}", standardize=standardize)
+    return _of_rows(rows, f"{dataset} of river {river_version()}: {description}", standardize=standardize)
 
 
 def _recorded(seed: int, *, name: str, files: Sequence[str], standardize: bool) -> Stream:
@@ -169,7 +169,7 @@ def _recorded(seed: int, *, name: str, files: Sequence[str], standardize: bool) 
     else:
         inputs, labels = (np.loadtxt(file) for file in files)
         rows = numbered(name, inputs, labels.astype(int))
-    return _of_rows(rows, _RECORDED[name].about, standardize=standardize)
+    return _of_rows(rows, _RECORDED[name].description, standardize=standardize)
 
 
 def _own(
@@ -184,13 +184,13 @@ def _own(
     standardize: bool,
 ) -> Stream:
     rows = read_npz(path) if path.endswith(".npz") else read_csv(path, **of_csv)
-    about = f"`{Path(path).name}`, sha256 {sha256_of(path)}"
-    return _of_rows(rows, about, classes, numbers, drifts, skip_nonfinite, standardize)
+    description = f"`{Path(path).name}`, sha256 {sha256_of(path)}"
+    return _of_rows(rows, description, classes, numbers, drifts, skip_nonfinite, standardize)
 
 
 def _of_rows(
     rows: Rows,
-    about: str,
+    description: str,
     classes: Sequence[str] | None = None,
     numbers: bool = False,
     drifts: Sequence[int] = (),
@@ -209,6 +209,6 @@ def _of_rows(
         labels=labels,
         classes=number,
         drifts=tuple(drifts),
-        about=description(f"{about}, {len(labels):,} examples{left_out}", standardize),
+        description=describe(f"{description}, {len(labels):,} examples{left_out}", standardize),
         skipped=skipped,
     )

@@ -18,7 +18,7 @@ from normlab.study.data.dataset import numbers_of
 from normlab.study.design.records import content_key
 from normlab.study.streams.preprocessing import STANDARDIZED
 
-FORMAT = 1
+FORMAT = 2
 """To be raised when the same source and seed are to give other arrays than before."""
 
 
@@ -35,7 +35,7 @@ class Stream:
         tasks: For sequences of tasks the index where each begins.
         held_out: For sequences of tasks the inputs, labels and task of examples that are not in the stream, as many for
             each task.
-        about: What the stream is, in words, for the report.
+        description: What the stream is, in words, for the report.
         skipped: How many examples were left out because a value was not finite.
 
     Raises:
@@ -49,11 +49,11 @@ class Stream:
     drifts: tuple[int, ...] = ()
     tasks: tuple[int, ...] = ()
     held_out: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
-    about: str = ""
+    description: str = ""
     skipped: int = 0
 
     def __post_init__(self) -> None:
-        expect.check_fields(self, name=expect.TEXT, classes=expect.COUNT, about=expect.TEXT, skipped=expect.COUNT)
+        expect.check_fields(self, name=expect.TEXT, classes=expect.COUNT, description=expect.TEXT, skipped=expect.COUNT)
         labels = numbers_of("labels", self.labels)
         _check_finite(self.name, labels)
         if self.classes and (labels % 1 != 0).any():
@@ -221,7 +221,7 @@ def _check_finite(name: str, array: np.ndarray) -> None:
         )
 
 
-def description(what: str, standardize: bool) -> str:
+def describe(what: str, standardize: bool) -> str:
     """Describe a stream, and say whether its features are standardized."""
     return f"{what}. {STANDARDIZED if standardize else 'Features are as they came'}."
 
@@ -239,7 +239,7 @@ def _to_arrays(stream: Stream) -> dict[str, np.ndarray]:
 
 def _from_arrays(arrays: Mapping[str, np.ndarray]) -> Stream:
     values: dict[str, Any] = {name: array for name, array in arrays.items() if name not in _HELD_OUT}
-    values |= {name: values[name].item() for name in ("name", "classes", "about", "skipped")}
+    values |= {name: values[name].item() for name in ("name", "classes", "description", "skipped")}
     values |= {name: tuple(values[name].tolist()) for name in ("drifts", "tasks")}
     held_out: Any = tuple(arrays[name] for name in _HELD_OUT if name in arrays)
     return Stream(**values, held_out=held_out or None)

@@ -8,7 +8,7 @@ from normlab.errors import BadInput, nearest
 from normlab.study.streams.generators import KINDS, changing_options, drifting
 from normlab.study.streams.preprocessing import features_of
 from normlab.study.streams.recorded import materialized
-from normlab.study.streams.stream import Source, Stream, check_positions, description, river_version, source_of
+from normlab.study.streams.stream import Source, Stream, check_positions, describe, river_version, source_of
 
 DRIFTS = ("none", "abrupt", "gradual", "recurring", "incremental")
 
@@ -121,5 +121,5 @@ def _synthetic(
         labels=labels,
         classes=examples.n_classes or 2,  # river does not say where there are two
         drifts=tuple(positions),
-        about=description(what, standardize),
+        description=describe(what, standardize),
     )

@@ -52,7 +52,7 @@ def _split_digits(seed: int, *, per_task: int, held_out: int) -> Stream:
         (data.inputs[streamed], data.labels[streamed]),
         (data.inputs[kept_back], data.labels[kept_back]),
         tasks=5,
-        about="5 tasks of two digits each, one after the other",
+        description="5 tasks of two digits each, one after the other",
     )
 
 
@@ -73,12 +73,17 @@ def _permuted_digits(seed: int, *, tasks: int, per_task: int, held_out: int) -> 
         seen(drawn),
         seen([shuffled[:held_out]] * tasks),
         tasks=tasks,
-        about=f"{tasks} tasks of all digits, one after the other, each with its own order of the pixels",
+        description=f"{tasks} tasks of all digits, one after the other, each with its own order of the pixels",
     )
 
 
 def _of_tasks(
-    name: str, stream: tuple[np.ndarray, np.ndarray], held_out: tuple[np.ndarray, np.ndarray], *, tasks: int, about: str
+    name: str,
+    stream: tuple[np.ndarray, np.ndarray],
+    held_out: tuple[np.ndarray, np.ndarray],
+    *,
+    tasks: int,
+    description: str,
 ) -> Stream:
     """A stream of digits in which as many examples come of each task."""
     inputs, labels = stream
@@ -92,7 +97,8 @@ def _of_tasks(
         drifts=begins[1:],
         tasks=begins,
         held_out=(*held_out, task),
-        about=f"scikit-learn's digits, {len(labels):,} examples, {about}. Pixels are divided by 16, not standardized.",
+        description=f"scikit-learn's digits, {len(labels):,} examples, {description}. Pixels are divided by 16, not "
+        "standardized.",
     )
 
 

@@ -231,7 +231,7 @@ def prequential(
         last=max(1, steps // PARTS),
         chance=_chance(first, error, slice(scored, n)),
         series=series,
-        about=first.about,
+        description=first.description,
         libraries=tuple(dict.fromkeys((*source.libraries, *(["river"] if side else [])))),  # of the baselines
     )
 

@@ -191,7 +191,7 @@ class SupervisedTraining:
             mesh=mesh,
             series=self.measure if self.series else None,
             at_end=all(one.at_end for one in self.series),
-            about=_about(self.data),
+            description=_description(self.data),
             window_source=self.window_source,
             libraries=self.data.libraries,
         )
@@ -359,12 +359,12 @@ class SupervisedTraining:
         return _in_chunks(of, examples)
 
 
-def _about(data: Data) -> str:
+def _description(data: Data) -> str:
     """Describe the data, and say that seeds share examples where no test set stands apart."""
     shared = (
         "" if data.test else "No test set stands apart: learning rates are chosen on examples that other seeds test."
     )
-    return f"{data.about} {shared}".strip()
+    return f"{data.description} {shared}".strip()
 
 
 def _feed(

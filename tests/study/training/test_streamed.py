@@ -48,7 +48,7 @@ CONFIG = {"batch_size": 16, "epochs": 3}
 
 def whole(**fields: Any) -> Data:
     given: dict[str, Any] = {"test": 60, "mean": (0.3,), "std": (0.4,), "augment": ("flip",), **fields}
-    return Data(IMAGES, LABELS, about="digits", **given)
+    return Data(IMAGES, LABELS, description="digits", **given)
 
 
 def read(examples: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

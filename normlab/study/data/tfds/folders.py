@@ -17,11 +17,11 @@ class Place(NamedTuple):
 
     Attributes:
         folder: Of one version.
-        about: Its name and version, in words.
+        description: Its name and version, in words.
     """
 
     folder: Path
-    about: str
+    description: str
 
 
 def located(name: str, data_dir: str | None = None) -> Place:

@@ -111,7 +111,7 @@ def _described(examples: Examples, data: Data, images: Iterable[np.ndarray], som
     words = (
         f" Each channel is standardized by its mean and standard deviation over {some}{over}." if standardized else ""
     )
-    numbers = {"test": examples.test, "validation": examples.validation, "about": f"{examples.about}{words}"}
+    numbers = {"test": examples.test, "validation": examples.validation, "about": f"{examples.description}{words}"}
     return {"mean": mean, "std": std, **{name: np.array(value) for name, value in numbers.items()}}
 
 
@@ -120,7 +120,7 @@ def _of_data(place: Place, arrays: Mapping[str, np.ndarray], words: str = "") ->
     return {
         "test": int(arrays["test"]),
         "validation": int(arrays["validation"]),
-        "about": f"{place.about}: {arrays['about']}{words}",
+        "description": f"{place.description}: {arrays['about']}{words}",
         "mean": tuple(arrays["mean"].tolist()),
         "std": tuple(arrays["std"].tolist()),
         "drawn": DRAWN,

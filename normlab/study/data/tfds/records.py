@@ -28,7 +28,7 @@ class Examples:
         validation: How many for validation; 0 where each seed draws them.
         test: How many for the test, likewise.
         shape: Of an input.
-        about: Counts, and what is for what, in words.
+        description: Counts, and what is for what, in words.
     """
 
     def __init__(self, place: Place, train_examples: int | None = None, size: int | None = None) -> None:
@@ -54,7 +54,7 @@ class Examples:
         self.train = _budget(train_examples, there, place)
         held = [name for name in ("validation", "test") if name in there and labelled(name)]
         self.test, self.validation = (*[there[name] for name in reversed(held)], 0, 0)[:2]
-        self.about = _about(self.train, held, there)
+        self.description = _description(self.train, held, there)
         self._rows = rows("+".join([f"train[:{self.train}]", *held]))
         self.shape = (size, size, shape[-1]) if size else shape
         if None in self.shape:
@@ -214,13 +214,13 @@ def _budget(train_examples: int | None, there: Mapping[str, int], place: Place) 
         raise BadInput(f"Expected a split `train` in `{place.folder}`, got {', '.join(there) or 'no examples'}.")
     if train_examples and train_examples > there["train"]:
         raise BadInput(
-            f"Expected `--train-examples` up to {there['train']:,}, which is the split `train` of {place.about}, got "
-            f"{train_examples:,}."
+            f"Expected `--train-examples` up to {there['train']:,}, which is the split `train` of {place.description}, "
+            f"got {train_examples:,}."
         )
     return train_examples or there["train"]
 
 
-def _about(train: int, held: Sequence[str], there: Mapping[str, int]) -> str:
+def _description(train: int, held: Sequence[str], there: Mapping[str, int]) -> str:
     """How many examples there are, and which split is for what."""
     budget = "" if train == there["train"] else f" (the first of {there['train']:,})"
     drawn, tested = (f"{share:.0%}" for share in DRAWN)
