@@ -44,7 +44,7 @@ comparison = study.Comparison(
         "mlp",
         "conv",
         "resnet20",
-        side=tuple(study.Metric(name=name) for name in (REESTIMATED, ALIKE, LEAK)),
+        extra_metrics=tuple(study.Metric(name=name) for name in (REESTIMATED, ALIKE, LEAK)),
         assess=_assess,
     ),
     norms=("none", "batch", "batch_renorm", "layer", "group", "instance"),

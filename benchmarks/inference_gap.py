@@ -72,7 +72,9 @@ comparison = study.Comparison(
         "resnet20",
         series=(_BY_BATCH,),
         measure=_measure,
-        side=tuple(study.Metric(name=name, percent=name != LOGIT) for name in (REESTIMATED, GAP, LOGIT, FLIPPED, OWN)),
+        extra_metrics=tuple(
+            study.Metric(name=name, percent=name != LOGIT) for name in (REESTIMATED, GAP, LOGIT, FLIPPED, OWN)
+        ),
         assess=_assess,
     ),
     norms=(

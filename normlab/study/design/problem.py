@@ -97,7 +97,7 @@ class Problem:
         recurrent: Whether the norm goes into a recurrent cell; norms of cells are recorded as `invalid` elsewhere, and
             norms that no cell takes are here.
         metric: What is reported.
-        side: What else is reported of evaluated models; names are those that `Program.evaluate` gives.
+        extra_metrics: Further metrics of evaluated models, by the names that `Program.evaluate` returns.
         series: What is measured before, during and after training; names are those that `Program.series` gives.
         options: What can be asked for on the command line besides; `build` and `norm_options` find what was given in
             `config`. None of it is in a run's key, which has the hash of the data.
@@ -110,7 +110,7 @@ class Problem:
     spatial: bool = False
     recurrent: bool = False
     metric: Metric = field(default_factory=Metric)
-    side: tuple[Metric, ...] = ()
+    extra_metrics: tuple[Metric, ...] = ()
     series: tuple[Series, ...] = ()
     options: "tuple[Option, ...]" = ()
 
@@ -130,11 +130,11 @@ class Problem:
             spatial=expect.SWITCH,
             recurrent=expect.SWITCH,
             metric=_METRIC,
-            side=SIDE,
+            extra_metrics=EXTRA_METRICS,
             series=SERIES,
             options=expect.Several(options, empty=True),
         )
-        for field_name in ("side", "series", "options"):
+        for field_name in ("extra_metrics", "series", "options"):
             names = [named.name for named in getattr(self, field_name)]
             expect.check_distinct(f"`{field_name}` of `Problem`", names)
 
@@ -161,7 +161,7 @@ NORM = expect.Kind(
     "the name of a norm", _a_norm, 'Write one such as "batch" or "group:num_groups=8"; `normlab list` shows them all.'
 )
 _METRIC = expect.an(Metric, 'Write `study.Metric(name="...")`.')
-SIDE = expect.Several(_METRIC, empty=True, remedy="Write `side=(metric,)`, with the comma.")
+EXTRA_METRICS = expect.Several(_METRIC, empty=True, remedy="Write `extra_metrics=(metric,)`, with the comma.")
 SERIES = expect.Several(
     expect.an(Series, "Write `study.Series(...)`."), empty=True, remedy="Write `series=(one,)`, with the comma."
 )

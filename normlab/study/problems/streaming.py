@@ -89,7 +89,7 @@ def streaming(
         metric=metric,
         optimizer=optimizer,
         given_options=given["norm_options"],
-        side=_side(metric, given["drifting"], given["tasks"]),
+        extra_metrics=_extra_metrics(metric, given["drifting"], given["tasks"]),
         asked=[option.name for option in given["options"]],
     )
     return Problem(
@@ -98,7 +98,7 @@ def streaming(
         build=task.build,
         norm_options=task.norm_options,
         metric=Metric(name=metric.name, percent=metric.percent, margin=metric.margin),
-        side=task.side,
+        extra_metrics=task.extra_metrics,
         series=_series(metric),
         options=given["options"],
     )
@@ -130,7 +130,7 @@ class _Streaming:
     metric: Error
     optimizer: Optimizer | None
     given_options: Mapping[str, Mapping[str, Any]]
-    side: tuple[Metric, ...]
+    extra_metrics: tuple[Metric, ...]
     asked: Sequence[str] = ()
     _made: dict[Any, "Source"] = field(default_factory=dict, init=False)
 
@@ -157,7 +157,7 @@ class _Streaming:
             error=self.metric,
             loss=self.loss,
             optimizer=self.optimizer,
-            side=self.side,
+            extra_metrics=self.extra_metrics,
             **arrival,
         )
 
@@ -180,7 +180,7 @@ class _Streaming:
         return self._made[key]
 
 
-def _side(metric: Error, drifting: bool, tasks: bool) -> tuple[Metric, ...]:
+def _extra_metrics(metric: Error, drifting: bool, tasks: bool) -> tuple[Metric, ...]:
     from normlab.study.streams import baselines
 
     percent = metric.percent

@@ -17,7 +17,7 @@ from normlab.norms import Norm
 from normlab.study.data.dataset import Data, Source, load
 from normlab.study.data.splits import check_enough, sizes
 from normlab.study.design.options import Option
-from normlab.study.design.problem import NORM, SERIES, SIDE, Metric, Problem, Series
+from normlab.study.design.problem import EXTRA_METRICS, NORM, SERIES, Metric, Problem, Series
 from normlab.study.problems.norm_defaults import averages, ramps_over
 from normlab.study.training.objectives import (
     A_LOSS,
@@ -60,7 +60,7 @@ def supervised(
     test: float | None = None,
     series: Sequence[Series] = (),
     measure: Measure = lambda model: {},
-    side: Sequence[Metric] = (),
+    extra_metrics: Sequence[Metric] = (),
     assess: Assess = lambda model, outputs: {},
     options: Sequence[Option] = (),
 ) -> Problem:
@@ -95,7 +95,7 @@ def supervised(
         test: How much is reported on, likewise.
         series: What is measured of a model before, during and after training.
         measure: `Fitted -> vectors by name`; a norm that has no such thing gives NaN, or leaves it out.
-        side: What is reported of evaluated models beside the metric.
+        extra_metrics: Metrics of evaluated models that are reported beside `metric`.
         assess: `(Fitted, outputs of the test examples) -> numbers by name`, likewise.
         options: What can be asked for on the command line besides; what is given is handed to the function `data` by
             name.
@@ -114,7 +114,7 @@ def supervised(
         given_options=given["norm_options"],
         validation=given["validation"],
         test=given["test"],
-        observed={"observe": given["measure"], **{name: given[name] for name in ("series", "side", "assess")}},
+        observed={"observe": given["measure"], **{name: given[name] for name in ("series", "extra_metrics", "assess")}},
         asked=[option.name for option in given["options"]],
     )
     judged = task.error({})
@@ -126,7 +126,7 @@ def supervised(
         spatial=spatial,
         recurrent=recurrent,
         metric=Metric(name=judged.name, percent=judged.percent, margin=judged.margin),
-        side=given["side"],
+        extra_metrics=given["extra_metrics"],
         series=given["series"],
         options=given["options"],
     )
@@ -212,7 +212,7 @@ _SUPERVISED: Mapping[str, expect.Check] = {
     "test": expect.optional(expect.SHARE),
     "series": SERIES,
     "measure": expect.function("a function of a `Fitted`", _OBSERVER, arguments=1),
-    "side": SIDE,
+    "extra_metrics": EXTRA_METRICS,
     "assess": expect.function("a function of a `Fitted` and its outputs", _OBSERVER, arguments=2),
 }
 

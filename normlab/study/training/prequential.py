@@ -109,7 +109,7 @@ def prequential(
     error: Error,
     loss: Loss | None = None,
     optimizer: Callable[[Any], optax.GradientTransformation] | None = None,
-    side: Sequence[Metric] = (),
+    extra_metrics: Sequence[Metric] = (),
 ) -> Program:
     """Make the program of test-then-train.
 
@@ -126,7 +126,7 @@ def prequential(
         error: What is measured of predictions.
         loss: `(outputs, labels) -> one number for each example`; softmax cross entropy or squared error unless given.
         optimizer: Made from a learning rate; plain SGD unless given.
-        side: What is reported beside the error, of what `_of_drifts`, `_of_tasks` and the baselines give.
+        extra_metrics: Metrics beside the error: those of drifts, of tasks and of the baselines.
 
     Raises:
         ValueError: If the stream is shorter than a burst or than its parts, its labels are no classes where the error
@@ -166,7 +166,7 @@ def prequential(
         stream = source(seed)
         _check_alike(first, stream, seed)
         params, model_state = network.init(seed)
-        compared = side and seed < TUNING_SEEDS_FROM  # tuning does not see them, and some take seconds
+        compared = extra_metrics and seed < TUNING_SEEDS_FROM  # tuning does not see them, and some take seconds
         found = baselines.errors(stream, delay=delay) if compared else {}
         return Passing(
             params=params,
@@ -209,7 +209,7 @@ def prequential(
             ),
         }
         return {
-            **{metric.name: found.get(metric.name, jnp.nan) for metric in side},
+            **{metric.name: found.get(metric.name, jnp.nan) for metric in extra_metrics},
             "validation": state.errors[: scored or n].mean(),
             "validation_sem": standard_error(state.errors[: scored or n]),
             **({} if chance_before is None else {"validation_chance": jnp.float32(chance_before)}),
@@ -232,7 +232,7 @@ def prequential(
         chance=_chance(first, error, slice(scored, n)),
         series=series,
         description=first.description,
-        libraries=tuple(dict.fromkeys((*source.libraries, *(["river"] if side else [])))),  # of the baselines
+        libraries=tuple(dict.fromkeys((*source.libraries, *(["river"] if extra_metrics else [])))),  # of the baselines
     )
 
 

@@ -60,7 +60,7 @@ class Learner(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """A model at some time of its training, as series and side metrics see it.
+    """A model at some time of its training, as series and extra metrics see it.
 
     Attributes:
         network: Its functions.
@@ -118,7 +118,7 @@ class SupervisedTraining:
         test: See `data.sizes`.
         series: What is measured before, during and after training.
         observe: Gives it by name; what it leaves out is NaN.
-        side: What is reported beside the error.
+        extra_metrics: Metrics that are reported beside the error.
         assess: Gives it by name, likewise; it also takes the outputs of the test examples.
     """
 
@@ -137,7 +137,7 @@ class SupervisedTraining:
     test: float | None = None
     series: Sequence[Series] = ()
     observe: Callable[[Fitted], Mapping[str, Any]] = lambda model: {}
-    side: Sequence[Metric] = ()
+    extra_metrics: Sequence[Metric] = ()
     assess: Callable[[Fitted, Any], Mapping[str, Any]] = lambda model, outputs: {}
 
     def __post_init__(self) -> None:
@@ -173,9 +173,9 @@ class SupervisedTraining:
             raise ValueError(
                 f"Expected fewer than 2^31 updates, got {self.steps:,}. Choose fewer epochs or larger batches."
             )
-        if self.window_source and (self.series or self.side):
+        if self.window_source and (self.series or self.extra_metrics):
             raise ValueError(
-                "Expected data that are all on the device, of which series and side metrics are taken, got data that "
+                "Expected data that are all on the device, of which series and extra metrics are taken, got data that "
                 "are read while a model is trained. Pass `--no-stream`, or take a comparison without them."
             )
         return Program(
@@ -277,10 +277,13 @@ class SupervisedTraining:
         if self.window_source:
             return {"errors": errors, "finite": finite}
         aside = {}
-        if self.side:
+        if self.extra_metrics:
             aside = self.assess(self.fitted(state, arrays), jax.tree.map(lambda x: x[validating:], outputs))
         return {
-            **{metric.name: _numbers(metric.name, aside.get(metric.name, jnp.nan), [()]) for metric in self.side},
+            **{
+                metric.name: _numbers(metric.name, aside.get(metric.name, jnp.nan), [()])
+                for metric in self.extra_metrics
+            },
             "validation": errors[:validating].mean(),
             "validation_sem": standard_error(errors[:validating]),
             "test": errors[validating:].mean(),

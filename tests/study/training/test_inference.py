@@ -44,7 +44,7 @@ def fitted(
 
     images = config.pop("images", 0)
     given = Data(data().inputs.reshape(-1, 2, 2, 1), data().labels) if images else data()
-    problem = study.supervised(name="toy", model=model, data=given, side=(study.Metric(),), assess=assess)
+    problem = study.supervised(name="toy", model=model, data=given, extra_metrics=(study.Metric(),), assess=assess)
     program: Program = problem.build(norms.get(norm), {"batch_size": batch_size, "epochs": 1, **config})
     state = jax.tree.map(jax.numpy.asarray, program.init(0))
     for t in range(steps):

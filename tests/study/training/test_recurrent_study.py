@@ -82,7 +82,7 @@ def a_comparison(**changes: Any) -> Comparison:
         title="one number",
         build=scalar,
         metric=study.Metric(name="distance", percent=False, margin=0.1),
-        side=(SIDE,),
+        extra_metrics=(SIDE,),
         series=(SERIES, ONCE),
         options=(TARGET,),
     )
@@ -353,7 +353,7 @@ def small(norm: str, data: Data, depth: int = 1, net: Any = LSTMNet, **fields: A
         norm_options={"group": {"num_groups": 2}},
         series=[*measured, dataclasses.replace(measured[0], name="parameter_gradient")],
         measure=gradients,
-        side=[gap, *(dataclasses.replace(gap, name=name) for name in ("blank", "alone", "error"))],
+        extra_metrics=[gap, *(dataclasses.replace(gap, name=name) for name in ("blank", "alone", "error"))],
         assess=lambda model, out: {**one_by_one(model, out), "gap": sequence_measures.gap(model, out)},
     )
     config = {"batch_size": 16, "epochs": 1, "depth": depth}

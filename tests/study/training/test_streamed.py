@@ -147,9 +147,9 @@ class TestPrograms:
         assert "inputs" not in build(data).data
 
     def test_what_needs_all_data_is_refused(self) -> None:
-        side = [study.Metric(name="aside")]
+        extra_metrics = [study.Metric(name="aside")]
         with pytest.raises(ValueError, match=r"Expected data that are all on the device, .* Pass `--no-stream`"):
-            build(on_disk(), side=side, assess=lambda model, outputs: {"aside": 0.0})
+            build(on_disk(), extra_metrics=extra_metrics, assess=lambda model, outputs: {"aside": 0.0})
 
     def test_a_fault_while_reading_is_that_of_the_run(self) -> None:
         def broken(examples: Sequence[int]) -> Any:
