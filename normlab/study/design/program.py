@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from normlab.study.design.provenance import data_hash
 
+Array = np.ndarray | jax.Array
 Arrays = Mapping[str, Any]
 
 

@@ -21,7 +21,7 @@ from normlab.study.streams.protocol import (
     PREFIX,
     RECOVERY,
 )
-from normlab.study.training.objectives import MISCLASSIFICATION, Error, Loss, Optimizer
+from normlab.study.training.objectives import MISCLASSIFICATION, Error, Loss, StreamOptimizer
 
 if TYPE_CHECKING:
     from normlab.study.design.options import Option
@@ -44,7 +44,7 @@ def streaming(
     title: str = "",
     loss: Loss | None = None,
     metric: Error = PREQUENTIAL_ERROR,
-    optimizer: Optimizer | None = None,
+    optimizer: StreamOptimizer | None = None,
     norm_options: Mapping[str, Mapping[str, Any]] | None = None,
     drifting: bool = False,
     tasks: bool = False,
@@ -128,7 +128,7 @@ class _Streaming:
     source: "Source | Callable[..., Source]"
     loss: Loss | None
     metric: Error
-    optimizer: Optimizer | None
+    optimizer: StreamOptimizer | None
     given_options: Mapping[str, Mapping[str, Any]]
     extra_metrics: tuple[Metric, ...]
     asked: Sequence[str] = ()
@@ -138,7 +138,7 @@ class _Streaming:
         """The program of a cell; see `Problem.build`."""
         require("online", "optax", "river")
         from normlab.introspect.pure import Network, network
-        from normlab.study.training.prequential import prequential
+        from normlab.study.training.prequential import PrequentialTraining
 
         arrival = {name: config[name] for name in ("batch_size", "varying", "delay") if name in config}
         known = (*arrival, *self.asked, "epochs", "devices")
@@ -150,16 +150,16 @@ class _Streaming:
             return network(self.model, norm, first.inputs[:2], outputs=first.classes or 1, **fields)
 
         averaged = len(first.tasks) > 0 and norm.entry.averages == "batch"
-        return prequential(
-            source,
-            made(norm),
+        return PrequentialTraining(
+            source=source,
+            network=made(norm),
             forgetful=made(norms.get(norm, momentum=0.0)) if averaged else None,
             error=self.metric,
             loss=self.loss,
             optimizer=self.optimizer,
             extra_metrics=self.extra_metrics,
             **arrival,
-        )
+        ).program()
 
     def norm_options(self, norm: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """Options of a norm; see `Problem.norm_options`."""

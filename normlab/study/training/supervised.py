@@ -28,6 +28,7 @@ from normlab.study.training.objectives import (
     Loss,
     Optimizer,
     check_transformation,
+    cross_entropy,
 )
 
 EVALUATED_AT_ONCE = 1024
@@ -323,7 +324,7 @@ class SupervisedTraining:
 
     @property
     def _objective(self) -> Loss:
-        return self.loss or (_cross_entropy if self.data.classes else _squared_error)
+        return self.loss or (cross_entropy if self.data.classes else MEAN_SQUARED_ERROR.function)
 
     def _optimizer_at(self, learning_rate: Any) -> optax.GradientTransformation:
         made = (self.optimizer or _sgd)(lambda t: learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * t / self.steps)))
@@ -420,13 +421,6 @@ def _check_composition(data: Data, classes_per_batch: int, batch_size: int) -> N
 
 def _sgd(schedule: optax.Schedule) -> optax.GradientTransformation:
     return optax.sgd(schedule, momentum=0.9)
-
-
-def _cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-    return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
-
-
-_squared_error = MEAN_SQUARED_ERROR.function
 
 
 def _in_chunks(function: Callable[[jax.Array], Any], indices: jax.Array) -> Any:
