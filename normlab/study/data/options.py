@@ -9,8 +9,9 @@ import numpy as np
 
 from normlab.errors import BadInput
 from normlab.expect import Kind, refusal
-from normlab.study.data.dataset import AUGMENTATIONS, Data, digits, load
+from normlab.study.data.dataset import AUGMENTATIONS, Data, Dataset, digits, from_npz
 from normlab.study.data.splits import sizes
+from normlab.study.data.streaming import Streamed
 from normlab.study.design.options import FILE, FOLDER, WHOLE, YES_NO, Option
 
 
@@ -21,7 +22,7 @@ def chosen(
     augment: Sequence[str] = (),
     image_size: int | None = None,
     stream: bool | None = None,
-) -> Data:
+) -> Data | Streamed:
     """Load the data that were asked for; goes with `DATA_OPTIONS` into `normlab.study.supervised`.
 
     Args:
@@ -46,7 +47,7 @@ def chosen(
         for option, value in (("--data-dir", data_dir), ("--image-size", image_size), ("--stream", stream)):
             if value:
                 raise BadInput(f"Expected `{option}` only with data `tfds:NAME`, got it with `{data}`.")
-        found = digits() if kind == "digits" else load(name)
+        found = digits() if kind == "digits" else from_npz(name)
         found = _first(found, train_examples) if train_examples else found
     return replace(found, augment=tuple(augment)) if augment else found
 
@@ -79,7 +80,7 @@ def _description(data: Data, first: Data) -> str:
     )
 
 
-def _check_enough(data: Data, n: int) -> None:
+def _check_enough(data: Dataset, n: int) -> None:
     """Refuse a budget out of which seeds cannot draw what they have to."""
     try:
         sizes(data)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from normlab.study.data.dataset import Data, digits
+from normlab.study.data.dataset import Data, Dataset, digits
 
 PERMUTATION_SEED = 0
 """Of NumPy's `default_rng`, for the one order in which `permuted` reads the pixels."""
@@ -124,7 +124,7 @@ def characters(text: str | None = None) -> Data:
     )
 
 
-def unigram_bits(data: Data) -> float:
+def unigram_bits(data: Dataset) -> float:
     """Bits per character of who knows how often each character is in the training part, and nothing else.
 
     Each character is counted once more than it is there, so that none is impossible.

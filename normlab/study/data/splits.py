@@ -3,13 +3,13 @@
 import numpy as np
 
 from normlab.errors import BadInput
-from normlab.study.data.dataset import TRAIN, VALIDATION, Data
+from normlab.study.data.dataset import TRAIN, VALIDATION, Dataset
 
 FEWEST = 5
 """Examples that each part of the data must have: with fewer an error comes in steps of more than 20 points."""
 
 
-def sizes(data: Data, validation: float | None = None, test: float | None = None) -> tuple[int, int]:
+def sizes(data: Dataset, validation: float | None = None, test: float | None = None) -> tuple[int, int]:
     """Count the examples for training and for validation.
 
     Args:
@@ -36,7 +36,7 @@ def sizes(data: Data, validation: float | None = None, test: float | None = None
     return train, validating
 
 
-def check_enough(data: Data, validation: float | None = None, test: float | None = None) -> None:
+def check_enough(data: Dataset, validation: float | None = None, test: float | None = None) -> None:
     """Refuse parts out of which nothing can be told.
 
     Args:
@@ -89,7 +89,9 @@ def split(
     }
 
 
-def divided(data: Data, seed: int, validation: float | None = None, test: float | None = None) -> dict[str, np.ndarray]:
+def divided(
+    data: Dataset, seed: int, validation: float | None = None, test: float | None = None
+) -> dict[str, np.ndarray]:
     """Divide data for a run: `split`, with the sets that are given, these too in random order.
 
     Args:

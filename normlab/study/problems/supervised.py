@@ -14,7 +14,7 @@ from normlab.errors import BadInput
 from normlab.extras import require
 from normlab.introspect.signature import check_call, signature_of
 from normlab.norms import Norm
-from normlab.study.data.dataset import Data, Source, load
+from normlab.study.data.dataset import Dataset, DatasetSource, load
 from normlab.study.data.splits import check_enough, sizes
 from normlab.study.design.options import Option
 from normlab.study.design.problem import EXTRA_METRICS, NORM, SERIES, Metric, Problem, Series
@@ -47,11 +47,11 @@ def supervised(
     *,
     name: str,
     model: Callable[..., Any],
-    data: Source,
+    data: DatasetSource,
     title: str = "",
     loss: Loss | None = None,
     metric: Error | Loss | None = None,
-    chance: float | Callable[[Data], float] | None = None,
+    chance: float | Callable[[Dataset], float] | None = None,
     optimizer: Optimizer | None = None,
     norm_options: Mapping[str, Mapping[str, Any]] | None = None,
     spatial: bool = False,
@@ -155,7 +155,7 @@ def _a_model(value: Any) -> Callable[..., Any]:
 
 
 def _is_source(value: object) -> bool:
-    return not isinstance(value, type) and (isinstance(value, Data | str | os.PathLike) or callable(value))
+    return not isinstance(value, type) and (isinstance(value, Dataset | str | os.PathLike) or callable(value))
 
 
 def _a_metric(value: Any) -> Error:
@@ -222,19 +222,19 @@ class Task:
     """What a supervised problem does; see `supervised`. Data are loaded when they are needed, and once."""
 
     model: Callable[..., Any]
-    data: Source
+    data: DatasetSource
     loss: Loss | None
     given_error: Error | None
-    chance: float | Callable[[Data], float] | None
+    chance: float | Callable[[Dataset], float] | None
     optimizer: Optimizer | None
     given_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     validation: float | None
     test: float | None
     observed: Mapping[str, Any] = field(default_factory=dict)
     asked: Sequence[str] = ()
-    _loaded: dict[tuple[Any, ...], Data] = field(default_factory=dict, init=False)
+    _loaded: dict[tuple[Any, ...], Dataset] = field(default_factory=dict, init=False)
 
-    def loaded(self, config: Mapping[str, Any]) -> Data:
+    def loaded(self, config: Mapping[str, Any]) -> Dataset:
         """The data, as far as options decide what they are."""
         options = {name: config[name] for name in self.asked if name in config}
         key = tuple(options.items())
@@ -246,7 +246,7 @@ class Task:
             self._loaded[key] = data
         return self._loaded[key]
 
-    def _check_labels(self, data: Data, *, complete: bool) -> None:
+    def _check_labels(self, data: Dataset, *, complete: bool) -> None:
         """Refuse labels that the losses of this package would take for something else.
 
         Args:
@@ -321,7 +321,7 @@ class Task:
         training |= {name: expect.WHOLE.of(f"`{name}`", training[name]) for name in _COUNTS if name in training}
         fields = {name: value for name, value in config.items() if name not in (*training, *self.asked)}
         fields |= self._classes(data)
-        first = data.prepared(data.inputs[:2])
+        first = data.prepared(data.sample_inputs())
         return SupervisedTraining(
             data=data,
             made=lambda norm: network(self.model, norm, first, **fields),
@@ -336,7 +336,7 @@ class Task:
             **training,
         ).program()
 
-    def _classes(self, data: Data) -> dict[str, int]:
+    def _classes(self, data: Dataset) -> dict[str, int]:
         """How many there are, for a model that wants to know."""
         parameter = inspect.signature(self.model).parameters.get("classes")
         if parameter is None or not (data.classes or parameter.default is parameter.empty):

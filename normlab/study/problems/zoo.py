@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from normlab.errors import BadInput
 from normlab.norms import Norm
-from normlab.study.data.dataset import Data
+from normlab.study.data.dataset import Dataset
 from normlab.study.data.options import DATA_OPTIONS, chosen
 from normlab.study.design.problem import Problem
 from normlab.study.problems.supervised import supervised
@@ -81,17 +81,18 @@ def _problem(name: str, member: Member, fields: Mapping[str, Any]) -> Problem:
     )
 
 
-def _suitable(name: str, member: Member, **options: Any) -> Data:
+def _suitable(name: str, member: Member, **options: Any) -> Dataset:
     """The data that were chosen.
 
     Raises:
         BadInput: If the network cannot take them.
     """
     data = chosen(**options)
-    if member.spatial and data.inputs.ndim != 4:
+    shape = len(data.labels), *data.sample_inputs().shape[1:]
+    if member.spatial and len(shape) != 4:
         raise BadInput(
             f"Expected images of shape (examples, height, width, channels) for `{name}`, got inputs of shape "
-            f"{data.inputs.shape}. Add the axis that is missing, or take the problem `mlp`."
+            f"{shape}. Add the axis that is missing, or take the problem `mlp`."
         )
     if data.labels.ndim != 1:
         raise BadInput(f"Expected one label for each example, got labels of shape {data.labels.shape}.")

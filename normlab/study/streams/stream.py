@@ -62,8 +62,9 @@ class Stream:
                 f"{labels.dtype} with others among them. Number the classes, or write `classes=0` for numbers."
             )
         with np.errstate(over="ignore"):  # to infinity, which is found below
-            object.__setattr__(self, "inputs", numbers_of("inputs", self.inputs).astype(np.float32, copy=False))
-        object.__setattr__(self, "labels", labels.astype(np.int32 if self.classes else np.float32, copy=False))
+            inputs = numbers_of("inputs", self.inputs).astype(np.float32, copy=False)
+        labels = labels.astype(np.int32 if self.classes else np.float32, copy=False)
+        expect.convert_fields(self, inputs=inputs, labels=labels)
         if not len(self.labels) or self.inputs.shape[:1] != self.labels.shape:
             raise BadInput(
                 f"Expected examples with a label each in the stream `{self.name}`, got inputs of shape "

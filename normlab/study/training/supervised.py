@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from normlab.introspect.pure import Network
 from normlab.norms import Norm
 from normlab.study.data.augment import augment
-from normlab.study.data.dataset import Data
+from normlab.study.data.dataset import Dataset
 from normlab.study.data.splits import composed, divided, shuffled, sizes
 from normlab.study.data.streaming import WINDOW_BYTES, Streamed
 from normlab.study.design.problem import Metric, Series
@@ -123,7 +123,7 @@ class SupervisedTraining:
         assess: Gives it by name, likewise; it also takes the outputs of the test examples.
     """
 
-    data: Data
+    data: Dataset
     made: Callable[[Norm], Network]
     norm: Norm
     batch_size: int
@@ -363,7 +363,7 @@ class SupervisedTraining:
         return _in_chunks(of, examples)
 
 
-def _description(data: Data) -> str:
+def _description(data: Dataset) -> str:
     """Describe the data, and say that seeds share examples where no test set stands apart."""
     shared = (
         "" if data.test else "No test set stands apart: learning rates are chosen on examples that other seeds test."
@@ -381,14 +381,14 @@ def _feed(
 ) -> WindowSource:
     """Windows of the batches that a seed has, in their order, and of its held-out examples."""
     held_out = len(data.labels) - training
-    per_window = max(1, min(steps, WINDOW_BYTES // (batch_size * data.inputs[0].nbytes)))
+    per_window = max(1, min(steps, WINDOW_BYTES // (batch_size * data.sample_inputs()[0].nbytes)))
     sizes = per_window * batch_size, min(EVALUATED_AT_ONCE, held_out)
 
     def rows(wanted: np.ndarray, size: int) -> np.ndarray:
         return np.resize(wanted, (-(-wanted.size // size), size))  # filled up from its beginning
 
     def shapes(size: int) -> Arrays:
-        named = {"inputs": data.inputs, "labels": data.labels}
+        named = {"inputs": data.sample_inputs(), "labels": data.labels}
         return {name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype) for name, array in named.items()}
 
     return WindowSource(
@@ -411,7 +411,7 @@ def _places(source: WindowSource, batch_size: int) -> tuple[np.ndarray, np.ndarr
     return places.reshape(source.steps, batch_size), places[:0], held_out
 
 
-def _check_composition(data: Data, classes_per_batch: int, batch_size: int) -> None:
+def _check_composition(data: Dataset, classes_per_batch: int, batch_size: int) -> None:
     if not data.classes or data.labels.ndim != 1:
         raise ValueError("Expected `labels` to be a class for each example where batches have a number of classes.")
     most = min(len(np.unique(data.labels)), batch_size)
@@ -432,7 +432,7 @@ def _in_chunks(function: Callable[[jax.Array], Any], indices: jax.Array) -> Any:
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], jax.lax.map(function, chunks))
 
 
-def _check_of(data: Data, loss: Loss | None, error: Error) -> Callable[[Any], None]:
+def _check_of(data: Dataset, loss: Loss | None, error: Error) -> Callable[[Any], None]:
     """What can be known about outputs from the labels: nothing where loss and error are the user's own."""
     if data.classes and (loss is None or error is MISCLASSIFICATION):
         low, high = int(data.labels.min()), int(data.labels.max())
@@ -473,7 +473,7 @@ def _numbers(name: str, values: Any, shapes: list[tuple[int, ...]]) -> jax.Array
     return jnp.asarray(values)
 
 
-def _chance(data: Data, error: Error) -> float | None:
+def _chance(data: Dataset, error: Error) -> float | None:
     """The error of the best constant answer."""
     if error is MISCLASSIFICATION:
         return float(1 - np.unique(data.labels, return_counts=True)[1].max() / len(data.labels))

@@ -58,7 +58,7 @@ def read(examples: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
 def on_disk(reading: Any = read, **fields: Any) -> Streamed:
     fingerprint = fields.pop("fingerprint", "ab" * 32)
     given = {name: value for name, value in vars(whole(**fields)).items() if name != "inputs"}
-    return Streamed(IMAGES[:2], **given, read=reading, fingerprint=fingerprint)
+    return Streamed(sample=IMAGES[:2], **given, read=reading, fingerprint=fingerprint)
 
 
 def build(data: Data, norm: str = "batch", **options: Any) -> Program:
@@ -164,7 +164,7 @@ class TestPrograms:
         with pytest.raises(ValueError, match="integers of 32 bits"):
             replace(on_disk(), labels=np.full(300, 2**40))
         assert on_disk().labels.shape == (300,)
-        assert on_disk().inputs.shape == (2, 8, 8, 1)
+        assert on_disk().sample.shape == (2, 8, 8, 1)
 
 
 KILLED = """

@@ -30,7 +30,7 @@ def read(
     train_examples: int | None = None,
     size: int | None = None,
     stream: bool | None = None,
-) -> Data:
+) -> Data | Streamed:
     """Read a data set; its arrays are kept on disk, by the contents of its files.
 
     Where there are splits `validation` and `test`, that is what they are for. Where there is one of them, it is for the
@@ -79,8 +79,8 @@ def _streamed(place: Place, train_examples: int | None, size: int | None, where:
     mark = content_key("tfds", FORMAT, fingerprint(place.folder), libraries(), train_examples, size)
     arrays = kept("data", content_key("streamed", mark), lambda: _without_inputs(opened()))
     return Streamed(
-        arrays["inputs"],
-        arrays["labels"],
+        sample=arrays["inputs"],
+        labels=arrays["labels"],
         read=lambda indices: opened().read(indices),
         fingerprint=mark,
         **_of_data(place, arrays, f" Its inputs, {where}, are read while a model is trained."),
