@@ -324,7 +324,7 @@ class Task:
         first = data.prepared(data.sample_inputs())
         return SupervisedTraining(
             data=data,
-            made=lambda norm: network(self.model, norm, first, **fields),
+            make_network=lambda norm: network(self.model, norm, first, **fields),
             norm=norm,
             error=self.error(config),
             loss=self.loss,

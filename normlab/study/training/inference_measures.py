@@ -44,7 +44,7 @@ def reestimated(model: Fitted) -> Any:
         return averages["batch_stats"]
 
     averages, seed = model.model_state
-    found = recalibrate.reestimated(averages["batch_stats"], statistics_of, examples)
+    found = recalibrate.reestimated(averages["batch_stats"], statistics_of, jnp.asarray(examples))
     return {**averages, "batch_stats": found}, seed
 
 

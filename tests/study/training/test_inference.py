@@ -138,7 +138,7 @@ def test_norms_within_an_example_have_no_gap(norm: str) -> None:
         "flipped": 0,
     }
     assert inference_measures.changes_by_size(model, outputs, (1, 4, 40)).tolist() == [0, 0, 0]
-    own, deployed = inference_measures.in_batches(model, model.alike[0])
+    own, deployed = inference_measures.in_batches(model, model.composed[0])
     assert own == deployed
 
 
@@ -156,12 +156,12 @@ def test_compared() -> None:
 
 def test_batches_like_in_training() -> None:
     model, _ = fitted("batch", classes_per_batch=1)
-    of_training, of_test = (np.asarray(batches) for batches in model.alike)
+    of_training, of_test = (np.asarray(batches) for batches in model.composed)
     assert (of_training.shape, of_test.shape) == ((len(model.train) // BATCH, BATCH), (5, BATCH))
     assert set(of_training.ravel()) <= set(np.asarray(model.train).tolist())
     assert not set(of_training.ravel()) & set(of_test.ravel())
 
-    inputs, labels = (np.asarray(x) for x in model.take(model.alike[1]))
+    inputs, labels = (np.asarray(x) for x in model.take(model.composed[1]))
     assert (labels == labels[:, :1]).all()
     x = hidden(model, inputs)
     own = head(model, (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + EPSILON))
@@ -169,7 +169,7 @@ def test_batches_like_in_training() -> None:
     deployed = head(model, (x - kept["mean"]) / np.sqrt(kept["var"] + EPSILON))
     expected = [(outputs.argmax(-1) != labels).mean() for outputs in (own, deployed)]
     assert expected[0] != expected[1]
-    np.testing.assert_allclose(inference_measures.in_batches(model, model.alike[1]), expected, atol=1e-6)
+    np.testing.assert_allclose(inference_measures.in_batches(model, model.composed[1]), expected, atol=1e-6)
 
 
 def test_series_at_the_end_alone() -> None:
