@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from normlab.notation import PyTree
 from normlab.study.design.provenance import data_hash
 
 Array = np.ndarray | jax.Array
-Arrays = Mapping[str, Any]
+Arrays = Mapping[str, Array]
+Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class WindowSource:
     fingerprint: Callable[[int], str]
     windows: Callable[[int, int], Iterator[Arrays]]
     held_out: Callable[[int], Iterator[Arrays]]
-    shapes: tuple[Arrays, Arrays]
+    shapes: tuple[Shapes, Shapes]
     metrics: Callable[[np.ndarray], Mapping[str, float]]
 
 
@@ -70,16 +71,16 @@ class Program:
     """
 
     data: Mapping[str, np.ndarray]
-    init: Callable[[int], Any]
-    step: Callable[[Any, jax.Array, jax.Array, Arrays], tuple[Any, jax.Array]]
-    evaluate: Callable[[Any, Arrays], Mapping[str, jax.Array]]
+    init: Callable[[int], PyTree]
+    step: Callable[[PyTree, jax.Array, jax.Array, Arrays], tuple[PyTree, jax.Array]]
+    evaluate: Callable[[PyTree, Arrays], Mapping[str, jax.Array]]
     steps: int
     last: int
     chance: float | None = None
     mesh: Mesh | None = None
-    series: Callable[[Any, Arrays], Mapping[str, jax.Array]] | None = None
+    series: Callable[[PyTree, Arrays], Mapping[str, jax.Array]] | None = None
     at_end: bool = False
-    forward: Callable[[Any, jax.Array, Arrays], Any] | None = None
+    forward: Callable[[PyTree, jax.Array, Arrays], jax.Array] | None = None
     description: str = ""
     window_source: WindowSource | None = None
     fingerprints: Mapping[str, np.ndarray] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from normlab.study.data.dataset import Dataset
 from normlab.study.data.splits import composed, divided, shuffled, sizes
 from normlab.study.data.streaming import WINDOW_BYTES, Streamed
 from normlab.study.design.problem import Metric, Series
-from normlab.study.design.program import Array, Arrays, Program, WindowSource
+from normlab.study.design.program import Array, Arrays, Program, Shapes, WindowSource
 from normlab.study.design.provenance import data_hash
 from normlab.study.training.loop import mesh_of, shared_out, standard_error
 from normlab.study.training.objectives import (
@@ -409,7 +409,7 @@ def _rows(examples: np.ndarray, size: int) -> np.ndarray:
     return np.resize(examples, (-(-examples.size // size), size))
 
 
-def _window_shapes(data: Streamed, size: int) -> Arrays:
+def _window_shapes(data: Streamed, size: int) -> Shapes:
     named = {"inputs": data.sample_inputs(), "labels": data.labels}
     return {name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype) for name, array in named.items()}
 
