@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from normlab import expect, norms
 from normlab.extras import require
 from normlab.norms import Norm
 from normlab.study.design.problem import Metric, Problem, Series
 from normlab.study.problems.norm_defaults import averages
-from normlab.study.problems.supervised import KINDS
+from normlab.study.problems.supervised import KINDS, Model, NormOptions
 from normlab.study.streams.protocol import (
     ALL_TASKS,
     DROP,
@@ -30,7 +31,16 @@ if TYPE_CHECKING:
 
 
 MEMORY = 200
-"""Examples that running statistics remember unless a curve or a norm's string says otherwise."""
+"""Examples that running statistics remember unless a curve or the string of a norm sets another number."""
+
+
+class Arrival(TypedDict, total=False):
+    """Fields of a configuration that decide how examples arrive; the model receives the others."""
+
+    batch_size: int
+    varying: bool
+    delay: int
+
 
 PREQUENTIAL_ERROR = Error(name="prequential error", function=MISCLASSIFICATION.function, percent=True, margin=0.005)
 """The share of wrong predictions, each made before its example was learned from."""
@@ -39,47 +49,47 @@ PREQUENTIAL_ERROR = Error(name="prequential error", function=MISCLASSIFICATION.f
 def streaming(
     *,
     name: str,
-    model: Callable[..., Any],
+    model: Model,
     source: "Source | Callable[..., Source]",
     title: str = "",
     loss: Loss | None = None,
     metric: Error = PREQUENTIAL_ERROR,
     optimizer: StreamOptimizer | None = None,
-    norm_options: Mapping[str, Mapping[str, Any]] | None = None,
+    norm_options: NormOptions | None = None,
     drifting: bool = False,
     tasks: bool = False,
     options: "Sequence[Option]" = (),
 ) -> Problem:
     """Make a problem from a Flax model and a stream: predict, then learn, each example once.
 
-    Seeds are streams where the source has many: learning rates are chosen on other streams than those that are
-    reported on. Where there is one real stream, they are initial weights, and learning rates are chosen on its first
-    fifth, which is not reported on.
+    If the source has many streams, every seed has its own, and learning rates are chosen on other streams than those
+    that are reported on. If there is one real stream, seeds differ in initial weights, and learning rates are chosen on
+    the first fifth of the stream, which is not reported on.
 
-    What curves may set: `batch_size` (examples of a burst), `varying` (whether bursts have 1 to `2 * batch_size - 1`
-    examples) and `delay` (how many examples later labels arrive); anything else is handed to the model.
+    Curves may set `batch_size` (examples of a burst), `varying` (whether bursts have 1 to `2 * batch_size - 1`
+    examples) and `delay` (number of examples by which labels are late); other values are passed to the model.
 
-    Norms with running averages have them over `MEMORY` examples, unless `norm_options`, the curve or the norm's own
-    string say otherwise.
+    Running averages of norms are over `MEMORY` examples, unless `norm_options`, the curve or the string of the norm set
+    another number.
 
     Args:
-        name: Short, for records and flags.
-        model: As in `supervised`, and given how many outputs there are, 1 for numbers: `model(norm, outputs=10)`. Where
-            bursts vary or labels come late, the module is called with `mask=`, shape (batch,), which is True for
+        name: Short name for records and flags.
+        model: Like that of `supervised`, with the number of outputs, 1 for numbers: `model(norm, outputs=10)`. If
+            bursts vary or labels are late, the module is called with `mask=`, shape (batch,), which is True for
             examples that count.
-        source: Of streams, or a function that returns one.
-        title: For people; the name unless given.
+        source: Source of streams, or a function that returns one.
+        title: Title for the report; the name unless given.
         loss: `(outputs, labels) -> one number for each example`. Unless given: softmax cross entropy for classes,
             squared error for numbers.
-        metric: What predictions are judged by.
-        optimizer: Made from a learning rate, e.g. `optax.adam`. Unless given: plain SGD.
-        norm_options: For norms by name, e.g. `{"group": {"num_groups": 4}}`.
-        drifting: Whether streams know where they drift; then drops and recovery are reported.
+        metric: Error of predictions.
+        optimizer: Makes an optimizer from a learning rate, e.g. `optax.adam`. Unless given: plain SGD.
+        norm_options: Options of norms by name, e.g. `{"group": {"num_groups": 4}}`.
+        drifting: Whether streams contain the positions of their drifts; then drops and recovery are reported.
         tasks: Whether streams are sequences of tasks; then final errors and forgetting are reported.
-        options: What can be asked for on the command line besides; what is given is handed to the function `source`.
+        options: Further options of the command line; given ones are passed to the function `source` by name.
 
     Raises:
-        BadInput: If an argument cannot be what it should, as far as it can be known by now.
+        BadInput: If an argument has a wrong type or value, as far as it is known.
     """
     given = expect.checked("streaming", locals(), {**KINDS, **_STREAMING})
     task = _Streaming(
@@ -122,25 +132,25 @@ _STREAMING: Mapping[str, expect.Check] = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Streaming:
-    """What a problem of a stream does; see `streaming`."""
+    """A problem on streams; see `streaming`."""
 
-    model: Callable[..., Any]
+    model: Model
     source: "Source | Callable[..., Source]"
     loss: Loss | None
     metric: Error
     optimizer: StreamOptimizer | None
-    given_options: Mapping[str, Mapping[str, Any]]
+    given_options: NormOptions
     extra_metrics: tuple[Metric, ...]
     asked: Sequence[str] = ()
-    _made: dict[Any, "Source"] = field(default_factory=dict, init=False)
+    _made: dict[tuple[tuple[str, object], ...], "Source"] = field(default_factory=dict, init=False)
 
-    def build(self, norm: Norm, config: Mapping[str, Any]) -> "Program":
-        """The program of a cell; see `Problem.build`."""
+    def build(self, norm: Norm, config: Mapping[str, object]) -> "Program":
+        """Build the program of a configuration; see `Problem.build`."""
         require("online", "optax", "river")
         from normlab.introspect.pure import Network, network
         from normlab.study.training.prequential import PrequentialTraining
 
-        arrival = {name: config[name] for name in ("batch_size", "varying", "delay") if name in config}
+        arrival = {name: config[name] for name in Arrival.__annotations__ if name in config}
         known = (*arrival, *self.asked, "epochs", "devices")
         fields = {name: value for name, value in config.items() if name not in known}
         source = self._source(config)
@@ -158,14 +168,17 @@ class _Streaming:
             loss=self.loss,
             optimizer=self.optimizer,
             extra_metrics=self.extra_metrics,
-            **arrival,
+            **cast(Arrival, arrival),
         ).program()
 
-    def norm_options(self, norm: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Options of a norm; see `Problem.norm_options`."""
-        return {**averages(norm, MEMORY, config.get("batch_size", 1)), **self.given_options.get(norm, {})}
+    def norm_options(self, norm: str, config: Mapping[str, object]) -> Mapping[str, object]:
+        """Return the options of a norm; see `Problem.norm_options`."""
+        return {
+            **averages(norm, MEMORY, cast(Arrival, config).get("batch_size", 1)),
+            **self.given_options.get(norm, {}),
+        }
 
-    def _source(self, config: Mapping[str, Any]) -> "Source":
+    def _source(self, config: Mapping[str, object]) -> "Source":
         from normlab.study.streams.stream import Source
 
         if isinstance(self.source, Source):
@@ -196,35 +209,33 @@ def _extra_metrics(metric: Error, drifting: bool, tasks: bool) -> tuple[Metric, 
 
 
 def _series(metric: Error) -> tuple[Series, ...]:
-    along: dict[str, Any] = {
-        "x_label": "share of the stream (%)",
-        "x": tuple(100 * (part + 1) / PARTS for part in range(PARTS)),
-        "at_end": True,
-    }
+    along = partial(
+        Series,
+        x_label="share of the stream (%)",
+        x=tuple(100 * (part + 1) / PARTS for part in range(PARTS)),
+        at_end=True,
+    )
     return (
-        Series(
+        along(
             name="error",
             title="Error along the stream",
             y_label=f"{metric.name}{' (%)' if metric.percent else ''}",
             shows=f"Mean over each of {PARTS} equal parts of the stream; predictions come before learning. Of a "
             f"single real stream the first {PREFIX:.0%} chose the learning rate.",
-            **along,
         ),
-        Series(
+        along(
             name="lag",
             title="How far the running mean is from the true one",
             y_label="difference (true standard deviations)",
             shows="Of what the first norm is given, with the weights of that moment: running mean minus the mean over "
             "the latest part of the stream; mean of absolute values over features. Where a stream drifts, it rises, "
             "and the longer the memory, the longer it stays.",
-            **along,
         ),
-        Series(
+        along(
             name="spread",
             title="Running over true variance",
             y_label="ratio",
             shows="Likewise; 1 where the running variance is right.",
             log=True,
-            **along,
         ),
     )
