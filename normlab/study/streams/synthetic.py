@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from normlab.errors import BadInput, nearest
 from normlab.study.streams.generators import KINDS, changing_options, drifting
@@ -21,12 +20,12 @@ def synthetic(
     positions: Sequence[int] | None = None,
     width: int | None = None,
     standardize: bool = True,
-    **options: Any,
+    **options: object,
 ) -> Source:
     """Make a stream of one of river's generators, in which what is to be learned changes.
 
-    Each concept is a generator with a seed of its own, so that none repeats the examples of another, and goes on where
-    it stopped when it comes back.
+    Each concept is a generator with a seed of its own, so that none repeats the examples of another, and resumes where
+    it stopped when it returns.
 
     Args:
         kind: `sea`, `agrawal`, `hyperplane`, `rbf` or `led`.
@@ -69,7 +68,7 @@ def synthetic(
 
 
 def _check_synthetic(
-    kind: str, n: int, drift: str, positions: Sequence[int] | None, width: int | None, options: Mapping[str, Any]
+    kind: str, n: int, drift: str, positions: Sequence[int] | None, width: int | None, options: Mapping[str, object]
 ) -> None:
     """Refuse what makes no stream; see `synthetic`."""
     if kind not in KINDS:
@@ -99,7 +98,7 @@ def _synthetic(
     positions: Sequence[int],
     width: int | None,
     standardize: bool,
-    options: Mapping[str, Any],
+    options: Mapping[str, object],
 ) -> Stream:
     examples = drifting(
         kind,
