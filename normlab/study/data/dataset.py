@@ -2,12 +2,12 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 AnyArray = TypeVar("AnyArray", np.ndarray, "jax.Array")
 
 TRAIN, VALIDATION, TEST = 1024, 256, 517
-"""How the 1,797 digits are divided."""
+"""Sizes of the sets of the 1,797 digits."""
 
 AUGMENTATIONS = ("crop", "flip")
 """See `normlab.study.data.augment`."""
@@ -31,13 +31,13 @@ _WHOLE = ("inputs", "labels")
 _PARTS = ("x_train", "y_train", "x_test", "y_test")
 
 
-def _a_way(value: Any) -> str:
+def _a_way(value: object) -> str:
     if not isinstance(value, str) or value not in AUGMENTATIONS:
         raise ValueError(value)
     return value
 
 
-def _drawn(value: Any) -> tuple[float, float]:
+def _drawn(value: Iterable[object]) -> tuple[float, float]:
     validation, test = map(expect.SHARE.convert, value)
     return validation, test
 
@@ -246,7 +246,7 @@ def digits() -> Data:
 
 
 def _rows_of_digits() -> np.ndarray:
-    """Read 64 pixels and the class a row from the file of scikit-learn, whose import takes a second; else import it."""
+    """Read rows of 64 pixels and a class from the file of scikit-learn, whose import takes a second; else import it."""
     with importing("study"):
         spec = find_spec("sklearn")
         file = Path(spec.origin if spec and spec.origin else "none").with_name("datasets") / "data" / "digits.csv.gz"
@@ -258,22 +258,23 @@ def _rows_of_digits() -> np.ndarray:
     return np.column_stack([pixels, classes])
 
 
-def numbers_of(name: str, value: Any) -> np.ndarray:
+def numbers_of(name: str, value: object) -> np.ndarray:
     """Convert to an array of numbers whose first axis counts examples, at least one.
 
     Args:
-        name: Follows "Expected" in messages.
-        value: Anything that NumPy takes as an array.
+        name: Name of the value, for messages.
+        value: Any value that NumPy accepts as an array.
 
     Raises:
         BadInput: If it is no such array.
     """
     try:
         array = np.asarray(value)
-    except (ValueError, TypeError):  # NumPy's words for examples of different shapes, and a library's for its own
+    except (ValueError, TypeError):  # of NumPy for examples of different shapes, and of other libraries
         array = np.asarray(None)
     if array.dtype == object:
-        shapes = list(dict.fromkeys(map(np.shape, value))) if np.iterable(value) else []
+        items = value if isinstance(value, Iterable) and np.iterable(value) else ()
+        shapes = list(dict.fromkeys(map(np.shape, items)))
         if len(shapes) > 1:
             raise BadInput(
                 f"Expected examples of one shape in `{name}`, got {shapes[0]} and {shapes[1]}. Resize or pad them."
@@ -305,7 +306,7 @@ def converted_labels(labels: np.ndarray) -> np.ndarray:
 
 
 def _as_jax_has_it(name: str, array: np.ndarray) -> np.ndarray:
-    """The array as float32 or int32, all of it finite."""
+    """Convert to float32 or int32; refuse numbers that are not finite or do not fit."""
     kind = np.float32 if array.dtype.kind == "f" else np.int32
     if array.dtype == kind:
         converted = array
@@ -342,12 +343,12 @@ def from_npz(path: str) -> Data:
 
 
 def _bytes_of_copy(dtype: np.dtype) -> int:
-    """Count the bytes that a number takes in the copy that `Data` makes of it."""
+    """Return the bytes of a number in the copy that `Data` makes."""
     return 0 if dtype in (np.uint8, np.float32, np.int32) else 4
 
 
 def _joined(train: Data, test: Data) -> Data:
-    """One data set whose last examples are the test set."""
+    """Join two data sets; the second becomes the test set."""
     for name, ours, theirs in (("x", train.inputs, test.inputs), ("y", train.labels, test.labels)):
         if (ours.shape[1:], ours.dtype) != (theirs.shape[1:], theirs.dtype):
             raise ValueError(
