@@ -25,7 +25,7 @@ TRAIN, VALIDATION, TEST = 1024, 256, 517
 """Sizes of the sets of the 1,797 digits."""
 
 AUGMENTATIONS = ("crop", "flip")
-"""See `normlab.study.data.augment`."""
+"""Names of `normlab.study.data.augment.WAYS`."""
 
 _WHOLE = ("inputs", "labels")
 _PARTS = ("x_train", "y_train", "x_test", "y_test")

@@ -22,24 +22,24 @@ def synthetic(
     standardize: bool = True,
     **options: object,
 ) -> Source:
-    """Make a stream of one of river's generators, in which what is to be learned changes.
+    """Make a stream of one of river's generators, with drift.
 
     Each concept is a generator with a seed of its own, so that none repeats the examples of another, and resumes where
     it stopped when it returns.
 
     Args:
         kind: `sea`, `agrawal`, `hyperplane`, `rbf` or `led`.
-        n: Examples.
+        n: Number of examples.
         drift: `abrupt`: from one example to the next. `gradual`: more and more examples of the new concept among those
             of the old one, by river's `ConceptDriftStream`. `recurring`: from one concept to another and back, abruptly
             unless `width` is given. `incremental`: the concept moves on a little at every example; `hyperplane` and
             `rbf` only. `none`.
         positions: Index of the first example of each new concept; unless given, the changes divide the stream into
-            equal parts: two, or three where concepts recur.
-        width: Of a change, in examples: half of it before the position 12 % are of the new concept, half of it behind
-            88 %. A tenth of the stream for `gradual` unless given.
+            equal parts: two, or three if concepts recur.
+        width: Width of a change, in examples: half a width before the position 12 % are of the new concept, half a
+            width after it 88 %. A tenth of the stream for `gradual` unless given.
         standardize: Whether features are standardized online; see `standardized`.
-        **options: For river's generator, as it names them; a tuple has a value for one concept after the other. Unless
+        **options: Options of river's generator; a tuple has a value for one concept after the other. Unless
             given, the concepts are `variant=(2, 3)` of `sea`, `classification_function=(0, 5, 2, 6)` of `agrawal`,
             `n_drift_features=(0, 7)` of `led`, and another seed for the others.
 
@@ -70,7 +70,7 @@ def synthetic(
 def _check_synthetic(
     kind: str, n: int, drift: str, positions: Sequence[int] | None, width: int | None, options: Mapping[str, object]
 ) -> None:
-    """Refuse what makes no stream; see `synthetic`."""
+    """Refuse invalid options; see `synthetic`."""
     if kind not in KINDS:
         raise BadInput(f"Expected a kind of stream, got `{kind}`. {nearest(kind, KINDS)}")
     if drift not in DRIFTS:

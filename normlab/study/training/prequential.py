@@ -92,7 +92,7 @@ class Learner:
             burst: Inputs and labels.
             known: Whether each label is known, shape (batch,).
             t: Number of the step.
-            learning_rate: Of this step.
+            learning_rate: Learning rate of this step.
 
         Returns:
             The new state, and the loss.
