@@ -5,7 +5,6 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,10 @@ from normlab.expect import refusal
 from normlab.introspect.signature import check_call, check_takes
 from normlab.nnx import OverwriteWithGradient
 from normlab.norms import Norm
+from normlab.notation import PyTree
+
+Model = Callable[..., nn.Module | nnx.Module]
+"""Makes a Flax model from a norm; see `network`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,21 +40,21 @@ class Network:
         module: The Linen module; `None` for NNX.
     """
 
-    init: Callable[[int], tuple[Any, Any]]
-    train: Callable[..., tuple[Any, Any]]
-    evaluate: Callable[[Any, Any, jax.Array], Any]
-    carried: Callable[[Any], tuple[Any, Callable[[Any], Any]]]
+    init: Callable[[int], tuple[PyTree, PyTree]]
+    train: Callable[..., tuple[PyTree, PyTree]]
+    evaluate: Callable[[PyTree, PyTree, jax.Array], PyTree]
+    carried: Callable[[PyTree], tuple[PyTree, Callable[[PyTree], PyTree]]]
     module: nn.Module | None = None
 
     def gradients(
         self,
-        objective: Callable[[Any], tuple[jax.Array, Any]],
-        params: Any,
-        model_state: Any,
+        objective: Callable[[PyTree], tuple[jax.Array, PyTree]],
+        params: PyTree,
+        model_state: PyTree,
         inputs: jax.Array,
         t: jax.Array,
         mask: jax.Array | None = None,
-    ) -> tuple[tuple[jax.Array, Any], Any, Any]:
+    ) -> tuple[tuple[jax.Array, PyTree], PyTree, PyTree]:
         """Differentiate one step of training.
 
         Args:
@@ -68,7 +71,7 @@ class Network:
         """
         carried, put = self.carried(model_state)
 
-        def loss(params: Any, carried: Any) -> tuple[jax.Array, Any]:
+        def loss(params: PyTree, carried: PyTree) -> tuple[jax.Array, PyTree]:
             outputs, after = self.train(params, put(carried), inputs, t, mask)
             value, aux = objective(outputs)
             return value, (aux, after)
@@ -77,7 +80,7 @@ class Network:
         return (value, aux), gradients, self.carried(after)[1](new)
 
 
-def network(model: Callable[..., Any], norm: Norm, inputs: np.ndarray, **fields: Any) -> Network:
+def network(model: Model, norm: Norm, inputs: np.ndarray, **fields: object) -> Network:
     """Make a network from a model; one that takes `rngs` is NNX.
 
     Under one seed all parameters that are not the norm's start the same for every norm: Linen draws them by the path of
@@ -109,13 +112,13 @@ def network(model: Callable[..., Any], norm: Norm, inputs: np.ndarray, **fields:
 
 
 def _linen(module: nn.Module, inputs: np.ndarray) -> Network:
-    def init(seed: int) -> tuple[Any, Any]:
+    def init(seed: int) -> tuple[PyTree, PyTree]:
         variables = dict(module.init(jax.random.key(seed), inputs, train=False))
         return variables.pop("params", {}), (variables, np.uint32(seed))
 
     def train(
-        params: Any, model_state: Any, inputs: jax.Array, t: jax.Array, mask: jax.Array | None = None
-    ) -> tuple[Any, Any]:
+        params: PyTree, model_state: PyTree, inputs: jax.Array, t: jax.Array, mask: jax.Array | None = None
+    ) -> tuple[PyTree, PyTree]:
         averages, seed = model_state
         rngs = {"params": jax.random.fold_in(jax.random.key(seed), t)}  # what dropout and others fall back to
         variables = {"params": params, **averages}
@@ -123,10 +126,10 @@ def _linen(module: nn.Module, inputs: np.ndarray) -> Network:
         outputs, averages = module.apply(variables, inputs, **options)
         return outputs, (averages, seed)
 
-    def evaluate(params: Any, model_state: Any, inputs: jax.Array) -> Any:
+    def evaluate(params: PyTree, model_state: PyTree, inputs: jax.Array) -> PyTree:
         return module.apply({"params": params, **model_state[0]}, inputs, train=False)
 
-    def carried(model_state: Any) -> tuple[Any, Callable[[Any], Any]]:
+    def carried(model_state: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
         variables, seed = model_state
         if OVERWRITE_WITH_GRADIENT not in variables:
             return {}, lambda new: model_state
@@ -135,7 +138,7 @@ def _linen(module: nn.Module, inputs: np.ndarray) -> Network:
     return Network(init=init, train=train, evaluate=evaluate, carried=carried, module=module)
 
 
-def _nnx(model: Callable[..., Any], norm: Norm) -> Network:
+def _nnx(model: Model, norm: Norm) -> Network:
     def make(seed: int) -> nnx.Module:
         module = model(_with_own_stream(norm, seed), rngs=nnx.Rngs(seed))
         if not isinstance(module, nnx.Module):
@@ -148,28 +151,28 @@ def _nnx(model: Callable[..., Any], norm: Norm) -> Network:
     module.eval()
     evaluating = nnx.split(module, nnx.Param, ...)[0]
 
-    def init(seed: int) -> tuple[Any, Any]:
+    def init(seed: int) -> tuple[PyTree, PyTree]:
         _, params, model_state = nnx.split(make(seed), nnx.Param, ...)
         return params, _without_keys(model_state)
 
-    def merged(graph: Any, params: Any, model_state: Any) -> Any:
+    def merged(graph: nnx.GraphDef[nnx.Module], params: PyTree, model_state: PyTree) -> Callable[..., PyTree]:
         model_state = jax.tree.map(
             lambda of, leaf: jax.random.wrap_key_data(leaf) if _is_key(of) else leaf, abstract, model_state
         )
         return nnx.merge(graph, params, model_state)
 
     def train(
-        params: Any, model_state: Any, inputs: jax.Array, t: jax.Array, mask: jax.Array | None = None
-    ) -> tuple[Any, Any]:
+        params: PyTree, model_state: PyTree, inputs: jax.Array, t: jax.Array, mask: jax.Array | None = None
+    ) -> tuple[PyTree, PyTree]:
         module = merged(training, params, model_state)
         outputs = module(inputs, **_masked(mask))
         _, _, model_state = nnx.split(module, nnx.Param, ...)
         return outputs, _without_keys(model_state)
 
-    def evaluate(params: Any, model_state: Any, inputs: jax.Array) -> Any:
+    def evaluate(params: PyTree, model_state: PyTree, inputs: jax.Array) -> PyTree:
         return merged(evaluating, params, model_state)(inputs)
 
-    def carried(model_state: Any) -> tuple[Any, Callable[[Any], Any]]:
+    def carried(model_state: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
         part, others = nnx.split_state(model_state, OverwriteWithGradient, ...)
         return part, lambda new: nnx.merge_state(new, others)
 
@@ -177,11 +180,11 @@ def _nnx(model: Callable[..., Any], norm: Norm) -> Network:
 
 
 def _masked(mask: jax.Array | None) -> dict[str, jax.Array]:
-    """The mask as an argument where there is one: models that never meet one need not take it."""
+    """Return the mask as a keyword argument, if there is one: models that never receive one need not accept it."""
     return {} if mask is None else {"mask": mask}
 
 
-def _is_nnx(model: Callable[..., Any]) -> bool:
+def _is_nnx(model: Model) -> bool:
     while isinstance(model, functools.partial):
         model = model.func
     if isinstance(model, type):  # Flax's metaclass hides the arguments of NNX classes
@@ -190,17 +193,17 @@ def _is_nnx(model: Callable[..., Any]) -> bool:
 
 
 def _with_own_stream(norm: Norm, seed: int) -> Norm:
-    """The norm, drawing its parameters from a stream of its own: others must not depend on how many it draws."""
+    """Let a norm draw its parameters from a stream of its own: other parameters must not depend on their number."""
     rngs = nnx.Rngs(jax.random.fold_in(jax.random.key(seed), 2**32 - 1))  # the model's own count from 0
     make = norm.entry.nnx
     entry = dataclasses.replace(norm.entry, nnx=lambda features, _, options: make(features, rngs, options))
     return dataclasses.replace(norm, entry=entry)
 
 
-def _without_keys(model_state: Any) -> Any:
-    """Random keys as the numbers behind them, which NumPy can stack."""
+def _without_keys(model_state: PyTree) -> PyTree:
+    """Replace random keys by their key data, which NumPy can stack."""
     return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, model_state)
 
 
-def _is_key(leaf: Any) -> bool:
+def _is_key(leaf: jax.Array | jax.ShapeDtypeStruct) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -10,7 +10,7 @@ from normlab.extras import require
 from normlab.norms import Norm
 from normlab.study.design.problem import Metric, Problem, Series
 from normlab.study.problems.norm_defaults import averages
-from normlab.study.problems.supervised import KINDS, Model, NormOptions
+from normlab.study.problems.supervised import KINDS, NormOptions
 from normlab.study.streams.protocol import (
     ALL_TASKS,
     DROP,
@@ -25,6 +25,7 @@ from normlab.study.streams.protocol import (
 from normlab.study.training.objectives import MISCLASSIFICATION, Error, Loss, StreamOptimizer
 
 if TYPE_CHECKING:
+    from normlab.introspect.pure import Model
     from normlab.study.design.options import Option
     from normlab.study.design.program import Program
     from normlab.study.streams.stream import Source
@@ -49,7 +50,7 @@ PREQUENTIAL_ERROR = Error(name="prequential error", function=MISCLASSIFICATION.f
 def streaming(
     *,
     name: str,
-    model: Model,
+    model: "Model",
     source: "Source | Callable[..., Source]",
     title: str = "",
     loss: Loss | None = None,
@@ -134,7 +135,7 @@ _STREAMING: Mapping[str, expect.Check] = {
 class _Streaming:
     """A problem on streams; see `streaming`."""
 
-    model: Model
+    model: "Model"
     source: "Source | Callable[..., Source]"
     loss: Loss | None
     metric: Error

@@ -30,17 +30,13 @@ from normlab.study.training.objectives import (
 )
 
 if TYPE_CHECKING:
-    from flax import linen as nn
-    from flax import nnx
     from jax.typing import ArrayLike
 
+    from normlab.introspect.pure import Model
     from normlab.notation import PyTree
     from normlab.study.design.program import Program
     from normlab.study.training.supervised import Fitted
 
-
-Model = Callable[..., "nn.Module | nnx.Module"]
-"""Makes a Flax model from a norm; see `supervised`."""
 
 Measure = Callable[["Fitted"], Mapping[str, "ArrayLike"]]
 Assess = Callable[["Fitted", "PyTree"], Mapping[str, "ArrayLike"]]
@@ -72,7 +68,7 @@ _COUNTS = ("batch_size", "epochs")
 def supervised(
     *,
     name: str,
-    model: Model,
+    model: "Model",
     data: DatasetSource,
     title: str = "",
     loss: Loss | None = None,
@@ -160,7 +156,7 @@ def supervised(
     )
 
 
-def _a_model(value: object) -> Model:
+def _a_model(value: object) -> "Model":
     linen, nnx = sys.modules.get("flax.linen"), sys.modules.get("flax.nnx")
     kinds = tuple(module.Module for module in (linen, nnx) if module)
     if not callable(value) or isinstance(value, kinds):
@@ -179,7 +175,7 @@ def _a_model(value: object) -> Model:
         raise expect.refusal("`model` to have a field `norm`", value, _A_MODEL)
     if is_linen and isinstance(value, type):
         check_call(value)
-    return cast(Model, value)
+    return cast("Model", value)
 
 
 def _is_source(value: object) -> bool:
@@ -249,7 +245,7 @@ _SUPERVISED: Mapping[str, expect.Check] = {
 class Task:
     """A supervised problem; see `supervised`. Data are loaded once, on first use."""
 
-    model: Model
+    model: "Model"
     data: DatasetSource
     loss: Loss | None
     given_error: Error | None
