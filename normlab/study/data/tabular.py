@@ -17,7 +17,7 @@ _LARGEST_CLASS = 2**31 - 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Rows:
+class Table:
     """The content of a file, in its order.
 
     Attributes:
@@ -127,7 +127,7 @@ def read_csv(
     drop: Sequence[str] = (),
     header: bool | None = None,
     delimiter: str = ",",
-) -> Rows:
+) -> Table:
     """Read a `.csv` file in UTF-8: names of columns in the first line, numbers below; empty cells are NaN.
 
     Args:
@@ -154,7 +154,7 @@ def read_csv(
             raise BadInput(f"Expected {width} values in line {line} of `{path}`, as in its first, got {len(row)}.")
     first = lines[0][0] if lines else 0
     inputs = [[_number(row[i], columns[i], path, line, first) for i in features] for line, row in lines]
-    return Rows(
+    return Table(
         path=path,
         inputs=np.array(inputs, np.float64).reshape(-1, len(features)),
         labels=[row[column].strip() for _, row in lines],
@@ -213,7 +213,7 @@ def _check_delimiter(path: str, line: int, row: Sequence[str], delimiter: str) -
         )
 
 
-def read_npz(path: str) -> Rows:
+def read_npz(path: str) -> Table:
     """Read an `.npz` file with numbers `inputs`, shape (n, ...), and `labels`, shape (n,).
 
     Raises:
@@ -231,9 +231,9 @@ def read_npz(path: str) -> Rows:
     return numbered(path, inputs, labels)
 
 
-def numbered(path: str, inputs: np.ndarray, labels: np.ndarray) -> Rows:
+def numbered(path: str, inputs: np.ndarray, labels: np.ndarray) -> Table:
     """Make rows that are known by their index."""
-    return Rows(
+    return Table(
         path=path,
         inputs=inputs.astype(np.float64),
         labels=(labels.astype(np.int64) if labels.dtype == bool else labels).astype(str).tolist(),

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 
 from normlab.errors import BadInput, nearest
-from normlab.study.data.tabular import DELIMITERS, Rows, numbered, read_csv, read_npz
+from normlab.study.data.tabular import DELIMITERS, Table, numbered, read_csv, read_npz
 from normlab.study.streams.generators import Example
 from normlab.study.streams.preprocessing import features_of
 from normlab.study.streams.stream import (
@@ -117,11 +117,13 @@ def from_file(
         _own,
         path=path,
         of_csv=of_csv,
-        classes=None if classes is None else [str(name) for name in classes],
-        numbers=numbers,
-        drifts=tuple(map(int, drifts)),
-        skip_nonfinite=skip_nonfinite,
-        standardize=standardize,
+        options=_Options(
+            classes=None if classes is None else [str(name) for name in classes],
+            numbers=numbers,
+            drifts=tuple(map(int, drifts)),
+            skip_nonfinite=skip_nonfinite,
+            standardize=standardize,
+        ),
     )
     return source_of(Path(path).stem, make, files=[path])
 
@@ -133,6 +135,16 @@ class CsvOptions(TypedDict):
     drop: Sequence[str]
     header: bool | None
     delimiter: str
+
+
+class _Options(NamedTuple):
+    """Options that turn a table into a stream; see `from_file`."""
+
+    classes: Sequence[str] | None = None
+    numbers: bool = False
+    drifts: Sequence[int] = ()
+    skip_nonfinite: bool = False
+    standardize: bool = True
 
 
 class _Recorded(NamedTuple):
@@ -174,56 +186,37 @@ def _bundled(seed: int, *, name: str, standardize: bool) -> Stream:
     dataset, description = _BUNDLED[name]
     if not hasattr(datasets, dataset):
         raise BadInput(f"Expected a river that brings `{dataset}` along, got river {river_version()}. Update it.")
-    rows = numbered(name, *materialized(getattr(datasets, dataset)()))
-    return _of_rows(rows, f"{dataset} of river {river_version()}: {description}", standardize=standardize)
+    table = numbered(name, *materialized(getattr(datasets, dataset)()))
+    return _of_table(table, f"{dataset} of river {river_version()}: {description}", _Options(standardize=standardize))
 
 
 def _recorded(seed: int, *, name: str, files: Sequence[str], standardize: bool) -> Stream:
     if name == "weather":
-        rows = read_csv(files[0])
+        table = read_csv(files[0])
     else:
         inputs, labels = (np.loadtxt(file) for file in files)
-        rows = numbered(name, inputs, labels.astype(int))
-    return _of_rows(rows, _RECORDED[name].description, standardize=standardize)
+        table = numbered(name, inputs, labels.astype(int))
+    return _of_table(table, _RECORDED[name].description, _Options(standardize=standardize))
 
 
-def _own(
-    seed: int,
-    *,
-    path: str,
-    of_csv: CsvOptions,
-    classes: Sequence[str] | None,
-    numbers: bool,
-    drifts: Sequence[int],
-    skip_nonfinite: bool,
-    standardize: bool,
-) -> Stream:
-    rows = read_npz(path) if path.endswith(".npz") else read_csv(path, **of_csv)
-    description = f"`{Path(path).name}`, sha256 {sha256_of(path)}"
-    return _of_rows(rows, description, classes, numbers, drifts, skip_nonfinite, standardize)
+def _own(seed: int, *, path: str, of_csv: CsvOptions, options: _Options) -> Stream:
+    table = read_npz(path) if path.endswith(".npz") else read_csv(path, **of_csv)
+    return _of_table(table, f"`{Path(path).name}`, sha256 {sha256_of(path)}", options)
 
 
-def _of_rows(
-    rows: Rows,
-    description: str,
-    classes: Sequence[str] | None = None,
-    numbers: bool = False,
-    drifts: Sequence[int] = (),
-    skip_nonfinite: bool = False,
-    standardize: bool = True,
-) -> Stream:
-    """Make a stream from the rows of a file."""
-    stays = rows.whole(skip=skip_nonfinite)
-    drifts = [int(stays[:drift].sum()) for drift in check_positions(drifts, len(stays))]
-    labels, number = rows.classes(classes, numbers, stays)
+def _of_table(table: Table, description: str, options: _Options) -> Stream:
+    """Make a stream from the rows of a table."""
+    stays = table.whole(skip=options.skip_nonfinite)
+    drifts = [int(stays[:drift].sum()) for drift in check_positions(options.drifts, len(stays))]
+    labels, number = table.classes(options.classes, options.numbers, stays)
     skipped = int(np.sum(~stays))
     left_out = f", {skipped:,} left out because a value was not finite" if skipped else ""
     return Stream(
-        name=Path(rows.path).stem,
-        inputs=features_of(rows.inputs[stays], standardize),
+        name=Path(table.path).stem,
+        inputs=features_of(table.inputs[stays], options.standardize),
         labels=labels,
         classes=number,
         drifts=tuple(drifts),
-        description=describe(f"{description}, {len(labels):,} examples{left_out}", standardize),
+        description=describe(f"{description}, {len(labels):,} examples{left_out}", options.standardize),
         skipped=skipped,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from normlab.errors import BadInput, nearest
 from normlab.study.streams.generators import KINDS, changing_options, drifting
@@ -56,15 +57,21 @@ def synthetic(
             _synthetic,
             kind=kind,
             n=n,
-            drift=drift,
-            positions=check_positions(given, n),
-            width=spread,
+            drift=_Drift(drift, check_positions(given, n), spread),
             standardize=standardize,
             options=options,
         ),
         replicated=True,
         libraries=("river",),
     )
+
+
+class _Drift(NamedTuple):
+    """Drift of a stream; see `synthetic`."""
+
+    kind: str
+    positions: Sequence[int]
+    width: int | None
 
 
 def _check_synthetic(
@@ -94,31 +101,29 @@ def _synthetic(
     *,
     kind: str,
     n: int,
-    drift: str,
-    positions: Sequence[int],
-    width: int | None,
+    drift: _Drift,
     standardize: bool,
     options: Mapping[str, object],
 ) -> Stream:
     examples = drifting(
         kind,
         seed,
-        positions,
-        recurring=drift == "recurring",
-        moving=drift == "incremental",
-        width=width,
+        drift.positions,
+        recurring=drift.kind == "recurring",
+        moving=drift.kind == "incremental",
+        width=drift.width,
         options=options,
     )
     inputs, labels = materialized(examples, n)
-    where = f" at {', '.join(f'{position:,}' for position in positions)}" if positions else ""
+    where = f" at {', '.join(f'{position:,}' for position in drift.positions)}" if drift.positions else ""
     given = "".join(f", {name}={value}" for name, value in options.items())
-    drifts = "no drift" if drift == "none" else f"{drift} drift{where}"
+    drifts = "no drift" if drift.kind == "none" else f"{drift.kind} drift{where}"
     what = f"{KINDS[kind].generator} of river {river_version()}, {n:,} examples, {drifts}{given}"
     return Stream(
         name=kind,
         inputs=features_of(inputs, standardize),
         labels=labels,
         classes=examples.n_classes or 2,  # river does not say where there are two
-        drifts=tuple(positions),
+        drifts=tuple(drift.positions),
         description=describe(what, standardize),
     )

@@ -47,8 +47,8 @@ class Examples:
             raise BadInput(f"Expected `--image-size` only for images, got `{keys[0]}` of shape {shape}.")
         self._folder, self._size = place.folder, size
 
-        def rows(split: str) -> _Rows:
-            return _Rows(builder, split, keys)
+        def rows(split: str) -> _Records:
+            return _Records(builder, split, keys)
 
         def labelled(split: str) -> bool:
             return not _without(rows(f"{split}[:1]").labels([0]))
@@ -103,7 +103,7 @@ class Examples:
             )
 
 
-class _Rows:
+class _Records:
     """The records of some splits, one after another."""
 
     def __init__(self, builder: Builder, split: str, keys: tuple[str, str]) -> None:
