@@ -93,15 +93,15 @@ def streaming(
         BadInput: If an argument has a wrong type or value, as far as it is known.
     """
     given = expect.checked("streaming", locals(), {**KINDS, **_STREAMING})
-    task = _Streaming(
+    task = _StreamingTask(
         model=model,
         source=source,
         loss=loss,
         metric=metric,
         optimizer=optimizer,
-        given_options=given["norm_options"],
+        options_of_norms=given["norm_options"],
         extra_metrics=_extra_metrics(metric, given["drifting"], given["tasks"]),
-        asked=[option.name for option in given["options"]],
+        option_names=[option.name for option in given["options"]],
     )
     return Problem(
         name=name,
@@ -132,7 +132,7 @@ _STREAMING: Mapping[str, expect.Check] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Streaming:
+class _StreamingTask:
     """A problem on streams; see `streaming`."""
 
     model: "Model"
@@ -140,9 +140,9 @@ class _Streaming:
     loss: Loss | None
     metric: Error
     optimizer: StreamOptimizer | None
-    given_options: NormOptions
+    options_of_norms: NormOptions
     extra_metrics: tuple[Metric, ...]
-    asked: Sequence[str] = ()
+    option_names: Sequence[str] = ()
     _made: dict[tuple[tuple[str, object], ...], "Source"] = field(default_factory=dict, init=False)
 
     def build(self, norm: Norm, config: Mapping[str, object]) -> "Program":
@@ -152,7 +152,7 @@ class _Streaming:
         from normlab.study.training.prequential import PrequentialTraining
 
         arrival = {name: config[name] for name in Arrival.__annotations__ if name in config}
-        known = (*arrival, *self.asked, "epochs", "devices")
+        known = (*arrival, *self.option_names, "epochs", "devices")
         fields = {name: value for name, value in config.items() if name not in known}
         source = self._source(config)
         first = source(0)
@@ -176,7 +176,7 @@ class _Streaming:
         """Return the options of a norm; see `Problem.norm_options`."""
         return {
             **averages(norm, MEMORY, cast(Arrival, config).get("batch_size", 1)),
-            **self.given_options.get(norm, {}),
+            **self.options_of_norms.get(norm, {}),
         }
 
     def _source(self, config: Mapping[str, object]) -> "Source":
@@ -184,7 +184,7 @@ class _Streaming:
 
         if isinstance(self.source, Source):
             return self.source
-        options = {name: config[name] for name in self.asked if name in config}
+        options = {name: config[name] for name in self.option_names if name in config}
         key = tuple(options.items())
         if key not in self._made:
             found = self.source(**options)

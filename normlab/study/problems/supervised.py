@@ -125,21 +125,21 @@ def supervised(
         BadInput: If an argument has a wrong type or value; data and model are checked as far as they are known.
     """
     given = expect.checked("supervised", locals(), {**KINDS, **_SUPERVISED})
-    task = Task(
+    task = SupervisedTask(
         model=model,
         data=data,
         loss=loss,
-        given_error=given["metric"],
+        metric=given["metric"],
         chance=given["chance"],
         optimizer=optimizer,
-        given_options=given["norm_options"],
+        options_of_norms=given["norm_options"],
         validation=given["validation"],
         test=given["test"],
         series=given["series"],
         measure=given["measure"],
         extra_metrics=given["extra_metrics"],
         assess=given["assess"],
-        asked=[option.name for option in given["options"]],
+        option_names=[option.name for option in given["options"]],
     )
     judged = task.error({})
     return Problem(
@@ -242,28 +242,28 @@ _SUPERVISED: Mapping[str, expect.Check] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class SupervisedTask:
     """A supervised problem; see `supervised`. Data are loaded once, on first use."""
 
     model: "Model"
     data: DatasetSource
     loss: Loss | None
-    given_error: Error | None
+    metric: Error | None
     chance: float | Callable[[Dataset], float] | None
     optimizer: Optimizer | None
-    given_options: NormOptions = field(default_factory=dict)
+    options_of_norms: NormOptions = field(default_factory=dict)
     validation: float | None
     test: float | None
     series: Sequence[Series]
     measure: Measure
     extra_metrics: Sequence[Metric]
     assess: Assess
-    asked: Sequence[str] = ()
+    option_names: Sequence[str] = ()
     _loaded: dict[tuple[tuple[str, object], ...], Dataset] = field(default_factory=dict, init=False)
 
     def loaded(self, config: Mapping[str, object]) -> Dataset:
         """Load the data that the options choose."""
-        options = {name: config[name] for name in self.asked if name in config}
+        options = {name: config[name] for name in self.option_names if name in config}
         key = tuple(options.items())
         if key not in self._loaded:
             data = load(self.data, **options)
@@ -319,7 +319,7 @@ class Task:
         there = np.unique(labels)
         counted = 1 < len(there) <= len(labels) // 2 and (there == np.arange(len(there))).all()
         classes = labels.ndim == 1 and counted
-        if self.given_error is MISCLASSIFICATION or (classes and self.given_error is None):
+        if self.metric is MISCLASSIFICATION or (classes and self.metric is None):
             came = f"{labels.dtype}, only 0 to {there[-1]:g}" if classes else labels.dtype
             raise BadInput(
                 f"Expected `labels` to be classes, integers from 0 on, got {came}. Write `labels.astype(int)`, or "
@@ -328,7 +328,7 @@ class Task:
 
     def error(self, config: Mapping[str, object]) -> Error:
         """Return the error of the problem."""
-        return self.given_error or (MISCLASSIFICATION if self.loaded(config).classes else MEAN_SQUARED_ERROR)
+        return self.metric or (MISCLASSIFICATION if self.loaded(config).classes else MEAN_SQUARED_ERROR)
 
     def build(self, norm: Norm, config: Mapping[str, object]) -> "Program":
         """Build the program of a configuration; see `Problem.build`.
@@ -346,7 +346,7 @@ class Task:
         data = self.loaded(config)
         training = {name: config[name] for name in TrainingConfig.__annotations__ if name in config}
         training |= {name: expect.WHOLE.of(f"`{name}`", training[name]) for name in _COUNTS if name in training}
-        fields = {name: value for name, value in config.items() if name not in (*training, *self.asked)}
+        fields = {name: value for name, value in config.items() if name not in (*training, *self.option_names)}
         fields |= self._classes(data)
         first = data.prepared(data.sample_inputs())
         return SupervisedTraining(
@@ -380,7 +380,7 @@ class Task:
 
     def norm_options(self, norm: str, config: Mapping[str, object]) -> Mapping[str, object]:
         """Return the options of a norm; see `Problem.norm_options`."""
-        options = self.given_options.get(norm, {})
+        options = self.options_of_norms.get(norm, {})
         if not norms.get(norm).entry.averages:
             return options
         training, (train, _) = cast(TrainingConfig, config), sizes(self.loaded(config), self.validation, self.test)

@@ -21,7 +21,7 @@ Fit = tuple[PyTree, jax.Array]
 WindowTraining = Callable[[jax.Array, PyTree, Arrays, jax.Array, jax.Array], Fit]
 """See `window_training`."""
 
-Tree = TypeVar("Tree", bound=PyTree)
+Tree = TypeVar("Tree")
 
 
 def mesh_of(devices: int) -> Mesh | None:
