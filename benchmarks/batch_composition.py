@@ -24,7 +24,7 @@ REESTIMATED, ALIKE, LEAK = (
 def _assess(model: Any, outputs: Any) -> dict[str, Any]:
     from normlab.study.training import inference_measures
 
-    of_training, of_test = model.alike
+    of_training, of_test = model.composed
     random_order = model.evaluate(inference_measures.reestimated(model))
     own, deployed = inference_measures.in_batches(model, of_training)
     return {
@@ -44,7 +44,7 @@ comparison = study.Comparison(
         "mlp",
         "conv",
         "resnet20",
-        side=tuple(study.Metric(name=name) for name in (REESTIMATED, ALIKE, LEAK)),
+        extra_metrics=tuple(study.Metric(name=name) for name in (REESTIMATED, ALIKE, LEAK)),
         assess=_assess,
     ),
     norms=("none", "batch", "batch_renorm", "layer", "group", "instance"),

@@ -30,7 +30,7 @@ OWN = "test error by statistics of test batches as large as in training, minus a
 def _measure(model: Any) -> dict[str, Any]:
     from normlab.study.training import inference_measures
 
-    outputs = model.network.evaluate(model.params, model.rest, model.test[0][: inference_measures.EVALUATED])
+    outputs = model.network.evaluate(model.params, model.model_state, model.test[0][: inference_measures.EVALUATED])
     return {"by_batch": 100 * inference_measures.changes_by_size(model, outputs, SIZES)}
 
 
@@ -72,7 +72,9 @@ comparison = study.Comparison(
         "resnet20",
         series=(_BY_BATCH,),
         measure=_measure,
-        side=tuple(study.Metric(name=name, percent=name != LOGIT) for name in (REESTIMATED, GAP, LOGIT, FLIPPED, OWN)),
+        extra_metrics=tuple(
+            study.Metric(name=name, percent=name != LOGIT) for name in (REESTIMATED, GAP, LOGIT, FLIPPED, OWN)
+        ),
         assess=_assess,
     ),
     norms=(

@@ -144,7 +144,7 @@ def _problem(
         norm_options={"batch_step": step, "batch_input": step, "group": {"num_groups": 4}},
         series=_series(steps, error),
         measure=partial(_measure, beyond=beyond),
-        side=(*NAMES.values(), *_errors(metric)),
+        extra_metrics=(*NAMES.values(), *_errors(metric)),
         assess=partial(_assess, metric=metric),
         **fields,
     )

@@ -235,13 +235,13 @@ def profile_one(norm: str, params: Tree, x: Array, labels: Array, key: Array, no
         _, state = net.apply({"params": params}, x, key, mutable=["batch_stats"])
         net = Net(norm, train=False, noise=noise)
 
-    def loss(params: Tree, nudges: Array) -> tuple[Array, Array]:
-        given = {"params": params, **state, "perturbations": {"rnn": {"hidden": nudges}}}
+    def loss(params: Tree, perturbations: Array) -> tuple[Array, Array]:
+        given = {"params": params, **state, "perturbations": {"rnn": {"hidden": perturbations}}}
         (logits, hidden), _ = net.apply(given, x, key, mutable=["batch_stats"])
         return losses(logits, labels), jnp.swapaxes(hidden, 0, 1)
 
-    nudges = jnp.zeros((x.shape[1], len(x), HIDDEN))
-    (by_params, by_hidden), hidden = jax.grad(loss, (0, 1), has_aux=True)(params, nudges)
+    perturbations = jnp.zeros((x.shape[1], len(x), HIDDEN))
+    (by_params, by_hidden), hidden = jax.grad(loss, (0, 1), has_aux=True)(params, perturbations)
     spread = (hidden @ recurrent_kernel(params)).std(1)
     return Profile(
         gradient=jnp.sqrt(jnp.square(by_hidden).sum((1, 2))),

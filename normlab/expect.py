@@ -159,7 +159,12 @@ def check_fields(owner: object, **kinds: Check) -> None:
     if _RECORDED.get():
         return
     given = {name: getattr(owner, name) for name in kinds}
-    for name, value in checked(type(owner).__name__, given, kinds).items():
+    convert_fields(owner, **checked(type(owner).__name__, given, kinds))
+
+
+def convert_fields(owner: object, **values: object) -> None:
+    """Set fields of a frozen dataclass that is being made to their converted values."""
+    for name, value in values.items():
         object.__setattr__(owner, name, value)
 
 

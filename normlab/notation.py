@@ -5,8 +5,12 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from typing import Any, TypeAlias
 
 from normlab.schedules import Ramp
+
+PyTree: TypeAlias = Any
+"""A tree of arrays in the sense of `jax.tree`: parameters, the state of a model or of an optimizer."""
 
 _WORDS = {"true": True, "false": False, "none": None, "inf": math.inf, "-inf": -math.inf}
 

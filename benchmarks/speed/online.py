@@ -40,7 +40,7 @@ from normlab.introspect.pure import Network, network
 from normlab.models.mlp import MLP
 from normlab.river import Classifier
 from normlab.study.training.objectives import MISCLASSIFICATION
-from normlab.study.training.prequential import Pass, StreamLearner, test_then_train
+from normlab.study.training.prequential import Learner, LearnerState, test_then_train
 
 NORMS = "none,online,layer,batch:statistics='running'"
 PLAIN = "none"
@@ -175,34 +175,32 @@ def net(stream: Stream, norm: str) -> Network:
 
 def compiled(stream: Stream, norm: str) -> Callable[[], Any]:
     """Return the whole pass as one program."""
-    run, learner = test_then_train(net(stream, norm), stream.inputs, stream.labels)
+    run, state = test_then_train(net(stream, norm), stream.inputs, stream.labels)
     rate = jnp.float32(LEARNING_RATE)
-    return lambda: jax.block_until_ready(run(learner, rate))
+    return lambda: jax.block_until_ready(run(state, rate))
 
 
 def loop(stream: Stream, norm: str, n: int) -> Callable[[], Any]:
     """Return a loop over the same step, compiled separately; the state stays on the device, without waiting."""
     model = net(stream, norm)
-    does = Pass(
+    learner = Learner(
         network=model,
         objective=optax.softmax_cross_entropy_with_integer_labels,
         error=MISCLASSIFICATION.function,
-        optimizer=optax.sgd,
-        masked=False,
     )
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(learner: StreamLearner, t: Any, x: Any, y: Any) -> tuple[StreamLearner, jax.Array]:
-        error = does.test(learner, x, y)
-        return does.train(learner, x, y, jnp.ones(1, bool), t, LEARNING_RATE)[0], error
+    def step(state: LearnerState, t: Any, x: Any, y: Any) -> tuple[LearnerState, jax.Array]:
+        error = learner.test(state, x, y)
+        return learner.train(state, (x, y), jnp.ones(1, bool), t, LEARNING_RATE)[0], error
 
-    def run() -> tuple[StreamLearner, jax.Array]:
-        learner, error = StreamLearner(params, rest, optax.sgd(0.0).init(params)), jnp.zeros(1)
+    def run() -> tuple[LearnerState, jax.Array]:
+        state, error = LearnerState(params, model_state, optax.sgd(0.0).init(params)), jnp.zeros(1)
         for t in range(n):
-            learner, error = step(learner, np.int32(t), stream.inputs[t : t + 1], stream.labels[t : t + 1])
-        return jax.block_until_ready((learner, error))
+            state, error = step(state, np.int32(t), stream.inputs[t : t + 1], stream.labels[t : t + 1])
+        return jax.block_until_ready((state, error))
 
-    params, rest = jax.tree.map(np.array, model.init(0))
+    params, model_state = jax.tree.map(np.array, model.init(0))
     return run
 
 

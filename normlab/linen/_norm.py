@@ -24,7 +24,7 @@ _AFFINE = ("scale", "bias")
 _DTYPE = attrgetter("dtype")
 
 
-class Norm(nn.Module):
+class NormModule(nn.Module):
     """A norm of Linen: fields of the names of its layer's options, and perhaps `use_scale` and `use_bias`."""
 
     _kind: ClassVar[type[Layer]]
@@ -42,7 +42,7 @@ class Norm(nn.Module):
         return self._kind(**options)
 
 
-class PerExample(Norm):
+class PerExample(NormModule):
     """The call of norms within one example."""
 
     @nn.compact
@@ -51,7 +51,7 @@ class PerExample(Norm):
         return normalize(self, x, mask)
 
 
-class Stateful(Norm):
+class Stateful(NormModule):
     """The call of norms that train and evaluate by different statistics."""
 
     if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Stateful(Norm):
         return normalize(self, x, mask, not evaluating)
 
 
-def normalize(module: Norm, x: jax.Array, mask: jax.Array | None, train: bool = True) -> jax.Array:
+def normalize(module: NormModule, x: jax.Array, mask: jax.Array | None, train: bool = True) -> jax.Array:
     """Run the layer of `module` with the module's variables; for a compact method.
 
     Args:
@@ -123,7 +123,7 @@ def normalize(module: Norm, x: jax.Array, mask: jax.Array | None, train: bool = 
     return y.astype(dtype)
 
 
-def _parameters(module: Norm, layer: Layer, shape: tuple[int, ...]) -> dict[str, jax.Array]:
+def _parameters(module: NormModule, layer: Layer, shape: tuple[int, ...]) -> dict[str, jax.Array]:
     """Make or find scale and bias, as far as the module has them, and the layer's own parameters."""
     parameters: dict[str, jax.Array] = {}
     for name in _AFFINE:

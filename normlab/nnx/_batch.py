@@ -1,14 +1,13 @@
 """Batch norm and batch renorm for NNX."""
 
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from normlab._core.checks import AxisName, check_flag, choose_mode
+from normlab._core.checks import AxisName, check_flag
 from normlab._core.reduction import Axes
 from normlab.functional.batch_norm import BatchNormLayer, Momentum, Statistics
 from normlab.functional.batch_renorm import BatchRenormLayer, Schedule
@@ -17,44 +16,12 @@ from normlab.nnx._norm import (
     FrozenParam,
     Initializer,
     Metadata,
-    Norm,
     NormOptions,
+    Stateful,
     groups_of,
-    normalize,
     ones,
     zeros,
 )
-
-
-class Stateful(Norm):
-    """The call of norms that train and evaluate by different statistics."""
-
-    def __init__(self, num_features: int | Sequence[int], *, use_running_average: bool | None, **options: Any) -> None:
-        check_flag("use_running_average", use_running_average)
-        self.use_running_average = use_running_average
-        super().__init__(num_features, **options)
-
-    def __call__(
-        self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
-    ) -> jax.Array:
-        """Normalize `x` and, in training, update the state.
-
-        Args:
-            x: Activations; for norms of streams `[examples, ..., features]`, the oldest example first.
-            use_running_average: Overrides the attribute in this call.
-            mask: True where an element counts, broadcastable to `x`.
-        """
-        attribute = self.use_running_average if use_running_average is None else None
-        return normalize(self, x, mask, not choose_mode(attribute, use_running_average))
-
-    def set_view(self, use_running_average: bool | None = None) -> None:
-        """Set the mode; called by `nnx.view`, and read by `nnx.view_info`, which expects this indentation.
-
-        Args:
-          use_running_average: True at evaluation, False in training; None leaves it.
-        """
-        if use_running_average is not None:
-            self.use_running_average = use_running_average
 
 
 class BatchNorm(Stateful):

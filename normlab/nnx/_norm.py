@@ -15,7 +15,7 @@ from flax.nnx.nn.dtypes import canonicalize_dtype
 from jax.nn.initializers import Initializer as Initializer
 from jax.typing import DTypeLike
 
-from normlab._core.checks import check_dtypes, check_where, chosen
+from normlab._core.checks import check_dtypes, check_flag, check_where, choose_mode, chosen
 from normlab._core.dtypes import output_dtype
 from normlab._core.layer import Layer
 from normlab._core.reduction import canonical_axes
@@ -65,7 +65,7 @@ class NormOptions(TypedDict, total=False):
     bias_metadata: Metadata
 
 
-class Norm(nnx.Module):
+class NormModule(nnx.Module):
     """A norm of NNX: attributes of the names of its layer's options, parameters, and state.
 
     Attributes:
@@ -120,7 +120,46 @@ class Norm(nnx.Module):
         return self._kind(**options)
 
 
-def normalize(module: Norm, x: jax.Array, mask: jax.Array | None, train: bool = True) -> jax.Array:
+class PerExample(NormModule):
+    """The call of norms within one example."""
+
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        """Normalize `x`; `mask` is True where an element counts, broadcastable to `x`."""
+        return normalize(self, x, mask)
+
+
+class Stateful(NormModule):
+    """The call of norms that train and evaluate by different statistics."""
+
+    def __init__(self, num_features: int | Sequence[int], *, use_running_average: bool | None, **options: Any) -> None:
+        check_flag("use_running_average", use_running_average)
+        self.use_running_average = use_running_average
+        super().__init__(num_features, **options)
+
+    def __call__(
+        self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """Normalize `x` and, in training, update the state.
+
+        Args:
+            x: Activations; for norms of streams `[examples, ..., features]`, the oldest example first.
+            use_running_average: Overrides the attribute in this call.
+            mask: True where an element counts, broadcastable to `x`.
+        """
+        attribute = self.use_running_average if use_running_average is None else None
+        return normalize(self, x, mask, not choose_mode(attribute, use_running_average))
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Set the mode; called by `nnx.view`, and read by `nnx.view_info`, which expects this indentation.
+
+        Args:
+          use_running_average: True at evaluation, False in training; None leaves it.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+
+def normalize(module: NormModule, x: jax.Array, mask: jax.Array | None, train: bool = True) -> jax.Array:
     """Run the layer of `module` with the module's variables.
 
     Args:

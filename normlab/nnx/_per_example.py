@@ -21,8 +21,8 @@ from normlab.nnx._norm import (
     NO_METADATA,
     Initializer,
     Metadata,
-    Norm,
     NormOptions,
+    PerExample,
     feature_shape,
     groups_of,
     normalize,
@@ -53,15 +53,7 @@ class PerExampleOptions(NormOptions, total=False):
     feature_axes: Axes
 
 
-class _PerExample(Norm):
-    """The call of norms within one example."""
-
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        """Normalize `x`; `mask` is True where an element counts, broadcastable to `x`."""
-        return normalize(self, x, mask)
-
-
-class LayerNorm(_PerExample):
+class LayerNorm(PerExample):
     """Layer norm; see `normlab.functional.layer_norm`.
 
     Flax's arguments and parameters; `use_fast_variance` is off by default, and statistics are in float32 or wider.
@@ -129,7 +121,7 @@ class LayerNorm(_PerExample):
         )
 
 
-class RMSNorm(_PerExample):
+class RMSNorm(PerExample):
     """RMS norm; see `normlab.functional.rms_norm`.
 
     Flax's arguments and parameters; statistics are in float32 or wider.
@@ -197,7 +189,7 @@ class RMSNorm(_PerExample):
         return normalize(self, x, mask)
 
 
-class GroupNorm(_PerExample):
+class GroupNorm(PerExample):
     """Group norm; see `normlab.functional.group_norm`.
 
     Flax's arguments and parameters; `group_size` alone is enough, masks broadcast, `use_fast_variance` is off by
@@ -275,7 +267,7 @@ class GroupNorm(_PerExample):
         return replace(super().layer(), group_size=None)
 
 
-class InstanceNorm(_PerExample):
+class InstanceNorm(PerExample):
     """Instance norm; see `normlab.functional.instance_norm`.
 
     Flax's arguments and parameters; `use_fast_variance` is off by default, and statistics are in float32 or wider.
@@ -340,7 +332,7 @@ class InstanceNorm(_PerExample):
         )
 
 
-class DyT(_PerExample):
+class DyT(PerExample):
     """Dynamic tanh; see `normlab.functional.dyt`. Parameters are `alpha`, a scalar, and `scale` and `bias`."""
 
     _kind = DyTLayer

@@ -13,8 +13,8 @@ from normlab._core.reduction import Axes
 from normlab.functional.continual_norm import ContinualNormLayer
 from normlab.functional.online_norm import Guard, OnlineNormLayer
 from normlab.functional.streaming_norm import Mix, StreamingNormLayer
-from normlab.nnx._batch import BatchNorm, BatchNormOptions, Stateful
-from normlab.nnx._norm import NO_METADATA, Initializer, Metadata, OverwriteWithGradient, ones, zeros
+from normlab.nnx._batch import BatchNorm, BatchNormOptions
+from normlab.nnx._norm import NO_METADATA, Initializer, Metadata, OverwriteWithGradient, Stateful, ones, zeros
 
 
 def overwrite_with_gradient(module: nnx.Module, gradients: nnx.State) -> nnx.State:

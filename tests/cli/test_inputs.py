@@ -221,7 +221,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "options without a norm": (given(norm_options={"num_groups": 2}), '`{"group": {"num_groups": 8}}`'),
     "options as a list": (given(norm_options=["group"]), '`{"group": {"num_groups": 8}}`'),
     "spatial as text": (given(spatial="no"), "true or false"),
-    "one side metric": (given(side=study.Metric(name="a")), "`side=(metric,)`"),
+    "one extra metric": (given(extra_metrics=study.Metric(name="a")), "`extra_metrics=(metric,)`"),
     "a name with a slash": (given(name="mine/net"), "a short name"),
     "an empty name": (given(name=""), "a short name"),
     "a folder above": (given(name=".."), "a short name"),

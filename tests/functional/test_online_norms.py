@@ -288,7 +288,7 @@ def test_flax_train_state_carries_what_linen_norms_need(norm: str) -> None:
 def test_nnx_optimizer_and_the_helper_do_the_same(norm: str) -> None:
     (x, labels), module = task(), NNXNet(norms.get(norm), rngs=flax_nnx.Rngs(0))
     net = network(functools.partial(NNXNet), norms.get(norm), np.asarray(x))
-    params, rest = net.init(0)
+    params, model_state = net.init(0)
     flax_nnx.update(module, params)
     optimizer = flax_nnx.Optimizer(module, optax.sgd(0.1), wrt=flax_nnx.Param)
     wrt = flax_nnx.DiffState(0, flax_nnx.Any(flax_nnx.Param, nnx.OverwriteWithGradient))
@@ -301,11 +301,11 @@ def test_nnx_optimizer_and_the_helper_do_the_same(norm: str) -> None:
     ours = jax.jit(functools.partial(net.gradients, lambda y: (cross_entropy(y, labels), None)))
     for t in range(3):
         step(module, optimizer)
-        _, by_params, rest = ours(params, rest, x, jnp.asarray(t))
+        _, by_params, model_state = ours(params, model_state, x, jnp.asarray(t))
         params = jax.tree.map(lambda a, b: a - 0.1 * b, params, by_params)
     chex.assert_trees_all_close(flax_nnx.state(module, flax_nnx.Param), params, **CLOSE)
     carried = flax_nnx.state(module, nnx.OverwriteWithGradient)
-    chex.assert_trees_all_close(carried, net.carried(rest)[0], **CLOSE)
+    chex.assert_trees_all_close(carried, net.carried(model_state)[0], **CLOSE)
     assert any(np.any(leaf) for leaf in jax.tree.leaves(carried))
     before = jax.tree.map(jnp.copy, carried)
     gradients = flax_nnx.grad(lambda module: cross_entropy(module(x), labels))(module)  # by parameters alone
@@ -320,7 +320,7 @@ def test_nnx_optimizer_and_the_helper_do_the_same(norm: str) -> None:
 def test_a_network_carries_the_state_of_both_passes_and_never_reads_masked_examples(model: Any, norm: str) -> None:
     (x, labels), mask = task(), jnp.asarray([True, True, False, False])
     net = network(functools.partial(model), norms.get(norm), np.asarray(x))
-    params, rest = net.init(0)
+    params, model_state = net.init(0)
 
     @jax.jit
     def stepped(x: jax.Array, labels: jax.Array, mask: Any) -> Any:
@@ -328,14 +328,14 @@ def test_a_network_carries_the_state_of_both_passes_and_never_reads_masked_examp
             losses = optax.softmax_cross_entropy_with_integer_labels(y, labels)
             return (losses if mask is None else jnp.where(mask, losses, 0)).sum() / 2, y
 
-        return net.gradients(objective, params, rest, x, jnp.asarray(0), mask)
+        return net.gradients(objective, params, model_state, x, jnp.asarray(0), mask)
 
     (value, y), *new = stepped(x, labels, mask)
     (alone, alone_y), *expected = stepped(x[:2], labels[:2], None)
     chex.assert_trees_all_close(((value, y[:2]), new), ((alone, alone_y), expected), **CLOSE)
-    changed = [bool(np.any(a != b)) for a, b in zip(*map(jax.tree.leaves, (new[1], rest)), strict=True)]
+    changed = [bool(np.any(a != b)) for a, b in zip(*map(jax.tree.leaves, (new[1], model_state)), strict=True)]
     assert any(changed) == (norm != "layer")
-    assert bool(jax.tree.leaves(net.carried(rest)[0])) == (norm in BACKWARD)
+    assert bool(jax.tree.leaves(net.carried(model_state)[0])) == (norm in BACKWARD)
 
 
 @pytest.mark.parametrize("norm", BACKWARD)

@@ -113,17 +113,17 @@ class TestTraining:
         state = filled(shapes_of(ResNet(norm_of(name), depth=8), x))
         net = network(partial(ResNet, depth=8), norm_of(name), x)
 
-        def update(params: Any, rest: Any) -> tuple[Any, Any, Any]:
-            (loss, _), gradients, rest = net.gradients(
-                lambda out: (cross_entropy(out, labels), ()), params, rest, jnp.asarray(x), jnp.int32(0)
+        def update(params: Any, model_state: Any) -> tuple[Any, Any, Any]:
+            (loss, _), gradients, model_state = net.gradients(
+                lambda out: (cross_entropy(out, labels), ()), params, model_state, jnp.asarray(x), jnp.int32(0)
             )
-            return loss, gradients, rest
+            return loss, gradients, model_state
 
-        params, rest = state["params"], ({k: v for k, v in state.items() if k != "params"}, np.uint32(0))
-        loss, gradients, after = jax.jit(update, compiler_options=QUICK)(params, rest)
+        params, model_state = state["params"], ({k: v for k, v in state.items() if k != "params"}, np.uint32(0))
+        loss, gradients, after = jax.jit(update, compiler_options=QUICK)(params, model_state)
         assert jnp.isfinite(loss)
         check_gradients(gradients, params)
-        moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), after, rest)
+        moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), after, model_state)
         assert any(jax.tree.leaves(moved)) == norms.get(name).stateful
 
     def test_resnet50_at_224(self) -> None:

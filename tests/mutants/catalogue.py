@@ -603,7 +603,7 @@ MUTANTS = (
     Mutant(
         "a run goes on from where one with another order of examples was",
         "study/training/streaming.py",
-        ("self._feed.mark(seed), ", ""),
+        ("self._source.fingerprint(seed), ", ""),
         ("study/training/test_streamed.py::TestCheckpoints::test_other_runs_do_not_find_it",),
     ),
     Mutant(
@@ -689,7 +689,7 @@ MUTANTS = (
     Mutant(
         "chance on the beginning of a stream is that of all of it",
         "study/training/prequential.py",
-        ("_chance(first, error, slice(scored)) if scored", "_chance(first, error, slice(n)) if scored"),
+        ("slice(self.scored)) if self.scored", "slice(self.examples)) if self.scored"),
         ("study/training/test_prequential.py::test_chance_is_that_of_the_part_that_is_judged",),
     ),
     Mutant(

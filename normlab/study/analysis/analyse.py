@@ -144,7 +144,7 @@ class _Results:
             error_counting_failures=counting_failures(points, chance),
             failures=_failures(points),
             train_loss=mean_interval([point.train_loss for point in points], LEVEL),
-            side=_side(self.plan.problem(configuration.problem).side, self.evaluated(configuration)),
+            side=_side(self.plan.problem(configuration.problem).extra_metrics, self.evaluated(configuration)),
             untuned=self._untuned(planned, points),
         )
 
@@ -172,7 +172,7 @@ def _problem(results: _Results, name: str, baseline: str, claims: bool) -> Probl
         title=problem.title,
         metric=problem.metric,
         margin=results.plan.margin(name),
-        side=problem.side,
+        side=problem.extra_metrics,
         curves=curves,
         minimal_difference=_minimal_difference(cells, settings.seeds),
         same_for_all_norms=_same_for_all_norms(curves),

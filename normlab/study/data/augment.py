@@ -10,11 +10,11 @@ PADDING = 4
 
 
 def augment(ways: Sequence[str], key: jax.Array, images: jax.Array) -> jax.Array:
-    """Change every image of a batch at random, each by draws of its own.
+    """Change every image of a batch at random, each by its own draws.
 
     Args:
         ways: Names of `WAYS`, applied in this order.
-        key: Decides all.
+        key: Random key of all draws.
         images: Shape (batch, height, width, channels), of any type.
     """
     for way, own in zip(ways, jax.random.split(key, len(ways)), strict=True):
@@ -26,7 +26,7 @@ def crop(key: jax.Array, images: jax.Array) -> jax.Array:
     """Cut an image of the same size out of each padded one (He et al., 2016).
 
     Args:
-        key: Decides where.
+        key: Random key of the places.
         images: Shape (batch, height, width, channels).
     """
     border = (PADDING, PADDING)
@@ -43,7 +43,7 @@ def flip(key: jax.Array, images: jax.Array) -> jax.Array:
     """Mirror images left to right, each with a chance of one half.
 
     Args:
-        key: Decides which.
+        key: Random key of the choice.
         images: Shape (batch, height, width, channels).
     """
     mirrored = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))

@@ -1,6 +1,6 @@
-"""What can be made again and is kept on disk: where it is, arrays that processes share, and how much of it stays.
+"""On-disk cache of derived arrays, shared between processes and pruned by size.
 
-Folders and files are for this user alone. What another user could have written is not read, but made again.
+Folders and files are private to the user. Files that another user could have written are not read, but made again.
 """
 
 import os
@@ -20,20 +20,20 @@ from numpy.lib import format as npy
 from normlab.study.design.provenance import data_hash
 
 ARRAY_BYTES = 16 * 2**30
-"""How large a folder of arrays may be."""
+"""Limit of a folder of arrays, in bytes."""
 
 _WRITTEN_WITHIN = 3600
-"""Seconds after which nobody is about to write into an empty file."""
+"""Seconds after which an empty file counts as abandoned by its writer."""
 
 ARRAYS, PROGRAMS = r"[0-9a-f]{64}\.npy(\.[0-9a-f]{32}\.tmp)?", r".+-[0-9a-f]{64}-(cache|atime)"
 """Names of the files with arrays, whole and half-written, and of those with compiled programs as JAX names them."""
 
 _ALIGNED = 64
-"""JAX uses arrays that begin at a multiple of this many bytes where they are, without a copy."""
+"""Alignment in bytes at which JAX uses arrays without a copy."""
 
 
 def folder(name: str) -> Path:
-    """Give a folder in the one that `NORMLAB_CACHE` names, else in `normlab` of the user's folder for caches.
+    """Return the path of a folder in `NORMLAB_CACHE`, else in `normlab` of the user's folder for caches.
 
     Raises:
         RuntimeError: For a user without a home.
@@ -44,7 +44,7 @@ def folder(name: str) -> Path:
 
 
 def own_folder(name: str) -> Path | None:
-    """Give such a folder to read from and to write to, made where it is missing; `None` where others can write to it.
+    """Return such a folder, and make it if it is missing; `None` if other users can write to it.
 
     Raises:
         RuntimeError: For a user without a home.
@@ -53,12 +53,12 @@ def own_folder(name: str) -> Path | None:
     path = folder(name)
     _make(path)
     above, within = path.parent.stat(), path.stat()
-    # In a folder like /tmp everybody can write, but nobody can exchange what is another's.
+    # In a folder like /tmp everybody can write, but nobody can replace the files of others.
     return path if _is_own(within) and (_is_own(above) or above.st_mode & stat.S_ISVTX) else None
 
 
 def _make(path: Path) -> None:
-    """Make a folder and those above it that are missing, for this user alone whatever the umask says."""
+    """Make a folder and its missing parents, private to the user whatever the umask is."""
     if not path.exists():
         _make(path.parent)
         with suppress(FileExistsError):  # another process makes it, too
@@ -67,22 +67,22 @@ def _make(path: Path) -> None:
 
 
 def _is_own(status: os.stat_result) -> bool:
-    """Whether nobody but this user, and who may do everything, can have written a file or folder."""
+    """Check that only this user or root can have written a file or folder."""
     if sys.platform == "win32":
         return True
     return status.st_uid in (os.geteuid(), 0) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def kept(kind: str, key: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Give arrays that are kept on disk, and make them where they are not, or no longer what was written.
+    """Return cached arrays, and make them if they are missing or damaged.
 
-    They are mapped, not read: processes that use the same arrays share their memory. Several processes may make them at
-    a time. Where nothing can be written, or others could write, they are made every time.
+    Files are memory-mapped: processes that use the same arrays share their memory. Several processes may make the same
+    arrays at a time. If nothing can be written, or other users could write, arrays are made every time.
 
     Args:
-        kind: The folder, e.g. `streams`. What was not used for longest is deleted when it outgrows `ARRAY_BYTES`.
-        key: Tells apart what is different: a sha256 in hexadecimal.
-        make: Gives the arrays by name.
+        kind: The folder, e.g. `streams`. The least recently used files are deleted when it outgrows `ARRAY_BYTES`.
+        key: Identity of the arrays: a sha256 in hexadecimal.
+        make: Makes the arrays by name.
     """
     own = None
     with suppress(OSError, RuntimeError):
@@ -103,15 +103,15 @@ def kept(kind: str, key: str, make: Callable[[], dict[str, np.ndarray]]) -> dict
 
 
 def prune(folder: Path, limit: int, names: str) -> None:
-    """Delete the files that were not used for longest beyond so many bytes, and empty ones whose writer was killed.
+    """Delete the least recently used files beyond a limit, and empty ones whose writer was killed.
 
     Args:
-        folder: Where; files that others wrote are for this user alone from then on.
-        limit: How many bytes stay.
-        names: A pattern; files of other names are left as they are.
+        folder: The folder; files that JAX wrote become private to the user.
+        limit: Bytes that stay.
+        names: A pattern; files of other names are not touched.
     """
     total = 0
-    with suppress(FileNotFoundError):  # another process deletes too
+    with suppress(FileNotFoundError):  # another process deletes, too
         ours = [path for path in folder.iterdir() if re.fullmatch(names, path.name)]
         entries = [(status, path) for path in ours if stat.S_ISREG((status := path.lstat()).st_mode)]
         for status, entry in sorted(entries, key=lambda pair: pair[0].st_atime, reverse=True):
@@ -119,24 +119,24 @@ def prune(folder: Path, limit: int, names: str) -> None:
             abandoned = not status.st_size and status.st_mtime < time() - _WRITTEN_WITHIN
             if total > limit or abandoned:
                 entry.unlink(missing_ok=True)
-            elif status.st_mode & 0o077:  # JAX writes as the umask says
+            elif status.st_mode & 0o077:  # JAX follows the umask
                 entry.chmod(0o600)
 
 
 _BINARY = getattr(os, "O_BINARY", 0)
-"""What Windows must be told."""
+"""Flag that Windows needs."""
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write the hash of arrays, their names and the arrays, one behind the other, so that nobody finds half of it.
+    """Write the hash of arrays, their names and the arrays to a file, atomically.
 
     Raises:
-        OSError: As the system says.
+        OSError: If the file cannot be written.
     """
     temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o600), "wb") as file:
-            temporary.chmod(0o600)  # where the umask takes even more
+            temporary.chmod(0o600)  # if the umask is stricter
             for array in (np.array(data_hash(arrays)), np.array(list(arrays)), *arrays.values()):
                 np.save(file, array)
                 file.write(bytes(-file.tell() % _ALIGNED))
@@ -146,23 +146,23 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read(path: Path) -> dict[str, np.ndarray] | None:
-    """Map the arrays of a file; `None` where they are not what was written, or another user could have written them."""
+    """Map the arrays of a file; `None` if it is damaged, or another user could have written it."""
     try:
         with path.open("rb") as file:
             if not _is_own(os.fstat(file.fileno())):
                 return None
-            told, names = _mapped(file), _mapped(file)
+            recorded, names = _mapped(file), _mapped(file)
             arrays = {str(name): _mapped(file) for name in names}
-        return arrays if told == data_hash(arrays) else None
-    except Exception:  # damage can make anything of a header
+        return arrays if recorded == data_hash(arrays) else None
+    except Exception:  # a damaged header can raise anything
         return None
 
 
 def _mapped(file: BufferedReader) -> np.ndarray:
-    """The next array of a file, read-only."""
+    """Map the next array of a file, read-only."""
     npy.read_magic(file)
     shape, fortran, dtype = npy.read_array_header_1_0(file)
-    if dtype.hasobject:  # its bytes would be taken for addresses
+    if dtype.hasobject:  # its bytes would be read as addresses
         raise ValueError("no numbers and no text")
     start = file.tell()
     array = np.asarray(np.memmap(file, dtype, "r", start, shape, "F" if fortran else "C"))

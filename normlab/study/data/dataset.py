@@ -1,12 +1,13 @@
-"""Data sets in memory: inputs, labels, and what is known of them."""
+"""Data sets: inputs, labels and metadata."""
 
 import os
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -15,23 +16,28 @@ from normlab.errors import BadInput
 from normlab.extras import importing
 from normlab.study.data import npz
 
+if TYPE_CHECKING:
+    import jax
+
+AnyArray = TypeVar("AnyArray", np.ndarray, "jax.Array")
+
 TRAIN, VALIDATION, TEST = 1024, 256, 517
-"""How the 1,797 digits are divided."""
+"""Sizes of the sets of the 1,797 digits."""
 
 AUGMENTATIONS = ("crop", "flip")
-"""See `normlab.study.data.augment`."""
+"""Names of `normlab.study.data.augment.WAYS`."""
 
 _WHOLE = ("inputs", "labels")
 _PARTS = ("x_train", "y_train", "x_test", "y_test")
 
 
-def _a_way(value: Any) -> str:
+def _a_way(value: object) -> str:
     if not isinstance(value, str) or value not in AUGMENTATIONS:
         raise ValueError(value)
     return value
 
 
-def _drawn(value: Any) -> tuple[float, float]:
+def _drawn(value: Iterable[object]) -> tuple[float, float]:
     validation, test = map(expect.SHARE.convert, value)
     return validation, test
 
@@ -49,67 +55,86 @@ _DRAWN = expect.Kind(
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Data:
-    """A labelled data set. Whatever NumPy takes as an array is taken, converted and checked.
+class Dataset(ABC):
+    """Labelled examples, in memory or on disk.
 
     Attributes:
-        inputs: Shape (examples, ...), channels last. Floats become float32, uint8 (images) stays and is scaled to
-            [0, 1] where a model takes it (see `prepared`), other integers (tokens) become int32.
         labels: Integers are classes counted from 0, int32, shape (examples,), or (examples, ...) for a loss that takes
             several; floats are targets, float32, shape (examples,) or (examples, ...).
-        test: How many of the last examples are the test set; 0 where every seed draws its own.
-        validation: How many of those before them are the validation set, likewise.
-        about: What the data are, in words, for the report.
-        mean: Subtracted from what a model takes, a number for each channel; nothing unless given.
-        std: What that is divided by, likewise.
-        augment: How examples are changed in training, by the names of `normlab.study.data.augment.WAYS`.
-        drawn: How much a seed draws for validation and for the test where there is no such set and the problem does not
-            say it: numbers of examples, or below 1 shares.
+        test: Size of the test set, which is last; 0 if every seed draws its own.
+        validation: Size of the validation set, which is before the test set; 0 if every seed draws its own.
+        description: Description of the data, for the report.
+        mean: Number for each channel that is subtracted from the inputs of a model; nothing unless given.
+        std: Number for each channel by which the inputs of a model are then divided; nothing unless given.
+        augment: Random changes of examples in training, by the names of `normlab.study.data.augment.WAYS`.
+        drawn: Sizes of the validation and the test set that a seed draws, unless the problem or the data decide them:
+            numbers of examples, or below 1 shares.
         libraries: Distributions that the data come from, e.g. `scikit-learn`; their versions are in the key of every
             run.
-
-    Raises:
-        ValueError: For what cannot be learned from: NaN, examples of different shapes, a label missing.
     """
 
-    inputs: np.ndarray
     labels: np.ndarray
-    test: int = 0
-    validation: int = 0
-    about: str = ""
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    augment: tuple[str, ...] = ()
-    drawn: tuple[float, float] = (0.2, 0.2)
-    libraries: tuple[str, ...] = ()
+    test: int
+    validation: int
+    description: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: tuple[str, ...]
+    drawn: tuple[float, float]
+    libraries: tuple[str, ...]
 
-    def __post_init__(self) -> None:
+    @abstractmethod
+    def sample_inputs(self) -> np.ndarray:
+        """Return the inputs of the first two examples: their shape and type are those of all."""
+
+    @property
+    @abstractmethod
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Arrays that programs read, by name."""
+
+    @property
+    def classes(self) -> bool:
+        """Whether labels are classes."""
+        return self.labels.dtype == np.int32
+
+    @property
+    def fingerprints(self) -> dict[str, np.ndarray]:
+        """Metadata that affects training and therefore enters the hash of the data, by name."""
+        given = {name: getattr(self, name) for name in ("test", "validation", "mean", "std")}
+        found = {name: np.asarray(value) for name, value in given.items() if value}
+        found |= {name: np.asarray(place) for place, name in enumerate(self.augment)}
+        return {**found, "drawn": np.asarray(self.drawn)}
+
+    def prepared(self, inputs: AnyArray) -> AnyArray:
+        """Convert inputs for a model: images of uint8 to float32 in [0, 1], all of them standardized.
+
+        Args:
+            inputs: Inputs of this data set, of NumPy or JAX.
+        """
+        if inputs.dtype == np.uint8:
+            inputs = inputs.astype(np.float32) / np.float32(255)
+        if self.mean:
+            inputs = inputs - np.asarray(self.mean, np.float32)
+        return inputs / np.asarray(self.std, np.float32) if self.std else inputs
+
+    def _check_fields(self) -> None:
+        """Check and convert the fields that do not depend on the examples."""
         expect.check_fields(
             self,
             test=expect.COUNT,
             validation=expect.COUNT,
-            about=expect.TEXT,
+            description=expect.TEXT,
             mean=_CHANNELS,
             std=_CHANNELS,
             augment=_WAYS,
             drawn=_DRAWN,
         )
-        inputs, labels = numbers_of("inputs", self.inputs), numbers_of("labels", self.labels)
-        if inputs.shape[:1] != labels.shape[:1]:
-            raise BadInput(
-                f"Expected a label for each example, got {len(inputs)} inputs and {len(labels)} labels. The first axis "
-                "of both counts examples."
-            )
-        if labels.shape[1:] == (1,):
-            labels = labels[:, 0]
+
+    def _check_sets(self) -> None:
         if self.validation and not self.test:
             raise BadInput(
                 f"Expected `test` where `validation` is given, got {self.validation} and no test set. Give both."
             )
-        self._check_images(inputs.shape)
-        object.__setattr__(self, "inputs", inputs if inputs.dtype == np.uint8 else _as_jax_has_it("inputs", inputs))
-        object.__setattr__(self, "labels", _as_jax_has_it("labels", labels))
 
     def _check_images(self, shape: tuple[int, ...]) -> None:
         for name, numbers in (("mean", self.mean), ("std", self.std)):
@@ -126,42 +151,66 @@ class Data:
                 f"channels), got {', '.join(self.augment)} for inputs of shape {shape}. Leave it out, or add the axis."
             )
 
-    @property
-    def classes(self) -> bool:
-        """Whether labels are classes."""
-        return self.labels.dtype == np.int32
 
-    def prepared(self, inputs: Any) -> Any:
-        """Make inputs what a model takes: images of uint8 as float32 in [0, 1], all of them standardized.
+@dataclass(frozen=True, eq=False)
+class Data(Dataset):
+    """A labelled data set in memory. It accepts whatever NumPy accepts as an array, and converts and checks it.
 
-        Args:
-            inputs: Some of this data set's, of NumPy or JAX.
-        """
-        if inputs.dtype == np.uint8:
-            inputs = inputs.astype(np.float32) / np.float32(255)
-        if self.mean:
-            inputs = inputs - np.asarray(self.mean, np.float32)
-        return inputs / np.asarray(self.std, np.float32) if self.std else inputs
+    Attributes:
+        inputs: Shape (examples, ...), channels last. Floats become float32, uint8 (images) stays and is scaled to
+            [0, 1] for a model (see `prepared`), other integers (tokens) become int32.
+        labels: See `Dataset` for this and all other fields.
+        test: Size of the test set.
+        validation: Size of the validation set.
+        description: Description of the data.
+        mean: Mean of each channel.
+        std: Standard deviation of each channel.
+        augment: Random changes of examples.
+        drawn: Sizes of the sets that a seed draws.
+        libraries: Distributions that the data come from.
+
+    Raises:
+        ValueError: For data that cannot be learned from: NaN, examples of different shapes, a label missing.
+    """
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    test: int = 0
+    validation: int = 0
+    description: str = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    augment: tuple[str, ...] = ()
+    drawn: tuple[float, float] = (0.2, 0.2)
+    libraries: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._check_fields()
+        inputs, labels = numbers_of("inputs", self.inputs), numbers_of("labels", self.labels)
+        if inputs.shape[:1] != labels.shape[:1]:
+            raise BadInput(
+                f"Expected a label for each example, got {len(inputs)} inputs and {len(labels)} labels. The first axis "
+                "of both counts examples."
+            )
+        self._check_sets()
+        self._check_images(inputs.shape)
+        expect.convert_fields(self, inputs=converted_inputs(inputs), labels=converted_labels(labels))
+
+    def sample_inputs(self) -> np.ndarray:
+        """Return the inputs of the first two examples."""
+        return self.inputs[:2]
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """What programs read, by name."""
+        """Inputs and labels."""
         return {"inputs": self.inputs, "labels": self.labels}
 
-    @property
-    def marks(self) -> dict[str, np.ndarray]:
-        """What else decides what is learned, by name; for the hash of the data alone."""
-        marks = {name: np.asarray(n) for name, n in (("test", self.test), ("validation", self.validation)) if n}
-        marks |= {name: np.asarray(numbers) for name, numbers in (("mean", self.mean), ("std", self.std)) if numbers}
-        marks |= {name: np.asarray(place) for place, name in enumerate(self.augment)}
-        return {**marks, "drawn": np.asarray(self.drawn)}
+
+DatasetSource = Dataset | str | os.PathLike[str] | Callable[..., Dataset]
+"""A data set, or where to load it from; see `load`."""
 
 
-Source = Data | str | os.PathLike[str] | Callable[..., Data]
-"""Where data come from: see `load`."""
-
-
-def load(source: Source, **options: Any) -> Data:
+def load(source: DatasetSource, **options: object) -> Dataset:
     """Load data.
 
     Args:
@@ -170,12 +219,12 @@ def load(source: Source, **options: Any) -> Data:
         **options: For the function.
 
     Raises:
-        ValueError: If there is no such file, or not the right thing in it.
+        ValueError: If the file does not exist, or its content is wrong.
     """
     if isinstance(source, str | os.PathLike):
-        return _from_npz(os.fspath(source))
+        return from_npz(os.fspath(source))
     data = source(**options) if callable(source) else source
-    if not isinstance(data, Data):
+    if not isinstance(data, Dataset):
         raise expect.refusal(
             "`data` to be a `Data`, a function that returns one or an .npz file", data, "Return `Data(inputs, labels)`."
         )
@@ -189,15 +238,15 @@ def digits() -> Data:
     return Data(
         (rows[:, :-1].reshape(-1, 8, 8, 1) / 16).astype(np.float32),
         rows[:, -1].astype(np.int32),
-        about=f"Scikit-learn's 1,797 digits of 8 x 8 pixels; each seed has its own split into {TRAIN:,} for training, "
-        f"{VALIDATION} for validation and {TEST} for the test.",
+        description="Scikit-learn's 1,797 digits of 8 x 8 pixels; each seed has its own split into "
+        f"{TRAIN:,} for training, {VALIDATION} for validation and {TEST} for the test.",
         drawn=(VALIDATION, TEST),
         libraries=("scikit-learn",),
     )
 
 
 def _rows_of_digits() -> np.ndarray:
-    """Read 64 pixels and the class a row from the file of scikit-learn, whose import takes a second; else import it."""
+    """Read rows of 64 pixels and a class from the file of scikit-learn, whose import takes a second; else import it."""
     with importing("study"):
         spec = find_spec("sklearn")
         file = Path(spec.origin if spec and spec.origin else "none").with_name("datasets") / "data" / "digits.csv.gz"
@@ -209,22 +258,23 @@ def _rows_of_digits() -> np.ndarray:
     return np.column_stack([pixels, classes])
 
 
-def numbers_of(name: str, value: Any) -> np.ndarray:
+def numbers_of(name: str, value: object) -> np.ndarray:
     """Convert to an array of numbers whose first axis counts examples, at least one.
 
     Args:
-        name: Follows "Expected" in messages.
-        value: Anything that NumPy takes as an array.
+        name: Name of the value, for messages.
+        value: Any value that NumPy accepts as an array.
 
     Raises:
         BadInput: If it is no such array.
     """
     try:
         array = np.asarray(value)
-    except (ValueError, TypeError):  # NumPy's words for examples of different shapes, and a library's for its own
+    except (ValueError, TypeError):  # of NumPy for examples of different shapes, and of other libraries
         array = np.asarray(None)
     if array.dtype == object:
-        shapes = list(dict.fromkeys(map(np.shape, value))) if np.iterable(value) else []
+        items = value if isinstance(value, Iterable) and np.iterable(value) else ()
+        shapes = list(dict.fromkeys(map(np.shape, items)))
         if len(shapes) > 1:
             raise BadInput(
                 f"Expected examples of one shape in `{name}`, got {shapes[0]} and {shapes[1]}. Resize or pad them."
@@ -245,8 +295,18 @@ def _remedy(name: str, array: np.ndarray) -> str:
     return "Make it one, e.g. by `np.asarray(..., np.float32)`; columns of text have to be encoded first."
 
 
+def converted_inputs(inputs: np.ndarray) -> np.ndarray:
+    """Convert inputs to uint8, float32 or int32; see `Data`."""
+    return inputs if inputs.dtype == np.uint8 else _as_jax_has_it("inputs", inputs)
+
+
+def converted_labels(labels: np.ndarray) -> np.ndarray:
+    """Convert labels to float32 or int32, columns of them to vectors; see `Data`."""
+    return _as_jax_has_it("labels", labels[:, 0] if labels.shape[1:] == (1,) else labels)
+
+
 def _as_jax_has_it(name: str, array: np.ndarray) -> np.ndarray:
-    """The array as float32 or int32, all of it finite."""
+    """Convert to float32 or int32; refuse numbers that are not finite or do not fit."""
     kind = np.float32 if array.dtype.kind == "f" else np.int32
     if array.dtype == kind:
         converted = array
@@ -264,7 +324,12 @@ def _as_jax_has_it(name: str, array: np.ndarray) -> np.ndarray:
     return converted
 
 
-def _from_npz(path: str) -> Data:
+def from_npz(path: str) -> Data:
+    """Load a user's arrays; see `load`.
+
+    Raises:
+        ValueError: If the file does not exist, or its content is wrong.
+    """
     if not os.path.exists(path):
         raise BadInput(f"Expected `data` to be an .npz file, got `{path}`, which does not exist. Look for it.")
     try:
@@ -278,12 +343,12 @@ def _from_npz(path: str) -> Data:
 
 
 def _bytes_of_copy(dtype: np.dtype) -> int:
-    """Count the bytes that a number takes in the copy that `Data` makes of it."""
+    """Return the bytes of a number in the copy that `Data` makes."""
     return 0 if dtype in (np.uint8, np.float32, np.int32) else 4
 
 
 def _joined(train: Data, test: Data) -> Data:
-    """One data set whose last examples are the test set."""
+    """Join two data sets; the second becomes the test set."""
     for name, ours, theirs in (("x", train.inputs, test.inputs), ("y", train.labels, test.labels)):
         if (ours.shape[1:], ours.dtype) != (theirs.shape[1:], theirs.dtype):
             raise ValueError(

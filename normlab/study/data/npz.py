@@ -1,4 +1,4 @@
-"""Arrays of `.npz` files, whose headers are read before anything is allocated: they can declare what they like."""
+"""Arrays of `.npz` files, whose headers are checked before anything is allocated: they can declare any size."""
 
 import io
 import math
@@ -16,7 +16,7 @@ from numpy.lib import format as npy
 from normlab.errors import one_line
 
 _HEADER = 2**16
-"""Bytes of a header; one of plain numbers has 128."""
+"""Largest size of a header in bytes; that of plain numbers has 128."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 _UNREADABLE = (
@@ -24,7 +24,7 @@ _UNREADABLE = (
     ValueError,
     TypeError,
     EOFError,
-    NotImplementedError,  # a compression that Python does not know
+    NotImplementedError,  # an unknown compression
     RuntimeError,  # a password
     zipfile.BadZipFile,
     zlib.error,
@@ -32,7 +32,7 @@ _UNREADABLE = (
 
 
 class _Declared(NamedTuple):
-    """An array as its header declares it."""
+    """An array, as its header declares it."""
 
     name: str
     dtype: np.dtype
@@ -41,21 +41,21 @@ class _Declared(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of its numbers."""
+        """Bytes of the numbers."""
         return self.numbers * self.dtype.itemsize
 
 
 def read(path: str, *choices: Sequence[str], copied: Callable[[np.dtype], int] = lambda dtype: 0) -> list[np.ndarray]:
-    """Read the arrays of the first choice of names that are all there.
+    """Read the arrays of the first choice of names that are all in the file.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         *choices: Names of arrays.
-        copied: How many bytes a number of a dtype takes in the copy that is made of it afterwards.
+        copied: Bytes of a number of a dtype in the copy that is made of it later.
 
     Raises:
-        ValueError: If there is none, it is damaged or holds Python objects, or there is no memory for it. The message
-            says what is wrong, to be put behind the name of the file.
+        ValueError: If no choice is complete, the file is damaged or contains Python objects, or memory is too small.
+            The message gives the reason, to follow the name of the file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -79,7 +79,7 @@ def _declared(archive: zipfile.ZipFile, name: str) -> _Declared:
     """Read the header of an array.
 
     Raises:
-        ValueError: If it is not that of an array of numbers or text, or of another size than what is there.
+        ValueError: If it does not declare an array of numbers or text, or another size than the data have.
     """
     member = archive.getinfo(f"{name}.npy")
     with archive.open(member) as file:
@@ -103,7 +103,7 @@ def _declared(archive: zipfile.ZipFile, name: str) -> _Declared:
 
 
 def _check_memory(declared: Sequence[_Declared], copied: Callable[[np.dtype], int]) -> None:
-    """Refuse arrays that would not fit into memory with what is made of them."""
+    """Refuse arrays that would not fit into memory with their copies."""
     free = free_memory()
     needed = sum(array.size + array.numbers * copied(array.dtype) for array in declared)
     if free is not None and needed > free:
@@ -119,24 +119,24 @@ def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 
 def free_memory() -> int | None:
-    """Bytes that this process may still take, by the machine and by the limits of a container; `None` if unknown."""
+    """Return the bytes that this process may still allocate on the machine and in its container; `None` if unknown."""
     found = []
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         found.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
-    with suppress(OSError, ValueError, KeyError):  # also where the limit is the text `max`
+    with suppress(OSError, ValueError, KeyError):  # the limit may be the text `max`
         limit, used = (int((_CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
         parts = dict(line.split(maxsplit=1) for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        cached = sum(int(parts[f"{state}_file"]) for state in ("active", "inactive"))  # given up when it is needed
+        cached = sum(int(parts[f"{state}_file"]) for state in ("active", "inactive"))  # freed under pressure
         found.append(limit - used + cached)
     if not found:
-        with suppress(AttributeError, OSError, ValueError):  # where nobody says what is free: all that there is
+        with suppress(AttributeError, OSError, ValueError):  # if free memory is unknown: all memory
             found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return max(min(found), 0) if found else None
 
 
 def _words(size: int) -> str:
-    """A number of bytes.
+    """Format a number of bytes.
 
     >>> _words(24_000_000_000_000), _words(128)
     ('24 TB', '128 bytes')

@@ -1,17 +1,29 @@
-"""Which data a comparison is made on: `--data` and what goes with it. NumPy only until something is read."""
+"""The data of a comparison: `--data` and its options. NumPy only until something is read."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from normlab.errors import BadInput
 from normlab.expect import Kind, refusal
-from normlab.study.data.dataset import AUGMENTATIONS, Data, digits, load
+from normlab.study.data.dataset import AUGMENTATIONS, Data, Dataset, digits, from_npz
 from normlab.study.data.splits import sizes
+from normlab.study.data.streaming import Streamed
 from normlab.study.design.options import FILE, FOLDER, WHOLE, YES_NO, Option
+
+
+class DataOptions(TypedDict, total=False):
+    """Options of `chosen`, by name."""
+
+    data: str
+    data_dir: str | None
+    train_examples: int | None
+    augment: Sequence[str]
+    image_size: int | None
+    stream: bool | None
 
 
 def chosen(
@@ -21,16 +33,16 @@ def chosen(
     augment: Sequence[str] = (),
     image_size: int | None = None,
     stream: bool | None = None,
-) -> Data:
-    """Load the data that were asked for; goes with `DATA_OPTIONS` into `normlab.study.supervised`.
+) -> Data | Streamed:
+    """Load the data that the options of the command line choose; pass it to `supervised` with `DATA_OPTIONS`.
 
     Args:
         data: `digits`; `npz:PATH`, a user's own arrays, see `load`; or `tfds:NAME[:VERSION]`, see `tfds.read.read`.
-        data_dir: Where the data sets of TensorFlow Datasets are.
-        train_examples: A budget: only the first of the examples outside of given validation and test sets are used.
+        data_dir: Folder of the data sets of TensorFlow Datasets.
+        train_examples: A budget: only the first examples outside of given validation and test sets are used.
         augment: See `Data`.
-        image_size: To what images of TensorFlow Datasets are resized.
-        stream: Whether inputs of TensorFlow Datasets are read while a model is trained; so are large ones unless given.
+        image_size: Size to which images of TensorFlow Datasets are resized.
+        stream: Whether inputs of TensorFlow Datasets are read during training; large ones are unless given.
 
     Raises:
         BadInput: If there are no such data.
@@ -46,13 +58,13 @@ def chosen(
         for option, value in (("--data-dir", data_dir), ("--image-size", image_size), ("--stream", stream)):
             if value:
                 raise BadInput(f"Expected `{option}` only with data `tfds:NAME`, got it with `{data}`.")
-        found = digits() if kind == "digits" else load(name)
+        found = digits() if kind == "digits" else from_npz(name)
         found = _first(found, train_examples) if train_examples else found
     return replace(found, augment=tuple(augment)) if augment else found
 
 
 def _first(data: Data, n: int) -> Data:
-    """Only the first examples outside of given validation and test sets, and these."""
+    """Keep the first examples outside of given validation and test sets, and these sets."""
     free = len(data.labels) - data.validation - data.test
     if n > free:
         raise BadInput(
@@ -62,13 +74,13 @@ def _first(data: Data, n: int) -> Data:
     validation, test = (part / free if part >= 1 else part for part in data.drawn)
     first = replace(data, inputs=data.inputs[stay], labels=data.labels[stay], drawn=(validation, test))
     _check_enough(first, n)
-    return replace(first, about=_about(data, first))
+    return replace(first, description=_description(data, first))
 
 
-def _about(data: Data, first: Data) -> str:
-    """What data are of which only the first are left, and how the digits are divided then."""
+def _description(data: Data, first: Data) -> str:
+    """Describe data of which only the first are left, and the new division of the digits."""
     before, n = (len(one.labels) - one.validation - one.test for one in (data, first))
-    what, divided, _ = data.about.partition("; each seed has its own split into")
+    what, divided, _ = data.description.partition("; each seed has its own split into")
     if not divided:
         outside = " that are not given for validation or test" if data.test else ""
         return f"{what} Of the {before:,} examples{outside}, the first {n:,} are used.".strip()
@@ -79,8 +91,8 @@ def _about(data: Data, first: Data) -> str:
     )
 
 
-def _check_enough(data: Data, n: int) -> None:
-    """Refuse a budget out of which seeds cannot draw what they have to."""
+def _check_enough(data: Dataset, n: int) -> None:
+    """Refuse a budget that is too small for the sets that seeds draw."""
     try:
         sizes(data)
     except ValueError:
@@ -90,27 +102,27 @@ def _check_enough(data: Data, n: int) -> None:
         ) from None
 
 
-def _parts(data: Any) -> tuple[str, str]:
-    """The kind of data, and which of them."""
+def _parts(data: object) -> tuple[str, str]:
+    """Split the name of data into kind and name."""
     kind, _, name = data.partition(":") if isinstance(data, str) else ("", "", "")
     if data != "digits" and not (kind in ("npz", "tfds") and name):
         raise refusal("data to be `digits`, `npz:PATH` or `tfds:NAME[:VERSION]`", data, _ONE_OF_THEM)
     return kind, name
 
 
-def _absolute(data: Any) -> str:
-    """Data that mean the same to workers elsewhere."""
+def _absolute(data: object) -> str:
+    """Make the path in the name of data absolute, for workers in other folders."""
     kind, name = _parts(data)
-    return f"npz:{FILE.convert(name)}" if kind == "npz" else data
+    return f"npz:{FILE.convert(name)}" if kind == "npz" else str(data)
 
 
 def _named(data: str) -> str:
-    """Data in the name of a folder."""
+    """Shorten the name of data for the name of a folder."""
     kind, name = _parts(data)
     return Path(name).stem if kind == "npz" else (name or kind).replace("/", "-").replace(":", "-")
 
 
-def _way(value: Any) -> str:
+def _way(value: object) -> str:
     if not isinstance(value, str) or value not in AUGMENTATIONS:
         raise ValueError(value)
     return value

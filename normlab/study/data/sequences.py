@@ -1,4 +1,4 @@
-"""Data that are sequences: digits read pixel by pixel, the adding problem, text. NumPy only, the same every time."""
+"""Sequences: digits read pixel by pixel, the adding problem, text. NumPy only and deterministic."""
 
 import hashlib
 from collections import Counter
@@ -8,41 +8,41 @@ from pathlib import Path
 
 import numpy as np
 
-from normlab.study.data.dataset import Data, digits
+from normlab.study.data.dataset import Data, Dataset, digits
 
 PERMUTATION_SEED = 0
-"""Of NumPy's `default_rng`, for the one order in which `permuted` reads the pixels."""
+"""Seed of the order in which `permuted` reads the pixels."""
 
 WINDOW = 64
 """Characters that are predicted in an example."""
 
 SYMBOLS = 128
-"""How many characters a model of text tells apart."""
+"""Number of characters that a model of text distinguishes."""
 
 PARTS = (2048, 256, 512)
-"""Windows for training, validation and test, as far as the text goes."""
+"""Largest numbers of windows for training, validation and test."""
 
 SHORTEST = 88 * WINDOW + 1
-"""Characters of which 64, 8 and 16 windows can be made."""
+"""Shortest text, in characters: it makes 64, 8 and 16 windows."""
 
 
 def rows() -> Data:
-    """Give digits as 8 steps of the 8 pixels of a row."""
+    """Return digits as 8 steps of the 8 pixels of a row."""
     return _of_digits(digits().inputs[..., 0])
 
 
 def pixels() -> Data:
-    """Give digits as 64 steps of one pixel, row by row."""
+    """Return digits as 64 steps of one pixel, row by row."""
     return _of_digits(digits().inputs.reshape(-1, 64, 1))
 
 
 def permuted() -> Data:
-    """Give digits as 64 steps of one pixel, in an order that is the same for all: a permutation, each pixel once."""
+    """Return digits as 64 steps of one pixel, in one random order that is the same for all digits."""
     return _of_digits(pixels().inputs[:, order()])
 
 
 def order() -> np.ndarray:
-    """Which pixel `permuted` reads at each step."""
+    """Return the pixel that `permuted` reads at each step."""
     return np.random.default_rng(PERMUTATION_SEED).permutation(64)
 
 
@@ -51,11 +51,11 @@ def adding(examples: int = 4864, steps: int = 64) -> Data:
     """Make the adding problem (Hochreiter & Schmidhuber, 1997): the sum of the two marked numbers of a sequence.
 
     Args:
-        examples: How many.
-        steps: The longest sequence; lengths are drawn from half of it to all of it.
+        examples: Number of examples.
+        steps: Longest sequence; lengths are drawn from half of this to all of this.
 
     Returns:
-        Inputs of shape (examples, steps, 3) as `sums` gives them, and the sums.
+        Inputs of shape (examples, steps, 3) of `sums`, and the sums.
     """
     lengths = np.random.default_rng(0).integers(steps // 2, steps + 1, examples)
     return Data(*sums(lengths, steps, seed=1))
@@ -65,13 +65,13 @@ def sums(lengths: Sequence[int] | np.ndarray, steps: int, seed: int) -> tuple[np
     """Draw sequences with a marked number in their first half and another in their second.
 
     Args:
-        lengths: Of the sequences.
-        steps: The length they are filled up to.
-        seed: Decides all.
+        lengths: Lengths of the sequences.
+        steps: Length to which they are padded.
+        seed: Seed of all draws.
 
     Returns:
-        Inputs of shape (examples, steps, 3): numbers in [0, 1), marks, and whether the sequence goes on; and the sum of
-        the two numbers for each, of mean 1 and variance 1/6.
+        Inputs of shape (examples, steps, 3): numbers in [0, 1), marks, and whether the sequence continues; and the sum
+        of the two numbers for each, of mean 1 and variance 1/6.
     """
     lengths, draw = np.asarray(lengths), np.random.default_rng(seed)
     there = np.arange(steps) < lengths[:, None]
@@ -88,17 +88,17 @@ def characters(text: str | None = None) -> Data:
     """Make next-character prediction from a text, cut into windows that do not overlap.
 
     The beginning of the text is for training, what follows for validation, then for the test; a text longer than
-    `PARTS` is cut. Characters have numbers by how often they are in the training part; rarer ones than `SYMBOLS` - 1
+    `PARTS` is cut. Characters are numbered by their frequency in the training part; all after the first `SYMBOLS` - 1
     share the last number.
 
     Args:
         text: The path of a file in UTF-8; unless given, the topics of Python's own `help`.
 
     Returns:
-        Inputs and labels of shape (windows, `WINDOW`): characters, and those that follow.
+        Inputs and labels of shape (windows, `WINDOW`): characters, and the characters that follow them.
 
     Raises:
-        ValueError: If the file cannot be read, is not UTF-8, or too short.
+        ValueError: If the file cannot be read, is not UTF-8, or is too short.
     """
     name, content = _topics() if text is None else (f"`{Path(text).name}`", _read(text))
     whole = content.decode()
@@ -110,18 +110,24 @@ def characters(text: str | None = None) -> Data:
     known = [character for character, _ in Counter(sorted(whole[: train * WINDOW])).most_common(SYMBOLS - 1)]
     number = {character: index for index, character in enumerate(known)}
     codes = np.array([number.get(character, SYMBOLS - 1) for character in whole[: windows * WINDOW + 1]])
-    about = (
+    description = (
         f"{name}, {len(whole):,} characters, {len(set(whole))} different; sha256 of its UTF-8: "
         f"{hashlib.sha256(content).hexdigest()}. Used are the first {windows * WINDOW:,} characters in windows of "
         f"{WINDOW}: {train:,} windows for training, then {validation:,} for validation, then {test:,} for the test."
     )
-    return Data(codes[:-1].reshape(windows, WINDOW), codes[1:].reshape(windows, WINDOW), test, validation, about=about)
+    return Data(
+        codes[:-1].reshape(windows, WINDOW),
+        codes[1:].reshape(windows, WINDOW),
+        test,
+        validation,
+        description=description,
+    )
 
 
-def unigram_bits(data: Data) -> float:
-    """Bits per character of who knows how often each character is in the training part, and nothing else.
+def unigram_bits(data: Dataset) -> float:
+    """Compute the bits per character of a model that knows only the frequencies of characters in the training part.
 
-    Each character is counted once more than it is there, so that none is impossible.
+    Every count is increased by one, so that no character is impossible.
     """
     train = len(data.labels) - data.validation - data.test
     counts = np.bincount(data.labels[:train].ravel(), minlength=SYMBOLS) + 1

@@ -3,19 +3,19 @@
 import numpy as np
 
 from normlab.errors import BadInput
-from normlab.study.data.dataset import TRAIN, VALIDATION, Data
+from normlab.study.data.dataset import TRAIN, VALIDATION, Dataset
 
 FEWEST = 5
-"""Examples that each part of the data must have: with fewer an error comes in steps of more than 20 points."""
+"""Examples that each part of the data must have: with fewer, errors change in steps of more than 20 points."""
 
 
-def sizes(data: Data, validation: float | None = None, test: float | None = None) -> tuple[int, int]:
+def sizes(data: Dataset, validation: float | None = None, test: float | None = None) -> tuple[int, int]:
     """Count the examples for training and for validation.
 
     Args:
         data: All examples.
-        validation: A number of examples, or below 1 a share of those that are not in a set given with the data; without
-            effect where the data say what is for validation. `Data.drawn` unless given.
+        validation: A number of examples, or below 1 a share of the examples that are in no set of the data; without
+            effect if the data contain a validation set. `Data.drawn` unless given.
         test: Likewise.
 
     Raises:
@@ -36,8 +36,8 @@ def sizes(data: Data, validation: float | None = None, test: float | None = None
     return train, validating
 
 
-def check_enough(data: Data, validation: float | None = None, test: float | None = None) -> None:
-    """Refuse parts out of which nothing can be told.
+def check_enough(data: Dataset, validation: float | None = None, test: float | None = None) -> None:
+    """Refuse parts that are too small to measure an error.
 
     Args:
         data: All examples.
@@ -65,11 +65,10 @@ def split(
 
     Args:
         n: Number of examples.
-        seed: Of the run.
+        seed: Seed of the run.
         train: Size of the training set.
         validation: Size of the validation set.
-        fixed: How many of the last examples stay where they are, whatever the seed: for validation and, behind them,
-            for the test, as far as these go.
+        fixed: Number of the last examples that no seed moves: they are for validation and then for the test.
 
     Returns:
         Disjoint int32 indices `train`, `validation` and `test`, the rest.
@@ -89,18 +88,20 @@ def split(
     }
 
 
-def divided(data: Data, seed: int, validation: float | None = None, test: float | None = None) -> dict[str, np.ndarray]:
-    """Divide data for a run: `split`, with the sets that are given, these too in random order.
+def divided(
+    data: Dataset, seed: int, validation: float | None = None, test: float | None = None
+) -> dict[str, np.ndarray]:
+    """Divide data for a run: `split`, with the sets of the data in random order, too.
 
     Args:
         data: All examples.
-        seed: Of the run.
+        seed: Seed of the run.
         validation: See `sizes`.
         test: Likewise.
     """
     fixed = data.test + data.validation
     parts = split(len(data.labels), seed, *sizes(data, validation, test), fixed=fixed)
-    if data.test:  # as it comes in a file, which may be sorted
+    if data.test:  # files may be sorted
         parts["test"] = np.random.default_rng((seed, 3)).permutation(parts["test"])
     return parts
 
@@ -109,7 +110,7 @@ def shuffled(examples: np.ndarray, batch_size: int, epochs: int, seed: int) -> n
     """Shuffle examples anew for every epoch; the seed alone decides.
 
     Returns:
-        Shape (steps, batch_size): what is left of an epoch, less than a batch, is left out.
+        Shape (steps, batch_size), without the incomplete last batch of each epoch.
     """
     per_epoch = len(examples) // batch_size
     generator = np.random.default_rng((seed, 1))  # not the stream of `split`
@@ -122,10 +123,10 @@ def composed(labels: np.ndarray, batches: int, batch_size: int, classes: int, se
 
     Args:
         labels: A class for each example, shape (examples,).
-        batches: How many.
-        batch_size: Examples in each, drawn from their class independently: one may be there twice.
-        classes: How many a batch has.
-        seed: Decides all.
+        batches: Number of batches.
+        batch_size: Examples in each, drawn from their class independently: one may occur twice.
+        classes: Number of classes in a batch.
+        seed: Seed of all draws.
 
     Returns:
         Indices into `labels`, shape (batches, batch_size).

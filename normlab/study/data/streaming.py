@@ -1,49 +1,75 @@
-"""Data that are read from disk while a model is trained. NumPy only until something is read."""
+"""Data that are read from disk during training. NumPy only until something is read."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from normlab.study.data.dataset import Data
+from normlab import expect
+from normlab.study.data.dataset import Data, Dataset, converted_inputs, converted_labels, numbers_of
 
 WINDOW_BYTES = 16 * 2**20
-"""How much is read, and goes to the device, together; at least a batch."""
+"""Bytes that are read, and sent to the device, together; at least a batch."""
 
 AHEAD = 2
-"""Windows that are read at a time, each by a thread, before they are needed."""
+"""Windows that are read in advance, each by a thread."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Streamed(Data):
-    """A labelled data set that is read while a model is trained. Labels are all there, of the inputs the first two.
+class Streamed(Dataset):
+    """A labelled data set whose inputs are read from disk during training. All labels are in memory.
 
     Attributes:
-        read: `examples -> their inputs and labels`; may be called by several threads.
-        fingerprint: A sha256 of what decides what is read.
+        sample: Inputs of the first two examples.
+        labels: See `Dataset` for this and all fields that are not explained here.
+        read: `examples -> their inputs and labels`; several threads may call it.
+        fingerprint: A sha256 of everything that decides the examples.
+        test: Size of the test set.
+        validation: Size of the validation set.
+        description: Description of the data.
+        mean: Mean of each channel.
+        std: Standard deviation of each channel.
+        augment: Random changes of examples.
+        drawn: Sizes of the sets that a seed draws.
+        libraries: Distributions that the data come from.
     """
 
+    sample: np.ndarray
+    labels: np.ndarray
     read: Callable[[Sequence[int]], tuple[np.ndarray, np.ndarray]]
     fingerprint: str
+    test: int = 0
+    validation: int = 0
+    description: str = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    augment: tuple[str, ...] = ()
+    drawn: tuple[float, float] = (0.2, 0.2)
+    libraries: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        labels = Data(np.zeros(len(self.labels), np.float32), self.labels).labels
-        object.__setattr__(self, "labels", self.labels[: len(self.inputs)])
-        super().__post_init__()
-        object.__setattr__(self, "labels", labels)
+        self._check_fields()
+        sample, labels = numbers_of("inputs", self.sample), numbers_of("labels", self.labels)
+        self._check_sets()
+        self._check_images(sample.shape)
+        expect.convert_fields(self, sample=converted_inputs(sample), labels=converted_labels(labels))
+
+    def sample_inputs(self) -> np.ndarray:
+        """Return the inputs of the first two examples."""
+        return self.sample
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """Nothing: programs are fed."""
+        """Nothing: programs receive windows."""
         return {}
 
     @property
-    def marks(self) -> dict[str, np.ndarray]:
-        """See `Data`; the fingerprint stands for what is read."""
-        return {"fingerprint": np.frombuffer(bytes.fromhex(self.fingerprint), np.uint8), **super().marks}
+    def fingerprints(self) -> dict[str, np.ndarray]:
+        """See `Dataset`; `fingerprint` represents the examples."""
+        return {"fingerprint": np.frombuffer(bytes.fromhex(self.fingerprint), np.uint8), **super().fingerprints}
 
     def windows(self, examples: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-        """Read on ahead: `inputs` and `labels` of a row of examples after the other.
+        """Read `inputs` and `labels` of one row of examples after another, some in advance.
 
         Args:
             examples: Shape (windows, examples of a window).
@@ -51,8 +77,7 @@ class Streamed(Data):
         import grain
 
         def window(number: int) -> dict[str, np.ndarray]:
-            found = Data(*self.read(examples[number].tolist()))
-            return {"inputs": found.inputs, "labels": found.labels}
+            return Data(*self.read(examples[number].tolist())).arrays
 
         if not len(examples):
             return iter(())

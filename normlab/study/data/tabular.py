@@ -1,4 +1,4 @@
-"""Labelled rows of a user's file, `.csv` or `.npz`: every mistake in them is reported with its place."""
+"""Labelled rows of a user's file, `.csv` or `.npz`; errors name the place in the file."""
 
 import csv
 import io
@@ -13,19 +13,19 @@ from normlab.errors import BadInput, nearest, one_line
 from normlab.study.data import npz
 
 _LARGEST_CLASS = 2**31 - 2
-"""JAX counts them in 32 bits."""
+"""JAX counts classes in 32 bits."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Table:
-    """What a file holds, in its order.
+    """The content of a file, in its order.
 
     Attributes:
-        path: Of the file.
-        inputs: Shape (n, ...), float64; NaN where there is nothing.
-        labels: As text; empty where there is nothing.
-        places: Where each row is, in words.
-        columns: Names of the features; empty where they have none.
+        path: Path of the file.
+        inputs: Shape (n, ...), float64; NaN for a missing value.
+        labels: Labels as text; empty for a missing label.
+        places: Place of each row in the file, for messages.
+        columns: Names of the features; empty if they have none.
     """
 
     path: str
@@ -35,13 +35,13 @@ class Table:
     columns: list[str]
 
     def whole(self, *, skip: bool = False) -> np.ndarray:
-        """Tell which rows have finite values only, shape (n,).
+        """Find the rows with finite values only, shape (n,).
 
         Args:
-            skip: Whether there may be others.
+            skip: Whether other rows are allowed.
 
         Raises:
-            BadInput: If there are others that may not be, or no other.
+            BadInput: If there are other rows although they are not allowed, or no finite ones.
         """
         if not self.labels:
             raise BadInput(f"Expected examples in `{self.path}`, got none.")
@@ -60,16 +60,16 @@ class Table:
         return whole
 
     def classes(self, declared: Sequence[str] | None, numbers: bool, stays: np.ndarray) -> tuple[np.ndarray, int]:
-        """Give labels of some rows as numbers, and how many classes there are, 0 where labels are targets.
+        """Convert the labels of some rows to numbers, and count the classes; 0 if labels are targets.
 
         Args:
-            declared: All classes that there can be. Unless given: integers are classes themselves, counted from 0;
-                other numbers are targets; text is a class, counted as it first appears.
-            numbers: Whether labels are targets though all of them are integers.
-            stays: Which rows, shape (n,).
+            declared: All possible classes. Unless given: integers are classes, counted from 0; other numbers are
+                targets; text is a class, numbered by first appearance.
+            numbers: Whether labels are targets although all of them are integers.
+            stays: Mask of the rows, shape (n,).
 
         Raises:
-            BadInput: If a label is not what can be.
+            BadInput: If a label is invalid.
         """
         where = np.flatnonzero(stays)
         labels = [self.labels[row].strip() for row in where]
@@ -107,7 +107,7 @@ class Table:
         return np.array([_is_missing(label) for label in self.labels])
 
     def _wrong(self, finite: np.ndarray) -> str:
-        """The first value that is missing or not finite, and where it is."""
+        """Describe the first value that is missing or not finite, and its place."""
         row = int((self._unlabelled() | ~finite.all(axis=tuple(range(1, finite.ndim)))).argmax())
         if finite[row].all():
             return f"`{self.labels[row]}` for the label in {self.places[row]}"
@@ -117,7 +117,7 @@ class Table:
 
 
 DELIMITERS = {",": ",", ";": ";", "|": "|", "tab": "\t"}
-"""Characters between the values of a `.csv` file, by how they are asked for."""
+"""Delimiters of the values of a `.csv` file, by name."""
 
 
 def read_csv(
@@ -131,15 +131,15 @@ def read_csv(
     """Read a `.csv` file in UTF-8: names of columns in the first line, numbers below; empty cells are NaN.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         label: The column of labels, which may be text; the last one unless given.
-        drop: Columns that are left out, whatever is in them.
-        header: Whether the first line has names; without them, columns are counted from 1. Unless given it has, and is
-            refused where it looks like an example.
-        delimiter: Between values; see `DELIMITERS`.
+        drop: Columns that are left out, whatever they contain.
+        header: Whether the first line contains names; without names, columns are counted from 1. Unless given, it does,
+            and a line that looks like an example is refused.
+        delimiter: Delimiter of values; see `DELIMITERS`.
 
     Raises:
-        BadInput: If there is something else in it, with the line.
+        BadInput: If the content is invalid; the message names the line.
     """
     lines = _lines(path, delimiter)
     if not lines:
@@ -164,10 +164,10 @@ def read_csv(
 
 
 def _lines(path: str, delimiter: str) -> list[tuple[int, list[str]]]:
-    """The values of each line that has some, with its number.
+    """Split each line that is not empty into values, with the number of the line.
 
     Raises:
-        BadInput: If a line is not as it should be: above all where a quote that is not closed would swallow others.
+        BadInput: If a line is invalid, in particular if an open quote would swallow the next lines.
     """
     reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=DELIMITERS[delimiter], strict=True)
     found, before = [], 0
@@ -187,7 +187,7 @@ def _lines(path: str, delimiter: str) -> list[tuple[int, list[str]]]:
 
 
 def _text(path: str) -> str:
-    """A file in UTF-8, with or without a mark at its beginning."""
+    """Read a file in UTF-8, with or without a byte order mark."""
     content = Path(path).read_bytes()
     wrong = content.find(0)
     try:
@@ -204,7 +204,7 @@ def _text(path: str) -> str:
 
 
 def _check_delimiter(path: str, line: int, row: Sequence[str], delimiter: str) -> None:
-    """Refuse a first line that seems to have something else between its values."""
+    """Refuse a first line that seems to have another delimiter."""
     others = [name for name, character in DELIMITERS.items() if name != delimiter and character in row[0]]
     if len(row) == 1 and others:
         raise BadInput(
@@ -217,7 +217,7 @@ def read_npz(path: str) -> Table:
     """Read an `.npz` file with numbers `inputs`, shape (n, ...), and `labels`, shape (n,).
 
     Raises:
-        BadInput: If there is something else in it.
+        BadInput: If the content is invalid.
     """
     try:
         inputs, labels = npz.read(path, ("inputs", "labels"), copied=lambda dtype: 8 * (dtype != np.float64))
@@ -232,7 +232,7 @@ def read_npz(path: str) -> Table:
 
 
 def numbered(path: str, inputs: np.ndarray, labels: np.ndarray) -> Table:
-    """Give rows that are known by their index."""
+    """Make rows that are known by their index."""
     return Table(
         path=path,
         inputs=inputs.astype(np.float64),
@@ -243,10 +243,10 @@ def numbered(path: str, inputs: np.ndarray, labels: np.ndarray) -> Table:
 
 
 def _label_column(path: str, columns: Sequence[str], label: str | None, *, sure: bool) -> int:
-    """Which column holds the labels.
+    """Find the column of labels.
 
     Raises:
-        BadInput: If there is none, or the names of columns are not names, or not `sure` to be.
+        BadInput: If there is none, or names of columns are invalid or, unless `sure`, look like values.
     """
     if len(columns) < 2:
         raise BadInput(
@@ -272,17 +272,17 @@ def _label_column(path: str, columns: Sequence[str], label: str | None, *, sure:
 
 
 def _look_like_values(names: Sequence[str]) -> bool:
-    """Tell whether names are rather an example: all but the last are numbers or empty, or one is no whole number."""
+    """Check for names that look like an example: all but the last are numbers or empty, or one is no whole number."""
     return all(not name or _is_number(name) for name in names[:-1]) or any(
         _is_number(name) and not name.isdecimal() for name in names
     )
 
 
 def _features(path: str, columns: Sequence[str], label: int, drop: Sequence[str]) -> list[int]:
-    """Which columns hold features.
+    """Find the columns of features.
 
     Raises:
-        BadInput: If one that is to be left out is not there or is the label, or none is left.
+        BadInput: If a column in `drop` does not exist or is the label, or no column is left.
     """
     for name in drop:
         if name not in columns:
@@ -296,7 +296,7 @@ def _features(path: str, columns: Sequence[str], label: int, drop: Sequence[str]
 
 
 def _number(cell: str, column: str, path: str, line: int, first: int) -> float:
-    """A cell as a number; NaN where it is empty."""
+    """Convert a cell to a number; NaN if it is empty."""
     try:
         return _parsed(cell) if cell.strip() else np.nan
     except ValueError:
@@ -308,10 +308,10 @@ def _number(cell: str, column: str, path: str, line: int, first: int) -> float:
 
 
 def _parsed(text: str) -> float:
-    """A number as files have them: Python's underscores are none of theirs.
+    """Convert text to a number, without the underscores of Python.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is no number.
     """
     if "_" in text:
         raise ValueError(text)

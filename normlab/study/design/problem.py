@@ -97,7 +97,7 @@ class Problem:
         recurrent: Whether the norm goes into a recurrent cell. Norms that exist for cells alone are recorded
             as `invalid` where this is false, and norms that no cell takes where it is true.
         metric: The metric that norms are compared by.
-        side: Further metrics of evaluated models, with names that `Program.evaluate` returns.
+        extra_metrics: Further metrics of evaluated models, with names that `Program.evaluate` returns.
         series: Series measured before, during and after training, with names that `Program.series` returns.
         options: Further options of the command line, whose values `build` and `norm_options` find in `config`. They are
             not in the key of a run, which has the hash of the data.
@@ -110,7 +110,7 @@ class Problem:
     spatial: bool = False
     recurrent: bool = False
     metric: Metric = field(default_factory=Metric)
-    side: tuple[Metric, ...] = ()
+    extra_metrics: tuple[Metric, ...] = ()
     series: tuple[Series, ...] = ()
     options: "tuple[Option, ...]" = ()
 
@@ -130,11 +130,11 @@ class Problem:
             spatial=expect.SWITCH,
             recurrent=expect.SWITCH,
             metric=_METRIC,
-            side=SIDE,
+            extra_metrics=EXTRA_METRICS,
             series=SERIES,
             options=expect.Several(options, empty=True),
         )
-        for field_name in ("side", "series", "options"):
+        for field_name in ("extra_metrics", "series", "options"):
             names = [named.name for named in getattr(self, field_name)]
             expect.check_distinct(f"`{field_name}` of `Problem`", names)
 
@@ -161,7 +161,7 @@ NORM = expect.Kind(
     "the name of a norm", _a_norm, 'Write one such as "batch" or "group:num_groups=8"; `normlab list` shows them all.'
 )
 _METRIC = expect.an(Metric, 'Write `study.Metric(name="...")`.')
-SIDE = expect.Several(_METRIC, empty=True, remedy="Write `side=(metric,)`, with the comma.")
+EXTRA_METRICS = expect.Several(_METRIC, empty=True, remedy="Write `extra_metrics=(metric,)`, with the comma.")
 SERIES = expect.Several(
     expect.an(Series, "Write `study.Series(...)`."), empty=True, remedy="Write `series=(one,)`, with the comma."
 )

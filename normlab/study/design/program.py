@@ -2,38 +2,40 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from normlab.notation import PyTree
 from normlab.study.design.provenance import data_hash
 
-Arrays = Mapping[str, Any]
+Array = np.ndarray | jax.Array
+Arrays = Mapping[str, Array]
+Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Feed:
-    """A source of windows of arrays, for data that do not fit in memory; a program finds the arrays by name.
+class WindowSource:
+    """Source of data that do not fit on the device: windows of arrays, which the program receives with its data.
 
-    `Program.step` receives the window of its step. `Program.evaluate` receives one window of held-out examples after
-    another, and returns `errors`, one for each example, and `finite`.
+    `Program.step` receives the window of its step. `Program.evaluate` receives the windows of held-out examples one by
+    one and returns `errors`, one for each example, and `finite`.
 
     Attributes:
-        steps: Number of updates that a window is for.
-        mark: Maps a seed to a fingerprint of its batch order.
-        windows: `(seed, n) -> windows` after the first n; the last one is padded.
-        held_out: `seed -> windows` of the examples for validation and the test; the last one is padded.
-        shapes: Shapes of the arrays of these two kinds of windows.
+        steps: Updates per window.
+        fingerprint: `seed -> a hash` of the order of examples in its windows.
+        windows: `(seed, n) -> windows`, without the first n; the last window is padded.
+        held_out: `seed -> windows` of the examples for validation and the test; the last window is padded.
+        shapes: Shapes of the arrays in these two kinds of windows.
         metrics: `errors of all held-out examples -> metrics`.
     """
 
     steps: int
-    mark: Callable[[int], str]
+    fingerprint: Callable[[int], str]
     windows: Callable[[int, int], Iterator[Arrays]]
     held_out: Callable[[int], Iterator[Arrays]]
-    shapes: tuple[Arrays, Arrays]
+    shapes: tuple[Shapes, Shapes]
     metrics: Callable[[np.ndarray], Mapping[str, float]]
 
 
@@ -47,7 +49,7 @@ class Program:
 
     Attributes:
         data: Arrays that all runs share, by name.
-        marks: Further arrays by name that enter the hash of the data; no device has them.
+        fingerprints: Further arrays by name that enter the hash of the data; no device has them.
         init: `seed -> state`, a pytree of arrays with everything that the seed decides: split, parameters, order.
         step: `(state, t, learning_rate, data) -> (state, loss)` for t = 0, 1, ..., `steps - 1`.
         forward: `(state, t, data) -> loss`: a step as far as its loss, which reveals wrong shapes. With it,
@@ -62,33 +64,34 @@ class Program:
         mesh: The devices that train one model together, each with its share of every batch; `None` is one device.
         series: `(state, data) -> vectors by name`, measured at all of `problem.MEASURED_AT`; `None` for nothing.
         at_end: Whether series are measured at the end alone, and are NaN before.
-        about: A description of the data for the report.
-        feed: Source of further data while the program runs; `None` if all data are in `data`.
+        description: A description of the data for the report.
+        window_source: Source of data that are read during training; `None` if all data are in `data`.
         libraries: Distributions beyond JAX, Flax, Optax and NumPy that decide its numbers, e.g. `river`; their versions
             are in the key of every run.
     """
 
     data: Mapping[str, np.ndarray]
-    init: Callable[[int], Any]
-    step: Callable[[Any, jax.Array, jax.Array, Arrays], tuple[Any, jax.Array]]
-    evaluate: Callable[[Any, Arrays], Mapping[str, jax.Array]]
+    init: Callable[[int], PyTree]
+    step: Callable[[PyTree, jax.Array, jax.Array, Arrays], tuple[PyTree, jax.Array]]
+    evaluate: Callable[[PyTree, Arrays], Mapping[str, jax.Array]]
     steps: int
     last: int
     chance: float | None = None
     mesh: Mesh | None = None
-    series: Callable[[Any, Arrays], Mapping[str, jax.Array]] | None = None
+    series: Callable[[PyTree, Arrays], Mapping[str, jax.Array]] | None = None
     at_end: bool = False
-    forward: Callable[[Any, jax.Array, Arrays], Any] | None = None
-    about: str = ""
-    feed: Feed | None = None
-    marks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    forward: Callable[[PyTree, jax.Array, Arrays], jax.Array] | None = None
+    description: str = ""
+    window_source: WindowSource | None = None
+    fingerprints: Mapping[str, np.ndarray] = field(default_factory=dict)
     libraries: tuple[str, ...] = ()
 
     @property
     def data_hash(self) -> str:
-        """Compute the sha256 of data and marks, for run keys."""
-        return data_hash({**self.data, **self.marks})
+        """Compute the sha256 of data and fingerprints, for run keys."""
+        return data_hash({**self.data, **self.fingerprints})
 
     def sees(self, *, held_out: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the shapes of all data that a step receives, or an evaluation."""
-        return {**jax.eval_shape(lambda: dict(self.data)), **(self.feed.shapes[held_out] if self.feed else {})}
+        windows = self.window_source.shapes[held_out] if self.window_source else {}
+        return {**jax.eval_shape(lambda: dict(self.data)), **windows}

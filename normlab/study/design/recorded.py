@@ -183,7 +183,7 @@ def _problem(problem: Problem) -> dict[str, Any]:
     return {
         **{name: getattr(problem, name) for name in ("name", "title", "spatial", "recurrent")},
         "metric": dataclasses.asdict(problem.metric),
-        "side": [dataclasses.asdict(metric) for metric in problem.side],
+        "side": [dataclasses.asdict(metric) for metric in problem.extra_metrics],
         "series": [dataclasses.asdict(series) for series in problem.series],
     }
 
@@ -251,7 +251,7 @@ def _comparison(settings: Settings, described: Mapping[str, Any]) -> Comparison:
                 **{name: of[name] for name in ("name", "title", "spatial", "recurrent")},
                 build=_refuse,
                 metric=Metric(**of["metric"]),
-                side=tuple(Metric(**metric) for metric in of["side"]),
+                extra_metrics=tuple(Metric(**metric) for metric in of["side"]),
                 series=tuple(Series(**series) for series in of["series"]),
             )
             for of in described["problems"]

@@ -28,7 +28,7 @@ class Checked(NamedTuple):
 
     Attributes:
         hashes: See `Program.data_hash`.
-        about: See `Program.about`.
+        about: See `Program.description`.
         libraries: See `Program.libraries`.
         built: Number of programs that were built.
         traced: Number of programs that were traced.
@@ -79,7 +79,9 @@ def data_of(plan: Plan, limit: Callable[[], float] = lambda: math.inf, *, every:
         _check_norm_is_used(plan, configuration, programs)
     return Checked(
         hashes={problem: programs[configuration].data_hash for problem, configuration in first.items()},
-        about={problem: about for problem, configuration in first.items() if (about := programs[configuration].about)},
+        about={
+            problem: text for problem, configuration in first.items() if (text := programs[configuration].description)
+        },
         libraries={
             problem: used for problem, configuration in first.items() if (used := programs[configuration].libraries)
         },

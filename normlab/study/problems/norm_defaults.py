@@ -1,25 +1,23 @@
 """Defaults of norms that depend on the length of training."""
 
-from typing import Any
-
 from normlab import norms
 from normlab.norms import Ramp
 
 
 def averages(norm: str, memory: int, batch_size: int) -> dict[str, float]:
-    """Options by which the running statistics of a norm remember so many examples; none where it has no such option.
+    """Return the options by which the running statistics of a norm remember a number of examples.
 
     Args:
-        norm: Its name.
-        memory: In examples: what is older weighs less than 1 / e.
-        batch_size: Examples an update.
+        norm: Name of the norm; a norm without running statistics gets no options.
+        memory: Number of examples; older ones weigh less than 1 / e.
+        batch_size: Examples per update.
     """
     seen = {"batch": batch_size, "example": 1, "": 0}[norms.get(norm).entry.averages]
     return {"momentum": max(0.0, 1 - seen / memory)} if seen else {}
 
 
-def ramps_over(steps: int) -> dict[str, Any]:
-    """Batch renorm's limits, opened between 10 % and 35 % of the updates."""
+def ramps_over(steps: int) -> dict[str, Ramp | bool]:
+    """Return the limits of batch renorm, which open between 10 % and 35 % of the updates."""
     begin = round(0.1 * steps)
     end = max(begin + 1, round(0.35 * steps))
     return {

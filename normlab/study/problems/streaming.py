@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from normlab import expect, norms
 from normlab.extras import require
 from normlab.norms import Norm
 from normlab.study.design.problem import Metric, Problem, Series
 from normlab.study.problems.norm_defaults import averages
-from normlab.study.problems.supervised import KINDS
+from normlab.study.problems.supervised import KINDS, NormOptions
 from normlab.study.streams.protocol import (
     ALL_TASKS,
     DROP,
@@ -21,16 +22,26 @@ from normlab.study.streams.protocol import (
     PREFIX,
     RECOVERY,
 )
-from normlab.study.training.objectives import MISCLASSIFICATION, Error, Loss, Optimizer
+from normlab.study.training.objectives import MISCLASSIFICATION, Error, Loss, StreamOptimizer
 
 if TYPE_CHECKING:
+    from normlab.introspect.pure import Model
     from normlab.study.design.options import Option
     from normlab.study.design.program import Program
     from normlab.study.streams.stream import Source
 
 
 MEMORY = 200
-"""Examples that running statistics remember unless a curve or a norm's string says otherwise."""
+"""Examples that running statistics remember unless a curve or the string of a norm sets another number."""
+
+
+class Arrival(TypedDict, total=False):
+    """Fields of a configuration that decide how examples arrive; the model receives the others."""
+
+    batch_size: int
+    varying: bool
+    delay: int
+
 
 PREQUENTIAL_ERROR = Error(name="prequential error", function=MISCLASSIFICATION.function, percent=True, margin=0.005)
 """The share of wrong predictions, each made before its example was learned from."""
@@ -39,58 +50,58 @@ PREQUENTIAL_ERROR = Error(name="prequential error", function=MISCLASSIFICATION.f
 def streaming(
     *,
     name: str,
-    model: Callable[..., Any],
+    model: "Model",
     source: "Source | Callable[..., Source]",
     title: str = "",
     loss: Loss | None = None,
     metric: Error = PREQUENTIAL_ERROR,
-    optimizer: Optimizer | None = None,
-    norm_options: Mapping[str, Mapping[str, Any]] | None = None,
+    optimizer: StreamOptimizer | None = None,
+    norm_options: NormOptions | None = None,
     drifting: bool = False,
     tasks: bool = False,
     options: "Sequence[Option]" = (),
 ) -> Problem:
     """Make a problem from a Flax model and a stream: predict, then learn, each example once.
 
-    Seeds are streams where the source has many: learning rates are chosen on other streams than those that are
-    reported on. Where there is one real stream, they are initial weights, and learning rates are chosen on its first
-    fifth, which is not reported on.
+    If the source has many streams, every seed has its own, and learning rates are chosen on other streams than those
+    that are reported on. If there is one real stream, seeds differ in initial weights, and learning rates are chosen on
+    the first fifth of the stream, which is not reported on.
 
-    What curves may set: `batch_size` (examples of a burst), `varying` (whether bursts have 1 to `2 * batch_size - 1`
-    examples) and `delay` (how many examples later labels arrive); anything else is handed to the model.
+    Curves may set `batch_size` (examples of a burst), `varying` (whether bursts have 1 to `2 * batch_size - 1`
+    examples) and `delay` (number of examples by which labels are late); other values are passed to the model.
 
-    Norms with running averages have them over `MEMORY` examples, unless `norm_options`, the curve or the norm's own
-    string say otherwise.
+    Running averages of norms are over `MEMORY` examples, unless `norm_options`, the curve or the string of the norm set
+    another number.
 
     Args:
-        name: Short, for records and flags.
-        model: As in `supervised`, and given how many outputs there are, 1 for numbers: `model(norm, outputs=10)`. Where
-            bursts vary or labels come late, the module is called with `mask=`, shape (batch,), which is True for
+        name: Short name for records and flags.
+        model: Like that of `supervised`, with the number of outputs, 1 for numbers: `model(norm, outputs=10)`. If
+            bursts vary or labels are late, the module is called with `mask=`, shape (batch,), which is True for
             examples that count.
-        source: Of streams, or a function that returns one.
-        title: For people; the name unless given.
+        source: Source of streams, or a function that returns one.
+        title: Title for the report; the name unless given.
         loss: `(outputs, labels) -> one number for each example`. Unless given: softmax cross entropy for classes,
             squared error for numbers.
-        metric: What predictions are judged by.
-        optimizer: Made from a learning rate, e.g. `optax.adam`. Unless given: plain SGD.
-        norm_options: For norms by name, e.g. `{"group": {"num_groups": 4}}`.
-        drifting: Whether streams know where they drift; then drops and recovery are reported.
+        metric: Error of predictions.
+        optimizer: Makes an optimizer from a learning rate, e.g. `optax.adam`. Unless given: plain SGD.
+        norm_options: Options of norms by name, e.g. `{"group": {"num_groups": 4}}`.
+        drifting: Whether streams contain the positions of their drifts; then drops and recovery are reported.
         tasks: Whether streams are sequences of tasks; then final errors and forgetting are reported.
-        options: What can be asked for on the command line besides; what is given is handed to the function `source`.
+        options: Further options of the command line; given ones are passed to the function `source` by name.
 
     Raises:
-        BadInput: If an argument cannot be what it should, as far as it can be known by now.
+        BadInput: If an argument has a wrong type or value, as far as it is known.
     """
     given = expect.checked("streaming", locals(), {**KINDS, **_STREAMING})
-    task = _Streaming(
+    task = _StreamingTask(
         model=model,
         source=source,
         loss=loss,
         metric=metric,
         optimizer=optimizer,
-        given_options=given["norm_options"],
-        side=_side(metric, given["drifting"], given["tasks"]),
-        asked=[option.name for option in given["options"]],
+        options_of_norms=given["norm_options"],
+        extra_metrics=_extra_metrics(metric, given["drifting"], given["tasks"]),
+        option_names=[option.name for option in given["options"]],
     )
     return Problem(
         name=name,
@@ -98,7 +109,7 @@ def streaming(
         build=task.build,
         norm_options=task.norm_options,
         metric=Metric(name=metric.name, percent=metric.percent, margin=metric.margin),
-        side=task.side,
+        extra_metrics=task.extra_metrics,
         series=_series(metric),
         options=given["options"],
     )
@@ -121,27 +132,27 @@ _STREAMING: Mapping[str, expect.Check] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Streaming:
-    """What a problem of a stream does; see `streaming`."""
+class _StreamingTask:
+    """A problem on streams; see `streaming`."""
 
-    model: Callable[..., Any]
+    model: "Model"
     source: "Source | Callable[..., Source]"
     loss: Loss | None
     metric: Error
-    optimizer: Optimizer | None
-    given_options: Mapping[str, Mapping[str, Any]]
-    side: tuple[Metric, ...]
-    asked: Sequence[str] = ()
-    _made: dict[Any, "Source"] = field(default_factory=dict, init=False)
+    optimizer: StreamOptimizer | None
+    options_of_norms: NormOptions
+    extra_metrics: tuple[Metric, ...]
+    option_names: Sequence[str] = ()
+    _made: dict[tuple[tuple[str, object], ...], "Source"] = field(default_factory=dict, init=False)
 
-    def build(self, norm: Norm, config: Mapping[str, Any]) -> "Program":
-        """The program of a configuration; see `Problem.build`."""
+    def build(self, norm: Norm, config: Mapping[str, object]) -> "Program":
+        """Build the program of a configuration; see `Problem.build`."""
         require("online", "optax", "river")
         from normlab.introspect.pure import Network, network
-        from normlab.study.training.prequential import prequential
+        from normlab.study.training.prequential import PrequentialTraining
 
-        arrival = {name: config[name] for name in ("batch_size", "varying", "delay") if name in config}
-        known = (*arrival, *self.asked, "epochs", "devices")
+        arrival = {name: config[name] for name in Arrival.__annotations__ if name in config}
+        known = (*arrival, *self.option_names, "epochs", "devices")
         fields = {name: value for name, value in config.items() if name not in known}
         source = self._source(config)
         first = source(0)
@@ -150,27 +161,30 @@ class _Streaming:
             return network(self.model, norm, first.inputs[:2], outputs=first.classes or 1, **fields)
 
         averaged = len(first.tasks) > 0 and norm.entry.averages == "batch"
-        return prequential(
-            source,
-            made(norm),
+        return PrequentialTraining(
+            source=source,
+            network=made(norm),
             forgetful=made(norms.get(norm, momentum=0.0)) if averaged else None,
             error=self.metric,
             loss=self.loss,
             optimizer=self.optimizer,
-            side=self.side,
-            **arrival,
-        )
+            extra_metrics=self.extra_metrics,
+            **cast(Arrival, arrival),
+        ).program()
 
-    def norm_options(self, norm: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Options of a norm; see `Problem.norm_options`."""
-        return {**averages(norm, MEMORY, config.get("batch_size", 1)), **self.given_options.get(norm, {})}
+    def norm_options(self, norm: str, config: Mapping[str, object]) -> Mapping[str, object]:
+        """Return the options of a norm; see `Problem.norm_options`."""
+        return {
+            **averages(norm, MEMORY, cast(Arrival, config).get("batch_size", 1)),
+            **self.options_of_norms.get(norm, {}),
+        }
 
-    def _source(self, config: Mapping[str, Any]) -> "Source":
+    def _source(self, config: Mapping[str, object]) -> "Source":
         from normlab.study.streams.stream import Source
 
         if isinstance(self.source, Source):
             return self.source
-        options = {name: config[name] for name in self.asked if name in config}
+        options = {name: config[name] for name in self.option_names if name in config}
         key = tuple(options.items())
         if key not in self._made:
             found = self.source(**options)
@@ -180,7 +194,7 @@ class _Streaming:
         return self._made[key]
 
 
-def _side(metric: Error, drifting: bool, tasks: bool) -> tuple[Metric, ...]:
+def _extra_metrics(metric: Error, drifting: bool, tasks: bool) -> tuple[Metric, ...]:
     from normlab.study.streams import baselines
 
     percent = metric.percent
@@ -196,35 +210,33 @@ def _side(metric: Error, drifting: bool, tasks: bool) -> tuple[Metric, ...]:
 
 
 def _series(metric: Error) -> tuple[Series, ...]:
-    along: dict[str, Any] = {
-        "x_label": "share of the stream (%)",
-        "x": tuple(100 * (part + 1) / PARTS for part in range(PARTS)),
-        "at_end": True,
-    }
+    along = partial(
+        Series,
+        x_label="share of the stream (%)",
+        x=tuple(100 * (part + 1) / PARTS for part in range(PARTS)),
+        at_end=True,
+    )
     return (
-        Series(
+        along(
             name="error",
             title="Error along the stream",
             y_label=f"{metric.name}{' (%)' if metric.percent else ''}",
             shows=f"Mean over each of {PARTS} equal parts of the stream; predictions come before learning. Of a "
             f"single real stream the first {PREFIX:.0%} chose the learning rate.",
-            **along,
         ),
-        Series(
+        along(
             name="lag",
             title="How far the running mean is from the true one",
             y_label="difference (true standard deviations)",
             shows="Of what the first norm is given, with the weights of that moment: running mean minus the mean over "
             "the latest part of the stream; mean of absolute values over features. Where a stream drifts, it rises, "
             "and the longer the memory, the longer it stays.",
-            **along,
         ),
-        Series(
+        along(
             name="spread",
             title="Running over true variance",
             y_label="ratio",
             shows="Likewise; 1 where the running variance is right.",
             log=True,
-            **along,
         ),
     )

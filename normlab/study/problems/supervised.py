@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Required, SupportsFloat, TypedDict, cast
 
 import numpy as np
 
@@ -14,10 +14,10 @@ from normlab.errors import BadInput
 from normlab.extras import require
 from normlab.introspect.signature import check_call, signature_of
 from normlab.norms import Norm
-from normlab.study.data.dataset import Data, Source, load
+from normlab.study.data.dataset import Dataset, DatasetSource, load
 from normlab.study.data.splits import check_enough, sizes
 from normlab.study.design.options import Option
-from normlab.study.design.problem import NORM, SERIES, SIDE, Metric, Problem, Series
+from normlab.study.design.problem import EXTRA_METRICS, NORM, SERIES, Metric, Problem, Series
 from normlab.study.problems.norm_defaults import averages, ramps_over
 from normlab.study.training.objectives import (
     A_LOSS,
@@ -30,37 +30,59 @@ from normlab.study.training.objectives import (
 )
 
 if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+
+    from normlab.introspect.pure import Model
+    from normlab.notation import PyTree
     from normlab.study.design.program import Program
     from normlab.study.training.supervised import Fitted
 
 
-Measure = Callable[["Fitted"], Mapping[str, Any]]
-Assess = Callable[["Fitted", Any], Mapping[str, Any]]
+Measure = Callable[["Fitted"], Mapping[str, "ArrayLike"]]
+Assess = Callable[["Fitted", "PyTree"], Mapping[str, "ArrayLike"]]
+NormOptions = Mapping[str, Mapping[str, object]]
+"""Options of norms by name."""
+
+
+class Measures(TypedDict, total=False):
+    """Arguments of `supervised` that say what is measured beside the error."""
+
+    series: Sequence[Series]
+    measure: Measure
+    extra_metrics: Sequence[Metric]
+    assess: Assess
+
+
+class TrainingConfig(TypedDict, total=False):
+    """Fields of a configuration that training uses; the model receives the others."""
+
+    batch_size: Required[int]
+    epochs: Required[int]
+    devices: int
+    classes_per_batch: int
 
 
 _COUNTS = ("batch_size", "epochs")
-_TRAINING = (*_COUNTS, "devices", "classes_per_batch")
-"""What of a configuration's config training takes; the model takes the rest."""
 
 
 def supervised(
     *,
     name: str,
-    model: Callable[..., Any],
-    data: Source,
+    model: "Model",
+    data: DatasetSource,
     title: str = "",
     loss: Loss | None = None,
     metric: Error | Loss | None = None,
-    chance: float | Callable[[Data], float] | None = None,
+    chance: float | Callable[[Dataset], float] | None = None,
     optimizer: Optimizer | None = None,
-    norm_options: Mapping[str, Mapping[str, Any]] | None = None,
+    norm_options: NormOptions | None = None,
     spatial: bool = False,
     recurrent: bool = False,
     validation: float | None = None,
     test: float | None = None,
     series: Sequence[Series] = (),
     measure: Measure = lambda model: {},
-    side: Sequence[Metric] = (),
+    extra_metrics: Sequence[Metric] = (),
     assess: Assess = lambda model, outputs: {},
     options: Sequence[Option] = (),
 ) -> Problem:
@@ -70,52 +92,54 @@ def supervised(
     scaled to the run, unless `norm_options` or the norm's own string say otherwise.
 
     Args:
-        name: Short, for records and flags.
-        model: Linen: `model(norm)` gives a module that is called as `module(inputs, train=...)`. NNX: `model(norm,
-            rngs=...)` gives a module that is called as `module(inputs)` after `train()` or `eval()`. The norm goes
-            into it as `norm.linen(train=train)` or `norm.nnx(features, rngs=rngs)`. A model that has an argument
-            `classes` is told how many there are. What a curve sets besides the batch size, classes in a batch, epochs
-            and devices is handed on: `model(norm, depth=2)`.
+        name: Short name for records and flags.
+        model: Linen: `model(norm)` returns a module that is called as `module(inputs, train=...)`. NNX: `model(norm,
+            rngs=...)` returns a module that is called as `module(inputs)` after `train()` or `eval()`. The model
+            inserts `norm.linen(train=train)` or `norm.nnx(features, rngs=rngs)`. A model with an argument `classes`
+            receives the number of classes. Values of a curve other than batch size, classes in a batch, epochs and
+            devices are passed on: `model(norm, depth=2)`.
         data: A `Data`, a function that returns one, or the path of an `.npz` file; see `data.dataset.load`.
-        title: For people; the name unless given.
+        title: Title for the report; the name unless given.
         loss: `(outputs, labels) -> number, or one for each example`. Unless given: softmax cross entropy for integer
             labels, squared error for others.
-        metric: An `Error`, or its function. Unless given: the share of wrong classes or the mean squared error, for
-            which labels are looked at now.
-        chance: The metric of a model that has learned nothing, or a function of the data that gives it. Unless given:
-            that of the best constant answer where the metric is one of these two, else unknown, and then no run is
-            found to have collapsed.
+        metric: An `Error`, or its function. Unless given: the share of wrong classes or the mean squared error, as the
+            labels decide; the data are then loaded at once.
+        chance: The metric of a model that has learned nothing, or a function of the data that returns it. Unless given:
+            the metric of the best constant answer if the metric is one of these two. If unknown, no run counts as
+            collapsed.
         optimizer: `learning-rate schedule -> optax.GradientTransformation`, e.g. `optax.adamw`. Unless given: SGD with
             momentum 0.9.
         norm_options: For norms by name, e.g. `{"group": {"num_groups": 4}}`.
         spatial: Whether activations have axes between batch and features, which instance norm needs.
         recurrent: Whether the norm goes into a recurrent cell.
-        validation: How much of the data chooses learning rates: a number of examples, or below 1 a share; without
-            effect where the data bring their own. Unless given, what the data say, which is 0.2 unless they are told.
-        test: How much is reported on, likewise.
-        series: What is measured of a model before, during and after training.
-        measure: `Fitted -> vectors by name`; a norm that has no such thing gives NaN, or leaves it out.
-        side: What is reported of evaluated models beside the metric.
+        validation: Size of the set that chooses learning rates: a number of examples, or below 1 a share; without
+            effect if the data contain such a set. `Data.drawn` unless given.
+        test: Size of the set that is reported on, likewise.
+        series: Series that are measured before, during and after training.
+        measure: `Fitted -> vectors by name`; a series that a norm does not have is NaN, or left out.
+        extra_metrics: Metrics of evaluated models that are reported beside `metric`.
         assess: `(Fitted, outputs of the test examples) -> numbers by name`, likewise.
-        options: What can be asked for on the command line besides; what is given is handed to the function `data` by
-            name.
+        options: Further options of the command line; given ones are passed to the function `data` by name.
 
     Raises:
-        BadInput: If an argument cannot be what it should; of data and model, as far as it can be known by now.
+        BadInput: If an argument has a wrong type or value; data and model are checked as far as they are known.
     """
     given = expect.checked("supervised", locals(), {**KINDS, **_SUPERVISED})
     task = SupervisedTask(
         model=model,
         data=data,
         loss=loss,
-        given_error=given["metric"],
+        metric=given["metric"],
         chance=given["chance"],
         optimizer=optimizer,
-        given_options=given["norm_options"],
+        options_of_norms=given["norm_options"],
         validation=given["validation"],
         test=given["test"],
-        observed={"observe": given["measure"], **{name: given[name] for name in ("series", "side", "assess")}},
-        asked=[option.name for option in given["options"]],
+        series=given["series"],
+        measure=given["measure"],
+        extra_metrics=given["extra_metrics"],
+        assess=given["assess"],
+        option_names=[option.name for option in given["options"]],
     )
     judged = task.error({})
     return Problem(
@@ -126,13 +150,13 @@ def supervised(
         spatial=spatial,
         recurrent=recurrent,
         metric=Metric(name=judged.name, percent=judged.percent, margin=judged.margin),
-        side=given["side"],
+        extra_metrics=given["extra_metrics"],
         series=given["series"],
         options=given["options"],
     )
 
 
-def _a_model(value: Any) -> Callable[..., Any]:
+def _a_model(value: object) -> "Model":
     linen, nnx = sys.modules.get("flax.linen"), sys.modules.get("flax.nnx")
     kinds = tuple(module.Module for module in (linen, nnx) if module)
     if not callable(value) or isinstance(value, kinds):
@@ -151,22 +175,22 @@ def _a_model(value: Any) -> Callable[..., Any]:
         raise expect.refusal("`model` to have a field `norm`", value, _A_MODEL)
     if is_linen and isinstance(value, type):
         check_call(value)
-    return value
+    return cast("Model", value)
 
 
 def _is_source(value: object) -> bool:
-    return not isinstance(value, type) and (isinstance(value, Data | str | os.PathLike) or callable(value))
+    return not isinstance(value, type) and (isinstance(value, Dataset | str | os.PathLike) or callable(value))
 
 
-def _a_metric(value: Any) -> Error:
+def _a_metric(value: object) -> Error:
     return value if isinstance(value, Error) else _named(A_LOSS.convert(value))
 
 
-def _a_chance(value: Any) -> Any:
+def _a_chance(value: SupportsFloat) -> object:
     return value if callable(value) else expect.finite(value)
 
 
-def _by_norm(value: Any) -> Mapping[str, Mapping[str, Any]]:
+def _by_norm(value: object) -> NormOptions:
     if not isinstance(value, Mapping | None):
         raise TypeError(value)
     for name, options in (value or {}).items():
@@ -192,7 +216,7 @@ KINDS: Mapping[str, expect.Check] = {
     ),
     "options": expect.Several(expect.an(Option, "Write `study.Option(...)`."), empty=True),
 }
-"""Kinds of the arguments that all problems have."""
+"""Kinds of the arguments that all problems share."""
 
 _SUPERVISED: Mapping[str, expect.Check] = {
     "data": expect.Kind(
@@ -212,31 +236,34 @@ _SUPERVISED: Mapping[str, expect.Check] = {
     "test": expect.optional(expect.SHARE),
     "series": SERIES,
     "measure": expect.function("a function of a `Fitted`", _OBSERVER, arguments=1),
-    "side": SIDE,
+    "extra_metrics": EXTRA_METRICS,
     "assess": expect.function("a function of a `Fitted` and its outputs", _OBSERVER, arguments=2),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedTask:
-    """What a supervised problem does; see `supervised`. Data are loaded when they are needed, and once."""
+    """A supervised problem; see `supervised`. Data are loaded once, on first use."""
 
-    model: Callable[..., Any]
-    data: Source
+    model: "Model"
+    data: DatasetSource
     loss: Loss | None
-    given_error: Error | None
-    chance: float | Callable[[Data], float] | None
+    metric: Error | None
+    chance: float | Callable[[Dataset], float] | None
     optimizer: Optimizer | None
-    given_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    options_of_norms: NormOptions = field(default_factory=dict)
     validation: float | None
     test: float | None
-    observed: Mapping[str, Any] = field(default_factory=dict)
-    asked: Sequence[str] = ()
-    _loaded: dict[tuple[Any, ...], Data] = field(default_factory=dict, init=False)
+    series: Sequence[Series]
+    measure: Measure
+    extra_metrics: Sequence[Metric]
+    assess: Assess
+    option_names: Sequence[str] = ()
+    _loaded: dict[tuple[tuple[str, object], ...], Dataset] = field(default_factory=dict, init=False)
 
-    def loaded(self, config: Mapping[str, Any]) -> Data:
-        """The data, as far as options decide what they are."""
-        options = {name: config[name] for name in self.asked if name in config}
+    def loaded(self, config: Mapping[str, object]) -> Dataset:
+        """Load the data that the options choose."""
+        options = {name: config[name] for name in self.option_names if name in config}
         key = tuple(options.items())
         if key not in self._loaded:
             data = load(self.data, **options)
@@ -246,17 +273,17 @@ class SupervisedTask:
             self._loaded[key] = data
         return self._loaded[key]
 
-    def _check_labels(self, data: Data, *, complete: bool) -> None:
-        """Refuse labels that the losses of this package would take for something else.
+    def _check_labels(self, data: Dataset, *, complete: bool) -> None:
+        """Refuse labels that the losses of this package would misread.
 
         Args:
-            data: All of them.
-            complete: False for a budget of the examples, which may leave out a class.
+            data: The data.
+            complete: False for a budget of the examples, which may omit a class.
 
         Raises:
-            BadInput: If they are one-hot, no classes for the metric of classes, or not counted from 0.
+            BadInput: If labels are one-hot, no classes for the metric of classes, or not counted from 0.
         """
-        labels, about = data.labels, f"{data.labels.dtype} of shape {data.labels.shape}"
+        labels, found = data.labels, f"{data.labels.dtype} of shape {data.labels.shape}"
         if (
             labels.ndim == 2
             and labels.shape[1] > 1
@@ -264,14 +291,14 @@ class SupervisedTask:
             and (labels.sum(1) == 1).all()
         ):
             raise BadInput(
-                f"Expected `labels` to be a class for each example, got one-hot rows, {about}. Write "
+                f"Expected `labels` to be a class for each example, got one-hot rows, {found}. Write "
                 "`labels.argmax(1)`, or give `loss` and `metric`."
             )
         if not data.classes:
             return self._check_targets(labels)
         if labels.ndim != 1:
             raise BadInput(
-                f"Expected `labels` to be a class for each example, shape (examples,), got {about}. Write "
+                f"Expected `labels` to be a class for each example, shape (examples,), got {found}. Write "
                 "`labels.astype(float)` if they are numbers to predict, or give `loss` and `metric`."
             )
         there = np.unique(labels)
@@ -288,43 +315,43 @@ class SupervisedTask:
         return None
 
     def _check_targets(self, labels: np.ndarray) -> None:
-        """Refuse classes that are no integers, as far as they can be told from numbers to predict."""
+        """Refuse classes that are no integers, as far as they differ from numbers to predict."""
         there = np.unique(labels)
         counted = 1 < len(there) <= len(labels) // 2 and (there == np.arange(len(there))).all()
         classes = labels.ndim == 1 and counted
-        if self.given_error is MISCLASSIFICATION or (classes and self.given_error is None):
+        if self.metric is MISCLASSIFICATION or (classes and self.metric is None):
             came = f"{labels.dtype}, only 0 to {there[-1]:g}" if classes else labels.dtype
             raise BadInput(
                 f"Expected `labels` to be classes, integers from 0 on, got {came}. Write `labels.astype(int)`, or "
                 "`metric=study.MEAN_SQUARED_ERROR` where they are numbers to predict."
             )
 
-    def error(self, config: Mapping[str, Any]) -> Error:
-        """What is measured."""
-        return self.given_error or (MISCLASSIFICATION if self.loaded(config).classes else MEAN_SQUARED_ERROR)
+    def error(self, config: Mapping[str, object]) -> Error:
+        """Return the error of the problem."""
+        return self.metric or (MISCLASSIFICATION if self.loaded(config).classes else MEAN_SQUARED_ERROR)
 
-    def build(self, norm: Norm, config: Mapping[str, Any]) -> "Program":
-        """The program of a configuration; see `Problem.build`.
+    def build(self, norm: Norm, config: Mapping[str, object]) -> "Program":
+        """Build the program of a configuration; see `Problem.build`.
 
         Raises:
-            ValueError: For what cannot be trained.
+            ValueError: If the configuration cannot be trained.
         """
         require("study", "optax")
         from normlab.introspect.pure import network
         from normlab.study.training.supervised import SupervisedTraining
 
         ghost = norm.options.get("ghost_batch_size")
-        if isinstance(ghost, int) and ghost > config["batch_size"]:
-            raise ValueError(f"Expected `ghost_batch_size` up to the batch of {config['batch_size']}, got {ghost}.")
+        if isinstance(ghost, int) and ghost > (batch := cast(TrainingConfig, config)["batch_size"]):
+            raise ValueError(f"Expected `ghost_batch_size` up to the batch of {batch}, got {ghost}.")
         data = self.loaded(config)
-        training = {name: config[name] for name in _TRAINING if name in config}
+        training = {name: config[name] for name in TrainingConfig.__annotations__ if name in config}
         training |= {name: expect.WHOLE.of(f"`{name}`", training[name]) for name in _COUNTS if name in training}
-        fields = {name: value for name, value in config.items() if name not in (*training, *self.asked)}
+        fields = {name: value for name, value in config.items() if name not in (*training, *self.option_names)}
         fields |= self._classes(data)
-        first = data.prepared(data.inputs[:2])
+        first = data.prepared(data.sample_inputs())
         return SupervisedTraining(
             data=data,
-            made=lambda norm: network(self.model, norm, first, **fields),
+            make_network=lambda norm: network(self.model, norm, first, **fields),
             norm=norm,
             error=self.error(config),
             loss=self.loss,
@@ -332,12 +359,15 @@ class SupervisedTask:
             chance=self.chance(data) if callable(self.chance) else self.chance,
             validation=self.validation,
             test=self.test,
-            **self.observed,
-            **training,
+            series=self.series,
+            observe=self.measure,
+            extra_metrics=self.extra_metrics,
+            assess=self.assess,
+            **cast(TrainingConfig, training),
         ).program()
 
-    def _classes(self, data: Data) -> dict[str, int]:
-        """How many there are, for a model that wants to know."""
+    def _classes(self, data: Dataset) -> dict[str, int]:
+        """Return the number of classes, for a model with an argument `classes`."""
         parameter = inspect.signature(self.model).parameters.get("classes")
         if parameter is None or not (data.classes or parameter.default is parameter.empty):
             return {}
@@ -348,17 +378,20 @@ class SupervisedTask:
             )
         return {"classes": int(data.labels.max()) + 1}
 
-    def norm_options(self, norm: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Options of a norm; see `Problem.norm_options`."""
-        options = self.given_options.get(norm, {})
+    def norm_options(self, norm: str, config: Mapping[str, object]) -> Mapping[str, object]:
+        """Return the options of a norm; see `Problem.norm_options`."""
+        options = self.options_of_norms.get(norm, {})
         if not norms.get(norm).entry.averages:
             return options
-        train, _ = sizes(self.loaded(config), self.validation, self.test)
-        ramps = ramps_over(config["epochs"] * max(1, train // config["batch_size"])) if norm == "batch_renorm" else {}
-        return {**averages(norm, train, config["batch_size"]), **ramps, **options}
+        training, (train, _) = cast(TrainingConfig, config), sizes(self.loaded(config), self.validation, self.test)
+        found = averages(norm, train, training["batch_size"])
+        if norm != "batch_renorm":
+            return {**found, **options}
+        steps = training["epochs"] * max(1, train // training["batch_size"])
+        return {**found, **ramps_over(steps), **options}
 
 
 def _named(function: Loss) -> Error:
-    """A function as an error that has its name."""
+    """Make an error from a function, with its name."""
     name = getattr(function, "__name__", "").strip("<>_").replace("_", " ")
     return Error(name=name if name and name != "lambda" else "error", function=function)

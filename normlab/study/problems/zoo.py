@@ -1,23 +1,28 @@
-"""The networks of `normlab.study` as problems. Importing this imports neither JAX nor Flax."""
+"""The networks of `normlab.models` as problems. Importing this module imports neither JAX nor Flax."""
 
 import importlib
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 from normlab.errors import BadInput
 from normlab.norms import Norm
-from normlab.study.data.dataset import Data
-from normlab.study.data.options import DATA_OPTIONS, chosen
+from normlab.study.data.dataset import Dataset
+from normlab.study.data.options import DATA_OPTIONS, DataOptions, chosen
 from normlab.study.design.problem import Problem
-from normlab.study.problems.supervised import supervised
+from normlab.study.problems.supervised import Measures, supervised
 from normlab.study.training.objectives import MISCLASSIFICATION, Optimizer
 
+if TYPE_CHECKING:
+    import optax
+    from flax import linen as nn
+
 WEIGHT_DECAY = 1e-4
-"""Of all parameters, those of norms included, as He et al. (2016) and Wu & He (2018) have it."""
+"""Weight decay of all parameters, including norms, like He et al. (2016) and Wu & He (2018)."""
 
 VIT_WEIGHT_DECAY, VIT_RATE = 0.05, 0.01
-"""Of AdamW, which wants about a hundredth of the rates of SGD; grids are the same for all networks."""
+"""Weight decay and learning-rate factor of AdamW, which needs about a hundredth of the rates of SGD. The grids are the
+same for all networks."""
 
 
 FIXED = (
@@ -38,11 +43,11 @@ class Architecture(NamedTuple):
     """A network.
 
     Attributes:
-        title: For people.
-        module: Of `normlab.models`, where its class is.
-        kind: The class, which takes a norm and the number of `classes`.
-        fields: What else it takes.
-        groups: Of group norm and continual norm.
+        title: Title for the report.
+        module: Module of `normlab.models` that contains the class.
+        kind: Name of the class, which takes a norm and the number of `classes`.
+        fields: Further fields of the class.
+        groups: Groups of group norm and continual norm.
         spatial: Whether activations have axes between batch and features.
         optimizer: See `supervised`.
     """
@@ -50,72 +55,73 @@ class Architecture(NamedTuple):
     title: str
     module: str
     kind: str
-    fields: Mapping[str, Any]
+    fields: Mapping[str, object]
     groups: int
     spatial: bool = True
     optimizer: Optimizer | None = None
 
 
-def problems(*names: str, **fields: Any) -> tuple[Problem, ...]:
+def problems(*names: str, **fields: Unpack[Measures]) -> tuple[Problem, ...]:
     """Make problems of networks, on the data that `--data` chooses: digits unless given.
 
     Args:
-        *names: Of `MEMBERS`.
-        **fields: For `supervised`, the same for all.
+        *names: Names of `MEMBERS`.
+        **fields: Arguments of `supervised`, the same for all.
     """
     return tuple(_problem(name, MEMBERS[name], fields) for name in names)
 
 
-def _problem(name: str, architecture: Architecture, fields: Mapping[str, Any]) -> Problem:
+def _problem(name: str, member: Architecture, fields: Measures) -> Problem:
     return supervised(
         name=name,
-        title=architecture.title,
-        model=partial(_made, architecture),
-        norm_options={norm: {"num_groups": architecture.groups} for norm in ("group", "continual")},
-        spatial=architecture.spatial,
-        optimizer=architecture.optimizer,
-        data=partial(_suitable, name, architecture),
+        title=member.title,
+        model=partial(_made, member),
+        norm_options={norm: {"num_groups": member.groups} for norm in ("group", "continual")},
+        spatial=member.spatial,
+        optimizer=member.optimizer,
+        data=partial(_suitable, name, member),
         metric=MISCLASSIFICATION,
         options=DATA_OPTIONS,
         **fields,
     )
 
 
-def _suitable(name: str, architecture: Architecture, **options: Any) -> Data:
-    """The data that were chosen.
+def _suitable(name: str, member: Architecture, **options: Unpack[DataOptions]) -> Dataset:
+    """Load the data that were chosen.
 
     Raises:
-        BadInput: If the network cannot take them.
+        BadInput: If they do not fit the network.
     """
     data = chosen(**options)
-    if architecture.spatial and data.inputs.ndim != 4:
+    shape = len(data.labels), *data.sample_inputs().shape[1:]
+    if member.spatial and len(shape) != 4:
         raise BadInput(
             f"Expected images of shape (examples, height, width, channels) for `{name}`, got inputs of shape "
-            f"{data.inputs.shape}. Add the axis that is missing, or take the problem `mlp`."
+            f"{shape}. Add the axis that is missing, or take the problem `mlp`."
         )
     if data.labels.ndim != 1:
         raise BadInput(f"Expected one label for each example, got labels of shape {data.labels.shape}.")
     return data
 
 
-def _made(architecture: Architecture, norm: Norm, *, classes: int) -> Any:
-    kind = getattr(importlib.import_module(f"normlab.models.{architecture.module}"), architecture.kind)
-    return kind(norm, classes=classes, **architecture.fields)
+def _made(member: Architecture, norm: Norm, *, classes: int) -> "nn.Module":
+    kind = getattr(importlib.import_module(f"normlab.models.{member.module}"), member.kind)
+    return kind(norm, classes=classes, **member.fields)
 
 
-def _sgd_with_decay(schedule: Any) -> Any:
+def _sgd_with_decay(schedule: "optax.Schedule") -> "optax.GradientTransformation":
     import optax
 
     return optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(schedule, momentum=0.9))
 
 
-def _adamw(schedule: Any) -> Any:
+def _adamw(schedule: "optax.Schedule") -> "optax.GradientTransformation":
     import optax
 
     return optax.adamw(lambda t: VIT_RATE * schedule(t), weight_decay=VIT_WEIGHT_DECAY)
 
 
-def _resnet(title: str, groups: int = 4, kind: str = "ResNet", **fields: Any) -> Architecture:
+def _resnet(title: str, groups: int = 4, kind: str = "ResNet", **fields: object) -> Architecture:
     return Architecture(title, "resnet", kind, fields, groups, optimizer=_sgd_with_decay)
 
 
@@ -142,4 +148,4 @@ MEMBERS: Mapping[str, Architecture] = {
     "resnet50": _resnet("ResNet-50", groups=32, kind="ResNet50"),
     "vit": Architecture("ViT-tiny, patches of 4", "vit", "ViTTiny", {"patch": 4}, groups=12, optimizer=_adamw),
 }
-"""By the names of their problems."""
+"""Networks by the names of their problems."""

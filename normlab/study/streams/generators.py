@@ -1,27 +1,34 @@
 """river's generators of drifting streams: which concepts follow each other, and what each of them is seeded with."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from normlab.errors import BadInput
 
+if TYPE_CHECKING:
+    from river.datasets.base import SyntheticDataset
+
+
+Example = tuple[Mapping[Hashable, float], object]
+"""Features and label of an example of river."""
+
 
 class RiverGenerator(NamedTuple):
-    """A generator.
+    """A kind of generator.
 
     Attributes:
-        generator: river's name.
-        options: For it; where there are several values, for one concept after the other.
-        moving: Options with which the concept itself moves on; none if it cannot.
+        generator: Name of the class of river.
+        options: Options of the class; a tuple has a value for one concept after the other.
+        moving: Options with which the concept itself moves; none if it cannot.
     """
 
     generator: str
-    options: Mapping[str, Any] = {}
-    moving: Mapping[str, Any] = {}
+    options: Mapping[str, object] = {}
+    moving: Mapping[str, object] = {}
 
 
 KINDS = {
@@ -43,7 +50,7 @@ Neighbours disagree about the label of 20.6 % of all inputs (`sea`: thresholds 7
 
 
 def changing_options(kind: str) -> set[str]:
-    """Which options tell the concepts of a kind apart; none where their seeds do."""
+    """Return the options that distinguish the concepts of a kind; none if their seeds do."""
     return {name for name, value in KINDS[kind].options.items() if isinstance(value, tuple)}
 
 
@@ -55,18 +62,18 @@ def drifting(
     recurring: bool = False,
     moving: bool = False,
     width: int | None = None,
-    options: Mapping[str, Any] = MappingProxyType({}),
+    options: Mapping[str, object] = MappingProxyType({}),
 ) -> "Running":
     """Begin an endless stream in which one concept follows another.
 
     Args:
         kind: One of `KINDS`.
-        seed: Decides everything.
+        seed: Seed of the stream.
         positions: Index of the first example of each new concept.
-        recurring: Whether two concepts take turns.
-        moving: Whether the concept itself moves on.
-        width: Of the change, in examples; `None` for none.
-        options: For river's generator.
+        recurring: Whether two concepts alternate.
+        moving: Whether the concept itself moves.
+        width: Width of a change, in examples; `None` for abrupt changes.
+        options: Options of river's generator.
 
     Raises:
         BadInput: If river has no such option.
@@ -81,11 +88,11 @@ def drifting(
 
 
 def river_seed(seed: int, concept: int, part: int = 0) -> int:
-    """Give a number for Python's `random`.
+    """Derive a seed for Python's `random`.
 
     Args:
-        seed: Of the stream.
-        concept: Which one; for a change the one that begins.
+        seed: Seed of the stream.
+        concept: Number of the concept; for a change, of the one that begins.
         part: 0 for the concept, and its examples where river has one seed for both; 1 for the examples alone; 2 for the
             change.
     """
@@ -93,13 +100,13 @@ def river_seed(seed: int, concept: int, part: int = 0) -> int:
 
 
 class Running:
-    """A data set of river's that goes on where it was left, however often it is iterated over."""
+    """A data set of river that every iteration resumes where the last one stopped."""
 
-    def __init__(self, dataset: Any, examples: Iterator[Any] | None = None) -> None:
+    def __init__(self, dataset: "SyntheticDataset", examples: Iterator[Example] | None = None) -> None:
         self.dataset = dataset
         self.examples = iter(dataset) if examples is None else examples
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Example]:
         return self.examples
 
     def __getattr__(self, name: str) -> Any:
@@ -107,13 +114,13 @@ class Running:
 
 
 def _changing(before: Running, after: Running, first: int, width: int | None, seed: int) -> Running:
-    """Examples of `before`, then of `after`, mixed by river where there is a width."""
+    """Join examples of `before` and of `after`; river mixes them if there is a width."""
     from river.datasets import synth
 
     # river computes exp(4 * distance / width), which overflows beyond 177 widths, and so for any abrupt change.
     alone = first if width is None else max(0, first - 170 * width)
 
-    def examples() -> Iterator[Any]:
+    def examples() -> Iterator[Example]:
         yield from islice(before, alone)
         if width is None:
             yield from after
@@ -124,8 +131,8 @@ def _changing(before: Running, after: Running, first: int, width: int | None, se
     return Running(before.dataset, examples())
 
 
-def _generator(kind: str, seed: int, concept: int, options: Mapping[str, Any]) -> Any:
-    """The generator of a concept: two of one kind never give the same examples, nor do two seeds."""
+def _generator(kind: str, seed: int, concept: int, options: Mapping[str, object]) -> "SyntheticDataset":
+    """Make the generator of a concept: two of one kind never yield the same examples, nor do two seeds."""
     from river.datasets import synth
 
     given = {

@@ -10,8 +10,8 @@ STANDARDIZED = (
 def standardized(inputs: np.ndarray) -> np.ndarray:
     """Standardize each feature by the mean and standard deviation of the examples so far, this one included.
 
-    Nothing of what comes later is in it; `preprocessing.StandardScaler` of river gives the same. A feature that has not
-    varied yet is 0.
+    Later examples have no influence; `preprocessing.StandardScaler` of river gives the same numbers. A feature that has
+    not varied yet is 0.
 
     Args:
         inputs: Shape (n, ...).
@@ -32,5 +32,5 @@ def standardized(inputs: np.ndarray) -> np.ndarray:
 
 
 def features_of(inputs: np.ndarray, standardize: bool) -> np.ndarray:
-    """Standardize features where that is asked for."""
+    """Standardize features if `standardize` is true."""
     return standardized(inputs) if standardize else inputs

@@ -1,16 +1,16 @@
 """Constants of the test-then-train protocol, and the names of its metrics."""
 
 PARTS = 50
-"""Parts of a stream over which errors are averaged; the window of drops and recovery is as long as one."""
+"""Parts of a stream over which errors are averaged; windows of drops and recovery are equally long."""
 
 PREFIX = 0.2
 """Share of a single real stream that chooses learning rates, and is not reported on."""
 
 RECOVERED_WITHIN = 0.02
-"""How close the error must come to that before a drift."""
+"""Difference to the error before a drift within which a model has recovered."""
 
 SETTLED = 5
-"""Parts of the stream over which an error is taken to be a level."""
+"""Parts of the stream over which the mean error counts as its level."""
 
 DROP = "rise of the error in the window after a drift"
 RECOVERY = "examples until recovered"

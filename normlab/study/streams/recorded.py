@@ -1,22 +1,23 @@
 """Recorded streams: bundled with river, prepared on disk, or from a file."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
 from normlab.errors import BadInput, nearest
 from normlab.study.data.tabular import DELIMITERS, Table, numbered, read_csv, read_npz
+from normlab.study.streams.generators import Example
 from normlab.study.streams.preprocessing import features_of
 from normlab.study.streams.stream import (
     Source,
     Stream,
     check_positions,
-    description,
+    describe,
     river_version,
     sha256_of,
     source_of,
@@ -24,7 +25,7 @@ from normlab.study.streams.stream import (
 
 
 def bundled(name: str, *, standardize: bool = True) -> Source:
-    """Read one of the data sets that river brings along; nothing is downloaded.
+    """Read one of the data sets that river contains; nothing is downloaded.
 
     Args:
         name: `phishing`, `bananas`, `image_segments`, `shuttle` (classes), or `trump_approval` (numbers).
@@ -39,12 +40,12 @@ def bundled(name: str, *, standardize: bool = True) -> Source:
 
 
 def recorded(name: str, data_dir: str | os.PathLike[str] | None = None, *, standardize: bool = True) -> Source:
-    """Read a stream that was recorded in the world.
+    """Read a real stream.
 
     Args:
         name: `weather`: 18,159 days at an air base, 8 measurements, whether it rained. `outdoor`: 4,000 pictures of 40
             objects out of doors, 21 chromaticities.
-        data_dir: The folder in which `raw/weather/weather.csv`, or `raw/outdoor/outdoorStream.data` and `.labels` are;
+        data_dir: Folder that contains `raw/weather/weather.csv`, or `raw/outdoor/outdoorStream.data` and `.labels`;
             `NORMLAB_DATA` unless given.
         standardize: Whether features are standardized online; see `standardized`.
 
@@ -76,32 +77,37 @@ def from_file(
     header: bool | None = None,
     delimiter: str = ",",
 ) -> Source:
-    """Read a stream of your own, in the order of the file.
+    """Read a stream from a file, in the order of its examples.
 
     Args:
-        path: A `.csv` file in UTF-8 with names of columns in its first line and numbers below, an example a line; or an
+        path: A `.csv` file in UTF-8 with names of columns in its first line and one example per line below; or an
             `.npz` file with `inputs`, shape (n, ...), and `labels`, shape (n,).
         label: The column of labels; the last one unless given.
-        classes: All labels that there can be, in the order of the outputs. Unless given: integers are classes
-            themselves, counted from 0; other numbers are targets; text is a class, counted as it first appears.
-        numbers: Whether labels are targets though all of them are integers.
-        drifts: Index of the first example of each new concept, as far as known, counted in the file.
-        skip_nonfinite: Leave out examples in which something is missing, NaN or infinite; they are refused otherwise.
+        classes: All possible labels, in the order of the outputs. Unless given: integers are classes, counted from 0;
+            other numbers are targets; text is a class, numbered by first appearance.
+        numbers: Whether labels are targets although all of them are integers.
+        drifts: Index in the file of the first example of each new concept, if known.
+        skip_nonfinite: Whether to leave out examples with a missing, NaN or infinite value instead of refusing them.
         standardize: Whether features are standardized online; see `standardized`.
-        drop: Columns that are left out, whatever is in them.
-        header: Whether the first line has names of columns; without them, columns are counted from 1. Unless given it
-            has, and is refused where it looks like an example.
-        delimiter: Between values: `","`, `";"`, `"|"` or `"tab"`.
+        drop: Columns that are left out, whatever they contain.
+        header: Whether the first line contains names of columns; without names, columns are counted from 1. Unless
+            given, it does, and a line that looks like an example is refused.
+        delimiter: Delimiter of values: `","`, `";"`, `"|"` or `"tab"`.
 
     Raises:
-        BadInput: If there is no such file, or something in it cannot be learned from; when the stream is asked for.
+        BadInput: If the file does not exist or cannot be learned from; the content is checked when the stream is read.
     """
     path = os.fspath(path)
     if Path(path).suffix not in (".csv", ".npz"):
         raise BadInput(f"Expected a .csv or .npz file, got `{path}`.")
     if delimiter not in DELIMITERS:
         raise BadInput(f"Expected `delimiter` to be one of {', '.join(DELIMITERS)}, got `{delimiter}`.")
-    of_csv = {"label": label, "drop": [str(name) for name in drop], "header": header, "delimiter": delimiter}
+    of_csv: CsvOptions = {
+        "label": label,
+        "drop": [str(name) for name in drop],
+        "header": header,
+        "delimiter": delimiter,
+    }
     if path.endswith(".npz"):
         if label is not None:
             raise BadInput(f"Expected no `label` for an .npz file, got `{label}`. Its labels are the array `labels`.")
@@ -111,20 +117,41 @@ def from_file(
         _own,
         path=path,
         of_csv=of_csv,
-        classes=None if classes is None else [str(name) for name in classes],
-        numbers=numbers,
-        drifts=tuple(map(int, drifts)),
-        skip_nonfinite=skip_nonfinite,
-        standardize=standardize,
+        options=_Options(
+            classes=None if classes is None else [str(name) for name in classes],
+            numbers=numbers,
+            drifts=tuple(map(int, drifts)),
+            skip_nonfinite=skip_nonfinite,
+            standardize=standardize,
+        ),
     )
     return source_of(Path(path).stem, make, files=[path])
 
 
+class CsvOptions(TypedDict):
+    """Options of `read_csv`."""
+
+    label: str | None
+    drop: Sequence[str]
+    header: bool | None
+    delimiter: str
+
+
+class _Options(NamedTuple):
+    """Options that turn a table into a stream; see `from_file`."""
+
+    classes: Sequence[str] | None = None
+    numbers: bool = False
+    drifts: Sequence[int] = ()
+    skip_nonfinite: bool = False
+    standardize: bool = True
+
+
 class _Recorded(NamedTuple):
-    """A recorded stream: its files, and what it is in words."""
+    """Files and description of a recorded stream."""
 
     files: Sequence[str]
-    about: str
+    description: str
 
 
 _BUNDLED = {
@@ -144,8 +171,8 @@ _RECORDED = {
 }
 
 
-def materialized(dataset: Any, n: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs, float64, and labels as they are, of the first `n` examples, features in the order of the first."""
+def materialized(dataset: Iterable[Example], n: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return inputs, float64, and labels of the first `n` examples, with features in the order of the first."""
     inputs, labels = [], []
     for x, y in islice(dataset, n):
         inputs.append(list(x.values()))
@@ -156,59 +183,40 @@ def materialized(dataset: Any, n: int | None = None) -> tuple[np.ndarray, np.nda
 def _bundled(seed: int, *, name: str, standardize: bool) -> Stream:
     from river import datasets
 
-    dataset, about = _BUNDLED[name]
+    dataset, description = _BUNDLED[name]
     if not hasattr(datasets, dataset):
         raise BadInput(f"Expected a river that brings `{dataset}` along, got river {river_version()}. Update it.")
-    rows = numbered(name, *materialized(getattr(datasets, dataset)()))
-    return _of_rows(rows, f"{dataset} of river {river_version()}: {about}", standardize=standardize)
+    table = numbered(name, *materialized(getattr(datasets, dataset)()))
+    return _of_table(table, f"{dataset} of river {river_version()}: {description}", _Options(standardize=standardize))
 
 
 def _recorded(seed: int, *, name: str, files: Sequence[str], standardize: bool) -> Stream:
     if name == "weather":
-        rows = read_csv(files[0])
+        table = read_csv(files[0])
     else:
         inputs, labels = (np.loadtxt(file) for file in files)
-        rows = numbered(name, inputs, labels.astype(int))
-    return _of_rows(rows, _RECORDED[name].about, standardize=standardize)
+        table = numbered(name, inputs, labels.astype(int))
+    return _of_table(table, _RECORDED[name].description, _Options(standardize=standardize))
 
 
-def _own(
-    seed: int,
-    *,
-    path: str,
-    of_csv: Mapping[str, Any],
-    classes: Sequence[str] | None,
-    numbers: bool,
-    drifts: Sequence[int],
-    skip_nonfinite: bool,
-    standardize: bool,
-) -> Stream:
-    rows = read_npz(path) if path.endswith(".npz") else read_csv(path, **of_csv)
-    about = f"`{Path(path).name}`, sha256 {sha256_of(path)}"
-    return _of_rows(rows, about, classes, numbers, drifts, skip_nonfinite, standardize)
+def _own(seed: int, *, path: str, of_csv: CsvOptions, options: _Options) -> Stream:
+    table = read_npz(path) if path.endswith(".npz") else read_csv(path, **of_csv)
+    return _of_table(table, f"`{Path(path).name}`, sha256 {sha256_of(path)}", options)
 
 
-def _of_rows(
-    rows: Table,
-    about: str,
-    classes: Sequence[str] | None = None,
-    numbers: bool = False,
-    drifts: Sequence[int] = (),
-    skip_nonfinite: bool = False,
-    standardize: bool = True,
-) -> Stream:
-    """A stream of what is in a file, if all of it can be learned from."""
-    stays = rows.whole(skip=skip_nonfinite)
-    drifts = [int(stays[:drift].sum()) for drift in check_positions(drifts, len(stays))]
-    labels, number = rows.classes(classes, numbers, stays)
+def _of_table(table: Table, description: str, options: _Options) -> Stream:
+    """Make a stream from the rows of a table."""
+    stays = table.whole(skip=options.skip_nonfinite)
+    drifts = [int(stays[:drift].sum()) for drift in check_positions(options.drifts, len(stays))]
+    labels, number = table.classes(options.classes, options.numbers, stays)
     skipped = int(np.sum(~stays))
     left_out = f", {skipped:,} left out because a value was not finite" if skipped else ""
     return Stream(
-        name=Path(rows.path).stem,
-        inputs=features_of(rows.inputs[stays], standardize),
+        name=Path(table.path).stem,
+        inputs=features_of(table.inputs[stays], options.standardize),
         labels=labels,
         classes=number,
         drifts=tuple(drifts),
-        about=description(f"{about}, {len(labels):,} examples{left_out}", standardize),
+        description=describe(f"{description}, {len(labels):,} examples{left_out}", options.standardize),
         skipped=skipped,
     )

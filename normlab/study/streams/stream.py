@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
@@ -18,28 +17,28 @@ from normlab.study.data.dataset import numbers_of
 from normlab.study.design.records import content_key
 from normlab.study.streams.preprocessing import STANDARDIZED
 
-FORMAT = 1
-"""To be raised when the same source and seed are to give other arrays than before."""
+FORMAT = 2
+"""Increment when the same source and seed give different arrays."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stream:
-    """Labelled examples in the order in which they come. Whatever NumPy takes as an array is taken and checked.
+    """Labelled examples in the order of their arrival. It accepts and checks whatever NumPy accepts as an array.
 
     Attributes:
-        name: Short, for records and flags.
+        name: Short name for records and flags.
         inputs: Shape (n, ...), channels last, float32.
         labels: Shape (n,): classes counted from 0, int32, or numbers, float32.
-        classes: How many there are; 0 for numbers.
-        drifts: Index of the first example of each new concept, for a gradual change the middle; empty where unknown.
-        tasks: For sequences of tasks the index where each begins.
-        held_out: For sequences of tasks the inputs, labels and task of examples that are not in the stream, as many for
-            each task.
-        about: What the stream is, in words, for the report.
-        skipped: How many examples were left out because a value was not finite.
+        classes: Number of classes; 0 for numbers.
+        drifts: Index of the first example of each new concept, for a gradual change its middle; empty if unknown.
+        tasks: For sequences of tasks the index at which each begins.
+        held_out: For sequences of tasks the inputs, labels and tasks of examples that are not in the stream, equally
+            many for each task.
+        description: Description of the stream, for the report.
+        skipped: Number of examples that were left out because a value was not finite.
 
     Raises:
-        BadInput: For what cannot be learned from.
+        BadInput: For examples that cannot be learned from.
     """
 
     name: str
@@ -49,11 +48,11 @@ class Stream:
     drifts: tuple[int, ...] = ()
     tasks: tuple[int, ...] = ()
     held_out: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
-    about: str = ""
+    description: str = ""
     skipped: int = 0
 
     def __post_init__(self) -> None:
-        expect.check_fields(self, name=expect.TEXT, classes=expect.COUNT, about=expect.TEXT, skipped=expect.COUNT)
+        expect.check_fields(self, name=expect.TEXT, classes=expect.COUNT, description=expect.TEXT, skipped=expect.COUNT)
         labels = numbers_of("labels", self.labels)
         _check_finite(self.name, labels)
         if self.classes and (labels % 1 != 0).any():
@@ -62,8 +61,9 @@ class Stream:
                 f"{labels.dtype} with others among them. Number the classes, or write `classes=0` for numbers."
             )
         with np.errstate(over="ignore"):  # to infinity, which is found below
-            object.__setattr__(self, "inputs", numbers_of("inputs", self.inputs).astype(np.float32, copy=False))
-        object.__setattr__(self, "labels", labels.astype(np.int32 if self.classes else np.float32, copy=False))
+            inputs = numbers_of("inputs", self.inputs).astype(np.float32, copy=False)
+        labels = labels.astype(np.int32 if self.classes else np.float32, copy=False)
+        expect.convert_fields(self, inputs=inputs, labels=labels)
         if not len(self.labels) or self.inputs.shape[:1] != self.labels.shape:
             raise BadInput(
                 f"Expected examples with a label each in the stream `{self.name}`, got inputs of shape "
@@ -82,28 +82,28 @@ class Stream:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a stream comes from.
+    """A source of streams.
 
     Attributes:
-        name: Short, for records and flags; that of its streams.
+        name: Short name for records and flags; its streams have it, too.
         make: `seed -> stream`.
-        replicated: Whether each seed gives another stream; where there is one real stream, every seed gives the same.
-        content: Gives what decides the arrays besides the seed, as something JSON can hold; then they are made once and
-            kept on disk. `None` to make them every time.
+        replicated: Whether each seed has its own stream; a real stream is the same for all seeds.
+        content: Returns everything that decides the arrays besides the seed, as values for JSON; the arrays are then
+            made once and cached on disk. `None` to make them every time.
         libraries: Distributions that the stream comes from, e.g. `river`.
     """
 
     name: str
     make: Callable[[int], Stream]
     replicated: bool
-    content: Callable[[], Any] | None = None
+    content: Callable[[], object] | None = None
     libraries: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the fields.
 
         Raises:
-            BadInput: If one cannot be what it should.
+            BadInput: If a field has a wrong type or value.
         """
         expect.check_fields(
             self,
@@ -114,10 +114,10 @@ class Source:
         )
 
     def __call__(self, seed: int = 0) -> Stream:
-        """Give the stream of a seed: the same arrays in every process.
+        """Return the stream of a seed: the same arrays in every process.
 
         Raises:
-            BadInput: If there is none, or not the right thing in it.
+            BadInput: If there is no such stream, or its examples cannot be learned from.
         """
         seed = int(seed) if self.replicated else 0
         if self.content is None:
@@ -133,19 +133,19 @@ class Source:
 
 
 def bursts(n: int, size: int, *, varying: bool = False, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Divide a stream into bursts of consecutive examples that come at the same time.
+    """Divide a stream into bursts of consecutive examples that arrive at the same time.
 
     Args:
         n: Examples in the stream.
-        size: Of a burst; the last one may be smaller.
+        size: Size of a burst; the last one may be smaller.
         varying: Whether sizes are 1 to `2 * size - 1` instead, each once in every `2 * size - 1` bursts.
-        seed: Decides their order.
+        seed: Decides the order of sizes.
 
     Returns:
-        Indices, shape (steps, most), int32, filled up with `n - 1`; and which of them count, bool.
+        Indices, shape (steps, most), int32, padded with `n - 1`; and whether each counts, bool.
 
     Raises:
-        BadInput: If there is nothing to divide, or no size.
+        BadInput: If `n` or `size` is less than 1.
 
     Example:
         >>> index, counted = bursts(5, 2)
@@ -167,10 +167,10 @@ def bursts(n: int, size: int, *, varying: bool = False, seed: int = 0) -> tuple[
 
 
 def check_positions(positions: Sequence[int], n: int) -> tuple[int, ...]:
-    """Take positions of drifts if they are increasing and within the stream.
+    """Check that positions of drifts increase and are within the stream.
 
     Raises:
-        BadInput: If they are not.
+        BadInput: If they do not.
     """
     positions = tuple(map(int, positions))
     wrong = next((p for p in positions if not 0 < p < n), None)
@@ -182,7 +182,7 @@ def check_positions(positions: Sequence[int], n: int) -> tuple[int, ...]:
 
 
 def river_version() -> str:
-    """The version of river.
+    """Return the version of river.
 
     Raises:
         MissingExtra: If it is not installed.
@@ -204,9 +204,9 @@ def source_of(
     libraries: tuple[str, ...] = (),
     files: Sequence[str] = (),
 ) -> Source:
-    """A source that is known by what its function is given, what its files hold, and the versions of libraries."""
+    """Make a source that the arguments of its function, the content of its files and versions of libraries identify."""
 
-    def content() -> list[Any]:
+    def content() -> list[object]:
         return [make.func.__name__, make.keywords, list(map(sha256_of, files)), list(map(_version, libraries))]
 
     return Source(name, make, replicated, content, libraries)
@@ -221,7 +221,7 @@ def _check_finite(name: str, array: np.ndarray) -> None:
         )
 
 
-def description(what: str, standardize: bool) -> str:
+def describe(what: str, standardize: bool) -> str:
     """Describe a stream, and say whether its features are standardized."""
     return f"{what}. {STANDARDIZED if standardize else 'Features are as they came'}."
 
@@ -230,7 +230,7 @@ _HELD_OUT = ("held_out_inputs", "held_out_labels", "held_out_task")
 
 
 def _to_arrays(stream: Stream) -> dict[str, np.ndarray]:
-    """Everything in a stream, under the name of its field."""
+    """Return all fields of a stream as arrays, by name."""
     values = {field.name: getattr(stream, field.name) for field in fields(stream)}
     held_out = dict(zip(_HELD_OUT, values.pop("held_out") or (), strict=False))
     values |= {name: np.array(values[name], np.int64) for name in ("drifts", "tasks")}
@@ -238,11 +238,18 @@ def _to_arrays(stream: Stream) -> dict[str, np.ndarray]:
 
 
 def _from_arrays(arrays: Mapping[str, np.ndarray]) -> Stream:
-    values: dict[str, Any] = {name: array for name, array in arrays.items() if name not in _HELD_OUT}
-    values |= {name: values[name].item() for name in ("name", "classes", "about", "skipped")}
-    values |= {name: tuple(values[name].tolist()) for name in ("drifts", "tasks")}
-    held_out: Any = tuple(arrays[name] for name in _HELD_OUT if name in arrays)
-    return Stream(**values, held_out=held_out or None)
+    inputs, labels, task = (arrays.get(name) for name in _HELD_OUT)
+    return Stream(
+        name=str(arrays["name"]),
+        inputs=arrays["inputs"],
+        labels=arrays["labels"],
+        classes=int(arrays["classes"]),
+        drifts=tuple(arrays["drifts"].tolist()),
+        tasks=tuple(arrays["tasks"].tolist()),
+        held_out=None if inputs is None or labels is None or task is None else (inputs, labels, task),
+        description=str(arrays["description"]),
+        skipped=int(arrays["skipped"]),
+    )
 
 
 def sha256_of(path: str) -> str:

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 from normlab.errors import BadInput, nearest
 from normlab.study.streams.generators import KINDS, changing_options, drifting
 from normlab.study.streams.preprocessing import features_of
 from normlab.study.streams.recorded import materialized
-from normlab.study.streams.stream import Source, Stream, check_positions, description, river_version, source_of
+from normlab.study.streams.stream import Source, Stream, check_positions, describe, river_version, source_of
 
 DRIFTS = ("none", "abrupt", "gradual", "recurring", "incremental")
 
@@ -21,26 +21,26 @@ def synthetic(
     positions: Sequence[int] | None = None,
     width: int | None = None,
     standardize: bool = True,
-    **options: Any,
+    **options: object,
 ) -> Source:
-    """Make a stream of one of river's generators, in which what is to be learned changes.
+    """Make a stream of one of river's generators, with drift.
 
-    Each concept is a generator with a seed of its own, so that none repeats the examples of another, and goes on where
-    it stopped when it comes back.
+    Each concept is a generator with a seed of its own, so that none repeats the examples of another, and resumes where
+    it stopped when it returns.
 
     Args:
         kind: `sea`, `agrawal`, `hyperplane`, `rbf` or `led`.
-        n: Examples.
+        n: Number of examples.
         drift: `abrupt`: from one example to the next. `gradual`: more and more examples of the new concept among those
             of the old one, by river's `ConceptDriftStream`. `recurring`: from one concept to another and back, abruptly
             unless `width` is given. `incremental`: the concept moves on a little at every example; `hyperplane` and
             `rbf` only. `none`.
         positions: Index of the first example of each new concept; unless given, the changes divide the stream into
-            equal parts: two, or three where concepts recur.
-        width: Of a change, in examples: half of it before the position 12 % are of the new concept, half of it behind
-            88 %. A tenth of the stream for `gradual` unless given.
+            equal parts: two, or three if concepts recur.
+        width: Width of a change, in examples: half a width before the position 12 % are of the new concept, half a
+            width after it 88 %. A tenth of the stream for `gradual` unless given.
         standardize: Whether features are standardized online; see `standardized`.
-        **options: For river's generator, as it names them; a tuple has a value for one concept after the other. Unless
+        **options: Options of river's generator; a tuple has a value for one concept after the other. Unless
             given, the concepts are `variant=(2, 3)` of `sea`, `classification_function=(0, 5, 2, 6)` of `agrawal`,
             `n_drift_features=(0, 7)` of `led`, and another seed for the others.
 
@@ -57,9 +57,7 @@ def synthetic(
             _synthetic,
             kind=kind,
             n=n,
-            drift=drift,
-            positions=check_positions(given, n),
-            width=spread,
+            drift=_Drift(drift, check_positions(given, n), spread),
             standardize=standardize,
             options=options,
         ),
@@ -68,10 +66,18 @@ def synthetic(
     )
 
 
+class _Drift(NamedTuple):
+    """Drift of a stream; see `synthetic`."""
+
+    kind: str
+    positions: Sequence[int]
+    width: int | None
+
+
 def _check_synthetic(
-    kind: str, n: int, drift: str, positions: Sequence[int] | None, width: int | None, options: Mapping[str, Any]
+    kind: str, n: int, drift: str, positions: Sequence[int] | None, width: int | None, options: Mapping[str, object]
 ) -> None:
-    """Refuse what makes no stream; see `synthetic`."""
+    """Refuse invalid options; see `synthetic`."""
     if kind not in KINDS:
         raise BadInput(f"Expected a kind of stream, got `{kind}`. {nearest(kind, KINDS)}")
     if drift not in DRIFTS:
@@ -95,31 +101,29 @@ def _synthetic(
     *,
     kind: str,
     n: int,
-    drift: str,
-    positions: Sequence[int],
-    width: int | None,
+    drift: _Drift,
     standardize: bool,
-    options: Mapping[str, Any],
+    options: Mapping[str, object],
 ) -> Stream:
     examples = drifting(
         kind,
         seed,
-        positions,
-        recurring=drift == "recurring",
-        moving=drift == "incremental",
-        width=width,
+        drift.positions,
+        recurring=drift.kind == "recurring",
+        moving=drift.kind == "incremental",
+        width=drift.width,
         options=options,
     )
     inputs, labels = materialized(examples, n)
-    where = f" at {', '.join(f'{position:,}' for position in positions)}" if positions else ""
+    where = f" at {', '.join(f'{position:,}' for position in drift.positions)}" if drift.positions else ""
     given = "".join(f", {name}={value}" for name, value in options.items())
-    drifts = "no drift" if drift == "none" else f"{drift} drift{where}"
+    drifts = "no drift" if drift.kind == "none" else f"{drift.kind} drift{where}"
     what = f"{KINDS[kind].generator} of river {river_version()}, {n:,} examples, {drifts}{given}"
     return Stream(
         name=kind,
         inputs=features_of(inputs, standardize),
         labels=labels,
         classes=examples.n_classes or 2,  # river does not say where there are two
-        drifts=tuple(positions),
-        about=description(what, standardize),
+        drifts=tuple(drift.positions),
+        description=describe(what, standardize),
     )

@@ -18,22 +18,22 @@ def split_digits(*, per_task: int = 290, held_out: int = 60) -> Source:
         held_out: Examples of each task that are not in the stream; each pair has at least 354 in all.
 
     Raises:
-        BadInput: If there are not so many; when the stream is asked for.
+        BadInput: If there are too few examples, when the stream is made.
     """
     make = partial(_split_digits, per_task=per_task, held_out=held_out)
     return source_of("split-digits", make, replicated=True, libraries=("scikit-learn",))
 
 
 def permuted_digits(*, tasks: int = 5, per_task: int = 1437, held_out: int = 360) -> Source:
-    """Make tasks of the same digits, each with its own order of the pixels; the first has them as they are.
+    """Make tasks of the same digits, each with its own order of the pixels; the first has the original order.
 
     Args:
-        tasks: How many.
+        tasks: Number of tasks.
         per_task: Examples of each task in the stream.
         held_out: Digits that are not in the stream, the same for each task; there are 1,797 in all.
 
     Raises:
-        BadInput: If there are not so many; when the stream is asked for.
+        BadInput: If there are too few examples, when the stream is made.
     """
     if tasks < 1:
         raise BadInput(f"Expected at least 1 task, got {tasks}.")
@@ -52,7 +52,7 @@ def _split_digits(seed: int, *, per_task: int, held_out: int) -> Stream:
         (data.inputs[streamed], data.labels[streamed]),
         (data.inputs[kept_back], data.labels[kept_back]),
         tasks=5,
-        about="5 tasks of two digits each, one after the other",
+        description="5 tasks of two digits each, one after the other",
     )
 
 
@@ -73,14 +73,19 @@ def _permuted_digits(seed: int, *, tasks: int, per_task: int, held_out: int) -> 
         seen(drawn),
         seen([shuffled[:held_out]] * tasks),
         tasks=tasks,
-        about=f"{tasks} tasks of all digits, one after the other, each with its own order of the pixels",
+        description=f"{tasks} tasks of all digits, one after the other, each with its own order of the pixels",
     )
 
 
 def _of_tasks(
-    name: str, stream: tuple[np.ndarray, np.ndarray], held_out: tuple[np.ndarray, np.ndarray], *, tasks: int, about: str
+    name: str,
+    stream: tuple[np.ndarray, np.ndarray],
+    held_out: tuple[np.ndarray, np.ndarray],
+    *,
+    tasks: int,
+    description: str,
 ) -> Stream:
-    """A stream of digits in which as many examples come of each task."""
+    """Make a stream of digits with equally many examples of each task."""
     inputs, labels = stream
     begins = tuple(range(0, len(labels), len(labels) // tasks))
     task = np.repeat(np.arange(tasks, dtype=np.int32), len(held_out[1]) // tasks)
@@ -92,7 +97,8 @@ def _of_tasks(
         drifts=begins[1:],
         tasks=begins,
         held_out=(*held_out, task),
-        about=f"scikit-learn's digits, {len(labels):,} examples, {about}. Pixels are divided by 16, not standardized.",
+        description=f"scikit-learn's digits, {len(labels):,} examples, {description}. Pixels are divided by 16, not "
+        "standardized.",
     )
 
 

@@ -5,14 +5,15 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
+from normlab.notation import PyTree
 from normlab.study.design.program import Program
 from normlab.study.training.loop import Outcome, on_devices, replicated, training
-from normlab.study.training.streaming import Fed
+from normlab.study.training.streaming import StreamedProgram
 
 Train = Callable[[Sequence[float], Sequence[int]], Iterator[Outcome]]
 
@@ -22,11 +23,11 @@ class Compiled:
     """A program that is ready to run.
 
     Attributes:
-        train: `(learning_rates, seeds) -> outcomes`, made as they are asked for: one run, or one stack, at a time.
-        seconds: To initialize a first state, to trace, and to compile or to load what was compiled before.
-        memory: Bytes that training needs on the device: data, state and what lives within a step. For stacked runs, a
-            lane's share. `None` where the backend does not say.
-        moved: Bytes that collectives give to a device in an update; 0 on one device.
+        train: `(learning_rates, seeds) -> outcomes`, lazily: one run, or one stack, at a time.
+        seconds: Time to initialize a first state, to trace, and to compile or to load a cached program.
+        memory: Bytes that training needs on the device: data, state and temporaries of a step. For stacked runs, the
+            share of a lane. `None` if the backend does not report it.
+        moved: Bytes that collectives deliver to a device per update; 0 on one device.
     """
 
     train: Train
@@ -38,20 +39,20 @@ class Compiled:
 def compile_program(
     program: Program, lanes: int | None = None, data: Mapping[str, jax.Array] | None = None
 ) -> Compiled:
-    """Compile training and evaluation, apart from each other so that the cost of training is told alone.
+    """Compile training and evaluation, separately so that the cost of training is measured alone.
 
     Args:
-        program: Of one configuration.
-        lanes: How many runs are stacked by `vmap`; `None` is one after another. A stack that is not full is filled up
-            with copies of its last run: there is one program, and the numbers of a run do not depend on how many
-            others are asked for.
-        data: The program's data on the device, where other programs use them too; put there unless given.
+        program: Program of one configuration.
+        lanes: Number of runs that `vmap` stacks; `None` for one run after another. A partial stack is padded with
+            copies of its last run: there is one program, and the numbers of a run do not depend on the number of
+            others.
+        data: Data of the program on the device, if other programs share them; put there unless given.
     """
     start = perf_counter()
     here: Mapping[str, jax.Array] = on_devices(program, dict(program.data)) if data is None else data
-    if program.feed:
-        fed = Fed(program, program.feed, here)
-        train, fitting, lanes = fed.train, fed.fitting, None
+    if program.window_source:
+        streamed = StreamedProgram(program, program.window_source, here)
+        train, fitting, lanes = streamed.train, streamed.fitting, None
     else:
         train, fitting = _with_all_data(program, lanes, here)
     seconds = perf_counter() - start
@@ -59,8 +60,10 @@ def compile_program(
     return Compiled(train=train, seconds=seconds, memory=_memory(fitting, lanes or 1), moved=moved)
 
 
-def _with_all_data(program: Program, lanes: int | None, data: Mapping[str, jax.Array]) -> tuple[Train, Any]:
-    """Compile a program whose data are on the device: what makes its runs, and the executable that trains."""
+def _with_all_data(
+    program: Program, lanes: int | None, data: Mapping[str, jax.Array]
+) -> tuple[Train, jax.stages.Compiled]:
+    """Compile a program whose data are on the device; return the function that makes its runs, and the executable."""
     fit, evaluate = training(program), program.evaluate
     if lanes:
         fit, evaluate = jax.vmap(fit, in_axes=(0, 0, None)), jax.vmap(evaluate, in_axes=(0, None))
@@ -89,7 +92,7 @@ def _with_all_data(program: Program, lanes: int | None, data: Mapping[str, jax.A
 
 
 def collective_bytes(text: str) -> int:
-    """Bytes of what the collectives of a compiled program give to a device, each counted once.
+    """Count the bytes that the collectives of a compiled program deliver to a device, each collective once.
 
     >>> collective_bytes("%a = (f32[8,2]{1,0}, bf16[3]{0}) all-reduce(%b, %c), to_apply=%add")
     70
@@ -99,14 +102,16 @@ def collective_bytes(text: str) -> int:
     total = 0
     for result, kind, start in re.findall(rf"= (.+?) ({_COLLECTIVES})(-start)?\(", text):
         shapes = re.findall(r"\b(pred|[a-z]+\d+)\w*\[([\d,]*)\]", result)
-        if start and kind != "all-reduce":  # what was handed over comes before what is given
+        if start and kind != "all-reduce":  # operands come before results
             shapes = shapes[len(shapes) // 2 :]
         total += sum(_width(kind) * math.prod(int(n) for n in sizes.split(",") if n) for kind, sizes in shapes)
     return total
 
 
-def _inputs(program: Program, lanes: int | None, learning_rates: Sequence[float], seeds: Sequence[int]) -> Any:
-    """The learning rate and state of one run, or those of a stack."""
+def _inputs(
+    program: Program, lanes: int | None, learning_rates: Sequence[float], seeds: Sequence[int]
+) -> tuple[ArrayLike, PyTree]:
+    """Return the learning rate and state of one run, or of a stack."""
     states = [program.init(seed) for seed in seeds]
     if not lanes:
         return on_devices(program, (np.float32(learning_rates[0]), states[0]))
@@ -119,15 +124,17 @@ _COLLECTIVES = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatt
 
 
 def _width(kind: str) -> int:
-    """Bytes of a number of a type as XLA names it: f32, bf16, s8, pred."""
+    """Return the bytes of a number of a type that XLA calls f32, bf16, s8, pred."""
     return max(1, int("".join(filter(str.isdigit, kind)) or 8) // 8)
 
 
-def _memory(compiled: Any, lanes: int) -> int | None:
-    """Bytes of an executable's arguments, outputs and temporaries; XLA's own peak leaves out temporaries on CPU."""
+def _memory(compiled: jax.stages.Compiled, lanes: int) -> int | None:
+    """Count the bytes of an executable's arguments, outputs and temporaries; XLA's own peak omits these on CPU."""
     try:
-        told = compiled.memory_analysis()
-        kinds = (told.argument_size_in_bytes, told.output_size_in_bytes, told.temp_size_in_bytes)
+        stats = compiled.memory_analysis()
+        if stats is None:
+            return None
+        kinds = (stats.argument_size_in_bytes, stats.output_size_in_bytes, stats.temp_size_in_bytes)
     except (AttributeError, NotImplementedError, jax.errors.JaxRuntimeError):
         return None
-    return (sum(kinds) - told.alias_size_in_bytes) // lanes
+    return (sum(kinds) - stats.alias_size_in_bytes) // lanes

@@ -13,21 +13,20 @@ from normlab.study.data import cache
 from normlab.study.design.provenance import usable_cpus
 
 CACHE_BYTES = 512 * 2**20
-"""How large the cache of compiled programs may be when a process begins to use it."""
+"""Limit of the cache of compiled programs, in bytes, when a process starts to use it."""
 
 
 def use_cache() -> Path | None:
-    """Let this process keep compiled programs on disk, and load those of processes before it.
+    """Cache the compiled programs of this process on disk, and load those of earlier processes.
 
-    The folder is in `NORMLAB_CACHE`, else in `normlab` of the user's folder for caches; a folder that JAX has been
-    given already (`JAX_COMPILATION_CACHE_DIR`) stays, unless `NORMLAB_CACHE` is set. What was not used for longest is
-    deleted when the folder outgrows `CACHE_BYTES`. `JAX_ENABLE_COMPILATION_CACHE=false` turns the cache off.
+    The folder is in `NORMLAB_CACHE`, else in `normlab` of the user's folder for caches. A folder that JAX already uses
+    (`JAX_COMPILATION_CACHE_DIR`) stays, unless `NORMLAB_CACHE` is set. The least recently used programs are deleted
+    when the folder outgrows `CACHE_BYTES`. `JAX_ENABLE_COMPILATION_CACHE=false` disables the cache.
 
     Returns:
-        The folder; `None` if JAX has its own, or if there is none that this user alone can write to: then everything is
-        compiled.
+        The folder; `None` if JAX has its own, or if other users can write to the folder: then everything is compiled.
     """
-    # JAX warns of entries that it cannot read or write, and compiles: two processes may write one entry at a time.
+    # Two processes may write one entry at the same time: JAX then warns, and compiles.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry", UserWarning)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -44,12 +43,12 @@ def use_cache() -> Path | None:
 
 
 def _cache_name() -> str:
-    """The name of this machine's own folder: compiled code is for one kind of processor, and machines share homes."""
+    """Name the folder of this kind of machine: compiled code is for one processor, and machines may share homes."""
     return hashlib.sha256(_machine().encode()).hexdigest()[:16]
 
 
 def _machine() -> str:
-    """What compiled code depends on: the processor, its features, and among how many of them XLA divides work."""
+    """Describe everything that compiled code depends on: the processor, its features, and the number of threads."""
     threads = os.environ.get("PJRT_NPROC", "")
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []

@@ -1,11 +1,9 @@
-"""What a trained model's errors are by other statistics than its running ones. For Linen models.
+"""Evaluate a trained model with statistics other than its running averages. For Linen models.
 
-At evaluation batch norm may use the running averages of training; statistics estimated again from training examples,
-with the weights as they are (PreciseBN: Wu & Johnson, 2021); or those of the batch that is evaluated. Norms that do not
-look across examples make the same of all three, which is a check of what is measured here.
+At evaluation batch norm may use the running averages of training, statistics that are re-estimated from training
+examples with the final weights (PreciseBN: Wu & Johnson, 2021), or the statistics of the batch that is evaluated.
+Per-example norms give identical results for all three, which serves as a sanity check.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,51 +11,49 @@ import jax.numpy as jnp
 from normlab import norms
 from normlab.functional import StatisticsError
 from normlab.introspect.pure import Network
+from normlab.notation import PyTree
 from normlab.study.training.supervised import Fitted
 from normlab.tools import recalibrate
 
 Array = jax.Array
 
 REESTIMATED_FROM = 4096
-"""Training examples, at most, from which statistics are estimated again."""
+"""Training examples, at most, from which statistics are re-estimated."""
 
 EVALUATED = 2048
 """Test examples, at most, that are evaluated batch by batch."""
 
 AT_ONCE = 512
-"""Examples of several batches that go through a model together."""
+"""Examples of several batches that are evaluated together."""
 
 
-def reestimated(model: Fitted) -> Any:
-    """Estimate the running statistics again, in batches as large as in training; see `normlab.tools.recalibrate`.
+def reestimated(model: Fitted) -> PyTree:
+    """Re-estimate the running statistics, in batches as large as in training; see `normlab.tools.recalibrate`.
 
     Returns:
-        The state that `model.network.evaluate` takes in place of `model.rest`.
+        The state that `model.network.evaluate` takes in place of `model.model_state`.
     """
     if not model.norm.entry.ghost_batches:
-        return model.rest
+        return model.model_state
     of_batch, size = model.variant(recalibrate.latest_only(model.norm)), len(model.batch[1])
     examples = model.train[: min(len(model.train), REESTIMATED_FROM) // size * size].reshape(-1, size)
 
-    def statistics_of(batch: Array) -> Any:
-        _, (averages, _) = of_batch.train(model.params, model.rest, model.take(batch)[0], jnp.asarray(0))
+    def statistics_of(batch: Array) -> PyTree:
+        _, (averages, _) = of_batch.train(model.params, model.model_state, model.take(batch)[0], jnp.asarray(0))
         return averages["batch_stats"]
 
-    averages, seed = model.rest
-    found = recalibrate.reestimated(averages["batch_stats"], statistics_of, examples)
+    averages, seed = model.model_state
+    found = recalibrate.reestimated(averages["batch_stats"], statistics_of, jnp.asarray(examples))
     return {**averages, "batch_stats": found}, seed
 
 
 def by_batches(model: Fitted, inputs: Array, size: int) -> Array:
-    """Give the outputs of examples by the statistics of batches that are cut from them in order.
+    """Compute the outputs of examples with the statistics of batches that are cut from them in order.
 
     Args:
         model: The network.
-        inputs: Examples; as many as make whole batches.
-        size: Of a batch.
-
-    Returns:
-        Outputs of all of them.
+        inputs: Inputs of whole batches.
+        size: Size of a batch.
 
     Raises:
         StatisticsError: If a batch has one element to average over.
@@ -69,41 +65,41 @@ def by_batches(model: Fitted, inputs: Array, size: int) -> Array:
 
 
 def changes_by_size(model: Fitted, outputs: Array, sizes: tuple[int, ...]) -> Array:
-    """Measure the error by the statistics of test batches minus that of the same examples as deployed.
+    """Measure the error with the statistics of test batches minus the error of the same examples as deployed.
 
     Args:
         model: The network.
-        outputs: Of the test examples, by running statistics.
-        sizes: Of the batches.
+        outputs: Outputs of the test examples with running statistics.
+        sizes: Sizes of the batches.
 
     Returns:
-        A number for each size; NaN where a batch has one element to average over, or where the test is no such batch.
+        A number for each size; NaN if a batch has one element to average over, or the test set is smaller than a batch.
     """
     return jnp.stack([_change(model, outputs, size) for size in sizes])
 
 
 def compared(model: Fitted, outputs: Array, others: Array) -> dict[str, Array]:
-    """Compare outputs of the test examples as deployed with others of theirs.
+    """Compare the outputs of the test examples as deployed with other outputs.
 
     Returns:
-        `error`: by the others. `gap`: as deployed minus that. `logit`: mean absolute difference of outputs. `flipped`:
-        the share of predictions that differ.
+        `error`: error of the other outputs. `gap`: error as deployed minus this. `logit`: mean absolute difference of
+        outputs. `flipped`: share of predictions that differ.
     """
     deployed, other = (model.error(some, model.test[1]) for some in (outputs, others))
     return {
         "error": other.mean(),
-        "gap": (deployed - other).mean(),  # exactly zero where all of them are
+        "gap": (deployed - other).mean(),  # exactly zero if all differences are
         "logit": jnp.abs(outputs - others).mean(),
         "flipped": (outputs.argmax(-1) != others.argmax(-1)).mean(),
     }
 
 
 def in_batches(model: Fitted, batches: Array) -> tuple[Array, Array]:
-    """Measure the error in batches by the statistics of each, and that of the same examples as deployed.
+    """Measure the error with the statistics of each batch, and the error of the same examples as deployed.
 
     Args:
         model: The network.
-        batches: Examples, shape (batches, batch); as many of them as come to `EVALUATED`.
+        batches: Examples, shape (batches, batch); at most `EVALUATED` of them are used.
     """
     size = batches.shape[1]
     inputs, labels = model.take(batches[: max(1, EVALUATED // size)].ravel())
@@ -113,10 +109,12 @@ def in_batches(model: Fitted, batches: Array) -> tuple[Array, Array]:
 
 
 def _evaluated(model: Fitted, network: Network, inputs: Array, size: int) -> Array:
-    """Outputs of examples in batches; some of them at a time, which `vmap` keeps apart."""
+    """Compute the outputs of examples in batches, several of them at a time under `vmap`."""
     batches = inputs.reshape(-1, size, *inputs.shape[1:])
     outputs = jax.lax.map(
-        lambda batch: network.evaluate(model.params, model.rest, batch), batches, batch_size=max(1, AT_ONCE // size)
+        lambda batch: network.evaluate(model.params, model.model_state, batch),
+        batches,
+        batch_size=max(1, AT_ONCE // size),
     )
     return outputs.reshape(-1, *outputs.shape[2:])
 

@@ -1,24 +1,34 @@
-"""The training loop as one compiled program, and what comes out of a run."""
+"""The training loop as one compiled program, and the outcome of a run."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from normlab.notation import PyTree
 from normlab.study.design.problem import MEASURED_AT
 from normlab.study.design.program import Arrays, Program
 
-Trained = tuple[Any, dict[str, jax.Array], Mapping[str, jax.Array]]
+Trained = tuple[PyTree, dict[str, jax.Array], Mapping[str, jax.Array]]
+"""State, metrics and series after training."""
+
+Fit = tuple[PyTree, jax.Array]
+"""State and losses."""
+
+WindowTraining = Callable[[jax.Array, PyTree, Arrays, jax.Array, jax.Array], Fit]
+"""See `window_training`."""
+
+Tree = TypeVar("Tree")
 
 
 def mesh_of(devices: int) -> Mesh | None:
-    """The first `devices` devices of all processes as a mesh with the one axis `data`; `None` for one.
+    """Make a mesh of the first `devices` devices of all processes, with the one axis `data`; `None` for one device.
 
     Raises:
-        ValueError: If there are fewer.
+        ValueError: If there are fewer devices.
     """
     if devices == 1:
         return None
@@ -32,29 +42,29 @@ def mesh_of(devices: int) -> Mesh | None:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """All of an array on every device."""
+    """Return the sharding that puts all of an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def shared_out(tree: Any, mesh: Mesh | None) -> Any:
+def shared_out(tree: Tree, mesh: Mesh | None) -> Tree:
     """Divide the first axis of arrays among the devices, within a compiled program."""
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec("data")))
 
 
 def standard_error(errors: jax.Array | np.ndarray) -> jax.Array:
-    """The standard error of the mean of the errors of examples, one for each."""
+    """Compute the standard error of the mean of the errors of examples."""
     return jnp.asarray(errors, jnp.float32).std() / len(errors) ** 0.5
 
 
-def training(program: Program) -> Callable[[jax.Array, Any, Arrays], Trained]:
-    """The function that trains one model, `(learning_rate, state, data) -> (state, metrics, series)`, to be compiled.
+def training(program: Program) -> Callable[[jax.Array, PyTree, Arrays], Trained]:
+    """Make the function that trains one model, `(learning_rate, state, data) -> (state, metrics, series)`.
 
     Metrics are `train_loss` and `first_nonfinite`: the step of the first loss that is not finite, -1 if there is none.
     Series have a row for each of `MEASURED_AT`.
     """
 
-    def train(learning_rate: jax.Array, state: Any, data: Arrays) -> Trained:
-        def step(state: Any, t: jax.Array) -> tuple[Any, jax.Array]:
+    def train(learning_rate: jax.Array, state: PyTree, data: Arrays) -> Trained:
+        def step(state: PyTree, t: jax.Array) -> tuple[PyTree, jax.Array]:
             return program.step(state, t, learning_rate, data)
 
         if measure := program.series:
@@ -69,14 +79,15 @@ def training(program: Program) -> Callable[[jax.Array, Any, Arrays], Trained]:
     return train
 
 
-def window_training(program: Program, steps: int) -> Callable[..., tuple[Any, jax.Array]]:
-    """The function that trains on a window, `(learning_rate, state, data, first, n) -> (state, losses)`.
+def window_training(program: Program, steps: int) -> WindowTraining:
+    """Make the function that trains on a window, `(learning_rate, state, data, first, n) -> (state, losses)`.
 
-    It makes the n updates from `first` on; there are as many losses as a window has steps, those behind the n zero.
+    It makes n updates, beginning with update `first`. It returns as many losses as a window has steps; those after the
+    n-th are zero.
     """
 
-    def train(learning_rate: jax.Array, state: Any, data: Arrays, first: jax.Array, n: jax.Array) -> Any:
-        def one(i: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+    def train(learning_rate: jax.Array, state: PyTree, data: Arrays, first: jax.Array, n: jax.Array) -> Fit:
+        def one(i: jax.Array, carry: Fit) -> Fit:
             state, loss = program.step(carry[0], first + i, learning_rate, data)
             return state, carry[1].at[i].set(loss)
 
@@ -86,22 +97,22 @@ def window_training(program: Program, steps: int) -> Callable[..., tuple[Any, ja
 
 
 def _measured(
-    step: Callable[[Any, jax.Array], tuple[Any, jax.Array]],
+    step: Callable[[PyTree, jax.Array], Fit],
     steps: int,
-    state: Any,
-    measure: Callable[[Any], Mapping[str, jax.Array]],
+    state: PyTree,
+    measure: Callable[[PyTree], Mapping[str, jax.Array]],
     at_end: bool,
-) -> tuple[Any, jax.Array, Mapping[str, jax.Array]]:
-    """Train with a measurement at each of `MEASURED_AT`; step and measurement are in the program once.
+) -> tuple[PyTree, jax.Array, Mapping[str, jax.Array]]:
+    """Train with a measurement at each of `MEASURED_AT`; the program contains step and measurement once.
 
-    The loops within are as long as their bounds say, so any number of steps can be divided.
+    The inner loops have dynamic bounds, so the number of steps need not be divisible.
     """
 
-    def one(t: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+    def one(t: jax.Array, carry: Fit) -> Fit:
         state, loss = step(carry[0], t)
         return state, carry[1].at[t].set(loss)
 
-    def part(carry: Any, bounds: jax.Array) -> tuple[Any, Mapping[str, jax.Array]]:
+    def part(carry: Fit, bounds: jax.Array) -> tuple[Fit, Mapping[str, jax.Array]]:
         carry = jax.lax.fori_loop(bounds[0], bounds[1], one, carry)
         if not at_end:
             return carry, measure(carry[0])
@@ -117,12 +128,12 @@ def check(program: Program, *, whole: bool = True) -> None:
     """Trace a program without compiling or running it.
 
     Args:
-        program: Of one configuration.
-        whole: Whether to trace the backward pass and the update, too, where the program tells them apart: most of the
-            time, and the same for all values of a factor.
+        program: Program of one configuration.
+        whole: Whether to trace the backward pass and the update, too. They take most of the time and are the same for
+            all values of a factor. A program without `forward` is always traced as a whole.
 
     Raises:
-        Exception: Whatever the model raises for shapes it cannot take.
+        Exception: Any exception that the model raises for shapes that do not fit.
     """
     state, learning_rate = jax.eval_shape(lambda: program.init(0)), jax.ShapeDtypeStruct((), jnp.float32)
     if whole or not program.forward:
@@ -138,10 +149,10 @@ class Outcome(NamedTuple):
     """A finished run.
 
     Attributes:
-        metrics: Those of `training` and of the program's `evaluate`, as Python numbers.
-        series: Those of `training`: a row for each time they were taken.
-        seconds: Of all its updates and series; evaluation is not in it. For stacked runs, a stack's time divided by its
-            lanes.
+        metrics: Metrics of `training` and of the program's `evaluate`, as Python numbers.
+        series: Series of `training`: a row for each measurement.
+        seconds: Time for all updates and series, without evaluation. For stacked runs, the time of the stack divided by
+            its lanes.
     """
 
     metrics: dict[str, float]
@@ -149,8 +160,8 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-def on_devices(program: Program, tree: Any) -> Any:
-    """Put arrays on the program's device, or on all of its devices."""
+def on_devices(program: Program, tree: PyTree) -> PyTree:
+    """Put arrays on the device of a program, or on all of its devices."""
     if program.mesh is None:
         return jax.device_put(tree)
     return jax.device_put(jax.device_get(tree), replicated(program.mesh))  # from the host of each process

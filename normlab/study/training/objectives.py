@@ -2,22 +2,33 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from normlab import expect
+from normlab.notation import PyTree
 
-Loss = Callable[[Any, Any], Any]
-Optimizer = Callable[[Callable[[Any], Any]], Any]
+if TYPE_CHECKING:
+    import jax
+    import optax
+
+Loss = Callable[[PyTree, "jax.Array"], "jax.Array"]
+"""`(outputs, labels) -> number, or one for each example`."""
+
+Optimizer = Callable[["optax.Schedule"], "optax.GradientTransformation"]
+"""Makes an optimizer from a learning-rate schedule."""
+
+StreamOptimizer = Callable[["float | jax.Array"], "optax.GradientTransformation"]
+"""Makes an optimizer from a constant learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Error:
-    """What a trained model is judged by.
+    """Error by which a trained model is judged.
 
     Attributes:
-        name: For axes and headings, e.g. `top-5 error`.
+        name: Name for axes and headings, e.g. `top-5 error`.
         function: `(outputs, labels) -> one number for each example`, lower is better; the mean is reported.
-        percent: Whether it is a fraction, shown in percent.
+        percent: Whether the error is a fraction, shown in percent.
         margin: See `Metric`.
     """
 
@@ -30,7 +41,7 @@ class Error:
         """Check the fields.
 
         Raises:
-            BadInput: If one cannot be what it should.
+            BadInput: If a field has a wrong type or value.
         """
         expect.check_fields(
             self,
@@ -44,12 +55,19 @@ class Error:
 A_LOSS = expect.function("a function of outputs and labels", "Write `lambda outputs, labels: ...`.", arguments=2)
 
 
-def _misclassified(outputs: Any, labels: Any) -> Any:
+def _misclassified(outputs: "jax.Array", labels: "jax.Array") -> "jax.Array":
     return outputs.argmax(-1) != labels
 
 
-def _squared_error(outputs: Any, labels: Any) -> Any:
+def _squared_error(outputs: "jax.Array", labels: "jax.Array") -> "jax.Array":
     return ((outputs.reshape(labels.shape) - labels) ** 2).reshape(len(labels), -1).mean(-1)
+
+
+def cross_entropy(outputs: "jax.Array", labels: "jax.Array") -> "jax.Array":
+    """Softmax cross entropy of logits, one number for each label."""
+    import optax
+
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
 
 
 MISCLASSIFICATION = Error(name="test error", function=_misclassified, percent=True)
@@ -57,10 +75,10 @@ MEAN_SQUARED_ERROR = Error(name="mean squared error", function=_squared_error)
 
 
 def check_transformation(made: object) -> None:
-    """Refuse what is no optimizer of Optax.
+    """Check for an optimizer of Optax.
 
     Raises:
-        BadInput: If it is not.
+        BadInput: If `made` is none.
     """
     if not (hasattr(made, "init") and hasattr(made, "update")):
         raise expect.refusal("`optimizer` to return an `optax.GradientTransformation`", made, AN_OPTIMIZER)

@@ -1,18 +1,19 @@
 """Measures of recurrent networks: gradients, statistics and errors along a sequence."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from normlab import linen as nl
-from normlab.models.lstm import NOISE, first_hidden, first_recurrent_statistics, last_of, lengths_of
+from normlab.models.lstm import NOISE, LSTMNet, Trace, first_hidden, first_recurrent_statistics, last_of, lengths_of
+from normlab.notation import PyTree
 from normlab.study.training.supervised import Fitted
 
 ALONE = 64
-"""How many test examples are evaluated one by one."""
+"""Test examples that are evaluated one by one."""
 
 
 def gradients(model: Fitted) -> dict[str, Array]:
@@ -20,22 +21,22 @@ def gradients(model: Fitted) -> dict[str, Array]:
 
     Returns:
         `gradient`: norm over batch and features of the gradient with respect to the hidden state of the first cell at
-        every step. `parameter_gradient`: norm over all parameters. `from_zero`: the same where the state starts from
-        zero instead of noise. The largest number of float32 stands for all that are larger.
+        every step. `parameter_gradient`: norm over all parameters. `from_zero`: the same if the state starts from zero
+        instead of noise. Larger numbers are clipped to the largest of float32.
     """
     inputs, labels = model.batch
-    module: Any = model.network.module
-    averages = model.rest[0]
-    nudges = jnp.zeros((inputs.shape[1], len(inputs), module.features))
+    module = _module(model)
+    averages = model.model_state[0]
+    perturbations = jnp.zeros((inputs.shape[1], len(inputs), module.features))
 
-    def loss(params: Any, nudges: Array, noise: Array) -> Array:
-        variables = {"params": params, **averages, "perturbations": first_hidden(nudges)}
+    def loss(params: PyTree, perturbations: Array, noise: Array) -> Array:
+        variables = {"params": params, **averages, "perturbations": first_hidden(perturbations)}
         rngs = {"params": jax.random.key(0)}
         outputs, _ = module.apply(variables, inputs, train=True, noise=noise, mutable=list(averages), rngs=rngs)
         return model.loss(outputs, labels)
 
     def norms(noise: Array) -> tuple[Array, Array]:
-        value, (by_params, by_hidden) = jax.value_and_grad(loss, (0, 1))(model.params, nudges, noise)
+        value, (by_params, by_hidden) = jax.value_and_grad(loss, (0, 1))(model.params, perturbations, noise)
         overflow = jnp.where(jnp.isfinite(value), jnp.finfo(jnp.float32).max, jnp.nan)
         found = _norm(by_params), jax.vmap(_norm)(by_hidden)
         return jax.tree.map(lambda norm: jnp.where(jnp.isfinite(norm), norm, overflow), found)
@@ -45,12 +46,12 @@ def gradients(model: Fitted) -> dict[str, Array]:
 
 
 def running_variance(model: Fitted) -> Array:
-    """Give the running variance of the first cell's recurrent path at every step, a mean over features.
+    """Return the running variance of the first cell's recurrent path at every step, as a mean over features.
 
-    NaN where the norm keeps none; statistics that all steps share are the same at all.
+    NaN if the norm keeps none. Statistics that all steps share are repeated.
     """
     steps = model.batch[0].shape[1]
-    kept = first_recurrent_statistics(model.rest[0])
+    kept = first_recurrent_statistics(model.model_state[0])
     if kept is None:
         return jnp.full(steps, jnp.nan)
     rows = kept.var.mean(-1)
@@ -63,14 +64,14 @@ def beyond(model: Fitted, inputs: Array, error: Callable[[Array], Array]) -> dic
     Args:
         model: The network.
         inputs: Sequences.
-        error: From outputs at every step to what is to be known of them.
+        error: Maps outputs at every step to errors.
 
     Returns:
-        `error_at_length`: what `error` gives. `activation`: the root mean square of the first cell's hidden states at
-        every step, over the sequences that go on there.
+        `error_at_length`: result of `error`. `activation`: root mean square of the first cell's hidden states at every
+        step, over the sequences that have not ended.
     """
-    module: Any = model.network.module
-    trace = module.apply({"params": model.params, **model.rest[0]}, inputs, train=False, trace=True)
+    module = _module(model)
+    trace = _traced(module, {"params": model.params, **model.model_state[0]}, inputs)
     there = inputs[..., -1] if module.padded else jnp.ones(inputs.shape[:2])
     squares = (there[..., None] * trace.hidden[0] ** 2).mean(-1).sum(0)
     return {"error_at_length": error(trace.outputs), "activation": jnp.sqrt(squares / there.sum(0))}
@@ -88,11 +89,11 @@ def with_blanks(model: Fitted, lengths: Sequence[int]) -> dict[str, Array]:
 
 
 def joined(model: Fitted, ends: Sequence[int]) -> dict[str, Array]:
-    """Evaluate test examples that follow each other as longer ones, with an output at every step; see `beyond`.
+    """Evaluate consecutive test examples as longer sequences, with an output at every step; see `beyond`.
 
     Args:
         model: The network.
-        ends: Of the ranges of steps over which the error is averaged; the last is the length.
+        ends: Ends of the ranges of steps over which the error is averaged; the last is the length.
     """
     inputs, labels = model.test
     n = ends[-1] // inputs.shape[1]
@@ -106,7 +107,7 @@ def joined(model: Fitted, ends: Sequence[int]) -> dict[str, Array]:
 
 
 def longer(model: Fitted, inputs: Array, labels: Array, lengths: Sequence[int]) -> dict[str, Array]:
-    """Evaluate padded sequences, as many of each length; see `beyond`."""
+    """Evaluate padded sequences, equally many of each length; see `beyond`."""
     wanted = labels.reshape(len(lengths), -1)
 
     def error(outputs: Array) -> Array:
@@ -117,16 +118,16 @@ def longer(model: Fitted, inputs: Array, labels: Array, lengths: Sequence[int]) 
 
 
 def one_by_one(model: Fitted, outputs: Array) -> dict[str, Array]:
-    """Compare test examples that are evaluated together with the same one by one, step by step, handing the state on.
+    """Compare test examples that are evaluated together with the same examples one by one, step by step.
 
     Args:
         model: The network.
-        outputs: Of the test examples.
+        outputs: Outputs of the test examples.
 
     Returns:
-        `blank`: the largest change of outputs where all others in the batch are blank: both are the same program, so
-        it is 0 unless examples see each other. `alone`: the same for a batch of 1 against the ordinary evaluation,
-        whose matrix products have other shapes and round otherwise. `error`: the change of the error there.
+        `blank`: largest change of outputs if all other examples in the batch are blank. Both are the same program, so
+        it is 0 unless examples affect each other. `alone`: the same for a batch of 1 against the ordinary evaluation,
+        whose matrix products have other shapes and round differently. `error`: change of the error with a batch of 1.
     """
     inputs, labels = (x[:ALONE] for x in model.test)
     n = len(inputs)
@@ -150,30 +151,38 @@ def one_by_one(model: Fitted, outputs: Array) -> dict[str, Array]:
 
 
 def gap(model: Fitted, outputs: Array) -> Array:
-    """Measure the test error with running statistics minus that with the statistics of the test examples themselves.
+    """Measure the test error with running statistics minus the error with the statistics of the test examples.
 
     Args:
         model: The network.
-        outputs: Of the test examples, by running statistics.
+        outputs: Outputs of the test examples with running statistics.
     """
     inputs, labels = model.test
-    module: Any = model.network.module
-    averages = model.rest[0]
+    module = _module(model)
+    averages = model.model_state[0]
     variables = {"params": model.params, **averages}
     rngs = {"params": jax.random.key(0)}
     own, _ = module.apply(variables, inputs, train=True, noise=0.0, mutable=list(averages), rngs=rngs)
     return (model.error(outputs, labels) - model.error(own, labels)).mean()
 
 
+def _module(model: Fitted) -> LSTMNet:
+    return cast(LSTMNet, model.network.module)
+
+
+def _traced(module: LSTMNet, variables: Mapping[str, PyTree], inputs: Array, carries: PyTree = None) -> Trace:
+    return cast(Trace, module.apply(variables, inputs, train=False, carries=carries, trace=True))
+
+
 def _streamed(model: Fitted, inputs: Array) -> Array:
-    """Outputs of sequences that come step by step."""
-    module: Any = model.network.module
-    variables = {"params": model.params, **model.rest[0]}
+    """Compute the outputs of sequences that arrive step by step."""
+    module = _module(model)
+    variables = {"params": model.params, **model.model_state[0]}
     cell = nl.LSTMCell(module.features, norm=module.norm, use_running_average=True)
     carry = cell.initialize_carry(jax.random.key(0), (len(inputs), 1))
 
-    def step(carries: Any, x: Array) -> tuple[Any, Array]:
-        trace = module.apply(variables, x[:, None], train=False, carries=carries, trace=True)
+    def step(carries: PyTree, x: Array) -> tuple[PyTree, Array]:
+        trace = _traced(module, variables, x[:, None], carries)
         return trace.carries, trace.outputs[:, 0]
 
     _, outputs = jax.lax.scan(step, (carry,) * module.depth, inputs.swapaxes(0, 1))
@@ -181,8 +190,8 @@ def _streamed(model: Fitted, inputs: Array) -> Array:
     return outputs if module.every_step else last_of(outputs, lengths_of(inputs) if module.padded else None)
 
 
-def _norm(tree: Any) -> Array:
-    """Root of the sum of squares, where the squares alone may be too large for float32."""
+def _norm(tree: PyTree) -> Array:
+    """Compute the root of the sum of squares, even if the squares overflow float32."""
     leaves = jax.tree.leaves(tree)
     largest = jnp.stack([jnp.abs(leaf).max() for leaf in leaves]).max()
     scale = jnp.where(largest > 0, largest, 1.0)

@@ -1,24 +1,26 @@
-"""The program of supervised learning: a loss, mini-batches, a learning rate that decays to zero."""
+"""The program of supervised training: a loss, mini-batches, a learning rate that decays to zero."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
 from normlab.introspect.pure import Network
 from normlab.norms import Norm
+from normlab.notation import PyTree
 from normlab.study.data.augment import augment
-from normlab.study.data.dataset import Data
+from normlab.study.data.dataset import Dataset
 from normlab.study.data.splits import composed, divided, shuffled, sizes
 from normlab.study.data.streaming import WINDOW_BYTES, Streamed
 from normlab.study.design.problem import Metric, Series
-from normlab.study.design.program import Arrays, Feed, Program
+from normlab.study.design.program import Array, Arrays, Program, Shapes, WindowSource
 from normlab.study.design.provenance import data_hash
 from normlab.study.training.loop import mesh_of, shared_out, standard_error
 from normlab.study.training.objectives import (
@@ -28,52 +30,68 @@ from normlab.study.training.objectives import (
     Loss,
     Optimizer,
     check_transformation,
+    cross_entropy,
 )
+from normlab.study.training.output_checks import check_of_outputs, numbers
 
 EVALUATED_AT_ONCE = 1024
-"""Held-out examples that go through the model together."""
+"""Held-out examples that are evaluated together."""
 
 
-class Learner(NamedTuple):
+class RunExamples(NamedTuple):
+    """RunExamples of a run.
+
+    Attributes:
+        order: RunExamples of all batches, shape (steps, batch).
+        train: RunExamples for training, in random order.
+        held_out: RunExamples for validation, then those for the test.
+    """
+
+    order: np.ndarray
+    train: np.ndarray
+    held_out: np.ndarray
+
+
+class TrainingState(NamedTuple):
     """State of supervised training.
 
     Attributes:
-        params: What the optimizer trains.
-        rest: What else training changes in the model; see `Network`.
-        moments: State of the optimizer.
-        order: Examples of all batches, shape (steps, batch).
-        train: Examples for training, in a random order.
-        held_out: Examples for validation and, behind them, for the test.
-        alike: Where batches have a number of classes: batches of examples for training, and of those of the test,
-            composed likewise, each of shape (batches, batch).
-        seed: Of the run, for what is drawn in training.
+        params: Parameters that the optimizer trains.
+        model_state: State of the model that the optimizer does not train; see `Network`.
+        opt_state: State of the optimizer.
+        order: RunExamples of all batches, shape (steps, batch).
+        train: RunExamples for training, in random order.
+        held_out: RunExamples for validation, then those for the test.
+        composed: If batches have a number of classes: such batches of training examples and of test examples, each of
+            shape (batches, batch).
+        seed: Seed of the run.
     """
 
-    params: Any
-    rest: Any
-    moments: Any
-    order: Any
-    train: Any
-    held_out: Any
-    alike: tuple[Any, ...]
-    seed: Any
+    params: PyTree
+    model_state: PyTree
+    opt_state: optax.OptState
+    order: Array
+    train: Array
+    held_out: Array
+    composed: tuple[Array, ...]
+    seed: jax.Array | np.uint32
 
 
 class Fitted(NamedTuple):
-    """A model at some time of its training, as series and side metrics see it.
+    """A model at some time of its training, for series and extra metrics.
 
     Attributes:
-        network: Its functions.
-        variant: `norm -> the functions of this model with another norm`.
-        norm: The norm that is in it.
-        params: What the optimizer trains.
-        rest: What else training changes in the model; see `Network`.
+        network: The model.
+        variant: `norm -> the model with another norm`.
+        norm: Norm of the model.
+        params: Parameters that the optimizer trains.
+        model_state: State of the model that the optimizer does not train; see `Network`.
         batch: Inputs and labels of the first batch of training.
-        train: Which examples it is trained on, in a random order.
+        train: RunExamples for training, in random order.
         test: Inputs and labels of the test examples.
-        take: `examples -> their inputs and labels`, as the model takes them.
-        evaluate: `rest -> outputs of the test examples`, with that rest in place of the model's own.
-        alike: See `Learner`.
+        take: `examples -> their inputs and labels`, prepared for the model.
+        evaluate: `model_state -> outputs of the test examples`, with this state in place of the model's own.
+        composed: See `TrainingState`.
         loss: `(outputs, labels) -> number`.
         error: `(outputs, labels) -> one number for each example`: the metric.
     """
@@ -81,49 +99,50 @@ class Fitted(NamedTuple):
     network: Network
     variant: Callable[[Norm], Network]
     norm: Norm
-    params: Any
-    rest: Any
+    params: PyTree
+    model_state: PyTree
     batch: tuple[jax.Array, jax.Array]
-    train: jax.Array
+    train: Array
     test: tuple[jax.Array, jax.Array]
-    take: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-    evaluate: Callable[[Any], Any]
-    alike: tuple[jax.Array, ...]
-    loss: Callable[[Any, jax.Array], jax.Array]
-    error: Callable[[Any, jax.Array], jax.Array]
+    take: Callable[[Array], tuple[jax.Array, jax.Array]]
+    evaluate: Callable[[PyTree], PyTree]
+    composed: tuple[Array, ...]
+    loss: Loss
+    error: Loss
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SupervisedTraining:
-    """Supervised training of one model: what is decided, and the functions of its program.
+    """Supervised training of one model: its options, and the functions of its program.
 
-    Every seed has its own split (`data.split`); every epoch is a new permutation of the training set, and a last batch
+    Every seed has its own split (`data.splits`); every epoch is a new permutation of the training set, and a last batch
     that would be smaller than the others is left out. The learning rate decays to zero along a cosine.
 
     Attributes:
-        data: Inputs and labels; of `Streamed` the program has a feed.
-        made: `norm -> the model`.
-        norm: For the model.
-        batch_size: Examples an update.
+        data: Inputs and labels; a program on streamed data has a window source.
+        make_network: `norm -> the model`.
+        norm: Norm of the model.
+        batch_size: RunExamples per update.
         epochs: Passes over the training set.
-        classes_per_batch: How many classes a batch has, drawn anew for each, as its examples are from theirs, so that
-            an epoch is as many examples but not each once; unless given a batch is as it comes.
-        devices: Among which every batch is divided; statistics of batch norms are still those of the whole batch.
-        error: What is measured on held-out examples.
+        classes_per_batch: Number of classes in a batch. Classes, and examples of each class, are drawn anew for every
+            batch, so an epoch has as many examples but not each once. Unless given, batches are not composed.
+        devices: Devices that share every batch; statistics of batch norms are still those of the whole batch.
+        error: Error that is measured on held-out examples.
         loss: `(outputs, labels) -> number, or one for each example`; softmax cross entropy or squared error unless
             given.
-        optimizer: Made from a learning-rate schedule; SGD with momentum 0.9 unless given.
+        optimizer: Makes the optimizer from a learning-rate schedule; SGD with momentum 0.9 unless given.
         chance: Error of a model that has learned nothing; computed for the errors of this package unless given.
-        validation: See `data.sizes`.
-        test: See `data.sizes`.
-        series: What is measured before, during and after training.
-        observe: Gives it by name; what it leaves out is NaN.
-        side: What is reported beside the error.
-        assess: Gives it by name, likewise; it also takes the outputs of the test examples.
+        validation: See `data.splits.sizes`.
+        test: See `data.splits.sizes`.
+        series: Series that are measured before, during and after training.
+        observe: Measures the series, by name; those it leaves out are NaN.
+        extra_metrics: Metrics that are reported beside the error.
+        assess: Computes the extra metrics from the model and the outputs of the test examples, by name; those it leaves
+            out are NaN.
     """
 
-    data: Data
-    made: Callable[[Norm], Network]
+    data: Dataset
+    make_network: Callable[[Norm], Network]
     norm: Norm
     batch_size: int
     epochs: int
@@ -136,12 +155,12 @@ class SupervisedTraining:
     validation: float | None = None
     test: float | None = None
     series: Sequence[Series] = ()
-    observe: Callable[[Fitted], Mapping[str, Any]] = lambda model: {}
-    side: Sequence[Metric] = ()
-    assess: Callable[[Fitted, Any], Mapping[str, Any]] = lambda model, outputs: {}
+    observe: Callable[[Fitted], Mapping[str, ArrayLike]] = lambda model: {}
+    extra_metrics: Sequence[Metric] = ()
+    assess: Callable[[Fitted, PyTree], Mapping[str, ArrayLike]] = lambda model, outputs: {}
 
     def __post_init__(self) -> None:
-        """Check what a batch is.
+        """Check the size and the composition of batches.
 
         Raises:
             ValueError: If a batch is larger than the training set or cannot be divided among the devices, or a part of
@@ -165,22 +184,22 @@ class SupervisedTraining:
         """Make the program.
 
         Raises:
-            ValueError: If there are too few devices, too many updates, or series of data that are read meanwhile; when
-                traced, if outputs do not fit the labels, the loss or the error.
+            ValueError: If there are too few devices, too many updates, or series of streamed data; when traced, if
+                outputs do not fit the labels, the loss or the error.
         """
         mesh, _ = self.mesh, self.network
         if self.steps >= 2**31:
             raise ValueError(
                 f"Expected fewer than 2^31 updates, got {self.steps:,}. Choose fewer epochs or larger batches."
             )
-        if self.feed and (self.series or self.side):
+        if self.window_source and (self.series or self.extra_metrics):
             raise ValueError(
-                "Expected data that are all on the device, of which series and side metrics are taken, got data that "
+                "Expected data that are all on the device, of which series and extra metrics are taken, got data that "
                 "are read while a model is trained. Pass `--no-stream`, or take a comparison without them."
             )
         return Program(
             data=self.data.arrays,
-            marks=self.data.marks,
+            fingerprints=self.data.fingerprints,
             init=self.init,
             step=self.step,
             forward=self.forward,
@@ -191,221 +210,217 @@ class SupervisedTraining:
             mesh=mesh,
             series=self.measure if self.series else None,
             at_end=all(one.at_end for one in self.series),
-            about=_about(self.data),
-            feed=self.feed,
+            description=_description(self.data),
+            window_source=self.window_source,
             libraries=self.data.libraries,
         )
 
     @cached_property
     def parts(self) -> tuple[int, int]:
-        """How many examples there are for training and for validation."""
+        """Numbers of examples for training and for validation."""
         return sizes(self.data, self.validation, self.test)
 
     @property
     def per_epoch(self) -> int:
-        """Updates an epoch."""
+        """Updates per epoch."""
         return self.parts[0] // self.batch_size
 
     @property
     def steps(self) -> int:
-        """Updates of a run."""
+        """Updates in a run."""
         return self.epochs * self.per_epoch
 
     @cached_property
     def mesh(self) -> Mesh | None:
-        """The devices; `None` is one."""
+        """Mesh of the devices; `None` for one device."""
         return mesh_of(self.devices)
 
     @cached_property
     def network(self) -> Network:
         """The model with its norm."""
-        return self.made(self.norm)
+        return self.make_network(self.norm)
 
     @cached_property
-    def feed(self) -> Feed | None:
-        """What reads the data while a model is trained; `None` where all of them are on the device."""
-        if not isinstance(self.data, Streamed):
+    def window_source(self) -> WindowSource | None:
+        """Source of data that are read during training; `None` if all of them are on the device."""
+        data = self.data
+        if not isinstance(data, Streamed):
             return None
-        return _feed(self.data, self._examples, self.steps, self.batch_size, *self.parts)
+        training, validating = self.parts
+        held_out = len(data.labels) - training
+        steps = max(1, min(self.steps, WINDOW_BYTES // (self.batch_size * data.sample_inputs()[0].nbytes)))
+        fitting, testing = steps * self.batch_size, min(EVALUATED_AT_ONCE, held_out)
+        return WindowSource(
+            steps=steps,
+            fingerprint=lambda seed: data_hash(self._examples(seed)._asdict()),
+            windows=lambda seed, n: data.windows(_rows(self._examples(seed).order, fitting)[n:]),
+            held_out=lambda seed: data.windows(_rows(self._examples(seed).held_out, testing)),
+            shapes=(_window_shapes(data, fitting), _window_shapes(data, testing)),
+            metrics=lambda errors: {
+                "validation": errors[:validating].mean(),
+                "validation_sem": float(standard_error(errors[:validating])),
+                "test": errors[validating:held_out].mean(),
+            },
+        )
 
     @cached_property
-    def _check(self) -> Callable[[Any], None]:
-        return _check_of(self.data, self.loss, self.error)
+    def _check(self) -> Callable[[PyTree], None]:
+        return check_of_outputs(self.data, self.loss, self.error)
 
-    def init(self, seed: int) -> Learner:
-        """The state of a run before its first update."""
-        feed, (_, validating) = self.feed, self.parts
-        order, train, held_out = _places(feed, self.batch_size) if feed else self._examples(seed)
-        alike = (train, held_out[validating:]) if self.classes_per_batch and not feed else ()
-        alike = tuple(self._alike(some, max(1, len(some) // self.batch_size), seed) for some in alike)
-        params, rest = self.network.init(seed)
-        return Learner(
+    def init(self, seed: int) -> TrainingState:
+        """Return the state of a run before its first update."""
+        source, (_, validating) = self.window_source, self.parts
+        examples = _within_windows(source, self.batch_size) if source else self._examples(seed)
+        sets = (examples.train, examples.held_out[validating:]) if self.classes_per_batch and not source else ()
+        composed = tuple(self._composed(some, max(1, len(some) // self.batch_size), seed) for some in sets)
+        params, model_state = self.network.init(seed)
+        return TrainingState(
             params=params,
-            rest=rest,
-            moments=self._optimizer_at(0.0).init(params),
-            order=order,
-            train=train,
-            held_out=held_out,
-            alike=alike,
+            model_state=model_state,
+            opt_state=self._optimizer_at(0.0).init(params),
+            **examples._asdict(),
+            composed=composed,
             seed=np.uint32(seed),
         )
 
-    def forward(self, state: Learner, t: jax.Array, arrays: Arrays) -> jax.Array:
-        """The loss of update t, which is what it differentiates."""
+    def forward(self, state: TrainingState, t: jax.Array, arrays: Arrays) -> jax.Array:
+        """Compute the loss of update t, without its gradient."""
         inputs, labels = self._batch(state, t, arrays)
-        return self._mean_loss(self.network.train(state.params, state.rest, inputs, t)[0], labels)
+        return self._mean_loss(self.network.train(state.params, state.model_state, inputs, t)[0], labels)
 
-    def step(self, state: Learner, t: jax.Array, learning_rate: jax.Array, arrays: Arrays) -> tuple[Learner, jax.Array]:
-        """Make update t; its state and loss."""
+    def step(
+        self, state: TrainingState, t: jax.Array, learning_rate: jax.Array, arrays: Arrays
+    ) -> tuple[TrainingState, jax.Array]:
+        """Make update t; return the new state and the loss."""
         inputs, labels = self._batch(state, t, arrays)
 
-        def loss_of(outputs: Any) -> tuple[jax.Array, None]:
+        def loss_of(outputs: PyTree) -> tuple[jax.Array, None]:
             return self._mean_loss(outputs, labels), None
 
-        (value, _), gradients, rest = self.network.gradients(loss_of, state.params, state.rest, inputs, t)
-        updates, moments = self._optimizer_at(learning_rate).update(gradients, state.moments, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
-        return state._replace(params=params, rest=rest, moments=moments), value
+        (value, _), gradients, model_state = self.network.gradients(loss_of, state.params, state.model_state, inputs, t)
+        updates, opt_state = self._optimizer_at(learning_rate).update(gradients, state.opt_state, state.params)
+        params: PyTree = optax.apply_updates(state.params, updates)
+        return state._replace(params=params, model_state=model_state, opt_state=opt_state), value
 
-    def evaluate(self, state: Learner, arrays: Arrays) -> dict[str, jax.Array]:
-        """Measure the held-out examples; those of a window where there is a feed."""
+    def evaluate(self, state: TrainingState, arrays: Arrays) -> dict[str, jax.Array]:
+        """Measure the held-out examples, or those of one window if there is a window source."""
         _, validating = self.parts
         outputs = self._outputs(state.held_out, state, arrays)
         errors = self.error.function(outputs, arrays["labels"][state.held_out])
-        errors = _numbers("metric", errors, [state.held_out.shape])
+        errors = numbers("metric", errors, [state.held_out.shape])
         finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(outputs)]).all()
-        if self.feed:
+        if self.window_source:
             return {"errors": errors, "finite": finite}
-        aside = {}
-        if self.side:
-            aside = self.assess(self.fitted(state, arrays), jax.tree.map(lambda x: x[validating:], outputs))
+        extra = {}
+        if self.extra_metrics:
+            extra = self.assess(self.fitted(state, arrays), jax.tree.map(lambda x: x[validating:], outputs))
         return {
-            **{metric.name: _numbers(metric.name, aside.get(metric.name, jnp.nan), [()]) for metric in self.side},
+            **{
+                metric.name: numbers(metric.name, extra.get(metric.name, jnp.nan), [()])
+                for metric in self.extra_metrics
+            },
             "validation": errors[:validating].mean(),
             "validation_sem": standard_error(errors[:validating]),
             "test": errors[validating:].mean(),
             "finite": finite,
         }
 
-    def measure(self, state: Learner, arrays: Arrays) -> dict[str, jax.Array]:
-        """Take the series at some time of training."""
+    def measure(self, state: TrainingState, arrays: Arrays) -> dict[str, jax.Array]:
+        """Measure the series at some time of training."""
         found = self.observe(self.fitted(state, arrays))
         missing = {one.name: jnp.full(len(one.x), jnp.nan) for one in self.series}
-        return {one.name: _numbers(one.name, {**missing, **found}[one.name], [(len(one.x),)]) for one in self.series}
+        return {one.name: numbers(one.name, {**missing, **found}[one.name], [(len(one.x),)]) for one in self.series}
 
-    def fitted(self, state: Learner, arrays: Arrays) -> Fitted:
-        """The model at some time of training."""
+    def fitted(self, state: TrainingState, arrays: Arrays) -> Fitted:
+        """Return the model at some time of training."""
         objective, (_, validating) = self._objective, self.parts
 
-        def take(examples: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def take(examples: Array) -> tuple[jax.Array, jax.Array]:
             return self.data.prepared(arrays["inputs"][examples]), arrays["labels"][examples]
 
         return Fitted(
             network=self.network,
-            variant=self.made,
+            variant=self.make_network,
             norm=self.norm,
             params=state.params,
-            rest=state.rest,
+            model_state=state.model_state,
             batch=take(state.order[0]),
             train=state.train,
             test=take(state.held_out[validating:]),
             take=take,
-            evaluate=lambda rest: self._outputs(state.held_out[validating:], state._replace(rest=rest), arrays),
-            alike=state.alike,
+            evaluate=lambda model_state: self._outputs(
+                state.held_out[validating:], state._replace(model_state=model_state), arrays
+            ),
+            composed=state.composed,
             loss=lambda outputs, labels: objective(outputs, labels).mean(),
             error=lambda outputs, labels: jnp.asarray(self.error.function(outputs, labels), jnp.float32),
         )
 
     @property
     def _objective(self) -> Loss:
-        return self.loss or (_cross_entropy if self.data.classes else _squared_error)
+        return self.loss or (cross_entropy if self.data.classes else MEAN_SQUARED_ERROR.function)
 
-    def _optimizer_at(self, learning_rate: Any) -> optax.GradientTransformation:
+    def _optimizer_at(self, learning_rate: float | jax.Array) -> optax.GradientTransformation:
         made = (self.optimizer or _sgd)(lambda t: learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * t / self.steps)))
         check_transformation(made)
         return made
 
-    def _examples(self, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The examples of all batches, those for training, and those held out."""
+    def _examples(self, seed: int) -> RunExamples:
         parts = divided(self.data, seed, self.validation, self.test)
         train, held_out = parts["train"], np.concatenate([parts["validation"], parts["test"]])
         if self.classes_per_batch:
-            return self._alike(train, self.steps, seed), train, held_out
-        return shuffled(train, self.batch_size, self.epochs, seed), train, held_out
+            return RunExamples(self._composed(train, self.steps, seed), train, held_out)
+        return RunExamples(shuffled(train, self.batch_size, self.epochs, seed), train, held_out)
 
-    def _alike(self, some: np.ndarray, count: int, seed: int) -> np.ndarray:
-        """Batches with a number of classes, of some examples."""
+    def _composed(self, some: np.ndarray, count: int, seed: int) -> np.ndarray:
+        """Draw batches with a number of classes from some examples."""
         return some[composed(self.data.labels[some], count, self.batch_size, self.classes_per_batch or 1, seed)]
 
-    def _batch(self, state: Learner, t: jax.Array, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
-        """Inputs and labels of update t, as the model takes them."""
-        batch = state.order[t % self.feed.steps if self.feed else t]
+    def _batch(self, state: TrainingState, t: jax.Array, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
+        """Return the inputs and labels of update t, prepared for the model."""
+        batch = state.order[t % self.window_source.steps if self.window_source else t]
         inputs, labels = shared_out((arrays["inputs"][batch], arrays["labels"][batch]), self.mesh)
         if self.data.augment:
             draws = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), 1), t)  # the model has its own
             inputs = augment(self.data.augment, draws, inputs)
         return self.data.prepared(inputs), labels
 
-    def _mean_loss(self, outputs: Any, labels: jax.Array) -> jax.Array:
+    def _mean_loss(self, outputs: PyTree, labels: jax.Array) -> jax.Array:
         self._check(outputs)
-        return _numbers("loss", self._objective(outputs, labels), [(), (self.batch_size,)]).mean()
+        return numbers("loss", self._objective(outputs, labels), [(), (self.batch_size,)]).mean()
 
-    def _outputs(self, examples: jax.Array, state: Learner, arrays: Arrays) -> Any:
-        def of(chunk: jax.Array) -> Any:
-            return self.network.evaluate(state.params, state.rest, self.data.prepared(arrays["inputs"][chunk]))
+    def _outputs(self, examples: Array, state: TrainingState, arrays: Arrays) -> PyTree:
+        def of(chunk: Array) -> PyTree:
+            return self.network.evaluate(state.params, state.model_state, self.data.prepared(arrays["inputs"][chunk]))
 
         return _in_chunks(of, examples)
 
 
-def _about(data: Data) -> str:
+def _description(data: Dataset) -> str:
     """Describe the data, and say that seeds share examples where no test set stands apart."""
     shared = (
         "" if data.test else "No test set stands apart: learning rates are chosen on examples that other seeds test."
     )
-    return f"{data.about} {shared}".strip()
+    return f"{data.description} {shared}".strip()
 
 
-def _feed(
-    data: Streamed,
-    examples: Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]],
-    steps: int,
-    batch_size: int,
-    training: int,
-    validating: int,
-) -> Feed:
-    """Windows of the batches that a seed has, in their order, and of its held-out examples."""
-    held_out = len(data.labels) - training
-    per_window = max(1, min(steps, WINDOW_BYTES // (batch_size * data.inputs[0].nbytes)))
-    sizes = per_window * batch_size, min(EVALUATED_AT_ONCE, held_out)
-
-    def rows(wanted: np.ndarray, size: int) -> np.ndarray:
-        return np.resize(wanted, (-(-wanted.size // size), size))  # filled up from its beginning
-
-    def shapes(size: int) -> Arrays:
-        named = {"inputs": data.inputs, "labels": data.labels}
-        return {name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype) for name, array in named.items()}
-
-    return Feed(
-        steps=per_window,
-        mark=lambda seed: data_hash(dict(zip(("order", "train", "held_out"), examples(seed), strict=True))),
-        windows=lambda seed, n: data.windows(rows(examples(seed)[0], sizes[0])[n:]),
-        held_out=lambda seed: data.windows(rows(examples(seed)[2], sizes[1])),
-        shapes=(shapes(sizes[0]), shapes(sizes[1])),
-        metrics=lambda errors: {
-            "validation": errors[:validating].mean(),
-            "validation_sem": float(standard_error(errors[:validating])),
-            "test": errors[validating:held_out].mean(),
-        },
-    )
+def _rows(examples: np.ndarray, size: int) -> np.ndarray:
+    """Cut examples into rows of one size; the last row is padded with the first examples."""
+    return np.resize(examples, (-(-examples.size // size), size))
 
 
-def _places(feed: Feed, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where the examples of batches, and those that are held out, are within a window."""
-    places, held_out = (np.arange(len(shapes["labels"]), dtype=np.int32) for shapes in feed.shapes)
-    return places.reshape(feed.steps, batch_size), places[:0], held_out
+def _window_shapes(data: Streamed, size: int) -> Shapes:
+    named = {"inputs": data.sample_inputs(), "labels": data.labels}
+    return {name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype) for name, array in named.items()}
 
 
-def _check_composition(data: Data, classes_per_batch: int, batch_size: int) -> None:
+def _within_windows(source: WindowSource, batch_size: int) -> RunExamples:
+    """Number the examples of batches, and those held out, within their windows."""
+    places, held_out = (np.arange(len(shapes["labels"]), dtype=np.int32) for shapes in source.shapes)
+    return RunExamples(places.reshape(source.steps, batch_size), places[:0], held_out)
+
+
+def _check_composition(data: Dataset, classes_per_batch: int, batch_size: int) -> None:
     if not data.classes or data.labels.ndim != 1:
         raise ValueError("Expected `labels` to be a class for each example where batches have a number of classes.")
     most = min(len(np.unique(data.labels)), batch_size)
@@ -417,15 +432,8 @@ def _sgd(schedule: optax.Schedule) -> optax.GradientTransformation:
     return optax.sgd(schedule, momentum=0.9)
 
 
-def _cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-    return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
-
-
-_squared_error = MEAN_SQUARED_ERROR.function
-
-
-def _in_chunks(function: Callable[[jax.Array], Any], indices: jax.Array) -> Any:
-    """Map examples to outputs, a limited number at a time; the last chunk is filled up with examples seen before."""
+def _in_chunks(function: Callable[[Array], PyTree], indices: Array) -> PyTree:
+    """Map examples to outputs, a limited number at a time; the last chunk is padded with the first examples."""
     n = len(indices)
     if n <= EVALUATED_AT_ONCE:
         return function(indices)
@@ -433,49 +441,8 @@ def _in_chunks(function: Callable[[jax.Array], Any], indices: jax.Array) -> Any:
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], jax.lax.map(function, chunks))
 
 
-def _check_of(data: Data, loss: Loss | None, error: Error) -> Callable[[Any], None]:
-    """What can be known about outputs from the labels: nothing where loss and error are the user's own."""
-    if data.classes and (loss is None or error is MISCLASSIFICATION):
-        low, high = int(data.labels.min()), int(data.labels.max())
-        return lambda outputs: _check_classes(outputs.shape, low, high)
-    if not data.classes and (loss is None or error is MEAN_SQUARED_ERROR):
-        return lambda outputs: _check_targets(outputs.shape, data.labels.shape[1:])
-    return lambda outputs: None
-
-
-def _check_classes(shape: tuple[int, ...], low: int, high: int) -> None:
-    if len(shape) != 2:
-        raise ValueError(
-            f"Expected the model's outputs to be logits of shape (batch, classes), got {shape}. End it with "
-            f"`nn.Dense({high + 1})`, or give `loss` and `metric`."
-        )
-    if low < 0 or high >= shape[1]:
-        raise ValueError(
-            f"Expected `labels` from 0 to {shape[1] - 1}, since the model has {shape[1]} outputs, got {low} to {high}. "
-            f"Give it {high + 1} outputs."
-        )
-
-
-def _check_targets(shape: tuple[int, ...], target: tuple[int, ...]) -> None:
-    if shape[1:] not in (target, (*target, 1)):
-        like = ", ".join(["batch", *map(str, target)])
-        raise ValueError(
-            f"Expected the model's outputs to be shaped like `labels`, ({like}), got {shape}. Give it as many outputs; "
-            "where labels are classes, write `labels.astype(int)`."
-        )
-
-
-def _numbers(name: str, values: Any, shapes: list[tuple[int, ...]]) -> jax.Array:
-    if jnp.shape(values) not in shapes:
-        raise ValueError(
-            f"Expected `{name}` to give shape {' or '.join(map(str, shapes))}, got {jnp.shape(values)}. Return "
-            "numbers of that shape."
-        )
-    return jnp.asarray(values)
-
-
-def _chance(data: Data, error: Error) -> float | None:
-    """The error of the best constant answer."""
+def _chance(data: Dataset, error: Error) -> float | None:
+    """Return the error of the best constant answer."""
     if error is MISCLASSIFICATION:
         return float(1 - np.unique(data.labels, return_counts=True)[1].max() / len(data.labels))
     if error is MEAN_SQUARED_ERROR:

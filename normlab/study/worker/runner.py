@@ -82,7 +82,7 @@ class ConfigurationRunner:
         if configuration not in self._lanes:
             self._lanes[configuration] = self.task.strategy.lanes or 1
             with suppress(Exception), discovery.importing(self._file):  # `_stack` records the failure
-                if self._lanes[configuration] > 1 and build(self.plan, configuration).feed:
+                if self._lanes[configuration] > 1 and build(self.plan, configuration).window_source:
                     self._lanes[configuration] = 1
         return self._lanes[configuration]
 

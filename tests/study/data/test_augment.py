@@ -82,7 +82,7 @@ def losses_of(images: np.ndarray, **fields: object) -> list[float]:
 def test_all_that_decides_is_in_the_hash() -> None:
     ways: list[dict[str, Any]] = [{"augment": ("crop",)}, {"augment": ("crop", "flip")}, {"augment": ("flip", "crop")}]
     others: list[dict[str, Any]] = [{}, {"drawn": (0.1, 0.2)}, {"mean": (0.5,)}, {"std": (0.5,)}, {"test": 5}]
-    hashes = {data_hash(Data(IMAGES, np.arange(64), **fields).marks) for fields in ways + others}
+    hashes = {data_hash(Data(IMAGES, np.arange(64), **fields).fingerprints) for fields in ways + others}
     assert len(hashes) == len(ways) + len(others)
 
 

@@ -72,7 +72,7 @@ class TestPreparedSets:
         scaled = PIXELS[:20].astype(np.float64) / 255
         np.testing.assert_allclose(data.mean, scaled.mean((0, 1, 2)), rtol=1e-12)
         np.testing.assert_allclose(data.std, scaled.std((0, 1, 2)), rtol=1e-12)
-        assert "`tiny` 1.0.0 of TensorFlow Datasets: 20 examples for training, 10 for the test" in data.about
+        assert "`tiny` 1.0.0 of TensorFlow Datasets: 20 examples for training, 10 for the test" in data.description
 
     def test_a_channel_without_contrast_is_not_divided_by_zero(self) -> None:
         mean, std = standardization([np.full((2, 3, 3, 1), 255, np.uint8)])
@@ -91,13 +91,13 @@ class TestPreparedSets:
         write(tmp_path, {name: rows(*bounds) for name, bounds in splits.items()}, FEATURES)
         data = chosen("tfds:tiny", str(tmp_path))
         assert (data.validation, data.test) == counts
-        assert rule in data.about
+        assert rule in data.description
         over = (
             "over those for training."
             if counts[1]
             else "over all examples, those that seeds draw for the test included."
         )
-        assert data.about.endswith(f"Each channel is standardized by its mean and standard deviation {over}")
+        assert data.description.endswith(f"Each channel is standardized by its mean and standard deviation {over}")
         np.testing.assert_array_equal(data.inputs, PIXELS[: len(data.labels)])
         free = len(data.labels) - sum(counts)
         drawn = counts[0] or round(0.1 * free)
@@ -108,14 +108,14 @@ class TestPreparedSets:
         write(tmp_path, {"train": rows(0, 20), "validation": rows(20, 25), "test": unlabelled}, FEATURES)
         data = chosen("tfds:tiny", str(tmp_path))
         assert (len(data.labels), data.validation, data.test) == (25, 0, 5)
-        assert "no other one with labels" in data.about
+        assert "no other one with labels" in data.description
 
     def test_a_budget_is_the_first_of_train(self, tmp_path: Path) -> None:
         tiny(tmp_path)
         data = chosen("tfds:tiny", str(tmp_path), train_examples=7)
         np.testing.assert_array_equal(data.inputs, PIXELS[[*range(7), *range(20, 30)]])
         np.testing.assert_allclose(data.mean, PIXELS[:7].mean((0, 1, 2), dtype=np.float64) / 255, rtol=1e-12)
-        assert "7 examples for training (the first of 20)" in data.about
+        assert "7 examples for training (the first of 20)" in data.description
         message(lambda: chosen("tfds:tiny", str(tmp_path), 21), "`--train-examples` up to 20", "got 21")
         message(
             lambda: chosen("tfds:tiny", str(tmp_path), 4), "`--train-examples` to leave examples to train on", "got 4"
@@ -126,7 +126,7 @@ class TestPreparedSets:
             write(tmp_path, {"train": rows(0, int(version[2:-2]))}, FEATURES, version=version)
         newest, older = (chosen(f"tfds:tiny{version}", str(tmp_path)) for version in ("", ":1.9.0"))
         assert (len(newest.labels), len(older.labels)) == (10, 9)
-        assert "`tiny` 1.10.0 of TensorFlow Datasets, the newest of 1.9.0, 1.10.0:" in newest.about
+        assert "`tiny` 1.10.0 of TensorFlow Datasets, the newest of 1.9.0, 1.10.0:" in newest.description
         message(
             lambda: chosen("tfds:tiny/1.9.0", str(tmp_path)), "a version behind a slash. Pass `--data tfds:tiny:1.9.0`."
         )
@@ -191,7 +191,7 @@ class TestStreamedSets:
         np.testing.assert_allclose((data.mean, data.std), (whole.mean, whole.std), rtol=1e-12)
         for found, array in zip(data.read([29, 0, 7]), (PIXELS, LABELS), strict=True):
             np.testing.assert_array_equal(found, array[[29, 0, 7]])
-        assert "are read while a model is trained" in data.about
+        assert "are read while a model is trained" in data.description
         monkeypatch.setattr(read, "RESIDENT_BYTES", 1000)
         assert isinstance(chosen("tfds:tiny", str(tmp_path), augment=["flip"]), Streamed)
         assert not isinstance(chosen("tfds:tiny", str(tmp_path), stream=False), Streamed)
@@ -209,7 +209,7 @@ class TestStreamedSets:
             monkeypatch.setattr(read, "RESIDENT_BYTES", limit)
             data = chosen("tfds:tiny", str(tmp_path), **options)
             assert isinstance(data, Streamed) == streamed
-            assert ("Its inputs, 0 MiB in memory, are" in data.about) == streamed
+            assert ("Its inputs, 0 MiB in memory, are" in data.description) == streamed
 
     def test_where_shapes_are_not_told_files_decide(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         features = {**FEATURES, "image": tfds.features.Image(shape=(None, None, 3))}
@@ -230,24 +230,24 @@ class TestStreamedSets:
         chosen("tfds:tiny", str(tmp_path), stream=True)
 
     def test_fingerprints(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def mark(**options: Any) -> str:
+        def fingerprint(**options: Any) -> str:
             data = chosen("tfds:tiny", str(tmp_path), stream=True, **options)
             assert isinstance(data, Streamed)
             return data.fingerprint
 
         path = tiny(tmp_path) / "dataset_info.json"
-        marks = [mark(), mark(), mark(train_examples=6), mark(image_size=4)]
+        fingerprints = [fingerprint(), fingerprint(), fingerprint(train_examples=6), fingerprint(image_size=4)]
         path.write_text(path.read_text() + "\n")
-        marks.append(mark())
+        fingerprints.append(fingerprint())
         (path.parent / "tiny-train.tfrecord-00000-of-00001").touch()
-        marks.append(mark())
+        fingerprints.append(fingerprint())
         monkeypatch.setattr(cv2, "__version__", "1.0")
-        marks.append(mark())
+        fingerprints.append(fingerprint())
         monkeypatch.setattr(folders, "version_of", lambda name: "1.0")
-        marks.append(mark())
-        assert marks[0] == marks[1]
-        assert marks[4] == marks[5]
-        assert len(set(marks)) == 6
+        fingerprints.append(fingerprint())
+        assert fingerprints[0] == fingerprints[1]
+        assert fingerprints[4] == fingerprints[5]
+        assert len(set(fingerprints)) == 6
 
     def test_damage_is_found_before_anything_is_trained(self, tmp_path: Path) -> None:
         path = tiny(tmp_path, shards=2) / "tiny-train.array_record-00001-of-00002"
@@ -490,7 +490,7 @@ class TestChosen:
         data = chosen(train_examples=n)
         np.testing.assert_array_equal(data.inputs, digits().inputs[:n])
         assert sizes(data) == parts[:2]
-        assert data.about == (
+        assert data.description == (
             f"Scikit-learn's 1,797 digits of 8 x 8 pixels, of which the first {n:,} are used; each seed has its own "
             f"split into {parts[0]:,} for training, {parts[1]} for validation and {parts[2]} for the test."
         )
@@ -506,11 +506,11 @@ class TestChosen:
         np.testing.assert_array_equal(data.inputs, x[[*range(8), *range(20, 30)]])
         np.testing.assert_array_equal(data.labels, y[[*range(8), *range(20, 30)]])
         assert data.test == 10
-        assert data.about == "Of the 20 examples that are not given for validation or test, the first 8 are used."
+        assert data.description == "Of the 20 examples that are not given for validation or test, the first 8 are used."
         np.savez(path.with_stem("whole"), inputs=x, labels=y)
         whole = chosen(f"npz:{path.with_stem('whole')}", train_examples=20)
         np.testing.assert_array_equal(whole.inputs, x[:20])
-        assert (sizes(whole), whole.about) == ((12, 4), "Of the 30 examples, the first 20 are used.")
+        assert (sizes(whole), whole.description) == ((12, 4), "Of the 30 examples, the first 20 are used.")
         message(lambda: chosen(f"npz:{path}", train_examples=21), "`--train-examples` up to 20", "got 21")
 
     @pytest.mark.parametrize("data", ["mnist", "tfds:", "npz:", "digits:1", "", "cifar10:3.0.2"])

@@ -391,11 +391,11 @@ class TestTraining:
 
     def test_it_is_said_where_seeds_share_examples(self) -> None:
         data = three_classes()
-        given = Data(data.inputs, data.labels, test=50, about="Three classes.")
-        drawn = Data(data.inputs, data.labels, about="Three classes.")
-        assert build(data=given).about == "Three classes."
+        given = Data(data.inputs, data.labels, test=50, description="Three classes.")
+        drawn = Data(data.inputs, data.labels, description="Three classes.")
+        assert build(data=given).description == "Three classes."
         shared = "No test set stands apart: learning rates are chosen on examples that other seeds test."
-        assert (build(data=drawn).about, build().about) == (f"Three classes. {shared}", shared)
+        assert (build(data=drawn).description, build().description) == (f"Three classes. {shared}", shared)
 
     def test_many_held_out_examples_are_evaluated_in_chunks(self, monkeypatch: pytest.MonkeyPatch) -> None:
         whole = train(build())
@@ -446,7 +446,9 @@ class TestModels:
         state = program.init(0)
         after, _ = jax.jit(program.step)(state, 0, 0.1, dict(program.data))
         assert jax.tree.structure(after) == jax.tree.structure(state)
-        moved = [(a != b).any() for a, b in zip(*map(jax.tree.leaves, (after.rest, state.rest)), strict=True)]
+        moved = [
+            (a != b).any() for a, b in zip(*map(jax.tree.leaves, (after.model_state, state.model_state)), strict=True)
+        ]
         assert sum(map(bool, moved)) >= 4
 
     def test_functions_and_partials_are_models(self) -> None:

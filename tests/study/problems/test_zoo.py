@@ -55,7 +55,7 @@ def test_says_whether_there_are_positions(name: str, images: str) -> None:
 def test_digits_unless_chosen() -> None:
     program = problem("mlp").build(norms.get("none"), {"batch_size": 8, "epochs": 1})
     assert program.data["inputs"].shape == (1797, 8, 8, 1)
-    assert "1,797" in program.about
+    assert "1,797" in program.description
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ class TestDrift:
         stream = synthetic("sea", n=200, positions=(100,), variant=(0, 1), noise=0.2, standardize=False)(0)
         first, second = (concept("sea", 0, number, variant=number, noise=0.2) for number in (0, 1))
         assert_joined(stream, [taken(first, 100), taken(second, 100)])
-        assert "variant=(0, 1), noise=0.2" in stream.about
+        assert "variant=(0, 1), noise=0.2" in stream.description
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -205,8 +205,8 @@ class TestStandardized:
         raw, ours = (synthetic("agrawal", n=50, drift="none", standardize=on)(0) for on in (False, True))
         np.testing.assert_allclose(ours.inputs, standardized(raw.inputs), atol=1e-4)
         assert raw.inputs.max() > 1e5
-        assert "standardized by the mean and standard deviation of the examples so far" in ours.about
-        assert "standardized" not in raw.about
+        assert "standardized by the mean and standard deviation of the examples so far" in ours.description
+        assert "standardized" not in raw.description
 
 
 CODE = """
@@ -406,7 +406,7 @@ class TestFromFile:
         assert stream.inputs.tolist() == [[1, -25], [3, 4], [5, 6]]
         assert stream.labels.tolist() == [0, 1, 0]
         assert (stream.name, stream.classes, stream.drifts) == ("mine", 2, (2,))
-        assert hashlib.sha256(path.read_bytes()).hexdigest() in stream.about
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in stream.description
 
     @pytest.mark.parametrize(
         ("content", "options"),
@@ -498,7 +498,7 @@ class TestFromFile:
         assert stream.inputs.tolist() == [[1, 2], [3, 4], [7, 8]]
         assert stream.labels.tolist() == [0, 1, 1]
         assert (stream.skipped, stream.drifts) == (5, (2,))
-        assert "3 examples, 5 left out because a value was not finite" in stream.about
+        assert "3 examples, 5 left out because a value was not finite" in stream.description
 
     @pytest.mark.parametrize(
         ("content", "options", "message"),

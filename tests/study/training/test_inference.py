@@ -44,7 +44,7 @@ def fitted(
 
     images = config.pop("images", 0)
     given = Data(data().inputs.reshape(-1, 2, 2, 1), data().labels) if images else data()
-    problem = study.supervised(name="toy", model=model, data=given, side=(study.Metric(),), assess=assess)
+    problem = study.supervised(name="toy", model=model, data=given, extra_metrics=(study.Metric(),), assess=assess)
     program: Program = problem.build(norms.get(norm), {"batch_size": batch_size, "epochs": 1, **config})
     state = jax.tree.map(jax.numpy.asarray, program.init(0))
     for t in range(steps):
@@ -84,17 +84,17 @@ def test_reestimated(norm: str) -> None:
 @pytest.mark.parametrize("norm", ["batch", "batch_renorm"])
 def test_reestimated_is_blind_to_the_running_statistics(norm: str) -> None:
     model, _ = fitted(norm, lambda norm, classes: MLP(norm, (HIDDEN, HIDDEN), classes))
-    averages, seed = model.rest
+    averages, seed = model.model_state
     shifted = jax.tree.map(lambda x: x + 1, averages["batch_stats"])
-    other = model._replace(rest=({**averages, "batch_stats": shifted}, seed))
+    other = model._replace(model_state=({**averages, "batch_stats": shifted}, seed))
     for one, same in zip(
         *(jax.tree.leaves(_statistics(inference_measures.reestimated(m))) for m in (model, other)), strict=True
     ):
         np.testing.assert_array_equal(one, same)
 
 
-def _statistics(rest: Any) -> Any:
-    return [[kept["mean"], kept.get("var", kept.get("std"))] for kept in rest[0]["batch_stats"].values()]
+def _statistics(model_state: Any) -> Any:
+    return [[kept["mean"], kept.get("var", kept.get("std"))] for kept in model_state[0]["batch_stats"].values()]
 
 
 def test_given_test_examples_come_in_random_order() -> None:
@@ -138,7 +138,7 @@ def test_norms_within_an_example_have_no_gap(norm: str) -> None:
         "flipped": 0,
     }
     assert inference_measures.changes_by_size(model, outputs, (1, 4, 40)).tolist() == [0, 0, 0]
-    own, deployed = inference_measures.in_batches(model, model.alike[0])
+    own, deployed = inference_measures.in_batches(model, model.composed[0])
     assert own == deployed
 
 
@@ -156,20 +156,20 @@ def test_compared() -> None:
 
 def test_batches_like_in_training() -> None:
     model, _ = fitted("batch", classes_per_batch=1)
-    of_training, of_test = (np.asarray(batches) for batches in model.alike)
+    of_training, of_test = (np.asarray(batches) for batches in model.composed)
     assert (of_training.shape, of_test.shape) == ((len(model.train) // BATCH, BATCH), (5, BATCH))
     assert set(of_training.ravel()) <= set(np.asarray(model.train).tolist())
     assert not set(of_training.ravel()) & set(of_test.ravel())
 
-    inputs, labels = (np.asarray(x) for x in model.take(model.alike[1]))
+    inputs, labels = (np.asarray(x) for x in model.take(model.composed[1]))
     assert (labels == labels[:, :1]).all()
     x = hidden(model, inputs)
     own = head(model, (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + EPSILON))
-    kept = model.rest[0]["batch_stats"]["norm_0"]
+    kept = model.model_state[0]["batch_stats"]["norm_0"]
     deployed = head(model, (x - kept["mean"]) / np.sqrt(kept["var"] + EPSILON))
     expected = [(outputs.argmax(-1) != labels).mean() for outputs in (own, deployed)]
     assert expected[0] != expected[1]
-    np.testing.assert_allclose(inference_measures.in_batches(model, model.alike[1]), expected, atol=1e-6)
+    np.testing.assert_allclose(inference_measures.in_batches(model, model.composed[1]), expected, atol=1e-6)
 
 
 def test_series_at_the_end_alone() -> None:

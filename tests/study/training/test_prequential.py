@@ -14,7 +14,7 @@ from flax import linen as nn
 from normlab import norms
 from normlab.cli.main import main
 from normlab.functional import StatisticsError
-from normlab.introspect.pure import network
+from normlab.introspect.pure import Network, network
 from normlab.norms import Norm
 from normlab.study.design.program import Program
 from normlab.study.problems.streaming import PREQUENTIAL_ERROR
@@ -30,7 +30,7 @@ from normlab.study.streams.protocol import (
     RECOVERY,
 )
 from normlab.study.streams.stream import Source, Stream, bursts
-from normlab.study.training import prequential
+from normlab.study.training import prequential, stream_measures
 from normlab.study.training.compilation import compile_program
 
 N, FEATURES, CLASSES = 2 * PARTS + 7, 3, 4
@@ -71,11 +71,16 @@ SOURCE = Source("made", made, True)
 def program(norm: str = "none", source: Source = SOURCE, **options: Any) -> Program:
     """A pass over streams of `source`."""
     model = network(Linear, norms.get(norm), source(0).inputs[:2], outputs=CLASSES)
-    return prequential.prequential(source, model, **{"error": PREQUENTIAL_ERROR, **options})
+    return training(model, source, **options).program()
+
+
+def training(model: Network, source: Source, **options: Any) -> prequential.PrequentialTraining:
+    """Test-then-train of a model."""
+    return prequential.PrequentialTraining(source=source, network=model, **{"error": PREQUENTIAL_ERROR, **options})
 
 
 @functools.cache
-def passed(norm: str = "none", source: Source = SOURCE, seed: int = 3, **options: Any) -> prequential.Passing:
+def passed(norm: str = "none", source: Source = SOURCE, seed: int = 3, **options: Any) -> prequential.StreamState:
     """The state after a pass."""
     of = program(norm, source, **options)
 
@@ -123,7 +128,7 @@ def test_each_example_is_tested_then_learned_once(options: dict[str, Any], late:
     errors, w = in_turn(3, index, there, late)
     assert not np.isnan(errors).any()
     np.testing.assert_array_equal(state.errors, errors)
-    np.testing.assert_allclose(state.params["head"]["kernel"], w, atol=1e-5)
+    np.testing.assert_allclose(state.learner.params["head"]["kernel"], w, atol=1e-5)
 
 
 def test_the_compiled_pass_by_itself_is_that_of_the_study() -> None:
@@ -133,9 +138,9 @@ def test_the_compiled_pass_by_itself_is_that_of_the_study() -> None:
     after, errors = run(learner, jnp.float32(0.3))
     state = passed("online")
     np.testing.assert_array_equal(errors, state.errors)
-    jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
-    jax.tree.map(np.testing.assert_array_equal, after.rest, state.rest)
-    assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(after.rest[0]["_overwrite_with_gradient"]))
+    jax.tree.map(np.testing.assert_array_equal, after.params, state.learner.params)
+    jax.tree.map(np.testing.assert_array_equal, after.model_state, state.learner.model_state)
+    assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(after.model_state[0]["_overwrite_with_gradient"]))
 
 
 @pytest.mark.parametrize("norm", ["online", "batch:statistics='running'", "streaming", "layer"])
@@ -162,7 +167,9 @@ def test_a_statistic_over_one_example_is_refused() -> None:
 
 def of_drifts(errors: np.ndarray, drifts: tuple[int, ...], scored: int = 0) -> dict[str, float]:
     """What is found of errors along a stream."""
-    found = prequential._of_drifts(jnp.asarray(errors, jnp.float32), made(0, n=len(errors), drifts=drifts), scored)
+    found = stream_measures.drift_metrics(
+        jnp.asarray(errors, jnp.float32), made(0, n=len(errors), drifts=drifts), scored
+    )
     return {name: float(value) for name, value in found.items()}
 
 
@@ -195,8 +202,7 @@ def test_a_rise_that_stays_is_no_recovery_however_lucky_a_window() -> None:
 
 def test_forgetting_is_the_rise_since_the_best() -> None:
     table = np.array([[0.2, 0.9, 0.9], [0.5, 0.1, 0.9], [0.4, 0.6, 0.3]], np.float32)
-    state = passed(source=Source("tasks", functools.partial(made, tasks=(0, 40, 80)), True))._replace(by_task=table)
-    found = prequential._of_tasks(None, None, state)  # pyright: ignore[reportArgumentType]
+    found = stream_measures.task_metrics(jnp.asarray(table))
     assert float(found[FORGETTING]) == pytest.approx((0.2 + 0.5) / 2)
     assert float(found[FINAL]) == pytest.approx((0.4 + 0.6 + 0.3) / 3)
 
@@ -206,7 +212,7 @@ def test_each_task_is_tested_when_one_ends() -> None:
     state = passed(source=source)
     stream = source(3)
     assert stream.held_out is not None
-    head = state.params["head"]
+    head = state.learner.params["head"]
     wrong = (stream.held_out[0] @ head["kernel"] + head["bias"]).argmax(-1) != stream.held_out[1]
     np.testing.assert_allclose(state.by_task[-1], np.asarray(wrong).reshape(3, 6).mean(1))
     assert not np.isnan(state.by_task).any()
@@ -218,13 +224,14 @@ def test_the_cross_task_effect_is_that_of_statistics_of_all_tasks() -> None:
     norm = "batch:statistics='running',momentum=0.9"
     state = passed(norm, source)
     forgetful = network(Linear, norms.get(norm, momentum=0.0), source(0).inputs[:2], outputs=CLASSES)
-    does = prequential.Pass(forgetful, lambda *_: 0, PREQUENTIAL_ERROR.function, lambda _: None, False)  # pyright: ignore[reportArgumentType]
-    found = prequential._of_tasks(does, forgetful, state)
-    stream, norms_of = source(3), state.params["norm"]
+    found = training(forgetful, source, forgetful=forgetful)._task_metrics(state)
+    stream, norms_of = source(3), state.learner.params["norm"]
     assert stream.held_out is not None
     x = stream.held_out[0].astype(np.float64)
     x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) * norms_of["scale"] + norms_of["bias"]
-    wrong = (x @ state.params["head"]["kernel"] + state.params["head"]["bias"]).argmax(-1) != stream.held_out[1]
+    wrong = (x @ state.learner.params["head"]["kernel"] + state.learner.params["head"]["bias"]).argmax(
+        -1
+    ) != stream.held_out[1]
     expected = float(state.by_task[-1].mean() - np.asarray(wrong).mean())
     assert float(found[ALL_TASKS]) == pytest.approx(expected, abs=1e-6)
 

@@ -69,7 +69,7 @@ def scalar(norm: Norm, config: Mapping[str, Any], *, steps: int = 6, measured: b
         steps=steps,
         last=1,
         series=series if measured else None,
-        about=f"the number {target.strip()}",
+        description=f"the number {target.strip()}",
     )
 
 
@@ -82,7 +82,7 @@ def a_comparison(**changes: Any) -> Comparison:
         title="one number",
         build=scalar,
         metric=study.Metric(name="distance", percent=False, margin=0.1),
-        side=(SIDE,),
+        extra_metrics=(SIDE,),
         series=(SERIES, ONCE),
         options=(TARGET,),
     )
@@ -144,11 +144,11 @@ class TestSequences:
         assert [*parts["validation"], *parts["test"]] == list(range(train, 100))
         names = {code: character for code, character in zip(data.inputs.ravel(), text, strict=False)}
         assert "".join(names[code] for code in data.labels.ravel()) == text[1 : 100 * sequences.WINDOW + 1]
-        assert hashlib.sha256(text.encode()).hexdigest() in data.about and "6,464 characters" in data.about
+        assert hashlib.sha256(text.encode()).hexdigest() in data.description and "6,464 characters" in data.description
 
     def test_without_a_path_there_is_the_text_of_help(self) -> None:
         data = sequences.characters()
-        assert len(data.labels) == sum(sequences.PARTS) and "Python's `help`" in data.about
+        assert len(data.labels) == sum(sequences.PARTS) and "Python's `help`" in data.description
         assert 3 < sequences.unigram_bits(data) < 6
 
     def test_rare_characters_are_one(self, tmp_path: Path) -> None:
@@ -355,7 +355,7 @@ def small(norm: str, data: Data, depth: int = 1, net: Any = LSTMNet, **fields: A
         norm_options={"group": {"num_groups": 2}},
         series=[*measured, dataclasses.replace(measured[0], name="parameter_gradient")],
         measure=gradients,
-        side=[gap, *(dataclasses.replace(gap, name=name) for name in ("blank", "alone", "error"))],
+        extra_metrics=[gap, *(dataclasses.replace(gap, name=name) for name in ("blank", "alone", "error"))],
         assess=lambda model, out: {**one_by_one(model, out), "gap": sequence_measures.gap(model, out)},
     )
     config = {"batch_size": 16, "epochs": 1, "depth": depth}

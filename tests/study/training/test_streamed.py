@@ -48,7 +48,7 @@ CONFIG = {"batch_size": 16, "epochs": 3}
 
 def whole(**fields: Any) -> Data:
     given: dict[str, Any] = {"test": 60, "mean": (0.3,), "std": (0.4,), "augment": ("flip",), **fields}
-    return Data(IMAGES, LABELS, about="digits", **given)
+    return Data(IMAGES, LABELS, description="digits", **given)
 
 
 def read(examples: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +58,7 @@ def read(examples: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
 def on_disk(reading: Any = read, **fields: Any) -> Streamed:
     fingerprint = fields.pop("fingerprint", "ab" * 32)
     given = {name: value for name, value in vars(whole(**fields)).items() if name != "inputs"}
-    return Streamed(IMAGES[:2], **given, read=reading, fingerprint=fingerprint)
+    return Streamed(sample=IMAGES[:2], **given, read=reading, fingerprint=fingerprint)
 
 
 def build(data: Data, norm: str = "batch", **options: Any) -> Program:
@@ -100,7 +100,7 @@ def resident() -> Compiled:
 class TestNumbers:
     def test_are_those_of_data_that_are_all_there(self, fitted: Compiled, resident: Compiled) -> None:
         program = build(on_disk())
-        assert program.feed and (program.feed.steps, program.steps) == (5, 36)
+        assert program.window_source and (program.window_source.steps, program.steps) == (5, 36)
         assert run(fitted) == pytest.approx(run(resident), rel=1e-5)
 
     def test_of_seeds_differ_and_are_repeated(self, fitted: Compiled) -> None:
@@ -111,10 +111,10 @@ class TestNumbers:
     @pytest.mark.parametrize("composition", [{}, {"classes_per_batch": 2}])
     def test_batches_are_those_of_data_that_are_all_there(self, composition: Any) -> None:
         expected = build(whole(), config=composition).init(3).order
-        feed = build(on_disk(), config=composition).feed
-        assert feed
+        source = build(on_disk(), config=composition).window_source
+        assert source
         for skipped in (0, 6):
-            labels = [window["labels"] for window in feed.windows(3, skipped)]
+            labels = [window["labels"] for window in source.windows(3, skipped)]
             np.testing.assert_array_equal(
                 np.concatenate(labels)[: (36 - 5 * skipped) * 16], LABELS[expected[5 * skipped :]].ravel()
             )
@@ -147,24 +147,24 @@ class TestPrograms:
         assert "inputs" not in build(data).data
 
     def test_what_needs_all_data_is_refused(self) -> None:
-        side = [study.Metric(name="aside")]
+        extra_metrics = [study.Metric(name="aside")]
         with pytest.raises(ValueError, match=r"Expected data that are all on the device, .* Pass `--no-stream`"):
-            build(on_disk(), side=side, assess=lambda model, outputs: {"aside": 0.0})
+            build(on_disk(), extra_metrics=extra_metrics, assess=lambda model, outputs: {"aside": 0.0})
 
     def test_a_fault_while_reading_is_that_of_the_run(self) -> None:
         def broken(examples: Sequence[int]) -> Any:
             raise BadInput("Expected whole files.")
 
         program = build(on_disk(broken))
-        assert program.feed
+        assert program.window_source
         with pytest.raises(BadInput, match="Expected whole files"):
-            next(program.feed.windows(0, 0))
+            next(program.window_source.windows(0, 0))
 
     def test_labels_and_inputs_are_checked(self) -> None:
         with pytest.raises(ValueError, match="integers of 32 bits"):
             replace(on_disk(), labels=np.full(300, 2**40))
         assert on_disk().labels.shape == (300,)
-        assert on_disk().inputs.shape == (2, 8, 8, 1)
+        assert on_disk().sample.shape == (2, 8, 8, 1)
 
 
 KILLED = """
@@ -258,7 +258,7 @@ class TestLanes:
             return [make_record(task, run, "ok", "") for run in runs]
 
         monkeypatch.setattr(
-            runner, "build", lambda plan, configuration: SimpleNamespace(feed=configuration.norm == "batch")
+            runner, "build", lambda plan, configuration: SimpleNamespace(window_source=configuration.norm == "batch")
         )
         monkeypatch.setattr(ConfigurationRunner, "_stack", stack)
         return ConfigurationRunner(task, Plan(discovery.load(str(toy)), task.settings))

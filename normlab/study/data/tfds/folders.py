@@ -6,29 +6,31 @@ import os
 import re
 from importlib.metadata import version as version_of
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from normlab.errors import BadInput, nearest, one_line
 from normlab.extras import importing, require
+from normlab.study.data.tfds.compat import Builder
 
 
 class DatasetFolder(NamedTuple):
-    """Where a data set is.
+    """Location of a data set.
 
     Attributes:
-        folder: Of one version.
-        about: Its name and version, in words.
+        folder: Folder of one version.
+        description: Name and version of the data set.
     """
 
     folder: Path
-    about: str
+    description: str
 
 
 def located(name: str, data_dir: str | None = None) -> DatasetFolder:
     """Find the folder of a data set; see `read`.
 
     Raises:
-        BadInput: If there is none, or not of this version.
+        BadInput: If there is no such data set or version.
     """
     name, _, version = name.partition(":")
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
@@ -43,7 +45,7 @@ def located(name: str, data_dir: str | None = None) -> DatasetFolder:
 
 
 def contents(folder: Path) -> str:
-    """The sha256 of the names and contents of what is read of a folder."""
+    """Hash the names and contents of the files of a folder."""
     digest = hashlib.sha256()
     for path in files_of(folder):
         with path.open("rb") as file:
@@ -52,7 +54,7 @@ def contents(folder: Path) -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """The sha256 of the names, sizes and ends of what is read of a folder; all of a small file is its end."""
+    """Hash the names, sizes and last MiB of the files of a folder."""
     digest = hashlib.sha256()
     for path in files_of(folder):
         size = path.stat().st_size
@@ -62,8 +64,8 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def package() -> Any:
-    """TensorFlow Datasets, with all that it needs to read."""
+def package() -> ModuleType:
+    """Import TensorFlow Datasets with everything that it needs to read."""
     require("data")
     with importing("data"):
         import cv2  # noqa: F401
@@ -81,14 +83,14 @@ def libraries() -> list[str]:
         return [cv2.__version__, version_of("tensorflow-datasets"), version_of("array_record")]
 
 
-def builder_of(folder: Path) -> Any:
-    """What TensorFlow Datasets knows of a folder.
+def builder_of(folder: Path) -> Builder:
+    """Make the builder of TensorFlow Datasets for a folder.
 
     Raises:
-        BadInput: If it is no data set, or one in other files.
+        BadInput: If the folder is no data set, or has files of other formats.
     """
-    told, _ = json_of(folder / "dataset_info.json"), json_of(folder / "features.json")
-    formats = [told.get("fileFormat") or "tfrecord", *told.get("alternativeFileFormats", [])]
+    info, _ = json_of(folder / "dataset_info.json"), json_of(folder / "features.json")
+    formats = [info.get("fileFormat") or "tfrecord", *info.get("alternativeFileFormats", [])]
     if "array_record" not in formats:
         raise BadInput(
             f"Expected ArrayRecord files in `{folder}`, got {' and '.join(formats)}. Build the data set in another "
@@ -112,7 +114,7 @@ def json_of(path: Path) -> dict[str, Any]:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """What is read of a folder; there may be files of other formats, too."""
+    """List the files of a folder that are read; there may be others, of other formats."""
     described = ("dataset_info.json", "features.json")
     return sorted(path for path in folder.iterdir() if path.name in described or ".array_record" in path.name)
 
@@ -121,14 +123,14 @@ _VERSION = r"\d+\.\d+\.\d+"
 
 
 def _versions(folder: Path) -> list[str]:
-    """The versions in a folder, the newest last."""
+    """List the versions in a folder, the newest last."""
     names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     versions = [name for name in names if re.fullmatch(_VERSION, name)]
     return sorted(versions, key=lambda version: tuple(map(int, version.split("."))))
 
 
 def _instead(root: Path, name: str) -> str:
-    """What there is instead of a data set, and what to do."""
+    """Say what a folder contains instead of a data set, and the remedy."""
     if not root.is_dir():
         there = f"no folder `{root}`. Pass `--data-dir`, or build the data set"
     elif configs := _sets(root / name):
@@ -141,10 +143,10 @@ def _instead(root: Path, name: str) -> str:
 
 
 def _sets(root: Path) -> list[str]:
-    """The data sets in a folder, or the configurations of one."""
+    """List the data sets in a folder, or the configurations of one."""
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     return [path.name for path in folders if _versions(path) or any(map(_versions, path.iterdir()))]
 
 
-def _command(name: str, root: Any) -> str:
+def _command(name: str, root: Path | str) -> str:
     return f"`tfds build {name} --data_dir {root} --file_format array_record`, which needs TensorFlow"

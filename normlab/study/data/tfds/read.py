@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -17,11 +17,10 @@ from normlab.study.data.tfds.records import DRAWN, SAMPLE, Examples, blocks_of, 
 from normlab.study.design.records import content_key
 
 FORMAT = 1
-"""To be raised when the same files are to give other arrays than before."""
+"""Increment when the same files give different arrays."""
 
 RESIDENT_BYTES = 2 * 2**30
-"""Larger inputs are read while a model is trained: the same on every machine, whatever its memory, since all machines
-are to make the same runs."""
+"""Larger inputs are read during training. The limit is the same on every machine, so that all make the same runs."""
 
 
 def read(
@@ -30,24 +29,24 @@ def read(
     train_examples: int | None = None,
     size: int | None = None,
     stream: bool | None = None,
-) -> Data:
-    """Read a data set; its arrays are kept on disk, by the contents of its files.
+) -> Data | Streamed:
+    """Read a data set; its arrays are cached on disk by the contents of its files.
 
-    Where there are splits `validation` and `test`, that is what they are for. Where there is one of them, it is for the
-    test, and each seed draws examples for validation from `train`; where there is none, for the test, too. A split
-    `test` without labels is none.
+    Splits `validation` and `test` are used for validation and for the test. If only one of them exists, it is the test
+    set, and each seed draws examples for validation from `train`; if none exists, each seed draws both. A split `test`
+    without labels does not count.
 
     Args:
-        name: `NAME`, `NAME/CONFIG`, or one of these and `:VERSION`; the newest version that there is unless given.
-        data_dir: Where data sets are; `TFDS_DATA_DIR` or `~/tensorflow_datasets` unless given.
-        train_examples: How many of the split `train` there are to be, from the first on; all of them unless given.
-        size: Of square images: the shorter side is resized to it, and what the longer one has more is cut off at both
-            ends. Images stay as they are unless given.
-        stream: Whether inputs are read while a model is trained. Unless given, where they take over `RESIDENT_BYTES`;
-            where that cannot be told before they are read, where their files do.
+        name: `NAME`, `NAME/CONFIG`, or one of these and `:VERSION`; the newest version unless given.
+        data_dir: Folder of data sets; `TFDS_DATA_DIR` or `~/tensorflow_datasets` unless given.
+        train_examples: Number of examples of the split `train`, from the first on; all of them unless given.
+        size: Size of square images: the shorter side is resized to it, and the longer one is cropped at both ends.
+            Images are not changed unless given.
+        stream: Whether inputs are read during training. Unless given, they are if they take over `RESIDENT_BYTES`, or
+            their files do if the size of the inputs is unknown.
 
     Raises:
-        BadInput: If there is no such data set, or something else in its files.
+        BadInput: If there is no such data set, or the content of its files does not fit.
     """
     place = located(name, data_dir)
     taken, where = _taken(place.folder, train_examples, size)
@@ -59,7 +58,7 @@ def read(
 
 
 def _to_arrays(examples: Examples) -> dict[str, np.ndarray]:
-    """All examples, and what there is to say about them."""
+    """Read all examples and their metadata, for the cache."""
     inputs, labels = examples.read([0])
     inputs = np.empty((len(examples), *examples.shape), inputs.dtype)
     labels = np.empty((len(examples), *labels.shape[1:]), labels.dtype)
@@ -74,23 +73,23 @@ def _to_arrays(examples: Examples) -> dict[str, np.ndarray]:
 
 
 def _streamed(place: DatasetFolder, train_examples: int | None, size: int | None, where: str) -> Streamed:
-    """A data set that is read while a model is trained; what is kept of it are labels, and what there is to say."""
+    """Make a data set that is read during training; its labels and metadata are cached."""
     opened = cache(lambda: Examples(place, train_examples, size))
-    mark = content_key("tfds", FORMAT, fingerprint(place.folder), libraries(), train_examples, size)
-    arrays = kept("data", content_key("streamed", mark), lambda: _without_inputs(opened()))
+    identity = content_key("tfds", FORMAT, fingerprint(place.folder), libraries(), train_examples, size)
+    arrays = kept("data", content_key("streamed", identity), lambda: _without_inputs(opened()))
     return Streamed(
-        arrays["inputs"],
-        arrays["labels"],
+        sample=arrays["inputs"],
+        labels=arrays["labels"],
         read=lambda indices: opened().read(indices),
-        fingerprint=mark,
+        fingerprint=identity,
         **_of_data(place, arrays, f" Its inputs, {where}, are read while a model is trained."),
     )
 
 
 def _without_inputs(examples: Examples) -> dict[str, np.ndarray]:
-    """All labels, two inputs, and what there is to say about all of them.
+    """Read all labels, two inputs and the metadata, for the cache.
 
-    Every record is read, so that a damaged file is found; of images, only a sample is decoded.
+    Every record is read, so that a damaged file is found; only a sample of images is decoded.
     """
     sample = np.linspace(0, examples.train - 1, min(SAMPLE, examples.train)).astype(int)
     labels = np.concatenate([examples.labels(block) for block in blocks_of(len(examples))])
@@ -104,23 +103,34 @@ def _without_inputs(examples: Examples) -> dict[str, np.ndarray]:
 
 
 def _described(examples: Examples, data: Data, images: Iterable[np.ndarray], some: str = "") -> dict[str, np.ndarray]:
-    """What there is to say about examples."""
+    """Return the metadata of examples, for the cache."""
     over = "those for training" if examples.test else "all examples, those that seeds draw for the test included"
     standardized = data.inputs.dtype == np.uint8 and data.inputs.ndim == 4
     mean, std = standardization(images) if standardized else (np.empty(0), np.empty(0))
     words = (
         f" Each channel is standardized by its mean and standard deviation over {some}{over}." if standardized else ""
     )
-    numbers = {"test": examples.test, "validation": examples.validation, "about": f"{examples.about}{words}"}
+    numbers = {"test": examples.test, "validation": examples.validation, "about": f"{examples.description}{words}"}
     return {"mean": mean, "std": std, **{name: np.array(value) for name, value in numbers.items()}}
 
 
-def _of_data(place: DatasetFolder, arrays: Mapping[str, np.ndarray], words: str = "") -> dict[str, Any]:
-    """That as fields of `Data`."""
+class Metadata(TypedDict):
+    """Keyword arguments for `Data`."""
+
+    test: int
+    validation: int
+    description: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    drawn: tuple[float, float]
+
+
+def _of_data(place: DatasetFolder, arrays: Mapping[str, np.ndarray], words: str = "") -> Metadata:
+    """Return the cached metadata as keyword arguments for `Data`."""
     return {
         "test": int(arrays["test"]),
         "validation": int(arrays["validation"]),
-        "about": f"{place.about}: {arrays['about']}{words}",
+        "description": f"{place.description}: {arrays['about']}{words}",
         "mean": tuple(arrays["mean"].tolist()),
         "std": tuple(arrays["std"].tolist()),
         "drawn": DRAWN,
@@ -128,15 +138,15 @@ def _of_data(place: DatasetFolder, arrays: Mapping[str, np.ndarray], words: str 
 
 
 def _taken(folder: Path, train_examples: int | None, size: int | None) -> tuple[int, str]:
-    """How many bytes inputs take, and where: in memory if what describes them tells their shape, else in files."""
-    told, features = json_of(folder / "dataset_info.json"), json_of(folder / "features.json")
+    """Count the bytes of inputs: in memory if the metadata contain their shape, else in files."""
+    info, features = json_of(folder / "dataset_info.json"), json_of(folder / "features.json")
     with suppress(AttributeError, LookupError, TypeError, ValueError):  # described in another way
-        key = told["supervisedKeys"]["tuple"]["items"][0]["featureKey"] if "supervisedKeys" in told else "image"
+        key = info["supervisedKeys"]["tuple"]["items"][0]["featureKey"] if "supervisedKeys" in info else "image"
         feature = features["featuresDict"]["features"][key]
         array = feature.get("image") or feature["tensor"]
         shape = [int(side) for side in array["shape"]["dimensions"]]
         shape = [size, size, *shape[2:]] if size else shape
-        there = {split["name"]: sum(map(int, split["shardLengths"])) for split in told["splits"]}
+        there = {split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]}
         examples = min(there["train"], train_examples or there["train"])
         examples += sum(there.get(name, 0) for name in ("validation", "test"))
         if min(shape, default=1) > 0:

@@ -3,39 +3,42 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from normlab.errors import BadInput, one_line
+from normlab.study.data.tfds.compat import Builder, Feature, Features, Label, StoredFeature, stored_features
 from normlab.study.data.tfds.folders import DatasetFolder, builder_of, package
+
+Parsed = TypeVar("Parsed")
 
 BLOCK = 1024
 """Examples that are read together."""
 
 SAMPLE = 10_000
-"""Examples that such data are standardized by."""
+"""Examples by which streamed images are standardized."""
 
 DRAWN = (0.1, 0.2)
-"""Shares that each seed draws for validation and for the test where there is no such split."""
+"""Shares that each seed draws for validation and for the test if there are no such splits."""
 
 
 class Examples:
-    """The examples of a data set in one row: for training, for validation, for the test.
+    """The examples of a data set in one sequence: for training, for validation, for the test.
 
     Attributes:
-        train: How many there are for training.
-        validation: How many for validation; 0 where each seed draws them.
-        test: How many for the test, likewise.
-        shape: Of an input.
-        about: Counts, and what is for what, in words.
+        train: Number of examples for training.
+        validation: Number of examples for validation; 0 if each seed draws them.
+        test: Number of examples for the test; 0 if each seed draws them.
+        shape: Shape of an input.
+        description: Counts, and the use of each split.
     """
 
     def __init__(self, place: DatasetFolder, train_examples: int | None = None, size: int | None = None) -> None:
         """Open the files; see `read`.
 
         Raises:
-            BadInput: If there is something else in them.
+            BadInput: If their content does not fit.
         """
         builder = builder_of(place.folder)
         keys = _keys(builder, place)
@@ -44,8 +47,8 @@ class Examples:
             raise BadInput(f"Expected `--image-size` only for images, got `{keys[0]}` of shape {shape}.")
         self._folder, self._size = place.folder, size
 
-        def rows(split: str) -> _Rows:
-            return _Rows(builder, split, keys)
+        def rows(split: str) -> _Records:
+            return _Records(builder, split, keys)
 
         def labelled(split: str) -> bool:
             return not _without(rows(f"{split}[:1]").labels([0]))
@@ -54,21 +57,21 @@ class Examples:
         self.train = _budget(train_examples, there, place)
         held = [name for name in ("validation", "test") if name in there and labelled(name)]
         self.test, self.validation = (*[there[name] for name in reversed(held)], 0, 0)[:2]
-        self.about = _about(self.train, held, there)
+        self.description = _description(self.train, held, there)
         self._rows = rows("+".join([f"train[:{self.train}]", *held]))
         self.shape = (size, size, shape[-1]) if size else shape
         if None in self.shape:
             self.shape = self._rows([0])[0][0].shape
 
     def __len__(self) -> int:
-        """How many there are in all."""
+        """Return the number of all examples."""
         return self.train + self.validation + self.test
 
     def read(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Read some examples: inputs and labels.
 
         Raises:
-            BadInput: If they cannot be read, have no label or are not of one shape.
+            BadInput: If they cannot be read, have no label or differ in shape.
         """
         inputs, labels = self._rows(indices)
         self._check(labels, indices)
@@ -86,7 +89,7 @@ class Examples:
         """Read some labels alone.
 
         Raises:
-            BadInput: If they cannot be read, or there is none.
+            BadInput: If they cannot be read or are missing.
         """
         labels = self._rows.labels(indices)
         self._check(labels, indices)
@@ -100,17 +103,17 @@ class Examples:
             )
 
 
-class _Rows:
-    """The records of some splits, one behind the other."""
+class _Records:
+    """The records of some splits, one after another."""
 
-    def __init__(self, builder: Any, split: str, keys: tuple[str, str]) -> None:
+    def __init__(self, builder: Builder, split: str, keys: tuple[str, str]) -> None:
         self._keys, parts = keys, builder.info.splits[split].file_instructions
         self._files, self._ends = [Path(part.filename) for part in parts], np.cumsum([part.take for part in parts])
         self._parsing, raw = _parsing(builder.info.features, keys), package().decode.DeserializeMethod.RAW_BYTES
         self._source = builder.as_data_source(split, deserialize_method=raw)
 
     def __call__(self, indices: Sequence[int]) -> tuple[list[np.ndarray], np.ndarray]:
-        """Read inputs and labels of some.
+        """Read inputs and labels of some records.
 
         Raises:
             BadInput: If a file is damaged, or an example lacks something.
@@ -119,10 +122,10 @@ class _Rows:
         return list(inputs), np.asarray(labels)
 
     def labels(self, indices: Sequence[int]) -> np.ndarray:
-        """Read labels alone, likewise."""
+        """Read the labels of some records."""
         return np.asarray(self._each(self._parsing.label, indices))
 
-    def _each(self, parse: Callable[[bytes], Any], indices: Sequence[int]) -> list[Any]:
+    def _each(self, parse: Callable[[bytes], Parsed], indices: Sequence[int]) -> list[Parsed]:
         found = []
         for index, record in zip(indices, self._records(indices), strict=True):
             try:
@@ -132,7 +135,7 @@ class _Rows:
         return found
 
     def _unusable(self, index: int, record: bytes, error: Exception) -> BadInput:
-        """What is wrong with a record."""
+        """Make the error for a record."""
         folder, missing = self._files[0].parent, _missing(self._keys, record)
         if missing:
             return BadInput(
@@ -149,7 +152,7 @@ class _Rows:
             raise _damaged(file, error) from error
 
     def _culprit(self, indices: Sequence[int]) -> tuple[Path, Exception] | None:
-        """Which file cannot be read, and why."""
+        """Find the file that cannot be read, and the reason."""
         numbers = np.searchsorted(self._ends, indices, side="right")
         for number in np.unique(numbers):
             try:
@@ -174,18 +177,18 @@ def standardization(blocks: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarra
 
 
 def blocks_of(n: int) -> list[range]:
-    """Cut `n` examples into blocks that are decoded at once."""
+    """Cut `n` examples into blocks that are decoded together."""
     return [range(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
 
 
-def _keys(builder: Any, place: DatasetFolder) -> tuple[str, str]:
-    """The names of inputs and labels.
+def _keys(builder: Builder, place: DatasetFolder) -> tuple[str, str]:
+    """Find the names of inputs and labels.
 
     Raises:
-        BadInput: If there are none.
+        BadInput: If the data set has none.
     """
-    features, told = builder.info.features, builder.info.supervised_keys
-    keys = told if told and len(told) == 2 and all(isinstance(key, str) for key in told) else ("image", "label")
+    features, named = builder.info.features, builder.info.supervised_keys
+    keys = named if named and len(named) == 2 and all(isinstance(key, str) for key in named) else ("image", "label")
     for key in keys:
         if key not in features or not _is_number(features[key]):
             there = ", ".join(f"`{name}` ({type(feature).__name__})" for name, feature in sorted(features.items()))
@@ -198,30 +201,30 @@ def _keys(builder: Any, place: DatasetFolder) -> tuple[str, str]:
 
 
 def _without(labels: np.ndarray) -> bool:
-    """Whether one is missing, which is written as class -1."""
+    """Check for a missing label, which is stored as class -1."""
     return labels.dtype.kind == "i" and bool((labels < 0).any())
 
 
-def _is_number(feature: Any) -> bool:
-    """Whether a feature is one array of numbers."""
+def _is_number(feature: Feature) -> bool:
+    """Check for a feature that is one array of numbers."""
     info = feature.get_tensor_info()
     return not isinstance(info, Mapping) and np.dtype(info.np_dtype).kind in "biuf"
 
 
 def _budget(train_examples: int | None, there: Mapping[str, int], place: DatasetFolder) -> int:
-    """How many examples there are to be for training."""
+    """Return the number of examples for training."""
     if "train" not in there:
         raise BadInput(f"Expected a split `train` in `{place.folder}`, got {', '.join(there) or 'no examples'}.")
     if train_examples and train_examples > there["train"]:
         raise BadInput(
-            f"Expected `--train-examples` up to {there['train']:,}, which is the split `train` of {place.about}, got "
-            f"{train_examples:,}."
+            f"Expected `--train-examples` up to {there['train']:,}, which is the split `train` of {place.description}, "
+            f"got {train_examples:,}."
         )
     return train_examples or there["train"]
 
 
-def _about(train: int, held: Sequence[str], there: Mapping[str, int]) -> str:
-    """How many examples there are, and which split is for what."""
+def _description(train: int, held: Sequence[str], there: Mapping[str, int]) -> str:
+    """Describe the number of examples and the use of each split."""
     budget = "" if train == there["train"] else f" (the first of {there['train']:,})"
     drawn, tested = (f"{share:.0%}" for share in DRAWN)
     if not held:
@@ -240,25 +243,25 @@ def _about(train: int, held: Sequence[str], there: Mapping[str, int]) -> str:
 
 
 class _Parsing(NamedTuple):
-    """What a record holds.
+    """Parsers of a record.
 
     Attributes:
-        example: Its input and label.
-        label: That alone.
+        example: `record -> its input and label`.
+        label: `record -> its label`.
     """
 
-    example: Callable[[bytes], tuple[np.ndarray, Any]]
-    label: Callable[[bytes], Any]
+    example: Callable[[bytes], tuple[np.ndarray, Label]]
+    label: Callable[[bytes], Label]
 
 
-def _parsing(features: Any, keys: tuple[str, str]) -> _Parsing:
-    """Leave all to TensorFlow Datasets but plain images with classes, which are read here in a third of the time."""
+def _parsing(features: Features, keys: tuple[str, str]) -> _Parsing:
+    """Make the parsers: plain images with classes are read here, in a third of the time of TensorFlow Datasets."""
     tfds, (key, label) = package(), keys
     image, kind = features[key], features[label].get_tensor_info()
     encoded = isinstance(image, tfds.features.Image) and image.np_dtype == np.uint8 and image.shape[-1] in (1, 3)
     if not encoded or kind.shape != () or np.dtype(kind.np_dtype).kind != "i":
 
-        def parsed(record: bytes) -> Mapping[str, Any]:
+        def parsed(record: bytes) -> Mapping[str, Label]:
             row = features.deserialize_example_np(record)
             if any(row[name] is None for name in keys):
                 raise ValueError("something is missing")
@@ -269,26 +272,19 @@ def _parsing(features: Any, keys: tuple[str, str]) -> _Parsing:
         )
     decode = _decoder(image.shape[-1])
 
-    def label_of(row: Any) -> int:
+    def label_of(row: Mapping[str, StoredFeature]) -> int:
         return row[label].int64_list.value[0]
 
     return _Parsing(
-        lambda record: (decode((row := _row(record))[key].bytes_list.value[0]), label_of(row)),
-        lambda record: label_of(_row(record)),
+        lambda record: (decode((row := stored_features(record))[key].bytes_list.value[0]), label_of(row)),
+        lambda record: label_of(stored_features(record)),
     )
 
 
-def _row(record: bytes) -> Any:
-    """The features of a record by name, as they are stored."""
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    return tf_example_pb2.Example.FromString(record).features.feature  # pyright: ignore[reportAttributeAccessIssue]
-
-
 def _missing(keys: Iterable[str], record: bytes) -> str | None:
-    """The first key that a record has nothing for."""
+    """Find the first key that is missing in a record."""
     with suppress(Exception):  # it may be no record at all
-        row = _row(record)
+        row = stored_features(record)
         for key in keys:
             if not any(values.value for _, values in row[key].ListFields()):
                 return key
@@ -296,7 +292,7 @@ def _missing(keys: Iterable[str], record: bytes) -> str | None:
 
 
 def _decoder(channels: int) -> Callable[[bytes], np.ndarray]:
-    """Decode images of uint8 with so many channels, as they are stored, however a camera was held."""
+    """Make a decoder of images of uint8 with this many channels, which ignores the orientation of the camera."""
     import cv2
 
     colours = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
@@ -324,7 +320,7 @@ def _square(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def _damaged(path: Path, error: Exception) -> BadInput:
-    """What is wrong with a file."""
+    """Make the error for a file."""
     text = str(error)
     if "Too many open files" in text:
         return BadInput(
