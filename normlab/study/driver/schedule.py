@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from normlab.study.design.plan import Plan
@@ -49,11 +50,10 @@ def records(
     if pool := start(task):
         yield from work(task, pool, pending, stop, ConfigurationRunner(task, plan).lanes, limit)
         return
-    if task.strategy.lanes:
-        from normlab.study.training.compilation_cache import use_cache
+    from normlab.study.training.compilation_cache import cached
 
-        use_cache()
-    yield from _in_this_process(ConfigurationRunner(task, plan), pending, stop)
+    with cached() if task.strategy.lanes else nullcontext():
+        yield from _in_this_process(ConfigurationRunner(task, plan), pending, stop)
 
 
 def _invalid(task: Task, plan: Plan, pending: Pending) -> Iterator[Record]:

@@ -4,7 +4,8 @@ import hashlib
 import os
 import platform
 import warnings
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import jax
@@ -14,6 +15,13 @@ from normlab.study.design.provenance import usable_cpus
 
 CACHE_BYTES = 512 * 2**20
 """Limit of the cache of compiled programs, in bytes, when a process starts to use it."""
+
+
+_OPTIONS = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
+)
 
 
 def use_cache() -> Path | None:
@@ -40,6 +48,22 @@ def use_cache() -> Path | None:
             cache.prune(folder, CACHE_BYTES, cache.PROGRAMS)
             return folder
     return None
+
+
+@contextmanager
+def cached() -> Generator[None]:
+    """Use the cache inside, in a process that is not normlab's own, and leave JAX's configuration as it was."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    before = {name: getattr(jax.config, name) for name in _OPTIONS}
+    compilation_cache.reset_cache()  # JAX asks once whether there is a cache, and where
+    use_cache()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 def _cache_name() -> str:

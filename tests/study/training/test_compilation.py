@@ -192,3 +192,17 @@ class TestThroughput:
         assert row.step_us == pytest.approx(3e6 / 5120)
         assert "!" in throughput.line(row)
         assert "0 of 1 rows" in throughput.summary([row])
+
+
+def test_a_process_of_somebody_else_keeps_its_own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NORMLAB_CACHE", str(tmp_path))
+    options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [jax.config.values[name] for name in options]
+    with compilation_cache.cached():
+        jax.jit(lambda x: x * 3 + 1)(jax.numpy.ones(7)).block_until_ready()
+        assert Path(jax.config.values[options[0]]).is_relative_to(tmp_path)
+    kept = sorted(tmp_path.rglob("*"))
+    assert any(path.is_file() for path in kept)
+    assert [jax.config.values[name] for name in options] == before
+    jax.jit(lambda x: x * 5 + 1)(jax.numpy.ones(7)).block_until_ready()
+    assert sorted(tmp_path.rglob("*")) == kept
