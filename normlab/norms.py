@@ -112,17 +112,17 @@ class Norm:
 
     @property
     def needs_batch(self) -> bool:
-        """Whether an example's output in training depends on which others are in its batch."""
+        """True if an example's output in training depends on which others are in its batch."""
         return self.entry.needs_batch
 
     @property
     def stateful(self) -> bool:
-        """Whether it keeps running statistics: Linen's `batch_stats`, NNX's `BatchStat`."""
+        """True if the norm keeps running statistics: Linen's `batch_stats`, NNX's `BatchStat`."""
         return self.entry.stateful
 
     @property
     def needs_spatial(self) -> bool:
-        """Whether it needs axes between batch and features."""
+        """True if the norm needs axes between batch and features."""
         return self.entry.needs_spatial
 
     def linen(self, *, train: bool, **overrides: Any) -> Any:

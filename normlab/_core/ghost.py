@@ -63,7 +63,7 @@ def check_chunks(size: int, x: Array, over: Reduction, devices: Devices | None) 
     Args:
         size: Examples in a chunk.
         x: Activations.
-        over: What a statistic is taken over in a chunk.
+        over: The elements of a chunk that share a statistic.
         devices: Devices over which the chunks' moments are averaged.
 
     Raises:

@@ -85,7 +85,7 @@ class Reduction(NamedTuple):
 
     Attributes:
         axis: Reduced axes of the array, non-negative.
-        inner: Those of them along which scale and bias do not vary.
+        inner: Reduced axes along which scale and bias do not vary.
         devices: Whose elements count, too; `None` for this device alone.
         pool: Neighbours on the last axis that share a statistic, which is repeated for each of them.
         center: Whether the mean is subtracted.
@@ -139,9 +139,9 @@ def check_more_than_one(shape: Sequence[int], over: Reduction, remedy: str) -> N
     """Raise a `StatisticsError` where statistics would be over a single element and `one_element` is not in force.
 
     Args:
-        shape: Of `x`.
-        over: What statistics are taken over.
-        remedy: What else to do, a sentence without its end.
+        shape: Shape of `x`.
+        over: The elements that share a statistic.
+        remedy: Advice for the error message, a sentence without its end.
     """
     if elements(shape, over) == 1 and not one_element_allowed():
         groups = f" in groups of {over.pool} features" if over.pool > 1 else ""
@@ -203,7 +203,7 @@ def moments(
         over: Axes and mapped axes.
         where: True where an element counts; of the rank of `x`, broadcastable to its shape.
         use_fast_variance: Whether to take the one-pass formula.
-        remedy: What to do instead of taking statistics over a single element, which is then an error.
+        remedy: Advice for the error message; with it, statistics over a single element are an error.
 
     Returns:
         The moments; nothing counted gives mean 0, variance 0, count 0.

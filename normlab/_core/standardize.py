@@ -110,12 +110,12 @@ def standardize(
     away. A comparison would make two programs of one in XLA:CPU.
 
     Args:
-        over: What `m` was taken over.
+        over: The reduction of `m`.
         x: In float32 or wider.
         m: Moments of `x`, reduced axes kept.
         epsilon: Added to the variance, inside the root. May be traced, but is a constant to autodiff.
-        scale: Of the rank of `x`, size 1 where it does not vary; `None` is 1.
-        bias: Likewise; `None` is 0.
+        scale: Gain of the rank of `x`, size 1 where it does not vary; `None` is 1.
+        bias: Shift of the same kind; `None` is 0.
         where: The mask that `m` was taken with.
     """
     square, limits = m.var + epsilon, float_limits(m.var.dtype)

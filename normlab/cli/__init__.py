@@ -1,1 +1,1 @@
-"""How is it typed? The commands of `normlab`."""
+"""Commands of `normlab`."""

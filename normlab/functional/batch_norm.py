@@ -298,7 +298,7 @@ def merged(
 
     Args:
         old: Running mean and variance.
-        new: Those of the batch.
+        new: Mean and variance of the batch.
         momentum: See `moved`.
         step: See `moved`.
         count: See `moved`.

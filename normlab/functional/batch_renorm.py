@@ -136,7 +136,7 @@ def update_batch_renorm(
         running: Statistics before the batch.
         batch: From `batch_renorm`.
         momentum: Weight of the old value, a function of the step, or `None` for the plain average of all batches.
-        epsilon: That of `batch_renorm`: the deviation is `sqrt(var + epsilon)`.
+        epsilon: The `epsilon` of `batch_renorm`: the deviation is `sqrt(var + epsilon)`.
         unbiased_running_var: Whether the variance under the root is counted times n / (n - 1).
 
     Returns:
@@ -160,7 +160,7 @@ def merge_batch_renorm(
         running: Statistics before the batch.
         batch: From `batch_moments`.
         momentum: See `merge_batch_norm`.
-        epsilon: That of `batch_renorm`: the deviation is `sqrt(var + epsilon)`.
+        epsilon: The `epsilon` of `batch_renorm`: the deviation is `sqrt(var + epsilon)`.
         unbiased_running_var: See `merge_batch_norm`.
 
     Returns:
@@ -178,7 +178,7 @@ def first_batch(running: RenormStatistics, batch: BatchMoments, *, epsilon: floa
     Args:
         running: Statistics before the batch.
         batch: From `batch_moments`.
-        epsilon: That of `batch_renorm`.
+        epsilon: The `epsilon` of `batch_renorm`.
     """
     assert running.step is not None
     step, mean, std = whole(running.step), float32_or_wider(running.mean), float32_or_wider(running.std)

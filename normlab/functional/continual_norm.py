@@ -18,7 +18,7 @@ class ContinualNormLayer(BatchNormLayer):
     The group norm has no scale and no bias, and the same `epsilon`.
 
     Attributes:
-        num_groups: Number of groups; not needed beside `group_size`.
+        num_groups: Number of groups; leave it out beside `group_size`.
         group_size: Features per group.
     """
 

@@ -82,7 +82,7 @@ class GroupNormLayer(PerExampleLayer):
     """Group norm with its options.
 
     Attributes:
-        num_groups: Number of groups; not needed beside `group_size`.
+        num_groups: Number of groups; leave it out beside `group_size`.
         group_size: Features per group.
         reduction_axes: Axes reduced beside the features of a group; `None` means all but the first.
     """

@@ -227,8 +227,8 @@ class _OnlineResiduals(NamedTuple):
         rstd: Reciprocal standard deviations, `[examples, 1, ..., features]`.
         elements: How many are behind each example's statistics.
         where: Mask.
-        errors: Those before this pass.
-        weights: Of accumulated errors and of new ones.
+        errors: Errors before this pass.
+        weights: Weights of accumulated errors and of new ones.
     """
 
     y: Array

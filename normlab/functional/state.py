@@ -50,7 +50,7 @@ def as_batch_renorm(batch_stats: Tree, *, epsilon: float = 1e-5, step: ArrayLike
     Args:
         batch_stats: Linen's `batch_stats`, or the pure dict of NNX's `BatchStat` variables: of a norm or of a model, in
             which what is no batch norm stays as it is.
-        epsilon: That of the norms.
+        epsilon: The `epsilon` of the norms.
         step: Updates behind the averages, where they do not say, one for each of stacked models; schedules resume from
             it. At 0 the options `momentum=None` and `initialize_from_first_batch` take averages for initial ones.
 
@@ -74,7 +74,7 @@ def as_batch_norm(batch_stats: Tree, *, epsilon: float = 1e-5, step: bool = Fals
 
     Args:
         batch_stats: See `as_batch_renorm`.
-        epsilon: That of the norms.
+        epsilon: The `epsilon` of the norms.
         step: Whether `step` is kept, for norms whose `momentum` is a function or `None`.
 
     Returns:

@@ -50,7 +50,7 @@ class StreamingSlopes(NamedTuple):
         slope_mean: Long memory of the gradient by the mean.
         slope_var: Long memory of the gradient by the variance.
         short_slope_mean: Average over the backward passes since the last update of the weights.
-        short_slope_var: Likewise.
+        short_slope_var: The same average for the variance.
         short_calls: How many these are.
     """
 
@@ -111,9 +111,9 @@ def streaming_norm(
         scale: Gain, of the shape of the axes not reduced; `None` is 1.
         bias: Shift, of the same shape; `None` is 0.
         mix: Shares of the long, the short and the current memory in the statistics; they add up to 1.
-        backward_mix: Likewise in the gradients of the statistics.
+        backward_mix: Shares of the three memories in the gradients of the statistics.
         momentum: Weight of the OLD long memory at an update of the weights.
-        backward_momentum: Likewise for the gradients.
+        backward_momentum: Weight of the OLD long memory of gradients at an update of the weights.
         calls_per_update: Calls, each with its backward pass, between two updates of the weights: 1 but where gradients
             are accumulated.
         axis: Axes reduced, the first among them; `None` means all but the last.
@@ -208,9 +208,9 @@ class _StreamingResiduals(NamedTuple):
         rstd: Reciprocal standard deviations that they were multiplied by.
         elements: How many are behind the current memory.
         where: Mask.
-        slopes: Those before this pass.
+        slopes: Slopes before this pass.
         updates: Whether the weights are updated after this call.
-        weights: Of the old and the new long memory.
+        weights: Weights of the old and the new long memory.
     """
 
     y: Array

@@ -25,10 +25,10 @@ class BatchNorm(Stateful):
         momentum: Weight of the OLD running value; a function of the step; or `None` for the plain average of all
             batches. PyTorch's momentum is 1 minus this one.
         epsilon: Added to the variance, inside the root.
-        dtype: Of the output; `None` is what input and parameters promote to. Statistics are in float32 or wider.
-        param_dtype: Of scale and bias.
-        use_bias: Whether there is a bias.
-        use_scale: Whether there is a scale.
+        dtype: Dtype of the output; `None` promotes input and parameters. Statistics are in float32 or wider.
+        param_dtype: Dtype of scale and bias.
+        use_bias: Whether to add a learned bias.
+        use_scale: Whether to multiply by a learned scale.
         bias_init: Initializer of the bias.
         scale_init: Initializer of the scale.
         axis_name: Mapped axes (devices) whose examples belong to the same batch.

@@ -23,8 +23,8 @@ def trainable(model: nn.Module, variables: Mapping[str, Any], *inputs: object, *
     Args:
         model: A model, or a norm.
         variables: As from `model.init`.
-        *inputs: Of a call of the model, of which nothing is computed but shapes.
-        **options: Likewise, such as `train=True` or `rngs`.
+        *inputs: Inputs of a call of the model; only shapes are computed.
+        **options: Keyword arguments of the call, such as `train=True` or `rngs`.
 
     Returns:
         Bools in the tree of `variables["params"]`.

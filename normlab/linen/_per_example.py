@@ -31,10 +31,10 @@ class LayerNorm(PerExample):
 
     Attributes:
         epsilon: Added to the variance, inside the root.
-        dtype: Of the output; `None` is what input and parameters promote to. Statistics are in float32 or wider.
-        param_dtype: Of scale and bias.
-        use_bias: Whether there is a bias.
-        use_scale: Whether there is a scale.
+        dtype: Dtype of the output; `None` promotes input and parameters. Statistics are in float32 or wider.
+        param_dtype: Dtype of scale and bias.
+        use_bias: Whether to add a learned bias.
+        use_scale: Whether to multiply by a learned scale.
         bias_init: Initializer of the bias.
         scale_init: Initializer of the scale.
         reduction_axes: Axes reduced.
@@ -69,9 +69,9 @@ class RMSNorm(PerExample):
 
     Attributes:
         epsilon: Added to the mean square, inside the root.
-        dtype: Of the output; `None` is what input and parameters promote to. Statistics are in float32 or wider.
-        param_dtype: Of the scale.
-        use_scale: Whether there is a scale.
+        dtype: Dtype of the output; `None` promotes input and parameters. Statistics are in float32 or wider.
+        param_dtype: Dtype of the scale.
+        use_scale: Whether to multiply by a learned scale.
         scale_init: Initializer of the scale.
         reduction_axes: Axes reduced.
         feature_axes: Axes along which the scale varies.
@@ -103,13 +103,13 @@ class GroupNorm(PerExample):
     `use_fast_variance` is off by default.
 
     Attributes:
-        num_groups: Number of groups; not needed beside `group_size`.
+        num_groups: Number of groups; leave it out beside `group_size`.
         group_size: Features per group.
         epsilon: Added to the variance, inside the root.
-        dtype: Of the output; `None` is what input and parameters promote to. Statistics are in float32 or wider.
-        param_dtype: Of scale and bias.
-        use_bias: Whether there is a bias.
-        use_scale: Whether there is a scale.
+        dtype: Dtype of the output; `None` promotes input and parameters. Statistics are in float32 or wider.
+        param_dtype: Dtype of scale and bias.
+        use_bias: Whether to add a learned bias.
+        use_scale: Whether to multiply by a learned scale.
         bias_init: Initializer of the bias.
         scale_init: Initializer of the scale.
         reduction_axes: Axes reduced beside the features of a group; `None` means all but the first.
@@ -144,10 +144,10 @@ class InstanceNorm(PerExample):
 
     Attributes:
         epsilon: Added to the variance, inside the root.
-        dtype: Of the output; `None` is what input and parameters promote to. Statistics are in float32 or wider.
-        param_dtype: Of scale and bias.
-        use_bias: Whether there is a bias.
-        use_scale: Whether there is a scale.
+        dtype: Dtype of the output; `None` promotes input and parameters. Statistics are in float32 or wider.
+        param_dtype: Dtype of scale and bias.
+        use_bias: Whether to add a learned bias.
+        use_scale: Whether to multiply by a learned scale.
         bias_init: Initializer of the bias.
         scale_init: Initializer of the scale.
         feature_axes: Axes with statistics of their own.

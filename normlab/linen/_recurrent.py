@@ -65,7 +65,7 @@ class _PathNorm(nn.Module):
 
 
 class NormalizedCell(nn.RNNCellBase):
-    """What the cells share; `SimpleCell`, `LSTMCell` and `GRUCell` have the fields."""
+    """Base of the cells; `SimpleCell`, `LSTMCell` and `GRUCell` have the fields."""
 
     _cell: ClassVar[Cell]
     _input_gates: ClassVar[tuple[str, ...]]
@@ -168,7 +168,7 @@ class NormalizedCell(nn.RNNCellBase):
 
         Args:
             rng: For `carry_init`.
-            input_shape: Of the inputs of one step, [*batch, inputs].
+            input_shape: Shape of the inputs of one step, [*batch, inputs].
             seq_lengths: After how many steps each sequence ends, shape [*batch]: only for norms with batch statistics
                 under Flax's own `nn.RNN`, which does not tell its cell.
         """
@@ -192,7 +192,7 @@ class NormalizedCell(nn.RNNCellBase):
 
     @property
     def _trains(self) -> bool:
-        """Whether batch statistics are those of the batch, and the running ones move."""
+        """True if statistics are those of the batch and running statistics are updated."""
         check_flags(self, "use_running_average")
         if not self.resolved.stateful:
             return False
@@ -246,8 +246,8 @@ class SimpleCell(NormalizedCell):
         kernel_init: Initializer of the input kernel.
         recurrent_kernel_init: Initializer of the recurrent kernel.
         bias_init: Initializer of the bias.
-        dtype: Of the computation; `None` is what inputs and parameters promote to. Statistics are in float32 or wider.
-        param_dtype: Of the parameters and the initial state.
+        dtype: Dtype of the computation; `None` promotes inputs and parameters. Statistics are in float32 or wider.
+        param_dtype: Dtype of the parameters and the initial state.
         carry_init: Initializer of the state.
         residual: Whether the old state is added inside the nonlinearity.
         norm: A norm with a place in cells, by name, as a string with options, or as a value; see
@@ -291,8 +291,8 @@ class LSTMCell(NormalizedCell):
         kernel_init: Initializer of the input kernels, gate by gate.
         recurrent_kernel_init: Initializer of the recurrent kernels, gate by gate.
         bias_init: Initializer of the biases.
-        dtype: Of the computation; `None` is what inputs and parameters promote to. Statistics are in float32 or wider.
-        param_dtype: Of the parameters and the initial state.
+        dtype: Dtype of the computation; `None` promotes inputs and parameters. Statistics are in float32 or wider.
+        param_dtype: Dtype of the parameters and the initial state.
         carry_init: Initializer of the state.
         norm: A norm with a place in cells, by name, as a string with options, or as a value; see
             `normlab.functional.CELL_NORMS`.
@@ -335,8 +335,8 @@ class GRUCell(NormalizedCell):
         kernel_init: Initializer of the input kernels, gate by gate.
         recurrent_kernel_init: Initializer of the recurrent kernels, gate by gate.
         bias_init: Initializer of the biases.
-        dtype: Of the computation; `None` is what inputs and parameters promote to. Statistics are in float32 or wider.
-        param_dtype: Of the parameters and the initial state.
+        dtype: Dtype of the computation; `None` promotes inputs and parameters. Statistics are in float32 or wider.
+        param_dtype: Dtype of the parameters and the initial state.
         carry_init: Initializer of the state.
         norm: A norm with a place in cells, by name, as a string with options, or as a value; see
             `normlab.functional.CELL_NORMS`.

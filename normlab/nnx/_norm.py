@@ -45,8 +45,8 @@ class NormOptions(TypedDict, total=False):
     """Options that all norms take.
 
     Attributes:
-        dtype: Of the output; `None`, the default, is what input and parameters promote to.
-        param_dtype: Of the parameters; float32 by default.
+        dtype: Dtype of the output; `None`, the default, promotes input and parameters.
+        param_dtype: Dtype of the parameters; float32 by default.
         use_scale: Whether there is a scale; True by default.
         use_bias: Whether there is a bias; True by default.
         scale_init: Initializer of the scale.
@@ -70,7 +70,7 @@ class NormModule(nnx.Module):
 
     Attributes:
         scale: Parameter of shape `num_features`, or `None`.
-        bias: Likewise.
+        bias: Parameter of the same shape, or `None`.
     """
 
     _kind: ClassVar[type[Layer]]
@@ -226,7 +226,7 @@ def state_variables(
 
     Args:
         module: The norm.
-        names: Of its state.
+        names: Names of the state.
         optional: Names that need not be there.
 
     Raises:

@@ -27,7 +27,7 @@ class PathNorm(nnx.Module):
 
     Attributes:
         scale: Parameter of shape [features].
-        bias: Likewise, or `None`.
+        bias: Parameter of the same shape, or `None`.
         stateful: Whether there are running statistics.
         mean: Running mean, an `nnx.BatchStat` of shape [max_steps, features]; only where there are.
         var: Running variance, likewise.
@@ -47,7 +47,7 @@ class PathNorm(nnx.Module):
 
 
 class NormalizedCell(nnx.RNNCellBase):
-    """What the cells share: an input path, a recurrent path and their norms.
+    """Base of the cells: an input path, a recurrent path and their norms.
 
     Flax's `promote_dtype` and the deprecated `keep_rngs` are not taken.
     """
@@ -142,7 +142,7 @@ class NormalizedCell(nnx.RNNCellBase):
         """Return the state before the first step.
 
         Args:
-            input_shape: Of the inputs of one step, [*batch, inputs].
+            input_shape: Shape of the inputs of one step, [*batch, inputs].
             rngs: Random streams for the initializer; `carry` is used. Not needed for zeros.
             carry_init: Initializer of the state; that of the constructor, or zeros, unless given.
             seq_lengths: After how many steps each sequence ends, shape [*batch]: only for norms with batch statistics
@@ -169,12 +169,12 @@ class NormalizedCell(nnx.RNNCellBase):
 
     @property
     def _paths(self) -> list[F.Path]:
-        """What is normalized."""
+        """Paths to normalize."""
         return [path for path in self.norm.paths if path in self._cell.paths]
 
     @property
     def _trains(self) -> bool:
-        """Whether batch statistics are those of the batch, and the running ones move."""
+        """True if statistics are those of the batch and running statistics are updated."""
         check_flag("use_running_average", self.use_running_average)
         if self.norm.stateful and self.use_running_average is None:
             raise ValueError("Expected `use_running_average`, got None. Call `train()` or `eval()`.")
@@ -225,8 +225,8 @@ class SimpleCell(NormalizedCell):
         Args:
             in_features: Width of the inputs.
             hidden_features: Width of the state.
-            dtype: Of the computation. Statistics are in float32 or wider.
-            param_dtype: Of the parameters and the initial state.
+            dtype: Dtype of the computation. Statistics are in float32 or wider.
+            param_dtype: Dtype of the parameters and the initial state.
             carry_init: Initializer of the state; zeros unless given.
             residual: Whether the old state is added inside the nonlinearity.
             activation_fn: Nonlinearity.
@@ -313,9 +313,9 @@ class LSTMCell(NormalizedCell):
             kernel_init: Initializer of the input kernels, gate by gate.
             recurrent_kernel_init: Initializer of the recurrent kernels, gate by gate.
             bias_init: Initializer of the biases.
-            dtype: Of the computation; `None` is what inputs and parameters promote to. Statistics are in float32 or
+            dtype: Dtype of the computation; `None` promotes inputs and parameters. Statistics are in float32 or
                 wider.
-            param_dtype: Of the parameters and the initial state.
+            param_dtype: Dtype of the parameters and the initial state.
             carry_init: Initializer of the state; zeros unless given.
             norm: A norm with a place in cells; see `normlab.functional.CELL_NORMS`.
             use_running_average: True at evaluation, False in training; `train()` and `eval()` set it.
@@ -402,9 +402,9 @@ class GRUCell(NormalizedCell):
             kernel_init: Initializer of the input kernel, for all gates.
             recurrent_kernel_init: Initializer of the recurrent kernel, for all gates.
             bias_init: Initializer of the bias.
-            dtype: Of the computation; `None` is what inputs and parameters promote to. Statistics are in float32 or
+            dtype: Dtype of the computation; `None` promotes inputs and parameters. Statistics are in float32 or
                 wider.
-            param_dtype: Of the parameters and the initial state.
+            param_dtype: Dtype of the parameters and the initial state.
             carry_init: Initializer of the state; zeros unless given.
             norm: A norm with a place in cells; see `normlab.functional.CELL_NORMS`.
             use_running_average: True at evaluation, False in training; `train()` and `eval()` set it.

@@ -53,7 +53,7 @@ class OnlineNorm(_StreamNorm):
         var: Running variance, likewise.
         along_y: State of the backward pass, an `OverwriteWithGradient`, whose gradient is its new value: differentiate
             by parameters and by it, and hand both to `overwrite_with_gradient`. Not differentiated by, it stays.
-        along_one: Likewise.
+        along_one: State of the backward pass, as `along_y`.
     """
 
     _kind = OnlineNormLayer
@@ -86,10 +86,10 @@ class OnlineNorm(_StreamNorm):
             axis: Feature axis or axes, not the first; the others are reduced.
             momentum: Weight of the OLD running value when an example comes.
             epsilon: Added to the variance, inside the root.
-            dtype: Of the output; `None` is what input and parameters promote to.
-            param_dtype: Of scale and bias.
-            use_bias: Whether there is a bias.
-            use_scale: Whether there is a scale.
+            dtype: Dtype of the output; `None` promotes input and parameters.
+            param_dtype: Dtype of scale and bias.
+            use_bias: Whether to add a learned bias.
+            use_scale: Whether to multiply by a learned scale.
             bias_init: Initializer of the bias.
             scale_init: Initializer of the scale.
             backward_momentum: 1 minus the rate at which accumulated errors of the gradient are paid back.
@@ -157,15 +157,15 @@ class StreamingNorm(_StreamNorm):
             axis: Feature axis or axes, not the first; the others are reduced.
             momentum: Weight of the OLD long memory at an update of the weights.
             epsilon: Added to the variance, inside the root.
-            dtype: Of the output; `None` is what input and parameters promote to.
-            param_dtype: Of scale and bias.
-            use_bias: Whether there is a bias.
-            use_scale: Whether there is a scale.
+            dtype: Dtype of the output; `None` promotes input and parameters.
+            param_dtype: Dtype of scale and bias.
+            use_bias: Whether to add a learned bias.
+            use_scale: Whether to multiply by a learned scale.
             bias_init: Initializer of the bias.
             scale_init: Initializer of the scale.
             backward_momentum: Weight of the OLD long memory of gradients at an update of the weights.
             mix: Shares of the long, the short and the current memory in the statistics.
-            backward_mix: Likewise in the gradients of the statistics.
+            backward_mix: Shares of the three memories in the gradients of the statistics.
             calls_per_update: Calls between two updates of the weights.
             rngs: Random streams; `params` is used.
             bias_metadata: Metadata of the bias variable, such as sharding.
@@ -218,7 +218,7 @@ class ContinualNorm(BatchNorm):
 
         Args:
             num_features: Size of the feature axis.
-            num_groups: Number of groups; not needed beside `group_size`.
+            num_groups: Number of groups; leave it out beside `group_size`.
             group_size: Features per group.
             rngs: Random streams; `params` is used.
             **options: The arguments of `BatchNorm`.

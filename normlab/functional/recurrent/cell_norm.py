@@ -35,8 +35,8 @@ class CellNorm:
 
     Attributes:
         kind: The norm.
-        paths: What is normalized.
-        initial_scale: Of every scale.
+        paths: Paths to normalize.
+        initial_scale: Initial value of every scale.
         epsilon: Added to the variance, inside the root. `None`: as small as keeps gradients from growing where the
             state is zero, see `Cell.zero_gain`; at the usual 1e-5 those of an LSTM with layer norm grow from there
             25,000-fold at each step.
@@ -192,8 +192,8 @@ def normalize_examples(norm: CellNorm, z: Gates, scale: Gates, bias: Gates | Non
     Args:
         norm: One without batch statistics.
         z: For each gate, shape [..., features].
-        scale: Likewise, shape [features].
-        bias: Likewise, or `None` for 0.
+        scale: Gain for each gate, shape [features].
+        bias: Shift for each gate, or `None` for 0.
         blocks: How many neighbouring gates layer and RMS norm take together.
 
     Returns:
@@ -250,8 +250,8 @@ def normalize_batch(
     Args:
         norm: One with batch statistics.
         z: For each gate, shape [*batch, features] or [time, *batch, features].
-        scale: Likewise, shape [features].
-        bias: Likewise, or `None` for 0.
+        scale: Gain for each gate, shape [features].
+        bias: Shift for each gate, or `None` for 0.
         axis: Axes reduced: those of the batch, and perhaps time.
         where: True where a sequence has not finished; of the rank of `z`, broadcastable to it.
 
@@ -278,9 +278,9 @@ def normalize_running(
     Args:
         norm: One with batch statistics.
         z: For each gate, shape [..., features].
-        scale: Likewise, shape [features].
-        bias: Likewise, or `None` for 0.
-        running: Of all gates, of shape [max_steps, gates * features].
+        scale: Gain for each gate, shape [features].
+        bias: Shift for each gate, or `None` for 0.
+        running: Running statistics of all gates, of shape [max_steps, gates * features].
         row: Whose statistics: whole numbers, of the rank of `z` without its last axis and broadcastable to it.
     """
 
@@ -323,8 +323,8 @@ def update_rows(
 
     Args:
         norm: One with batch statistics.
-        running: Of shape [max_steps, features].
-        moments: Of shape [steps, features].
+        running: Running statistics, of shape [max_steps, features].
+        moments: Moments of the call, of shape [steps, features].
         first: The step of the first of them; what falls beyond the last row is averaged into it.
     """
     rows = jnp.minimum(first + jnp.arange(len(moments.mean), dtype=jnp.int32), norm.max_steps - 1)

@@ -33,8 +33,8 @@ class CellParameters(NamedTuple):
         bias: Shape [gates * features].
         recurrent_bias: Shape [gates * features], added to the recurrent path by itself; `None` where the sum of both
             paths is all that counts.
-        scales: Of each norm, shape [gates * features]; of the cell state [features].
-        biases: Of each norm that has one: that of the cell state.
+        scales: Scale of each norm, shape [gates * features]; for the cell state [features].
+        biases: Bias of each norm that has one: the norm of the cell state.
     """
 
     kernel: Array
@@ -49,8 +49,8 @@ class Activations(NamedTuple):
     """Nonlinearities of a cell.
 
     Attributes:
-        gate: Of gates.
-        state: Of new content, and of what leaves an LSTM's cell state.
+        gate: Nonlinearity of gates.
+        state: Nonlinearity of new content and of an LSTM's cell state on its way out.
         residual: Whether a simple RNN adds its old state inside the nonlinearity.
     """
 
@@ -60,7 +60,7 @@ class Activations(NamedTuple):
 
 
 SIGMOID_AND_TANH = Activations()
-"""Those of the usual cells."""
+"""Activations of the usual cells."""
 
 Memory = Callable[[Array], Array]
 """Normalizes an LSTM's cell state on its way to the output."""
@@ -72,7 +72,7 @@ class Cell(NamedTuple):
     Attributes:
         gates: Names of the gates, in the order of the parameters.
         blocks: How many neighbouring gates layer norm takes together.
-        paths: What can be normalized.
+        paths: Paths that can be normalized.
         zero_gain: A norm without variance multiplies by `scale / sqrt(epsilon)`. The largest square of that (of the
             product of both norms on the way, in an LSTM) by which gradients at a state of zero do not grow from step to
             step, inverted; with an orthogonal recurrent kernel, gates half open, and no input.

@@ -85,7 +85,7 @@ def unroll(
     Args:
         cell: `SIMPLE`, `LSTM` or `GRU`.
         norm: From `cell_norm`.
-        parameters: Of the cell and its norms.
+        parameters: Parameters of the cell and its norms.
         inputs: Shape [time, *batch, inputs]. What lies past the end of a sequence is never read.
         carry: State before the first step; a `TimedCarry` where `norm` has batch statistics. In training all sequences
             of a batch should be at the same step.

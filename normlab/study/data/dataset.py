@@ -94,7 +94,7 @@ class Dataset(ABC):
 
     @property
     def classes(self) -> bool:
-        """Whether labels are classes."""
+        """True if labels are classes."""
         return self.labels.dtype == np.int32
 
     @property

@@ -1,1 +1,1 @@
-"""How does one model get its numbers?"""
+"""Training and measurement of one model."""
