@@ -17,10 +17,16 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypedDict, Unpack
 
 from normlab.notation import UnknownNorm, parse, parse_list, unknown
 from normlab.schedules import Ramp
+
+if TYPE_CHECKING:
+    from flax import linen as nn
+    from flax.nnx import Module, Rngs
+
+    from normlab.functional import CellNorm
 
 __all__ = [
     "Entry",
@@ -65,14 +71,14 @@ class Entry:
 
     name: str
     title: str
-    linen: Callable[[bool, Mapping[str, Any]], Any]
-    nnx: Callable[[Any, Any, Mapping[str, Any]], Any]
+    linen: "Callable[[bool, Mapping[str, object]], nn.Module]"
+    nnx: "Callable[[int | tuple[int, ...], Rngs, Mapping[str, object]], Any]"
     needs_batch: bool = False
     ghost_batches: bool = False
     stateful: bool = False
     averages: Literal["batch", "example", ""] = ""
     needs_spatial: bool = False
-    cell: Callable[[Mapping[str, Any]], Any] | None = None
+    cell: "Callable[[Mapping[str, object]], CellNorm] | None" = None
     cell_only: bool = False
     module: str = ""
     formula: str = ""
@@ -93,7 +99,7 @@ class Norm:
     """
 
     entry: Entry
-    items: tuple[tuple[str, Any], ...] = ()
+    items: tuple[tuple[str, object], ...] = ()
 
     @property
     def name(self) -> str:
@@ -106,7 +112,7 @@ class Norm:
         return self.entry.title
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, object]:
         """Options by name."""
         return dict(self.items)
 
@@ -125,15 +131,15 @@ class Norm:
         """True if the norm needs axes between batch and features."""
         return self.entry.needs_spatial
 
-    def linen(self, *, train: bool, **overrides: Any) -> Any:
+    def linen(self, *, train: bool, **overrides: object) -> "nn.Module":
         """Return the Linen module; `train` picks batch or running statistics where there are both."""
         return self.entry.linen(train, {**self.options, **overrides})
 
-    def nnx(self, num_features: int | tuple[int, ...], *, rngs: Any, **overrides: Any) -> Any:
+    def nnx(self, num_features: int | tuple[int, ...], *, rngs: "Rngs", **overrides: object) -> Any:
         """Return the NNX module for `num_features` features."""
         return self.entry.nnx(num_features, rngs, {**self.options, **overrides})
 
-    def cell(self, **overrides: Any) -> Any:
+    def cell(self, **overrides: object) -> "CellNorm":
         """Return the `normlab.functional.CellNorm` of this norm inside a recurrent cell.
 
         Raises:
@@ -151,7 +157,7 @@ class Norm:
         """Return the string, marked as a norm."""
         return f"Norm({str(self)!r})"
 
-    def __reduce__(self) -> tuple[Callable[..., "Norm"], tuple[str, tuple[tuple[str, Any], ...]]]:
+    def __reduce__(self) -> tuple[Callable[..., "Norm"], tuple[str, tuple[tuple[str, object], ...]]]:
         """Pickle by name and options; the kind is looked up in the registry where it is loaded."""
         if _ENTRIES.get(self.name) is not self.entry:
             raise _unregistered(self.name, "pickled")
@@ -235,7 +241,7 @@ def table() -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows).replace("|  |", "| |")
 
 
-def get(norm: "str | Norm", **options: Any) -> Norm:
+def get(norm: "str | Norm", **options: object) -> Norm:
     """Return a norm.
 
     Args:
@@ -257,7 +263,7 @@ def get(norm: "str | Norm", **options: Any) -> Norm:
     return Norm(entry, tuple(sorted((name, _plain(value)) for name, value in given.items())))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Return a value that hashes and prints so that it can be read back: lists as tuples, dtypes by name."""
     if isinstance(value, list):
         return tuple(map(_plain, value))
@@ -266,7 +272,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _unpickled(name: str, items: tuple[tuple[str, Any], ...]) -> Norm:
+def _unpickled(name: str, items: tuple[tuple[str, object], ...]) -> Norm:
     """Return the norm that was pickled."""
     if name not in _ENTRIES:
         raise _unregistered(name, "loaded")
@@ -286,24 +292,46 @@ def _find(name: str) -> Entry:
     return _ENTRIES[name]
 
 
-def _ours(name: str, title: str, module: str, *, in_cells: bool = False, **row: Any) -> None:
+class _OfBatch(TypedDict):
+    """Fields of `Entry` that norms over the batch share."""
+
+    needs_batch: bool
+    stateful: bool
+    averages: Literal["batch"]
+
+
+class _Row(TypedDict, total=False):
+    """Fields of `Entry` that describe a norm of this package."""
+
+    needs_batch: bool
+    ghost_batches: bool
+    stateful: bool
+    averages: Literal["batch", "example", ""]
+    needs_spatial: bool
+    formula: str
+    over: str
+    paper: str
+    url: str
+
+
+def _ours(name: str, title: str, module: str, *, in_cells: bool = False, **row: Unpack[_Row]) -> None:
     """Register a norm of this package; Flax is imported when a module is made."""
 
-    def check(kind: type, options: Mapping[str, Any], known: Iterable[str]) -> None:
+    def check(kind: type, options: Mapping[str, object], known: Iterable[str]) -> None:
         for option in options:
             if option not in known:
                 nearest = difflib.get_close_matches(option, list(known), n=1)
                 hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
                 raise ValueError(f"Expected an option of {kind.__name__}, got {option!r} for norm {name!r}.{hint}")
 
-    def linen(train: bool, options: Mapping[str, Any]) -> Any:
+    def linen(train: bool, options: Mapping[str, object]) -> "nn.Module":
         kind = getattr(importlib.import_module("normlab.linen"), module)
         check(kind, options, [f.name for f in dataclasses.fields(kind)])
         if row.get("stateful"):
             importlib.import_module("normlab._core.checks").check_flag("train", train)
         return kind(**({"use_running_average": not train} if row.get("stateful") else {}), **options)
 
-    def nnx(num_features: Any, rngs: Any, options: Mapping[str, Any]) -> Any:
+    def nnx(num_features: int | tuple[int, ...], rngs: "Rngs", options: Mapping[str, object]) -> "Module":
         kind = getattr(importlib.import_module("normlab.nnx"), module)
         check(kind, options, _arguments(kind))
         return kind(num_features, rngs=rngs, **options)
@@ -313,10 +341,10 @@ def _ours(name: str, title: str, module: str, *, in_cells: bool = False, **row: 
     register(Entry(name=name, title=title, linen=linen, nnx=nnx, cell=cell, module=module, **row))
 
 
-def _only_in_cells(name: str, title: str, **needs: Any) -> None:
+def _only_in_cells(name: str, title: str, **needs: Unpack[_Row]) -> None:
     """Register a norm of this package that is no layer."""
 
-    def no_layer(*_: Any) -> Any:
+    def no_layer(*_: object) -> NoReturn:
         raise ValueError(
             f"Expected a norm that is a layer, got {name!r}, which acts inside recurrent cells. Give it to one, as in "
             f"`normlab.linen.LSTMCell(64, norm={name!r})`."
@@ -325,7 +353,7 @@ def _only_in_cells(name: str, title: str, **needs: Any) -> None:
     register(Entry(name=name, title=title, linen=no_layer, nnx=no_layer, cell=_in_cells(name), cell_only=True, **needs))
 
 
-def _in_cells(name: str) -> Callable[[Mapping[str, Any]], Any]:
+def _in_cells(name: str) -> "Callable[[Mapping[str, object]], CellNorm]":
     return lambda options: importlib.import_module("normlab.functional").cell_norm(name, **options)
 
 
@@ -336,7 +364,7 @@ def _arguments(kind: type) -> list[str]:
     return names + (_arguments(kind.__base__) if len(names) < len(parameters) and kind.__base__ else [])
 
 
-_BATCH: Mapping[str, Any] = {"needs_batch": True, "stateful": True, "averages": "batch"}
+_BATCH: _OfBatch = {"needs_batch": True, "stateful": True, "averages": "batch"}
 _STANDARDIZED = "(x - mean) / sqrt(var + ε)"
 
 _ours("none", "no norm", "Identity", in_cells=True, formula="x", over="nothing")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from normlab import expect
 from normlab.errors import BadInput, Fault
@@ -22,6 +22,7 @@ from normlab.study.worker.store import Header
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from normlab.norms import Norm
     from normlab.study.analysis.results import Analysis
     from normlab.study.report.advice import Recommendation
 
@@ -34,7 +35,7 @@ class Result:
         comparison: The comparison.
         settings: The settings of this invocation.
         records: A record for every run.
-        header: Identity, command and time, like in a folder.
+        header: RunIdentity, command and time, like in a folder.
         plan: The configurations and their runs.
         outdated: A sentence on the records of a folder that have another identity; empty where none has.
     """
@@ -79,7 +80,7 @@ class Result:
 
         return advice.recommend(self.analysis)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, object]]:
         """Return a dictionary for every cell of the tables, e.g. for `pandas.DataFrame`."""
         from normlab.study.report import html
 
@@ -107,14 +108,14 @@ def run(
     comparison: Comparison | str | os.PathLike[str],
     *,
     tier: str | None = None,
-    norms: Iterable[Any] | None = None,
+    norms: "Iterable[str | Norm] | None" = None,
     problems: Iterable[str] | None = None,
     curves: Iterable[str] | None = None,
     seeds: int | None = None,
     output: str | os.PathLike[str] | None = None,
     jobs: int | None = None,
     progress: bool = True,
-    **options: Any,
+    **options: object,
 ) -> Result:
     """Run a comparison and return the result.
 
@@ -172,7 +173,7 @@ def run(
     )
 
 
-def _path_of_comparison(value: Any) -> str:
+def _path_of_comparison(value: str | os.PathLike[str]) -> str:
     path = os.fspath(value)
     return path if isinstance(path, str) and path else expect.TEXT.convert(None)
 

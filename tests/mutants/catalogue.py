@@ -701,7 +701,7 @@ MUTANTS = (
     Mutant(
         "a library is in the keys of problems that do not use it",
         "study/design/records.py",
-        ('own.pop("libraries", {}).get(problem, {})', 'next(iter(own.pop("libraries", {}).values()), {})'),
+        ('identity.get("libraries", {}).get(problem, {})', 'next(iter(identity.get("libraries", {}).values()), {})'),
         ("study/design/test_identity.py::TestVersions::test_are_in_the_key_of_those_that_use_them",),
     ),
     Mutant(

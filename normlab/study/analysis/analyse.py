@@ -5,7 +5,6 @@ import math
 import statistics as quantiles
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 from normlab.study.analysis.estimates import (
     BETTER,
@@ -256,7 +255,7 @@ def _same_for_all_norms(curves: Sequence[CurveResult]) -> bool:
     return bool(columns) and all(len({_numbers(cell) for cell in column}) == 1 for column in columns)
 
 
-def _numbers(cell: CellResult) -> tuple[Any, ...]:
+def _numbers(cell: CellResult) -> tuple[object, ...]:
     return tuple((point.seed, point.error, point.train_loss) for point in cell.points)
 
 
@@ -289,7 +288,7 @@ def _status(run: Run, record: Record | None) -> RunStatus:
     return RunStatus(
         problem=run.configuration.problem,
         norm=run.configuration.norm,
-        options=config.pop("norm"),
+        options=str(config.pop("norm")),
         config=config,
         stage=run.stage,
         learning_rate=run.learning_rate,

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from normlab.study.analysis.estimates import (
     Difference,
@@ -207,12 +207,28 @@ class Standing:
     gaps: Mapping[str, Gap]
 
 
+class Axis(TypedDict):
+    """A factor, as results show it.
+
+    Attributes:
+        name: See `Factor`.
+        label: See `Factor`.
+        log: See `Factor`.
+        reference: See `Factor`; `None` where the settings leave it out.
+    """
+
+    name: str
+    label: str
+    log: bool
+    reference: Value | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class CurveResult:
     """The result of one curve on one problem.
 
     Attributes:
-        factor: `name`, `label`, `log`, `reference`.
+        factor: The x-axis.
         values: Factor values, in order.
         shows: A sentence on what the curve shows.
         hides: A sentence on what it cannot show.
@@ -223,7 +239,7 @@ class CurveResult:
 
     name: str
     title: str
-    factor: Mapping[str, Any]
+    factor: Axis
     values: tuple[Value, ...]
     shows: str
     hides: str
@@ -339,7 +355,7 @@ class RunStatus:
     problem: str
     norm: str
     options: str
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
     stage: str
     learning_rate: float
     seed: int

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import SupportsIndex
 
 from normlab import expect
 from normlab.study.design.factors import Value, by_curve
@@ -34,7 +34,7 @@ class Tier:
     seeds: int
     problems: tuple[str, ...] = ()
     norms: tuple[str, ...] = ()
-    values: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+    values: Mapping[str, tuple[Value, ...]] = field(default_factory=dict[str, tuple[Value, ...]])
     extend: bool = True
     untuned: bool = True
     claims: bool = True
@@ -59,7 +59,7 @@ class Tier:
         object.__setattr__(self, "learning_rates", tuple(sorted(self.learning_rates)))
 
 
-def _few(value: Any) -> int:
+def _few(value: SupportsIndex) -> int:
     if expect.whole(value) > TUNING_SEEDS_FROM:
         raise ValueError(value)
     return expect.whole(value)

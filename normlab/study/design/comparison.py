@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from normlab import expect
 from normlab.errors import BadInput, nearest
@@ -98,7 +97,7 @@ class Settings:
     extend: bool = True
     default_learning_rate: float | None = None
     devices: int = 1
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
 def _check_known(where: str, names: Iterable[str], known: Sequence[str]) -> None:
@@ -107,7 +106,7 @@ def _check_known(where: str, names: Iterable[str], known: Sequence[str]) -> None
             raise BadInput(f"Expected {where} to name what the comparison has, got `{name}`. {nearest(name, known)}")
 
 
-def _by_name(tiers: Any) -> Mapping[str, Tier]:
+def _by_name(tiers: Mapping[str, object]) -> Mapping[str, Tier]:
     if not isinstance(tiers, Mapping) or not tiers:
         raise TypeError(tiers)
     return {

@@ -2,7 +2,7 @@
 
 import ast
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -103,7 +103,7 @@ def load(source: str) -> Comparison:
 
 
 @contextmanager
-def importing(path: Path | None) -> Iterator[None]:
+def importing(path: Path | None) -> Generator[None]:
     """Search imports in the folder of a comparison first, like those of a script, while its code runs.
 
     Args:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import SupportsFloat
 
 from normlab import expect, norms
 from normlab.errors import BadInput
@@ -78,8 +78,8 @@ class Curve:
     name: str
     title: str
     factor: Factor
-    config: Callable[[Value], Mapping[str, Any]]
-    norm_options: Callable[[str, Value], Mapping[str, Any]] = lambda norm, value: {}
+    config: Callable[[Value], Mapping[str, object]]
+    norm_options: Callable[[str, Value], Mapping[str, object]] = lambda norm, value: {}
     shows: str = ""
     hides: str = ""
     advises: bool = True
@@ -103,17 +103,17 @@ class Curve:
         )
 
 
-def _a_value(value: Any) -> Value:
+def _a_value(value: str | SupportsFloat) -> Value:
     return value if isinstance(value, str) else expect.finite(value)
 
 
-def _a_flag(value: Any) -> str:
+def _a_flag(value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"--\w[\w-]*", value):
         raise ValueError(value)
     return value
 
 
-def by_curve(values: Any) -> Mapping[str, tuple[Value, ...]]:
+def by_curve(values: Mapping[str, object]) -> Mapping[str, tuple[Value, ...]]:
     """Check the values of each curve."""
     if not isinstance(values, Mapping):
         raise TypeError(values)
@@ -127,7 +127,7 @@ _FLAG = expect.Kind("a flag of the command line", _a_flag, "Write one such as `-
 SIZES = (2, 4, 8, 32, 128)
 
 
-_CURVES = {
+_CURVES: Mapping[str, expect.Check] = {
     "deployed": expect.Several(expect.WHOLE, remedy="Write a tuple, also of a single one: `deployed=(2, 8, 32)`."),
     "isolated": expect.Several(
         expect.WHOLE, empty=True, remedy="Write a tuple: `isolated=(2, 8, 32)`, or `()` for none."
@@ -190,7 +190,7 @@ def _deployed(values: tuple[int, ...], reference: int) -> Curve:
 
 
 def _isolated(values: tuple[int, ...], batch_size: int) -> Curve:
-    def options(norm: str, value: Value) -> Mapping[str, Any]:
+    def options(norm: str, value: Value) -> Mapping[str, object]:
         chunked = (
             norms.get(norm).entry.ghost_batches and value != batch_size
         )  # equal: the same configuration as in `deployed`

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
-from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 COMPARISONS = ("_benchmarks", "_experiments")
@@ -188,9 +187,9 @@ def _watch() -> None:
     """Note the files that are run until this process ends: Python cannot remove an audit hook."""
     run = _RUN
 
-    def note(event: str, arguments: tuple[Any, ...]) -> None:
+    def note(event: str, arguments: tuple[object, ...]) -> None:
         if event == "exec":
-            name = arguments[0].co_filename
+            name = getattr(arguments[0], "co_filename", None)
         else:
             name = arguments[1] if event == "import" else None
         if isinstance(name, str) and not name.startswith("<"):  # `import` has a file for compiled extensions alone

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
 from normlab.errors import BadInput
 from normlab.expect import NAME, Kind, Several, an, check_fields, positive, whole
@@ -17,7 +17,7 @@ from normlab.expect import NAME, Kind, Several, an, check_fields, positive, whol
 class Given(NamedTuple):
     """A value, and its origin for messages."""
 
-    value: Any
+    value: object
     where: str
 
 
@@ -35,7 +35,7 @@ class Option:
     """
 
     name: str
-    kind: Kind
+    kind: Kind[Any]
     help: str
     many: bool = False
     metavar: str | None = None
@@ -71,7 +71,7 @@ class Option:
         return kind.of(given.where, given.value)
 
 
-def seconds_of(duration: Any) -> float:
+def seconds_of(duration: object) -> float:
     """Convert a duration such as `90s`, `8m`, `2h` or `1h30m` to seconds.
 
     >>> seconds_of("1h30m")
@@ -88,20 +88,20 @@ def seconds_of(duration: Any) -> float:
     return seconds
 
 
-def _whole(value: Any) -> int:
+def _whole(value: str | SupportsIndex) -> int:
     return whole(int(value) if isinstance(value, str) else value)
 
 
-def _number(value: Any) -> float:
+def _number(value: str | SupportsFloat) -> float:
     return positive(float(value) if isinstance(value, str) else value)
 
 
-def rate_of(value: Any) -> float | None:
+def rate_of(value: str | SupportsFloat) -> float | None:
     """Convert a learning rate; `none` is `None`."""
     return None if isinstance(value, str) and value == "none" else _number(value)
 
 
-def timeout_of(value: Any) -> float:
+def timeout_of(value: str | SupportsFloat) -> float:
     """Convert seconds, or a duration such as `90s`."""
     try:
         return _number(value)
@@ -109,27 +109,27 @@ def timeout_of(value: Any) -> float:
         return seconds_of(value)
 
 
-def text_of(value: Any) -> str:
+def text_of(value: object) -> str:
     """Return a text unchanged, and reject anything else."""
     if not isinstance(value, str):
         raise ValueError(value)
     return value
 
 
-def _flag(value: Any) -> bool:
+def _flag(value: object) -> bool:
     if not isinstance(value, bool):
         raise ValueError(value)
     return value
 
 
-def _path(value: Any) -> Path:
+def _path(value: str | os.PathLike[str]) -> Path:
     path = os.fspath(value)
     if not text_of(path) or "\0" in path:
         raise ValueError(value)
     return Path(path)
 
 
-def _file(value: Any) -> str:
+def _file(value: str | os.PathLike[str]) -> str:
     path = _path(value).expanduser().resolve()  # the same for workers elsewhere
     if not path.is_file():
         raise BadInput(
@@ -138,7 +138,7 @@ def _file(value: Any) -> str:
     return str(path)
 
 
-def key_value(value: Any) -> tuple[str, Any]:
+def key_value(value: object) -> tuple[str, object]:
     """Split `key=value`; the value is a Python literal or plain text, like in the string of a norm."""
     key, equals, text = text_of(value).partition("=")
     if not equals or not key.isidentifier():

@@ -14,7 +14,7 @@ import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from normlab import expect
 from normlab.study.design.comparison import Comparison, Settings
@@ -89,7 +89,7 @@ class Plan:
         """Find a curve by name."""
         return next(curve for curve in self.comparison.curves if curve.name == name)
 
-    def resolve(self, place: Place) -> "tuple[Norm, dict[str, Any]]":
+    def resolve(self, place: Place) -> "tuple[Norm, dict[str, object]]":
         """Resolve the norm at a place with all its options, and its training fields with the problem's options.
 
         Options in the norm's string take precedence over options of the factor, and these over the problem's defaults.
@@ -103,7 +103,7 @@ class Plan:
             raise ValueError(
                 f"Expected no `{both.pop()}`, which the curve `{curve.name}` sets, got {devices['devices']}."
             )
-        config = {"epochs": self.settings.epochs, **devices, **of_curve, **self._options(problem)}
+        config: dict[str, object] = {"epochs": self.settings.epochs, **devices, **of_curve, **self._options(problem)}
         defaults = problem.norm_options(norm.name, config)
         options = {**defaults, **curve.norm_options(norm.name, place.value), **norm.options}
         if "group_size" in norm.options and "num_groups" not in norm.options:
@@ -165,7 +165,7 @@ class Plan:
     @cached_property
     def devices(self) -> int:
         """The largest number of devices that train one model together."""
-        return max(dict(configuration.config).get("devices", 1) for configuration in self.configurations)
+        return max(configuration.devices for configuration in self.configurations)
 
     @cached_property
     def _first(self) -> dict[Configuration, Place]:
@@ -194,7 +194,7 @@ class Plan:
                     for norm in self.settings.norms:
                         yield Place(problem=problem, curve=curve, value=value, norm=norm)
 
-    def _options(self, problem: Problem) -> dict[str, Any]:
+    def _options(self, problem: Problem) -> dict[str, object]:
         options = self.settings.options
         return {option.name: options[option.name] for option in problem.options if option.name in options}
 
@@ -207,7 +207,7 @@ class Plan:
 
     def _grouped(self) -> Iterator[tuple[Configuration, ...]]:
         """Group the configurations that differ in their norm alone."""
-        groups: dict[tuple[Any, ...], list[Configuration]] = {}
+        groups: dict[tuple[object, ...], list[Configuration]] = {}
         for configuration in self.configurations:
             rest = tuple((name, value) for name, value in configuration.config if name not in ("norm", "statistics"))
             groups.setdefault((configuration.problem, rest), []).append(configuration)
@@ -278,7 +278,7 @@ class ConfigurationPlan:
         return tuple(dict.fromkeys((*self.tuning, *self.untuned, *self.evaluation)))
 
 
-def scope(norm: "Norm", config: Mapping[str, Any]) -> str:
+def scope(norm: "Norm", config: Mapping[str, object]) -> str:
     """Describe how many examples share the statistics of a norm in training, and on how many devices.
 
     >>> from normlab import norms
@@ -289,11 +289,11 @@ def scope(norm: "Norm", config: Mapping[str, Any]) -> str:
     """
     if not norm.needs_batch:
         return "1 example"
-    batch, ghost = config.get("batch_size"), norm.options.get("ghost_batch_size")
-    if not isinstance(batch, int):
+    batch, ghost, spread = config.get("batch_size"), norm.options.get("ghost_batch_size"), config.get("devices", 1)
+    if not isinstance(batch, int) or not isinstance(spread, int):
         return "the batch"
     examples = ghost if isinstance(ghost, int) and ghost < batch else batch
-    devices = math.ceil(examples * config.get("devices", 1) / batch)
+    devices = math.ceil(examples * spread / batch)
     return f"{examples} example{'s' * (examples > 1)}{f' on {devices} devices' * (devices > 1)}"
 
 
@@ -309,7 +309,7 @@ def _margin(comparison: Comparison, problem: Problem) -> float:
     return HALF_A_POINT
 
 
-def _are_fields(value: Any) -> bool:
+def _are_fields(value: Mapping[str, Hashable]) -> bool:
     """Check for fields by name with hashable values."""
     return isinstance(value, Mapping) and all(
         isinstance(name, str) and isinstance(field, Hashable) for name, field in value.items()

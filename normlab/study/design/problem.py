@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from normlab import expect
 from normlab.errors import BadInput, one_line
@@ -105,8 +105,8 @@ class Problem:
 
     name: str
     title: str
-    build: "Callable[[Norm, Mapping[str, Any]], Program]"
-    norm_options: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] = lambda norm, config: {}
+    build: "Callable[[Norm, Mapping[str, object]], Program]"
+    norm_options: Callable[[str, Mapping[str, object]], Mapping[str, object]] = lambda norm, config: {}
     spatial: bool = False
     recurrent: bool = False
     metric: Metric = field(default_factory=Metric)
@@ -139,7 +139,7 @@ class Problem:
             expect.check_distinct(f"`{field_name}` of `Problem`", names)
 
 
-def _a_norm(value: Any) -> str:
+def _a_norm(value: object) -> str:
     """Convert a norm to its string, after parsing it."""
     from normlab import norms
 
@@ -152,7 +152,7 @@ def _a_norm(value: Any) -> str:
     return str(value)
 
 
-def several_norms(*, empty: bool = False) -> expect.Several:
+def several_norms(*, empty: bool = False) -> expect.Several[str]:
     """Make the kind of a tuple of norms."""
     return expect.Several(NORM, empty, remedy='Write a tuple, also of a single one: `norms=("batch",)`.')
 

@@ -83,7 +83,7 @@ class Program:
     forward: Callable[[PyTree, jax.Array, Arrays], jax.Array] | None = None
     description: str = ""
     window_source: WindowSource | None = None
-    fingerprints: Mapping[str, np.ndarray] = field(default_factory=dict)
+    fingerprints: Mapping[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
     libraries: tuple[str, ...] = ()
 
     @property
@@ -93,5 +93,5 @@ class Program:
 
     def sees(self, *, held_out: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the shapes of all data that a step receives, or an evaluation."""
-        windows = self.window_source.shapes[held_out] if self.window_source else {}
+        windows: Shapes = self.window_source.shapes[held_out] if self.window_source else {}
         return {**jax.eval_shape(lambda: dict(self.data)), **windows}

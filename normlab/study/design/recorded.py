@@ -5,7 +5,7 @@ from that data.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any, NoReturn
 
@@ -13,7 +13,7 @@ from normlab import expect
 from normlab.study.design import schema
 from normlab.study.design.budgets import Tier
 from normlab.study.design.comparison import Comparison, Settings
-from normlab.study.design.factors import Curve, Factor
+from normlab.study.design.factors import Curve, Factor, Value
 from normlab.study.design.plan import Place, Plan
 from normlab.study.design.problem import MEASURED_AT, Metric, Problem, Series
 from normlab.study.design.records import Configuration, Record, frozen
@@ -23,7 +23,7 @@ MOST_RUNS = 1_000_000
 """The most runs that a folder may plan."""
 
 
-def describe(plan: Plan) -> dict[str, Any]:
+def describe(plan: Plan) -> dict[str, object]:
     """Describe the comparison of a plan as JSON data, with everything that a report needs."""
     comparison, settings, numbers = (
         plan.comparison,
@@ -64,25 +64,20 @@ class RecordedPlan(Plan):
             Malformed: If the two contradict each other, or there would be more than `MOST_RUNS` runs.
         """
         _check_agrees(settings, described)
+        cells: Sequence[Mapping[str, Any]] = described["cells"]
         configurations = [
-            Configuration(
-                problem=configuration["problem"], norm=configuration["norm"], config=frozen(configuration["config"])
-            )
-            for configuration in described["cells"]
+            Configuration(problem=cell["problem"], norm=cell["norm"], config=frozen(cell["config"])) for cell in cells
         ]
-        self._titles, at = described["titles"], described["places"]
+        places: Sequence[int] = described["places"]
+        self._titles: Mapping[str, str] = described["titles"]
         self._reasons = {
-            configuration: given["incompatible"]
-            for configuration, given in zip(configurations, described["cells"], strict=True)
+            configuration: given["incompatible"] for configuration, given in zip(configurations, cells, strict=True)
         }
         self._recorded = {
             Place(problem=problem, curve=curve, value=value, norm=norm): configurations[number]
-            for (problem, curve, value, norm), number in zip(_coordinates(settings), at, strict=True)
+            for (problem, curve, value, norm), number in zip(_coordinates(settings), places, strict=True)
         }
-        if any(
-            (place.problem, place.norm) != (configuration.problem, configuration.norm)
-            for place, configuration in self._recorded.items()
-        ):
+        if any((place.problem, place.norm) != (of.problem, of.norm) for place, of in self._recorded.items()):
             raise Malformed(
                 "expected every place to have a configuration of its problem and norm, got another", "places"
             )
@@ -179,7 +174,7 @@ DESCRIBED = schema.fields(
 """Check of the result of `describe`, as far as it can be checked without settings."""
 
 
-def _problem(problem: Problem) -> dict[str, Any]:
+def _problem(problem: Problem) -> dict[str, object]:
     return {
         **{name: getattr(problem, name) for name in ("name", "title", "spatial", "recurrent")},
         "metric": dataclasses.asdict(problem.metric),
@@ -188,7 +183,7 @@ def _problem(problem: Problem) -> dict[str, Any]:
     }
 
 
-def _curve(curve: Curve, values: Iterable[Any]) -> dict[str, Any]:
+def _curve(curve: Curve, values: Iterable[Value]) -> dict[str, object]:
     return {
         **{name: getattr(curve, name) for name in ("name", "title", "shows", "hides", "advises")},
         "factor": dataclasses.asdict(curve.factor),
@@ -225,7 +220,7 @@ def _check_agrees(settings: Settings, described: Mapping[str, Any]) -> None:
         raise Malformed(f"expected at most {MOST_RUNS} runs, got {len(configurations) * runs}", "cells")
 
 
-def _coordinates(settings: Settings) -> Iterable[tuple[str, str, Any, str]]:
+def _coordinates(settings: Settings) -> Iterable[tuple[str, str, Value, str]]:
     """Yield problem, curve, value and norm of every place, in the plan's order."""
     for problem, curve in product(settings.problems, settings.curves):
         for value, norm in product(settings.values[curve], settings.norms):
@@ -267,5 +262,5 @@ def _comparison(settings: Settings, described: Mapping[str, Any]) -> Comparison:
     )
 
 
-def _refuse(*_: Any) -> NoReturn:
+def _refuse(*_: object) -> NoReturn:
     raise TypeError("A comparison that a folder describes cannot be trained.")

@@ -5,7 +5,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NotRequired, TypedDict
+
+from normlab.study.design.schema import is_list
 
 TUNE, EVALUATE = "tune", "evaluate"
 TUNING_SEEDS_FROM = 1000
@@ -15,6 +17,26 @@ FAILURES = ("diverged", "collapsed", "oom", "error", "timeout")
 STATUSES = ("ok", *FAILURES, "invalid")
 RETRIED = ("error", "oom", "timeout")
 """Failures that a retry may fix. Divergence and collapse are results."""
+
+
+class RunIdentity(TypedDict):
+    """Everything beside a run that decides its numbers, for the problems of a comparison (see `worker.identity`).
+
+    Attributes:
+        code: Hash of this package, and hashes of the user's files.
+        versions: Versions of Python and of libraries; `None` for a library that is missing.
+        libraries: Versions of further libraries by problem.
+        platform: The machine as runs see it.
+        data: Hashes of the data by problem.
+        strategy: The strategy of the runs.
+    """
+
+    code: dict[str, object]
+    versions: Mapping[str, str | None]
+    libraries: NotRequired[Mapping[str, Mapping[str, str | None]]]
+    platform: Mapping[str, object]
+    data: Mapping[str, str]
+    strategy: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +52,13 @@ class Configuration:
 
     problem: str
     norm: str
-    config: tuple[tuple[str, Any], ...]
+    config: tuple[tuple[str, object], ...]
+
+    @property
+    def devices(self) -> int:
+        """The number of devices that train one model together."""
+        devices = dict(self.config).get("devices", 1)
+        return devices if isinstance(devices, int) else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,54 +98,55 @@ class Record:
 
     key: str
     run: Run
-    identity: Mapping[str, Any]
+    identity: Mapping[str, object]
     status: str
     reason: str = ""
-    metrics: Mapping[str, float | None] = field(default_factory=dict)
-    series: Mapping[str, list[list[float | None]]] = field(default_factory=dict)
-    cost: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float | None] = field(default_factory=dict[str, float | None])
+    series: Mapping[str, list[list[float | None]]] = field(default_factory=dict[str, list[list[float | None]]])
+    cost: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
-def frozen(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+def frozen(config: Mapping[str, object]) -> tuple[tuple[str, object], ...]:
     """Convert fields to a hashable form: sorted, with tuples for lists."""
     return tuple(sorted((name, _frozen(value)) for name, value in config.items()))
 
 
-def canonical_json(value: Any) -> str:
+def canonical_json(value: object) -> str:
     """Write JSON with sorted keys, the same text for equal values; dataclasses become objects, NaN is an error."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
 
 
-def content_key(*parts: Any) -> str:
+def content_key(*parts: object) -> str:
     """Compute the sha256 of the canonical JSON of `parts`."""
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+def _frozen(value: object) -> object:
+    return tuple(map(_frozen, value)) if is_list(value) else value
 
 
-def as_stored(run: Run) -> dict[str, Any]:
+def as_stored(run: Run) -> dict[str, object]:
     """Give a run as nested dictionaries; its configuration is named `cell`, as files and keys have always named it."""
     fields = dataclasses.asdict(run)
     return {"cell": fields.pop("configuration"), **fields}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = as_stored(value) if isinstance(value, Run) else dataclasses.asdict(value)
         return {"type": type(value).__name__, **fields}
     raise TypeError(f"Expected something JSON can contain, got {value!r}.")
 
 
-def of_problem(identity: Mapping[str, Any], problem: str) -> dict[str, Any]:
+def of_problem(identity: RunIdentity, problem: str) -> dict[str, object]:
     """Restrict an identity to the data and libraries of one problem."""
-    own = {**identity, "data": identity["data"].get(problem, "")}
-    libraries = own.pop("libraries", {}).get(problem, {})
-    return {**own, "versions": {**own.get("versions", {}), **libraries}} if libraries else own
+    own: dict[str, object] = {**identity, "data": identity["data"].get(problem, "")}
+    own.pop("libraries", None)
+    libraries = identity.get("libraries", {}).get(problem, {})
+    return {**own, "versions": {**identity.get("versions", {}), **libraries}} if libraries else own
 
 
-def run_key(run: Run, identity: Mapping[str, Any]) -> str:
+def run_key(run: Run, identity: Mapping[str, object]) -> str:
     """Compute the key of a run. The key is independent of other runs, so that more seeds keep finished runs.
 
     Args:

@@ -2,14 +2,14 @@
 
 import json
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from normlab.errors import BadInput, nearest, one_line
 from normlab.expect import Kind, check_distinct
 from normlab.study.design.comparison import Comparison, Settings
-from normlab.study.design.factors import Curve
+from normlab.study.design.factors import Curve, Value
 from normlab.study.design.options import (
     FOLDER,
     NUMBER,
@@ -26,6 +26,7 @@ from normlab.study.design.options import (
     timeout_of,
 )
 from normlab.study.design.records import TUNING_SEEDS_FROM
+from normlab.study.design.schema import is_list
 from normlab.study.design.shard import Shard
 
 DEFAULT_TIER = "quick"
@@ -87,7 +88,7 @@ def from_file(path: str, comparison: Comparison) -> dict[str, Given]:
     return given
 
 
-def from_python(values: Mapping[str, Any], comparison: Comparison) -> dict[str, Given]:
+def from_python(values: Mapping[str, object], comparison: Comparison) -> dict[str, Given]:
     """Collect the options of keyword arguments.
 
     Raises:
@@ -112,7 +113,7 @@ class Request:
         self.comparison, self.given, self._options = comparison, given, options(comparison)
         self._values = {name: self._options[name].checked(value) for name, value in given.items()}
 
-    def get(self, name: str, default: Any = None) -> Any:
+    def get(self, name: str, default: object = None) -> Any:
         """Return the value of an option."""
         return self._values.get(name, default)
 
@@ -153,12 +154,13 @@ class Request:
     def output(self, settings: Settings) -> Path:
         """Choose the folder for runs and report."""
         parts = [settings.comparison, settings.tier]
-        parts += [named(settings.options[name]) for name, named in self._folders() if name in settings.options]
+        parts += [
+            option.folder(settings.options[name])
+            for name, option in self._options.items()
+            if option.folder and name in settings.options
+        ]
         shard = self.get("shard")
         return self.get("output", Path("results") / f"{'-'.join(parts)}{shard.suffix if shard else ''}")
-
-    def _folders(self) -> list[tuple[str, Callable[[Any], str]]]:
-        return [(name, option.folder) for name, option in self._options.items() if option.folder]
 
     def _some(self, option: str, known: Sequence[str]) -> tuple[str, ...]:
         return self._known(option, self.get(option, known), known)
@@ -170,9 +172,9 @@ class Request:
         return tuple(names)
 
     def _curve_values(
-        self, curves: Sequence[str], of_tier: Mapping[str, tuple[Any, ...]]
-    ) -> Mapping[str, tuple[Any, ...]]:
-        values = {}
+        self, curves: Sequence[str], of_tier: Mapping[str, tuple[Value, ...]]
+    ) -> Mapping[str, tuple[Value, ...]]:
+        values: dict[str, tuple[Value, ...]] = {}
         for curve in self.comparison.curves:
             option = _of_curve(curve)
             if curve.name in curves:
@@ -182,9 +184,9 @@ class Request:
                 raise BadInput(f"Expected {where} only with its curve `{curve.name}`, which `curves` leaves out.")
         return {name: values[name] for name in curves}
 
-    def _of_problems(self, problems: Sequence[str]) -> dict[str, Any]:
+    def _of_problems(self, problems: Sequence[str]) -> dict[str, object]:
         """Collect the values of the options of the problems."""
-        values: dict[str, Any] = {}
+        values: dict[str, object] = {}
         for problem in self.comparison.problems:
             named = {option.name: self.get(option.name) for option in problem.options if option.name in self.given}
             if problem.name in problems:
@@ -208,7 +210,7 @@ class Request:
 
 def to_toml(settings: Settings, comparison: Comparison) -> str:
     """Write settings as a file for `normlab run NAME_OR_FILE --config`."""
-    values = {
+    values: dict[str, object] = {
         "tier": settings.tier,
         "problems": settings.problems,
         "norms": settings.norms,
@@ -240,17 +242,18 @@ def _of_curve(curve: Curve) -> Option:
     )
 
 
-def _shard(value: Any) -> Shard:
+def _shard(value: object) -> Shard:
     return Shard.parse(text_of(value))
 
 
-def _executor(value: Any) -> str:
-    if text_of(value) not in EXECUTORS:
-        raise BadInput(f"Unknown executor `{value}`. {nearest(value, EXECUTORS)}")
-    return value
+def _executor(value: object) -> str:
+    name = text_of(value)
+    if name not in EXECUTORS:
+        raise BadInput(f"Unknown executor `{name}`. {nearest(name, EXECUTORS)}")
+    return name
 
 
-def _norm(value: Any) -> str:
+def _norm(value: object) -> str:
     from normlab import norms
 
     if not isinstance(value, str | norms.Norm):
@@ -377,14 +380,14 @@ def _split(name: str, texts: Sequence[str]) -> list[str]:
     return [part for part in parts if part]
 
 
-def _norms(values: Iterable[Any]) -> tuple[str, ...]:
+def _norms(values: Iterable[object]) -> tuple[str, ...]:
     names = tuple(map(_norm, values))
     check_distinct("`norms`", names)
     return names
 
 
-def _toml(value: Any) -> str:
-    if isinstance(value, tuple):
+def _toml(value: object) -> str:
+    if is_list(value):
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, bool):
         return str(value).lower()

@@ -7,11 +7,12 @@ place: `settings.seeds: expected a whole number from 1 to 1000, got "3"`.
 import json
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard, TypeVar
 
-Check = Callable[[Any], Any]
+Value = TypeVar("Value")
+Check = Callable[[object], Value]
 
 LARGEST = 1e75
 """The largest number in files: statistics need its fourth power to be finite."""
@@ -56,15 +57,20 @@ def read_json(path: Path, most: int) -> Any:
         ) from error
 
 
+def is_list(value: object) -> TypeGuard[Sequence[object]]:
+    """Report whether a value is a list or a tuple."""
+    return isinstance(value, list | tuple)
+
+
 def printable(text: str) -> str:
     """Replace characters that would control a terminal."""
     return _UNPRINTABLE.sub("?", text)
 
 
-def text(most: int = 200, pattern: str = "") -> Check:
+def text(most: int = 200, pattern: str = "") -> Check[str]:
     """Check for printable text up to a length, which a pattern matches as a whole."""
 
-    def check(value: Any) -> str:
+    def check(value: object) -> str:
         if not isinstance(value, str):
             raise _wrong("text", value)
         if len(value) > most:
@@ -76,10 +82,10 @@ def text(most: int = 200, pattern: str = "") -> Check:
     return check
 
 
-def whole(low: int, high: int) -> Check:
+def whole(low: int, high: int) -> Check[int]:
     """Check for a whole number in a range, ends included."""
 
-    def check(value: Any) -> int:
+    def check(value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise _wrong(f"a whole number from {low} to {high}", value)
         return value
@@ -87,45 +93,45 @@ def whole(low: int, high: int) -> Check:
     return check
 
 
-def number(low: float = -LARGEST, high: float = LARGEST, *, positive: bool = False) -> Check:
+def number(low: float = -LARGEST, high: float = LARGEST, *, positive: bool = False) -> Check[float]:
     """Check for a finite number in a range, ends included, or above zero."""
 
-    def check(value: Any) -> float:
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
-        if not fits or not low <= value <= high or (positive and value <= 0):
-            raise _wrong("a positive number" if positive else f"a number from {low:g} to {high:g}", value)
-        return value
+    def check(value: object) -> float:
+        if isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high:
+            if value > 0 or not positive:
+                return value
+        raise _wrong("a positive number" if positive else f"a number from {low:g} to {high:g}", value)
 
     return check
 
 
-def flag(value: Any) -> bool:
+def flag(value: object) -> bool:
     """Check for true or false."""
     if not isinstance(value, bool):
         raise _wrong("true or false", value)
     return value
 
 
-def one_of(*known: str) -> Check:
+def one_of(*known: str) -> Check[str]:
     """Check for one of some texts."""
 
-    def check(value: Any) -> str:
-        if value not in known:
+    def check(value: object) -> str:
+        if not isinstance(value, str) or value not in known:
             raise _wrong(f"one of {', '.join(known)}", value)
         return value
 
     return check
 
 
-def optional(check: Check) -> Check:
+def optional(check: Check[Value]) -> Check[Value | None]:
     """Accept `None`, or a value that passes a check."""
     return lambda value: None if value is None else check(value)
 
 
-def any_of(*checks: Check) -> Check:
+def any_of(*checks: Check[Value]) -> Check[Value]:
     """Accept a value that passes one of some checks."""
 
-    def check(value: Any) -> Any:
+    def check(value: object) -> Value:
         for each in checks[:-1]:
             try:
                 return each(value)
@@ -136,11 +142,11 @@ def any_of(*checks: Check) -> Check:
     return check
 
 
-def listed(check: Check, most: int, *, least: int = 0, once: bool = False) -> Check:
+def listed(check: Check[Value], most: int, *, least: int = 0, once: bool = False) -> Check[tuple[Value, ...]]:
     """Check for a list with a number of items in a range, optionally all different; convert it to a tuple."""
 
-    def check_all(value: Any) -> tuple[Any, ...]:
-        if not isinstance(value, list | tuple):
+    def check_all(value: object) -> tuple[Value, ...]:
+        if not is_list(value):
             raise _wrong("a list", value)
         if not least <= len(value) <= most:
             raise Malformed(f"expected {least} to {most} items, got {len(value)}")
@@ -152,12 +158,12 @@ def listed(check: Check, most: int, *, least: int = 0, once: bool = False) -> Ch
     return check_all
 
 
-def table(check: Check, most: int = 1000, keys: Check | None = None) -> Check:
+def table(check: Check[Value], most: int = 1000, keys: Check[str] | None = None) -> Check[dict[str, Value]]:
     """Check for an object with up to so many names, whose values all pass one check."""
     of_keys = keys or text()
 
-    def check_all(value: Any) -> dict[str, Any]:
-        if not isinstance(value, Mapping):
+    def check_all(value: object) -> dict[str, Value]:
+        if not _is_object(value):
             raise _wrong("an object", value)
         if len(value) > most:
             raise Malformed(f"expected at most {most} names, got {len(value)}")
@@ -167,13 +173,15 @@ def table(check: Check, most: int = 1000, keys: Check | None = None) -> Check:
 
 
 def fields(
-    required: Mapping[str, Check], others: Mapping[str, Check] | None = None, any_other: Check | None = None
-) -> Check:
+    required: Mapping[str, Check[object]],
+    others: Mapping[str, Check[object]] | None = None,
+    any_other: Check[object] | None = None,
+) -> Check[dict[str, Any]]:
     """Check for an object with all required names, optional names, and further names if they have a check."""
     known = {**required, **(others or {})}
 
-    def check(value: Any) -> dict[str, Any]:
-        if not isinstance(value, Mapping):
+    def check(value: object) -> dict[str, object]:
+        if not _is_object(value):
             raise _wrong("an object", value)
         for name in required:
             if name not in value:
@@ -183,33 +191,37 @@ def fields(
     return check
 
 
-def plain(depth: int, most: int = 1000, *, objects: bool = True) -> Check:
+def plain(depth: int, most: int = 1000, *, objects: bool = True) -> Check[object]:
     """Check for scalars, and lists (and objects, unless excluded) of scalars down to some depth."""
     scalar = any_of(flag, number(), optional(text(10_000)))
     if not depth:
         return scalar
     inner = plain(depth - 1, most, objects=objects)
 
-    def check(value: Any) -> Any:
-        if objects and isinstance(value, Mapping):
+    def check(value: object) -> object:
+        if objects and _is_object(value):
             return table(inner, most)(value)
-        return listed(inner, most)(value) if isinstance(value, list | tuple) else scalar(value)
+        return listed(inner, most)(value) if is_list(value) else scalar(value)
 
     return check
 
 
-def _unknown(_: Any) -> NoReturn:
+def _unknown(_: object) -> NoReturn:
     raise Malformed("unknown name")
 
 
-def _at(part: str | int, check: Check, value: Any) -> Any:
+def _is_object(value: object) -> TypeGuard[Mapping[str, object]]:
+    return isinstance(value, Mapping)
+
+
+def _at(part: str | int, check: Check[Value], value: object) -> Value:
     try:
         return check(value)
     except Malformed as error:
         raise error.within(part) from None
 
 
-def _wrong(expected: str, value: Any) -> Malformed:
+def _wrong(expected: str, value: object) -> Malformed:
     if isinstance(value, Mapping | list | tuple):
         return Malformed(f"expected {expected}, got {'an object' if isinstance(value, Mapping) else 'a list'}")
     return Malformed(f"expected {expected}, got {_short(json.dumps(value, default=repr))}")

@@ -4,13 +4,12 @@ import math
 import os
 import sys
 import webbrowser
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from time import monotonic
-from typing import Any
 from uuid import uuid4
 
 from rich.console import Console
@@ -20,7 +19,7 @@ from normlab.study.design import discovery
 from normlab.study.design.comparison import Comparison, Settings
 from normlab.study.design.plan import Plan
 from normlab.study.design.recorded import RecordedPlan, describe, fits
-from normlab.study.design.records import RETRIED, Configuration, Record, Run, of_problem, run_key
+from normlab.study.design.records import RETRIED, Configuration, Record, Run, RunIdentity, of_problem, run_key
 from normlab.study.design.request import Request
 from normlab.study.design.shard import Shard
 from normlab.study.driver import limits, preflight, schedule
@@ -376,7 +375,7 @@ class Invocation:
                 f"`{path}` does not contain the run of its name; it is `{aside.name}` now, and the run repeated."
             )
 
-    def _spent(self, described: Mapping[str, Any]) -> float:
+    def _spent(self, described: RunIdentity) -> float:
         """Return the seconds of the earlier invocations from which this one resumes."""
         header = self.store.header()
         return header.wall_seconds if header and header.identity == described else 0.0
@@ -452,7 +451,7 @@ def _not_traced(checked: preflight.Checked) -> str:
     )
 
 
-def current(plan: Plan, described: Mapping[str, Any], records: Iterable[Record]) -> dict[Run, Record]:
+def current(plan: Plan, described: RunIdentity, records: Iterable[Record]) -> dict[Run, Record]:
     """Select the records whose key this code, comparison and machine would give again, by run."""
     configurations = frozenset(plan.configurations)
     keys = {name: of_problem(described, name) for name in plan.settings.problems}

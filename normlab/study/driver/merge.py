@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from normlab.errors import BadInput
 from normlab.study.design.recorded import RecordedPlan, fits
@@ -54,7 +53,7 @@ def _check_same(first: Path, header: Header, folder: Path, other: Header) -> Non
         )
 
 
-def _comparable(header: Header) -> dict[str, Any]:
+def _comparable(header: Header) -> dict[str, object]:
     """Select the fields that must be equal. Paths may differ: the content of files is in the identity."""
     files = ("source", "options")
     settings = {name: value for name, value in dataclasses.asdict(header.settings).items() if name not in files}
@@ -99,6 +98,6 @@ def _contradiction(before: Path, known: Record, folder: Path, record: Record) ->
     )
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = "nothing" if value is None else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from normlab.errors import BadInput, Fault
 from normlab.study.design.plan import Plan
@@ -148,22 +147,23 @@ def _check(record: Record) -> None:
         )
 
 
-def _encoded(plan: Plan, run: Run) -> list[Any]:
+Encoded = tuple[int, str, float, int]
+"""A run as JSON: the index of its configuration, stage, learning rate and seed."""
+
+
+def _encoded(plan: Plan, run: Run) -> Encoded:
     """Encode a run for the other processes, which have the same plan."""
-    return [plan.configurations.index(run.configuration), run.stage, run.learning_rate, run.seed]
+    return plan.configurations.index(run.configuration), run.stage, run.learning_rate, run.seed
 
 
-def _decoded(plan: Plan, content: Sequence[Any]) -> Run:
+def _decoded(plan: Plan, content: Encoded) -> Run:
     configuration, stage, learning_rate, seed = content
     return Run(configuration=plan.configurations[configuration], stage=stage, learning_rate=learning_rate, seed=seed)
 
 
 def _check_equal(invocation: Invocation) -> None:
     """Check that the same devices train all models of a comparison."""
-    if any(
-        dict(configuration.config).get("devices", 1) != invocation.settings.devices
-        for configuration in invocation.plan.configurations
-    ):
+    if any(configuration.devices != invocation.settings.devices for configuration in invocation.plan.configurations):
         raise BadInput(
             f"Expected every model to be trained by the {invocation.settings.devices} devices of `--devices`, got a "
             "comparison that sets their number itself. Run it in one process."

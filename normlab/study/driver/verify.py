@@ -3,7 +3,6 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from normlab.errors import BadInput, Fault
 from normlab.study.design import discovery
@@ -31,7 +30,7 @@ class Verification:
 
     recorded: Record
     repeated: Record
-    identity: tuple[tuple[str, Any, Any], ...]
+    identity: tuple[tuple[str, object, object], ...]
 
     @property
     def equal(self) -> bool:

@@ -83,7 +83,7 @@ class Group:
             threading.Thread(target=self._listen, args=(process,), daemon=True).start()
         threading.Thread(target=self._send_heartbeats, daemon=True).start()
 
-    def agree(self, **values: Any) -> None:
+    def agree(self, **values: object) -> None:
         """Check that all processes have the same values; all must call this.
 
         Args:
@@ -103,11 +103,11 @@ class Group:
                 "Start all with the same arguments, versions and data."
             )
 
-    def broadcast(self, value: Any = None) -> Any:
+    def broadcast(self, value: object = None) -> Any:
         """Send a value of process 1, anything that JSON can contain, to all processes; all must call this."""
         return self.gather("broadcast", value)[0]
 
-    def gather(self, what: str, value: Any) -> list[Any]:
+    def gather(self, what: str, value: object) -> list[Any]:
         """Collect a value from each process, in order; all must call this.
 
         Args:
@@ -162,7 +162,7 @@ class Group:
             threading.Event().wait()
         self._over.set()
 
-    def _send(self, kind: str, content: Any = None, but: int | None = None) -> None:
+    def _send(self, kind: str, content: object = None, but: int | None = None) -> None:
         for process, channel in self._channels.items():
             if process != but:
                 with suppress(OSError):  # the thread that listens to that process handles its death
@@ -240,7 +240,7 @@ def _connect_devices(member: Member, met: Met, patience: float) -> None:
     )
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
     """Yield the values inside nested mappings by their dotted paths."""
     if not (isinstance(value, dict) and value):
         yield path, value

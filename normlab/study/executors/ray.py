@@ -73,7 +73,7 @@ class Ray:
     def _address(self) -> str | None:
         return self.address or os.environ.get("RAY_ADDRESS")
 
-    def _connection(self) -> dict[str, Any]:
+    def _connection(self) -> dict[str, object]:
         address = self._address()
         new = {"address": "local", "num_cpus": self.jobs, "include_dashboard": False}
         return {"address": address} if address else new
@@ -101,7 +101,7 @@ class RayPool:
                 raise Fault(f"Expected a Ray cluster with a {resource} for each task, got {there.get(resource, 0):g}.")
         self.jobs = jobs or int(min(there[resource] for resource, number in needs.items() if number))
         self._task, self._leave = task, leave
-        self._streams: dict[Configuration, Any] = {}
+        self._streams: dict[Configuration, ray.ObjectRefGenerator] = {}
         self._remote = ray.remote(_configuration).options(
             num_cpus=needs["CPU"],
             num_gpus=needs["GPU"],
@@ -141,7 +141,7 @@ class RayPool:
             ray.shutdown()
 
 
-def _next(configuration: Configuration, stream: Any) -> Event:
+def _next(configuration: Configuration, stream: ray.ObjectRefGenerator) -> Event:
     """Receive one message of a task.
 
     Raises:

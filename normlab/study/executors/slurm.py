@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 from typing import Any
 from uuid import uuid4
 
@@ -149,10 +150,10 @@ def _end_jobs_not_runs() -> None:
     number = signal.Signals[f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}"]
     handler = signal.getsignal(number)
 
-    def handle(*arguments: Any) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         try:
             if callable(handler):
-                handler(*arguments)
+                handler(number, frame)
         except RuntimeError as error:
             raise SystemExit(str(error)) from error
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from markupsafe import escape
 from matplotlib import rc_context
@@ -26,6 +26,9 @@ from normlab.study.design.factors import Value
 from normlab.study.design.problem import MEASURED_AT, Metric
 from normlab.study.report import formatting
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
 INK, FAINT = "#1c2024", "#c8c8ca"
 """Colour of text and rules; the CSS of a page replaces it."""
 
@@ -34,10 +37,11 @@ BESIDE = "#767676"
 
 PALETTE = (INK, "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "osD^vPX*"
-_DASHED: Any = (0, (5, 2))
+LINES: tuple[Literal["-", "--", ":"], ...] = ("-", "--", ":")
+_DASHED = (0, (5, 2))
 """The line of a norm that the factor does not touch."""
 
-STYLES: dict[Any, Any] = {
+STYLES: "dict[RcKeyType, object]" = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 8.5,
@@ -114,7 +118,7 @@ def tuning_figure(analysis: Analysis, problem: ProblemResult, curve: CurveResult
     """Draw median validation error against the learning rate, a panel a value; basins shaded, chosen rates circled."""
     columns = min(3, len(curve.values))
     rows = math.ceil(len(curve.values) / columns)
-    with _figure(4.8, 0.9 + 1.4 * rows, **{"font.size": 7.5}) as figure:
+    with _figure(4.8, 0.9 + 1.4 * rows, font_size=7.5) as figure:
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for axes, value in zip(panels, curve.values, strict=False):
             for index, norm in enumerate(analysis.norms):
@@ -134,7 +138,7 @@ def tuning_figure(analysis: Analysis, problem: ProblemResult, curve: CurveResult
 def series_figure(analysis: Analysis, found: SeriesResult) -> Figure:
     """Draw a series, a line for every norm with a band from the lowest to the highest seed, a panel for every time."""
     series, panels = found.series, _panels(found)
-    with _figure(4.8, 3.0, **{"font.size": 7.5}) as figure:
+    with _figure(4.8, 3.0, font_size=7.5) as figure:
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, (title, x, lines) in zip(row, panels, strict=True):
             for norm, line in lines.items():
@@ -208,10 +212,9 @@ def key(index: int) -> str:
 
 
 @contextmanager
-def _figure(width: float, height: float, **styles: Any) -> Iterator[Drawing]:
+def _figure(width: float, height: float, font_size: float = 8.5) -> Iterator[Drawing]:
     """Make a figure and lay it out once: a permanent layout engine would move elements with every drawing."""
-    merged: dict[Any, Any] = {**STYLES, **styles}
-    with rc_context(merged):
+    with rc_context({**STYLES, "font.size": font_size}):
         figure = Drawing(figsize=(width, height))
         yield figure
         ConstrainedLayoutEngine().execute(figure)
@@ -227,11 +230,17 @@ def _shared_style(group: re.Match[str]) -> str:
     return f"{head}{style}>\n{markers.replace(style, '')}"
 
 
-def _look(index: int) -> dict[str, Any]:
+class _Look(TypedDict):
+    color: str
+    marker: str
+    linestyle: Literal["-", "--", ":", "none"]
+
+
+def _look(index: int) -> _Look:
     return {
         "color": PALETTE[index % len(PALETTE)],
         "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": ("-", "--", ":")[index // len(PALETTE) % 3],
+        "linestyle": LINES[index // len(PALETTE) % len(LINES)],
     }
 
 
@@ -295,7 +304,7 @@ def _draw_points(axes: Axes, metric: Metric, places: Sequence[float], cells: Seq
         if point.error is not None
     ]
     if points:
-        look = {**_look(index), "linestyle": "none"}
+        look: _Look = {**_look(index), "linestyle": "none"}
         axes.plot(*zip(*points, strict=True), **look, ms=2.6, mew=0, alpha=0.45, gid=f"norm-{index}")
 
 
@@ -433,8 +442,9 @@ def _legend(
     columns = max(1, min(columns, int(figure.get_figwidth() / (0.55 + longest / 17))))  # inches; 17 letters in each
     lines = -(-len(handles) // columns)
     figure.set_figheight(figure.get_figheight() + 0.17 * max(0, lines - 3))  # what is drawn keeps its height
-    where: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "columnspacing": 1.4, "handlelength": 1.8}
-    legend = figure.legend(handles=handles, **where)
+    legend = figure.legend(
+        handles=handles, loc="outside lower center", ncols=columns, columnspacing=1.4, handlelength=1.8
+    )
     for index, mark, text in zip(norms, legend.legend_handles, legend.get_texts(), strict=False):
         text.set_gid(f"norm-{index}")
         if mark:

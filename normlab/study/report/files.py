@@ -4,16 +4,16 @@ import base64
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 from urllib.parse import quote
 
 from markupsafe import Markup
 
 from normlab.study.analysis.results import Analysis, CurveResult, ProblemResult, SeriesResult, to_json
 from normlab.study.design.comparison import Comparison, Settings
-from normlab.study.design.records import canonical_json
+from normlab.study.design.records import RunIdentity, canonical_json
 from normlab.study.design.request import to_toml
 from normlab.study.report.tables import rows, run_rows, series_rows, slug, to_csv, to_latex
 
@@ -61,7 +61,7 @@ class Figure:
 
 
 def describe(
-    analysis: Analysis, comparison: Comparison, settings: Settings, identity: Mapping[str, Any], outdated: str = ""
+    analysis: Analysis, comparison: Comparison, settings: Settings, identity: RunIdentity, outdated: str = ""
 ) -> str:
     """Write all settings as JSON: comparison, request, configurations, identity and outdated records."""
     fields = ("name", "title", "question", "baseline", "margin", "default_learning_rate", "fixed")
@@ -151,7 +151,7 @@ def norm_keys(analysis: Analysis) -> list[str]:
 
 
 def data_files(
-    analysis: Analysis, comparison: Comparison, settings: Settings, identity: Mapping[str, Any], outdated: str = ""
+    analysis: Analysis, comparison: Comparison, settings: Settings, identity: RunIdentity, outdated: str = ""
 ) -> Iterator[Download]:
     """Yield the files of results, runs and settings."""
     config = describe(analysis, comparison, settings, identity, outdated)
@@ -187,10 +187,21 @@ def _stems(analysis: Analysis) -> Iterator[tuple[str, ProblemResult, CurveResult
             yield stem if again == 1 else f"{stem}.{again}", problem, curve
 
 
-def configurations(analysis: Analysis) -> list[dict[str, Any]]:
-    """List all configurations: `problem`, `norm`, `options` (all options of the norm), `config` (training fields)."""
-    found: dict[str, dict[str, Any]] = {}
+class TrainedConfiguration(TypedDict):
+    """A configuration for the report: `options` is the norm with all its options, `config` has the training fields."""
+
+    problem: str
+    norm: str
+    options: str
+    config: dict[str, object]
+
+
+def configurations(analysis: Analysis) -> list[TrainedConfiguration]:
+    """List all configurations, each once."""
+    found: dict[str, TrainedConfiguration] = {}
     for run in analysis.runs:
-        configuration = {"problem": run.problem, "norm": run.norm, "options": run.options, "config": dict(run.config)}
+        configuration = TrainedConfiguration(
+            problem=run.problem, norm=run.norm, options=run.options, config=dict(run.config)
+        )
         found.setdefault(canonical_json(configuration), configuration)
     return list(found.values())

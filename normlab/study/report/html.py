@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from normlab.study.analysis.estimates import CAUTIOUS, runs_to_see, wilson
 from normlab.study.analysis.results import Analysis, Basin, CellResult, CurveResult, Point, TuningPoint
 from normlab.study.design.comparison import Comparison, Settings
 from normlab.study.design.factors import Value
-from normlab.study.design.records import FAILURES
+from normlab.study.design.records import FAILURES, RunIdentity
 from normlab.study.design.request import to_toml
 from normlab.study.report import advice, formatting
 from normlab.study.report.advice import Choice, Recommendation
@@ -25,6 +25,9 @@ from normlab.study.worker.store import write_whole
 
 __all__ = ["print_table", "table_text", "rows", "write_html"]
 
+if TYPE_CHECKING:
+    from jinja2 import Template
+
 
 def write_html(
     analysis: Analysis,
@@ -32,7 +35,7 @@ def write_html(
     *,
     comparison: Comparison,
     settings: Settings,
-    identity: Mapping[str, Any],
+    identity: RunIdentity,
     command: str,
     wall_seconds: float,
     about: Mapping[str, str] | None = None,
@@ -93,7 +96,7 @@ def write_html(
     return write_whole(folder / "report.html", page)
 
 
-def _template() -> Any:
+def _template() -> "Template":
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -209,7 +212,7 @@ def _norm_settings(analysis: Analysis) -> list[tuple[str, str, str, list[str]]]:
     return [(*key, where) for key, where in found.items()]
 
 
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flat(value: object, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Flatten nested mappings to lines `versions jax`: `0.10.2`."""
     if isinstance(value, Mapping):
         for key in value:

@@ -5,7 +5,6 @@ import io
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 from normlab.study.analysis.estimates import BETTER, EQUIVALENT, INCONCLUSIVE, WORSE, Interval
 from normlab.study.analysis.results import (
@@ -41,17 +40,17 @@ _LATEX = {
 }
 
 
-def rows(analysis: Analysis) -> list[dict[str, Any]]:
+def rows(analysis: Analysis) -> list[dict[str, object]]:
     """Return a dictionary for every cell of the tables; unknown values are `None`."""
     return [_row(cell, cost) for cell, cost in zip(analysis.cells, analysis.costs, strict=True)]
 
 
-def run_rows(analysis: Analysis) -> list[dict[str, Any]]:
+def run_rows(analysis: Analysis) -> list[dict[str, object]]:
     """Return a dictionary for every planned run; numbers have nine digits, enough for float32."""
     return [_run_row(run) for run in analysis.runs]
 
 
-def series_rows(found: SeriesResult) -> list[dict[str, Any]]:
+def series_rows(found: SeriesResult) -> list[dict[str, object]]:
     """Return a dictionary for every norm and position of a series, with the numbers at all times of measurement."""
     return [
         {"norm": norm, "x": x, "seeds": lines[0].seeds, **_at_all_times(lines, place)}
@@ -60,7 +59,7 @@ def series_rows(found: SeriesResult) -> list[dict[str, Any]]:
     ]
 
 
-def to_csv(lines: Sequence[Mapping[str, Any]]) -> str:
+def to_csv(lines: Sequence[Mapping[str, object]]) -> str:
     """Write rows as CSV; unknown values are empty, and text that a spreadsheet would compute gets a `'` in front."""
     buffer = io.StringIO()
     names = list(dict.fromkeys(name for line in lines for name in line))
@@ -96,7 +95,7 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-")[:60] or "unnamed"
 
 
-def _row(cell: CellResult, cost: Cost) -> dict[str, Any]:
+def _row(cell: CellResult, cost: Cost) -> dict[str, object]:
     return {
         "problem": cell.problem,
         "curve": cell.curve,
@@ -127,7 +126,7 @@ def _estimate(name: str, mean: float | None, interval: Interval | None) -> dict[
     return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
-def _gap(cell: CellResult) -> dict[str, Any]:
+def _gap(cell: CellResult) -> dict[str, object]:
     gap, difference = cell.gap, cell.gap.difference if cell.gap else None
     return {
         "reference": gap.reference if gap else None,
@@ -146,7 +145,7 @@ def _gap(cell: CellResult) -> dict[str, Any]:
     }
 
 
-def _tuning(cell: CellResult) -> dict[str, Any]:
+def _tuning(cell: CellResult) -> dict[str, object]:
     basin = cell.basin
     return {
         "learning_rate": cell.learning_rate,
@@ -159,7 +158,7 @@ def _tuning(cell: CellResult) -> dict[str, Any]:
     }
 
 
-def _untuned(cell: CellResult) -> dict[str, Any]:
+def _untuned(cell: CellResult) -> dict[str, object]:
     untuned = cell.untuned
     loss = untuned.loss if untuned else None
     return {
@@ -171,7 +170,7 @@ def _untuned(cell: CellResult) -> dict[str, Any]:
     }
 
 
-def _run_row(run: RunStatus) -> dict[str, Any]:
+def _run_row(run: RunStatus) -> dict[str, object]:
     return {
         "problem": run.problem,
         "norm": run.norm,
@@ -186,7 +185,7 @@ def _run_row(run: RunStatus) -> dict[str, Any]:
     }
 
 
-def _at_all_times(lines: Sequence[Line], place: int) -> dict[str, Any]:
+def _at_all_times(lines: Sequence[Line], place: int) -> dict[str, object]:
     """Make columns such as `at_25_middle`, in percent of the training."""
     return {
         f"at_{100 * share:g}_{name}": None if (number := getattr(line, name)[place]) is None else f"{number:.5g}"
@@ -195,7 +194,7 @@ def _at_all_times(lines: Sequence[Line], place: int) -> dict[str, Any]:
     }
 
 
-def _harmless(value: Any) -> Any:
+def _harmless(value: object) -> object:
     if isinstance(value, str) and value.startswith(_FORMULA) and not _is_number(value):
         return f"'{value}"
     return value

@@ -7,10 +7,10 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from normlab.study.design.provenance import file_hash, own_code, usable_cpus, versions
-from normlab.study.design.records import Record, canonical_json, of_problem
+from normlab.study.design.records import Record, RunIdentity, canonical_json, of_problem
 
 if TYPE_CHECKING:
     from normlab.study.worker.strategy import Strategy
@@ -24,7 +24,7 @@ def describe(
     data: Mapping[str, str],
     strategy: "Strategy",
     libraries: Mapping[str, Iterable[str]] | None = None,
-) -> dict[str, Any]:
+) -> RunIdentity:
     """Collect the identity of the runs that this process would make. Imports JAX.
 
     Args:
@@ -45,13 +45,13 @@ def describe(
     return json.loads(canonical_json(described))  # in the order of JSON in a folder
 
 
-def files_of(identity: Mapping[str, Any]) -> dict[str, str]:
+def files_of(identity: Mapping[str, object]) -> dict[str, str]:
     """Return the hashes of the user's files in an identity; none for identities of older versions."""
     code = identity.get("code", {})
     return dict(code.get("comparison", {})) if isinstance(code, Mapping) else {}
 
 
-def differences(one: Any, other: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(one: object, other: object, name: str = "") -> Iterator[tuple[str, object, object]]:
     """Yield the differences of two trees of mappings: a name such as `versions jax`, and both values."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         for key in sorted({*one, *other}, key=str):
@@ -60,7 +60,7 @@ def differences(one: Any, other: Any, name: str = "") -> Iterator[tuple[str, Any
         yield name, one, other
 
 
-def outdated(identity: Mapping[str, Any], records: Iterable[Record]) -> str:
+def outdated(identity: RunIdentity, records: Iterable[Record]) -> str:
     """Report the number of records with another identity, and the differences; empty where there are none.
 
     Args:
@@ -79,7 +79,7 @@ def outdated(identity: Mapping[str, Any], records: Iterable[Record]) -> str:
     return f"Set aside, and in none of the numbers: {', '.join(groups)}."
 
 
-def _change(what: str, then: Any, now: Any) -> str:
+def _change(what: str, then: object, now: object) -> str:
     """Describe a difference of identities."""
     kind, _, name = what.partition(" ")
     if what == "code normlab":
@@ -95,7 +95,7 @@ def _change(what: str, then: Any, now: Any) -> str:
     return f"{what} `{then}` instead of `{now}`"
 
 
-def _platform(strategy: "Strategy") -> dict[str, Any]:
+def _platform(strategy: "Strategy") -> dict[str, object]:
     """Describe the machine as runs see it, in this process or in workers."""
     import jax
     import jax.numpy as jnp

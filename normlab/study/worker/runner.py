@@ -7,18 +7,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from normlab.errors import BadInput, Fault
 from normlab.study.design import discovery, imports
 from normlab.study.design.plan import Plan
 from normlab.study.design.provenance import file_hash
-from normlab.study.design.records import EVALUATE, Configuration, Record, Run
+from normlab.study.design.records import EVALUATE, Configuration, Record, Run, RunIdentity
 from normlab.study.worker.identity import describe, differences, files_of
 from normlab.study.worker.outcome import TUNING_SEES, failure, make_record, rows_of, status_of
 from normlab.study.worker.strategy import Task
 
 if TYPE_CHECKING:
+    import jax
+    from jax.sharding import Mesh
+
     from normlab.study.design.program import Program
     from normlab.study.training.compilation import Compiled
     from normlab.study.training.loop import Outcome
@@ -53,7 +56,7 @@ def worker(task: Task) -> "ConfigurationRunner":
     return ConfigurationRunner(task, plan)
 
 
-def _findable(identity: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Any]:
+def _findable(identity: RunIdentity, files: Mapping[str, Path]) -> RunIdentity:
     """Drop the user's files that this process has not imported yet; see `ConfigurationRunner`."""
     known = {name: content for name, content in files_of(identity).items() if name in files}
     return {**identity, "code": {**identity.get("code", {}), "comparison": known}}
@@ -66,7 +69,7 @@ class ConfigurationRunner:
         """Store the task and the plan; programs are compiled on first use."""
         self.task, self.plan = task, plan
         self._programs: OrderedDict[Configuration, _Ready | Exception] = OrderedDict()
-        self._data: dict[tuple[str, Any], Any] = {}
+        self._data: dict[tuple[str, Mesh | None], Mapping[str, jax.Array]] = {}
         self._lanes: dict[Configuration, int] = {}
         self._file = discovery.locate(task.source) if files_of(task.identity) else None
         self._checked = set(self._run_here())

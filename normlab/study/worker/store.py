@@ -25,6 +25,7 @@ from normlab.study.design.records import (
     Configuration,
     Record,
     Run,
+    RunIdentity,
     as_stored,
     content_key,
     frozen,
@@ -47,7 +48,7 @@ class Header:
 
     Attributes:
         settings: Settings of the last invocation.
-        identity: Identity of the last invocation; runs of another identity stay in the folder, unused.
+        identity: RunIdentity of the last invocation; runs of another identity stay in the folder, unused.
         command: Command of the last invocation.
         wall_seconds: Seconds spent by all invocations.
         shard: The part of the last invocation, `i/n`; empty for the whole.
@@ -57,7 +58,7 @@ class Header:
     """
 
     settings: Settings
-    identity: Mapping[str, Any]
+    identity: RunIdentity
     command: str
     wall_seconds: float = 0.0
     shard: str = ""
@@ -296,7 +297,7 @@ class Store:
     def _path(self, key: str) -> Path:
         return self.directory / "runs" / key[:2] / f"{key}.json"
 
-    def _write(self, path: Path, content: Mapping[str, Any]) -> None:
+    def _write(self, path: Path, content: Mapping[str, object]) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")

@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from normlab.study.design.comparison import Settings
+from normlab.study.design.records import RunIdentity
 
 THREADS_PER_DEVICE = 4
 """Threads of XLA's pool for each virtual device. By default there is one; when all of them wait in a collective, no
@@ -86,14 +86,14 @@ class Task:
     Attributes:
         source: Name or path of the comparison.
         settings: Settings of the invocation.
-        identity: Identity of the records.
+        identity: RunIdentity of the records.
         strategy: Strategy of the runs.
         about: Descriptions of the data by problem.
     """
 
     source: str
     settings: Settings
-    identity: Mapping[str, Any]
+    identity: RunIdentity
     strategy: Strategy
     about: Mapping[str, str] = field(default_factory=dict)
 
