@@ -56,7 +56,7 @@ def filled(shapes: Tree, spread: float = 0.0) -> Tree:
         name, around = path[-1].key, spread * rng.normal(size=leaf.shape)
         if name == "kernel":
             around = rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
-        elif name in ("scale", "var"):
+        elif name in ("scale", "var", "alpha"):
             around = 1 + np.abs(around)
         return around.astype(leaf.dtype)
 

@@ -399,7 +399,7 @@ def test_a_value_that_does_not_fit_into_a_line_is_refused_where_it_is_given() ->
     ours, theirs = socket.socketpair()
     with closing(Channel(ours, PATIENCE)) as channel, closing(theirs):
         group = Group(Member.parse("localhost:80", "2/2"), {1: channel}, PATIENCE)
-        group._over.set()
+        group._claim_the_end()
         with pytest.raises(
             ValueError, match=r"at most 65,436 bytes as JSON for `broadcast`, got 100,017\. Hand over its"
         ):
