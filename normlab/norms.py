@@ -358,10 +358,14 @@ def _in_cells(name: str) -> "Callable[[Mapping[str, object]], CellNorm]":
 
 
 def _arguments(kind: type) -> list[str]:
-    """Names of what a constructor takes, and of what it hands on to its base."""
-    parameters = inspect.signature(kind.__init__).parameters.values()
-    names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
-    return names + (_arguments(kind.__base__) if len(names) < len(parameters) and kind.__base__ else [])
+    """Return the names of what a constructor takes, and of what it passes on to its bases and to its layer."""
+    names: list[str] = []
+    for owner in kind.__mro__:
+        parameters = inspect.signature(owner.__init__).parameters.values() if "__init__" in vars(owner) else ()
+        names += [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        if parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return names
+    return names + [option.name for option in dataclasses.fields(vars(kind)["_kind"])]
 
 
 _BATCH: _OfBatch = {"needs_batch": True, "stateful": True, "averages": "batch"}

@@ -111,6 +111,9 @@ class NormModule(nnx.Module):
     def _configure(self, **options: object) -> None:
         for name, value in options.items():
             setattr(self, name, value)
+        for field in fields(self._kind):
+            if not hasattr(self, field.name):
+                setattr(self, field.name, field.default)
 
     def layer(self) -> Layer:
         """Return the norm with the options of this module."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Unpack
+from typing import Required, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -44,12 +44,14 @@ class Identity(nnx.Module):
 
 
 class PerExampleOptions(NormOptions, total=False):
-    """Options of norms within one example that Flax does not have.
+    """Options of norms within one example that Flax does not have; see `NormOptions`.
 
     Attributes:
+        rngs: Random streams; `params` is used.
         feature_axes: Axes along which scale and bias vary; the last by default.
     """
 
+    rngs: Required[nnx.Rngs]
     feature_axes: Axes
 
 
@@ -338,19 +340,7 @@ class DyT(PerExample):
     _kind = DyTLayer
 
     def __init__(
-        self,
-        num_features: int | Sequence[int],
-        *,
-        alpha_init: float = 0.5,
-        rngs: nnx.Rngs,
-        **options: Unpack[PerExampleOptions],
+        self, num_features: int | Sequence[int], *, alpha_init: float = 0.5, **options: Unpack[PerExampleOptions]
     ) -> None:
-        """Make the parameters.
-
-        Args:
-            num_features: Size of the feature axis, or of each.
-            alpha_init: Initial value of `alpha`.
-            rngs: Random streams; `params` is used.
-            **options: See `PerExampleOptions`.
-        """
-        super().__init__(num_features, rngs=rngs, alpha_init=alpha_init, **{"feature_axes": -1, **options})
+        """Make the parameters; `alpha` starts at `alpha_init`."""
+        super().__init__(num_features, alpha_init=alpha_init, **options)
