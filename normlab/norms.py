@@ -11,13 +11,15 @@ GroupNorm(
 A norm of your own joins with `register`.
 """
 
+# pyright: strict, reportUnknownMemberType=false
+
 import dataclasses
 import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypedDict, Unpack, cast
 
 from normlab.notation import UnknownNorm, parse, parse_list, unknown
 from normlab.schedules import Ramp
@@ -266,9 +268,10 @@ def get(norm: "str | Norm", **options: object) -> Norm:
 def _plain(value: object) -> object:
     """Return a value that hashes and prints so that it can be read back: lists as tuples, dtypes by name."""
     if isinstance(value, list):
-        return tuple(map(_plain, value))
+        return tuple(map(_plain, cast("list[object]", value)))
     if isinstance(value, type) and hasattr(value, "dtype"):  # `jnp.bfloat16` and its like
-        return str(getattr(value.dtype, "name", value.__name__))
+        dtype: object = getattr(value, "dtype")  # noqa: B009  (no such attribute is known of a type)
+        return str(getattr(dtype, "name", value.__name__))
     return value
 
 
