@@ -1,5 +1,6 @@
 """Eight virtual CPU devices, a strict JAX for the tests of the norms, and a small comparison for those of the study."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from normlab.study.worker.strategy import THREADS_PER_DEVICE, environment
 from tests.support.registered import ALL  # noqa: F401  (first of all)
 from tests.support.toys import TOY
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a shell, and in all that tests start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_num_cpu_devices", 8)  # unlike XLA_FLAGS, not inherited by the processes that studies start
 with environment({"PJRT_NPROC": str(THREADS_PER_DEVICE * 8)}):
     jax.devices()  # from here on nothing changes their number, a study that asks for fewer neither
