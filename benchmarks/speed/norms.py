@@ -103,7 +103,7 @@ class OneDevice:
 
     @property
     def within_bar(self) -> bool | None:
-        """Whether the ratio keeps the bar; `None` without a bar."""
+        """True if the ratio keeps the bar; `None` without a bar."""
         return self.ratio <= self.BAR[self.what]
 
     def __str__(self) -> str:
@@ -145,7 +145,7 @@ class AcrossDevices:
 
     @property
     def within_bar(self) -> bool | None:
-        """Whether the ratio keeps the bar; `None` without a bar."""
+        """True if the ratio keeps the bar; `None` without a bar."""
         return self.ratio <= self.BAR if (self.contender, self.what) == ("Flax", TRAINING) else None
 
     def __str__(self) -> str:

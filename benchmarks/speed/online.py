@@ -86,7 +86,7 @@ class Row:
 
     @property
     def within_bar(self) -> bool | None:
-        """Whether the ratio keeps the bar; `None` without a bar."""
+        """True if the ratio keeps the bar; `None` without a bar."""
         bar = self.BARS.get(self.contender) if self.norm == PLAIN else None
         return None if bar is None else self.ratio >= bar
 

@@ -92,7 +92,7 @@ class Row:
 
     @property
     def within_bar(self) -> bool | None:
-        """Whether the ratio keeps the bar; `None` without a bar."""
+        """True if the ratio keeps the bar; `None` without a bar."""
         bar = self.BARS.get((self.ours.partition(":")[0], self.other)) if self.cell == "lstm" else None
         return None if bar is None else self.ratio <= bar
 

@@ -1,5 +1,6 @@
 """A norm with its options and without Flax: the base of all layers."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -15,7 +16,7 @@ Parameters = Mapping[str, Array | None]
 
 
 @dataclass(frozen=True)
-class Layer:
+class Layer(ABC):
     """A norm with its options: a value that the Linen and the NNX module of the norm both run.
 
     A module makes its layer from its own attributes of the same names. State is known by name alone; the modules check
@@ -36,7 +37,7 @@ class Layer:
 
     def parameter(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         """Return the initial value of one of `parameters`, for features of `shape`."""
-        raise NotImplementedError
+        raise KeyError(name)
 
     def names(self, train: bool) -> tuple[Sequence[str], Sequence[str]]:
         """Return names of the state that the forward pass changes, and those that may be missing or in excess."""
@@ -54,6 +55,7 @@ class Layer:
         """Return the norm and the mode to run while a module is initialized, where no mapped axis is bound."""
         return self, train
 
+    @abstractmethod
     def apply(
         self,
         x: Array,
@@ -79,4 +81,3 @@ class Layer:
         Returns:
             The output, in the dtype of `x` or wider, and the state after it: `state` itself where nothing changes.
         """
-        raise NotImplementedError

@@ -1,5 +1,6 @@
 """Norms within one example, with their options: the base of layer, RMS, group and instance norm."""
 
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -40,9 +41,9 @@ class PerExampleLayer(Layer):
         """Return the norm of a single device."""
         return replace(self, axis_name=None, axis_index_groups=None), train
 
+    @abstractmethod
     def over(self, x: Array, features: tuple[int, ...]) -> Reduction:
-        """Describe what a statistic is taken over, and check that it is more than one element."""
-        raise NotImplementedError
+        """Describe the elements that share a statistic, and check that they are more than one."""
 
     def apply(
         self,

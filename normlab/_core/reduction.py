@@ -53,16 +53,13 @@ def other_axes(axes: Iterable[int], ndim: int) -> tuple[int, ...]:
 
 def expand(name: str, array: Array | None, shape: tuple[int, ...], features: tuple[int, ...]) -> Array | None:
     """Check a per-feature array and give it the rank of `x`, with size 1 off the feature axes."""
-    if array is None:
-        return None
-    check_features(name, array, tuple(shape[a] for a in features))
-    return array.reshape([shape[a] if a in features else 1 for a in range(len(shape))])
+    return expand_affine({name: array}, shape, features).get(name)
 
 
 def expand_affine(
     parameters: Mapping[str, Array | None], shape: tuple[int, ...], features: tuple[int, ...]
 ) -> dict[str, Array]:
-    """Apply `expand` to the parameters there are, by name."""
+    """Check per-feature arrays by name and give them the rank of `x`; `None` is left out."""
     expected, kept = tuple(map(shape.__getitem__, features)), [1] * len(shape)
     for a in features:
         kept[a] = shape[a]

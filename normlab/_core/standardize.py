@@ -6,7 +6,6 @@ need in the shape in which the statistics need it too, so that reverse mode read
 """
 
 import sys
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -85,13 +84,13 @@ def normalize(
     check_epsilon(epsilon)
     axis = tuple(range(x.ndim - 1)) if axis is None else canonical_axes(axis, x.ndim)
     features, wide = other_axes(axis, x.ndim), float32_or_wider(x)
-    expanded: list[Any] = []
+    given: dict[str, Array] = {}
     for name, array in (("mean", mean), ("var", var), ("scale", scale), ("bias", bias)):
         array = expand(name, array, x.shape, features)
-        expanded.append(array if array is None else array.astype(wide.dtype))
-    mean, var, scale, bias = expanded
-    rstd = reciprocal_root(var + epsilon, epsilon)
-    return affine(wide - mean, rstd, scale, bias).astype(output_dtype(x))
+        if array is not None:
+            given[name] = array.astype(wide.dtype)
+    rstd = reciprocal_root(given["var"] + epsilon, epsilon)
+    return affine(wide - given["mean"], rstd, given.get("scale"), given.get("bias")).astype(output_dtype(x))
 
 
 def standardize(

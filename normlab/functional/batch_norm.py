@@ -1,5 +1,6 @@
 """Batch norm: statistics of a batch, and their running averages."""
 
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple, Self, get_args
@@ -259,64 +260,63 @@ def merge_batch_norm(
     return RunningStatistics.named(layer.merge(running.by_name(), batch))
 
 
-def moved(
-    old: tuple[Array, Array], new: tuple[Array, Array], momentum: Momentum, step: Array | None, count: Array | float
-) -> tuple[Array, Array, Array | None]:
+def moved(state: State, new: Mapping[str, Array], momentum: Momentum, count: Array | float) -> dict[str, Array]:
     """Move running averages towards the statistics of a batch: `momentum * old + (1 - momentum) * new`.
 
     Args:
-        old: Running averages. In half precision updates would round away, so that they are widened.
-        new: Statistics of the batch, of the same shapes.
+        state: Running averages by name, and perhaps `step`. In half precision updates would round away, so that
+            averages are widened.
+        new: Statistics of the batch by the names of their averages, of the same shapes.
         momentum: Weight of the old value, or a function of the step, or `None` for the plain average.
-        step: Updates made so far, an integer scalar; needed unless `momentum` is a number.
         count: Elements behind `new`, broadcastable to it.
 
     Returns:
-        The new averages, in float32 or wider, and the new step. There is no gradient, and no change with fewer than
-        two elements counted.
+        The new state, in float32 or wider. There is no gradient, and no change with fewer than two elements counted.
     """
-    step = step if step is None else whole(step)
-    averages: list[Array] = []
-    for average, statistic in zip(old, new, strict=True):
-        average = average if average.dtype == jnp.float32 else float32_or_wider(average)
+    step = whole(state["step"]) if "step" in state else None
+    after: dict[str, Array] = {}
+    for name, statistic in new.items():
+        average = state[name] if state[name].dtype == jnp.float32 else float32_or_wider(state[name])
         decay = momentum if isinstance(momentum, int | float) else _decay(momentum, step, average.dtype)
-        after = decay * average + (1 - decay) * statistic.astype(average.dtype)
+        update = decay * average + (1 - decay) * statistic.astype(average.dtype)
         if isinstance(count, Array) or count < 2:
-            after = where_counted(jnp.asarray(count) > 1, after, average)
-        averages.append(lax.stop_gradient(after))
-    mean, spread = averages
-    return mean, spread, step if step is None else step + jnp.any(jnp.asarray(count) > 1).astype(step.dtype)
+            update = where_counted(jnp.asarray(count) > 1, update, average)
+        after[name] = lax.stop_gradient(update)
+    if step is not None:
+        after["step"] = step + jnp.any(jnp.asarray(count) > 1).astype(step.dtype)
+    return after
 
 
-def merged(
-    old: tuple[Array, Array], new: tuple[Array, Array], momentum: Momentum, step: Array | None, count: Array | float
-) -> tuple[Array, Array, Array | None]:
+def merged(state: State, mean: Array, var: Array, momentum: Momentum, count: Array | float) -> dict[str, Array]:
     """Move running mean and TOTAL variance towards those of a batch: the spread between batches counts, too.
 
     `momentum * var + (1 - momentum) * (new_var + momentum * (new_mean - mean)^2)`. With `momentum=None` these are mean
     and variance of all that came, every batch weighing the same (Chan et al., 1979).
 
     Args:
-        old: Running mean and variance.
-        new: Mean and variance of the batch.
+        state: Running `mean` and `var`, and perhaps `step`.
+        mean: Mean of the batch.
+        var: Variance of the batch.
         momentum: See `moved`.
-        step: See `moved`.
         count: See `moved`.
 
     Returns:
         As `moved`, with no change where nothing is counted.
     """
-    step = step if step is None else whole(step)
-    mean, var = map(float32_or_wider, old)
-    new_mean, new_var = new[0].astype(mean.dtype), new[1].astype(var.dtype)
-    decay = _decay(momentum, step, mean.dtype)
-    apart = new_mean - mean
-    after = mean + (1 - decay) * apart, decay * var + (1 - decay) * (new_var + decay * lax.square(apart))
-    if isinstance(count, Array) or count < 1:
-        counted = jnp.asarray(count) > 0
-        after = where_counted(counted, after[0], mean), where_counted(counted, after[1], var)
-    step = step if step is None else step + jnp.any(jnp.asarray(count) > 0).astype(step.dtype)
-    return lax.stop_gradient(after[0]), lax.stop_gradient(after[1]), step
+    step = whole(state["step"]) if "step" in state else None
+    old_mean, old_var = float32_or_wider(state["mean"]), float32_or_wider(state["var"])
+    decay = _decay(momentum, step, old_mean.dtype)
+    apart = mean.astype(old_mean.dtype) - old_mean
+    within = var.astype(old_var.dtype) + decay * lax.square(apart)
+    new = {"mean": (old_mean + (1 - decay) * apart, old_mean), "var": (decay * old_var + (1 - decay) * within, old_var)}
+    after: dict[str, Array] = {}
+    for name, (update, old) in new.items():
+        if isinstance(count, Array) or count < 1:
+            update = where_counted(jnp.asarray(count) > 0, update, old)
+        after[name] = lax.stop_gradient(update)
+    if step is not None:
+        after["step"] = step + jnp.any(jnp.asarray(count) > 0).astype(step.dtype)
+    return after
 
 
 def where_counted(counted: Array, moved: Array, old: Array) -> Array:
@@ -482,22 +482,20 @@ class BatchNormLayer(Layer):
 
     def update(self, state: State, batch: BatchMoments) -> State:
         """Move the running statistics towards those of a batch."""
-        new = batch.mean, batch.unbiased_var if self.unbiased_running_var else batch.var
-        mean, var, step = moved((state["mean"], state["var"]), new, self.momentum, state.get("step"), batch.count)
-        return {"mean": mean, "var": var} if step is None else {"mean": mean, "var": var, "step": step}
+        var = batch.unbiased_var if self.unbiased_running_var else batch.var
+        return moved(state, {"mean": batch.mean, "var": var}, self.momentum, batch.count)
 
     def merge(self, state: State, batch: BatchMoments) -> State:
         """Move the running mean and the TOTAL variance towards those of a batch."""
-        new = batch.mean, batch.unbiased_var if self.unbiased_running_var else batch.var
-        mean, var, step = merged((state["mean"], state["var"]), new, self.momentum, state.get("step"), batch.count)
-        return {"mean": mean, "var": var} if step is None else {"mean": mean, "var": var, "step": step}
+        var = batch.unbiased_var if self.unbiased_running_var else batch.var
+        return merged(state, batch.mean, var, self.momentum, batch.count)
 
 
 def check_momentum(momentum: object) -> None:
     """Raise unless `momentum` is a weight of the old value, a function of the step, or `None`."""
     if momentum is None or callable(momentum) or isinstance(momentum, jax.Array):
         return
-    if not isinstance(momentum, int | float) or not 0 <= momentum <= 1:
+    if not isinstance(momentum, numbers.Real) or not 0 <= float(momentum) <= 1:
         raise ValueError(
             f"Expected `momentum`, the weight of the old value, to lie in [0, 1], got {momentum!r}. "
             "PyTorch's momentum is 1 minus this one."

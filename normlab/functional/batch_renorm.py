@@ -273,19 +273,18 @@ class BatchRenormLayer(BatchNormLayer):
     def update(self, state: State, batch: BatchMoments) -> State:
         """Move the running statistics towards those of a batch."""
         var = batch.unbiased_var if self.unbiased_running_var else batch.var
-        new = batch.mean, jnp.sqrt(var + self.epsilon)
-        mean, std, step = moved((state["mean"], state["std"]), new, self.momentum, state.get("step"), batch.count)
-        return {"mean": mean, "std": std} if step is None else {"mean": mean, "std": std, "step": step}
+        new = {"mean": batch.mean, "std": jnp.sqrt(var + self.epsilon)}
+        return moved(state, new, self.momentum, batch.count)
 
     def merge(self, state: State, batch: BatchMoments) -> State:
         """Move the running mean and the TOTAL deviation towards those of a batch, by their squares."""
         std = float32_or_wider(state["std"])
         var = batch.unbiased_var if self.unbiased_running_var else batch.var
-        new = batch.mean, var + self.epsilon
-        mean, var, step = merged((state["mean"], lax.square(std)), new, self.momentum, state.get("step"), batch.count)
+        squares = {**state, "var": lax.square(std)}
+        after = merged(squares, batch.mean, var + self.epsilon, self.momentum, batch.count)
         counted = jnp.asarray(batch.count) > 0  # a root of a square need not be what it was
-        after = {"mean": mean, "std": where_counted(counted, jnp.sqrt(var), std)}
-        return after if step is None else {**after, "step": step}
+        after["std"] = where_counted(counted, jnp.sqrt(after.pop("var")), std)
+        return after
 
 
 def at_step(step: Array | None, schedule: Schedule) -> Array | float:

@@ -108,32 +108,33 @@ class GroupNormLayer(PerExampleLayer):
         last = x.ndim - 1
         if last < 1:
             raise ValueError(f"Expected `x` of shape [batch, ..., features], got {x.shape}. Add a leading axis.")
-        groups = resolve_groups(x.shape[-1], *choose_groups(self.num_groups, self.group_size))
         for name, array in parameters.items():
             check_features(name, array, x.shape[-1:])
         if x.shape[-1] == 0:
             return float32_or_wider(x), state
-        size = x.shape[-1] // groups
-        check_whole_groups(x, size)
-        over = self._pooled(x, size)
-        check_more_than_one(x.shape, over, "Use fewer groups or more positions")
+        over = self.over(x, features)
         if over.axis:  # statistics per feature first, then pooled: no array of the size of `x` has groups for an axis
             return self.normalized(x, over, parameters, (last,), mask), state
-        split, within = (*x.shape[:-1], groups, size), (last, last + 1)
+        size, within = over.pool, (last, last + 1)
+        groups = x.shape[-1] // size
+        split = (*x.shape[:-1], groups, size)
         over = over._replace(axis=(last + 1,), inner=(), pool=1)
         of_groups = {name: a if a is None else a.reshape(groups, size) for name, a in parameters.items()}
         where = mask if mask is None else jnp.broadcast_to(mask, x.shape).reshape(split)
         return self.normalized(x.reshape(split), over, of_groups, within, where).reshape(x.shape), state
 
-    def _pooled(self, x: Array, size: int) -> Reduction:
-        """Describe statistics per feature over the positions, pooled over `size` neighbours."""
+    def over(self, x: Array, features: tuple[int, ...]) -> Reduction:
+        """Describe statistics per feature over the positions, pooled over the neighbours in a group."""
+        size = x.shape[-1] // resolve_groups(x.shape[-1], *choose_groups(self.num_groups, self.group_size))
+        check_whole_groups(x, size)
         last, axes = x.ndim - 1, self.reduction_axes
         axis = tuple(range(1, last)) if axes is None else canonical_axes(axes, x.ndim, "reduction_axes")
-        positions = tuple(a for a in axis if a != last)
-        return reduction(
-            positions,
-            affine=(last,),
+        over = reduction(
+            tuple(a for a in axis if a != last),
+            affine=features,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
             pool=size,
         )
+        check_more_than_one(x.shape, over, "Use fewer groups or more positions")
+        return over

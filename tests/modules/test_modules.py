@@ -190,6 +190,13 @@ def test_momentum_as_a_schedule_and_as_the_plain_average(kind: str) -> None:
         assert int(variables["batch_stats"]["step"]) == 3
 
 
+def test_a_momentum_of_numpy_is_a_number() -> None:
+    running, batch = F.RunningStatistics(jnp.zeros(1), jnp.ones(1)), F.batch_moments(jnp.array([[1.0], [3.0]]))
+    after = F.update_batch_norm(running, batch, momentum=np.float32(0.5))  # pyright: ignore[reportArgumentType]
+    np.testing.assert_allclose(after.mean, 1.0)
+    assert norms.get("batch", momentum=np.float32(0.5)).linen(train=True).layer().momentum == 0.5
+
+
 @pytest.mark.parametrize("kind", ["BatchNorm", "BatchRenorm"])
 def test_momentum_weighs_the_old_value(kind: str) -> None:
     x = normal(6, 5)

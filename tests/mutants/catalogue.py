@@ -46,7 +46,7 @@ ONE_BY_ONE = f"{STREAM}[online:guard=None,momentum=0.8,backward_momentum=0.7-sha
 SHARES = "mix=(0.2,0.5,0.3),backward_mix=(0.2,0.5,0.3)"
 MEMORIES = f"{STREAM}[streaming:{SHARES},calls_per_update=3,backward_momentum=0.4-shape5-all]"
 REFUSED = "cli/test_inputs.py::test_what_is_wrong_is_said_in_one_line_before_anything_is_trained_or_written"
-AVERAGE = "        new = batch.mean, jnp.sqrt(var + self.epsilon)\n"
+AVERAGE = '        new = {"mean": batch.mean, "std": jnp.sqrt(var + self.epsilon)}\n'
 
 MUTANTS = (
     Mutant(
@@ -218,11 +218,11 @@ MUTANTS = (
         "average of variances in batch renorm",
         BATCH_RENORM,
         (
-            AVERAGE + '        mean, std, step = moved((state["mean"], state["std"]), new, ',
-            "        new = batch.mean, var + self.epsilon\n"
-            '        mean, std, step = moved((state["mean"], lax.square(state["std"])), new, ',
-            '        return {"mean": mean, "std": std} if step is None else {"mean": mean, "std": std,',
-            '        return {"mean": mean, "std": jnp.sqrt(std),',
+            AVERAGE + "        return moved(state, new, self.momentum, batch.count)\n",
+            '        new = {"mean": batch.mean, "std": var + self.epsilon}\n'
+            '        squares = {**state, "std": lax.square(state["std"])}\n'
+            "        after = moved(squares, new, self.momentum, batch.count)\n"
+            '        return {**after, "std": jnp.sqrt(after["std"])}\n',
         ),
         (f"{ROUNDS}[batch_renorm-float32-300]",),
     ),
@@ -247,13 +247,16 @@ MUTANTS = (
     Mutant(
         "momentum inverted",
         BATCH_NORM,
-        ("after = decay * average + (1 - decay) * statistic", "after = (1 - decay) * average + decay * statistic"),
+        ("update = decay * average + (1 - decay) * statistic", "update = (1 - decay) * average + decay * statistic"),
         ("modules/test_modules.py::test_momentum_weighs_the_old_value[BatchNorm]",),
     ),
     Mutant(
         "gradient into running statistics",
         BATCH_NORM,
-        ("averages.append(lax.stop_gradient(after))", "averages.append(after)"),
+        (
+            "count) > 1, update, average)\n        after[name] = lax.stop_gradient(update)",
+            "count) > 1, update, average)\n        after[name] = update",
+        ),
         ("core/test_gradients.py::test_no_gradient_flows_into_or_through_running_statistics[batch-options0]",),
     ),
     Mutant(
@@ -488,7 +491,10 @@ MUTANTS = (
     Mutant(
         "running statistics that normalize leave out the spread between batches",
         BATCH_NORM,
-        ("(new_var + decay * lax.square(apart))", "new_var"),
+        (
+            "    within = var.astype(old_var.dtype) + decay * lax.square(apart)",
+            "    within = var.astype(old_var.dtype)",
+        ),
         (
             "functional/test_online_norms.py::test_running_statistics_of_single_examples_are_mean_and_variance_of_all[batch]",
         ),
@@ -496,7 +502,7 @@ MUTANTS = (
     Mutant(
         "running averages in the dtype of the state",
         BATCH_NORM,
-        ("        average = average if average.dtype == jnp.float32 else float32_or_wider(average)\n", ""),
+        (" if state[name].dtype == jnp.float32 else float32_or_wider(state[name])\n", "\n"),
         ("modules/test_state.py::test_running_averages_from_half_precision_do_not_round_away[layers-batch-linen]",),
     ),
     Mutant(

@@ -180,7 +180,7 @@ Act = Callable[[Configuration, list[Run]], list[Event]]
 
 
 class Script:
-    """A pool that says what it is told to say."""
+    """A pool that reports the events it is given."""
 
     jobs = 1
 
