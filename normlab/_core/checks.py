@@ -122,6 +122,18 @@ def check_epsilon(epsilon: float) -> None:
         )
 
 
+def check_statistics(running: object, kind: type, remedy: str) -> None:
+    """Raise a `TypeError` unless running statistics are of the type that a norm keeps.
+
+    Args:
+        running: Running statistics.
+        kind: The type.
+        remedy: A sentence that says how to convert the others.
+    """
+    if not isinstance(running, kind):
+        raise TypeError(f"Expected `running` to be `{kind.__name__}`, got {type(running).__name__}. {remedy}")
+
+
 def check_flag(name: str, flag: object) -> None:
     """Raise a `TypeError` unless `flag` is a bool or `None`: a width passed in its place must not mean "yes"."""
     if isinstance(flag, jax.Array):

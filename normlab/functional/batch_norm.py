@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from normlab._core.checks import AxisName, check_epsilon, check_flags, check_real, check_where
+from normlab._core.checks import AxisName, check_epsilon, check_flags, check_real, check_statistics, check_where
 from normlab._core.collectives import Devices
 from normlab._core.dtypes import float32_or_wider, output_dtype, whole
 from normlab._core.ghost import check_chunks, check_ghost, each_ghost
@@ -226,6 +226,7 @@ def update_batch_norm(
     Returns:
         The statistics after the batch; the same with fewer than two elements counted. No gradient flows into them.
     """
+    check_statistics(running, RunningStatistics, "A running variance is `std**2 - epsilon`.")
     layer = BatchNormLayer(momentum=momentum, unbiased_running_var=unbiased_running_var)
     return RunningStatistics.named(layer.update(running.by_name(), batch))
 
@@ -256,6 +257,7 @@ def merge_batch_norm(
         >>> running.mean, running.var
         (Array([2.], dtype=float32), Array([1.], dtype=float32))
     """
+    check_statistics(running, RunningStatistics, "A running variance is `std**2 - epsilon`.")
     layer = BatchNormLayer(momentum=momentum, unbiased_running_var=unbiased_running_var)
     return RunningStatistics.named(layer.merge(running.by_name(), batch))
 

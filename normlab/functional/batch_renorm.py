@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from normlab._core.checks import AxisName, check_flags, check_real, check_where
+from normlab._core.checks import AxisName, check_flags, check_real, check_statistics, check_where
 from normlab._core.dtypes import float32_or_wider, output_dtype, whole
 from normlab._core.layer import Parameters, State
 from normlab._core.reduction import Axes, Moments, Reduction, expand, moments, other_axes
@@ -25,6 +25,8 @@ from normlab.functional.batch_norm import (
 
 Schedule = Array | float | Callable[[Array], Array | float]
 """A number, or a function of the step."""
+
+_REMEDY = "A running standard deviation is `sqrt(var + epsilon)`."
 
 
 class RenormStatistics(NamedTuple):
@@ -109,6 +111,7 @@ def batch_renorm(
     x = jnp.asarray(x)
     check_real(x)
     check_where(where, x.shape)
+    check_statistics(running, RenormStatistics, _REMEDY)
     layer = BatchRenormLayer(
         epsilon=epsilon,
         axis_name=axis_name,
@@ -142,6 +145,7 @@ def update_batch_renorm(
     Returns:
         The statistics after the batch; the same with fewer than two elements counted. No gradient flows into them.
     """
+    check_statistics(running, RenormStatistics, _REMEDY)
     layer = BatchRenormLayer(momentum=momentum, epsilon=epsilon, unbiased_running_var=unbiased_running_var)
     return RenormStatistics.named(layer.update(running.by_name(), batch))
 
@@ -166,6 +170,7 @@ def merge_batch_renorm(
     Returns:
         The statistics after the batch; the same where no element counts. No gradient flows into them.
     """
+    check_statistics(running, RenormStatistics, _REMEDY)
     layer = BatchRenormLayer(momentum=momentum, epsilon=epsilon, unbiased_running_var=unbiased_running_var)
     return RenormStatistics.named(layer.merge(running.by_name(), batch))
 
@@ -180,6 +185,7 @@ def first_batch(running: RenormStatistics, batch: BatchMoments, *, epsilon: floa
         batch: From `batch_moments`.
         epsilon: The `epsilon` of `batch_renorm`.
     """
+    check_statistics(running, RenormStatistics, _REMEDY)
     assert running.step is not None
     step, mean, std = whole(running.step), float32_or_wider(running.mean), float32_or_wider(running.std)
     first = (step == 0) & (jnp.asarray(batch.count) > 1)

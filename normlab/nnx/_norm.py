@@ -19,6 +19,7 @@ from normlab._core.checks import check_dtypes, check_flag, check_where, choose_m
 from normlab._core.dtypes import output_dtype
 from normlab._core.layer import Layer
 from normlab._core.reduction import canonical_axes
+from normlab.errors import nearest
 from normlab.functional.state import check_state
 
 Metadata = Mapping[str, Any]
@@ -109,7 +110,10 @@ class NormModule(nnx.Module):
             setattr(self, name, OverwriteWithGradient(value))
 
     def _configure(self, **options: object) -> None:
+        known = [field.name for field in fields(self._kind)]
         for name, value in options.items():
+            if name not in known:
+                raise TypeError(f"Expected an option of {type(self).__name__}, got {name!r}. {nearest(name, known)}")
             setattr(self, name, value)
         for field in fields(self._kind):
             if not hasattr(self, field.name):

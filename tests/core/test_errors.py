@@ -217,6 +217,24 @@ CASES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         r"`momentum`, the weight of the old value, to lie in \[0, 1\], got 1\.1\. PyTorch's momentum is 1 minus",
     ),
     (
+        "statistics of batch norm in batch renorm",
+        lambda: F.batch_renorm(X, RUNNING),
+        TypeError,
+        r"`running` to be `RenormStatistics`, got RunningStatistics\. A running standard deviation is",
+    ),
+    (
+        "statistics of batch renorm in batch norm",
+        lambda: F.update_batch_norm(RENORM, F.batch_moments(X), momentum=0.9),  # pyright: ignore[reportArgumentType]
+        TypeError,
+        r"`running` to be `RunningStatistics`, got RenormStatistics\. A running variance is",
+    ),
+    (
+        "unknown option of a norm of NNX",
+        lambda: nnx.DyT(6, alpha=1.0, rngs=rngs()),  # pyright: ignore[reportCallIssue]
+        TypeError,
+        r"Expected an option of DyT, got 'alpha'\. Did you mean `alpha_init`\?",
+    ),
+    (
         "nnx momentum",
         lambda: nnx.BatchNorm(6, momentum=-0.1, rngs=rngs()),
         ValueError,
