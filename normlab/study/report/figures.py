@@ -150,7 +150,8 @@ def styles(names: Sequence[str]) -> dict[str, Style]:
 def plot(analysis: Analysis) -> Figure:
     """Draw error against the factor, a row for every problem and a panel for every curve."""
     rows, columns = len(analysis.problems), max(len(problem.curves) for problem in analysis.problems)
-    with _figure(WIDTH * columns, 3.3 * rows + 0.6) as figure:
+    above = max(_above(curve) for problem in analysis.problems for curve in problem.curves) / 72
+    with _figure(WIDTH * columns, (3.3 + above) * rows + 0.6) as figure:
         panels = figure.subplots(rows, columns, squeeze=False)
         for problem, line in zip(analysis.problems, panels, strict=True):
             for axes, curve in zip(line, problem.curves, strict=False):
@@ -176,7 +177,7 @@ def error_figure(analysis: Analysis, problem: ProblemResult, curve: CurveResult)
     """
     if not any(cell.points for cell in curve.cells):
         return None
-    with _figure(WIDTH, 3.4) as figure:
+    with _figure(WIDTH, 3.3 + _above(curve) / 72) as figure:
         _draw_errors(figure.add_subplot(), analysis, problem, curve)
         _legend(figure, analysis, curve.cells, _flat(curve.cells))
     return figure
