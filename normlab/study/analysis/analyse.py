@@ -75,6 +75,7 @@ def analyse(
         default_learning_rate=settings.default_learning_rate,
         norms=settings.norms,
         names={norm: the_plan.title(norm) for norm in settings.norms},
+        looks={norm: the_plan.look(norm) for norm in settings.norms},
         problems=tuple(_problem(results, name, baseline, claims) for name in settings.problems),
         counts={"planned": len(runs) + to_come, "done": len(runs) - missing, "missing": missing + to_come},
         runs=tuple(runs),
