@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Entry",
+    "MARKERS",
     "Norm",
     "Ramp",
     "UnknownNorm",

@@ -130,7 +130,8 @@ class TestTrust:
 
     def test_a_report_from_a_folder_is_that_of_the_run(self, toy: Path, tmp_path: Path) -> None:
         text = "from normlab import norms\nimport dataclasses\n"
-        text += "norms.register(dataclasses.replace(norms.get('layer').entry, name='mine', title='my own norm', colour='#123456'))\n"
+        text += "mine = dict(name='mine', title='my own norm', colour='#123456')\n"
+        text += "norms.register(dataclasses.replace(norms.get('layer').entry, **mine))\n"
         toy.write_text(f"{text}{TOY}")
         comparison = discovery.load(str(toy))
         settings = Request(comparison, from_python({"norms": ["batch", "mine"], "seeds": 2}, comparison)).settings(
