@@ -20,7 +20,7 @@ from normlab.study.design.request import to_toml
 from normlab.study.report import advice, formatting, headline
 from normlab.study.report.advice import Choice, Recommendation
 from normlab.study.report.files import configurations, data_files, figure_files, latex_files, norm_keys, series_files
-from normlab.study.report.tables import not_run, rows
+from normlab.study.report.tables import margins, not_run, rows
 from normlab.study.report.terminal import print_table, table_text
 from normlab.study.worker.store import write_whole
 
@@ -83,6 +83,7 @@ def write_html(
         costs={(cost.problem, cost.curve, cost.norm, cost.value): cost for cost in analysis.costs},
         statuses=_statuses(analysis),
         not_run=not_run(analysis),
+        margins=margins(analysis),
         norm_settings=_norm_settings(analysis),
         unseen_failure_rate=wilson(0, settings.seeds, analysis.level)[1],
         environment=list(_flat(identity)),

@@ -45,6 +45,12 @@ def rows(analysis: Analysis) -> list[dict[str, object]]:
     return [_row(cell, cost) for cell, cost in zip(analysis.cells, analysis.costs, strict=True)]
 
 
+def margins(analysis: Analysis) -> str:
+    """Write the margins of the problems, each once: `0.5 points or 0.100`."""
+    found = dict.fromkeys(formatting.points(problem.metric, problem.margin) for problem in analysis.problems)
+    return formatting.listed(list(found), "or")
+
+
 def not_run(analysis: Analysis) -> list[str]:
     """Write `Not run: instance norm on MLP 100-100.`, a line for every reason, of which the first sentence follows."""
     found: dict[str, dict[str, dict[str, None]]] = {}

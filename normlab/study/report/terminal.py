@@ -14,7 +14,7 @@ from normlab.study.design.problem import Metric
 from normlab.study.report import advice, formatting
 from normlab.study.report.advice import Choice, Recommendation
 from normlab.study.report.headline import headlines
-from normlab.study.report.tables import MARKS, not_run
+from normlab.study.report.tables import MARKS, margins, not_run
 
 COLOURS = {BETTER: "green", WORSE: "red"}
 EDGE = "^"
@@ -131,8 +131,7 @@ class _Printer:
         yield f"{self.plus_minus} half of the {level} % interval over {seeds}{few}"
         if analysis.claims:
             marks = ", ".join(f"{mark} {verdict}" for verdict, mark in MARKS.items())
-            margins = dict.fromkeys(formatting.points(problem.metric, problem.margin) for problem in analysis.problems)
-            yield f"against {analysis.baseline}, margin {' or '.join(margins)}: {marks}"
+            yield f"against {analysis.baseline}, margin {margins(analysis)}: {marks}"
         if any(cell.edge for cell in analysis.cells):
             yield f"{EDGE} chosen learning rate is at the edge of the grid"
         if analysis.baseline_note:

@@ -433,7 +433,7 @@ def test_baselines_stand_beside_the_norms(output: Path) -> None:
     for record in evaluated:
         assert {name: record["metrics"][name] for name in expected} == pytest.approx(expected, abs=1e-6)
     page = (output / "report.html").read_text()
-    assert "Prequential error without a network" in page
+    assert "<small>without a network</small>" in page
     assert all(name in page for name in expected)
 
 

@@ -295,7 +295,7 @@ class TestSeries:
             "Tuning runs that failed, by depth and learning rate",
             "1 of 1",
             "Data of scalar: the number 0.5",
-            "margin of 0.100",
+            "by more than 0.100, or equivalent",
         ):
             assert text in page
         assert (walked[1] / "tables/series-scalar-path.csv").read_text().startswith("norm,x,seeds,at_0_middle")
