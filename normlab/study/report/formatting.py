@@ -94,6 +94,12 @@ def rates(xs: Iterable[float]) -> str:
     return ", ".join(map(rate, xs))
 
 
+def tuned_over(rates: tuple[int, int]) -> str:
+    """Describe a provisional tuning, e.g. `tuned over 3 of 5 learning rates so far`."""
+    tried, planned = rates
+    return f"tuned over {f'{tried} of ' if tried < planned else ''}{count(planned, 'learning rate')} so far"
+
+
 def ratio(x: float | None) -> str:
     """Format a ratio, e.g. `1.2x` or `30x`."""
     if x is None:

@@ -222,7 +222,7 @@ class TestPool:
         self.runs = plan.pending([])[:3]
         lanes = ConfigurationRunner(task, plan).lanes
         for record in work(
-            task, pool, lambda: [r for r in self.runs if r not in {m.run for m in made}], stop, lanes, limit
+            task, pool, lambda: [[r for r in self.runs if r not in {m.run for m in made}]], stop, lanes, limit
         ):
             made.append(record)
         return made
@@ -317,7 +317,7 @@ class TestPlace:
             executor = Slurm(1, [("cluster", "local")])
         start = partial(executor.start, output=tmp_path)
         with pytest.raises(Fault, match=r"got `versions flax` [\d.]+ on .* instead of 0\.1\. Install the same there"):
-            list(schedule.records(task, plan, lambda: plan.pending([]), start))
+            list(schedule.records(task, plan, lambda: [plan.pending([])], start))
 
     def test_the_environment_of_a_worker(self) -> None:
         threads = Strategy().environment({"XLA_FLAGS": "--mine"}, 3)
