@@ -75,10 +75,11 @@ def pending(plan: Plan, rounds: Sequence[Round], records: Iterable[Record]) -> I
 def by_distance(values: Sequence[Value], reference: Value | None) -> list[Value]:
     """Sort values so that each is as far as possible from those before it, by their places in the curve.
 
-    The first is the end that is closer to the reference, or the last value where there is no reference.
+    The first is the end that is closer to the reference, or the last value where there is no reference. Among equally
+    distant values the reference is first.
 
-    >>> by_distance((2, 4, 8, 32, 128), reference=32)
-    [128, 2, 8, 4, 32]
+    >>> by_distance((2, 4, 32, 128), reference=32)
+    [128, 2, 32, 4]
     """
     last = len(values) - 1
     near = values.index(reference) if reference in values else last
@@ -86,7 +87,7 @@ def by_distance(values: Sequence[Value], reference: Value | None) -> list[Value]
     order = list(dict.fromkeys((first, last - first)))
     while len(order) < len(values):
         rest = [place for place in range(len(values)) if place not in order]
-        order.append(max(rest, key=lambda place: min(abs(place - other) for other in order)))
+        order.append(max(rest, key=lambda place: (min(abs(place - other) for other in order), place == near)))
     return [values[place] for place in order]
 
 

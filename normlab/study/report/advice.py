@@ -376,8 +376,8 @@ def _preface(analysis: Analysis) -> str:
         if analysis.exploratory
         else []
     )
-    tuned = dict.fromkeys(cell.tuned_over for cell in analysis.cells if cell.tuned_over and cell.points)
-    parts += [f"Provisional: {formatting.listed([*map(formatting.tuned_over, tuned)])}."] if tuned else []
+    tuned = formatting.provisional(analysis)
+    parts += [f"Provisional: {tuned}."] if tuned else []
     parts += [f"Unfinished: {missing} of {analysis.counts['planned']} runs are still missing."] if missing else []
     return " ".join(parts)
 

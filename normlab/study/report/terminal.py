@@ -109,7 +109,7 @@ class _Printer:
     def _legend(self) -> Iterator[str]:
         analysis = self.analysis
         level = formatting.percent(analysis.level, 0)
-        yield f"{self.plus_minus} half of the {level} % interval over {formatting.count(analysis.seeds, 'seed')}"
+        yield f"{self.plus_minus} half of the {level} % interval over {formatting.seeds_so_far(analysis)}"
         if analysis.claims:
             marks = ", ".join(f"{mark} {verdict}" for verdict, mark in MARKS.items())
             margins = dict.fromkeys(formatting.points(problem.metric, problem.margin) for problem in analysis.problems)
