@@ -1,14 +1,19 @@
 """The order of runs under a time budget: a table that grows, always fair, and ends as it would without a budget."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from normlab import study
+from normlab.errors import BadInput
 from normlab.study.analysis.analyse import analyse
 from normlab.study.analysis.results import Analysis, CellResult, to_json
+from normlab.study.design import discovery
 from normlab.study.design.plan import Plan
 from normlab.study.design.records import EVALUATE, TUNE, Configuration, Record, Run, by_configuration
 from normlab.study.driver import time_budget
@@ -18,6 +23,7 @@ from normlab.study.report.formatting import provisional
 from normlab.study.report.terminal import table_text
 from tests.support import synthetic
 from tests.support.synthetic import DEPLOYED, NORMS, a_comparison, made_up, some_settings
+from tests.support.toys import TOY
 
 COARSE = (0.003, 0.03, 0.3)
 """The coarse grid of the synthetic comparison, whose best rate is another: 0.1, or 1 beyond the grid."""
@@ -105,6 +111,15 @@ class TestOrder:
         assert len(rounds) == 5
         assert [run.learning_rate for run in by_configuration(rounds[0])[plan.configurations[0]]] == [*COARSE]
         assert set(rounds[-1]) == set(plan.pending([]))
+
+    def test_the_first_round_goes_by_problem_and_the_second_by_value(self) -> None:
+        comparison = a_comparison(norms=("batch", "layer", "rms"))
+        first, second, *_ = time_budget.rounds(Plan(comparison, some_settings(comparison)))
+        for of, places in (
+            (first, [("digits-mlp", 128), ("digits-mlp", 2), ("digits-conv", 128), ("digits-conv", 2)]),
+            (second, [("digits-mlp", 128), ("digits-conv", 128), ("digits-mlp", 2), ("digits-conv", 2)]),
+        ):
+            assert list(dict.fromkeys((one.problem, size(one)) for one in of.configurations)) == places
 
     def test_without_rounds_the_order_is_that_of_the_plan(self) -> None:
         plan = plan_for(NORMS)
@@ -224,6 +239,34 @@ class TestLabels:
         assert [choice.sure for choice in advice.recommend(analysed(plan, records)).choices] == [False]
         final = advice.recommend(analysed(plan, unbudgeted(plan)))
         assert [choice.sure for choice in final.choices] == [True]
+
+
+class TestInvocation:
+    """Comparison objects, whose runs are in this process."""
+
+    OPTIONS: Mapping[str, Any] = {"learning_rates": (0.01, 0.03, 0.1, 0.3, 0.9), "seeds": 3, "curves": ("deployed",)}
+
+    def test_the_results_are_those_of_one_without_a_budget(self, toy: Path) -> None:
+        comparison = discovery.load(str(toy))
+        whole = study.run(comparison, **self.OPTIONS, progress=False)
+        limited = study.run(comparison, **self.OPTIONS, progress=False, time_budget="10m")
+        numbers = {record.key: (record.status, record.metrics) for record in limited.records}
+        assert numbers.items() >= {record.key: (record.status, record.metrics) for record in whole.records}.items()
+        assert to_json(limited.analysis) == to_json(whole.analysis)
+        assert [record.run.learning_rate for record in limited.records[:6:2]] == [0.01, 0.1, 0.9]
+        assert [record.run.stage for record in limited.records[6:8]] == [EVALUATE] * 2
+
+    @pytest.mark.parametrize(("value", "refused"), [(2, True), (4, False)])
+    def test_the_checks_trace_one_configuration_for_each_norm(self, value: int, refused: bool, toy: Path) -> None:
+        broken = f"def evaluate(state, data):\n        if config['batch_size'] == {value}:\n            state['gone']"
+        toy.write_text(TOY.replace("def evaluate(state, data):", broken))
+        comparison = discovery.load(str(toy))
+        with pytest.raises(BadInput, match="gone"):
+            study.run(comparison, **self.OPTIONS, progress=False)
+        with pytest.raises(BadInput, match="gone") if refused else nullcontext():
+            limited = study.run(comparison, **self.OPTIONS, progress=False, time_budget="10m")
+            failed = {dict(r.run.configuration.config)["batch_size"] for r in limited.records if r.status == "error"}
+            assert failed == {4}
 
 
 def test_cells_have_no_provisional_choice_at_the_end() -> None:
