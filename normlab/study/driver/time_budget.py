@@ -28,32 +28,30 @@ class Round:
 def rounds(plan: Plan) -> tuple[Round, ...]:
     """List the rounds before the whole comparison.
 
+    Problem by problem, since the next may take many times longer:
     1. The two most different values of the first curve that advises, with the baseline and one norm of the other family
-       (see `_by_importance`), problem by problem.
-    2. The same values, with all norms, value by value.
+       (see `_by_importance`).
+    2. The same values, with all norms.
+
+    Then all problems together:
     3. All values of all curves, with all norms.
     4. The same, with enough seeds for a recommendation.
     """
     settings = plan.settings
     curves = sorted(settings.curves, key=lambda name: not plan.curve(name).advises)
     spread = {name: by_distance(settings.values[name], plan.curve(name).factor.reference) for name in curves}
-    ends = [
-        [_column(plan, problem, curves[0], value) for value in spread[curves[0]][:2]] for problem in settings.problems
-    ]
-    by_value = [column for columns in zip(*ends, strict=True) for column in columns]
-    every = [
+    few, enough = min(FIRST_SEEDS, settings.seeds), min(FEWEST_TO_RECOMMEND, settings.seeds)
+    first: list[Round] = []
+    for problem in settings.problems:
+        ends = [_column(plan, problem, curves[0], value) for value in spread[curves[0]][:2]]
+        first += [Round(_distinct(column[:2] for column in ends), few), Round(_distinct(ends), few)]
+    every = _distinct(
         _column(plan, problem, curve, value)
         for problem in settings.problems
         for curve in curves
         for value in spread[curve]
-    ]
-    few, enough = min(FIRST_SEEDS, settings.seeds), min(FEWEST_TO_RECOMMEND, settings.seeds)
-    return (
-        Round(_distinct(column[:2] for columns in ends for column in columns), few),
-        Round(_distinct(by_value), few),
-        Round(_distinct([*by_value, *every]), few),
-        Round(_distinct([*by_value, *every]), enough),
     )
+    return (*first, Round(every, few), Round(every, enough))
 
 
 def pending(plan: Plan, rounds: Sequence[Round], records: Iterable[Record]) -> Iterator[list[Run]]:
