@@ -57,6 +57,8 @@ def rounds(plan: Plan) -> tuple[Round, ...]:
 def pending(plan: Plan, rounds: Sequence[Round], records: Iterable[Record]) -> Iterator[list[Run]]:
     """Yield the runs of every round that have no record, and last those of the whole comparison.
 
+    The last round goes by groups, since a group is evaluated once all of its configurations have been tuned.
+
     Args:
         plan: The plan of the comparison.
         rounds: The result of `rounds`; empty for the whole comparison alone, in the order of the plan.
@@ -67,7 +69,9 @@ def pending(plan: Plan, rounds: Sequence[Round], records: Iterable[Record]) -> I
     for each in rounds:
         needed = [run for configuration in each.configurations for run in planned[configuration].first(each.seeds)]
         yield [run for run in needed if run not in known]
-    order = dict.fromkeys((*(rounds[-1].configurations if rounds else ()), *planned))
+    group = {configuration: group for group in plan.groups for configuration in group}
+    first = [one for configuration in rounds[-1].configurations for one in group[configuration]] if rounds else []
+    order = dict.fromkeys((*first, *planned))
     yield [run for configuration in order for run in planned[configuration].runs if run not in known]
 
 

@@ -14,7 +14,7 @@ from normlab.errors import BadInput
 from normlab.study.analysis.analyse import analyse
 from normlab.study.analysis.results import Analysis, CellResult, to_json
 from normlab.study.design import discovery
-from normlab.study.design.plan import Plan
+from normlab.study.design.plan import Place, Plan
 from normlab.study.design.records import EVALUATE, TUNE, Configuration, Record, Run, by_configuration
 from normlab.study.driver import time_budget
 from normlab.study.driver.time_budget import by_distance
@@ -122,6 +122,18 @@ class TestOrder:
         ]
         assert [len(of.configurations) for of in rounds[:4]] == [4, 6, 4, 6]
         assert {size(one) for of in rounds[:4] for one in of.configurations} == {2, 128}
+
+    def test_the_last_round_completes_one_grid_before_the_next(self) -> None:
+        comparison = a_comparison(norms=("batch", "layer"), problems=synthetic.problems()[:1])
+        plan = Plan(comparison, some_settings(comparison))
+        records = [made(plan, run) for of in plan.of([]).values() for run in of.coarse]
+        records += [made(plan, run) for of in plan.of(records).values() for run in of.early[:5]]
+        *earlier, last = time_budget.pending(plan, time_budget.rounds(plan), records)
+        assert not any(earlier)
+        groups = {configuration: number for number, group in enumerate(plan.groups) for configuration in group}
+        order = [number for number, _ in groupby(groups[run.configuration] for run in last)]
+        assert order[0] == groups[plan.places[Place(problem="digits-mlp", curve="isolated", value=2, norm="batch")]]
+        assert sorted(order) == sorted(set(order)) == [*range(len(plan.groups))]
 
     def test_without_rounds_the_order_is_that_of_the_plan(self) -> None:
         plan = plan_for(NORMS)
