@@ -18,7 +18,7 @@ from normlab.study.design.plan import Place, Plan
 from normlab.study.design.records import EVALUATE, TUNE, Configuration, Record, Run, by_configuration
 from normlab.study.driver import time_budget
 from normlab.study.driver.time_budget import by_distance
-from normlab.study.report import advice
+from normlab.study.report import advice, html
 from normlab.study.report.formatting import provisional
 from normlab.study.report.terminal import table_text
 from tests.support import synthetic
@@ -240,6 +240,22 @@ class TestLabels:
         assert all(
             "~" in line for line in text.splitlines() if line.strip().startswith(("batch ", "layer ")) and "±" in line
         )
+
+    def test_the_page_says_it_at_the_top_and_in_the_cells(self, stopped: Analysis, tmp_path: Path) -> None:
+        plan = plan_for(seeds=8)
+        path = html.write_html(
+            stopped,
+            tmp_path,
+            comparison=plan.comparison,
+            settings=plan.settings,
+            identity=synthetic.IDENTITY,  # pyright: ignore[reportArgumentType]
+            command="normlab run batch_size",
+            wall_seconds=300.0,
+        )
+        page = path.read_text("utf-8")
+        assert page.count("<b>Provisional.</b> Some norms are tuned over 3 of 5 learning rates so far;") == 1
+        assert page.count("<small>3 of 5 rates</small>") >= 4
+        assert (tmp_path / "tables/cells.csv").read_text().count("provisional") == 1
 
     def test_additional_runs_are_listed_and_not_counted(self, stopped: Analysis) -> None:
         additional = [run for run in stopped.runs if run.stage == EVALUATE and run.learning_rate == EARLY]
