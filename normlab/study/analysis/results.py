@@ -146,8 +146,11 @@ class CellResult:
         flat: Whether the same runs are the result at every value of the curve: a reference independent of the factor.
         counts: Number of evaluation runs by status, and `missing` for those without a record.
         invalid: Reason why the configuration cannot be run at all, else empty.
-        learning_rate: The chosen learning rate; `None` while tuning is incomplete.
+        learning_rate: The chosen learning rate; `None` while tuning is incomplete and there is no provisional
+            choice.
         edge: Whether it is the smallest or largest that was tried, so that the norm may be less than fully tuned.
+        tuned_over: Number of learning rates behind a provisional choice, and of those planned so far (see `plan`);
+            `None` for a final choice, and where there is none.
         added: Learning rates by which the grid of the column has grown.
         tuning: The whole learning-rate curve.
         basin: Learning rates close to the best; `None` where no learning rate gave a result.
@@ -173,6 +176,7 @@ class CellResult:
     invalid: str
     learning_rate: float | None
     edge: bool
+    tuned_over: tuple[int, int] | None
     added: tuple[float, ...]
     tuning: tuple[TuningPoint, ...]
     basin: Basin | None

@@ -22,7 +22,7 @@ from normlab.study.design.recorded import RecordedPlan, describe, fits
 from normlab.study.design.records import RETRIED, Configuration, Record, Run, RunIdentity, of_problem, run_key
 from normlab.study.design.request import Request
 from normlab.study.design.shard import Shard
-from normlab.study.driver import limits, preflight, schedule
+from normlab.study.driver import limits, preflight, schedule, time_budget
 from normlab.study.driver.progress import Display
 from normlab.study.executors.local import Local
 from normlab.study.executors.protocol import Executor
@@ -315,11 +315,13 @@ class Invocation:
     def _checked(self, execution: ExecutionOptions, *, every: bool = True) -> preflight.Checked:
         """Trace every configuration, or the representatives alone, which runs code of the comparison in this process.
 
+        Under a time budget, which the checks share with the runs, the representatives have to do.
+
         Raises:
             BadInput: If a check fails.
             Unfinished: If the time budget ends.
         """
-        deadline = monotonic() + execution.time_budget
+        deadline, every = monotonic() + execution.time_budget, every and math.isinf(execution.time_budget)
         run_timeout = math.inf if execution.run_timeout is None else execution.run_timeout
         try:
             with discovery.importing(self._file):
@@ -346,8 +348,11 @@ class Invocation:
         def settled() -> list[Record]:
             return [record for run, record in known.items() if run not in again]
 
-        def pending() -> list[Run]:
-            return [run for run in self.plan.pending(settled()) if run.configuration in configurations]
+        rounds = time_budget.rounds(self.plan) if math.isfinite(execution.time_budget) else ()
+
+        def pending() -> list[list[Run]]:
+            needed = time_budget.pending(self.plan, rounds, settled())
+            return [[run for run in runs if run.configuration in configurations] for runs in needed]
 
         limit = limits.RunLimit(self.plan, execution.run_timeout)
         for record in known.values():

@@ -2,7 +2,8 @@
 
 The configurations of a curve that differ in the factor's value alone share a representative, the first that can be
 trained. The whole step of the representative is traced, the steps of the others as far as the loss (see
-`Program.forward`). A dry run traces the representatives alone.
+`Program.forward`). A dry run traces the representatives alone, and so does a run with a time budget, of which the
+checks are a part.
 """
 
 import math

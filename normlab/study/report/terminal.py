@@ -17,6 +17,7 @@ from normlab.study.report.tables import MARKS
 
 COLOURS = {BETTER: "green", WORSE: "red"}
 EDGE = "^"
+PROVISIONAL = "~"
 
 _CELL_WIDTH = 12
 
@@ -95,7 +96,7 @@ class _Printer:
         half = formatting.half(metric, cell.error.interval)
         text = Text(f"{self._mean(metric, cell)}{f' {self.plus_minus}{half}' if half else ''} ")
         text.append(MARKS.get(verdict, " "), style=COLOURS.get(verdict, ""))
-        text.append(EDGE if cell.edge else " ")
+        text.append(PROVISIONAL if cell.tuned_over else EDGE if cell.edge else " ")
         if cell.failures.k:
             text.append(f"\n{cell.failures.k}/{cell.failures.n} failed", style="red")
         return text
@@ -108,12 +109,14 @@ class _Printer:
     def _legend(self) -> Iterator[str]:
         analysis = self.analysis
         level = formatting.percent(analysis.level, 0)
-        yield f"{self.plus_minus} half of the {level} % interval over {formatting.count(analysis.seeds, 'seed')}"
+        yield f"{self.plus_minus} half of the {level} % interval over {formatting.seeds_so_far(analysis)}"
         if analysis.claims:
             marks = ", ".join(f"{mark} {verdict}" for verdict, mark in MARKS.items())
             margins = dict.fromkeys(formatting.points(problem.metric, problem.margin) for problem in analysis.problems)
             yield f"against {analysis.baseline}, margin {' or '.join(margins)}: {marks}"
-        if any(cell.edge for cell in analysis.cells):
+        for rates in dict.fromkeys(cell.tuned_over for cell in analysis.cells if cell.tuned_over):
+            yield f"{PROVISIONAL} provisional: {formatting.tuned_over(rates)}"
+        if any(cell.edge and not cell.tuned_over for cell in analysis.cells):
             yield f"{EDGE} chosen learning rate is at the edge of the grid"
         for problem in analysis.problems:
             invalid = {
