@@ -253,7 +253,7 @@ class TestLabels:
             wall_seconds=300.0,
         )
         page = path.read_text("utf-8")
-        assert page.count("<b>Provisional.</b> Some norms are tuned over 3 of 5 learning rates so far;") == 1
+        assert page.count("Provisional: tuned over 3 of 5 learning rates so far.") == 1
         assert page.count("<small>3 of 5 rates</small>") >= 4
         assert (tmp_path / "tables/cells.csv").read_text().count("provisional") == 1
 
