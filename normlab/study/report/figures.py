@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, TypedDict
 
@@ -71,11 +72,17 @@ STYLES: "dict[RcKeyType, object]" = {
 class Drawing(Figure):
     """A figure that a notebook displays without pyplot."""
 
+    def _repr_html_(self) -> str:
+        """Write the figure in the colours of the page; ids from its content never clash with those of another."""
+        svg = to_svg(self)
+        label = "; ".join(filter(None, (axes.get_title() for axes in self.axes)))
+        return inline(svg, f"figure-{sha256(svg.encode()).hexdigest()[:8]}", label)
+
     def _repr_svg_(self) -> str:
         return to_svg(self)
 
 
-def plot(analysis: Analysis) -> Figure:
+def plot(analysis: Analysis) -> Drawing:
     """Draw error against the factor, a row for every problem and a panel for every curve."""
     rows, columns = len(analysis.problems), max(len(problem.curves) for problem in analysis.problems)
     with _figure(4.8 * columns, 3.3 * rows + 0.6) as figure:
