@@ -30,9 +30,8 @@ def follow(document: str, section: str, folder: Path) -> str:
 @pytest.mark.parametrize(
     ("document", "section", "output"),
     [
-        ("docs/how-to/own_model.md", "Linen", "results/tumours-smoke/report.html"),
         ("docs/how-to/own_model.md", "NNX", "results/diabetes-smoke/report.html"),
-        ("docs/how-to/own_model.md", "In a notebook", "wine/report.html"),
+        ("docs/how-to/own_model.md", "From Python", "wine/report.html"),
         ("README.md", "Your own model", "results/wine-smoke/report.html"),
     ],
 )
