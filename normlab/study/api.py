@@ -66,7 +66,7 @@ class Result:
     def _repr_html_(self) -> str:
         from normlab.study.report import notebook
 
-        return notebook.result_html(self.analysis, [self._recommendation.sentence])
+        return notebook.result_html(self.analysis)
 
     @cached_property
     def analysis(self) -> "Analysis":

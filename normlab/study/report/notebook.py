@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from normlab.study.analysis.results import Analysis
 from normlab.study.report import figures, formatting
+from normlab.study.report.headline import headlines
 
 __all__ = ["Table", "result_html", "table_html"]
 
@@ -30,9 +31,9 @@ class Table(str):
         return self.html
 
 
-def result_html(analysis: Analysis, sentences: Sequence[str]) -> str:
-    """Write headline sentences, the figure and the tables."""
-    return _html(analysis, sentences, figures.plot(analysis)._repr_html_())
+def result_html(analysis: Analysis) -> str:
+    """Write the headlines, the figure and the tables."""
+    return _html(analysis, headlines(analysis), figures.plot(analysis)._repr_html_())
 
 
 def table_html(analysis: Analysis) -> str:
