@@ -26,7 +26,7 @@ import argparse
 import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -49,7 +49,7 @@ from normlab.norms import get
 from normlab.study.analysis.estimates import mean_interval
 from normlab.study.data.dataset import digits
 from normlab.study.data.splits import shuffled, split
-from normlab.study.report.figures import MARKERS, PALETTE, STYLES, to_svg
+from normlab.study.report.figures import STYLES, styles, to_svg
 
 HIDDEN, BATCH, CLASSES, PIXELS = 32, 64, 10, 64
 NOISE, LEARNING_RATE = 0.1, 0.01
@@ -510,7 +510,8 @@ def draw(plan: Plan, found: Found) -> dict[str, Figure]:
                 lines(
                     axes,
                     range(1, steps + 1),
-                    {at_scale(plan, arm): getattr(by_arm[arm], quantity)[usual(plan, arm)] for arm in ARMS},
+                    {arm: getattr(by_arm[arm], quantity)[usual(plan, arm)] for arm in ARMS},
+                    label=partial(at_scale, plan),
                 )
                 axes.set(title=moment, xlabel="time step", ylabel=label)
                 logarithmic(axes)
@@ -546,14 +547,22 @@ def logarithmic(axes: Axes, *, x: bool = False) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def lines(axes: Axes, places: Sequence[float], values: Mapping[str, Numbers], marked: bool = False) -> None:
-    """Draw the mean and the range over seeds of arrays [seeds, places]; a logarithmic axis omits zeros."""
-    for (name, seeds), colour, marker in zip(values.items(), PALETTE, MARKERS, strict=False):
+def lines(
+    axes: Axes,
+    places: Sequence[float],
+    values: Mapping[str, Numbers],
+    marked: bool = False,
+    label: Callable[[str], str] = str,
+) -> None:
+    """Draw the mean and the range over seeds of arrays [seeds, places] by arm; a logarithmic axis omits zeros."""
+    looks = styles([NORMS.get(arm, arm) for arm in values]).values()
+    for (arm, seeds), look in zip(values.items(), looks, strict=True):
         there = np.where(np.isfinite(seeds), seeds, np.nan)
         known = np.isfinite(there).all(0)
         at, there = np.asarray(places)[known], there[:, known]
-        axes.plot(at, there.mean(0), color=colour, marker=marker if marked else None, label=name)
-        axes.fill_between(at, there.min(0), there.max(0), color=colour, alpha=0.15, linewidth=0)
+        marker = look.marker if marked else None
+        axes.plot(at, there.mean(0), color=look.colour, linestyle=look.dash, marker=marker, label=label(arm))
+        axes.fill_between(at, there.min(0), there.max(0), color=look.colour, alpha=0.15, linewidth=0)
 
 
 def main() -> None:

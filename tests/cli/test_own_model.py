@@ -37,7 +37,7 @@ def follow(document: str, section: str, folder: Path) -> str:
 )
 def test_the_example_does_what_it_says(tmp_path: Path, document: str, section: str, output: str) -> None:
     printed = follow(document, section, tmp_path)
-    assert "No claim" in printed
+    assert "compare nothing" in printed
     assert (tmp_path / output).is_file(), printed
 
 

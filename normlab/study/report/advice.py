@@ -259,7 +259,7 @@ class _CurveAdvice:
         names = formatting.listed([self._name(norm) for norm in self.analysis.norms if norm in among], "or")
         where = "" if len(open_ones) == len(chosen) else f" at {self._range([choice.value for choice in open_ones])}"
         needed = [choice.seeds_needed for choice in open_ones if choice.seeds_needed]
-        notes = [f"about {max(needed)} seeds would decide"] if len(needed) == len(open_ones) else []
+        notes = [seeds_to_decide(max(needed))] if len(needed) == len(open_ones) else []
         carried_by = sorted({seed for choice in open_ones for seed in self._carried_by(choice)})
         notes += [f"{seeds_alone(carried_by)} that open"] if carried_by else []
         noted = f" ({'; '.join(notes)})" if notes else ""
@@ -360,6 +360,13 @@ class _CurveAdvice:
 def in_sentence(name: str) -> str:
     """Return the name of a norm, quoted where it would read as a negation, like `no norm`."""
     return f"“{name}”" if name.startswith("no ") else name
+
+
+def seeds_to_decide(seeds: int) -> str:
+    """State how many seeds would decide, unless these are more than are worth their time."""
+    if seeds > formatting.WORTHWHILE:
+        return "the difference is too small to matter here"
+    return f"about {seeds} seeds would decide"
 
 
 def _no_claim(analysis: Analysis) -> str:

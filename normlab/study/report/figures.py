@@ -1,14 +1,17 @@
 """The figures of a comparison: no pyplot, no state, the same bytes for the same analysis.
 
 One set of drawing functions gives figures for a page (SVG in its colours), for a paper (SVG, PDF) and for a notebook.
-Text stays text. Every norm has its own colour (Okabe and Ito's, safe for colour-blind eyes) and marker.
+Text stays text, at least 9 pixels high where a figure is as wide as a telephone. Every norm has the colour and marker
+of the registry; further options of the same norm differ in dashes and in the filling of markers.
 """
 
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import sha256
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, TypedDict
@@ -20,15 +23,16 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.transforms import offset_copy
 
+from normlab import norms
 from normlab.study.analysis.estimates import Interval
 from normlab.study.analysis.results import Analysis, CellResult, CurveResult, Line, Numbers, ProblemResult, SeriesResult
-from normlab.study.design.factors import Value
 from normlab.study.design.problem import MEASURED_AT, Metric
 from normlab.study.report import formatting
 
 if TYPE_CHECKING:
-    from matplotlib.typing import RcKeyType
+    from matplotlib.typing import FillStyleType, RcKeyType
 
 INK, FAINT = "#1c2024", "#c8c8ca"
 """Colour of text and rules; the CSS of a page replaces it."""
@@ -36,16 +40,28 @@ INK, FAINT = "#1c2024", "#c8c8ca"
 BESIDE = "#767676"
 """Colour of everything that is no norm, legible on white and on black."""
 
-PALETTE = (INK, "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-MARKERS = "osD^vPX*"
-LINES: tuple[Literal["-", "--", ":"], ...] = ("-", "--", ":")
-_DASHED = (0, (5, 2))
+DODGE = 0.15
+"""Largest distance of a mark from its tick, in distances of neighbouring ticks."""
+
+FEW = 6
+"""Up to so many values stand at equal distances, each with its label."""
+
+WIDTH = 4.8
+"""Width of a figure in inches: at 360 pixels a point is a pixel."""
+
+TEXT, SMALL = 9.5, 9.0
+"""Sizes of text in points."""
+
+_Dash = Literal["-"] | tuple[int, tuple[float, ...]]
+_DASHES: tuple[_Dash, ...] = ("-", (0, (4, 1.6)), (0, (1, 1.3)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+_FILLS: "tuple[FillStyleType, ...]" = ("full", "none", "left", "top", "right")
+_FLAT: _Dash = (0, (9, 3))
 """The line of a norm that the factor does not touch."""
 
 STYLES: "dict[RcKeyType, object]" = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 8.5,
+    "font.size": TEXT,
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
     "text.parse_math": False,
@@ -82,62 +98,137 @@ class Drawing(Figure):
         return to_svg(self)
 
 
+@dataclass(frozen=True)
+class Style:
+    """The look of a norm in a figure.
+
+    Attributes:
+        colour: Colour, as `#rrggbb`.
+        marker: Matplotlib's name of the marker.
+        dash: Dashes of its line.
+        fill: Filling of its markers.
+        group: Id of its marks in an SVG, `norm-` and the number of the norm.
+    """
+
+    colour: str
+    marker: str
+    dash: _Dash
+    fill: "FillStyleType"
+    group: str
+
+    def marks(self, size: float) -> "_Marks":
+        """Return the options of a plot of markers without a line."""
+        hollow = self.fill != "full"
+        edge = size / 5 if hollow else 0.0
+        return {
+            "color": self.colour, "marker": self.marker, "fillstyle": self.fill, "markersize": size,
+            "markeredgewidth": edge, "linestyle": "none", "gid": self.group,
+        }  # fmt: skip
+
+
+class _Marks(TypedDict):
+    color: str
+    marker: str
+    fillstyle: "FillStyleType"
+    markersize: float
+    markeredgewidth: float
+    linestyle: _Dash | Literal["none"]
+    gid: str
+
+
+def styles(names: Sequence[str]) -> dict[str, Style]:
+    """Return the look of norms by their strings: the registry's, with dashes where several have the same."""
+    seen: Counter[tuple[str, str]] = Counter()
+    found: dict[str, Style] = {}
+    for number, name in enumerate(names):
+        look = norms.colour(name), norms.marker(name)
+        turn = seen[look] % len(_DASHES)
+        found[name] = Style(*look, dash=_DASHES[turn], fill=_FILLS[turn], group=f"norm-{number}")
+        seen[look] += 1
+    return found
+
+
 def plot(analysis: Analysis) -> Drawing:
     """Draw error against the factor, a row for every problem and a panel for every curve."""
     rows, columns = len(analysis.problems), max(len(problem.curves) for problem in analysis.problems)
-    with _figure(4.8 * columns, 3.3 * rows + 0.6) as figure:
+    with _figure(WIDTH * columns, 3.3 * rows + 0.6) as figure:
         panels = figure.subplots(rows, columns, squeeze=False)
         for problem, line in zip(analysis.problems, panels, strict=True):
             for axes, curve in zip(line, problem.curves, strict=False):
                 _draw_errors(axes, analysis, problem, curve)
-                axes.set_title(f"{problem.title}, {curve.name}", fontsize=8.5)
+                axes.set_title(f"{problem.title}, {curve.name}", fontsize=TEXT, pad=_above(curve))
             for axes in line[len(problem.curves) :]:
                 axes.set_visible(False)
         cells = analysis.cells
-        _legend(figure, analysis, cells, _flat(cells), _failed(cells), columns=4)
+        _legend(figure, analysis, cells, _flat(cells), columns=4)
     return figure
 
 
-def error_figure(analysis: Analysis, problem: ProblemResult, curve: CurveResult) -> Figure:
-    """Draw error against the factor: every seed's point, means with intervals, failed runs along the top."""
-    with _figure(4.8, 3.6) as figure:
+def error_figure(analysis: Analysis, problem: ProblemResult, curve: CurveResult) -> Figure | None:
+    """Draw error against the factor: every seed's point, means with intervals, failed runs along the top.
+
+    Args:
+        analysis: The analysis.
+        problem: One of its problems.
+        curve: One of the curves of the problem.
+
+    Returns:
+        The figure; `None` without an evaluation run.
+    """
+    if not any(cell.points for cell in curve.cells):
+        return None
+    with _figure(WIDTH, 3.4) as figure:
         _draw_errors(figure.add_subplot(), analysis, problem, curve)
-        _legend(figure, analysis, curve.cells, _flat(curve.cells), _failed(curve.cells))
-    return figure
-
-
-def loss_figure(analysis: Analysis, problem: ProblemResult, curve: CurveResult) -> Figure:
-    """Draw the final training loss against the factor, means with intervals."""
-    with _figure(4.8, 3.0) as figure:
-        axes = figure.add_subplot()
-        for index, cells, places in _rows(analysis, curve):
-            means = [_number(cell.train_loss.mean) for cell in cells]
-            _draw_means(axes, places, means, [cell.train_loss.interval for cell in cells], index, flat=cells[0].flat)
-        _label_factor(axes, curve)
-        axes.set_ylabel("training loss")
-        tops = [cell.train_loss.interval[1] for cell in curve.cells if cell.train_loss.interval]
-        _scale(axes, [*(cell.train_loss.mean for cell in curve.cells), *tops])
         _legend(figure, analysis, curve.cells, _flat(curve.cells))
     return figure
 
 
-def tuning_figure(analysis: Analysis, problem: ProblemResult, curve: CurveResult) -> Figure:
-    """Draw median validation error against the learning rate, a panel a value; basins shaded, chosen rates circled."""
-    columns = min(3, len(curve.values))
-    rows = math.ceil(len(curve.values) / columns)
-    with _figure(4.8, 0.9 + 1.4 * rows, font_size=7.5) as figure:
+def loss_figure(analysis: Analysis, problem: ProblemResult, curve: CurveResult) -> Figure | None:
+    """Draw the final training loss against the factor, means with intervals; `None` without one."""
+    if all(cell.train_loss.mean is None for cell in curve.cells):
+        return None
+    with _figure(WIDTH, 3.0) as figure:
+        axes = figure.add_subplot()
+        for style, cells, places in _rows(analysis, curve):
+            means = [_number(cell.train_loss.mean) for cell in cells]
+            _draw_means(axes, places, means, [cell.train_loss.interval for cell in cells], style, flat=cells[0].flat)
+        _label_factor(axes, curve)
+        axes.set_ylabel("training loss")
+        ends = [end for cell in curve.cells for end in cell.train_loss.interval or ()]
+        _scale(axes, [cell.train_loss.mean for cell in curve.cells], ends)
+        _legend(figure, analysis, curve.cells, _flat(curve.cells))
+    return figure
+
+
+def tuning_figure(analysis: Analysis, problem: ProblemResult, curve: CurveResult) -> Figure | None:
+    """Draw median validation error against the learning rate; basins shaded, chosen rates circled.
+
+    Args:
+        analysis: The analysis.
+        problem: One of its problems.
+        curve: One of the curves of the problem.
+
+    Returns:
+        A figure with a panel for every value that has been tuned; `None` without one.
+    """
+    tuned = [(cell.value, t) for cell in curve.cells for t in cell.tuning if t.error is not None]
+    values = [value for value in curve.values if value in {there for there, _ in tuned}]
+    if not values:
+        return None
+    columns = min(3, len(values))
+    rows = math.ceil(len(values) / columns)
+    with _figure(WIDTH, 0.9 + 1.5 * rows, font_size=SMALL) as figure:
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-        for axes, value in zip(panels, curve.values, strict=False):
-            for index, norm in enumerate(analysis.norms):
-                _draw_tuning(axes, problem.metric, curve.cell(norm, value), index)
-            axes.set_title(f"{curve.factor['name']} {value}".replace("_", " "), fontsize=7.5)
-            axes.set_xlabel("learning rate")
-            axes.label_outer()
-        for axes in panels[len(curve.values) :]:
+        for axes, value in zip(panels, values, strict=False):
+            for norm, style in styles(analysis.norms).items():
+                _draw_tuning(axes, problem.metric, curve.cell(norm, value), style)
+            axes.set_title(f"{curve.factor['name']} {value}".replace("_", " "), fontsize=SMALL)
+        for axes in panels[len(values) :]:
             axes.set_visible(False)
-        _scale(panels[0], [_shown(problem.metric, t.error) for cell in curve.cells for t in cell.tuning])
+        _scale(panels[0], [_shown(problem.metric, t.error) for _, t in tuned])
         _scale_rates(panels[0], [t.learning_rate for cell in curve.cells for t in cell.tuning])
-        figure.supylabel(_with_unit("median validation error", problem.metric), fontsize=7.5)
+        figure.supxlabel("learning rate", fontsize=SMALL)
+        figure.supylabel(_with_unit("median validation error", problem.metric), fontsize=SMALL)
         _legend(figure, analysis, curve.cells)
     return figure
 
@@ -145,17 +236,16 @@ def tuning_figure(analysis: Analysis, problem: ProblemResult, curve: CurveResult
 def series_figure(analysis: Analysis, found: SeriesResult) -> Figure:
     """Draw a series, a line for every norm with a band from the lowest to the highest seed, a panel for every time."""
     series, panels = found.series, _panels(found)
-    with _figure(4.8, 3.0, font_size=7.5) as figure:
+    with _figure(WIDTH, 3.0, font_size=SMALL) as figure:
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        looks = styles(analysis.norms)
         for axes, (title, x, lines) in zip(row, panels, strict=True):
             for norm, line in lines.items():
-                _draw_line(axes, x, line, analysis.norms.index(norm), series.log)
-            axes.set_title(title, fontsize=7.5)
-            axes.set_xlabel(series.x_label if len(series.x) > 1 else "share of training (%)")
+                _draw_line(axes, x, line, looks[norm], analysis.norms.index(norm), series.log)
+            axes.set_title(title, fontsize=SMALL)
             if series.log_x:
-                axes.set_xscale("log")
-                axes.set_xticks(x, [f"{place:g}" for place in x])
-                axes.xaxis.set_minor_locator(NullLocator())
+                _label_decades(axes, x)
+        figure.supxlabel(series.x_label if len(series.x) > 1 else "share of training (%)", fontsize=SMALL)
         row[0].set_ylabel(series.y_label)
         if series.log:
             _scale_decades(row[0])
@@ -174,6 +264,7 @@ def to_svg(figure: Figure) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", buffer.getvalue(), flags=re.DOTALL)
     text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d+\.\d\d)\d+", r"\1", tag[0]), text)
+    text = re.sub(r' (d|x|y)="[^"]*"', lambda at: re.sub(r"(\d+\.\d)\d", r"\1", at[0]), text)
     text = re.sub(r'<g id="\w+"/>|(?<=<g) id="[a-zA-Z.]\w+_\d+"', "", text)  # groups that nothing refers to
     text = re.sub(r"\s*\n\s*", "\n", text)
     return re.sub(r"(<g[^>]*)>\n((?:<use [^>]*/>\n)+)", _shared_style, text)
@@ -203,23 +294,22 @@ def inline(svg: str, name: str, label: str) -> str:
     text = re.sub(r'\bid="(norm-\d+)"', r'class="\1"', text)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
     text = text.replace(INK, "currentColor").replace(FAINT, "var(--rule, #c8c8ca)")
-    for index, color in enumerate(PALETTE[1:], start=1):
-        text = text.replace(color, f"var(--series-{index}, {color})")
     return text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
 
 
-def key(index: int) -> str:
-    """Draw the colour and marker of a norm as a small element for a page."""
+def key(style: Style) -> str:
+    """Draw the line and marker of a norm as a small element for a page."""
     with _figure(0.34, 0.17) as figure:
         axes = figure.add_subplot()
         axes.set_axis_off()
-        axes.plot([0, 1, 2], [0, 0, 0], **_look(index), markevery=[1], linewidth=1.3, ms=5, mew=0)
+        axes.plot([0, 2], [0, 0], color=style.colour, linestyle=style.dash, linewidth=1.3)
+        axes.plot([1], [0], **style.marks(5.5))
         axes.set_xlim(0, 2)
-    return inline(to_svg(figure), f"key-{index}", "").replace('role="img" aria-label=""', 'aria-hidden="true"')
+    return inline(to_svg(figure), f"key-{style.group}", "").replace('role="img" aria-label=""', 'aria-hidden="true"')
 
 
 @contextmanager
-def _figure(width: float, height: float, font_size: float = 8.5) -> Iterator[Drawing]:
+def _figure(width: float, height: float, font_size: float = TEXT) -> Iterator[Drawing]:
     """Make a figure and lay it out once: a permanent layout engine would move elements with every drawing."""
     with rc_context({**STYLES, "font.size": font_size}):
         figure = Drawing(figsize=(width, height))
@@ -237,72 +327,63 @@ def _shared_style(group: re.Match[str]) -> str:
     return f"{head}{style}>\n{markers.replace(style, '')}"
 
 
-class _Look(TypedDict):
-    color: str
-    marker: str
-    linestyle: Literal["-", "--", ":", "none"]
-
-
-def _look(index: int) -> _Look:
-    return {
-        "color": PALETTE[index % len(PALETTE)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": LINES[index // len(PALETTE) % len(LINES)],
-    }
-
-
-def _places(values: Sequence[Value], log: bool) -> list[float]:
-    """Compute positions of factor values on a linear axis: logarithms, values, or 0, 1, 2 for names."""
+def _places(curve: CurveResult) -> list[float]:
+    """Compute positions of factor values: 0, 1, 2 for names and for few values, else numbers or their logarithms."""
+    values = curve.values
     numbers = [value for value in values if isinstance(value, int | float)]
-    if len(numbers) < len(values):
+    if len(values) <= FEW or len(numbers) < len(values):
         return [float(index) for index in range(len(values))]
-    if log and min(numbers) > 0:
+    if curve.factor["log"] and min(numbers) > 0:
         return [math.log2(number) for number in numbers]
     return [float(number) for number in numbers]
 
 
-def _rows(analysis: Analysis, curve: CurveResult) -> Iterator[tuple[int, list[CellResult], list[float]]]:
-    """Yield number, cells and positions of every norm with results, norms side by side around each factor value."""
+def _rows(analysis: Analysis, curve: CurveResult) -> Iterator[tuple[Style, list[CellResult], list[float]]]:
+    """Yield style, cells and positions of every norm with results, norms side by side around each factor value."""
     shown = [norm for norm in analysis.norms if any(curve.cell(norm, value).points for value in curve.values)]
-    places = _places(curve.values, curve.factor["log"])
-    width = 0.6 * min((b - a for a, b in pairwise(sorted(places)) if b > a), default=1.0)
+    places, looks = _places(curve), styles(analysis.norms)
+    width = 2 * DODGE * min((b - a for a, b in pairwise(sorted(places)) if b > a), default=1.0)
     for position, norm in enumerate(shown):
-        shift = width * ((position + 0.5) / len(shown) - 0.5)
-        cells = [curve.cell(norm, value) for value in curve.values]
-        yield analysis.norms.index(norm), cells, [place + shift for place in places]
+        shift = width * (position / max(1, len(shown) - 1) - 0.5) if len(shown) > 1 else 0.0
+        yield looks[norm], [curve.cell(norm, value) for value in curve.values], [place + shift for place in places]
 
 
 def _draw_errors(axes: Axes, analysis: Analysis, problem: ProblemResult, curve: CurveResult) -> None:
-    metric = problem.metric
-    for index, cells, places in _rows(analysis, curve):
+    metric, rows = problem.metric, list(_rows(analysis, curve))
+    for style, cells, places in rows:
         if not cells[0].flat:
-            _draw_points(axes, metric, places, cells, index)
+            _draw_points(axes, metric, places, cells, style)
+    for style, cells, places in rows:
         means = [_number(_shown(metric, cell.error.mean)) for cell in cells]
         intervals = [_shown_interval(metric, cell.error.interval) for cell in cells]
-        _draw_means(axes, places, means, intervals, index, flat=cells[0].flat)
-        _draw_failures(axes, places, cells, index)
+        _draw_means(axes, places, means, intervals, style, flat=cells[0].flat)
+    _draw_failures(axes, curve, rows)
     _draw_shared(axes, problem, curve)
     _label_factor(axes, curve)
     axes.set_ylabel(_with_unit(metric.name, metric))
-    tops = [cell.error.interval[1] for cell in curve.cells if cell.error.interval]
+    ends = [end for cell in curve.cells for end in cell.error.interval or ()]
     errors = [point.error for cell in curve.cells for point in cell.points]
-    _scale(axes, [_shown(metric, error) for error in (*errors, *tops)])
+    _scale(axes, [_shown(metric, error) for error in errors], [_number(_shown(metric, end)) for end in ends])
 
 
 def _draw_shared(axes: Axes, problem: ProblemResult, curve: CurveResult) -> None:
     """Draw named grey lines at shared metrics that are not far above the norms' errors."""
     top = max((_number(_shown(problem.metric, cell.error.mean)) for cell in curve.cells if cell.points), default=0)
-    places = _places(curve.values, curve.factor["log"])
+    places = _places(curve)
+    wide = [places[0] - 0.5, *places[1:-1], places[-1] + 0.5]
     for metric in (metric for metric in problem.side if metric.shared):
         found = [_number(_shown(metric, curve.shared(metric, value).mean)) for value in curve.values]
         if not all(value <= 1.1 * top for value in found):
             continue
-        wide = [places[0] - 0.5, *places[1:-1], places[-1] + 0.5]
         axes.plot(wide, found if len(places) > 1 else found * 2, color=BESIDE, linewidth=0.8, linestyle=":", zorder=1)
-        axes.annotate(metric.name, (wide[0], found[0]), (0, 2), textcoords="offset points", fontsize=6, color=BESIDE)
+        axes.annotate(
+            metric.name, (wide[0], found[0]), (0, 2), textcoords="offset points", fontsize=SMALL, color=BESIDE
+        )
 
 
-def _draw_points(axes: Axes, metric: Metric, places: Sequence[float], cells: Sequence[CellResult], index: int) -> None:
+def _draw_points(
+    axes: Axes, metric: Metric, places: Sequence[float], cells: Sequence[CellResult], style: Style
+) -> None:
     """Draw every seed as a point."""
     points = [
         (place, _shown(metric, point.error))
@@ -311,8 +392,7 @@ def _draw_points(axes: Axes, metric: Metric, places: Sequence[float], cells: Seq
         if point.error is not None
     ]
     if points:
-        look: _Look = {**_look(index), "linestyle": "none"}
-        axes.plot(*zip(*points, strict=True), **look, ms=2.6, mew=0, alpha=0.45, gid=f"norm-{index}")
+        axes.plot(*zip(*points, strict=True), **style.marks(2.6), alpha=0.4)
 
 
 def _draw_means(
@@ -320,50 +400,71 @@ def _draw_means(
     places: Sequence[float],
     means: Sequence[float],
     intervals: Sequence[Interval | None],
-    index: int,
+    style: Style,
     *,
     flat: bool,
 ) -> None:
     """Draw means joined by a line, with intervals; a flat reference as a line with a band across the axes."""
-    look, gid = _look(index), f"norm-{index}"
+    colour, group = style.colour, style.group
     if flat:
         if math.isfinite(means[0]):
-            axes.axhline(means[0], color=look["color"], linestyle=_DASHED, linewidth=0.9, gid=gid)
-            middle = axes.get_yaxis_transform()
-            spot = 0.06 + 0.88 * (index + 0.5) / 8
-            axes.plot([spot], [means[0]], look["marker"], color=look["color"], ms=4.2, mew=0, transform=middle, gid=gid)
+            axes.axhline(means[0], color=colour, linestyle=_FLAT, linewidth=0.9, gid=group)
+            axes.plot(places[:1], means[:1], **style.marks(4.6))
         if intervals[0]:
-            axes.axhspan(*intervals[0], color=look["color"], alpha=0.07, linewidth=0, gid=gid)
+            axes.axhspan(*intervals[0], color=colour, alpha=0.07, linewidth=0, gid=group)
         return
     for place, ends in zip(places, intervals, strict=True):
         if ends:
-            axes.vlines(place, max(0.0, ends[0]), ends[1], colors=look["color"], linewidth=1.1, gid=gid)
-    axes.plot(places, means, **look, linewidth=1.1, ms=4.2, mew=0, gid=gid)
+            axes.vlines(place, max(0.0, ends[0]), ends[1], colors=colour, linewidth=1.1, gid=group)
+    axes.plot(places, means, color=colour, linestyle=style.dash, linewidth=1.1, gid=group)
+    axes.plot(places, means, **style.marks(4.6))
 
 
-def _draw_failures(axes: Axes, places: Sequence[float], cells: Sequence[CellResult], index: int) -> None:
-    color, top, gid = _look(index)["color"], axes.get_xaxis_transform(), f"norm-{index}"
-    for place, cell in zip(places, cells[:1] if cells[0].flat else cells, strict=False):
-        if cell.failures.k:
-            text = f"{cell.failures.k}/{cell.failures.n}"
-            axes.plot([place], [1.03], "x", color=color, ms=4.5, mew=1.3, transform=top, clip_on=False, gid=gid)
-            axes.text(place, 1.06, text, color=color, transform=top, ha="center", fontsize=7.5, gid=gid)
+def _draw_failures(
+    axes: Axes, curve: CurveResult, rows: Sequence[tuple[Style, Sequence[CellResult], Sequence[float]]]
+) -> None:
+    """Write `2/10 failed` above the axes, a line for every norm of which runs failed, with its marker."""
+    lines: Counter[float] = Counter()
+    for style, cells, _ in rows:
+        for place, cell in zip(_places(curve), cells[:1] if cells[0].flat else cells, strict=False):
+            if not cell.failures.k:
+                continue
+            above = 7 + 11 * lines[place]
+            lines[place] += 1
+            at = offset_copy(axes.get_xaxis_transform(), axes.get_figure(root=True), -7, above, units="points")
+            axes.plot([place], [1], transform=at, clip_on=False, **style.marks(4.6))
+            text = (
+                f"{cell.failures.k}/{cell.failures.n} failed"
+                if len(curve.values) <= 4
+                else (f"{cell.failures.k}/{cell.failures.n}")
+            )
+            axes.annotate(
+                text, (place, 1), (-2, above), xycoords=axes.get_xaxis_transform(), textcoords="offset points",
+                fontsize=SMALL, va="center", annotation_clip=False, gid=style.group,
+            )  # fmt: skip
 
 
-def _draw_tuning(axes: Axes, metric: Metric, cell: CellResult, index: int) -> None:
+def _above(curve: CurveResult) -> float:
+    """Return the height in points of the lines above the axes."""
+    failing = Counter(cell.value for cell in curve.cells if cell.failures.k)
+    return 6.0 + 11 * max(failing.values(), default=0)
+
+
+def _draw_tuning(axes: Axes, metric: Metric, cell: CellResult, style: Style) -> None:
     """Draw a learning-rate curve, thick within its basin, the chosen rate circled."""
-    look, gid = _look(index), f"norm-{index}"
     points = [(t.learning_rate, _number(_shown(metric, t.error))) for t in cell.tuning]
     if not points:
         return
-    axes.plot(*zip(*points, strict=True), **look, linewidth=0.9, ms=2.8, mew=0, gid=gid)
+    colour, group = style.colour, style.group
+    axes.plot(*zip(*points, strict=True), color=colour, linestyle=style.dash, linewidth=0.9, gid=group)
+    axes.plot(*zip(*points, strict=True), **style.marks(3))
     if cell.basin:
         within = [point for point in points if cell.basin.low <= point[0] <= cell.basin.high]
-        line = {"linewidth": 5, "alpha": 0.25, "solid_capstyle": "round", "gid": gid}
-        axes.plot(*zip(*within, strict=True), color=look["color"], **line)
+        line = {"linewidth": 5, "alpha": 0.25, "solid_capstyle": "round", "gid": group}
+        axes.plot(*zip(*within, strict=True), color=colour, **line)
     chosen = [point for point in points if point[0] == cell.learning_rate]
     if chosen:
-        axes.plot(*zip(*chosen, strict=True), "o", ms=6.5, mfc="none", mec=look["color"], mew=0.9, gid=gid)
+        axes.plot(*zip(*chosen, strict=True), "o", ms=6.5, mfc="none", mec=colour, mew=0.9, gid=group)
 
 
 def _panels(found: SeriesResult) -> list[tuple[str, Sequence[float], dict[str, Line]]]:
@@ -383,32 +484,52 @@ def _along(lines: Sequence[Line]) -> Line:
     return Line(middle=middle, low=low, high=high, seeds=lines[0].seeds)
 
 
-def _draw_line(axes: Axes, x: Sequence[float], line: Line, index: int, log: bool) -> None:
-    def there(numbers: Numbers) -> list[float]:
-        return [math.nan if y is None or (log and y <= 0) else y for y in numbers]
+def _draw_line(axes: Axes, x: Sequence[float], line: Line, style: Style, number: int, log: bool) -> None:
+    def there(values: Numbers) -> list[float]:
+        return [math.nan if y is None or (log and y <= 0) else y for y in values]
 
-    look, gid, few = _look(index), f"norm-{index}", max(1, len(x) // 6)
-    axes.fill_between(x, there(line.low), there(line.high), color=look["color"], alpha=0.1, linewidth=0, gid=gid)
-    axes.plot(x, there(line.middle), **look, markevery=(index % few, few), linewidth=1.1, ms=3.6, mew=0, gid=gid)
+    colour, group, few = style.colour, style.group, max(1, len(x) // 6)
+    axes.fill_between(x, there(line.low), there(line.high), color=colour, alpha=0.1, linewidth=0, gid=group)
+    axes.plot(x, there(line.middle), color=colour, linestyle=style.dash, linewidth=1.1, gid=group)
+    axes.plot(x, there(line.middle), **style.marks(3.8), markevery=(number % few, few))
 
 
 def _label_factor(axes: Axes, curve: CurveResult) -> None:
-    places = _places(curve.values, curve.factor["log"])
+    places = _places(curve)
     axes.set_xticks(places, [str(value) for value in curve.values])
     axes.grid(visible=False, axis="x")
     axes.set_xlabel(curve.factor["label"])
+    if len(places) > 1:
+        margin = 0.4 * (places[-1] - places[0]) / (len(places) - 1)
+        axes.set_xlim(min(places) - margin, max(places) + margin)
 
 
-def _scale(axes: Axes, numbers: Sequence[float | None]) -> None:
-    """Use a logarithmic axis where numbers span more than a factor of six, to distinguish small ones."""
+def _label_decades(axes: Axes, x: Sequence[float]) -> None:
+    """Use a logarithmic axis with at most three labels, the first, the middle and the last place."""
+    axes.set_xscale("log")
+    places = sorted({x[0], x[len(x) // 2], x[-1]})
+    axes.set_xticks(places, [f"{place:g}" for place in places])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _scale(axes: Axes, numbers: Sequence[float | None], ends: Sequence[float] = ()) -> None:
+    """Use a logarithmic axis where numbers span more than a factor of six, to distinguish small ones.
+
+    Args:
+        axes: The axes.
+        numbers: What is drawn.
+        ends: Ends of intervals, which are on the axis but do not decide its kind.
+    """
     there = [number for number in numbers if number is not None and math.isfinite(number)]
     if not there or min(there) <= 0 or max(there) < 6 * min(there):
         if not there or min(there) >= 0:
             axes.set_ylim(bottom=0)
         return
-    wide = max(there) > 1000 * min(there)
+    bottom, top = min(there), max(there)
+    low = min((end for end in ends if bottom / 3 <= end), default=bottom)
     axes.set_yscale("log")
-    axes.set_ylim(0.85 * min(there), 1.15 * max(there))
+    axes.set_ylim(0.85 * min(bottom, low), 1.15 * max(top, *ends, top))
+    wide = top > 1000 * bottom
     axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -437,36 +558,34 @@ def _legend(
     figure: Figure, analysis: Analysis, cells: Sequence[CellResult], *signs: tuple[bool, Line2D], columns: int = 3
 ) -> None:
     """Draw the legend: the norms that were tried, then the signs that occur."""
-    norms = [index for index, norm in enumerate(analysis.norms) if any(c.norm == norm and c.tuning for c in cells)]
-    marks = [
-        Line2D([], [], **_look(index), lw=1.1, ms=4.2, mew=0, label=analysis.names[analysis.norms[index]])
-        for index in norms
-    ]
+    looks = styles(analysis.norms)
+    shown = [norm for norm in analysis.norms if any(cell.norm == norm and cell.tuning for cell in cells)]
+    marks = [_key(looks[norm], analysis.names[norm]) for norm in shown]
     handles = [*marks, *(sign for there, sign in signs if there)]
     if not handles:
         return
     longest = max((len(str(mark.get_label())) for mark in marks), default=0)
-    columns = max(1, min(columns, int(figure.get_figwidth() / (0.55 + longest / 17))))  # inches; 17 letters in each
+    columns = max(1, min(columns, int(figure.get_figwidth() / (0.55 + longest / 15))))  # inches; 15 letters in each
     lines = -(-len(handles) // columns)
-    figure.set_figheight(figure.get_figheight() + 0.17 * max(0, lines - 3))  # what is drawn keeps its height
+    figure.set_figheight(figure.get_figheight() + 0.19 * max(0, lines - 3))  # what is drawn keeps its height
     legend = figure.legend(
-        handles=handles, loc="outside lower center", ncols=columns, columnspacing=1.4, handlelength=1.8
+        handles=handles, loc="outside lower center", ncols=columns, columnspacing=1.4, handlelength=2.4
     )
-    for index, mark, text in zip(norms, legend.legend_handles, legend.get_texts(), strict=False):
-        text.set_gid(f"norm-{index}")
+    for norm, mark, text in zip(shown, legend.legend_handles, legend.get_texts(), strict=False):
+        text.set_gid(looks[norm].group)
         if mark:
-            mark.set_gid(f"norm-{index}")
+            mark.set_gid(looks[norm].group)
 
 
-def _failed(cells: Sequence[CellResult]) -> tuple[bool, Line2D]:
-    """Return whether there are failed runs, and their sign."""
-    sign = Line2D([], [], color=INK, marker="x", linestyle="none", ms=4.5, mew=1.3, label="failed runs")
-    return any(cell.failures.k for cell in cells), sign
+def _key(style: Style, label: str) -> Line2D:
+    """Make a line with a marker for a legend."""
+    marks = {**style.marks(4.6), "linestyle": style.dash}
+    return Line2D([], [], **marks, linewidth=1.1, label=label)
 
 
 def _flat(cells: Sequence[CellResult]) -> tuple[bool, Line2D]:
     """Return whether there are flat references, and their sign."""
-    sign = Line2D([], [], color=INK, linestyle=_DASHED, lw=0.9, label="flat reference")
+    sign = Line2D([], [], color=INK, linestyle=_FLAT, lw=0.9, label="flat reference")
     return any(cell.flat and cell.points for cell in cells), sign
 
 

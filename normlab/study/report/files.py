@@ -95,7 +95,7 @@ def describe(
 
 
 def figure_files(analysis: Analysis) -> dict[tuple[str, str, str], Figure]:
-    """Draw the figures by problem, curve and kind."""
+    """Draw the figures that are not empty by problem, curve and kind."""
     from normlab.study.report import figures  # loads matplotlib
 
     kinds = {"error": figures.error_figure, "loss": figures.loss_figure, "tuning": figures.tuning_figure}
@@ -103,7 +103,8 @@ def figure_files(analysis: Analysis) -> dict[tuple[str, str, str], Figure]:
     for stem, problem, curve in _stems(analysis):
         for kind, draw in kinds.items():
             label = f"{_ABOUT[kind]}: {problem.title}, {curve.title}"
-            found[problem.name, curve.name, kind] = _figure(draw(analysis, problem, curve), f"{kind}-{stem}", label)
+            if drawing := draw(analysis, problem, curve):
+                found[problem.name, curve.name, kind] = _figure(drawing, f"{kind}-{stem}", label)
     return found
 
 
@@ -143,11 +144,11 @@ def _figure(drawing: "Drawing", name: str, label: str) -> Figure:
     )
 
 
-def norm_keys(analysis: Analysis) -> list[str]:
-    """Draw the colour and marker of every norm."""
+def norm_keys(analysis: Analysis) -> dict[str, str]:
+    """Draw the line and marker of every norm."""
     from normlab.study.report import figures  # loads matplotlib
 
-    return [Markup(figures.key(index)) for index in range(len(analysis.norms))]
+    return {norm: Markup(figures.key(style)) for norm, style in figures.styles(analysis.norms).items()}
 
 
 def data_files(

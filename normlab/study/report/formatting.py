@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from normlab.study.analysis.estimates import Difference, Interval
     from normlab.study.design.problem import Metric
 
+WORTHWHILE = 200
+"""Most seeds that are worth their time: a difference that takes more to show is too small to matter."""
+
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 
@@ -126,6 +129,11 @@ def size(count: float | None) -> str:
 def count(n: int, word: str) -> str:
     """Format a number of things, e.g. `1 seed` or `5 seeds`."""
     return f"{n} {word}" if n == 1 else f"{n} {word}s"
+
+
+def seeds_needed(n: int | None) -> str:
+    """Format a number of seeds, `many` where more are not worth their time."""
+    return DASH if n is None else str(n) if n <= WORTHWHILE else "many"
 
 
 def listed(texts: Sequence[str], last: str = "and") -> str:

@@ -17,7 +17,7 @@ from normlab.study.design.factors import Value
 from normlab.study.report import formatting
 from normlab.study.report.advice import in_sentence
 
-__all__ = ["headline", "headlines"]
+__all__ = ["headline", "headlines", "preface", "where"]
 
 _MOST_ITEMS = 3
 """Items of the first sentence; the table has the rest."""
@@ -30,32 +30,48 @@ def headlines(analysis: Analysis) -> tuple[str, ...]:
         analysis: The analysis.
 
     Returns:
-        A text for every problem and advising curve, and before them one on missing runs; one text alone where the tier
-        makes no claims, no curve advises, or nothing has been evaluated.
+        `preface` unless it is empty, and `headline` for every problem and advising curve, with the name of the problem
+        where there are several.
     """
+    texts = [
+        (_title(problem, curve), text)
+        for problem in analysis.problems
+        for curve in problem.curves
+        if (text := headline(analysis, problem, curve))
+    ]
+    said = [f"{title}: {text}" if len(texts) > 1 else text for title, text in texts]
+    return tuple(filter(None, (preface(analysis), *said)))
+
+
+def preface(analysis: Analysis) -> str:
+    """Write the limits of the whole comparison: no claims, no advice, missing runs; empty without any."""
+    missing, planned = analysis.counts["missing"], analysis.counts["planned"]
     if not analysis.claims:
-        return (_no_claims(analysis),)
-    if not any(cell.failures.n for cell in analysis.cells):
-        missing, planned = analysis.counts["missing"], analysis.counts["planned"]
-        return (f"Unfinished: nothing has been evaluated yet, {missing} of {planned} runs are missing.",)
-    advising = [(problem, curve) for problem in analysis.problems for curve in problem.curves if curve.advises]
-    if not advising:
-        return ("These curves show causes and not which norm to use; the tables have the differences.",)
-    texts = [headline(analysis, problem, curve) for problem, curve in advising]
-    if len(texts) > 1:
-        titles = [_title(problem, curve) for problem, curve in advising]
-        texts = [f"{title}: {text}" for title, text in zip(titles, texts, strict=True)]
-    return (*_missing(analysis), *texts)
+        seeds = formatting.count(analysis.seeds, "seed")
+        return (
+            f"Tier `{analysis.tier}` shows whether everything runs; {seeds} per configuration compare nothing. "
+            "For a first answer, run the same command with `--tier quick`."
+        )
+    if not _evaluated(analysis):
+        return f"Unfinished: nothing has been evaluated yet, {missing} of {planned} runs are still missing."
+    if not any(curve.advises for problem in analysis.problems for curve in problem.curves):
+        return "These curves show causes and not which norm to use; the tables have the differences."
+    return f"Unfinished: {missing} of {planned} runs are still missing." if missing else ""
 
 
 def headline(analysis: Analysis, problem: ProblemResult, curve: CurveResult) -> str:
-    """Write the answer of one advising curve in one or two sentences, without the name of the problem.
+    """Write the answer of one curve in one or two sentences, without the name of the problem.
 
     Args:
-        analysis: An analysis that makes claims.
+        analysis: The analysis.
         problem: One of its problems.
         curve: One of the curves of the problem.
+
+    Returns:
+        The sentences; empty where there is no answer: see `preface`.
     """
+    if not (analysis.claims and curve.advises and _evaluated(analysis)):
+        return ""
     if problem.same_for_all_norms:
         return "All norms gave identical runs; does the model use its norm?"
     columns = [_Column(curve, standing, analysis.baseline) for standing in curve.standings]
@@ -260,17 +276,8 @@ def where(curve: CurveResult, values: Sequence[Value], *, short: bool = False) -
     return f"with {listed} {name}" if plural else f"at {name} {listed}"
 
 
-def _no_claims(analysis: Analysis) -> str:
-    seeds = formatting.count(analysis.seeds, "seed")
-    return (
-        f"Tier `{analysis.tier}` shows whether everything runs; {seeds} per configuration compare nothing. "
-        "For a first answer, run the same command with `--tier quick`."
-    )
-
-
-def _missing(analysis: Analysis) -> tuple[str, ...]:
-    missing, planned = analysis.counts["missing"], analysis.counts["planned"]
-    return (f"Unfinished: {missing} of {planned} runs are still missing.",) if missing else ()
+def _evaluated(analysis: Analysis) -> bool:
+    return any(cell.failures.n for cell in analysis.cells)
 
 
 def _title(problem: ProblemResult, curve: CurveResult) -> str:

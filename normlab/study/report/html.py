@@ -4,6 +4,7 @@ What else shows a result is here by name: the table of the terminal, and the row
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
@@ -16,17 +17,18 @@ from normlab.study.design.comparison import Comparison, Settings
 from normlab.study.design.factors import Value
 from normlab.study.design.records import FAILURES, RunIdentity
 from normlab.study.design.request import to_toml
-from normlab.study.report import advice, formatting
+from normlab.study.report import advice, formatting, headline
 from normlab.study.report.advice import Choice, Recommendation
 from normlab.study.report.files import configurations, data_files, figure_files, latex_files, norm_keys, series_files
-from normlab.study.report.tables import rows
+from normlab.study.report.tables import not_run, rows
 from normlab.study.report.terminal import print_table, table_text
 from normlab.study.worker.store import write_whole
 
-__all__ = ["print_table", "table_text", "rows", "write_html"]
+__all__ = ["print_table", "prose", "rows", "table_text", "write_html"]
 
 if TYPE_CHECKING:
     from jinja2 import Template
+    from markupsafe import Markup
 
 
 def write_html(
@@ -68,6 +70,8 @@ def write_html(
         comparison=comparison,
         settings=settings,
         tier=comparison.tiers[settings.tier],
+        preface=headline.preface(analysis),
+        said={(p.name, c.name): headline.headline(analysis, p, c) for p in analysis.problems for c in p.curves},
         recommendation=recommendation or advice.recommend(analysis),
         data=data,
         latex=latex,
@@ -78,7 +82,7 @@ def write_html(
         moves=any(cost.moved is not None for cost in analysis.costs),
         costs={(cost.problem, cost.curve, cost.norm, cost.value): cost for cost in analysis.costs},
         statuses=_statuses(analysis),
-        invalid=_invalid(analysis),
+        not_run=not_run(analysis),
         norm_settings=_norm_settings(analysis),
         unseen_failure_rate=wilson(0, settings.seeds, analysis.level)[1],
         environment=list(_flat(identity)),
@@ -101,8 +105,9 @@ def _template() -> "Template":
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    own = (_reasons, _basin_width, _basin_ends, _factor, _grown, _sure, _pair, _rates, _at_rate)
+    own = (_reasons, _basin_width, _basin_ends, _factor, _grown, _sure, _pair, _rates, _at_rate, _runnable, _short)
     environment.filters.update({function.__name__.removeprefix("_"): function for function in own})
+    environment.filters["prose"] = prose
     style, script = Markup(_asset("report.css")), Markup(_asset("report.js"))
     environment.globals.update(formatting=formatting, style=style, script=script, step_times=advice.STEP_TIMES)
     environment.globals.update(cautious=CAUTIOUS, runs_to_see=runs_to_see)
@@ -116,6 +121,24 @@ def _of_problems(about: Mapping[str, str]) -> dict[str, str]:
 
 def _asset(name: str) -> str:
     return resources.files("normlab.study.report").joinpath(name).read_text("utf-8")
+
+
+def prose(text: str) -> "Markup":
+    """Escape text for a page, with what stands between backticks as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))).replace("`", ""))
+
+
+def _short(text: str) -> str:
+    """Abbreviate hashes to twelve digits; the settings, which can be downloaded, have all of them."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b", r"\1…", text)
+
+
+def _runnable(curve: CurveResult, norms: Iterable[str]) -> list[str]:
+    """List the norms that can be run at one value of a curve or more."""
+    there = {cell.norm for cell in curve.cells if not cell.invalid}
+    return [norm for norm in norms if norm in there]
 
 
 def _factor(curve: CurveResult) -> str:
@@ -164,7 +187,7 @@ def _sure(choice: Choice, names: Mapping[str, str]) -> str:
         return choice.reason
     if choice.sure:
         return "yes"
-    seeds = f"; about {choice.seeds_needed} seeds would decide" if choice.seeds_needed else ""
+    seeds = f"; {advice.seeds_to_decide(choice.seeds_needed)}" if choice.seeds_needed else ""
     if not choice.undecided:
         return f"for now; {choice.seeds_needed} seeds would be sure"
     others = formatting.listed([advice.in_sentence(names[norm]) for norm in choice.undecided], "or")
@@ -179,17 +202,6 @@ def _reasons(points: Iterable[Point]) -> str:
             why = ": ".join(part for part in (point.status, point.reason.rstrip(".")) if part)
             seeds.setdefault(why, []).append(str(point.seed))
     return "; ".join(f"{why} ({'seed' if len(s) == 1 else 'seeds'} {', '.join(s)})" for why, s in seeds.items())
-
-
-def _invalid(analysis: Analysis) -> list[tuple[str, str]]:
-    """List the norms that cannot be run on a problem, with reasons."""
-    found = {
-        (f"{analysis.names[cell.norm]} on {problem.title}", cell.invalid): None
-        for problem in analysis.problems
-        for cell in problem.cells
-        if cell.invalid
-    }
-    return list(found)
 
 
 def _statuses(analysis: Analysis) -> dict[str, Counter[str]]:

@@ -7,8 +7,9 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from normlab.study.analysis.results import Analysis
-from normlab.study.report import figures, formatting
+from normlab.study.report import figures, formatting, html
 from normlab.study.report.headline import headlines
+from normlab.study.report.tables import not_run
 
 __all__ = ["Table", "result_html", "table_html"]
 
@@ -43,13 +44,14 @@ def table_html(analysis: Analysis) -> str:
 
 def _html(analysis: Analysis, sentences: Sequence[str] = (), figure: str = "") -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["prose"] = html.prose
     text = resources.files("normlab.study.report").joinpath("notebook.html.jinja").read_text("utf-8")
     return environment.from_string(text).render(
         analysis=analysis,
         sentences=sentences,
         figure=Markup(figure),
         formatting=formatting,
-        legend=". ".join(_legend(analysis)) + ".",
+        notes=[". ".join(_legend(analysis)) + ".", *not_run(analysis)],
     )
 
 

@@ -45,6 +45,21 @@ def rows(analysis: Analysis) -> list[dict[str, object]]:
     return [_row(cell, cost) for cell, cost in zip(analysis.cells, analysis.costs, strict=True)]
 
 
+def not_run(analysis: Analysis) -> list[str]:
+    """Write `Not run: instance norm on MLP 100-100.`, a line for every reason, of which the first sentence follows."""
+    found: dict[str, dict[str, dict[str, None]]] = {}
+    for problem in analysis.problems:
+        for cell in problem.cells:
+            if cell.invalid:
+                reason = re.split(r"(?<=[.!?])\s", cell.invalid)[0].rstrip(".")
+                found.setdefault(reason, {}).setdefault(analysis.names[cell.norm], {})[problem.title] = None
+    return [
+        f"Not run: {'; '.join(f'{name} on {formatting.listed(list(titles))}' for name, titles in where.items())}. "
+        f"{reason}."
+        for reason, where in found.items()
+    ]
+
+
 def run_rows(analysis: Analysis) -> list[dict[str, object]]:
     """Return a dictionary for every planned run; numbers have nine digits, enough for float32."""
     return [_run_row(run) for run in analysis.runs]

@@ -1,4 +1,4 @@
-"""Results on a terminal: a table for each problem and curve, and the recommendation at the end."""
+"""Results on a terminal: a table for each problem and curve, the headlines, and the lowest error at each value."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -7,13 +7,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from normlab.study.analysis.estimates import BETTER, WORSE
+from normlab.study.analysis.estimates import BETTER, WORSE, Estimate
 from normlab.study.analysis.results import Analysis, CellResult, CurveResult, ProblemResult
 from normlab.study.design.factors import Value
 from normlab.study.design.problem import Metric
 from normlab.study.report import advice, formatting
 from normlab.study.report.advice import Choice, Recommendation
-from normlab.study.report.tables import MARKS
+from normlab.study.report.headline import headlines
+from normlab.study.report.tables import MARKS, not_run
 
 COLOURS = {BETTER: "green", WORSE: "red"}
 EDGE = "^"
@@ -22,7 +23,7 @@ _CELL_WIDTH = 12
 
 
 def print_table(analysis: Analysis, console: Console, recommendation: Recommendation | None = None) -> None:
-    """Print errors, failures and verdicts, a table for each problem and curve, then the recommendation.
+    """Print errors, failures and verdicts, a table for each problem and curve, headlines and recommendations.
 
     Args:
         analysis: The analysis.
@@ -55,10 +56,14 @@ class _Printer:
         for line in self._legend():
             self._line(line, style="dim")
         self._line()
-        self._line(self._plain(str(self.recommendation)))
+        for sentence in headlines(self.analysis):
+            self._line(self._plain(sentence))
         if self.recommendation.choices:
             self._line()
             self.console.print(self._choices())
+            self._line(self._plain(advice.STEP_TIMES), style="dim")
+        for sentence in not_run(self.analysis):
+            self._line(self._plain(sentence), style="dim")
 
     def _line(self, text: str = "", style: str = "") -> None:
         self.console.print(text, markup=False, highlight=False, style=style)
@@ -69,7 +74,7 @@ class _Printer:
         self._line(f"{problem.title}, {curve.name}: {problem.metric.name}{f' in {unit}' if unit else ''}", style="bold")
         self._line(curve.title, style="dim")
         for values in self._chunks(curve):
-            self.console.print(self._table(problem.metric, curve, values))
+            self.console.print(self._table(problem, curve, values))
 
     def _chunks(self, curve: CurveResult) -> Iterator[Sequence[Value]]:
         """Split factor values into groups that fit the width."""
@@ -78,14 +83,27 @@ class _Printer:
         for start in range(0, len(curve.values), size):
             yield curve.values[start : start + size]
 
-    def _table(self, metric: Metric, curve: CurveResult, values: Sequence[Value]) -> Table:
+    def _table(self, problem: ProblemResult, curve: CurveResult, values: Sequence[Value]) -> Table:
         table = _table(str(curve.factor["name"]).replace("_", " "))
         for value in values:
             table.add_column(Text(str(value)), justify="right", min_width=_CELL_WIDTH, overflow="fold")
         for norm in self.analysis.norms:
-            cells = [self._cell(metric, curve.cell(norm, value)) for value in values]
+            column = [curve.cell(norm, value) for value in curve.values]
+            if all(cell.invalid for cell in column):
+                continue
+            cells = [self._cell(problem.metric, curve.cell(norm, value)) for value in values]
             table.add_row(Text(norm, style="bold" if norm == self.analysis.baseline else ""), *cells)
+        for metric in problem.side:
+            if metric.shared:
+                cells = [self._estimate(metric, curve.shared(metric, value)) for value in values]
+                table.add_row(Text(metric.name), *cells, style="dim")
         return table
+
+    def _estimate(self, metric: Metric, estimate: Estimate) -> Text:
+        """Write `17.9 ±2.1  `, a baseline without a norm."""
+        half = formatting.half(metric, estimate.interval)
+        mean = self._plain(formatting.value(metric, estimate.mean))
+        return Text(f"{mean}{f' {self.plus_minus}{half}' if half else ''}  ")
 
     def _cell(self, metric: Metric, cell: CellResult) -> Text:
         """Write `17.9 ±2.1 -^`, with `2/5 failed` below where runs failed."""
@@ -108,25 +126,22 @@ class _Printer:
     def _legend(self) -> Iterator[str]:
         analysis = self.analysis
         level = formatting.percent(analysis.level, 0)
-        yield f"{self.plus_minus} half of the {level} % interval over {formatting.count(analysis.seeds, 'seed')}"
+        seeds = formatting.count(analysis.seeds, "seed")
+        few = "; verdicts from fewer than 10 are a first look" if analysis.exploratory and analysis.claims else ""
+        yield f"{self.plus_minus} half of the {level} % interval over {seeds}{few}"
         if analysis.claims:
             marks = ", ".join(f"{mark} {verdict}" for verdict, mark in MARKS.items())
             margins = dict.fromkeys(formatting.points(problem.metric, problem.margin) for problem in analysis.problems)
             yield f"against {analysis.baseline}, margin {' or '.join(margins)}: {marks}"
         if any(cell.edge for cell in analysis.cells):
             yield f"{EDGE} chosen learning rate is at the edge of the grid"
-        for problem in analysis.problems:
-            invalid = {
-                f"{cell.norm} on {problem.title}: {cell.invalid}": None for cell in problem.cells if cell.invalid
-            }
-            yield from invalid
         if analysis.baseline_note:
             yield analysis.baseline_note
 
     def _choices(self) -> Table:
         table = _table("")
-        for name in ("use", "error", "sure", "step", "vs baseline"):
-            left = name in ("use", "sure")
+        for name in ("lowest", "error", "sure", "step", "vs baseline"):
+            left = name in ("lowest", "sure")
             table.add_column(name, justify="left" if left else "right", overflow="fold")
         problems = {problem.name: problem for problem in self.analysis.problems}
         for choice in self.recommendation.choices:
@@ -146,7 +161,8 @@ class _Printer:
             return "yes" if choice.sure else "no"
         if not choice.undecided:
             return f"for now; {choice.seeds_needed} seeds"
-        seeds = f", {choice.seeds_needed} seeds" if choice.seeds_needed else ""
+        worthwhile = choice.seeds_needed and choice.seeds_needed <= formatting.WORTHWHILE
+        seeds = f", {choice.seeds_needed} seeds" if worthwhile else ""
         return f"or {', '.join(choice.undecided)}?{seeds}"
 
     def _plain(self, text: str) -> str:
