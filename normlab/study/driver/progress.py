@@ -1,4 +1,4 @@
-"""Progress of a comparison: a line for each finished configuration, and a bar on a terminal and in a notebook."""
+"""Progress of a comparison: a bar on a terminal, and a line for each finished configuration everywhere."""
 
 import statistics
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -46,7 +46,7 @@ class Display:
         self._describe()
 
     def __enter__(self) -> Self:
-        """Show the bar, on a terminal or in a notebook."""
+        """Show the bar, on a terminal."""
         self._bar.start()
         return self
 

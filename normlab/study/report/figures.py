@@ -92,7 +92,8 @@ class Drawing(Figure):
         """Write the figure in the colours of the page; ids from its content never clash with those of another."""
         svg = to_svg(self)
         label = "; ".join(filter(None, (axes.get_title() for axes in self.axes)))
-        return inline(svg, f"figure-{sha256(svg.encode()).hexdigest()[:8]}", label)
+        drawn = inline(svg, f"figure-{sha256(svg.encode()).hexdigest()[:8]}", label)
+        return f'<div style="--rule: rgba(128, 128, 128, 0.4)">{drawn}</div>'
 
     def _repr_svg_(self) -> str:
         return to_svg(self)
