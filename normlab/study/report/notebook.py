@@ -33,8 +33,9 @@ class Table(str):
 
 
 def result_html(analysis: Analysis) -> str:
-    """Write the headlines, the figure and the tables."""
-    return _html(analysis, headlines(analysis), figures.plot(analysis)._repr_html_())
+    """Write the headlines, the tables, and between them the figure where there is something to draw."""
+    drawn = any(cell.points for cell in analysis.cells)
+    return _html(analysis, headlines(analysis), figures.plot(analysis)._repr_html_() if drawn else "")
 
 
 def table_html(analysis: Analysis) -> str:

@@ -9,6 +9,7 @@ from markupsafe import escape
 
 from normlab.study.analysis.analyse import analyse
 from normlab.study.analysis.results import Analysis
+from normlab.study.design.records import TUNE
 from normlab.study.report import figures, notebook
 from normlab.study.report.headline import headlines
 from tests.support.synthetic import NORMS, VALUES, a_comparison, problems, simulate, some_settings
@@ -88,3 +89,13 @@ def test_cells_without_runs_are_to_come() -> None:
     records = [r for r in simulate(comparison, settings) if r.run.configuration.norm != "layer"]
     html = notebook.table_html(analyse(comparison, settings, records))
     assert set(cells(html, "layer norm")) == {"to come"}
+
+
+def test_there_is_no_figure_before_the_first_evaluation() -> None:
+    comparison = a_comparison()
+    settings = some_settings(comparison)
+    tuned = [record for record in simulate(comparison, settings) if record.run.stage == TUNE]
+    html = notebook.result_html(analyse(comparison, settings, tuned))
+    assert "Unfinished: nothing has been evaluated yet" in html
+    assert "<svg" not in html
+    assert set(cells(html, "batch norm")) == {"to come"}
