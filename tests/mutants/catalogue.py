@@ -651,6 +651,24 @@ MUTANTS = (
         ("study/report/test_advice.py::test_an_order_that_failures_reverse_recommends_nothing[10]",),
     ),
     Mutant(
+        "norms are ruled out by a lowest norm as if it had been chosen beforehand",
+        "study/report/headline.py",
+        ("return len(self.cells) / 2", "return 1.0"),
+        ("study/report/test_headline.py::test_a_lowest_norm_that_was_not_chosen_beforehand_takes_more_evidence",),
+    ),
+    Mutant(
+        "the first sentence names norms that are not shown to be worse",
+        "study/report/headline.py",
+        ("worse = gap.verdict == WORSE and", "worse = gap.verdict != BETTER and"),
+        ("study/report/test_headline.py::test_an_unsettled_difference_rules_nothing_out",),
+    ),
+    Mutant(
+        "marks stand far from their ticks",
+        "study/report/figures.py",
+        ("width = 2 * DODGE *", "width = 4 * DODGE *"),
+        ("study/report/test_report.py::test_marks_stand_near_their_ticks[chosen1-values0]",),
+    ),
+    Mutant(
         "a given test set is evaluated in the order of its file",
         "study/data/splits.py",
         ("    if data.test:  #", "    if False:  #"),

@@ -49,8 +49,8 @@ FEW = 6
 WIDTH = 4.8
 """Width of a figure in inches: at 360 pixels a point is a pixel."""
 
-TEXT, SMALL = 9.5, 9.0
-"""Sizes of text in points."""
+TEXT = 9.5
+"""Size of text in points."""
 
 _Dash = Literal["-"] | tuple[int, tuple[float, ...]]
 _DASHES: tuple[_Dash, ...] = ("-", (0, (4, 1.6)), (0, (1, 1.3)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
@@ -62,6 +62,12 @@ STYLES: "dict[RcKeyType, object]" = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": TEXT,
+    "axes.titlesize": TEXT,
+    "axes.labelsize": TEXT,
+    "figure.labelsize": TEXT,
+    "xtick.labelsize": TEXT,
+    "ytick.labelsize": TEXT,
+    "legend.fontsize": TEXT,
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
     "text.parse_math": False,
@@ -152,12 +158,13 @@ def styles(names: Sequence[str]) -> dict[str, Style]:
 def plot(analysis: Analysis) -> Drawing:
     """Draw error against the factor, a row for every problem and a panel for every curve."""
     rows, columns = len(analysis.problems), max(len(problem.curves) for problem in analysis.problems)
-    with _figure(WIDTH * columns, 3.3 * rows + 0.6) as figure:
+    above = max(_above(curve) for problem in analysis.problems for curve in problem.curves) / 72
+    with _figure(WIDTH * columns, (3.3 + above) * rows + 0.6) as figure:
         panels = figure.subplots(rows, columns, squeeze=False)
         for problem, line in zip(analysis.problems, panels, strict=True):
             for axes, curve in zip(line, problem.curves, strict=False):
                 _draw_errors(axes, analysis, problem, curve)
-                axes.set_title(f"{problem.title}, {curve.name}", fontsize=TEXT, pad=_above(curve))
+                axes.set_title(f"{problem.title}, {curve.name}", pad=_above(curve))
             for axes in line[len(problem.curves) :]:
                 axes.set_visible(False)
         cells = analysis.cells
@@ -178,7 +185,7 @@ def error_figure(analysis: Analysis, problem: ProblemResult, curve: CurveResult)
     """
     if not any(cell.points for cell in curve.cells):
         return None
-    with _figure(WIDTH, 3.4) as figure:
+    with _figure(WIDTH, 3.3 + _above(curve) / 72) as figure:
         _draw_errors(figure.add_subplot(), analysis, problem, curve)
         _legend(figure, analysis, curve.cells, _flat(curve.cells))
     return figure
@@ -216,20 +223,22 @@ def tuning_figure(analysis: Analysis, problem: ProblemResult, curve: CurveResult
     values = [value for value in curve.values if value in {there for there, _ in tuned}]
     if not values:
         return None
-    columns = min(3, len(values))
+    columns = 2 if len(values) in (2, 4) else min(3, len(values))
     rows = math.ceil(len(values) / columns)
-    with _figure(WIDTH, 0.9 + 1.5 * rows, font_size=SMALL) as figure:
+    with _figure(WIDTH, 0.9 + 1.5 * rows) as figure:
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for axes, value in zip(panels, values, strict=False):
             for norm, style in styles(analysis.norms).items():
                 _draw_tuning(axes, problem.metric, curve.cell(norm, value), style)
-            axes.set_title(f"{curve.factor['name']} {value}".replace("_", " "), fontsize=SMALL)
+            axes.set_title(f"{curve.factor['name']} {value}".replace("_", " "))
         for axes in panels[len(values) :]:
             axes.set_visible(False)
+        for axes in panels[max(0, len(values) - columns) : len(values)]:  # the lowest of each column
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel("learning rate")
         _scale(panels[0], [_shown(problem.metric, t.error) for _, t in tuned])
         _scale_rates(panels[0], [t.learning_rate for cell in curve.cells for t in cell.tuning])
-        figure.supxlabel("learning rate", fontsize=SMALL)
-        figure.supylabel(_with_unit("median validation error", problem.metric), fontsize=SMALL)
+        figure.supylabel(_with_unit("median validation error", problem.metric))
         _legend(figure, analysis, curve.cells)
     return figure
 
@@ -237,16 +246,16 @@ def tuning_figure(analysis: Analysis, problem: ProblemResult, curve: CurveResult
 def series_figure(analysis: Analysis, found: SeriesResult) -> Figure:
     """Draw a series, a line for every norm with a band from the lowest to the highest seed, a panel for every time."""
     series, panels = found.series, _panels(found)
-    with _figure(WIDTH, 3.0, font_size=SMALL) as figure:
+    with _figure(WIDTH, 3.0) as figure:
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         looks = styles(analysis.norms)
         for axes, (title, x, lines) in zip(row, panels, strict=True):
             for norm, line in lines.items():
                 _draw_line(axes, x, line, looks[norm], analysis.norms.index(norm), series.log)
-            axes.set_title(title, fontsize=SMALL)
+            axes.set_title(title)
+            axes.set_xlabel(series.x_label if len(series.x) > 1 else "share of training (%)")
             if series.log_x:
                 _label_decades(axes, x)
-        figure.supxlabel(series.x_label if len(series.x) > 1 else "share of training (%)", fontsize=SMALL)
         row[0].set_ylabel(series.y_label)
         if series.log:
             _scale_decades(row[0])
@@ -310,9 +319,9 @@ def key(style: Style) -> str:
 
 
 @contextmanager
-def _figure(width: float, height: float, font_size: float = TEXT) -> Iterator[Drawing]:
+def _figure(width: float, height: float) -> Iterator[Drawing]:
     """Make a figure and lay it out once: a permanent layout engine would move elements with every drawing."""
-    with rc_context({**STYLES, "font.size": font_size}):
+    with rc_context(STYLES):
         figure = Drawing(figsize=(width, height))
         yield figure
         ConstrainedLayoutEngine().execute(figure)
@@ -377,9 +386,7 @@ def _draw_shared(axes: Axes, problem: ProblemResult, curve: CurveResult) -> None
         if not all(value <= 1.1 * top for value in found):
             continue
         axes.plot(wide, found if len(places) > 1 else found * 2, color=BESIDE, linewidth=0.8, linestyle=":", zorder=1)
-        axes.annotate(
-            metric.name, (wide[0], found[0]), (0, 2), textcoords="offset points", fontsize=SMALL, color=BESIDE
-        )
+        axes.annotate(metric.name, (wide[0], found[0]), (0, 2), textcoords="offset points", color=BESIDE)
 
 
 def _draw_points(
@@ -441,7 +448,7 @@ def _draw_failures(
             )
             axes.annotate(
                 text, (place, 1), (-2, above), xycoords=axes.get_xaxis_transform(), textcoords="offset points",
-                fontsize=SMALL, va="center", annotation_clip=False, gid=style.group,
+                va="center", annotation_clip=False, gid=style.group,
             )  # fmt: skip
 
 
@@ -458,7 +465,7 @@ def _draw_tuning(axes: Axes, metric: Metric, cell: CellResult, style: Style) -> 
         return
     colour, group = style.colour, style.group
     axes.plot(*zip(*points, strict=True), color=colour, linestyle=style.dash, linewidth=0.9, gid=group)
-    axes.plot(*zip(*points, strict=True), **style.marks(3))
+    axes.plot(*zip(*points, strict=True), **style.marks(3.8))
     if cell.basin:
         within = [point for point in points if cell.basin.low <= point[0] <= cell.basin.high]
         line = {"linewidth": 5, "alpha": 0.25, "solid_capstyle": "round", "gid": group}
@@ -492,7 +499,7 @@ def _draw_line(axes: Axes, x: Sequence[float], line: Line, style: Style, number:
     colour, group, few = style.colour, style.group, max(1, len(x) // 6)
     axes.fill_between(x, there(line.low), there(line.high), color=colour, alpha=0.1, linewidth=0, gid=group)
     axes.plot(x, there(line.middle), color=colour, linestyle=style.dash, linewidth=1.1, gid=group)
-    axes.plot(x, there(line.middle), **style.marks(3.8), markevery=(number % few, few))
+    axes.plot(x, there(line.middle), **style.marks(4.2), markevery=(number % few, few))
 
 
 def _label_factor(axes: Axes, curve: CurveResult) -> None:
@@ -500,9 +507,8 @@ def _label_factor(axes: Axes, curve: CurveResult) -> None:
     axes.set_xticks(places, [str(value) for value in curve.values])
     axes.grid(visible=False, axis="x")
     axes.set_xlabel(curve.factor["label"])
-    if len(places) > 1:
-        margin = 0.4 * (places[-1] - places[0]) / (len(places) - 1)
-        axes.set_xlim(min(places) - margin, max(places) + margin)
+    margin = 0.4 * (places[-1] - places[0]) / (len(places) - 1) if len(places) > 1 else 0.5
+    axes.set_xlim(places[0] - margin, places[-1] + margin)
 
 
 def _label_decades(axes: Axes, x: Sequence[float]) -> None:
@@ -537,9 +543,10 @@ def _scale(axes: Axes, numbers: Sequence[float | None], ends: Sequence[float] = 
 
 
 def _scale_decades(axes: Axes) -> None:
-    """Use a logarithmic axis, labelled at powers of ten."""
+    """Use a logarithmic axis, labelled at powers of ten, and between them where there are few."""
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(base=10, numticks=7))
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0), numticks=7))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 

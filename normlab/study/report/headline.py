@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from normlab.study.analysis.estimates import BETTER, EQUIVALENT, FEWEST_TO_RECOMMEND, WORSE
-from normlab.study.analysis.results import Analysis, CellResult, CurveResult, Gap, ProblemResult, Standing
+from normlab.study.analysis.results import LEVEL, Analysis, CellResult, CurveResult, ProblemResult, Standing
 from normlab.study.design.factors import Value
 from normlab.study.report import formatting
 from normlab.study.report.advice import in_sentence
@@ -123,8 +123,19 @@ class _Column:
         """True if evaluation runs are missing."""
         return any(cell.counts["missing"] for cell in self.cells.values())
 
-    def rest(self, names: Mapping[str, str]) -> str:
-        """Describe what is known of a column in which no norm is ruled out."""
+    @property
+    def within_margin(self) -> bool:
+        """True if a norm that is left over differs from the lowest by more than noise, but not by the margin."""
+        gaps = [gap for norm, gap in self.standing.gaps.items() if norm in self.left]
+        return any(gap.p_holm is not None and self._pairs * gap.p_holm <= 1 - LEVEL for gap in gaps)
+
+    def rest(self, names: Mapping[str, str], margin: str) -> str:
+        """Describe what is known of a column in which no norm is ruled out.
+
+        Args:
+            names: Titles of norms.
+            margin: The margin with its unit.
+        """
         standing, cells = self.standing, self.cells
         if len(cells) < 2:
             return "there is nothing to compare"
@@ -140,24 +151,39 @@ class _Column:
             return f"{lowest} but fails in {failures.k} of {formatting.count(failures.n, 'run')}"
         if len(standing.gaps) == len(cells) - 1 and all(g.verdict == EQUIVALENT for g in standing.gaps.values()):
             return "all norms are equivalent"
+        if self.within_margin:
+            return f"no norm is shown to differ by more than {margin}"
         return "no norm differs by more than noise"
+
+    @property
+    def _pairs(self) -> float:
+        """Pairs of norms over the comparisons that `p_holm` is corrected for."""
+        return len(self.cells) / 2
 
     def _ordered(self, losses: Sequence[_Loss]) -> list[str]:
         there = {loss.cell.norm for loss in losses}
         return [norm for norm in self.cells if norm in there]
 
     def _to_best(self) -> Iterable[_Loss]:
+        """Yield norms behind the lowest: since it was not chosen beforehand, tests are corrected for all pairs."""
         for norm, gap in self.standing.gaps.items():
-            if _behind(gap):
-                yield _Loss(self.cells[norm], self.cells[gap.reference], gap.verdict != WORSE)
+            worse = gap.verdict == WORSE and gap.p_holm is not None and self._pairs * gap.p_holm <= 1 - LEVEL
+            if worse or self._shown(self._pairs * gap.p_fails_more):
+                yield _Loss(self.cells[norm], self.cells[gap.reference], not worse)
 
     def _to_baseline(self) -> Iterable[_Loss]:
+        """Yield norms behind the baseline, and the baseline if it is behind another norm."""
         baseline = self.cells.get(self.baseline)
         for cell in sorted(self.cells.values(), key=_mean):
-            if baseline and cell.gap and _behind(cell.gap):
-                yield _Loss(cell, baseline, cell.gap.verdict != WORSE)
-            if baseline and cell.gap and (cell.gap.verdict == BETTER or cell.gap.fails_less):
-                yield _Loss(baseline, cell, cell.gap.verdict != BETTER)
+            if baseline and (gap := cell.gap):
+                if gap.verdict == WORSE or self._shown(gap.p_fails_more):
+                    yield _Loss(cell, baseline, gap.verdict != WORSE)
+                if gap.verdict == BETTER or self._shown(gap.p_fails_less):
+                    yield _Loss(baseline, cell, gap.verdict != BETTER)
+
+    def _shown(self, p: float) -> bool:
+        """Check a p-value of failures, corrected for the comparisons with one norm."""
+        return (len(self.cells) - 1) * p <= 1 - LEVEL
 
     def _failing(self) -> Iterable[_Loss]:
         """Yield norms of which every run failed, where others train."""
@@ -225,19 +251,26 @@ class _Sentences:
 
     def _rest(self, *, short: bool) -> str:
         """Write what is known where no norm is ruled out; without such values, of the norms that are left over."""
+        margin = formatting.points(self.problem.metric, self.problem.margin)
         values: dict[str, list[Value]] = {}
         for column in self.columns:
             if not column.losses:
-                values.setdefault(column.rest(self.names), []).append(column.value)
+                values.setdefault(column.rest(self.names, margin), []).append(column.value)
         if not values:
-            others = any(len(column.left) > 1 for column in self.columns)
-            complete = not any(column.unfinished for column in self.columns)
-            return "No other norm differs by more than noise." if others and complete else ""
+            return self._others(margin)
         parts = [f"{self._where(where, short=short)} {what}" for what, where in values.items()]
         if len(values) == 1 and not short:
             ((what, where),) = values.items()
             parts = [f"{what} {self._where(where, short=False)}"]
         return _sentence("; ".join(parts))
+
+    def _others(self, margin: str) -> str:
+        """Describe the norms that are left over where some are ruled out at every value."""
+        if any(column.unfinished for column in self.columns) or all(len(column.left) < 2 for column in self.columns):
+            return ""
+        if any(column.within_margin for column in self.columns):
+            return f"No other norm is shown to differ by more than {margin}."
+        return "No other norm differs by more than noise."
 
     def _listed(self, norms: Sequence[str]) -> str:
         return formatting.listed([in_sentence(self.names[norm]) for norm in norms])
@@ -283,10 +316,6 @@ def _evaluated(analysis: Analysis) -> bool:
 def _title(problem: ProblemResult, curve: CurveResult) -> str:
     several = sum(other.advises for other in problem.curves) > 1
     return f"{problem.title}, {curve.name}" if several else problem.title
-
-
-def _behind(gap: Gap) -> bool:
-    return gap.verdict == WORSE or gap.fails_more
 
 
 def _mean(cell: CellResult) -> float:

@@ -124,10 +124,11 @@ def _asset(name: str) -> str:
 
 
 def prose(text: str) -> "Markup":
-    """Escape text for a page, with what stands between backticks as code."""
+    """Escape text for a page, with what stands between backticks as code and numbers beside their `%`."""
     from markupsafe import Markup, escape
 
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))).replace("`", ""))
+    escaped = str(escape(text)).replace(" %", "\N{NO-BREAK SPACE}%")
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped).replace("`", ""))
 
 
 def _short(text: str) -> str:

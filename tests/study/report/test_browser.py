@@ -286,3 +286,47 @@ def test_without_scripts_everything_is_there(page: Callable[..., Browser]) -> No
         assert browser.find_elements("css selector", "th button") == []
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+BOXES = """
+const box = css => document.querySelector(css).getBoundingClientRect();
+const all = [".headline", ".first figure svg", ".first table"].map(box);
+return all.map(found => [found.left, found.top, found.right, found.bottom]);
+"""
+
+
+def test_the_first_screen_has_the_sentence_the_figure_beside_it_and_the_table(page: Callable[..., Browser]) -> None:
+    sentence, figure, table = script(page(1280), BOXES)
+    assert sentence[2] <= figure[0] and table[2] <= figure[0] and sentence[3] <= table[1]
+    assert figure[3] <= 900 and table[1] <= 450
+    sentence, figure, table = script(page(390), BOXES)
+    assert sentence[3] <= figure[1] and figure[3] <= table[1]
+    assert figure[1] < 844
+
+
+TEXTS = """
+for (const each of document.querySelectorAll("details")) each.open = true;
+return [...document.querySelectorAll("figure svg")].flatMap(svg => {
+  const whole = svg.getBoundingClientRect(), scale = svg.getScreenCTM().a;
+  return [...svg.querySelectorAll("text")].map(text => {
+    const box = text.getBoundingClientRect();
+    const sides = [whole.left - box.left, box.right - whole.right, whole.top - box.top, box.bottom - whole.bottom];
+    return [text.textContent, scale * parseFloat(getComputedStyle(text).fontSize), Math.max(...sides)];
+  });
+})
+"""
+
+
+def test_text_of_figures_is_legible_and_within_them_on_a_telephone(page: Callable[..., Browser]) -> None:
+    texts = script(page(390), TEXTS)
+    assert len(texts) > 200
+    assert [(text, size) for text, size, _ in texts if size < 9] == []
+    assert [text for text, _, outside in texts if outside > 2] == []
+
+
+def test_tables_that_scroll_show_a_shadow(page: Callable[..., Browser]) -> None:
+    browser = page(390)
+    wide = find(browser, ".first .table .scroll")
+    assert browser.execute_script("return arguments[0].scrollWidth > arguments[0].clientWidth", wide)
+    shadows = browser.execute_script("return getComputedStyle(arguments[0]).backgroundAttachment", wide)
+    assert shadows == "local, local, scroll, scroll"

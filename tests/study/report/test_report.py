@@ -402,7 +402,7 @@ def test_a_page_has_no_backticks_and_no_long_hashes(tmp_path: Path) -> None:
         wall_seconds=1.0,
     ).read_text("utf-8")  # fmt: skip
     text = text_of(re.sub(r"<pre>.*?</pre>", "", page, flags=re.DOTALL))  # files, as they are
-    assert "`" not in text and "Trained by optax.sgd." in text
+    assert "`" not in text and "Trained by <code>optax.sgd</code>." in page
     assert "data digits 0123456789ab… " in text and not re.search(r"[0-9a-f]{40}", text)
     assert "0123456789abcdef" * 4 in (tmp_path / "tables" / "settings.json").read_text("utf-8")
 
