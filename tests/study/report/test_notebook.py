@@ -5,13 +5,13 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from markupsafe import escape
 
 from normlab.study.analysis.analyse import analyse
 from normlab.study.analysis.results import Analysis
 from normlab.study.design.records import TUNE
 from normlab.study.report import figures, notebook
 from normlab.study.report.headline import headlines
+from normlab.study.report.html import prose
 from tests.support.synthetic import NORMS, VALUES, a_comparison, problems, simulate, some_settings
 
 
@@ -69,7 +69,7 @@ def test_titles_are_escaped(analysis: Analysis) -> None:
 def test_the_page_of_a_result_is_self_contained_and_small(analysis: Analysis) -> None:
     html = notebook.result_html(analysis)
     page = Page(html)
-    assert all(escape(sentence) in html for sentence in headlines(analysis))
+    assert all(prose(sentence) in html for sentence in headlines(analysis))
     assert "http" not in html
     assert page.ids and len(set(page.ids)) == len(page.ids)
     assert {reference.removeprefix("#") for reference in page.references} <= set(page.ids)
