@@ -30,9 +30,8 @@ def follow(document: str, section: str, folder: Path) -> str:
 @pytest.mark.parametrize(
     ("document", "section", "output"),
     [
-        ("docs/own_model.md", "Linen", "results/tumours-smoke/report.html"),
-        ("docs/own_model.md", "NNX", "results/diabetes-smoke/report.html"),
-        ("docs/own_model.md", "In a notebook", "wine/report.html"),
+        ("docs/how-to/own_model.md", "NNX", "results/diabetes-smoke/report.html"),
+        ("docs/how-to/own_model.md", "From Python", "wine/report.html"),
         ("README.md", "Your own model", "results/wine-smoke/report.html"),
     ],
 )
@@ -44,14 +43,20 @@ def test_the_example_does_what_it_says(tmp_path: Path, document: str, section: s
 
 def test_the_page_on_devices_does_what_it_says(tmp_path: Path) -> None:
     """Its blocks are one script, with asserts."""
-    code = [text for language, text in BLOCK.findall((ROOT / "docs/devices.md").read_text()) if language == "python"]
+    code = [
+        text for language, text in BLOCK.findall((ROOT / "docs/how-to/devices.md").read_text()) if language == "python"
+    ]
     assert len(code) == 5 and all("assert" in text for text in code[:4])
     run(["-c", "\n".join(code)], tmp_path)
 
 
 def test_the_page_on_recurrent_cells_does_what_it_says(tmp_path: Path) -> None:
     """Its blocks are one script, with asserts."""
-    code = [text for language, text in BLOCK.findall((ROOT / "docs/recurrent.md").read_text()) if language == "python"]
+    code = [
+        text
+        for language, text in BLOCK.findall((ROOT / "docs/how-to/recurrent.md").read_text())
+        if language == "python"
+    ]
     assert len(code) == 2 and all("assert" in text for text in code)
     run(["-c", "\n".join(code)], tmp_path)
 
@@ -65,7 +70,7 @@ def test_the_page_on_state_does_what_it_says(tmp_path: Path) -> None:
 
 def test_the_page_on_streams_does_what_it_says(tmp_path: Path) -> None:
     """Its first blocks are one script; those of the live models run in their tests."""
-    parts = (blocks("docs/online.md", section) for section in ("Norms for streams", "Compare them"))
+    parts = (blocks("docs/how-to/online.md", section) for section in ("Norms for streams", "Compare them"))
     code = [text for part in parts for language, text in part if language == "python"]
     assert len(code) == 3 and all("assert" in text for text in code[:2])
     run(["-c", "\n".join(code)], tmp_path)

@@ -34,8 +34,8 @@ OK, FAILED, UNFINISHED = 0, 1, 3
 
 
 def new_console(*, quiet: bool = False) -> Console:
-    """Make the console for messages, as wide as a page where it is no terminal."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120, quiet=quiet)
+    """Make the console for messages, as wide as a page where it is no terminal, and plain text in a notebook."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120, quiet=quiet, force_jupyter=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +213,24 @@ class Invocation:
                     self.store.write_header(header)
         records = list(known.values())
         return Completion(header=header, records=records, done=done, planned=planned, outdated=outdated)
+
+    def so_far(self) -> Completion | None:
+        """Read the finished runs of an interrupted `complete` from the store; `None` where there are none."""
+        header, found = self.store.header(), self.store.records()
+        if not header or header.settings != self.settings:  # of an earlier invocation, with other settings
+            return None
+        records = list(current(self.plan, header.identity, found).values())
+        if not records:
+            return None
+        planned = self.plan.planned(records)
+        outdated = identity.outdated(header.identity, found)
+        return Completion(
+            header=header,
+            records=records,
+            done=len(self.plan.relevant(records)),
+            planned=len(planned),
+            outdated=outdated,
+        )
 
     def dry_run(self, execution: ExecutionOptions) -> None:
         """Run the quick checks, and print the plan."""

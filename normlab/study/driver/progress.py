@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from normlab.study.design.plan import ConfigurationPlan, Plan
 from normlab.study.design.records import Configuration, Record, Run
 from normlab.study.design.tuning import choose_learning_rate
+from normlab.study.driver.notebook import NotebookProgress, in_notebook
 from normlab.study.report import formatting
 
 
@@ -29,7 +30,8 @@ class Display:
         self._planned = self._plan()
         self._complete = {configuration for configuration in self._planned if self._is_complete(configuration)}
         self._grown = set(self._grown_groups())
-        self._bar = Progress(
+        notebook = in_notebook() and not console.quiet
+        self._bar = (NotebookProgress if notebook else Progress)(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -38,7 +40,7 @@ class Display:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not (console.is_terminal or notebook),
         )
         self._task = self._bar.add_task("")
         self._describe()

@@ -36,7 +36,7 @@ def print_table(analysis: Analysis, console: Console, recommendation: Recommenda
 
 def table_text(analysis: Analysis, width: int = 100, recommendation: Recommendation | None = None) -> str:
     """Return the output of `print_table` as text of at most `width` characters a line."""
-    console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None)
+    console = Console(file=io.StringIO(), width=width, force_terminal=False, force_jupyter=False, color_system=None)
     _Printer(analysis, console, recommendation, plus_minus="±").print()
     return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
