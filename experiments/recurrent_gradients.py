@@ -45,7 +45,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from normlab.linen import RNN, LSTMCell
-from normlab.norms import get
+from normlab.norms import colour, get, marker
 from normlab.study.analysis.estimates import mean_interval
 from normlab.study.data.dataset import digits
 from normlab.study.data.splits import shuffled, split
@@ -555,13 +555,14 @@ def lines(
     label: Callable[[str], str] = str,
 ) -> None:
     """Draw the mean and the range over seeds of arrays [seeds, places] by arm; a logarithmic axis omits zeros."""
-    looks = styles([NORMS.get(arm, arm) for arm in values]).values()
+    norms = {arm: NORMS.get(arm, arm) for arm in values}
+    looks = styles({arm: (colour(norm), marker(norm)) for arm, norm in norms.items()}).values()
     for (arm, seeds), look in zip(values.items(), looks, strict=True):
         there = np.where(np.isfinite(seeds), seeds, np.nan)
         known = np.isfinite(there).all(0)
         at, there = np.asarray(places)[known], there[:, known]
-        marker = look.marker if marked else None
-        axes.plot(at, there.mean(0), color=look.colour, linestyle=look.dash, marker=marker, label=label(arm))
+        marks = look.marker if marked else None
+        axes.plot(at, there.mean(0), color=look.colour, linestyle=look.dash, marker=marks, label=label(arm))
         axes.fill_between(at, there.min(0), there.max(0), color=look.colour, alpha=0.15, linewidth=0)
 
 

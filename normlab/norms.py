@@ -17,6 +17,7 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Entry",
+    "MARKERS",
     "Norm",
     "Ramp",
     "UnknownNorm",
@@ -47,6 +49,13 @@ __all__ = [
     "table",
     "unregister",
 ]
+
+
+COLOUR = "#[0-9a-f]{6}"
+"""Pattern of a norm's colour."""
+
+MARKERS = "osD^vPX*<>dph8H"
+"""The markers that norms may have, by Matplotlib's names: those that can be filled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +82,7 @@ class Entry:
         paper: Authors and year.
         url: Of the paper.
         colour: Its colour in figures, as `#rrggbb`; a spare one where empty, see `colour`.
-        marker: Its marker in figures, by Matplotlib's name; a spare one where empty, see `marker`.
+        marker: Its marker in figures, one of `MARKERS`; a spare one where empty, see `marker`.
     """
 
     name: str
@@ -192,7 +201,7 @@ def register(entry: Entry) -> Entry:
         `entry`.
 
     Raises:
-        ValueError: If the name is taken or malformed.
+        ValueError: If the name is taken or malformed, or the colour or the marker cannot be drawn.
 
     Example:
         >>> from flax import linen as nn
@@ -209,6 +218,12 @@ def register(entry: Entry) -> Entry:
     if not entry.name.isidentifier():
         raise ValueError(
             f"Expected a norm's name to be an identifier, got {entry.name!r}. Use letters, digits and '_'."
+        )
+    if entry.colour and not re.fullmatch(COLOUR, entry.colour):
+        raise ValueError(f"Expected a norm's colour as #rrggbb, got {entry.colour!r}. Write one such as '#0072b2'.")
+    if entry.marker and entry.marker not in tuple(MARKERS):
+        raise ValueError(
+            f"Expected a norm's marker among {', '.join(MARKERS)}, got {entry.marker!r}. Choose one of them."
         )
     if entry.name in _ENTRIES:
         raise ValueError(f"Expected a new norm name, got {entry.name!r}, which is registered. Choose another.")
@@ -256,7 +271,7 @@ def marker(norm: "str | Norm") -> str:
         norm: See `colour`.
 
     Returns:
-        Matplotlib's name of a marker.
+        One of `MARKERS`.
 
     Example:
         >>> marker("group:num_groups=8")
@@ -429,8 +444,6 @@ _PINK, _OCHRE, _SKY, _VIOLET = "#d4639f", "#b98a14", "#2f98de", "#8052d6"
 _COLOURS = (_VERMILION, _BLUE, _GREEN, _PINK, _OCHRE, _SKY, _VIOLET)
 """Colours for norms: after Okabe and Ito, apart for colour-blind eyes, a contrast of 3 to white and to near-black."""
 
-_MARKERS = "osD^vPX*<>dph8H"
-
 _BATCH: _OfBatch = {"needs_batch": True, "stateful": True, "averages": "batch"}
 _STANDARDIZED = "(x - mean) / sqrt(var + ε)"
 
@@ -564,5 +577,5 @@ _only_in_cells("batch_shared", "batch norm, shared over time", **_BATCH, colour=
 _only_in_cells("batch_input", "batch norm, input path", **_BATCH, colour=_OCHRE, marker=">")
 
 _TAKEN = {(entry.colour, entry.marker) for entry in _ENTRIES.values()}
-_SPARE = tuple((colour, marker) for marker in _MARKERS for colour in _COLOURS if (colour, marker) not in _TAKEN)
+_SPARE = tuple((colour, marker) for marker in MARKERS for colour in _COLOURS if (colour, marker) not in _TAKEN)
 """Colours and markers for norms that come without."""

@@ -196,6 +196,13 @@ def test_a_name_is_an_identifier() -> None:
         norms.register(entry)
 
 
+def test_a_style_that_cannot_be_drawn_is_an_error() -> None:
+    for look, message in (({"colour": "red"}, "colour as #rrggbb, got 'red'"), ({"marker": "os"}, "marker among o, s")):
+        entry = dataclasses.replace(norms.get("batch").entry, name="drawn", **look)
+        with pytest.raises(ValueError, match=message):
+            norms.register(entry)
+
+
 @pytest.mark.parametrize(
     ("text", "options"), [("layer:use_bias=false", {"use_bias": False}), ("batch:momentum=None", {"momentum": None})]
 )

@@ -76,6 +76,7 @@ def analyse(
         default_learning_rate=settings.default_learning_rate,
         norms=settings.norms,
         names={norm: the_plan.title(norm) for norm in settings.norms},
+        looks={norm: the_plan.look(norm) for norm in settings.norms},
         problems=tuple(_problem(results, name, baseline, claims) for name in settings.problems),
         counts={"planned": len(planned) + to_come, "done": len(planned) - missing, "missing": missing + to_come},
         runs=tuple(_status(run, known.get(run)) for run in dict.fromkeys((*planned, *additional))),

@@ -374,6 +374,7 @@ class Analysis:
 
     Attributes:
         names: Titles of the norms by their strings.
+        looks: Colours and markers of the norms by their strings. Left out of `to_json`.
         baseline: The norm to which others are compared.
         baseline_note: Reason why the baseline is not the declared one, else empty.
         claims: Whether the budget makes claims.
@@ -396,6 +397,7 @@ class Analysis:
     default_learning_rate: float | None
     norms: tuple[str, ...]
     names: Mapping[str, str]
+    looks: Mapping[str, tuple[str, str]]
     problems: tuple[ProblemResult, ...]
     counts: Mapping[str, int]
     runs: tuple[RunStatus, ...]
@@ -416,7 +418,7 @@ class Analysis:
 def to_json(analysis: Analysis) -> str:
     """Write the analysis as JSON without costs, so that repeated runs give the same text."""
     plain = dataclasses.asdict(dataclasses.replace(analysis, runs=(), costs=(), series=()))
-    del plain["runs"], plain["costs"], plain["series"]
+    del plain["runs"], plain["costs"], plain["series"], plain["looks"]
     return json.dumps(plain, separators=(",", ":"), sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
 
 

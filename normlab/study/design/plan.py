@@ -128,6 +128,12 @@ class Plan:
         _, _, options = norm.partition(":")
         return f"{spec.title} ({options})" if options else spec.title
 
+    def look(self, norm: str) -> tuple[str, str]:
+        """Return the colour and the marker of a norm in figures."""
+        from normlab import norms
+
+        return norms.colour(norm), norms.marker(norm)
+
     def incompatible(self, configuration: Configuration) -> str:
         """Give the reason why a configuration cannot be run at all; empty where it can."""
         return self._reasons[configuration]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any, NoReturn
 
-from normlab import expect
+from normlab import expect, norms
 from normlab.study.design import schema
 from normlab.study.design.budgets import Tier
 from normlab.study.design.comparison import Comparison, Settings
@@ -37,6 +37,7 @@ def describe(plan: Plan) -> dict[str, object]:
         "problems": [_problem(plan.problem(name)) for name in settings.problems],
         "curves": [_curve(plan.curve(name), settings.values[name]) for name in settings.curves],
         "titles": {norm: plan.title(norm) for norm in settings.norms},
+        "looks": {norm: plan.look(norm) for norm in settings.norms},
         "cells": [
             {
                 "problem": configuration.problem,
@@ -70,6 +71,7 @@ class RecordedPlan(Plan):
         ]
         places: Sequence[int] = described["places"]
         self._titles: Mapping[str, str] = described["titles"]
+        self._looks: Mapping[str, tuple[str, str]] = described.get("looks", {})
         self._reasons = {
             configuration: given["incompatible"] for configuration, given in zip(configurations, cells, strict=True)
         }
@@ -90,6 +92,10 @@ class RecordedPlan(Plan):
     def title(self, norm: str) -> str:
         """Return the recorded title of a norm."""
         return self._titles[norm]
+
+    def look(self, norm: str) -> tuple[str, str]:
+        """Return the recorded colour and marker of a norm; folders of earlier versions have none."""
+        return self._looks.get(norm) or super().look(norm)
 
     def _configuration(self, place: Place) -> Configuration:
         return self._recorded[place]
@@ -134,6 +140,16 @@ _FACTOR = schema.fields(
         "reference": schema.optional(_VALUE),
     }
 )
+_COLOUR, _MARKER = schema.text(pattern=norms.COLOUR), schema.one_of(*norms.MARKERS)
+
+
+def _look(value: object) -> tuple[str, str]:
+    """Check for the colour and the marker of a norm."""
+    if not schema.is_list(value) or len(value) != 2:
+        raise Malformed("expected a colour and a marker")
+    return _COLOUR(value[0]), _MARKER(value[1])
+
+
 _CONFIG = schema.table(schema.plain(3, objects=False))
 _PROBLEM = schema.fields(
     {
@@ -169,7 +185,8 @@ DESCRIBED = schema.fields(
             schema.fields({"problem": _LINE, "norm": _LINE, "config": _CONFIG, "incompatible": _TEXT}), MOST_RUNS
         ),
         "places": schema.listed(schema.whole(0, MOST_RUNS), MOST_RUNS, least=1),
-    }
+    },
+    {"looks": schema.table(_look, keys=_LINE)},
 )
 """Check of the result of `describe`, as far as it can be checked without settings."""
 

@@ -9,7 +9,7 @@ import io
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -25,7 +25,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from matplotlib.transforms import offset_copy
 
-from normlab import norms
 from normlab.study.analysis.estimates import Interval
 from normlab.study.analysis.results import Analysis, CellResult, CurveResult, Line, Numbers, ProblemResult, SeriesResult
 from normlab.study.design.problem import MEASURED_AT, Metric
@@ -143,14 +142,17 @@ class _Marks(TypedDict):
     gid: str
 
 
-def styles(names: Sequence[str]) -> dict[str, Style]:
-    """Return the look of norms by their strings: the registry's, with dashes where several have the same."""
+def styles(looks: Mapping[str, tuple[str, str]]) -> dict[str, Style]:
+    """Return the look of norms by their strings.
+
+    Args:
+        looks: Colours and markers; norms that have the same ones differ in dashes and in the filling of markers.
+    """
     seen: Counter[tuple[str, str]] = Counter()
     found: dict[str, Style] = {}
-    for number, name in enumerate(names):
-        look = norms.colour(name), norms.marker(name)
+    for number, (norm, look) in enumerate(looks.items()):
         turn = seen[look] % len(_DASHES)
-        found[name] = Style(*look, dash=_DASHES[turn], fill=_FILLS[turn], group=f"norm-{number}")
+        found[norm] = Style(*look, dash=_DASHES[turn], fill=_FILLS[turn], group=f"norm-{number}")
         seen[look] += 1
     return found
 
@@ -168,7 +170,7 @@ def plot(analysis: Analysis) -> Drawing:
             for axes in line[len(problem.curves) :]:
                 axes.set_visible(False)
         cells = analysis.cells
-        _legend(figure, analysis, cells, _flat(cells), columns=4)
+        _legend(figure, analysis, _drawn(cells), _flat(cells), columns=4)
     return figure
 
 
@@ -187,7 +189,7 @@ def error_figure(analysis: Analysis, problem: ProblemResult, curve: CurveResult)
         return None
     with _figure(WIDTH, 3.3 + _above(curve) / 72) as figure:
         _draw_errors(figure.add_subplot(), analysis, problem, curve)
-        _legend(figure, analysis, curve.cells, _flat(curve.cells))
+        _legend(figure, analysis, _drawn(curve.cells), _flat(curve.cells))
     return figure
 
 
@@ -204,7 +206,7 @@ def loss_figure(analysis: Analysis, problem: ProblemResult, curve: CurveResult) 
         axes.set_ylabel("training loss")
         ends = [end for cell in curve.cells for end in cell.train_loss.interval or ()]
         _scale(axes, [cell.train_loss.mean for cell in curve.cells], ends)
-        _legend(figure, analysis, curve.cells, _flat(curve.cells))
+        _legend(figure, analysis, _drawn(curve.cells), _flat(curve.cells))
     return figure
 
 
@@ -228,7 +230,7 @@ def tuning_figure(analysis: Analysis, problem: ProblemResult, curve: CurveResult
     with _figure(WIDTH, 0.9 + 1.5 * rows) as figure:
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for axes, value in zip(panels, values, strict=False):
-            for norm, style in styles(analysis.norms).items():
+            for norm, style in styles(analysis.looks).items():
                 _draw_tuning(axes, problem.metric, curve.cell(norm, value), style)
             axes.set_title(f"{curve.factor['name']} {value}".replace("_", " "))
         for axes in panels[len(values) :]:
@@ -239,7 +241,7 @@ def tuning_figure(analysis: Analysis, problem: ProblemResult, curve: CurveResult
         _scale(panels[0], [_shown(problem.metric, t.error) for _, t in tuned])
         _scale_rates(panels[0], [t.learning_rate for cell in curve.cells for t in cell.tuning])
         figure.supylabel(_with_unit("median validation error", problem.metric))
-        _legend(figure, analysis, curve.cells)
+        _legend(figure, analysis, {cell.norm for cell in curve.cells if cell.tuning})
     return figure
 
 
@@ -248,7 +250,7 @@ def series_figure(analysis: Analysis, found: SeriesResult) -> Figure:
     series, panels = found.series, _panels(found)
     with _figure(WIDTH, 3.0) as figure:
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        looks = styles(analysis.norms)
+        looks = styles(analysis.looks)
         for axes, (title, x, lines) in zip(row, panels, strict=True):
             for norm, line in lines.items():
                 _draw_line(axes, x, line, looks[norm], analysis.norms.index(norm), series.log)
@@ -261,9 +263,7 @@ def series_figure(analysis: Analysis, found: SeriesResult) -> Figure:
             _scale_decades(row[0])
         elif all(x is None or x >= 0 for _, _, lines in panels for line in lines.values() for x in line.low):
             row[0].set_ylim(bottom=0)
-        problem = next(problem for problem in analysis.problems if problem.name == found.problem)
-        cells = [cell for cell in problem.curve(found.curve).cells if cell.norm in found.lines]
-        _legend(figure, analysis, cells)
+        _legend(figure, analysis, found.lines)
     return figure
 
 
@@ -351,7 +351,7 @@ def _places(curve: CurveResult) -> list[float]:
 def _rows(analysis: Analysis, curve: CurveResult) -> Iterator[tuple[Style, list[CellResult], list[float]]]:
     """Yield style, cells and positions of every norm with results, norms side by side around each factor value."""
     shown = [norm for norm in analysis.norms if any(curve.cell(norm, value).points for value in curve.values)]
-    places, looks = _places(curve), styles(analysis.norms)
+    places, looks = _places(curve), styles(analysis.looks)
     width = 2 * DODGE * min((b - a for a, b in pairwise(sorted(places)) if b > a), default=1.0)
     for position, norm in enumerate(shown):
         shift = width * (position / max(1, len(shown) - 1) - 0.5) if len(shown) > 1 else 0.0
@@ -563,11 +563,11 @@ def _scale_rates(axes: Axes, rates: Sequence[float]) -> None:
 
 
 def _legend(
-    figure: Figure, analysis: Analysis, cells: Sequence[CellResult], *signs: tuple[bool, Line2D], columns: int = 3
+    figure: Figure, analysis: Analysis, drawn: Container[str], *signs: tuple[bool, Line2D], columns: int = 3
 ) -> None:
-    """Draw the legend: the norms that were tried, then the signs that occur."""
-    looks = styles(analysis.norms)
-    shown = [norm for norm in analysis.norms if any(cell.norm == norm and cell.tuning for cell in cells)]
+    """Draw the legend: the norms that are drawn, then the signs that occur."""
+    looks = styles(analysis.looks)
+    shown = [norm for norm in analysis.norms if norm in drawn]
     marks = [_key(looks[norm], analysis.names[norm]) for norm in shown]
     handles = [*marks, *(sign for there, sign in signs if there)]
     if not handles:
@@ -589,6 +589,11 @@ def _key(style: Style, label: str) -> Line2D:
     """Make a line with a marker for a legend."""
     marks = {**style.marks(4.6), "linestyle": style.dash}
     return Line2D([], [], **marks, linewidth=1.1, label=label)
+
+
+def _drawn(cells: Sequence[CellResult]) -> set[str]:
+    """Return the norms with evaluation runs."""
+    return {cell.norm for cell in cells if cell.points}
 
 
 def _flat(cells: Sequence[CellResult]) -> tuple[bool, Line2D]:

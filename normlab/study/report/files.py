@@ -148,7 +148,7 @@ def norm_keys(analysis: Analysis) -> dict[str, str]:
     """Draw the line and marker of every norm."""
     from normlab.study.report import figures  # loads matplotlib
 
-    return {norm: Markup(figures.key(style)) for norm, style in figures.styles(analysis.norms).items()}
+    return {norm: Markup(figures.key(style)) for norm, style in figures.styles(analysis.looks).items()}
 
 
 def data_files(

@@ -143,7 +143,9 @@ class _Column:
         if len(cells) < 2:
             return "there is nothing to compare"
         if self.unfinished:
-            return "runs are still missing"
+            finished = [cell for cell in cells.values() if not cell.counts["missing"]]
+            several = standing.best is not None and len(finished) > 1
+            return "no finished norm differs by more than noise" if several else "norms cannot be compared yet"
         if standing.trained is None:
             runs = max(cell.failures.n for cell in cells.values())
             few = f"{formatting.count(runs, 'run')} of each norm are too few to compare them"

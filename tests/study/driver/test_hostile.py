@@ -130,7 +130,8 @@ class TestTrust:
 
     def test_a_report_from_a_folder_is_that_of_the_run(self, toy: Path, tmp_path: Path) -> None:
         text = "from normlab import norms\nimport dataclasses\n"
-        text += "norms.register(dataclasses.replace(norms.get('layer').entry, name='mine', title='my own norm'))\n"
+        text += "mine = dict(name='mine', title='my own norm', colour='#123456')\n"
+        text += "norms.register(dataclasses.replace(norms.get('layer').entry, **mine))\n"
         toy.write_text(f"{text}{TOY}")
         comparison = discovery.load(str(toy))
         settings = Request(comparison, from_python({"norms": ["batch", "mine"], "seeds": 2}, comparison)).settings(
@@ -140,7 +141,7 @@ class TestTrust:
         assert invocation.run(ExecutionOptions(strategy=Strategy(alone=True))) == 0
         files = [tmp_path / "out/report.html", *(tmp_path / "out/tables").iterdir(), tmp_path / "out/analysis.json"]
         before = {path: path.read_bytes() for path in files}
-        assert b"my own norm" in before[files[0]]
+        assert b"my own norm" in before[files[0]] and b"#123456" in before[files[0]]
         discovery.load(str(_plain(toy)))  # which forgets the norm
         assert main(["report", str(tmp_path / "out")]) == 0
         assert {path: path.read_bytes() for path in files} == before
@@ -251,6 +252,9 @@ HEADERS: dict[str, Edit] = {
     "places exchanged": put("described", "places", value=[1, 0]),
     "a configuration of another problem": put("described", "cells", 0, "problem", value="../../x"),
     "a configuration of objects": put("described", "cells", 0, "config", value={"a": {}}),
+    "a colour that is code": put("described", "looks", value={"none": ["red;}</style>", "o"]}),
+    "a marker that is unknown": put("described", "looks", value={"none": ["#0072b2", "$x$"]}),
+    "a look that is text": put("described", "looks", value={"none": "#0072b2"}),
     "a curve twice": lambda header: header["described"]["curves"].append(header["described"]["curves"][0]),
 }
 

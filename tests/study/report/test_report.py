@@ -563,11 +563,12 @@ def test_every_norm_has_the_colour_and_marker_of_the_registry(folder: Path) -> N
 
 
 def test_options_of_a_norm_differ_in_dash_and_filling() -> None:
-    looks = figures.styles(("group", "batch", "group:num_groups=2", "group:num_groups=4")).values()
+    four = ("group", "batch", "group:num_groups=2", "group:num_groups=4")
+    looks = figures.styles({norm: (norms.colour(norm), norms.marker(norm)) for norm in four}).values()
     assert [look.colour for look in looks] == [norms.colour(norm) for norm in ("group", "batch", "group", "group")]
     assert [look.marker for look in looks] == [norms.marker(norm) for norm in ("group", "batch", "group", "group")]
-    group, batch, two, four = looks
-    assert len({group.dash, two.dash, four.dash}) == 3 and len({group.fill, two.fill, four.fill}) == 3
+    group, batch, *others = looks
+    assert len({look.dash for look in (group, *others)}) == len({look.fill for look in (group, *others)}) == 3
     assert (batch.dash, batch.fill) == (group.dash, group.fill)
 
 
