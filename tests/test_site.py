@@ -1,0 +1,126 @@
+"""The built site: complete, without parts from elsewhere, and searchable from the file system."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from tests.support.documents import ENTRIES
+from tests.support.paths import ENVIRONMENT, ROOT
+
+pytest.importorskip("material", reason="`make docs` installs the extra `docs`")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+
+
+class Page(HTMLParser):
+    """A page of the site.
+
+    Attributes:
+        anchors: Anchors of the page.
+        links: Targets of its links.
+        parts: Addresses of the files that a browser loads with it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.anchors: set[str] = set()
+        self.links: set[str] = set()
+        self.parts: set[str] = set()
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        self.anchors |= {given[name] for name in ("id", "name") if name in given}
+        if "href" in given:
+            (self.links if tag == "a" else self.parts).add(given["href"])
+        if "src" in given:
+            self.parts.add(given["src"])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    environment = {**ENVIRONMENT, "NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pages(site: Path) -> dict[Path, Page]:
+    found = {path: Page(path) for path in site.rglob("*.html") if path.name != "404.html"}  # that one is for servers
+    assert len(found) > 30
+    return found
+
+
+def is_elsewhere(address: str) -> bool:
+    return bool(urlsplit(address).netloc)
+
+
+def test_nothing_comes_from_elsewhere(site: Path, pages: dict[Path, Page]) -> None:
+    assert {(path.name, part) for path, page in pages.items() for part in page.parts if is_elsewhere(part)} == set()
+    for style in site.rglob("*.css"):
+        assert not re.search(r"(url\(|@import\s*)[\"']?(https?:)?//", style.read_text("utf-8")), style
+
+
+def test_links_lead_to_pages_and_anchors(site: Path, pages: dict[Path, Page]) -> None:
+    for path, page in pages.items():
+        for address in page.links | page.parts:
+            parts = urlsplit(address)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            assert target.is_relative_to(site) and target.exists(), f"{path.relative_to(site)}: {address}"
+            if parts.fragment and target in pages and not parts.fragment.startswith("__"):
+                assert unquote(parts.fragment) in pages[target].anchors, f"{path.relative_to(site)}: {address}"
+
+
+def test_every_public_name_has_an_anchor(site: Path, pages: dict[Path, Page]) -> None:
+    anchors = {anchor for path, page in pages.items() if path.parent.name == "reference" for anchor in page.anchors}
+    assert set(ENTRIES) - anchors == set()
+
+
+def test_the_page_of_the_command_line_lists_every_option(site: Path) -> None:
+    page = (site / "reference" / "cli.html").read_text("utf-8")
+    assert all(f"<code>{option}" in page for option in ("--tier NAME", "--batch-sizes VALUE", "--trust"))
+
+
+@pytest.fixture
+def browser(site: Path) -> Iterator[object]:
+    if CHROMIUM is None or DRIVER is None:
+        pytest.skip("needs chromium and chromedriver on the path")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options=options, service=Service(DRIVER)) as driver:
+        yield driver
+
+
+def test_search_finds_pages_from_the_file_system(site: Path, browser: object) -> None:
+    from selenium.webdriver import Chrome
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    assert isinstance(browser, Chrome)
+    browser.get((site / "reference" / "norms.html").as_uri())
+    browser.execute_script("document.querySelector('[data-md-toggle=search]').click()")
+    query = browser.find_element("name", "query")
+    WebDriverWait(browser, 20).until(lambda _: query.is_displayed())
+    query.send_keys("batch renorm")
+    found = WebDriverWait(browser, 20).until(lambda b: b.find_elements("css selector", ".md-search-result__link"))
+    assert all(one.get_attribute("href").startswith(site.as_uri()) for one in found)
+    assert browser.get_log("browser") == []
