@@ -178,6 +178,12 @@ def test_every_field_of_a_file_is_described(module: str, name: str) -> None:
     assert set(described) == set(cls.__annotations__)
 
 
+def test_the_gallery_links_to_every_report() -> None:
+    archives = {path.name.removesuffix(".tar.xz") for path in (ROOT / "docs" / "gallery").glob("*.tar.xz")}
+    found = re.findall(r"\(gallery/([\w-]+)/report.html\)", (ROOT / "docs" / "gallery.md").read_text())
+    assert archives == set(found) and len(found) == len(archives)
+
+
 @pytest.mark.parametrize("table", ["cells.csv", "runs.csv"])
 def test_columns_of_tables_are_described(table: str) -> None:
     page = (ROOT / "docs" / "reference" / "records.md").read_text()

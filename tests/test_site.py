@@ -1,11 +1,14 @@
 """The built site: complete, without parts from elsewhere, and searchable from the file system."""
 
+import lzma
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -93,6 +96,19 @@ def test_every_public_name_has_an_anchor(site: Path, pages: dict[Path, Page]) ->
 def test_the_page_of_the_command_line_lists_every_option(site: Path) -> None:
     page = (site / "reference" / "cli.html").read_text("utf-8")
     assert all(f"<code>{option}" in page for option in ("--tier NAME", "--batch-sizes VALUE", "--trust"))
+
+
+def test_packing_a_folder_gives_the_same_archive(tmp_path: Path) -> None:
+    spec = spec_from_file_location("gallery", ROOT / "docs" / "hooks" / "gallery.py")
+    assert spec is not None and spec.loader is not None
+    gallery = module_from_spec(spec)
+    spec.loader.exec_module(gallery)
+    archive = ROOT / "docs" / "gallery" / "batch_size.tar.xz"
+    with tarfile.open(archive) as packed:
+        packed.extractall(tmp_path / "runs", filter="data")
+    gallery.pack(tmp_path / "runs", tmp_path / "again.tar.xz")
+    with lzma.open(tmp_path / "again.tar.xz") as again, lzma.open(archive) as first:
+        assert again.read() == first.read()
 
 
 @pytest.fixture

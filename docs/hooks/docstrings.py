@@ -6,6 +6,8 @@ from typing import Any
 import griffe
 
 _DOCTEST = re.compile(r"(?:^>>> .*\n?(?:^\S.*\n?)*)+", re.MULTILINE)
+_ADDRESS = re.compile(r"(https?://\S+)$", re.MULTILINE)
+"""Address at the end of a line, as references have one each."""
 
 
 class Docstrings(griffe.Extension):
@@ -15,6 +17,7 @@ class Docstrings(griffe.Extension):
         """Name the section of examples as griffe does, and fence examples outside of it."""
         if obj.docstring:
             text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
+            text = _ADDRESS.sub(r"<\1>  ", text)
             obj.docstring.value = _DOCTEST.sub(lambda found: f"```pycon\n{found[0].rstrip()}\n```\n", text)
 
     def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:

@@ -1,7 +1,7 @@
 """Hook of the site: reports of the gallery, written anew from stored runs at every build.
 
 `python docs/hooks/gallery.py FOLDER NAME` packs the runs in a folder of `normlab run` as `docs/gallery/NAME.tar.xz`.
-The same runs give the same bytes. `docs/gallery/index.md` says what a reader sees, and links to `NAME/report.html`.
+The same runs give the same bytes. `docs/gallery.md` describes each report, and links to `gallery/NAME/report.html`.
 """
 
 import argparse
