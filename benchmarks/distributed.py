@@ -21,15 +21,15 @@ GROUPS = {"batch_device": 1, "batch_2_devices": 2, "batch_4_devices": 4, "batch_
 """Number of devices that share statistics; other norms take statistics over all devices or one example."""
 
 
-def _batch_norm(name: str, title: str) -> None:
+def _batch_norm(name: str, title: str, colour: str, marker: str) -> None:
     """Register batch norm under another name; the curve sets which devices share statistics."""
-    norms.register(replace(norms.get("batch").entry, name=name, title=title))
+    norms.register(replace(norms.get("batch").entry, name=name, title=title, colour=colour, marker=marker))
 
 
-_batch_norm("batch_device", "batch norm, each device")
-_batch_norm("batch_2_devices", "batch norm, groups of 2 devices")
-_batch_norm("batch_4_devices", "batch norm, groups of 4 devices")
-_batch_norm("batch_all_devices", "batch norm, all devices")
+_batch_norm("batch_device", "batch norm, each device", "#d55e00", "s")
+_batch_norm("batch_2_devices", "batch norm, groups of 2 devices", "#d4639f", "p")
+_batch_norm("batch_4_devices", "batch norm, groups of 4 devices", "#2f98de", "h")
+_batch_norm("batch_all_devices", "batch norm, all devices", "#009e73", "8")
 
 
 def _statistics(norm: str, devices: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypedDict, Unpack, cast
@@ -36,7 +37,9 @@ __all__ = [
     "Ramp",
     "UnknownNorm",
     "cell_names",
+    "colour",
     "get",
+    "marker",
     "names",
     "needs",
     "parse_list",
@@ -69,6 +72,8 @@ class Entry:
         over: Elements that share a statistic.
         paper: Authors and year.
         url: Of the paper.
+        colour: Its colour in figures, as `#rrggbb`; a spare one where empty, see `colour`.
+        marker: Its marker in figures, by Matplotlib's name; a spare one where empty, see `marker`.
     """
 
     name: str
@@ -87,6 +92,8 @@ class Entry:
     over: str = ""
     paper: str = ""
     url: str = ""
+    colour: str = ""
+    marker: str = ""
 
 
 @dataclass(frozen=True)
@@ -224,6 +231,50 @@ def cell_names() -> tuple[str, ...]:
     return tuple(name for name, entry in _ENTRIES.items() if entry.cell)
 
 
+def colour(norm: "str | Norm") -> str:
+    """Return the colour of a norm in every figure, whatever its options.
+
+    Args:
+        norm: A norm, or its string. A norm that is registered without a colour, or not at all, has a spare one, which
+            depends on its name alone.
+
+    Returns:
+        A colour as `#rrggbb`, legible on white and on black.
+
+    Example:
+        >>> colour("group:num_groups=8") == colour("group")
+        True
+    """
+    name = _name_of(norm)
+    return (_ENTRIES[name].colour if name in _ENTRIES else "") or _spare(name)[0]
+
+
+def marker(norm: "str | Norm") -> str:
+    """Return the marker of a norm in every figure, whatever its options.
+
+    Args:
+        norm: See `colour`.
+
+    Returns:
+        Matplotlib's name of a marker.
+
+    Example:
+        >>> marker("group:num_groups=8")
+        'P'
+    """
+    name = _name_of(norm)
+    return (_ENTRIES[name].marker if name in _ENTRIES else "") or _spare(name)[1]
+
+
+def _name_of(norm: "str | Norm") -> str:
+    return str(norm).partition(":")[0].strip()
+
+
+def _spare(name: str) -> tuple[str, str]:
+    """Pick a colour and a marker that no norm of this package has together."""
+    return _SPARE[zlib.crc32(name.encode()) % len(_SPARE)]
+
+
 def needs(entry: Entry) -> str:
     """Return, in words, what a norm needs of its input beside features: `yes` is a batch."""
     if entry.averages == "example":
@@ -315,6 +366,8 @@ class _Row(TypedDict, total=False):
     over: str
     paper: str
     url: str
+    colour: str
+    marker: str
 
 
 def _ours(name: str, title: str, module: str, *, in_cells: bool = False, **row: Unpack[_Row]) -> None:
@@ -371,10 +424,17 @@ def _arguments(kind: type) -> list[str]:
     return names + [option.name for option in dataclasses.fields(vars(kind)["_kind"])]
 
 
+_GREY, _VERMILION, _BLUE, _GREEN = "#717171", "#d55e00", "#0072b2", "#009e73"
+_PINK, _OCHRE, _SKY, _VIOLET = "#d4639f", "#b98a14", "#2f98de", "#8052d6"
+_COLOURS = (_VERMILION, _BLUE, _GREEN, _PINK, _OCHRE, _SKY, _VIOLET)
+"""Colours for norms: after Okabe and Ito, apart for colour-blind eyes, a contrast of 3 to white and to near-black."""
+
+_MARKERS = "osD^vPX*<>dph8H"
+
 _BATCH: _OfBatch = {"needs_batch": True, "stateful": True, "averages": "batch"}
 _STANDARDIZED = "(x - mean) / sqrt(var + ε)"
 
-_ours("none", "no norm", "Identity", in_cells=True, formula="x", over="nothing")
+_ours("none", "no norm", "Identity", in_cells=True, formula="x", over="nothing", colour=_GREY, marker="o")
 _ours(
     "batch",
     "batch norm",
@@ -385,6 +445,8 @@ _ours(
     over="batch and positions",
     paper="Ioffe & Szegedy 2015",
     url="https://arxiv.org/abs/1502.03167",
+    colour=_VERMILION,
+    marker="s",
 )
 _ours(
     "batch_renorm",
@@ -396,6 +458,8 @@ _ours(
     over="batch and positions",
     paper="Ioffe 2017",
     url="https://arxiv.org/abs/1702.03275",
+    colour=_BLUE,
+    marker="D",
 )
 _ours(
     "layer",
@@ -406,6 +470,8 @@ _ours(
     over="features, at each position",
     paper="Ba et al. 2016",
     url="https://arxiv.org/abs/1607.06450",
+    colour=_GREEN,
+    marker="^",
 )
 _ours(
     "rms",
@@ -416,6 +482,8 @@ _ours(
     over="features, at each position",
     paper="Zhang & Sennrich 2019",
     url="https://arxiv.org/abs/1910.07467",
+    colour=_PINK,
+    marker="v",
 )
 _ours(
     "group",
@@ -426,6 +494,8 @@ _ours(
     over="a group of features and positions",
     paper="Wu & He 2018",
     url="https://arxiv.org/abs/1803.08494",
+    colour=_VIOLET,
+    marker="P",
 )
 _ours(
     "instance",
@@ -436,6 +506,8 @@ _ours(
     over="positions, for each feature",
     paper="Ulyanov et al. 2016",
     url="https://arxiv.org/abs/1607.08022",
+    colour=_OCHRE,
+    marker="X",
 )
 _ours(
     "dyt",
@@ -445,6 +517,8 @@ _ours(
     over="nothing",
     paper="Zhu et al. 2025",
     url="https://arxiv.org/abs/2503.10622",
+    colour=_SKY,
+    marker="*",
 )
 _ours(
     "online",
@@ -456,6 +530,8 @@ _ours(
     over="positions of the examples so far",
     paper="Chiley et al. 2019",
     url="https://arxiv.org/abs/1905.05894",
+    colour=_SKY,
+    marker="<",
 )
 _ours(
     "streaming",
@@ -466,6 +542,8 @@ _ours(
     over="batch and positions, now and before",
     paper="Liao et al. 2016",
     url="https://arxiv.org/abs/1610.06160",
+    colour=_BLUE,
+    marker=">",
 )
 _ours(
     "continual",
@@ -477,8 +555,14 @@ _ours(
     over="a group of features, then batch and positions",
     paper="Pham et al. 2022",
     url="https://arxiv.org/abs/2203.16102",
+    colour=_OCHRE,
+    marker="d",
 )
-_only_in_cells("layer_per_gate", "layer norm, each gate")
-_only_in_cells("batch_step", "batch norm, each time step", **_BATCH)
-_only_in_cells("batch_shared", "batch norm, shared over time", **_BATCH)
-_only_in_cells("batch_input", "batch norm, input path", **_BATCH)
+_only_in_cells("layer_per_gate", "layer norm, each gate", colour=_SKY, marker="h")
+_only_in_cells("batch_step", "batch norm, each time step", **_BATCH, colour=_VERMILION, marker="p")
+_only_in_cells("batch_shared", "batch norm, shared over time", **_BATCH, colour=_BLUE, marker="8")
+_only_in_cells("batch_input", "batch norm, input path", **_BATCH, colour=_OCHRE, marker=">")
+
+_TAKEN = {(entry.colour, entry.marker) for entry in _ENTRIES.values()}
+_SPARE = tuple((colour, marker) for marker in _MARKERS for colour in _COLOURS if (colour, marker) not in _TAKEN)
+"""Colours and markers for norms that come without."""

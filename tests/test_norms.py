@@ -148,6 +148,44 @@ def test_a_third_party_joins(halve: Norm) -> None:
     assert norms.parse_list("halve:by=4,batch") == ["halve:by=4", "batch"]
 
 
+def test_every_norm_has_a_colour_and_marker_of_its_own() -> None:
+    known = [*norms.names(), *norms.cell_names()]
+    assert len({(norms.colour(name), norms.marker(name)) for name in known}) == len(set(known))
+
+
+def _contrast(colour: str, other: str) -> float:
+    """Return the contrast of two colours as WCAG defines it."""
+
+    def luminance(text: str) -> float:
+        shares = [int(text[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(colour), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("paper", ["#ffffff", "#14171a"])
+def test_colours_are_legible_on_white_and_on_dark(paper: str) -> None:
+    for name in (*norms.names(), *norms.cell_names(), "halve", "unheard_of"):
+        assert _contrast(norms.colour(name), paper) >= 3, name
+
+
+def test_options_do_not_change_the_style() -> None:
+    for same in ("group:num_groups=8,epsilon=1e-3", norms.get("group", num_groups=2)):
+        assert norms.colour(same) == norms.colour("group") and norms.marker(same) == norms.marker("group")
+
+
+def test_a_third_party_has_a_spare_style(halve: Norm) -> None:
+    taken = {(norms.colour(name), norms.marker(name)) for name in (*norms.names(), *norms.cell_names())}
+    spare = norms.colour("halve"), norms.marker("halve")
+    assert len(taken) == len({*norms.names(), *norms.cell_names()})
+    norms.unregister("halve")
+    assert (norms.colour("halve"), norms.marker("halve")) == spare  # of the name alone
+    norms.register(dataclasses.replace(halve.entry, colour="#123456", marker="o"))
+    assert (norms.colour("halve:by=4"), norms.marker("halve")) == ("#123456", "o")
+
+
 def test_it_has_left() -> None:
     assert "halve" not in norms.names()
 
