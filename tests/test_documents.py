@@ -24,8 +24,8 @@ from tests.support.documents import (
     anchors_of,
     blocks_of,
     commands_of,
+    is_of_own_file,
     name_of,
-    plans_or_runs,
     prose_of,
     run,
     write_files,
@@ -141,7 +141,7 @@ def test_commands_are_valid(page: Path, block: Block, tmp_path: Path, monkeypatc
     write_files(page, tmp_path)
     commands = list(commands_of(block.text))
     assert commands
-    for words in (words for words in commands if not plans_or_runs(words)):
+    for words in (words for words in commands if not is_of_own_file(words)):
         with monkeypatch.context() as patch:
             check(words, tmp_path, patch)
 
@@ -158,7 +158,7 @@ SCRIPTS = [page for page in PAGES if any(block.language == "python" for block in
 @pytest.mark.slow
 @pytest.mark.parametrize("page", SCRIPTS, ids=map(name_of, SCRIPTS))
 def test_the_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
-    run(["-m", "tests.support.documents", str(page)], tmp_path)
+    run(["-W", "error", "-m", "tests.support.documents", str(page)], tmp_path)
 
 
 def test_every_public_name_has_an_entry_in_the_reference() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from normlab.study.training.compilation_cache import use_cache
 from tests.support.paths import ENVIRONMENT, ROOT
 
 PAGES = (
@@ -131,17 +132,17 @@ def write_files(page: Path, folder: Path) -> None:
             (folder / block.file).write_text(block.text)
 
 
-def plans_or_runs(command: list[str]) -> list[str] | None:
-    """Return the command that `run_page` runs for one of a page: smoke runs, and plans of files that the page shows."""
-    if command[:2] != ["normlab", "run"] or "--help" in command:
-        return None
-    if "smoke" in command:
-        return command
-    return [*command, "--dry-run"] if command[2].endswith(".py") else None
+def is_of_own_file(command: list[str]) -> bool:
+    """Check whether a command runs a comparison from a file, which has to be there."""
+    return command[:2] == ["normlab", "run"] and command[2].endswith(".py")
 
 
 def run_page(page: Path) -> None:
-    """Run the code of a page in the working directory: scripts in one namespace, and cheap commands."""
+    """Run the code of a page in the working directory.
+
+    Scripts share a namespace. Of the commands, those of files that the page shows are run; budgets beyond smoke are
+    only planned.
+    """
     main = sys.modules["__main__"] = ModuleType("__main__")
     write_files(page, Path())
     for block in blocks_of(page):
@@ -151,13 +152,14 @@ def run_page(page: Path) -> None:
             code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
             exec(code, main.__dict__)
         elif block.language == "sh":
-            for command in filter(None, map(plans_or_runs, commands_of(block.text))):
-                subprocess.run([sys.executable, "-m", *command], check=True)
+            for command in filter(is_of_own_file, commands_of(block.text)):
+                plan = [] if {"smoke", "--dry-run"} & {*command} else ["--dry-run"]
+                subprocess.run([sys.executable, "-m", *command, *plan], check=True)
 
 
 def run(arguments: list[str], folder: Path) -> str:
     """Run Python in a folder, as a user would, and return its output."""
-    environment = {**ENVIRONMENT, "NORMLAB_CACHE": str(folder / "cache"), "MPLBACKEND": "agg"}
+    environment = {**ENVIRONMENT, "MPLBACKEND": "agg"}
     finished = subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
@@ -166,4 +168,5 @@ def run(arguments: list[str], folder: Path) -> str:
 
 
 if __name__ == "__main__":
+    use_cache()  # most of the time is XLA's
     run_page(Path(sys.argv[1]).resolve())
