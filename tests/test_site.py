@@ -1,5 +1,6 @@
 """The built site: complete, without parts from elsewhere, and searchable from the file system."""
 
+import dataclasses
 import lzma
 import re
 import shutil
@@ -10,12 +11,17 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from normlab import linen
 from tests.support.documents import ENTRIES
 from tests.support.paths import ENVIRONMENT, ROOT
+
+if TYPE_CHECKING:
+    import griffe
 
 pytest.importorskip("material", reason="`make docs` installs the extra `docs`")
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
@@ -66,6 +72,16 @@ def pages(site: Path) -> dict[Path, Page]:
     return found
 
 
+@pytest.fixture(scope="module")
+def package() -> "griffe.Module":
+    import griffe
+
+    extensions = griffe.load_extensions(str(ROOT / "docs" / "hooks" / "docstrings.py"))
+    found = griffe.load("normlab", search_paths=[ROOT], extensions=extensions)
+    assert isinstance(found, griffe.Module)
+    return found
+
+
 def is_elsewhere(address: str) -> bool:
     return bool(urlsplit(address).netloc)
 
@@ -96,6 +112,13 @@ def test_every_public_name_has_an_anchor(site: Path, pages: dict[Path, Page]) ->
 def test_the_page_of_the_command_line_lists_every_option(site: Path) -> None:
     page = (site / "reference" / "cli.html").read_text("utf-8")
     assert all(f"<code>{option}" in page for option in ("--tier NAME", "--batch-sizes VALUE", "--trust"))
+
+
+@pytest.mark.parametrize("name", sorted({*linen.__all__} - {"RNN", "trainable"}))  # Flax declares the fields of `RNN`
+def test_the_signature_of_a_linen_module_has_its_fields(package: "griffe.Module", name: str) -> None:
+    fields = [field.name for field in dataclasses.fields(getattr(linen, name)) if field.name not in ("parent", "name")]
+    found = [parameter.name for parameter in package["linen"][name].parameters if parameter.name != "self"]
+    assert found == fields
 
 
 def test_packing_a_folder_gives_the_same_archive(tmp_path: Path) -> None:

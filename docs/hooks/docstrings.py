@@ -1,7 +1,7 @@
 """Extension of griffe: examples of docstrings as code, and the fields of Linen modules as their signature."""
 
 import re
-from typing import Any
+from typing import Any, TypeGuard
 
 import griffe
 
@@ -35,7 +35,7 @@ def _fields(cls: griffe.Class) -> list[griffe.Parameter]:
     found = {}
     for owner in (*reversed(cls.mro()), cls):
         for name, member in owner.members.items():
-            if isinstance(member, griffe.Attribute) and member.annotation and member.runtime:
+            if _is_field(member):
                 found[name] = griffe.Parameter(
                     name,
                     annotation=member.annotation,
@@ -43,3 +43,14 @@ def _fields(cls: griffe.Class) -> list[griffe.Parameter]:
                     default=member.value,
                 )
     return list(found.values())
+
+
+def _is_field(member: griffe.Object) -> TypeGuard[griffe.Attribute]:
+    """Check for an attribute with an annotation that is there at run time, and is neither private nor a property."""
+    return (
+        isinstance(member, griffe.Attribute)
+        and member.annotation is not None
+        and member.runtime
+        and "property" not in member.labels
+        and not member.name.startswith("_")
+    )
