@@ -408,11 +408,11 @@ class Analysis:
         default_learning_rate: The learning rate of untuned norms; `None` where none was trained untuned.
         norms: The norms as they were written.
         names: Titles of the norms by their strings.
-        problems: Results by problem.
         baseline: The norm to which others are compared.
         baseline_note: Reason why the baseline is not the declared one, else empty.
         claims: Whether the budget makes claims.
         exploratory: Whether there are fewer seeds than `SEEDS_FOR_CLAIMS`.
+        problems: Results by problem.
         counts: Numbers of runs `planned` (tuning included), `done` and `missing`.
         runs: Every planned run. Left out of `to_json`.
         costs: Costs in the order of the cells. Left out of `to_json`: only they differ when the same runs are repeated.
