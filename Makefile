@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 TIER ?= quick
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup compare test test-all check mutants fuzz speed speed-devices speed-recurrent speed-online scaling throughput clean
+.PHONY: help setup compare test test-all check docs docs-serve mutants fuzz speed speed-devices speed-recurrent speed-online scaling throughput clean
 
 help:
 	@echo "make compare     which norm at which batch size: runs the comparison on handwritten digits, opens the report"
 	@echo "make test        the tests but those that are slow by nature; make test-all: all of them"
 	@echo "make check       formatting, lint, types, direction of imports"
+	@echo "make docs        the documentation site, into build/site; make docs-serve shows it while pages are edited"
 	@echo "make mutants     break the norms on purpose; some test must notice each"
 	@echo "make fuzz        5,000 random cases of every norm and cell beside float64"
 	@echo "make speed       each norm beside Flax's; make speed-devices: across 8 devices"
@@ -50,6 +51,17 @@ check: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+$(VENV)/docs.stamp: $(VENV)/study.stamp
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "Open build/site/index.html in a browser."
+
+docs-serve: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 mutants: $(VENV)/test.stamp
 	$(BIN)/python -m tests.mutants
