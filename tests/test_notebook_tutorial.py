@@ -1,16 +1,12 @@
-"""The tutorials, run as they stand: pages as scripts with asserts, the notebook in a real kernel."""
+"""The tutorial notebook in a real kernel."""
 
 import os
-import re
-import shlex
-from pathlib import Path
 
 import jupytext
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.support.documents import BLOCK, run
 from tests.support.paths import ENVIRONMENT, ROOT
 
 TUTORIALS = ROOT / "docs" / "tutorials"
@@ -28,25 +24,6 @@ stopped = study.run(comparison, seeds=1000, output="stopped")
 """
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.mark.parametrize("name", ["devices", "flax_model", "lstm", "own_model", "stream"])
-def test_the_code_of_a_tutorial_runs(name: str, tmp_path: Path) -> None:
-    """Write its files, run its commands, of which budgets beyond smoke are only planned, and the rest as one script."""
-    script = ""
-    for language, text in BLOCK.findall((TUTORIALS / f"{name}.md").read_text()):
-        if named := re.match(r"# (\w+\.py)\n", text):
-            (tmp_path / named[1]).write_text(text)
-        elif language == "python":
-            script += text
-        else:
-            for line in text.splitlines():
-                _, *command = shlex.split(line)
-                run(
-                    ["-m", "normlab", *command, *([] if {"smoke", "--dry-run"} & {*command} else ["--dry-run"])],
-                    tmp_path,
-                )
-    run(["-W", "error", "-c", script], tmp_path)
 
 
 @pytest.fixture(scope="module")
