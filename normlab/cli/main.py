@@ -20,7 +20,6 @@ from normlab.study.design import discovery
 from normlab.study.design.request import Request, from_file, from_flags
 
 if TYPE_CHECKING:
-    from normlab.norms import Entry
     from normlab.study.executors.process_group import Member
 
 
@@ -39,11 +38,19 @@ commands:
   report FOLDER      write the report of the finished runs, also during a run
   merge FOLDER ...   merge the runs of several folders
   verify FOLDER      repeat a recorded run and compare the numbers
-  list               comparisons and norms
+  list [KIND]        comparisons, norms, problems, and tiers with their runs and minutes
 
 options:
   -h, --help         this text; `normlab COMMAND --help` for a command's options
   --version          the version
+
+examples:
+  normlab run batch_size --dry-run        what would be run, how long it takes, and what it can show
+  normlab run batch_size --tier smoke     whether everything works, in a minute
+  normlab run my_model.py --norms batch layer group
+
+tab completion, in bash or zsh:
+  eval "$(register-python-argcomplete normlab)"
 
 exit codes:
   0 done   1 no run succeeded, numbers differ, or the machine failed   2 bad input, nothing written
@@ -178,19 +185,26 @@ def _command(given: list[str]) -> int:
 
         print(f"normlab {__version__}")
     else:
-        raise BadInput(f"Unknown command `{name}`. {nearest(name, [*commands, '--help', '--version'])}")
+        raise BadInput(f"Unknown command `{name}`. {_meant(name, [*commands, '--help', '--version'])}")
     return OK
 
 
+def _meant(name: str, commands: Sequence[str]) -> str:
+    """Suggest a command, also for the name or the file of a comparison alone."""
+    if name.endswith(".py") or name in discovery.known():
+        return f"Did you mean `normlab run {name}`?"
+    return nearest(name, commands)
+
+
 def _run(given: list[str]) -> int:
-    source = source_of(given)
+    source, rest = source_of(given)
     if source is None:
         return _help(run_parser(None))
     comparison = discovery.load(source)
-    parser = run_parser(comparison)
+    parser = run_parser(comparison, source)
     if _asks_for_help(given):
         return _help(parser)
-    parsed = parser.parse(given)
+    parsed = parser.parse([source, *rest])
     require("study")
     of_file = from_file(parsed["config"], comparison) if "config" in parsed else {}
     request = Request(comparison, {**of_file, **from_flags(parsed, comparison)})
@@ -287,43 +301,14 @@ def _verify(given: list[str]) -> int:
 
 
 def _list(given: list[str]) -> int:
-    from normlab import norms
+    from normlab.cli import listing
 
+    parser = listing.parser()
     if _asks_for_help(given):
-        print(
-            "usage: normlab list [norms]\n\n"
-            "Print the comparisons that `normlab run` knows by name, and the norms; with `norms` the\n"
-            "formula, the statistics and the paper of each."
-        )
-        return OK
-    if given == ["norms"]:
-        print("\n\n".join(_row(norms.get(name).entry) for name in norms.names()))
-        return OK
-    if given:
-        raise BadInput(f"Expected `norms` or nothing after `list`, got `{given[0]}`.")
-    known = norms.names()  # before comparisons add their own
-    print("Comparisons:")
-    for name in discovery.known():
-        print(f"  {name:<20}{discovery.load(name).question}")
-    print("Norms:")
-    for name in known:
-        print(f"  {name:<20}{norms.get(name).title}")
+        return _help(parser)
+    for line in listing.lines(**parser.parse(given)):
+        print(line)
     return OK
-
-
-def _row(entry: "Entry") -> str:
-    """Format the registry's row of a norm."""
-    from normlab import norms
-
-    parts = {
-        "title": entry.title,
-        "output": entry.formula,
-        "statistics": f"over {entry.over}",
-        "needs batch": norms.needs(entry),
-        "paper": f"{entry.paper}, {entry.url}" if entry.url else "",
-        "modules": f"normlab.linen.{entry.module}, normlab.nnx.{entry.module}",
-    }
-    return "\n".join([entry.name, *(f"  {name:<13}{text}" for name, text in parts.items() if text)])
 
 
 def _asks_for_help(given: Sequence[str]) -> bool:
