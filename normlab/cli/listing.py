@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from normlab import norms
-from normlab.cli.parser import Parser
 from normlab.errors import BadInput, nearest
 from normlab.study.design import discovery
 from normlab.study.design.comparison import Comparison
@@ -13,7 +12,7 @@ from normlab.study.design.provenance import usable_cpus
 from normlab.study.design.request import DEFAULT_TIER, Request
 from normlab.study.driver.estimate import about, remaining
 
-__all__ = ["KINDS", "SECONDS", "lines", "parser"]
+__all__ = ["KINDS", "SECONDS", "lines"]
 
 SECONDS: Mapping[str, tuple[float, float]] = {
     "batch_composition": (2.0, 0.1),
@@ -27,22 +26,6 @@ SECONDS: Mapping[str, tuple[float, float]] = {
 
 Rounded medians of runs on a server of 2025. Half or twice as long is possible elsewhere: `--dry-run` measures.
 """
-
-
-def parser() -> Parser:
-    """Make the parser of `normlab list`."""
-    made = Parser(
-        "normlab list", "List what there is, without training anything.", usage="normlab list [KIND [NAME_OR_FILE]]"
-    )
-    made.add_argument(
-        "kind",
-        nargs="?",
-        metavar="KIND",
-        help="comparisons; norms, with formula, statistics and paper of each; problems (models and data) of each "
-        "comparison; or tiers, the budgets of each comparison with runs and minutes. Unless given, an overview",
-    )
-    made.add_argument("source", nargs="?", metavar="NAME_OR_FILE", help="one comparison; all known ones unless given")
-    return made
 
 
 def lines(kind: str | None = None, source: str | None = None) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from normlab.errors import BadInput, nearest
@@ -49,6 +50,10 @@ class Parser(argparse.ArgumentParser):
             message = re.sub(theirs, ours, message)
         raise BadInput(f"{message[:1].upper()}{message[1:]}. See `{self.prog} --help`.")
 
+    def arguments(self) -> list[argparse.Action]:
+        """List all arguments, positional ones and options."""
+        return list(self._actions)
+
     def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
         """Parse all arguments.
 
@@ -91,10 +96,10 @@ def run_parser(comparison: Comparison | None, source: str = "NAME_OR_FILE") -> P
         source: Name or path of the comparison as the user typed it.
     """
     prog = f"normlab run {source}"
-    epilog = _EPILOG if comparison else f"{_OWN_OPTIONS} {_EPILOG}"
-    parser = Parser(prog, _RUN, usage=f"{prog} [OPTION ...]", epilog=epilog, add_help=False)
-    own = f"values of curves, and data, of `{comparison.name}`" if comparison else ""
-    titles = {own: own, COMPARED: "what is compared", BUDGET: "how long, and how sure", PLACE: PLACE, OUTPUT: OUTPUT}
+    description = _RUN if comparison else f"{_RUN} {_OWN_OPTIONS}"
+    parser = Parser(prog, description, usage=f"{prog} [OPTION ...]", epilog=_EPILOG, add_help=False)
+    own = f"options of `{comparison.name}`: its curves and data" if comparison else ""
+    titles = {COMPARED: "what is compared", own: own, BUDGET: "how long, and how sure", PLACE: PLACE, OUTPUT: OUTPUT}
     groups = {name: parser.add_argument_group(title) for name, title in titles.items()}
     groups[COMPARED].add_argument(
         "source", metavar="NAME_OR_FILE", help="name of a comparison (see `normlab list`) or a file that defines one"
@@ -108,6 +113,50 @@ def run_parser(comparison: Comparison | None, source: str = "NAME_OR_FILE") -> P
     )
     groups[OUTPUT].add_argument("--config", metavar="FILE.toml", help="options by name; flags take precedence")
     groups[OUTPUT].add_argument("-h", "--help", action="help", help="this text")
+    return parser
+
+
+def report_parser() -> Parser:
+    """Make the parser of `normlab report`."""
+    parser = Parser("normlab report", "Print and write the report of the runs so far.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a folder of `normlab run`")
+    return parser
+
+
+def merge_parser() -> Parser:
+    """Make the parser of `normlab merge`."""
+    parser = Parser("normlab merge", "Merge the runs of folders of one comparison, e.g. of `--shard`, and report.")
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="a folder of `normlab run`")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new, or of the same comparison")
+    return parser
+
+
+def verify_parser() -> Parser:
+    """Make the parser of `normlab verify`."""
+    parser = Parser("normlab verify", "Repeat a recorded run and compare its numbers bit by bit.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a folder of `normlab run`")
+    parser.add_argument("--run", metavar="KEY", help="start of a run's key (default: one evaluation run at random)")
+    parser.add_argument(
+        "--trust", action="store_true", help="run the Python file that FOLDER names; comparisons by name need no trust"
+    )
+    return parser
+
+
+def list_parser() -> Parser:
+    """Make the parser of `normlab list`."""
+    parser = Parser(
+        "normlab list",
+        "List what there is, without training anything. Unless KIND is given: an overview.",
+        usage="normlab list [KIND [NAME_OR_FILE]]",
+    )
+    parser.add_argument(
+        "kind",
+        nargs="?",
+        metavar="KIND",
+        help="comparisons; norms, with formula, statistics and paper of each; problems, the models and data of each "
+        "comparison; or tiers, the budgets of each comparison with runs and minutes",
+    )
+    parser.add_argument("source", nargs="?", metavar="NAME_OR_FILE", help="one comparison (default: all known ones)")
     return parser
 
 
@@ -134,8 +183,8 @@ def source_of(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 _RUN = "Run a comparison, or resume it, and write its report."
 _OWN_OPTIONS = (
-    "A comparison has options of its own, for the values of its curves and for its data: `normlab run batch_size "
-    "--help` shows those of `batch_size`, and so on."
+    "Each comparison has further options, for its curves and its data: `normlab run batch_size --help` shows those of "
+    "`batch_size`."
 )
 _EPILOG = (
     "Exit codes: 0; 1 if no run succeeded, or the machine failed (disk, worker processes); 2 for bad input, with "

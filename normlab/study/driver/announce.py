@@ -40,13 +40,11 @@ def time(
     }
     if not any(one.runs for one in work.values()):
         return "All runs are there."
-    seconds = seconds_of(work, costs, workers)
-    if seconds is None:
+    measured, problems = {one.problem for one in costs}, {one.problem for one in work}
+    if not measured & problems:
         return ""
-    text = about(seconds)
-    return (
-        f"{text[:1].upper()}{text[1:]} with {count(workers, 'worker')}, by the {count(len(costs), 'program')} measured."
-    )
+    text = about(seconds_of(work, costs, workers)).replace("about", "About" if problems <= measured else "More than")
+    return f"{text} with {count(workers, 'worker')}, by the {count(len(costs), 'program')} measured."
 
 
 def cannot_run(reasons: Iterable[str]) -> str:

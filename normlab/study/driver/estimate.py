@@ -10,6 +10,10 @@ from normlab.study.design.records import Configuration, Record
 __all__ = ["Cost", "Work", "about", "costs_of", "remaining", "seconds_of"]
 
 
+START = 4.0
+"""Seconds in which a worker starts, or makes the first initial state of a problem."""
+
+
 @dataclass(frozen=True)
 class Cost:
     """The cost of a program in seconds of one worker.
@@ -63,7 +67,7 @@ def costs_of(records: Iterable[Record]) -> dict[Configuration, Cost]:
     }
 
 
-def seconds_of(work: Mapping[Configuration, Work], costs: Mapping[Configuration, Cost], workers: int) -> float | None:
+def seconds_of(work: Mapping[Configuration, Work], costs: Mapping[Configuration, Cost], workers: int) -> float:
     """Estimate the time of all work.
 
     In a problem the time of a run is taken as linear in its number of updates: all runs see the same examples as often,
@@ -75,13 +79,14 @@ def seconds_of(work: Mapping[Configuration, Work], costs: Mapping[Configuration,
         workers: Number of workers that share the work equally.
 
     Returns:
-        Seconds; `None` where nothing is known of a problem.
+        Seconds, without those of problems of which nothing is known.
     """
     total = 0.0
     for problem in dict.fromkeys(configuration.problem for configuration in work):
         known = [(work[c].steps, cost) for c, cost in costs.items() if c.problem == problem and c in work]
         if not known:
-            return None
+            continue
+        total += START * workers
         compiling = statistics.fmean(cost.compile for _, cost in known)
         for configuration, one in work.items():
             if configuration.problem == problem and one.runs:
@@ -101,10 +106,10 @@ def about(seconds: float) -> str:
     """Write a time with the precision of an estimate.
 
     >>> about(4), about(41), about(200), about(9000)
-    ('a few seconds', 'about 40 s', 'about 3 min', 'about 2.5 h')
+    ('about 10 s', 'about 40 s', 'about 3 min', 'about 2.5 h')
     """
-    if seconds < 10:
-        return "a few seconds"
+    if seconds < 15:
+        return "about 10 s"
     if seconds < 55:
         return f"about {round(seconds, -1):.0f} s"
     if seconds < 90 * 60:

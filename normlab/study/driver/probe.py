@@ -17,7 +17,9 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from normlab.notation import PyTree
 from normlab.study.design import discovery
 from normlab.study.design.comparison import Settings
 from normlab.study.design.plan import Plan
@@ -121,7 +123,7 @@ def measured(program: Program) -> Cost:
     """
     from normlab.study.training.loop import on_devices, window_training
 
-    state = on_devices(program, program.init(0))
+    state = on_devices(program, _state(program))
     start = process_time()
     data = dict(on_devices(program, dict(program.data)))
     source = program.window_source
@@ -141,6 +143,14 @@ def measured(program: Program) -> Cost:
         seconds = _seconds(update, rate, state, data, first, jnp.int32(n))
     others = sum(_seconds(call, state, data) for call in calls)
     return Cost(compile=compiling, run=program.steps * seconds / n + others)
+
+
+def _state(program: Program) -> PyTree:
+    """Return a state of the right shape: the real one takes longer to compile than the updates that are measured."""
+    shapes = jax.eval_shape(lambda: program.init(0))
+    if any(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in jax.tree.leaves(shapes)):  # random keys
+        return program.init(0)
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def _seconds(call: Callable[..., Any], *arguments: Any) -> float:
