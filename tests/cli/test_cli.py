@@ -53,7 +53,7 @@ time.sleep(30)
 """
 
 BAD = {
-    "unknown norm": (["batch_size", "--norms", "bach"], "'batch'"),
+    "unknown norm": (["batch_size", "--norms", "bach"], "Did you mean `batch`?"),
     "unknown option of a norm": (["batch_size", "--norms", "batch:momentun=0.9"], "'momentum'"),
     "unknown comparison": (["batch_sise"], "Did you mean `batch_size`?"),
     "missing file": (["nowhere/own.py"], "does not exist"),
@@ -102,7 +102,7 @@ BAD = {
         ["batch_size", "--shard", "1/9", "--problems", "mlp", "--batch-sizes", "8", "--curves", "deployed"],
         "at most 1 parts",
     ),
-    "a duration without unit": (["batch_size", "--time-budget", "90"], "as in 90s, 8m or 1h30m, got `90`"),
+    "a duration without unit": (["batch_size", "--time-budget", "90"], "Write a number and its unit, as in `10min`."),
     "no time": (["batch_size", "--time-budget", "0s"], "got `0s`"),
     "missing configuration": (["batch_size", "--config", "my.toml"], "Cannot read `my.toml`"),
 }
@@ -164,7 +164,7 @@ class TestBadInput:
         for arguments, expected in {
             ("rnu",): "Did you mean `run`?",
             ("report", str(tmp_path)): "that `normlab run` wrote",
-            ("list", "all"): "`norms` or nothing after `list`, got `all`",
+            ("list", "all"): "tiers or nothing after `list`, got `all`",
         }.items():
             assert main(arguments) == 2
             err = capsys.readouterr().err
@@ -568,7 +568,9 @@ class TestRun:
         monkeypatch.chdir(tmp_path)
         assert main(["run", "toy.py", "--norms", "none,batch,instance", "--dry-run"]) == 0
         out = capsys.readouterr().out
-        assert "7 configurations, 2 of them invalid: 5 compiles and 50 runs" in out
+        assert "3 norms on scalar; batch size 2, 4; ghost batch size 2, 4: 5 programs, about 50 runs." in out
+        assert ", by the 2 programs measured." in out
+        assert "Not run, 2 configurations: `instance` needs spatial axes, and activations of `scalar` have none." in out
         assert "can support no recommendation, which takes 5, or 36 to be sure, and 29 to call norms equivalent." in out
         assert [path.name for path in tmp_path.iterdir()] == ["toy.py"]
 

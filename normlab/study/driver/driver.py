@@ -35,8 +35,8 @@ from normlab.study.worker.strategy import Strategy, Task, choose_strategy
 
 OK, FAILED, UNFINISHED = 0, 1, 3
 
-PATIENCE, SHORT = 10.0, 2.0
-"""Seconds that a dry run waits for measurements in all, and that a run waits after its checks."""
+PATIENCE, SHORT = 10.0, 4.0
+"""Seconds that a dry run waits for measurements in all, and that a run waits after its checks: as long as they took."""
 
 
 def new_console(*, quiet: bool = False) -> Console:
@@ -234,7 +234,7 @@ class Invocation:
                 self.comparison.question,
                 *announce.described(self.plan),
                 announce.size(self.plan, self.configurations, known),
-                self._time(execution, checked, known, probe, PATIENCE),
+                self._time(execution, checked, known, probe, wait=PATIENCE - probe.age if probe else 0.0),
                 announce.cannot_run(reason for c, reason in checked.invalid.items() if c in self.configurations),
                 *self._too_few_seeds(),
                 _not_traced(checked),
@@ -303,11 +303,10 @@ class Invocation:
             return self._task(strategy, self._checked(execution))
         with self._probe(strategy, execution) as probe:
             with self._status("Checking every program before the first run"):
-                start = monotonic()
                 checked = self._checked(execution)
                 task = self._task(strategy, checked)
                 known = self._known(task)
-                time = self._time(execution, checked, known, probe, monotonic() - start + SHORT)
+                time = self._time(execution, checked, known, probe, wait=min(SHORT, probe.age) if probe else 0.0)
         where = (
             f" Runs are kept in `{self.output}`: Ctrl-C is safe, and the same command resumes." if self.output else ""
         )
@@ -441,7 +440,8 @@ class Invocation:
         checked: preflight.Checked,
         known: Sequence[Record],
         probe: Probe | None,
-        patience: float,
+        *,
+        wait: float,
     ) -> str:
         """Say how long the pending runs take, from the records that are there, or from the probe."""
         if math.isfinite(execution.time_budget):
@@ -452,7 +452,7 @@ class Invocation:
         left = estimate.remaining(self.plan, known, self.configurations)
         costs = estimate.costs_of(known)
         if {c.problem for c in costs} < {c.problem for c in left}:
-            costs |= probe.costs(self.plan, within=patience)
+            costs |= probe.costs(self.plan, wait=wait)
         return announce.time(self.plan, left, checked.steps, costs, workers)
 
     def _status(self, text: str) -> "AbstractContextManager[object]":

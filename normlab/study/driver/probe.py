@@ -45,7 +45,7 @@ class Probe:
             settings: Settings of the invocation, of a comparison with a source.
             strategy: Strategy of the workers.
         """
-        self._started, self._over = monotonic(), False
+        self._started = monotonic()
         self._costs: dict[int, Cost] = {}
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe(duplex=False)
@@ -64,15 +64,21 @@ class Probe:
         self._process.join()
         self._connection.close()
 
-    def costs(self, plan: Plan, *, within: float) -> dict[Configuration, Cost]:
+    @property
+    def age(self) -> float:
+        """Seconds since the start of the process."""
+        return monotonic() - self._started
+
+    def costs(self, plan: Plan, *, wait: float) -> dict[Configuration, Cost]:
         """Return the costs that have been measured.
 
         Args:
             plan: The plan of the comparison.
-            within: Seconds since the start of the process at which to stop waiting.
+            wait: Seconds to wait for further ones at most.
         """
+        end = self.age + wait
         with suppress(EOFError, OSError):  # it has measured everything
-            while self._connection.poll(max(0.0, self._started + within - monotonic())):
+            while self._connection.poll(max(0.0, end - self.age)):
                 index, cost = self._connection.recv()
                 self._costs[index] = cost
         return {plan.configurations[index]: cost for index, cost in self._costs.items()}
