@@ -16,7 +16,9 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     known, plain = list(known), _plain(name)
     same = [other for other in known if _plain(other) in (plain, _ENDING.sub("", plain))]
     same += [text for text, names in _MEANT.items() if plain in names.split() and text.partition(" ")[0] in known]
-    return next(iter(same or difflib.get_close_matches(name, known, n=1, cutoff=0.5)), "")
+    bare = {other.lstrip("-"): other for other in known}
+    similar = difflib.get_close_matches(name.lstrip("-"), bare, n=1, cutoff=0.65)
+    return next(iter([*same, *(bare[other] for other in similar)]), "")
 
 
 def _plain(name: str) -> str:
@@ -38,6 +40,8 @@ _MEANT: Mapping[str, str] = {
     "none": "identity nonorm noop off null",
     "dyt": "dynamictanh tanh",
     "continual": "cn",
+    # networks
+    "conv": "cnn convnet",
     # commands
     "run": "compare bench benchmark train start resume continue experiment",
     "report": "html summary plot results view",
@@ -81,6 +85,7 @@ _MEANT: Mapping[str, str] = {
     "--retry-failed": "retry force overwrite rerun",
     "--open": "browser show view web",
     "--executor": "backend launcher cluster",
+    "--run": "key id",
     # budgets
     "smoke": "tiny test debug",
     "quick": "fast default small",

@@ -9,22 +9,23 @@ from normlab.study.design.comparison import Comparison
 from normlab.study.design.options import Given
 from normlab.study.design.plan import Plan
 from normlab.study.design.provenance import usable_cpus
-from normlab.study.design.request import DEFAULT_TIER, Request
+from normlab.study.design.request import DEFAULT_TIER, Request, norm_of
 from normlab.study.driver.estimate import about, remaining
 
 __all__ = ["KINDS", "SECONDS", "lines"]
 
 SECONDS: Mapping[str, tuple[float, float]] = {
-    "batch_composition": (2.0, 0.1),
-    "batch_size": (2.5, 0.25),
-    "distributed": (20.0, 2.0),
-    "inference_gap": (5.0, 0.3),
-    "online": (4.0, 1.0),
-    "recurrent": (8.0, 1.5),
+    "batch_composition": (3.0, 0.15),
+    "batch_size": (2.5, 0.3),
+    "distributed": (10.0, 2.0),
+    "inference_gap": (10.0, 0.6),
+    "online": (3.0, 0.15),
+    "recurrent": (10.0, 4.0),
 }
-"""Seconds of one core to compile a program, and to make a run on the data that are the default, by comparison.
+"""Seconds of one core to compile a program and to make a run, by comparison: means over problems, rounded.
 
-Rounded medians of runs on a server of 2025. Half or twice as long is possible elsewhere: `--dry-run` measures.
+They were measured with the probe of `--dry-run` on a server, at the epochs of the largest budget and with the default
+data. Elsewhere half or twice as much is possible.
 """
 
 
@@ -44,7 +45,7 @@ def lines(kind: str | None = None, source: str | None = None) -> Iterator[str]:
         hint = nearest(kind, KINDS, "See `normlab list --help`.")
         raise BadInput(f"Expected {', '.join(KINDS)} or nothing after `list`, got `{kind}`. {hint}")
     elif kind == "norms" and source:
-        yield from _row(norms.get(source))
+        yield from _row(norms.get(norm_of(source)))
     else:
         yield from KINDS[kind]([source] if source else list(discovery.known()))
 
@@ -77,10 +78,10 @@ def _row(norm: norms.Norm) -> Iterator[str]:
     parts = {
         "title": entry.title,
         "output": entry.formula,
-        "statistics": f"over {entry.over}",
+        "statistics": f"over {entry.over}" if entry.over else "",
         "needs batch": norms.needs(entry),
         "paper": f"{entry.paper}, {entry.url}" if entry.url else "",
-        "modules": f"normlab.linen.{entry.module}, normlab.nnx.{entry.module}",
+        "modules": f"normlab.linen.{entry.module}, normlab.nnx.{entry.module}" if entry.module else "",
     }
     yield entry.name
     yield from (f"  {name:<13}{text}" for name, text in parts.items() if text)

@@ -15,7 +15,7 @@ _TEXTS = {
     r"argument (--[\w-]+)\S*: expected (one|at least one) argument": r"Expected a value after `\1`, got none",
     r"argument (--[\w-]+)\S*: ignored explicit argument '(.*)'": r"Expected `\1` without a value, got `\2`",
     r"unrecognized arguments: (.*)": r"Expected nothing more, got `\1`",
-    r"the following arguments are required: (.*)": r"Expected \1, got none",
+    r"the following arguments are required: (.*)": r"Expected `\1`, got none",
 }
 """Messages of `argparse`, and how they read here."""
 
@@ -169,14 +169,16 @@ def source_of(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     Raises:
         BadInput: If it is missing.
     """
-    words, rest = [argument for argument in arguments if not argument.startswith("-")], list(arguments)
-    if not words:
-        if {"-h", "--help"} & set(arguments):
-            return None, rest
-        run_parser(None).error("expected the name of a comparison or a file after `run`, got none")
-    known = discovery.known()
+    words, known = [argument for argument in arguments if not argument.startswith("-")], discovery.known()
     named = [word for word in words if word.endswith(".py") or word in known]
-    source = words[0] if arguments[0] == words[0] or not named else named[0]
+    if words[:1] == list(arguments[:1]):
+        named = words
+    if not named and {"-h", "--help"} & set(arguments):
+        return None, list(arguments)
+    if not words:
+        run_parser(None).error("expected the name of a comparison or a file after `run`, got none")
+    source = named[0] if named else run_parser(None).parse_known_args(arguments)[0].source
+    rest = list(arguments)
     rest.remove(source)
     return source, rest
 

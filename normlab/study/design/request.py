@@ -256,7 +256,12 @@ def _executor(value: object) -> str:
     return name
 
 
-def _norm(value: object) -> str:
+def norm_of(value: object) -> str:
+    """Convert a norm to its string.
+
+    Raises:
+        BadInput: If there is no such norm, or its options cannot be read.
+    """
     from normlab import norms
 
     if not isinstance(value, str | norms.Norm):
@@ -273,7 +278,7 @@ def _norm(value: object) -> str:
 _OPTIONS = (
     Option(
         name="norms",
-        kind=Kind("a norm", _norm, "Name one such as `batch`; `normlab list norms` shows them all."),
+        kind=Kind("a norm", norm_of, "Name one such as `batch`; `normlab list norms` shows them all."),
         many=True,
         metavar="NORM",
         group=COMPARED,
@@ -424,7 +429,7 @@ def _split(name: str, texts: Sequence[str]) -> list[str]:
 
 
 def _norms(values: Iterable[object]) -> tuple[str, ...]:
-    names = tuple(map(_norm, values))
+    names = tuple(map(norm_of, values))
     check_distinct("`norms`", names)
     return names
 

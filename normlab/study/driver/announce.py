@@ -1,4 +1,4 @@
-"""Sentences before and after the runs of a comparison: size, time, and configurations that cannot be run."""
+"""Sentences before the runs of a comparison: its size, its time, and configurations that cannot be run."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 

@@ -445,7 +445,7 @@ class Invocation:
     ) -> str:
         """Say how long the pending runs take, from the records that are there, or from the probe."""
         if math.isfinite(execution.time_budget):
-            return f"Stops after {formatting.seconds(execution.time_budget)}."
+            return f"Stops after {formatting.seconds(execution.time_budget).removesuffix(' 0 s')}."
         if probe is None or not isinstance(execution.executor, Local):
             return ""
         workers = min(execution.executor.jobs or usable_cpus(), usable_cpus())

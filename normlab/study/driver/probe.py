@@ -26,6 +26,7 @@ from normlab.study.design.plan import Plan
 from normlab.study.design.program import Program
 from normlab.study.design.records import Configuration
 from normlab.study.driver.estimate import Cost
+from normlab.study.executors.local import end_with_parent
 from normlab.study.worker.runner import build
 from normlab.study.worker.strategy import Strategy, environment
 
@@ -100,6 +101,7 @@ def _without_interrupts() -> Iterator[None]:
 
 def _measure_all(connection: Connection, settings: Settings) -> None:
     """Send the costs of programs, those of every problem in turn, until the end of this process."""
+    end_with_parent()
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), suppress(Exception):
         comparison = discovery.load(settings.source)
         with discovery.importing(discovery.locate(settings.source)):

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from normlab.study.design.plan import ConfigurationPlan, Plan
 from normlab.study.design.records import Configuration, Record, Run
 from normlab.study.design.tuning import choose_learning_rate
-from normlab.study.driver import announce, estimate
+from normlab.study.driver import estimate
 from normlab.study.report import formatting
 
 EVERY = 10.0
@@ -21,9 +21,10 @@ EVERY = 10.0
 
 
 class Display:
-    """Counts runs and announces finished configurations and grown grids; at the end, those that cannot be run.
+    """Counts runs and announces finished configurations and grown grids.
 
-    Records of earlier invocations come as `done`, all others through `add`.
+    Configurations that cannot be run are not announced, since the table names them. Records of earlier invocations come
+    as `done`, all others through `add`.
     """
 
     def __init__(
@@ -61,11 +62,9 @@ class Display:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Restore the terminal, and name what could not be run."""
+        """Restore the terminal."""
         self._clock.stop()
         self._bar.stop()
-        if kind is None and (line := announce.cannot_run(self._invalid().values())):
-            self._print(line)
 
     @property
     def runs(self) -> tuple[int, int]:
