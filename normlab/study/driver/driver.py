@@ -229,7 +229,8 @@ class Invocation:
         strategy = self._strategy(execution)
         with self._probe(strategy, execution) as probe:
             checked = self._checked(execution, every=False)
-            known = self._known(self._task(strategy, checked))
+            task = self._task(strategy, checked)
+            known = self._known(task)
             lines = [
                 self.comparison.question,
                 *announce.described(self.plan),
@@ -238,6 +239,7 @@ class Invocation:
                 announce.cannot_run(reason for c, reason in checked.invalid.items() if c in self.configurations),
                 *self._too_few_seeds(),
                 _not_traced(checked),
+                identity.outdated(task.identity, self.store.records()),
                 f"Output: {self.output} (nothing written)",
             ]
         self._print("\n".join(filter(None, lines)))

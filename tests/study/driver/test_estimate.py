@@ -104,6 +104,12 @@ def test_a_run_opens_with_its_size_and_ends_with_commands_that_can_be_typed(
     assert not any(line.startswith("[") and "instance" in line for line in lines)
     assert any(line.startswith("[  1/1] scalar") for line in lines)
     assert lines[-1] == "See it again: env/bin/normlab report results/toy-quick"
+    again = ["run", "toy.py", "--norms", "none", *few, "--dry-run"]
+    assert main(again) == 0
+    assert "1 norm on scalar; batch size 2: 1 program, about 10 runs, of which 10 are there." in capsys.readouterr().out
+    toy.write_text(f"{toy.read_text()}# changed")
+    assert main(again) == 0
+    assert "Set aside, and in none of the numbers: 16 records (`toy.py` changed)." in capsys.readouterr().out
 
 
 def test_a_log_tells_the_time_that_is_left(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
