@@ -303,7 +303,8 @@ class Invocation:
         strategy = self._strategy(execution)
         if not opening:
             return self._task(strategy, self._checked(execution))
-        with self._probe(strategy, execution) as probe:
+        unlimited = math.isinf(execution.time_budget)
+        with self._probe(strategy, execution) if unlimited else nullcontext() as probe:
             with self._status("Checking every program before the first run"):
                 checked = self._checked(execution)
                 task = self._task(strategy, checked)
@@ -432,9 +433,8 @@ class Invocation:
 
     def _probe(self, strategy: Strategy, execution: ExecutionOptions) -> "AbstractContextManager[Probe | None]":
         """Start to measure programs where the workers are single-thread processes of this machine."""
-        if not strategy.one_thread or not isinstance(execution.executor, Local) or math.isfinite(execution.time_budget):
-            return nullcontext()
-        return Probe(self.settings, strategy)
+        here = strategy.one_thread and isinstance(execution.executor, Local)
+        return Probe(self.settings, strategy) if here else nullcontext()
 
     def _time(
         self,
@@ -446,16 +446,17 @@ class Invocation:
         wait: float,
     ) -> str:
         """Say how long the pending runs take, from the records that are there, or from the probe."""
-        if math.isfinite(execution.time_budget):
-            return f"Stops after {formatting.seconds(execution.time_budget).removesuffix(' 0 s')}."
+        stops, budget = "", execution.time_budget
+        if math.isfinite(budget):
+            stops = f"Stops after {formatting.seconds(budget).removesuffix(' 0 s')}."
         if probe is None or not isinstance(execution.executor, Local):
-            return ""
+            return stops
         workers = min(execution.executor.jobs or usable_cpus(), usable_cpus())
         left = estimate.remaining(self.plan, known, self.configurations)
         costs = estimate.costs_of(known)
         if {c.problem for c in costs} < {c.problem for c in left}:
             costs |= probe.costs(self.plan, wait=wait)
-        return announce.time(self.plan, left, checked.steps, costs, workers)
+        return f"{announce.time(self.plan, left, checked.steps, costs, workers)} {stops}".strip()
 
     def _status(self, text: str) -> "AbstractContextManager[object]":
         """Show a text on a terminal while something lasts."""

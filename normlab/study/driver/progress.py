@@ -53,9 +53,9 @@ class Display:
         self._describe()
 
     def __enter__(self) -> Self:
-        """Show the bar on a terminal; start the clock elsewhere."""
+        """Show the bar, or start the clock where there is none."""
         self._bar.start()
-        if not self.console.is_terminal and not self.console.quiet:
+        if self._bar.disable and not self.console.quiet:
             self._clock.start()
         return self
 
