@@ -303,8 +303,8 @@ class Invocation:
         strategy = self._strategy(execution)
         if not opening:
             return self._task(strategy, self._checked(execution))
-        unlimited = math.isinf(execution.time_budget)
-        with self._probe(strategy, execution) if unlimited else nullcontext() as probe:
+        meanwhile = math.isinf(execution.time_budget) and usable_cpus() > 1
+        with self._probe(strategy, execution) if meanwhile else nullcontext() as probe:
             with self._status("Checking every program before the first run"):
                 checked = self._checked(execution)
                 task = self._task(strategy, checked)
@@ -433,8 +433,10 @@ class Invocation:
 
     def _probe(self, strategy: Strategy, execution: ExecutionOptions) -> "AbstractContextManager[Probe | None]":
         """Start to measure programs where the workers are single-thread processes of this machine."""
-        here = strategy.one_thread and isinstance(execution.executor, Local)
-        return Probe(self.settings, strategy) if here else nullcontext()
+        if strategy.one_thread and isinstance(execution.executor, Local):
+            with suppress(OSError):  # there are no processes left, or no memory: a run says so
+                return Probe(self.settings, strategy)
+        return nullcontext()
 
     def _time(
         self,
