@@ -35,7 +35,7 @@ from normlab.study.worker.strategy import Strategy, Task, choose_strategy
 
 OK, FAILED, UNFINISHED = 0, 1, 3
 
-PATIENCE, SHORT = 10.0, 4.0
+PATIENCE, SHORT = 15.0, 4.0
 """Seconds that a dry run waits for measurements in all, and that a run waits after its checks: as long as they took."""
 
 
@@ -235,7 +235,8 @@ class Invocation:
                 self.comparison.question,
                 *announce.described(self.plan),
                 announce.size(self.plan, self.configurations, known),
-                self._time(execution, checked, known, probe, wait=PATIENCE - probe.age if probe else 0.0),
+                self._time(execution, checked, known, probe, wait=PATIENCE - probe.age if probe else 0.0)
+                or (f"Time unknown: compiling one program took over {PATIENCE:g} s." if probe else ""),
                 announce.cannot_run(reason for c, reason in checked.invalid.items() if c in self.configurations),
                 *self._too_few_seeds(),
                 _not_traced(checked),

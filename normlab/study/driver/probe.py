@@ -1,7 +1,7 @@
 """Measure some programs of a comparison in a process of its own, while the others are checked.
 
 The process has the environment of a worker. It compiles the programs with the most and with the fewest updates of every
-problem, makes a few updates with each, and is killed when its time is over.
+problem, as far as time permits, and makes a few updates with each.
 """
 
 import multiprocessing
@@ -32,6 +32,8 @@ from normlab.study.worker.strategy import Strategy, environment
 
 __all__ = ["Probe", "measured"]
 
+ENOUGH = 7.0
+"""Seconds of the process after which it begins no further program."""
 MEASURED = 0.1
 """Seconds for which updates of a program are made."""
 
@@ -100,13 +102,15 @@ def _without_interrupts() -> Iterator[None]:
 
 
 def _measure_all(connection: Connection, settings: Settings) -> None:
-    """Send the costs of programs, those of every problem in turn, until the end of this process."""
+    """Send the costs of programs, those of every problem in turn, until it has been enough."""
     end_with_parent()
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), suppress(Exception):
         comparison = discovery.load(settings.source)
         with discovery.importing(discovery.locate(settings.source)):
             plan = Plan(comparison, settings)
             for configuration in _chosen(plan):
+                if process_time() > ENOUGH:
+                    return
                 with suppress(Exception):  # the checks report it
                     connection.send((plan.configurations.index(configuration), measured(build(plan, configuration))))
 
