@@ -211,8 +211,10 @@ class _Sentences:
         rest = self._rest(short=bool(items))
         if not items:
             return _sentence(rest)
-        more = [] if len(items) <= _MOST_ITEMS else ["others in the table"]
-        return " ".join(filter(None, (_sentence(f"avoid {formatting.listed([*items[:_MOST_ITEMS], *more])}"), rest)))
+        named = [*items[:_MOST_ITEMS], *(["others in the table"] if len(items) > _MOST_ITEMS else [])]
+        nested = any(item.startswith("every") for item in items)
+        avoided = "; ".join(named) if nested else formatting.listed(named)
+        return " ".join(filter(None, (_sentence(f"avoid {avoided}"), rest)))
 
     def _items(self) -> list[str]:
         """List the norms to avoid with values and evidence, the worst first."""
