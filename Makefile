@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 TIER ?= quick
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup compare test test-all check docs docs-serve mutants fuzz speed speed-devices speed-recurrent speed-online scaling throughput clean
+.PHONY: help setup compare test test-all check docs docs-serve wheel mutants fuzz speed speed-devices speed-recurrent speed-online scaling throughput clean
 
 help:
 	@echo "make compare     which norm at which batch size: trains about 1,000 small models in about 3 minutes, opens the report"
 	@echo "make test        the tests but those that are slow by nature; make test-all: all of them"
 	@echo "make check       formatting, lint, types, direction of imports"
 	@echo "make docs        the documentation site, into build/site; make docs-serve shows it while pages are edited"
+	@echo "make wheel       a wheel for other machines, into dist"
 	@echo "make mutants     break the norms on purpose; some test must notice each"
 	@echo "make fuzz        5,000 random cases of every norm and cell beside float64"
 	@echo "make speed       each norm beside Flax's; make speed-devices: across 8 devices"
@@ -64,6 +65,9 @@ docs: $(VENV)/docs.stamp
 
 docs-serve: $(VENV)/docs.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
+
+wheel: $(BIN)/python
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 mutants: $(VENV)/test.stamp
 	$(BIN)/python -m tests.mutants

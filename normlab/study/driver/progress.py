@@ -72,8 +72,9 @@ class Display:
     def runs(self) -> tuple[int, int]:
         """The number of finished runs, and about how many there will be, without configurations that cannot be run."""
         planned = [planned for c, planned in self._planned.items() if not self.plan.incompatible(c)]
-        done = sum(run in self._known for configuration in planned for run in configuration.runs)
-        return done, sum(len(configuration.runs) + configuration.to_come for configuration in planned)
+        done = sum(run in self._known for of in planned for run in of.runs)
+        early = sum(run in self._known for of in planned for run in {*of.early}.difference(of.runs))
+        return done + early, early + sum(len(of.runs) + of.to_come for of in planned)
 
     def add(self, record: Record) -> None:
         """Count a run; announce configurations and grids that it completes."""
