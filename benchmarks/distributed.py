@@ -26,9 +26,9 @@ def _batch_norm(name: str, title: str, colour: str, marker: str) -> None:
     norms.register(replace(norms.get("batch").entry, name=name, title=title, colour=colour, marker=marker))
 
 
-_batch_norm("batch_device", "batch norm, each device", "#d55e00", "s")
+_batch_norm("batch_device", "batch norm, each device", "#d55e00", "h")
 _batch_norm("batch_2_devices", "batch norm, groups of 2 devices", "#d4639f", "p")
-_batch_norm("batch_4_devices", "batch norm, groups of 4 devices", "#2f98de", "h")
+_batch_norm("batch_4_devices", "batch norm, groups of 4 devices", "#2f98de", "H")
 _batch_norm("batch_all_devices", "batch norm, all devices", "#009e73", "8")
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/error_rates.py
 
-The script prints the tables of `docs/statistics.md`. Errors are in percentage points, and the margin is half a point.
-Numbers in brackets are for Student's interval with the same margin, without a minimum number of runs.
+The script prints the tables of `docs/explanation/statistics.md`. Errors are in percentage points, and the margin is
+half a point. Numbers in brackets are for Student's interval with the same margin, without a minimum number of runs.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """Errors whose message is one sentence: bad input, and faults of the machine."""
 
-import difflib
 from collections.abc import Iterable
+
+from normlab.suggestions import suggestion
 
 __all__ = ["BadInput", "Fault", "StatisticsError", "Unfinished"]
 
@@ -18,11 +19,18 @@ class Unfinished(Fault):
     """The time budget ended before the last run."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a sentence to follow "unknown": a question with the most similar known name, or all known names."""
+def nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """Return a sentence to follow "unknown": a question with the name that is meant.
+
+    Args:
+        name: The unknown name.
+        known: The known names.
+        otherwise: The sentence where none of them is meant; unless given, a list of all of them.
+    """
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"Did you mean `{close[0]}`?" if close else f"Known: {', '.join(known) or 'none'}."
+    if meant := suggestion(name, known):
+        return f"Did you mean `{meant}`?"
+    return otherwise or f"Known: {', '.join(known) or 'none'}."
 
 
 def one_line(error: BaseException, limit: int = 300, *, kind: bool = True) -> str:

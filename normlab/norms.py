@@ -77,7 +77,7 @@ class Entry:
         cell: `options -> normlab.functional.CellNorm`, how it acts inside a recurrent cell; `None` where it cannot.
         cell_only: Whether it is a norm inside recurrent cells and no layer.
         module: Name of its class in `normlab.linen` and `normlab.nnx`; empty for norms of other packages.
-        formula: The output before `scale` and `bias`, in the words of the README.
+        formula: The output before `scale` and `bias`, in the words of the documentation.
         over: Elements that share a statistic.
         paper: Authors and year.
         url: Of the paper.
@@ -300,7 +300,7 @@ def needs(entry: Entry) -> str:
 
 
 def table() -> str:
-    """Return the norms of this package as a table in Markdown, a row each, as in the README."""
+    """Return the norms of this package as a table in Markdown, a row each, as in the documentation."""
     columns = ("name", "formula", "statistics over", "needs a batch?", "paper")
     rows = [columns, tuple("---" for _ in columns)]
     for entry in map(_find, _OURS):

@@ -1,13 +1,13 @@
 """Parse the text of norms: `batch`, `group:num_groups=8,epsilon=1e-3`, and lists of them."""
 
 import ast
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, TypeAlias
 
 from normlab.schedules import Ramp
+from normlab.suggestions import suggestion
 
 PyTree: TypeAlias = Any
 """A tree of arrays in the sense of `jax.tree`: parameters, the state of a model or of an optimizer."""
@@ -22,8 +22,8 @@ class UnknownNorm(ValueError):
 def unknown(name: str, what: str, known: Iterable[str]) -> UnknownNorm:
     """Make the error for an unknown name, which suggests the nearest known one."""
     known = list(known)
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    meant = suggestion(name, known)
+    hint = f" Did you mean {meant!r}?" if meant else ""
     return UnknownNorm(f"Expected {what} among {', '.join(known)}, got {name!r}.{hint}")
 
 

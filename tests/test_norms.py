@@ -283,10 +283,10 @@ def test_a_third_partys_norm_is_pickled_where_it_is_registered(halve: Norm) -> N
     norms.register(entry)
 
 
-def test_the_table_of_the_readme_is_the_registrys() -> None:
-    readme = (Path(normlab.__file__).parents[1] / "README.md").read_text("utf-8")
+def test_the_table_of_the_documentation_is_the_registrys() -> None:
+    page = (Path(normlab.__file__).parents[1] / "docs" / "how-to" / "options.md").read_text("utf-8")
     table = norms.table()
-    assert f"\n{table}\n" in readme, "Write the result of `normlab.norms.table()` into README.md."
+    assert f"\n{table}\n" in page, "Write the result of `normlab.norms.table()` into docs/how-to/options.md."
     for name in ALL:
         entry = norms.get(name).entry
         assert f"| `{name}` | {entry.formula} | {entry.over} |" in table

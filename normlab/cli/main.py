@@ -4,6 +4,7 @@ import _thread
 import errno
 import os
 import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -13,14 +14,22 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from normlab.cli.parser import Parser, run_parser, source_of
+from normlab.cli.parser import (
+    Parser,
+    list_parser,
+    merge_parser,
+    report_parser,
+    run_parser,
+    source_of,
+    verify_parser,
+)
 from normlab.errors import BadInput, Fault, Unfinished, nearest, one_line
 from normlab.extras import require
 from normlab.study.design import discovery
 from normlab.study.design.request import Request, from_file, from_flags
 
 if TYPE_CHECKING:
-    from normlab.norms import Entry
+    from normlab.study.design.comparison import Comparison, Settings
     from normlab.study.executors.process_group import Member
 
 
@@ -39,11 +48,19 @@ commands:
   report FOLDER      write the report of the finished runs, also during a run
   merge FOLDER ...   merge the runs of several folders
   verify FOLDER      repeat a recorded run and compare the numbers
-  list               comparisons and norms
+  list [KIND]        comparisons, norms, problems, and tiers with their runs and minutes
 
 options:
   -h, --help         this text; `normlab COMMAND --help` for a command's options
   --version          the version
+
+examples:
+  normlab run batch_size --dry-run        what would be run, how long it takes, and what it can show
+  normlab run batch_size --tier smoke     whether everything works, in a minute
+  normlab run my_model.py --norms batch layer group
+
+tab completion, in bash or zsh:
+  eval "$(register-python-argcomplete normlab)"
 
 exit codes:
   0 done   1 no run succeeded, numbers differ, or the machine failed   2 bad input, nothing written
@@ -166,6 +183,8 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _command(given: list[str]) -> int:
+    if "_ARGCOMPLETE" in os.environ:
+        _complete()
     name, rest = (given[0], given[1:]) if given else ("--help", [])
     commands = {"run": _run, "report": _report, "merge": _merge, "verify": _verify, "list": _list}
     if name in commands:
@@ -178,19 +197,34 @@ def _command(given: list[str]) -> int:
 
         print(f"normlab {__version__}")
     else:
-        raise BadInput(f"Unknown command `{name}`. {nearest(name, [*commands, '--help', '--version'])}")
+        raise BadInput(f"Unknown command `{name}`. {_meant(name, [*commands, '--help', '--version'])}")
     return OK
 
 
+def _complete() -> None:
+    """Complete the line of a shell, and end; without `argcomplete` do nothing."""
+    with suppress(ModuleNotFoundError):
+        from normlab.cli.completion import complete
+
+        complete({"report": report_parser, "merge": merge_parser, "verify": verify_parser, "list": list_parser})
+
+
+def _meant(name: str, commands: Sequence[str]) -> str:
+    """Suggest a command, also for the name or the file of a comparison alone."""
+    if name.endswith(".py") or name in discovery.known():
+        return f"Did you mean `normlab run {name}`?"
+    return nearest(name, commands)
+
+
 def _run(given: list[str]) -> int:
-    source = source_of(given)
+    source, rest = source_of(given)
     if source is None:
         return _help(run_parser(None))
     comparison = discovery.load(source)
-    parser = run_parser(comparison)
+    parser = run_parser(comparison, source)
     if _asks_for_help(given):
         return _help(parser)
-    parsed = parser.parse(given)
+    parsed = parser.parse([source, *rest])
     require("study")
     of_file = from_file(parsed["config"], comparison) if "config" in parsed else {}
     request = Request(comparison, {**of_file, **from_flags(parsed, comparison)})
@@ -204,10 +238,37 @@ def _run(given: list[str]) -> int:
         invocation.dry_run(ExecutionOptions.of(request))
         return OK
     if member is None:
-        return invocation.run(ExecutionOptions.of(request), show=show)
+        code = invocation.run(ExecutionOptions.of(request), show=show)
+        print(_next(source, settings, output, comparison))
+        return code
     from normlab.study.driver import multiprocess
 
     return multiprocess.run(invocation, ExecutionOptions.of(request), member, show=show)
+
+
+def _next(source: str, settings: "Settings", output: Path, comparison: "Comparison") -> str:
+    """Say how to see the report again, and which command asks with more runs, as they can be typed here."""
+    tiers = list(comparison.tiers)
+    larger = tiers[tiers.index(settings.tier) + 1 :][:1]
+    again = f"See it again: {_program()} report {shlex.quote(str(output))}"
+    return "\n".join([again, *(f"More runs: {_program()} run {shlex.quote(source)} --tier {tier}" for tier in larger)])
+
+
+def _program() -> str:
+    """Return the command that started this process, as it can be typed in this folder."""
+    typed = Path(sys.argv[0])
+    if typed.name == "__main__.py":
+        return f"{_short(sys.executable)} -m normlab"
+    found = shutil.which(typed.name)
+    return typed.name if found and os.path.realpath(found) == os.path.realpath(typed) else _short(str(typed))
+
+
+def _short(path: str) -> str:
+    """Return the path of a program from this folder where it is inside, as text for a shell."""
+    inside = os.path.relpath(path)
+    return shlex.quote(
+        path if inside.startswith("..") else os.path.join(".", inside) if os.sep not in inside else inside
+    )
 
 
 def _member(request: Request) -> "Member | None":
@@ -232,8 +293,7 @@ def _member(request: Request) -> "Member | None":
 
 
 def _report(given: list[str]) -> int:
-    parser = Parser("normlab report", "Print and write the report of the runs so far.")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a folder of `normlab run`")
+    parser = report_parser()
     if _asks_for_help(given):
         return _help(parser)
     from normlab.study.driver.driver import Invocation
@@ -243,9 +303,7 @@ def _report(given: list[str]) -> int:
 
 
 def _merge(given: list[str]) -> int:
-    parser = Parser("normlab merge", "Merge the runs of folders of one comparison, e.g. of `--shard`, and report.")
-    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="a folder of `normlab run`")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new, or of the same comparison")
+    parser = merge_parser()
     if _asks_for_help(given):
         return _help(parser)
     parsed = parser.parse(given)
@@ -259,12 +317,7 @@ def _merge(given: list[str]) -> int:
 
 
 def _verify(given: list[str]) -> int:
-    parser = Parser("normlab verify", "Repeat a recorded run and compare its numbers bit by bit.")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a folder of `normlab run`")
-    parser.add_argument("--run", metavar="KEY", help="start of a run's key (default: one evaluation run at random)")
-    parser.add_argument(
-        "--trust", action="store_true", help="run the Python file that FOLDER names; comparisons by name need no trust"
-    )
+    parser = verify_parser()
     if _asks_for_help(given):
         return _help(parser)
     parsed = parser.parse(given)
@@ -287,43 +340,14 @@ def _verify(given: list[str]) -> int:
 
 
 def _list(given: list[str]) -> int:
-    from normlab import norms
-
+    parser = list_parser()
     if _asks_for_help(given):
-        print(
-            "usage: normlab list [norms]\n\n"
-            "Print the comparisons that `normlab run` knows by name, and the norms; with `norms` the\n"
-            "formula, the statistics and the paper of each."
-        )
-        return OK
-    if given == ["norms"]:
-        print("\n\n".join(_row(norms.get(name).entry) for name in norms.names()))
-        return OK
-    if given:
-        raise BadInput(f"Expected `norms` or nothing after `list`, got `{given[0]}`.")
-    known = norms.names()  # before comparisons add their own
-    print("Comparisons:")
-    for name in discovery.known():
-        print(f"  {name:<20}{discovery.load(name).question}")
-    print("Norms:")
-    for name in known:
-        print(f"  {name:<20}{norms.get(name).title}")
+        return _help(parser)
+    from normlab.cli import listing
+
+    for line in listing.lines(**parser.parse(given)):
+        print(line)
     return OK
-
-
-def _row(entry: "Entry") -> str:
-    """Format the registry's row of a norm."""
-    from normlab import norms
-
-    parts = {
-        "title": entry.title,
-        "output": entry.formula,
-        "statistics": f"over {entry.over}",
-        "needs batch": norms.needs(entry),
-        "paper": f"{entry.paper}, {entry.url}" if entry.url else "",
-        "modules": f"normlab.linen.{entry.module}, normlab.nnx.{entry.module}",
-    }
-    return "\n".join([entry.name, *(f"  {name:<13}{text}" for name, text in parts.items() if text)])
 
 
 def _asks_for_help(given: Sequence[str]) -> bool:

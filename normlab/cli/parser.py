@@ -1,31 +1,58 @@
 """The parser of the command line; its options are those of `design.request`."""
 
 import argparse
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from normlab.errors import BadInput, nearest
+from normlab.study.design import discovery
 from normlab.study.design.comparison import Comparison
-from normlab.study.design.request import options
+from normlab.study.design.request import BUDGET, COMPARED, OUTPUT, PLACE, options
+
+_TEXTS = {
+    r"argument (--[\w-]+)\S*: expected (one|at least one) argument": r"Expected a value after `\1`, got none",
+    r"argument (--[\w-]+)\S*: ignored explicit argument '(.*)'": r"Expected `\1` without a value, got `\2`",
+    r"unrecognized arguments: (.*)": r"Expected nothing more, got `\1`",
+    r"the following arguments are required: (.*)": r"Expected `\1`, got none",
+}
+"""Messages of `argparse`, and how they read here."""
 
 
 class Parser(argparse.ArgumentParser):
     """A parser that raises `BadInput`, one line, instead of printing its usage."""
 
-    def __init__(self, prog: str, description: str, *, add_help: bool = True, epilog: str | None = None) -> None:
+    def __init__(
+        self,
+        prog: str,
+        description: str,
+        *,
+        usage: str | None = None,
+        add_help: bool = True,
+        epilog: str | None = None,
+    ) -> None:
         """Describe a command."""
         super().__init__(
             prog,
+            usage=usage,
             description=description,
             epilog=epilog,
             allow_abbrev=False,
             add_help=add_help,
             argument_default=argparse.SUPPRESS,
+            formatter_class=_Formatter,
         )
 
     def error(self, message: str) -> NoReturn:
         """Raise `BadInput`."""
+        for theirs, ours in _TEXTS.items():
+            message = re.sub(theirs, ours, message)
         raise BadInput(f"{message[:1].upper()}{message[1:]}. See `{self.prog} --help`.")
+
+    def arguments(self) -> list[argparse.Action]:
+        """List all arguments, positional ones and options."""
+        return list(self._actions)
 
     def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
         """Parse all arguments.
@@ -36,46 +63,131 @@ class Parser(argparse.ArgumentParser):
         Raises:
             BadInput: If an option is unknown, with the nearest known one, or is given twice.
         """
-        options = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
+        options = [argument.partition("=")[0] for argument in arguments if _OPTION.match(argument)]
         for option in options:
             if option not in self._option_string_actions:
-                raise BadInput(f"Unknown option `{option}`. {nearest(option, self._option_string_actions)}")
+                hint = nearest(option, self._option_string_actions, f"See `{self.prog} --help`.")
+                raise BadInput(f"Unknown option `{option}`. {hint}")
             if options.count(option) > 1:
                 raise BadInput(f"Expected `{option}` once, got it {options.count(option)} times.")
         return vars(self.parse_args(arguments))
 
 
-def run_parser(comparison: Comparison | None, *, add_help: bool = True) -> Parser:
-    """Make the parser of `normlab run`; the options of curves and problems need the comparison."""
-    parser = Parser(
-        "normlab run", "Run a comparison, or resume it, and write its report.", add_help=add_help, epilog=_EPILOG
-    )
-    parser.add_argument(
+_OPTION = re.compile(r"--|-[A-Za-z]")
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Help with a column that is wide enough for most options."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog, max_help_position=26, **options)
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        if action.nargs == argparse.ONE_OR_MORE:
+            return f"{self._metavar_formatter(action, default_metavar)(1)[0]} ..."
+        return super()._format_args(action, default_metavar)
+
+
+def run_parser(comparison: Comparison | None, source: str = "NAME_OR_FILE") -> Parser:
+    """Make the parser of `normlab run`.
+
+    Args:
+        comparison: The comparison, for the options of its curves and problems; `None` before it is known.
+        source: Name or path of the comparison as the user typed it.
+    """
+    prog = f"normlab run {source}"
+    description = _RUN if comparison else f"{_RUN} {_OWN_OPTIONS}"
+    parser = Parser(prog, description, usage=f"{prog} [OPTION ...]", epilog=_EPILOG, add_help=False)
+    own = f"options of `{comparison.name}`: its curves and data" if comparison else ""
+    titles = {COMPARED: "what is compared", own: own, BUDGET: "how long, and how sure", PLACE: PLACE, OUTPUT: OUTPUT}
+    groups = {name: parser.add_argument_group(title) for name, title in titles.items()}
+    groups[COMPARED].add_argument(
         "source", metavar="NAME_OR_FILE", help="name of a comparison (see `normlab list`) or a file that defines one"
     )
     for option in options(comparison).values():
-        option.add_to(parser)
-    parser.add_argument("--config", metavar="FILE.toml", help="options by name; flags take precedence")
-    parser.add_argument("--dry-run", action="store_true", help="check the input and print the plan; write nothing")
+        option.add_to(groups[option.group or own])
+    groups[OUTPUT].add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check the input, and print runs, minutes and what the seeds can show; write nothing",
+    )
+    groups[OUTPUT].add_argument("--config", metavar="FILE.toml", help="options by name; flags take precedence")
+    groups[OUTPUT].add_argument("-h", "--help", action="help", help="this text")
     return parser
 
 
-def source_of(arguments: Sequence[str]) -> str | None:
-    """Find NAME_OR_FILE before the comparison is known; `None` where help is asked for without it.
+def report_parser() -> Parser:
+    """Make the parser of `normlab report`."""
+    parser = Parser("normlab report", "Print and write the report of the runs so far.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a folder of `normlab run`")
+    return parser
+
+
+def merge_parser() -> Parser:
+    """Make the parser of `normlab merge`."""
+    parser = Parser("normlab merge", "Merge the runs of folders of one comparison, e.g. of `--shard`, and report.")
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="a folder of `normlab run`")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new, or of the same comparison")
+    return parser
+
+
+def verify_parser() -> Parser:
+    """Make the parser of `normlab verify`."""
+    parser = Parser("normlab verify", "Repeat a recorded run and compare its numbers bit by bit.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a folder of `normlab run`")
+    parser.add_argument("--run", metavar="KEY", help="start of a run's key (default: one evaluation run at random)")
+    parser.add_argument(
+        "--trust", action="store_true", help="run the Python file that FOLDER names; comparisons by name need no trust"
+    )
+    return parser
+
+
+def list_parser() -> Parser:
+    """Make the parser of `normlab list`."""
+    parser = Parser(
+        "normlab list",
+        "List what there is, without training anything. Unless KIND is given: an overview.",
+        usage="normlab list [KIND [NAME_OR_FILE]]",
+    )
+    parser.add_argument(
+        "kind",
+        nargs="?",
+        metavar="KIND",
+        help="comparisons; norms, with formula, statistics and paper of each; problems, the models and data of each "
+        "comparison; or tiers, the budgets of each comparison with runs and minutes",
+    )
+    parser.add_argument("source", nargs="?", metavar="NAME_OR_FILE", help="one comparison (default: all known ones)")
+    return parser
+
+
+def source_of(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Find NAME_OR_FILE before the options of the comparison are known.
+
+    Returns:
+        The name or file, `None` where help is asked for without it; and the other arguments.
 
     Raises:
         BadInput: If it is missing.
     """
-    parser = run_parser(None, add_help=False)
-    if not any(not argument.startswith("-") for argument in arguments):
-        if {"-h", "--help"} & set(arguments):
-            return None
-        parser.error("expected the name of a comparison or a file after `run`")
-    if not arguments[0].startswith("-"):
-        return arguments[0]
-    return parser.parse_known_args(arguments)[0].source
+    words, known = [argument for argument in arguments if not argument.startswith("-")], discovery.known()
+    named = [word for word in words if word.endswith(".py") or word in known]
+    if words[:1] == list(arguments[:1]):
+        named = words
+    if not named and {"-h", "--help"} & set(arguments):
+        return None, list(arguments)
+    if not words:
+        run_parser(None).error("expected the name of a comparison or a file after `run`, got none")
+    source = named[0] if named else run_parser(None).parse_known_args(arguments)[0].source
+    rest = list(arguments)
+    rest.remove(source)
+    return source, rest
 
 
+_RUN = "Run a comparison, or resume it, and write its report."
+_OWN_OPTIONS = (
+    "Each comparison has further options, for its curves and its data: `normlab run batch_size --help` shows those of "
+    "`batch_size`."
+)
 _EPILOG = (
     "Exit codes: 0; 1 if no run succeeded, or the machine failed (disk, worker processes); 2 for bad input, with "
     "nothing written; 3 if the time budget ended before the last run; 130 if interrupted, 128 + n by another signal n."

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from normlab import expect
 from normlab.errors import BadInput, Fault
+from normlab.extras import MissingExtra
 from normlab.study.design import discovery
 from normlab.study.design.comparison import Comparison, Settings
 from normlab.study.design.options import FOLDER
@@ -21,15 +23,17 @@ from normlab.study.worker.store import Header
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
     from normlab.norms import Norm
     from normlab.study.analysis.results import Analysis
     from normlab.study.report.advice import Recommendation
+    from normlab.study.report.notebook import Table
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Result:
-    """The result of a comparison.
+    """The result of a comparison. A notebook shows its headline, figure and tables.
 
     Attributes:
         comparison: The comparison.
@@ -38,6 +42,7 @@ class Result:
         header: RunIdentity, command and time, like in a folder.
         plan: The configurations and their runs.
         outdated: A sentence on the records of a folder that have another identity; empty where none has.
+        folder: The folder of the runs; `None` for runs in memory.
     """
 
     comparison: Comparison
@@ -46,6 +51,22 @@ class Result:
     header: Header
     plan: Plan = field(repr=False, compare=False)
     outdated: str = ""
+    folder: Path | None = None
+
+    def __repr__(self) -> str:
+        """Return a line with the comparison, the finished runs and their place."""
+        counts = self.analysis.counts
+        place = "in memory" if self.folder is None else f"in {self.folder}"
+        return f"<Result of {self.comparison.name}: {counts['done']} of {counts['planned']} runs, {place}>"
+
+    def __str__(self) -> str:
+        """Return the table."""
+        return str(self.table())
+
+    def _repr_html_(self) -> str:
+        from normlab.study.report import notebook
+
+        return notebook.result_html(self.analysis)
 
     @cached_property
     def analysis(self) -> "Analysis":
@@ -54,15 +75,15 @@ class Result:
 
         return analyse(self.comparison, self.settings, self.records, self.plan)
 
-    def __str__(self) -> str:
-        """Return the table."""
-        return self.table()
+    def table(self, width: int = 100) -> "Table":
+        """Write errors, failures and verdicts as text of `width` characters, and the recommendation.
 
-    def table(self, width: int = 100) -> str:
-        """Write errors, failures and verdicts as text of `width` characters, and the recommendation."""
-        from normlab.study.report import html
+        A notebook shows the tables as HTML.
+        """
+        from normlab.study.report import html, notebook
 
-        return html.table_text(self.analysis, width, self._recommendation)
+        text = html.table_text(self.analysis, width, self._recommendation)
+        return notebook.Table(text, notebook.table_html(self.analysis))
 
     def plot(self) -> "Figure":
         """Draw a matplotlib figure with a panel for every problem and curve."""
@@ -81,10 +102,22 @@ class Result:
         return advice.recommend(self.analysis)
 
     def rows(self) -> list[dict[str, object]]:
-        """Return a dictionary for every cell of the tables, e.g. for `pandas.DataFrame`."""
+        """Return a dictionary for every cell of the tables."""
         from normlab.study.report import html
 
         return html.rows(self.analysis)
+
+    def frame(self) -> "DataFrame":
+        """Return `rows` as a data frame of pandas.
+
+        Raises:
+            MissingExtra: If pandas is not installed.
+        """
+        try:
+            from pandas import DataFrame
+        except ImportError:
+            raise MissingExtra("Expected `pandas` to be installed, got none. Run `pip install pandas`.") from None
+        return DataFrame(self.rows())
 
     def report(self, folder: str | os.PathLike[str]) -> Path:
         """Write the HTML report and its tables to a folder; return the path of the HTML file."""
@@ -123,6 +156,10 @@ def run(
     `if __name__ == "__main__":`. A `Comparison` object runs in this process, since its functions cannot be sent to
     other processes.
 
+    An interrupt in a notebook or another interactive session (the stop button, Ctrl-C) ends the runs and returns the
+    result of those that have finished, if any. A script is interrupted as usual. Either way, a call with `output` can
+    be repeated and resumes.
+
     Args:
         comparison: The object, a name that `normlab list` shows, or the path of a file that defines one.
         tier: Budget; `quick` unless given.
@@ -140,6 +177,7 @@ def run(
     Raises:
         BadInput: If an argument is unknown or invalid, or the comparison cannot be run.
         Fault: If something outside failed; with `output`, finished runs are kept.
+        KeyboardInterrupt: If a script is interrupted, or an interactive session before the first run has finished.
     """
     _refuse_in_workers()
     source = "" if isinstance(comparison, Comparison) else _SOURCE.of("`comparison`", comparison)
@@ -163,6 +201,12 @@ def run(
         outcome = invocation.complete(ExecutionOptions.of(request))
     except Fault as error:
         raise Fault(f"{error}{_HINT if source and 'cannot start' in str(error) else ''}") from error
+    except KeyboardInterrupt:
+        outcome = invocation.so_far() if hasattr(sys, "ps1") else None  # Python sets `ps1` in interactive sessions
+        if outcome is None:
+            raise
+        resumes = f"the same call resumes from `{folder}`." if folder else "with `output`, the same call would resume."
+        console.print(f"Interrupted. The result has the finished runs; {resumes}", markup=False, soft_wrap=True)
     return Result(
         comparison=found,
         settings=settings,
@@ -170,6 +214,7 @@ def run(
         header=outcome.header,
         plan=invocation.plan,
         outdated=outcome.outdated,
+        folder=folder,
     )
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from rich.console import Console
 
 from normlab import norms, study
 from normlab.cli.main import main
-from normlab.cli.parser import run_parser
+from normlab.cli.parser import run_parser, source_of
 from normlab.errors import BadInput
 from normlab.study.design import discovery
 from normlab.study.design.comparison import Settings
@@ -53,7 +54,7 @@ time.sleep(30)
 """
 
 BAD = {
-    "unknown norm": (["batch_size", "--norms", "bach"], "'batch'"),
+    "unknown norm": (["batch_size", "--norms", "bach"], "Did you mean `batch`?"),
     "unknown option of a norm": (["batch_size", "--norms", "batch:momentun=0.9"], "'momentum'"),
     "unknown comparison": (["batch_sise"], "Did you mean `batch_size`?"),
     "missing file": (["nowhere/own.py"], "does not exist"),
@@ -102,7 +103,7 @@ BAD = {
         ["batch_size", "--shard", "1/9", "--problems", "mlp", "--batch-sizes", "8", "--curves", "deployed"],
         "at most 1 parts",
     ),
-    "a duration without unit": (["batch_size", "--time-budget", "90"], "as in 90s, 8m or 1h30m, got `90`"),
+    "a duration without unit": (["batch_size", "--time-budget", "90"], "Write a number and its unit, as in `10min`."),
     "no time": (["batch_size", "--time-budget", "0s"], "got `0s`"),
     "missing configuration": (["batch_size", "--config", "my.toml"], "Cannot read `my.toml`"),
 }
@@ -164,7 +165,7 @@ class TestBadInput:
         for arguments, expected in {
             ("rnu",): "Did you mean `run`?",
             ("report", str(tmp_path)): "that `normlab run` wrote",
-            ("list", "all"): "`norms` or nothing after `list`, got `all`",
+            ("list", "all"): "tiers or nothing after `list`, got `all`",
         }.items():
             assert main(arguments) == 2
             err = capsys.readouterr().err
@@ -191,11 +192,20 @@ class TestHelp:
         assert "--ghost-batch-sizes" in out
         assert "3 if the time budget ended" in out
 
-    def test_list_names_comparisons_and_norms(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["list"]) == 0
+    def test_every_option_has_its_place_and_a_file_its_own(
+        self, toy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "80")
+        assert main(["run", "--help"]) == 0
         out = capsys.readouterr().out
-        assert "Which norm, at which batch size?" in out
-        assert "batch_renorm" in out
+        assert "`normlab run batch_size --help` shows those" in " ".join(out.split())
+        assert max(map(len, out.splitlines())) <= 80
+        headings = [line for line in out.splitlines() if line.endswith(":") and not line.startswith(" ")]
+        assert headings == ["what is compared:", "how long, and how sure:", "where it runs:", "output:"]
+        assert main(["run", str(toy), "--help"]) == 0
+        out = capsys.readouterr().out
+        own = out.partition("options of `toy`: its curves and data:\n")[2].partition("\n\n")[0]
+        assert re.findall(r"^  (--[\w-]+)", own, re.M) == ["--batch-sizes", "--ghost-batch-sizes"]
 
 
 def run_in_process(toy: Path, output: Path | None = None, **options: Any) -> study.Result:
@@ -294,10 +304,22 @@ class TestConfiguration:
         assert sorted(path.name for path in toy.parent.iterdir()) == ["toy.py", "toy.toml"]
 
     @pytest.mark.parametrize(
-        ("text", "seconds"), [("90s", 90), ("8m", 480), ("2h", 7200), ("1h30m", 5400), ("1.5m", 90)]
+        ("text", "seconds"),
+        [("90s", 90), ("8m", 480), ("10min", 600), ("2h", 7200), ("1h30m", 5400), ("1 h 30 min", 5400), ("1.5m", 90)],
     )
     def test_durations(self, text: str, seconds: float) -> None:
         assert seconds_of(text) == seconds
+
+    @pytest.mark.parametrize("text", ["90", "0s", "1h30", "30m1h", "1..5h", "-5m", "nan", "m"])
+    def test_what_is_no_duration(self, text: str) -> None:
+        with pytest.raises(ValueError, match=re.escape(text)):
+            seconds_of(text)
+
+    def test_options_may_stand_before_the_comparison(self, toy: Path) -> None:
+        for arguments in (["--seeds", "2", str(toy)], [str(toy), "--seeds", "2"], ["--norms", "none", "rms", str(toy)]):
+            source, rest = source_of(arguments)
+            assert source == str(toy)
+            assert sorted([source, *rest]) == sorted(arguments)
 
 
 class TestFiles:
@@ -568,7 +590,9 @@ class TestRun:
         monkeypatch.chdir(tmp_path)
         assert main(["run", "toy.py", "--norms", "none,batch,instance", "--dry-run"]) == 0
         out = capsys.readouterr().out
-        assert "7 configurations, 2 of them invalid: 5 compiles and 50 runs" in out
+        assert "3 norms on scalar; batch size 2, 4; ghost batch size 2, 4: 5 programs, about 50 runs." in out
+        assert ", by the 2 programs measured." in out
+        assert "Not run, 2 configurations: `instance` needs spatial axes, and activations of `scalar` have none." in out
         assert "can support no recommendation, which takes 5, or 36 to be sure, and 29 to call norms equivalent." in out
         assert [path.name for path in tmp_path.iterdir()] == ["toy.py"]
 

@@ -651,6 +651,20 @@ MUTANTS = (
         ("study/report/test_advice.py::test_an_order_that_failures_reverse_recommends_nothing[10]",),
     ),
     Mutant(
+        "norms of a column are reported with choices from different grids",
+        "study/design/plan.py",
+        ("replace(of, provisional=provisional)", "replace(of, provisional=provisional and not of.choice)"),
+        (
+            "study/driver/test_time_budget.py::TestResults::test_a_norm_with_more_rates_is_compared_at_its_coarse_choice",
+        ),
+    ),
+    Mutant(
+        "a run of a later round is handed out while one of an earlier round waits",
+        "study/executors/scheduler.py",
+        ("for runs in pending() if room else ():", "for runs in reversed(pending()) if room else ():"),
+        ("study/executors/test_executors.py::TestPool::test_a_later_round_waits_for_an_earlier_one",),
+    ),
+    Mutant(
         "norms are ruled out by a lowest norm as if it had been chosen beforehand",
         "study/report/headline.py",
         ("return len(self.cells) / 2", "return 1.0"),

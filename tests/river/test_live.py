@@ -814,6 +814,6 @@ def test_models_of_one_recipe_share_their_programs() -> None:
 @pytest.mark.slow
 def test_the_code_of_the_page_runs(tmp_path: Path) -> None:
     """Run the blocks of the page as one script with asserts."""
-    code = [text for language, text in blocks("docs/online.md", "Use it live") if language == "python"]
+    code = [text for language, text in blocks("docs/how-to/online.md", "Use it live") if language == "python"]
     assert len(code) == 4 and all("assert" in text for text in code)
     run(["-W", "error", "-c", "\n".join(code)], tmp_path)

@@ -58,11 +58,12 @@ def analyse(
     the_plan, ordered = plan or Plan(comparison, settings), sorted(records, key=lambda record: record.key)
     known = {record.run: record for record in ordered}
     results = _Results(the_plan, known)
-    baseline, note = _baseline(comparison, settings)
+    baseline, note = the_plan.baseline, _baseline_note(the_plan)
     claims = comparison.tiers[settings.tier].claims
-    runs = [_status(run, known.get(run)) for planned in results.planned.values() for run in planned.runs]
-    missing = sum(run.status == "missing" for run in runs)
-    to_come = sum(planned.to_come for planned in results.planned.values())
+    planned = [run for one in results.planned.values() for run in one.runs]
+    missing = sum(run not in known for run in planned)
+    to_come = sum(one.to_come for one in results.planned.values())
+    additional = dict.fromkeys(run for one in results.planned.values() for run in one.reported if run in known)
     return Analysis(
         comparison=comparison.name,
         tier=settings.tier,
@@ -77,18 +78,18 @@ def analyse(
         names={norm: the_plan.title(norm) for norm in settings.norms},
         looks={norm: the_plan.look(norm) for norm in settings.norms},
         problems=tuple(_problem(results, name, baseline, claims) for name in settings.problems),
-        counts={"planned": len(runs) + to_come, "done": len(runs) - missing, "missing": missing + to_come},
-        runs=tuple(runs),
+        counts={"planned": len(planned) + to_come, "done": len(planned) - missing, "missing": missing + to_come},
+        runs=tuple(_status(run, known.get(run)) for run in dict.fromkeys((*planned, *additional))),
         costs=tuple(_cost(place, results.records(configuration)) for place, configuration in the_plan.places.items()),
         series=tuple(found for name in settings.problems for found in _series(results, name) if found.lines),
     )
 
 
-def _baseline(comparison: Comparison, settings: Settings) -> tuple[str, str]:
-    if comparison.baseline in settings.norms:
-        return comparison.baseline, ""
-    first = settings.norms[0]
-    return first, f"The declared baseline `{comparison.baseline}` is not among the norms; `{first}` takes its place."
+def _baseline_note(plan: Plan) -> str:
+    declared = plan.comparison.baseline
+    if plan.baseline == declared:
+        return ""
+    return f"The declared baseline `{declared}` is not among the norms; `{plan.baseline}` takes its place."
 
 
 class _Results:
@@ -101,11 +102,12 @@ class _Results:
         self._alone = {configuration: self._result(configuration, place) for configuration, place in places.items()}
 
     def records(self, configuration: Configuration) -> list[Record]:
-        return [self.known[run] for run in self.planned[configuration].runs if run in self.known]
+        planned = self.planned[configuration]
+        return [self.known[run] for run in dict.fromkeys((*planned.runs, *planned.reported)) if run in self.known]
 
     def evaluated(self, configuration: Configuration) -> list[Record]:
         """Select the records of the evaluation at the tuned learning rate."""
-        return [self.known[run] for run in self.planned[configuration].evaluation if run in self.known]
+        return [self.known[run] for run in self.planned[configuration].reported if run in self.known]
 
     def at(self, place: Place) -> CellResult:
         """Return the result of the configuration at a place, without comparisons to others."""
@@ -124,7 +126,7 @@ class _Results:
         points = tuple(_point(record) for record in self.evaluated(configuration))
         invalid = next((r.reason or "cannot be run" for r in records if r.status == "invalid"), "")
         chance = next((c for r in records if (c := _finite(r.metrics.get("chance"))) is not None), None)
-        curve = _tuning(tuned)
+        curve, choice = _tuning(tuned), planned.reported_choice
         return CellResult(
             problem=configuration.problem,
             curve=place.curve,
@@ -133,11 +135,14 @@ class _Results:
             flat=False,
             counts=_counts(points, 0 if invalid else settings.seeds),
             invalid=invalid,
-            learning_rate=planned.choice.learning_rate if planned.choice else None,
-            edge=planned.choice.edge if planned.choice else False,
+            learning_rate=choice.learning_rate if choice else None,
+            edge=choice.edge if choice else False,
+            tuned_over=_tuned_over(planned),
             added=tuple(sorted({run.learning_rate for run in planned.tuning} - set(settings.learning_rates))),
             tuning=curve,
-            basin=_basin(curve, self.plan.margin(configuration.problem)) if planned.choice else None,
+            basin=_basin(curve, self.plan.margin(configuration.problem))
+            if choice and not planned.provisional
+            else None,
             points=points,
             error=mean_interval([point.error for point in points], LEVEL),
             failure_error=chance,
@@ -282,6 +287,13 @@ def _basin(curve: Sequence[TuningPoint], margin: float) -> Basin | None:
         open_low=low == 0,
         open_high=high == len(errors) - 1,
     )
+
+
+def _tuned_over(planned: ConfigurationPlan) -> tuple[int, int] | None:
+    if not planned.provisional or not planned.early_choice:
+        return None
+    over, of = ({run.learning_rate for run in runs} for runs in (planned.coarse, planned.tuning))
+    return len(over), len(of)
 
 
 def _status(run: Run, record: Record | None) -> RunStatus:

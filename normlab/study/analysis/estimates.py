@@ -3,7 +3,8 @@
 Everywhere lower is better, `None` and non-finite values are missing, and what the data do not allow is `None`, never
 NaN. Means have Student-t intervals: over five values a percentile bootstrap of nominal 95 % covers 83 %. Differences,
 which verdicts rest on, have at each end the wider of Student's interval and Hall's, which follows the skewness that a
-few bad runs bring. Measured error rates and power: `docs/statistics.md`, made by `benchmarks/error_rates.py`.
+few bad runs bring. Measured error rates and power: `docs/explanation/statistics.md`, made by
+`benchmarks/error_rates.py`.
 """
 
 import math

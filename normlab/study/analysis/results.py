@@ -21,7 +21,15 @@ SEEDS_FOR_CLAIMS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One evaluation run: `error` is `None` unless `status` is `ok`."""
+    """One evaluation run.
+
+    Attributes:
+        seed: Its seed.
+        status: `ok`, a kind of failure, or `missing`.
+        reason: One line; empty when `ok`.
+        error: Test error in the metric's unit; `None` unless `status` is `ok`.
+        train_loss: Training loss at the end; `None` where not finite.
+    """
 
     seed: int
     status: str
@@ -32,9 +40,13 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class TuningPoint:
-    """One learning rate: median validation error over seeds, `None` where the median run failed, and its failures.
+    """One learning rate of a tuning grid.
 
     Attributes:
+        learning_rate: The learning rate.
+        error: Median validation error over seeds, in the metric's unit; `None` where the median run failed.
+        failures: Number of failed runs.
+        runs: Number of runs.
         statuses: Number of failed runs by status.
     """
 
@@ -47,7 +59,13 @@ class TuningPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Failures:
-    """`k` of `n` runs failed; `interval` is Wilson's."""
+    """Failed runs.
+
+    Attributes:
+        k: Number of failed runs.
+        n: Number of finished runs.
+        interval: Wilson's interval of the share of failed runs, from 0 to 1.
+    """
 
     k: int
     n: int
@@ -124,9 +142,11 @@ class Untuned:
     """A norm at the default learning rate.
 
     Attributes:
+        learning_rate: The default learning rate.
         points: See `CellResult`.
         error: Error over successful runs.
         error_counting_failures: See `CellResult`.
+        failures: Failed runs among the evaluation runs.
         loss: Error of the untuned minus the tuned norm, paired by seed; `None` without data.
     """
 
@@ -143,11 +163,18 @@ class CellResult:
     """The result of a norm at a factor value: one cell of the table of a curve.
 
     Attributes:
+        problem: Name of the problem.
+        curve: Name of the curve.
+        norm: The norm as it was written.
+        value: Value of the curve's factor.
         flat: Whether the same runs are the result at every value of the curve: a reference independent of the factor.
         counts: Number of evaluation runs by status, and `missing` for those without a record.
         invalid: Reason why the configuration cannot be run at all, else empty.
-        learning_rate: The chosen learning rate; `None` while tuning is incomplete.
+        learning_rate: The chosen learning rate; `None` while tuning is incomplete and there is no provisional
+            choice.
         edge: Whether it is the smallest or largest that was tried, so that the norm may be less than fully tuned.
+        tuned_over: Number of learning rates behind a provisional choice, and of those planned so far (see `plan`);
+            `None` for a final choice, and where there is none.
         added: Learning rates by which the grid of the column has grown.
         tuning: The whole learning-rate curve.
         basin: Learning rates close to the best; `None` where no learning rate gave a result.
@@ -157,6 +184,7 @@ class CellResult:
             in the column, whichever is worse; `None` where neither is known.
         error_counting_failures: Error over all finished runs, with failed runs counted as `failure_error`; no mean
             where it is unknown.
+        failures: Failed runs among the finished evaluation runs.
         train_loss: Training loss over successful runs.
         side: The problem's side metrics by name, over successful runs.
         untuned: The norm at the default learning rate; `None` without such runs.
@@ -173,6 +201,7 @@ class CellResult:
     invalid: str
     learning_rate: float | None
     edge: bool
+    tuned_over: tuple[int, int] | None
     added: tuple[float, ...]
     tuning: tuple[TuningPoint, ...]
     basin: Basin | None
@@ -193,6 +222,7 @@ class Standing:
     """The order of the norms at one factor value, failures counted.
 
     Attributes:
+        value: Value of the curve's factor.
         trained: The norm with the lowest mean error over successful runs; `None` where there are too few runs.
         counted: The norm with the lowest mean error with failed runs counted; `None` where there are too few runs.
         best: `counted`, unless another norm is shown to be better over successful runs, or `trained` to fail less
@@ -228,6 +258,8 @@ class CurveResult:
     """The result of one curve on one problem.
 
     Attributes:
+        name: Name of the curve.
+        title: A heading.
         factor: The x-axis.
         values: Factor values, in order.
         shows: A sentence on what the curve shows.
@@ -262,8 +294,12 @@ class ProblemResult:
     """The result of one problem.
 
     Attributes:
+        name: Name of the problem.
+        title: A heading.
+        metric: Metric of errors, differences and margins.
         margin: Margin in the metric's unit.
         side: Further metrics.
+        curves: Results by curve.
         minimal_difference: Approximate difference that is found with a chance of 80 % at this number of seeds, at the
             median spread of the problem's paired differences.
         same_for_all_norms: Whether all norms gave identical runs, which means that the model does not use its norm.
@@ -369,12 +405,19 @@ class Analysis:
     """The analysis of the records of a comparison.
 
     Attributes:
+        comparison: Name of the comparison.
+        tier: Name of the budget.
+        seeds: Number of evaluation seeds.
+        level: Level of the intervals, e.g. 0.95.
+        default_learning_rate: The learning rate of untuned norms; `None` where none was trained untuned.
+        norms: The norms as they were written.
         names: Titles of the norms by their strings.
         looks: Colours and markers of the norms by their strings. Left out of `to_json`.
         baseline: The norm to which others are compared.
         baseline_note: Reason why the baseline is not the declared one, else empty.
         claims: Whether the budget makes claims.
         exploratory: Whether there are fewer seeds than `SEEDS_FOR_CLAIMS`.
+        problems: Results by problem.
         counts: Numbers of runs `planned` (tuning included), `done` and `missing`.
         runs: Every planned run. Left out of `to_json`.
         costs: Costs in the order of the cells. Left out of `to_json`: only they differ when the same runs are repeated.

@@ -78,7 +78,17 @@ class Settings:
         comparison: Name of the comparison.
         source: Name or path of the comparison as the user typed it, e.g. `batch_size`; empty for a comparison object of
             this process.
+        tier: Name of the budget.
+        problems: Names of the problems.
+        norms: The norms as strings.
+        curves: Names of the curves.
         values: Factor values by curve.
+        learning_rates: The grid of every norm.
+        epochs: Passes over the training set.
+        tuning_seeds: Number of seeds for every learning rate of the grid.
+        seeds: Number of evaluation seeds.
+        extend: Whether the grid of a column grows where an optimum lies at its end.
+        default_learning_rate: The learning rate at which norms are also evaluated untuned; `None` for no such runs.
         devices: Number of devices that train one model together, each with its share of every batch.
         options: Values of the options of the problems.
     """

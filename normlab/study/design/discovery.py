@@ -50,7 +50,10 @@ def locate(source: str) -> Path:
     path = Path(source)
     if path.suffix == ".py" or len(path.parts) > 1:
         if not path.is_file():
-            raise BadInput(f"Expected the name of a comparison or a Python file, got `{source}`, which does not exist.")
+            hint = nearest(path.stem, known(), "Give its path, or a name of `normlab list`.")
+            raise BadInput(
+                f"Expected the name of a comparison or a Python file, got `{source}`, which does not exist. {hint}"
+            )
         return path.resolve()
     names = known()
     if source not in names:

@@ -32,6 +32,7 @@ class Option:
         many: Whether it takes several values, each once.
         metavar: Placeholder of a value in the help; none for a switch.
         folder: Maps its value to a part of the name of the default folder; no part unless given.
+        group: Heading above it in the help; unless given, the heading of the comparison's own options.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Option:
     many: bool = False
     metavar: str | None = None
     folder: Callable[[Any], str] | None = None
+    group: str = ""
 
     def __post_init__(self) -> None:
         """Check the fields.
@@ -54,12 +56,11 @@ class Option:
         """The flag on the command line."""
         return f"--{self.name.replace('_', '-')}"
 
-    def add_to(self, parser: argparse.ArgumentParser) -> None:
-        """Add the option to a parser."""
+    def add_to(self, parser: "argparse._ActionsContainer") -> argparse.Action:  # pyright: ignore[reportPrivateUsage]
+        """Add the option to a parser, or to a group of one."""
         if self.metavar is None:
-            parser.add_argument(self.flag, action=argparse.BooleanOptionalAction, help=self.help)
-        else:
-            parser.add_argument(self.flag, nargs="+" if self.many else None, metavar=self.metavar, help=self.help)
+            return parser.add_argument(self.flag, action=argparse.BooleanOptionalAction, help=self.help)
+        return parser.add_argument(self.flag, nargs="+" if self.many else None, metavar=self.metavar, help=self.help)
 
     def checked(self, given: Given) -> Any:
         """Check and convert a value.
@@ -72,20 +73,24 @@ class Option:
 
 
 def seconds_of(duration: object) -> float:
-    """Convert a duration such as `90s`, `8m`, `2h` or `1h30m` to seconds.
+    """Convert a duration such as `90s`, `10min`, `1h30m` or `1.5 h` to seconds.
 
-    >>> seconds_of("1h30m")
-    5400.0
+    >>> seconds_of("1h30m"), seconds_of("1 h 30 min"), seconds_of("1.5h")
+    (5400.0, 5400.0, 5400.0)
 
     Raises:
-        ValueError: If it is no duration, or zero.
+        ValueError: If it is no duration, has a number without a unit, or is zero.
     """
-    match = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", text_of(duration))
+    match = _DURATION.fullmatch(text_of(duration).strip().lower())
     parts = match.groups() if match else ()
-    seconds = sum(unit * float(part) for unit, part in zip((3600, 60, 1), parts, strict=False) if part)
+    seconds = sum(unit * float(part) for unit, part in zip((86400, 3600, 60, 1), parts, strict=False) if part)
     if not seconds > 0:
         raise ValueError(duration)
     return seconds
+
+
+_UNITS = ("d|days?", "h|hrs?|hours?", "m|mins?|minutes?", "s|secs?|seconds?")
+_DURATION = re.compile("".join(rf"(?:(\d+\.?\d*|\.\d+)\s*(?:{unit})\s*)?" for unit in _UNITS))
 
 
 def _whole(value: str | SupportsIndex) -> int:
@@ -102,11 +107,8 @@ def rate_of(value: str | SupportsFloat) -> float | None:
 
 
 def timeout_of(value: str | SupportsFloat) -> float:
-    """Convert seconds, or a duration such as `90s`."""
-    try:
-        return _number(value)
-    except ValueError:
-        return seconds_of(value)
+    """Convert seconds of Python or a file, or a duration such as `90s`."""
+    return seconds_of(value) if isinstance(value, str) else _number(value)
 
 
 def text_of(value: object) -> str:

@@ -7,12 +7,19 @@ problem, a curve, a factor value) share a grid, and so do all columns of a curve
 
 A configuration that cannot be run at all (a norm over spatial axes where there are none, a statistic over one element)
 has the records of its tuning runs, with status `invalid`, and is never evaluated, for want of a learning rate.
+
+A time budget needs results before tuning is complete. They come from a provisional choice over the coarse grid (see
+`tuning.coarse`). All norms that share a grid are reported with their provisional choices, or all with their final
+ones, so that no norm is compared with another that was tuned over fewer rates. The final choices replace the
+provisional ones once every norm of the grid has as many evaluation runs with its final choice as with its provisional
+one. Runs of a provisional choice that differs from the final one are additional: they leave the results together with
+the choice, and the runs that the comparison needs stay the same.
 """
 
 import json
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -30,7 +37,7 @@ from normlab.study.design.records import (
     canonical_json,
     frozen,
 )
-from normlab.study.design.tuning import Grid, TunedRate, choose_learning_rate, further
+from normlab.study.design.tuning import Grid, TunedRate, choose_learning_rate, coarse, further
 
 if TYPE_CHECKING:
     from normlab.norms import Norm
@@ -135,9 +142,9 @@ class Plan:
         """Plan the runs of every configuration, as far as the records determine them."""
         known = {record.run: record for record in records}
         return {
-            configuration: self._of(configuration, grid, known)
+            configuration: planned
             for group, grid in self._grids(known)
-            for configuration in group
+            for configuration, planned in self._of_group(group, grid, known).items()
         }
 
     def planned(self, records: Iterable[Record]) -> list[Run]:
@@ -167,6 +174,12 @@ class Plan:
         """List a run for every evaluation seed at one learning rate."""
         seeds = range(self.settings.seeds)
         return tuple(Run(configuration=configuration, stage=EVALUATE, learning_rate=rate, seed=seed) for seed in seeds)
+
+    @property
+    def baseline(self) -> str:
+        """The declared baseline, or the first norm of the settings where these leave the baseline out."""
+        declared, chosen = self.comparison.baseline, self.settings.norms
+        return declared if declared in chosen else chosen[0]
 
     @cached_property
     def devices(self) -> int:
@@ -232,7 +245,7 @@ class Plan:
             else:
                 yield group, self._grown(there)
 
-    def _grown(self, tuned: Sequence[Record]) -> "Grid":
+    def _grown(self, tuned: Sequence[Record]) -> Grid:
         base = self.settings.learning_rates
         by_configuration: dict[Configuration, list[Record]] = {}
         for record in tuned:
@@ -244,15 +257,27 @@ class Plan:
         below, above = (below if base[0] in chosen else ()), (above if base[-1] in chosen else ())
         return Grid((*below, *base, *above), final=True)
 
-    def _of(self, configuration: Configuration, grid: "Grid", known: Known) -> "ConfigurationPlan":
+    def _of_group(
+        self, group: Sequence[Configuration], grid: Grid, known: Known
+    ) -> "dict[Configuration, ConfigurationPlan]":
+        planned = {configuration: self._of(configuration, grid, known) for configuration in group}
+        provisional = any(_finished(of.early, known) > _finished(of.evaluation, known) for of in planned.values())
+        return {configuration: replace(of, provisional=provisional) for configuration, of in planned.items()}
+
+    def _of(self, configuration: Configuration, grid: Grid, known: Known) -> "ConfigurationPlan":
         if self.incompatible(configuration):
             return ConfigurationPlan(tuning=self.tuning_runs(configuration, self.settings.learning_rates))
         tuning, default = self.tuning_runs(configuration, grid.rates), self.settings.default_learning_rate
         tuned = [known[run] for run in tuning if run in known]
         complete = grid.final and len(tuned) == len(tuning)
         choice = choose_learning_rate(tuned) if complete else None
+        first = self.tuning_runs(configuration, coarse(self.settings.learning_rates))
+        early = choose_learning_rate([known[run] for run in first]) if all(run in known for run in first) else None
         return ConfigurationPlan(
             tuning=tuning,
+            coarse=first,
+            early_choice=early,
+            early=self.evaluation_runs(configuration, early.learning_rate) if early else (),
             untuned=() if default is None else self.evaluation_runs(configuration, default),
             choice=choice,
             evaluation=self.evaluation_runs(configuration, choice.learning_rate) if choice else (),
@@ -270,6 +295,10 @@ class ConfigurationPlan:
         choice: The tuned learning rate; `None` while tuning is incomplete, and for a configuration that cannot be run.
         evaluation: Runs at the chosen learning rate.
         to_come: The most runs that will be added once tuning is complete.
+        coarse: The runs of `tuning` on the coarse grid.
+        early_choice: The choice from the coarse grid; `None` while the coarse grid is incomplete.
+        early: Runs at the early choice, which are not part of `runs`.
+        provisional: Whether the early choice is reported (see the module).
     """
 
     tuning: tuple[Run, ...]
@@ -277,11 +306,30 @@ class ConfigurationPlan:
     choice: TunedRate | None = None
     evaluation: tuple[Run, ...] = ()
     to_come: int = 0
+    coarse: tuple[Run, ...] = ()
+    early_choice: TunedRate | None = None
+    early: tuple[Run, ...] = ()
+    provisional: bool = False
 
     @property
     def runs(self) -> tuple[Run, ...]:
         """All runs, each once, in their order of execution."""
         return tuple(dict.fromkeys((*self.tuning, *self.untuned, *self.evaluation)))
+
+    @property
+    def reported_choice(self) -> TunedRate | None:
+        """The choice whose runs are reported."""
+        return self.early_choice if self.provisional else self.choice
+
+    @property
+    def reported(self) -> tuple[Run, ...]:
+        """The evaluation runs that are reported."""
+        return self.early if self.provisional else self.evaluation
+
+    def first(self, seeds: int) -> tuple[Run, ...]:
+        """List the runs that give a first result: the coarse grid, then some evaluation seeds."""
+        evaluation = self.early if self.provisional or not self.choice else self.evaluation
+        return (*self.coarse, *evaluation[:seeds])
 
 
 def scope(norm: "Norm", config: Mapping[str, object]) -> str:
@@ -301,6 +349,10 @@ def scope(norm: "Norm", config: Mapping[str, object]) -> str:
     examples = ghost if isinstance(ghost, int) and ghost < batch else batch
     devices = math.ceil(examples * spread / batch)
     return f"{examples} example{'s' * (examples > 1)}{f' on {devices} devices' * (devices > 1)}"
+
+
+def _finished(runs: Iterable[Run], known: Known) -> int:
+    return sum(run in known for run in runs)
 
 
 def _margin(comparison: Comparison, problem: Problem) -> float:

@@ -148,7 +148,7 @@ def _a_norm(value: object) -> str:
     try:
         norms.get(value)
     except (ValueError, TypeError) as error:
-        raise BadInput(f"{one_line(error)} See `normlab list`.") from error
+        raise BadInput(f"{one_line(error)} See `normlab list norms`.") from error
     return str(value)
 
 
@@ -158,7 +158,9 @@ def several_norms(*, empty: bool = False) -> expect.Several[str]:
 
 
 NORM = expect.Kind(
-    "the name of a norm", _a_norm, 'Write one such as "batch" or "group:num_groups=8"; `normlab list` shows them all.'
+    "the name of a norm",
+    _a_norm,
+    'Write one such as "batch" or "group:num_groups=8"; `normlab list norms` shows them all.',
 )
 _METRIC = expect.an(Metric, 'Write `study.Metric(name="...")`.')
 EXTRA_METRICS = expect.Several(_METRIC, empty=True, remedy="Write `extra_metrics=(metric,)`, with the comma.")

@@ -34,6 +34,7 @@ EXCUSED: Mapping[str, str] = {
     "normlab.study.report": _SHOWS,
     "normlab.study.worker.identity": "makes the identity itself",
     "normlab.study.worker.store": _KEEPS,
+    "normlab.suggestions": "texts of messages",
 }
 """Modules and packages of this package that cannot decide a number, with reasons. All others are in every key."""
 

@@ -30,6 +30,9 @@ from normlab.study.design.schema import is_list
 from normlab.study.design.shard import Shard
 
 DEFAULT_TIER = "quick"
+COMPARED, BUDGET, PLACE, OUTPUT = "compared", "budget", "where it runs", "output"
+"""Headings of the options in the help."""
+
 EXECUTORS = ("local", "slurm", "ray")
 
 
@@ -253,62 +256,114 @@ def _executor(value: object) -> str:
     return name
 
 
-def _norm(value: object) -> str:
+def norm_of(value: object) -> str:
+    """Convert a norm to its string.
+
+    Raises:
+        BadInput: If there is no such norm, or its options cannot be read.
+    """
     from normlab import norms
 
     if not isinstance(value, str | norms.Norm):
         raise ValueError(value)
     try:
         return str(norms.get(value))
+    except norms.UnknownNorm as error:
+        name, known = str(value).partition(":")[0], {*norms.names(), *norms.cell_names()}
+        raise BadInput(f"Unknown norm `{name}`. {nearest(name, known, 'See `normlab list norms`.')}") from error
     except (ValueError, TypeError) as error:
-        raise BadInput(f"{one_line(error)} See `normlab list`.") from error
+        raise BadInput(f"{one_line(error)} See `normlab list norms`.") from error
 
 
 _OPTIONS = (
-    Option(name="tier", kind=TEXT, metavar="NAME", help="smoke, quick, standard or paper (default: quick)"),
     Option(
         name="norms",
-        kind=Kind("a norm", _norm, "Name one such as `batch`; `normlab list` shows them all."),
+        kind=Kind("a norm", norm_of, "Name one such as `batch`; `normlab list norms` shows them all."),
         many=True,
         metavar="NORM",
-        help="e.g. `batch group:num_groups=8` (see `normlab list`)",
+        group=COMPARED,
+        help="e.g. `batch group:num_groups=8` (see `normlab list norms`)",
     ),
-    Option(name="problems", kind=TEXT, many=True, metavar="NAME", help="some of the comparison's problems"),
-    Option(name="curves", kind=TEXT, many=True, metavar="NAME", help="some of the comparison's curves"),
     Option(
-        name="seeds",
-        kind=WHOLE,
-        metavar="N",
-        help="evaluation seeds; more keep the runs that are there. Fewer than 5 support no recommendation, and fewer "
-        "than 29 (46 with 7 norms) none that is sure, nor that norms are equivalent",
+        name="problems",
+        kind=TEXT,
+        many=True,
+        metavar="NAME",
+        group=COMPARED,
+        help="some of the comparison's problems (see `normlab list problems`)",
     ),
-    Option(name="tuning_seeds", kind=WHOLE, metavar="N", help="seeds for every learning rate of the grid"),
-    Option(name="learning_rates", kind=NUMBER, many=True, metavar="RATE", help="the grid of every norm"),
-    Option(name="extend", kind=YES_NO, help="let the grid of a column grow where an optimum lies at its end"),
+    Option(name="curves", kind=TEXT, many=True, metavar="NAME", group=COMPARED, help="some of the comparison's curves"),
     Option(
         name="default_learning_rate",
         kind=Kind("a positive number or `none`", rate_of, "Give one such as 0.1."),
         metavar="RATE",
+        group=COMPARED,
         help="evaluate every norm untuned at this rate, too; `none` for no such row",
+    ),
+    Option(
+        name="tier",
+        kind=TEXT,
+        metavar="NAME",
+        group=BUDGET,
+        help="smoke, quick, standard or paper (default: quick); `normlab list tiers` shows runs and minutes of each",
+    ),
+    Option(
+        name="seeds",
+        kind=WHOLE,
+        metavar="N",
+        group=BUDGET,
+        help="evaluation seeds; more keep the runs that are there. Fewer than 5 support no recommendation, and fewer "
+        "than 29 (46 with 7 norms) none that is sure, nor that norms are equivalent",
+    ),
+    Option(
+        name="tuning_seeds", kind=WHOLE, metavar="N", group=BUDGET, help="seeds for every learning rate of the grid"
+    ),
+    Option(name="learning_rates", kind=NUMBER, many=True, metavar="RATE", group=BUDGET, help="the grid of every norm"),
+    Option(
+        name="extend", kind=YES_NO, group=BUDGET, help="let the grid of a column grow where an optimum lies at its end"
+    ),
+    Option(name="epochs", kind=WHOLE, metavar="N", group=BUDGET, help="passes over the training set"),
+    Option(
+        name="time_budget",
+        kind=Kind("a duration as in 90s, 10min or 1h30m", seconds_of, "Write a number and its unit, as in `10min`."),
+        metavar="TIME",
+        group=BUDGET,
+        help="stop after this time (90s, 10min, 1h30m), and report; the same command resumes from there",
+    ),
+    Option(
+        name="run_timeout",
+        kind=Kind("a duration as in 90s, 10min or 1h30m", timeout_of, "Write a number and its unit, as in `10min`."),
+        metavar="TIME",
+        group=BUDGET,
+        help="record a run that takes longer as `timeout`, and stop its worker (default: 10 times the median run of "
+        "its column, at least 10 minutes; a day until the first of them has ended)",
+    ),
+    Option(
+        name="retry_failed",
+        kind=YES_NO,
+        group=BUDGET,
+        help="run again what ended in `error`, `oom` or `timeout`; divergence and collapse are results and stay",
+    ),
+    Option(
+        name="jobs",
+        kind=WHOLE,
+        metavar="N",
+        group=PLACE,
+        help="configurations at a time, each in a worker of its own; on GPUs one worker each (default: one a core on "
+        "CPU, 1 on GPU, 16 on SLURM, one for every CPU of a Ray cluster)",
     ),
     Option(
         name="devices",
         kind=WHOLE,
         metavar="N",
+        group=PLACE,
         help="train every model on N devices, each with its share of the batch; CPUs pretend to have as many",
-    ),
-    Option(name="epochs", kind=WHOLE, metavar="N", help="passes over the training set"),
-    Option(
-        name="jobs",
-        kind=WHOLE,
-        metavar="N",
-        help="configurations at a time, each in a worker of its own; on GPUs one worker each (default: one a core on "
-        "CPU, 1 on GPU, 16 on SLURM, one for every CPU of a Ray cluster)",
     ),
     Option(
         name="executor",
         kind=Kind("the name of an executor", _executor),
         metavar="NAME",
+        group=PLACE,
         help="where workers run: local (this machine, the default), slurm or ray",
     ),
     Option(
@@ -316,6 +371,7 @@ _OPTIONS = (
         kind=Kind("KEY=VALUE as in partition=gpu", key_value, "Put `=` between them."),
         many=True,
         metavar="KEY=VALUE",
+        group=PLACE,
         help="options of the jobs, e.g. `partition=gpu timeout_min=60`, as submitit names them; `cluster=local` tries "
         "it on this machine",
     ),
@@ -323,47 +379,39 @@ _OPTIONS = (
         name="ray_address",
         kind=TEXT,
         metavar="ADDRESS",
+        group=PLACE,
         help="join a running Ray cluster, as HOST:PORT or `auto` (default: $RAY_ADDRESS, else one of its own)",
     ),
     Option(
-        name="output",
-        kind=FOLDER,
-        metavar="FOLDER",
-        help="where runs and report go (default: results/NAME-TIER, and the data that were chosen)",
+        name="shard",
+        kind=Kind("i/n with 1 <= i <= n, as in 1/2", _shard, "Count parts from 1."),
+        metavar="I/N",
+        group=PLACE,
+        help="run the i-th of n parts, into a folder of its own; `normlab merge` merges them",
     ),
     Option(
         name="coordinator",
         kind=TEXT,
         metavar="HOST:PORT",
+        group=PLACE,
         help="train every model on the `--devices` of several processes; where process 1 listens; "
         "$NORMLAB_GROUP_SECRET is the same text for all, needless at a loopback address",
     ),
-    Option(name="process", kind=TEXT, metavar="I/N", help="which of those processes this is, from 1/N to N/N"),
     Option(
-        name="shard",
-        kind=Kind("i/n with 1 <= i <= n, as in 1/2", _shard, "Count parts from 1."),
+        name="process",
+        kind=TEXT,
         metavar="I/N",
-        help="run the i-th of n parts, into a folder of its own; `normlab merge` merges them",
+        group=PLACE,
+        help="which of those processes this is, from 1/N to N/N",
     ),
     Option(
-        name="time_budget",
-        kind=Kind("a duration as in 90s, 8m or 1h30m", seconds_of, "Write a number and its unit."),
-        metavar="TIME",
-        help="stop after this time (90s, 8m, 1h30m), and report; the same command resumes from there",
+        name="output",
+        kind=FOLDER,
+        metavar="FOLDER",
+        group=OUTPUT,
+        help="where runs and report go (default: results/NAME-TIER, and the data that were chosen)",
     ),
-    Option(
-        name="run_timeout",
-        kind=Kind("seconds, or a duration as in 90s, 8m or 1h30m", timeout_of),
-        metavar="TIME",
-        help="record a run that takes longer as `timeout`, and stop its worker (default: 10 times the median run of "
-        "its column, at least 10 minutes; a day until the first of them has ended)",
-    ),
-    Option(
-        name="retry_failed",
-        kind=YES_NO,
-        help="run again what ended in `error`, `oom` or `timeout`; divergence and collapse are results and stay",
-    ),
-    Option(name="open", kind=YES_NO, help="show the report in the browser"),
+    Option(name="open", kind=YES_NO, group=OUTPUT, help="show the report in the browser"),
 )
 
 _NO_OPTIONS = ("help", "source", "config", "dry_run")
@@ -381,7 +429,7 @@ def _split(name: str, texts: Sequence[str]) -> list[str]:
 
 
 def _norms(values: Iterable[object]) -> tuple[str, ...]:
-    names = tuple(map(_norm, values))
+    names = tuple(map(norm_of, values))
     check_distinct("`norms`", names)
     return names
 

@@ -34,6 +34,15 @@ class Grid:
     final: bool
 
 
+def coarse(grid: Sequence[float]) -> tuple[float, ...]:
+    """Select the ends and the middle of a grid, over which a norm is tuned first under a time budget.
+
+    >>> coarse((0.003, 0.01, 0.03, 0.1, 0.3))
+    (0.003, 0.03, 0.3)
+    """
+    return tuple(grid) if len(grid) <= 3 else (grid[0], grid[len(grid) // 2], grid[-1])
+
+
 def further(grid: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Continue the pattern of a grid by two points below and two points above.
 

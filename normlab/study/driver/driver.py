@@ -4,8 +4,8 @@ import math
 import os
 import sys
 import webbrowser
-from collections.abc import Iterable
-from contextlib import closing, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,24 +18,30 @@ from normlab.errors import BadInput, Fault, Unfinished, one_line
 from normlab.study.design import discovery
 from normlab.study.design.comparison import Comparison, Settings
 from normlab.study.design.plan import Plan
+from normlab.study.design.provenance import usable_cpus
 from normlab.study.design.recorded import RecordedPlan, describe, fits
 from normlab.study.design.records import RETRIED, Configuration, Record, Run, RunIdentity, of_problem, run_key
 from normlab.study.design.request import Request
 from normlab.study.design.shard import Shard
-from normlab.study.driver import limits, preflight, schedule
+from normlab.study.driver import announce, estimate, limits, preflight, schedule, time_budget
+from normlab.study.driver.probe import Probe
 from normlab.study.driver.progress import Display
 from normlab.study.executors.local import Local
 from normlab.study.executors.protocol import Executor
+from normlab.study.report import formatting
 from normlab.study.worker import identity
 from normlab.study.worker.store import Header, MemoryStore, RunStore, Store
 from normlab.study.worker.strategy import Strategy, Task, choose_strategy
 
 OK, FAILED, UNFINISHED = 0, 1, 3
 
+PATIENCE, SHORT = 15.0, 4.0
+"""Seconds that a dry run waits for measurements in all, and that a run waits after its checks: as long as they took."""
+
 
 def new_console(*, quiet: bool = False) -> Console:
-    """Make the console for messages, as wide as a page where it is no terminal."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120, quiet=quiet)
+    """Make the console for messages, as wide as a page where it is no terminal, and plain text in a notebook."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120, quiet=quiet, force_jupyter=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +172,7 @@ class Invocation:
             BadInput: Before anything is written.
             Fault: If something outside failed; finished runs are kept.
         """
-        outcome = self.complete(execution)
+        outcome = self.complete(execution, opening=True)
         code = self.report(outcome.header, show=show)
         if outcome.done == outcome.planned:
             return code
@@ -176,14 +182,18 @@ class Invocation:
         )
         return UNFINISHED
 
-    def complete(self, execution: ExecutionOptions) -> Completion:
+    def complete(self, execution: ExecutionOptions, *, opening: bool = False) -> Completion:
         """Check the input, and make the pending runs.
+
+        Args:
+            execution: Options of the execution.
+            opening: Whether to print first what will be run, and how long it takes.
 
         Raises:
             BadInput: Before anything is written.
             Fault: If something outside failed; finished runs are kept.
         """
-        start, configurations, task = monotonic(), self.configurations, self.task(execution)
+        start, configurations, task = monotonic(), self.configurations, self.task(execution, opening=opening)
         with self.store.writing():
             self._set_aside()
             for sentence in self._too_few_seeds():
@@ -214,15 +224,44 @@ class Invocation:
         records = list(known.values())
         return Completion(header=header, records=records, done=done, planned=planned, outdated=outdated)
 
+    def so_far(self) -> Completion | None:
+        """Read the finished runs of an interrupted `complete` from the store; `None` where there are none."""
+        header, found = self.store.header(), self.store.records()
+        if not header or header.settings != self.settings:  # of an earlier invocation, with other settings
+            return None
+        records = list(current(self.plan, header.identity, found).values())
+        if not records:
+            return None
+        planned = self.plan.planned(records)
+        outdated = identity.outdated(header.identity, found)
+        return Completion(
+            header=header,
+            records=records,
+            done=len(self.plan.relevant(records)),
+            planned=len(planned),
+            outdated=outdated,
+        )
+
     def dry_run(self, execution: ExecutionOptions) -> None:
-        """Run the quick checks, and print the plan."""
+        """Run the quick checks, measure some programs, and print the plan, its time, and the claims it can support."""
         strategy = self._strategy(execution)
-        checked = self._checked(execution, every=False)
-        task = self._task(strategy, checked)
-        found = self.store.records()
-        done = self.plan.relevant(current(self.plan, task.identity, found).values())
-        said = [_not_traced(checked), identity.outdated(task.identity, found)]
-        self._print("\n".join([*self._described(done), *filter(None, said)]))
+        with self._probe(strategy, execution) as probe:
+            checked = self._checked(execution, every=False)
+            task = self._task(strategy, checked)
+            known = self._known(task)
+            lines = [
+                self.comparison.question,
+                *announce.described(self.plan),
+                announce.size(self.plan, self.configurations, known),
+                self._time(execution, checked, known, probe, wait=PATIENCE - probe.age if probe else 0.0)
+                or (f"Time unknown: compiling one program took over {PATIENCE:g} s." if probe else ""),
+                announce.cannot_run(reason for c, reason in checked.invalid.items() if c in self.configurations),
+                *self._too_few_seeds(),
+                _not_traced(checked),
+                identity.outdated(task.identity, self.store.records()),
+                f"Output: {self.output} (nothing written)",
+            ]
+        self._print("\n".join(filter(None, lines)))
 
     def report(self, header: Header, *, show: bool = False) -> int:
         """Print and write the report of the runs in the folder.
@@ -270,14 +309,32 @@ class Invocation:
             webbrowser.open(path.resolve().as_uri())
         return OK if any(record.status == "ok" for record in records) or self.plan.pending(records) else FAILED
 
-    def task(self, execution: ExecutionOptions) -> Task:
+    def task(self, execution: ExecutionOptions, *, opening: bool = False) -> Task:
         """Check everything that can be checked before a run, and make the task of the workers.
+
+        Args:
+            execution: Options of the execution.
+            opening: Whether to print what will be run, and how long it takes.
 
         Raises:
             BadInput: If a check fails.
         """
         strategy = self._strategy(execution)
-        return self._task(strategy, self._checked(execution))
+        if not opening:
+            return self._task(strategy, self._checked(execution))
+        meanwhile = math.isinf(execution.time_budget) and usable_cpus() > 1
+        with self._probe(strategy, execution) if meanwhile else nullcontext() as probe:
+            with self._status("Checking every program before the first run"):
+                checked = self._checked(execution)
+                task = self._task(strategy, checked)
+                known = self._known(task)
+                time = self._time(execution, checked, known, probe, wait=min(SHORT, probe.age) if probe else 0.0)
+        where = (
+            f" Runs are kept in `{self.output}`: Ctrl-C is safe, and the same command resumes." if self.output else ""
+        )
+        self._print(f"{self.comparison.question} {announce.size(self.plan, self.configurations, known)}")
+        self._print(f"{time}{where}".lstrip())
+        return task
 
     def _strategy(self, execution: ExecutionOptions) -> Strategy:
         """Check the folder and the options, and choose the strategy, before JAX initializes its devices.
@@ -315,11 +372,13 @@ class Invocation:
     def _checked(self, execution: ExecutionOptions, *, every: bool = True) -> preflight.Checked:
         """Trace every configuration, or the representatives alone, which runs code of the comparison in this process.
 
+        Under a time budget, which the checks share with the runs, the representatives have to do.
+
         Raises:
             BadInput: If a check fails.
             Unfinished: If the time budget ends.
         """
-        deadline = monotonic() + execution.time_budget
+        deadline, every = monotonic() + execution.time_budget, every and math.isinf(execution.time_budget)
         run_timeout = math.inf if execution.run_timeout is None else execution.run_timeout
         try:
             with discovery.importing(self._file):
@@ -346,8 +405,11 @@ class Invocation:
         def settled() -> list[Record]:
             return [record for run, record in known.items() if run not in again]
 
-        def pending() -> list[Run]:
-            return [run for run in self.plan.pending(settled()) if run.configuration in configurations]
+        rounds = time_budget.rounds(self.plan) if math.isfinite(execution.time_budget) else ()
+
+        def pending() -> list[list[Run]]:
+            needed = time_budget.pending(self.plan, rounds, settled())
+            return [[run for run in runs if run.configuration in configurations] for runs in needed]
 
         limit = limits.RunLimit(self.plan, execution.run_timeout)
         for record in known.values():
@@ -389,37 +451,42 @@ class Invocation:
         self._print("No run has finished yet.")
         return OK
 
-    def _described(self, done: list[Record]) -> Iterable[str]:
-        plan, settings = self.plan, self.settings
-        reasons = {
-            configuration: reason
-            for configuration in plan.configurations
-            if (reason := plan.incompatible(configuration))
-        }
-        mine = [
-            planned
-            for configuration, planned in plan.of([]).items()
-            if configuration in self.configurations and configuration not in reasons
-        ]
-        rates = ", ".join(f"{rate:g}" for rate in settings.learning_rates)
-        yield self.comparison.question
-        yield f"Problems: {', '.join(settings.problems)}"
-        yield f"Norms: {', '.join(settings.norms)}"
-        for name in settings.curves:
-            yield f"Curve {name}: {plan.curve(name).factor.label} {', '.join(map(str, settings.values[name]))}"
-        yield (
-            f"Learning rates: {rates}, {settings.tuning_seeds} tuning seed(s) each"
-            f"{', and two beyond an end where an optimum lies' if settings.extend else ''}; {settings.seeds} "
-            f"evaluation seeds; {settings.epochs} epochs"
-        )
-        invalid = len(self.configurations & reasons.keys())
-        yield (
-            f"{len(self.configurations)} configurations, {invalid} of them invalid: {len(mine)} compiles and "
-            f"{sum(len(planned.runs) + planned.to_come for planned in mine)} runs, {len(done)} records are there."
-        )
-        yield from sorted(set(reasons.values()))
-        yield from self._too_few_seeds()
-        yield f"Output: {self.output} (nothing written)"
+    def _known(self, task: Task) -> list[Record]:
+        """List the current records of planned runs."""
+        return self.plan.relevant(current(self.plan, task.identity, self.store.records()).values())
+
+    def _probe(self, strategy: Strategy, execution: ExecutionOptions) -> "AbstractContextManager[Probe | None]":
+        """Start to measure programs where the workers are single-thread processes of this machine."""
+        if strategy.one_thread and isinstance(execution.executor, Local):
+            with suppress(OSError):  # there are no processes left, or no memory: a run says so
+                return Probe(self.settings, strategy)
+        return nullcontext()
+
+    def _time(
+        self,
+        execution: ExecutionOptions,
+        checked: preflight.Checked,
+        known: Sequence[Record],
+        probe: Probe | None,
+        *,
+        wait: float,
+    ) -> str:
+        """Say how long the pending runs take, from the records that are there, or from the probe."""
+        stops, budget = "", execution.time_budget
+        if math.isfinite(budget):
+            stops = f"Stops after {formatting.seconds(budget).removesuffix(' 0 s')}."
+        if probe is None or not isinstance(execution.executor, Local):
+            return stops
+        workers = min(execution.executor.jobs or usable_cpus(), usable_cpus())
+        left = estimate.remaining(self.plan, known, self.configurations)
+        costs = estimate.costs_of(known)
+        if {c.problem for c in costs} < {c.problem for c in left}:
+            costs |= probe.costs(self.plan, wait=wait)
+        return f"{announce.time(self.plan, left, checked.steps, costs, workers)} {stops}".strip()
+
+    def _status(self, text: str) -> "AbstractContextManager[object]":
+        """Show a text on a terminal while something lasts."""
+        return self.console.status(text) if self.console.is_terminal else nullcontext()
 
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -2,7 +2,8 @@
 
 The configurations of a curve that differ in the factor's value alone share a representative, the first that can be
 trained. The whole step of the representative is traced, the steps of the others as far as the loss (see
-`Program.forward`). A dry run traces the representatives alone.
+`Program.forward`). A dry run traces the representatives alone, and so does a run with a time budget, of which the
+checks are a part.
 """
 
 import math
@@ -24,21 +25,28 @@ from normlab.study.worker.runner import build
 
 
 class Checked(NamedTuple):
-    """The result of the checks: data and libraries by problem, and numbers of programs.
+    """The result of the checks: data and libraries by problem, and programs.
 
     Attributes:
         hashes: See `Program.data_hash`.
         about: See `Program.description`.
         libraries: See `Program.libraries`.
-        built: Number of programs that were built.
+        steps: Number of updates of each program that was built.
+        invalid: Reasons of configurations that cannot be run.
         traced: Number of programs that were traced.
     """
 
     hashes: dict[str, str]
     about: dict[str, str]
     libraries: dict[str, tuple[str, ...]]
-    built: int
+    steps: dict[Configuration, int]
+    invalid: dict[Configuration, str]
     traced: int
+
+    @property
+    def built(self) -> int:
+        """Number of programs that were built."""
+        return len(self.steps)
 
 
 class Untrainable(BadInput):
@@ -85,7 +93,8 @@ def data_of(plan: Plan, limit: Callable[[], float] = lambda: math.inf, *, every:
         libraries={
             problem: used for problem, configuration in first.items() if (used := programs[configuration].libraries)
         },
-        built=len(programs),
+        steps={configuration: program.steps for configuration, program in programs.items()},
+        invalid={configuration: reason for configuration, reason in reasons.items() if reason},
         traced=len(programs if every else representatives),
     )
 

@@ -1,7 +1,9 @@
-"""Progress of a comparison: a bar on a terminal, and a line for each finished configuration everywhere."""
+"""Progress of a comparison: a line for each finished configuration, a bar on a terminal, and a clock elsewhere."""
 
 import statistics
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from time import monotonic
 from types import TracebackType
 from typing import Self
 
@@ -11,13 +13,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from normlab.study.design.plan import ConfigurationPlan, Plan
 from normlab.study.design.records import Configuration, Record, Run
 from normlab.study.design.tuning import choose_learning_rate
+from normlab.study.driver import estimate
+from normlab.study.driver.notebook import NotebookProgress, in_notebook
 from normlab.study.report import formatting
+
+EVERY = 10.0
+"""Seconds between two lines with the time that is left, where there is no terminal."""
 
 
 class Display:
     """Counts runs and announces finished configurations and grown grids.
 
-    Records of earlier invocations come as `done`, all others through `add`.
+    Configurations that cannot be run are not announced, since the table names them. Records of earlier invocations come
+    as `done`, all others through `add`.
     """
 
     def __init__(
@@ -29,7 +37,8 @@ class Display:
         self._planned = self._plan()
         self._complete = {configuration for configuration in self._planned if self._is_complete(configuration)}
         self._grown = set(self._grown_groups())
-        self._bar = Progress(
+        notebook = in_notebook() and not console.quiet
+        self._bar = (NotebookProgress if notebook else Progress)(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -38,28 +47,34 @@ class Display:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not (console.is_terminal or notebook),
         )
         self._task = self._bar.add_task("")
+        self._before, _ = self.runs
+        self._clock = _Clock(self._tell_time)
         self._describe()
 
     def __enter__(self) -> Self:
-        """Show the bar, on a terminal."""
+        """Show the bar, or start the clock where there is none."""
         self._bar.start()
+        if self._bar.disable and not self.console.quiet:
+            self._clock.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Restore the terminal."""
+        self._clock.stop()
         self._bar.stop()
 
     @property
     def runs(self) -> tuple[int, int]:
-        """The number of finished runs, and about how many there will be."""
-        planned = self._planned.values()
-        done = sum(run in self._known for configuration in planned for run in configuration.runs)
-        return done, sum(len(configuration.runs) + configuration.to_come for configuration in planned)
+        """The number of finished runs, and about how many there will be, without configurations that cannot be run."""
+        planned = [planned for c, planned in self._planned.items() if not self.plan.incompatible(c)]
+        done = sum(run in self._known for of in planned for run in of.runs)
+        early = sum(run in self._known for of in planned for run in {*of.early}.difference(of.runs))
+        return done + early, early + sum(len(of.runs) + of.to_come for of in planned)
 
     def add(self, record: Record) -> None:
         """Count a run; announce configurations and grids that it completes."""
@@ -84,16 +99,40 @@ class Display:
         for configuration in self._planned:
             if configuration not in self._complete and self._is_complete(configuration):
                 self._complete.add(configuration)
-                count = f"[{len(self._complete):>3}/{len(self._planned)}]"
-                self._print(f"{count} {self._summary(configuration)}")
+                if configuration not in self._invalid():
+                    done, total = self._configurations_done()
+                    self._print(f"[{done:>3}/{total}] {self._summary(configuration)}")
 
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    def _tell_time(self, seconds: float) -> None:
+        """Print the number of runs, and the time that is left at the speed so far."""
+        done, total = self.runs
+        new = done - self._before
+        left = f", {estimate.about(seconds * (total - done) / new)} left" if new else ""
+        self._print(f"{formatting.seconds(seconds)}: {done} of about {total} runs{left}")
+
+    def _invalid(self) -> dict[Configuration, str]:
+        """Return the reasons of the configurations that cannot be run, as far as they are known."""
+        reasons = {configuration: self.plan.incompatible(configuration) for configuration in self._planned}
+        for configuration in self._complete:
+            first = self._known[self._planned[configuration].runs[0]]
+            if first.status == "invalid":
+                reasons[configuration] = first.reason
+        return {configuration: reason for configuration, reason in reasons.items() if reason}
+
+    def _configurations_done(self) -> tuple[int, int]:
+        """The number of finished configurations, and of all, without those that cannot be run."""
+        invalid = self._invalid()
+        return len(self._complete - invalid.keys()), len(self._planned.keys() - invalid.keys())
+
     def _describe(self) -> None:
         done, total = self.runs
-        configurations = f"{len(self._complete)}/{len(self._planned)} configurations"
-        self._bar.update(self._task, completed=done, total=total, description=configurations)
+        finished, configurations = self._configurations_done()
+        self._bar.update(
+            self._task, completed=done, total=total, description=f"{finished}/{configurations} configurations"
+        )
 
     def _has_all(self, runs: Iterable[Run]) -> bool:
         return all(run in self._known for run in runs)
@@ -151,8 +190,7 @@ class Display:
         place, planned = self.plan.place(configuration), self._planned[configuration]
         name = f"{place.problem}  {place.curve} {place.value!s:>5}  {place.norm}"
         records = [self._known[run] for run in planned.runs]
-        if not planned.choice:
-            return f"{name}: invalid. {records[0].reason}"
+        assert planned.choice
         runs = [self._known[run] for run in planned.evaluation]
         failed = [record for record in runs if record.status != "ok"]
         parts = [self._error(configuration, runs)] if len(failed) < len(runs) else []
@@ -165,6 +203,29 @@ class Display:
         metric = self.plan.problem(configuration.problem).metric
         errors = [value for run in runs if run.status == "ok" and (value := run.metrics.get("test")) is not None]
         return f"{metric.name} {formatting.quantity(metric, statistics.fmean(errors))}"
+
+
+class _Clock:
+    """Calls a function every few seconds in a thread of its own, with the seconds since the start."""
+
+    def __init__(self, call: Callable[[float], None]) -> None:
+        self._call, self._stopped = call, threading.Event()
+        self._thread = threading.Thread(target=self._run, name="clock", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Call no more, and wait for a call that has begun."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        start = monotonic()
+        while not self._stopped.wait(EVERY):
+            self._call(monotonic() - start)
 
 
 def _rates(planned: ConfigurationPlan) -> list[float]:

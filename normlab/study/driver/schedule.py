@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from normlab.study.design.plan import Plan
@@ -29,8 +30,8 @@ def records(
     Args:
         task: The task of the workers.
         plan: The plan of the comparison of `task.source`, under the settings of the task.
-        pending: Returns the runs without a record; called whenever there is room for more work, after all records so
-            far have been taken from this iterator.
+        pending: See `Pending`; called whenever there is room for more work, after all records so far have been taken
+            from this iterator.
         start: Starts workers (see `Executor.start`); returns `None` for runs in this process.
         stop: Returns true once no run must start. Workers are then stopped; in this process the current run ends first.
         limit: Seconds that a run of a configuration may take in a worker.
@@ -45,7 +46,7 @@ def records(
     from normlab.study.executors.scheduler import work
 
     yield from _invalid(task, plan, pending)
-    if stop() or not pending():
+    if stop() or not any(pending()):
         return
     if pool := start(task):
         yield from work(task, pool, pending, stop, ConfigurationRunner(task, plan).lanes, limit)
@@ -57,15 +58,15 @@ def records(
 
 
 def _invalid(task: Task, plan: Plan, pending: Pending) -> Iterator[Record]:
-    for configuration, runs in by_configuration(pending()).items():
+    for configuration, runs in by_configuration([*dict.fromkeys(chain.from_iterable(pending()))]).items():
         reason = plan.incompatible(configuration)
         if reason:
             yield from [make_record(task, run, "invalid", reason) for run in runs]
 
 
 def _in_this_process(runner: ConfigurationRunner, pending: Pending, stop: Stop) -> Iterator[Record]:
-    while not stop() and (jobs := by_configuration(pending())):
-        configuration, runs = next(iter(jobs.items()))
+    while not stop() and (runs := next(filter(None, pending()), None)):
+        configuration, runs = next(iter(by_configuration(runs).items()))
         lanes = runner.lanes(configuration)
         for start in range(0, len(runs), lanes):
             if stop():

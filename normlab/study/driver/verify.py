@@ -131,7 +131,7 @@ def verify(comparison: Comparison, settings: Settings, record: Record) -> Verifi
     task = Task(source=settings.source, settings=settings, identity=now, strategy=strategy)
     made: list[Record] = []
     try:
-        for repeated in schedule.records(task, plan, lambda: [] if made else [record.run], Local(1).start):
+        for repeated in schedule.records(task, plan, lambda: [] if made else [[record.run]], Local(1).start):
             made.append(repeated)
     except RuntimeError as error:
         raise Fault(str(error)) from error

@@ -186,7 +186,7 @@ def _how(exitcode: int | None) -> str:
 _PR_SET_PDEATHSIG = 1
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End this process as soon as its parent ends, on Linux also while it computes outside of Python."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -202,7 +202,7 @@ def _end_with_parent() -> None:
 
 def _work(connection: Connection, task: Task) -> None:
     """Serve one parent until it closes the connection or ends."""
-    _end_with_parent()
+    end_with_parent()
     os.umask(0o077)  # compiled programs are written by JAX; what users are to read, the parent writes
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C ends
     with suppress(EOFError, OSError):

@@ -8,7 +8,10 @@ from typing import Protocol
 from normlab.study.design.records import Configuration, Record, Run
 from normlab.study.worker.strategy import Strategy, Task
 
-Pending = Callable[[], Sequence[Run]]
+Pending = Callable[[], Sequence[Sequence[Run]]]
+"""Returns the runs without a record in rounds, the most urgent round first. The runs of a configuration in a round are
+handed out together, once no configuration of an earlier round waits for a worker."""
+
 Stop = Callable[[], bool]
 Limit = Callable[[Configuration], float]
 

@@ -58,10 +58,15 @@ def work(
 
 def _hand_out(pool: Pool, pending: Pending, tracker: "_Tracker") -> None:
     room = pool.jobs - len(tracker.under_way)
-    jobs = by_configuration(pending()) if room else {}
-    waiting = {configuration: runs for configuration, runs in jobs.items() if configuration not in tracker.under_way}
-    for configuration in pool.submit(waiting, room) if waiting else ():
-        tracker.under_way[configuration] = _Assignment(list(waiting[configuration]))
+    for runs in pending() if room else ():
+        waiting = {
+            configuration: of
+            for configuration, of in by_configuration(runs).items()
+            if configuration not in tracker.under_way
+        }
+        for configuration in pool.submit(waiting, room) if waiting and room else ():
+            tracker.under_way[configuration] = _Assignment(list(waiting[configuration]))
+            room -= 1
 
 
 @dataclass(eq=False)

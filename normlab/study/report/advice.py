@@ -175,7 +175,7 @@ class _CurveAdvice:
         others = [c for c in column if c.norm != norm and not c.invalid]
         undecided = tuple(c.norm for c in others if self._may_be_better(c, cell, standing, len(others)))
         enough = runs_to_see(len(others))
-        sure = not undecided and cell.failures.n >= enough
+        sure = not undecided and cell.failures.n >= enough and not cell.tuned_over
         return Choice(
             **place,
             norm=norm,
@@ -383,6 +383,8 @@ def _preface(analysis: Analysis) -> str:
         if analysis.exploratory
         else []
     )
+    tuned = formatting.provisional(analysis)
+    parts += [f"Provisional: {tuned}."] if tuned else []
     parts += [f"Unfinished: {missing} of {analysis.counts['planned']} runs are still missing."] if missing else []
     return " ".join(parts)
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, TypedDict
 
@@ -92,6 +93,13 @@ STYLES: "dict[RcKeyType, object]" = {
 class Drawing(Figure):
     """A figure that a notebook displays without pyplot."""
 
+    def _repr_html_(self) -> str:
+        """Write the figure in the colours of the page; ids from its content never clash with those of another."""
+        svg = to_svg(self)
+        label = "; ".join(filter(None, (axes.get_title() for axes in self.axes)))
+        drawn = inline(svg, f"figure-{sha256(svg.encode()).hexdigest()[:8]}", label)
+        return f'<div style="--rule: rgba(128, 128, 128, 0.4)">{drawn}</div>'
+
     def _repr_svg_(self) -> str:
         return to_svg(self)
 
@@ -149,7 +157,7 @@ def styles(looks: Mapping[str, tuple[str, str]]) -> dict[str, Style]:
     return found
 
 
-def plot(analysis: Analysis) -> Figure:
+def plot(analysis: Analysis) -> Drawing:
     """Draw error against the factor, a row for every problem and a panel for every curve."""
     rows, columns = len(analysis.problems), max(len(problem.curves) for problem in analysis.problems)
     above = max(_above(curve) for problem in analysis.problems for curve in problem.curves) / 72

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from normlab.study.analysis.estimates import Difference, Interval
+    from normlab.study.analysis.results import Analysis
     from normlab.study.design.problem import Metric
 
 WORTHWHILE = 200
@@ -95,6 +96,27 @@ def rate(x: float | None) -> str:
 def rates(xs: Iterable[float]) -> str:
     """Join learning rates in a row, e.g. `0.003, 0.01`."""
     return ", ".join(map(rate, xs))
+
+
+def seeds_so_far(analysis: "Analysis") -> str:
+    """Describe the seeds of the evaluated norms, e.g. `5 seeds`, or `2 to 3 of 5 seeds so far`."""
+    found = {len(cell.points) for cell in analysis.cells if cell.points} or {analysis.seeds}
+    few, many = min(found), max(found)
+    if few >= analysis.seeds:
+        return count(analysis.seeds, "seed")
+    return f"{few if few == many else f'{few} to {many}'} of {count(analysis.seeds, 'seed')} so far"
+
+
+def tuned_over(rates: tuple[int, int]) -> str:
+    """Describe a provisional tuning, e.g. `tuned over 3 of 5 learning rates so far`."""
+    tried, planned = rates
+    return f"tuned over {f'{tried} of ' if tried < planned else ''}{count(planned, 'learning rate')} so far"
+
+
+def provisional(analysis: "Analysis") -> str:
+    """Describe the provisional tuning of evaluated norms; empty where there is none."""
+    found = dict.fromkeys(cell.tuned_over for cell in analysis.cells if cell.tuned_over and cell.points)
+    return listed([*map(tuned_over, found)]) if found else ""
 
 
 def ratio(x: float | None) -> str:

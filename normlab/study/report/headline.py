@@ -44,7 +44,7 @@ def headlines(analysis: Analysis) -> tuple[str, ...]:
 
 
 def preface(analysis: Analysis) -> str:
-    """Write the limits of the whole comparison: no claims, no advice, missing runs; empty without any."""
+    """Write the limits of the whole comparison: no claims, no advice, missing runs, provisional tuning."""
     missing, planned = analysis.counts["missing"], analysis.counts["planned"]
     if not analysis.claims:
         seeds = formatting.count(analysis.seeds, "seed")
@@ -56,7 +56,10 @@ def preface(analysis: Analysis) -> str:
         return f"Unfinished: nothing has been evaluated yet, {missing} of {planned} runs are still missing."
     if not any(curve.advises for problem in analysis.problems for curve in problem.curves):
         return "These curves show causes and not which norm to use; the tables have the differences."
-    return f"Unfinished: {missing} of {planned} runs are still missing." if missing else ""
+    tuned = formatting.provisional(analysis)
+    parts = [f"Unfinished: {missing} of {planned} runs are still missing."] if missing else []
+    parts += [f"Provisional: {tuned}."] if tuned else []
+    return " ".join(parts)
 
 
 def headline(analysis: Analysis, problem: ProblemResult, curve: CurveResult) -> str:

@@ -211,7 +211,7 @@ def _statuses(analysis: Analysis) -> dict[str, Counter[str]]:
     counts: dict[str, Counter[str]] = {}
     for run in analysis.runs:
         counts.setdefault(run.stage, Counter())[run.status] += 1
-    to_come = analysis.counts["planned"] - len(analysis.runs)
+    to_come = analysis.counts["missing"] - sum(run.status == "missing" for run in analysis.runs)
     if to_come:
         counts.setdefault("evaluate", Counter())["missing"] += to_come
     return counts

@@ -171,6 +171,7 @@ def _tuning(cell: CellResult) -> dict[str, object]:
     return {
         "learning_rate": cell.learning_rate,
         "edge": None if cell.learning_rate is None else cell.edge,
+        "provisional": None if cell.learning_rate is None else cell.tuned_over is not None,
         "grid_added": " ".join(formatting.rate(rate) for rate in cell.added) or None,
         "basin_low": basin.low if basin else None,
         "basin_high": basin.high if basin else None,

@@ -18,6 +18,7 @@ from normlab.study.report.tables import MARKS, margins, not_run
 
 COLOURS = {BETTER: "green", WORSE: "red"}
 EDGE = "^"
+PROVISIONAL = "~"
 
 _CELL_WIDTH = 12
 
@@ -35,7 +36,7 @@ def print_table(analysis: Analysis, console: Console, recommendation: Recommenda
 
 def table_text(analysis: Analysis, width: int = 100, recommendation: Recommendation | None = None) -> str:
     """Return the output of `print_table` as text of at most `width` characters a line."""
-    console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None)
+    console = Console(file=io.StringIO(), width=width, force_terminal=False, force_jupyter=False, color_system=None)
     _Printer(analysis, console, recommendation, plus_minus="±").print()
     return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -113,7 +114,7 @@ class _Printer:
         half = formatting.half(metric, cell.error.interval)
         text = Text(f"{self._mean(metric, cell)}{f' {self.plus_minus}{half}' if half else ''} ")
         text.append(MARKS.get(verdict, " "), style=COLOURS.get(verdict, ""))
-        text.append(EDGE if cell.edge else " ")
+        text.append(PROVISIONAL if cell.tuned_over else EDGE if cell.edge else " ")
         if cell.failures.k:
             text.append(f"\n{cell.failures.k}/{cell.failures.n} failed", style="red")
         return text
@@ -126,13 +127,14 @@ class _Printer:
     def _legend(self) -> Iterator[str]:
         analysis = self.analysis
         level = formatting.percent(analysis.level, 0)
-        seeds = formatting.count(analysis.seeds, "seed")
         few = "; verdicts from fewer than 10 are a first look" if analysis.exploratory and analysis.claims else ""
-        yield f"{self.plus_minus} half of the {level} % interval over {seeds}{few}"
+        yield f"{self.plus_minus} half of the {level} % interval over {formatting.seeds_so_far(analysis)}{few}"
         if analysis.claims:
             marks = ", ".join(f"{mark} {verdict}" for verdict, mark in MARKS.items())
             yield f"against {analysis.baseline}, margin {margins(analysis)}: {marks}"
-        if any(cell.edge for cell in analysis.cells):
+        for rates in dict.fromkeys(cell.tuned_over for cell in analysis.cells if cell.tuned_over):
+            yield f"{PROVISIONAL} provisional: {formatting.tuned_over(rates)}"
+        if any(cell.edge and not cell.tuned_over for cell in analysis.cells):
             yield f"{EDGE} chosen learning rate is at the edge of the grid"
         if analysis.baseline_note:
             yield analysis.baseline_note

@@ -101,7 +101,7 @@ class TestModules:
             "worker.identity": {"worker.runner"},  # keys
             "design.imports": {"worker.runner", "design.discovery", "design.provenance"},  # keys
         }
-        messages = {(name, used) for name, used in found if used == "normlab.errors"}
+        messages = {(name, used) for name, used in found if used in ("normlab.errors", "normlab.suggestions")}
         assert found - messages == {
             (name, used if used == "normlab.river" else f"normlab.study.{used}")
             for used in allowed

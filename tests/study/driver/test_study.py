@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +45,7 @@ def run_all(
     task = Task(source=str(source), settings=settings, identity=described, strategy=strategy)
     made = list(known)
     plan = Plan(comparison, settings)
-    pending = partial(plan.pending, made)
-    for record in schedule.records(task, plan, pending, Local(2).start, stop=lambda: stop(made)):
+    for record in schedule.records(task, plan, lambda: [plan.pending(made)], Local(2).start, stop=lambda: stop(made)):
         made.append(record)
     return made
 
@@ -312,7 +310,7 @@ class TestExecution:
         plan = plan_for(toy)
         task = Task(source="gone.py", settings=plan.settings, identity={"data": {}}, strategy=Strategy())
         with pytest.raises(RuntimeError, match="cannot start"):
-            list(schedule.records(task, plan, lambda: plan.pending([]), Local(1).start))
+            list(schedule.records(task, plan, lambda: [plan.pending([])], Local(1).start))
 
     def test_without_configurations_that_can_be_run_nothing_is_trained(self, toy: Path) -> None:
         records = run_all(toy, Strategy(lanes=4), norms=("instance",))

@@ -18,7 +18,7 @@ from normlab.cli.main import main
 from normlab.errors import BadInput, Fault
 from normlab.study.design import discovery
 from normlab.study.design.plan import Plan
-from normlab.study.design.records import EVALUATE, Configuration, Record, Run
+from normlab.study.design.records import EVALUATE, Configuration, Record, Run, by_configuration
 from normlab.study.design.request import Request, from_python
 from normlab.study.driver import schedule
 from normlab.study.driver.driver import ExecutionOptions, Invocation
@@ -222,10 +222,22 @@ class TestPool:
         self.runs = plan.pending([])[:3]
         lanes = ConfigurationRunner(task, plan).lanes
         for record in work(
-            task, pool, lambda: [r for r in self.runs if r not in {m.run for m in made}], stop, lanes, limit
+            task, pool, lambda: [[r for r in self.runs if r not in {m.run for m in made}]], stop, lanes, limit
         ):
             made.append(record)
         return made
+
+    def test_a_later_round_waits_for_an_earlier_one(self, toy: Path) -> None:
+        settings = settings_for(toy, norms=("none", "batch", "rms"))
+        task = Task(source=str(toy), settings=settings, identity={"data": {}}, strategy=Strategy())
+        plan, made = Plan(discovery.load(str(toy)), settings), set[Run]()
+        first, second, third = by_configuration(plan.pending([])).values()
+        rounds = [[*second[:1], *third[:1]], [*first[:1], *second[:2]]]
+        pool = Script(*[self.ok(toy)] * 4)
+        pending = lambda: [[run for run in runs if run not in made] for runs in rounds]  # noqa: E731
+        for record in work(task, pool, pending, lambda: False, lambda configuration: 1):
+            made.add(record.run)
+        assert [runs for _, runs in pool.given] == [second[:1], third[:1], first[:1], second[1:2]]
 
     def ok(self, toy: Path) -> Act:
         return lambda configuration, runs: [
@@ -317,7 +329,7 @@ class TestPlace:
             executor = Slurm(1, [("cluster", "local")])
         start = partial(executor.start, output=tmp_path)
         with pytest.raises(Fault, match=r"got `versions flax` [\d.]+ on .* instead of 0\.1\. Install the same there"):
-            list(schedule.records(task, plan, lambda: plan.pending([]), start))
+            list(schedule.records(task, plan, lambda: [plan.pending([])], start))
 
     def test_the_environment_of_a_worker(self) -> None:
         threads = Strategy().environment({"XLA_FLAGS": "--mine"}, 3)

@@ -1,0 +1,91 @@
+"""Tab completion by `argcomplete`: commands, options, and the names that options take."""
+
+import argparse
+import os
+from collections.abc import Callable, Iterable
+
+import argcomplete
+from argcomplete.completers import DirectoriesCompleter, FilesCompleter
+
+from normlab import norms
+from normlab.cli import listing
+from normlab.cli.parser import Parser, run_parser
+from normlab.errors import BadInput
+from normlab.study.design import discovery
+from normlab.study.design.comparison import Comparison
+from normlab.study.design.request import EXECUTORS
+
+__all__ = ["complete"]
+
+Completer = Callable[..., Iterable[str]]
+
+
+def complete(commands: "dict[str, Callable[[], Parser]]") -> None:
+    """Print what may follow the line that the shell is completing, and end the process.
+
+    Args:
+        commands: Parsers by command, but for `run`, whose options depend on the line.
+    """
+    words = os.environ.get("COMP_LINE", "")[: int(os.environ.get("COMP_POINT", "0"))].split()
+    top = argparse.ArgumentParser("normlab")
+    top.add_argument("--version", action="store_true")
+    known = top.add_subparsers()
+    for name in ("run", *commands):
+        parser = _run(words) if name == "run" else _completed(commands[name](), _FOLDERS)
+        known.add_parser(name, parents=[parser], add_help=False, help=parser.description)
+    argcomplete.autocomplete(top, always_complete_options=False)
+
+
+def _run(words: list[str]) -> Parser:
+    """Make the parser of `run` for the comparison on the line, if it has one."""
+    comparison, sources = None, discovery.known()
+    for word in words[2:]:
+        if word in sources or word.endswith(".py"):
+            try:
+                comparison = discovery.load(word)
+            except BadInput:
+                continue
+            break
+    return _completed(run_parser(comparison), _names(comparison))
+
+
+def _names(comparison: Comparison | None) -> dict[str, Completer]:
+    """Return what completes the values of the options of `run`."""
+    found: dict[str, Completer] = {
+        "source": _sources,
+        "norms": _from(norms.names() if comparison is None else (*norms.names(), *norms.cell_names())),
+        "tier": _from(comparison.tiers if comparison else ("smoke", "quick", "standard", "paper")),
+        "executor": _from(EXECUTORS),
+        "output": DirectoriesCompleter(),
+        "config": FilesCompleter(("toml",)),
+    }
+    if comparison:
+        found["problems"] = _from(problem.name for problem in comparison.problems)
+        found["curves"] = _from(curve.name for curve in comparison.curves)
+    return found
+
+
+def _completed(parser: Parser, completers: dict[str, Completer]) -> Parser:
+    """Attach completers to the arguments of a parser; others complete nothing."""
+    for action in parser.arguments():
+        action.completer = completers.get(action.dest, _from(()))  # pyright: ignore[reportAttributeAccessIssue]
+    return parser
+
+
+def _from(names: Iterable[str]) -> Completer:
+    listed = tuple(dict.fromkeys(names))
+    return lambda **_: listed
+
+
+def _sources(prefix: str, **_: object) -> Iterable[str]:
+    """Return comparisons, and Python files once they are begun."""
+    return [*discovery.known(), *(FilesCompleter(("py",))(prefix) if prefix else ())]
+
+
+_FOLDERS: dict[str, Completer] = {
+    "folder": DirectoriesCompleter(),
+    "folders": DirectoriesCompleter(),
+    "output": DirectoriesCompleter(),
+    "kind": _from(listing.KINDS),
+    "source": _sources,
+}
