@@ -267,7 +267,7 @@ class TestLanes:
     def test_what_is_made_after_a_reason_to_stop(self, runner: ConfigurationRunner, norm: str, lanes: int) -> None:
         runs = [run for run in runner.plan.pending([]) if run.configuration.norm == norm]
         made: list[Record] = []
-        for record in _in_this_process(runner, lambda: runs, lambda: bool(made)):
+        for record in _in_this_process(runner, lambda: [runs], lambda: bool(made)):
             made.append(record)
         assert (len(runs), len(made)) == (6, lanes)
 
