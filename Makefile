@@ -3,16 +3,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TIER ?= quick
+DIST ?= dist
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help setup compare test test-all check docs docs-serve wheel mutants fuzz speed speed-devices speed-recurrent speed-online scaling throughput clean
 
 help:
-	@echo "make compare     which norm at which batch size: trains about 1,000 small models in about 3 minutes, opens the report"
+	@echo "make compare     which norm at which batch size: trains about 1,000 small models in about 4 minutes, opens the report"
 	@echo "make test        the tests but those that are slow by nature; make test-all: all of them"
 	@echo "make check       formatting, lint, types, direction of imports"
 	@echo "make docs        the documentation site, into build/site; make docs-serve shows it while pages are edited"
-	@echo "make wheel       a wheel for other machines, into dist"
+	@echo "make wheel       a wheel for other machines, into $(DIST)"
 	@echo "make mutants     break the norms on purpose; some test must notice each"
 	@echo "make fuzz        5,000 random cases of every norm and cell beside float64"
 	@echo "make speed       each norm beside Flax's; make speed-devices: across 8 devices"
@@ -20,7 +21,7 @@ help:
 	@echo "make speed-online  learning from a stream beside a Python loop, river and deep-river"
 	@echo "make scaling     a comparison with two worker processes beside one"
 	@echo "make throughput  trained models per minute beside a Flax loop and PyTorch"
-	@echo "make clean       remove the environment"
+	@echo "make clean       remove the environment, and what was built"
 	@echo "make compare TIER=smoke shows in a minute that everything works; $(BIN)/normlab --help, once that is there, the rest"
 	@echo "PYTHON=python3.12 and VENV=.venv312 choose an interpreter and a folder; TIER=smoke|quick|standard|paper the budget"
 
@@ -67,7 +68,7 @@ docs-serve: $(VENV)/docs.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 wheel: $(BIN)/python
-	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(DIST) .
 
 mutants: $(VENV)/test.stamp
 	$(BIN)/python -m tests.mutants
@@ -106,4 +107,4 @@ $(VENV)-peers/online.stamp: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-peers
+	rm -rf $(VENV) $(VENV)-peers build dist

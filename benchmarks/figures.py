@@ -28,6 +28,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from normlab import norms
 from normlab.functional import layer_norm
+from normlab.study.design import discovery
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -231,12 +232,13 @@ def streams() -> str:
 
 def devices() -> str:
     """Draw the error of a batch of 16 on eight devices, by whose statistics are used."""
+    discovery.load("distributed")  # registers its norms, with their colours
     rows = _read("distributed-digits-standard")
     labels = {
-        "batch_device": ("batch, each device", "batch"),
-        "batch_2_devices": ("batch, pairs of devices", "batch"),
-        "batch_4_devices": ("batch, four devices", "batch"),
-        "batch_all_devices": ("batch, all devices", "batch"),
+        "batch_device": ("batch, each device", "batch_device"),
+        "batch_2_devices": ("batch, pairs of devices", "batch_2_devices"),
+        "batch_4_devices": ("batch, four devices", "batch_4_devices"),
+        "batch_all_devices": ("batch, all devices", "batch_all_devices"),
         "batch_renorm": ("batch renorm, each device", "batch_renorm"),
         "group": ("group", "group"),
     }

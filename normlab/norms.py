@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 
-COLOUR = "#[0-9a-f]{6}"
+COLOUR = "#[0-9a-fA-F]{6}"
 """Pattern of a norm's colour."""
 
 MARKERS = "osD^vPX*<>dph8H"

@@ -121,6 +121,8 @@ def check(words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert {name for names in extras for name in names.split(",")} <= known.keys()
     elif "-m" in rest:
         assert find_spec(rest[rest.index("-m") + 1])
+    elif "-c" in rest:
+        compile(rest[rest.index("-c") + 1], "command", "exec")
     elif program in ("python", "python3") or program.endswith("/python"):
         assert (ROOT / rest[0]).is_file() or (folder / rest[0]).is_file()
     else:

@@ -17,8 +17,11 @@ from mkdocs.structure.pages import Page
 LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)#\s]+)(?=(?:#[^)\s]*)?\))")
 """Target of a link to a file, without its anchor."""
 
-TOP_LEVEL = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
-"""Places in the site of files of the top level."""
+TOP_LEVEL = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+"""Places in the site of files of the top level that are pages."""
+
+HOME = {"README.md": "index.md"}
+"""The page that stands for the README."""
 
 SOURCE = "source/"
 LANGUAGES = {".py": "python", ".toml": "toml", ".yml": "yaml", ".sh": "sh"}
@@ -29,7 +32,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages, and every file that a page links to."""
     root = Path(config.config_file_path).parent
     files.append(File.generated(config, "reference/cli.md", content=command_line()))
-    texts = {path: (root / path).read_text("utf-8") for path in TOP_LEVEL if path != "README.md"}
+    texts = {path: (root / path).read_text("utf-8") for path in TOP_LEVEL}
     for path, text in texts.items():
         files.append(File.generated(config, TOP_LEVEL[path], content=text))
     pages = {f"docs/{file.src_uri}": file.content_string for file in files.documentation_pages()}
@@ -47,7 +50,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Let links out of `docs` lead to the copies."""
     uri = page.file.src_uri
-    origin = next((path for path, place in TOP_LEVEL.items() if place == uri and path != "README.md"), f"docs/{uri}")
+    origin = next((path for path, place in TOP_LEVEL.items() if place == uri), f"docs/{uri}")
     if uri.startswith(SOURCE):
         origin = uri.removeprefix(SOURCE)
 

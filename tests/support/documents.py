@@ -140,7 +140,7 @@ def is_of_own_file(command: list[str]) -> bool:
 def run_page(page: Path) -> None:
     """Run the code of a page in the working directory.
 
-    Scripts share a namespace. Of the commands, those of files that the page shows are run; budgets beyond smoke are
+    Scripts share a namespace. Among the commands, those of files that the page shows are run; budgets beyond smoke are
     only planned.
     """
     main = sys.modules["__main__"] = ModuleType("__main__")
