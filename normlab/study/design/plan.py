@@ -12,8 +12,9 @@ A time budget needs results before tuning is complete. They come from a provisio
 `tuning.coarse`). All norms that share a grid are reported with their provisional choices, or all with their final
 ones, so that no norm is compared with another that was tuned over fewer rates. The final choices replace the
 provisional ones once every norm of the grid has as many evaluation runs with its final choice as with its provisional
-one. Runs of a provisional choice that differs from the final one are additional: they leave the results together with
-the choice, and the runs that the comparison needs stay the same.
+one. Runs at the default learning rate, which follow the grid of a configuration, never make a choice provisional. Runs
+of a provisional choice that differs from the final one are additional: they leave the results together with the choice,
+and the runs that the comparison needs stay the same.
 """
 
 import json
@@ -261,8 +262,15 @@ class Plan:
         self, group: Sequence[Configuration], grid: Grid, known: Known
     ) -> "dict[Configuration, ConfigurationPlan]":
         planned = {configuration: self._of(configuration, grid, known) for configuration in group}
-        provisional = any(_finished(of.early, known) > _finished(of.evaluation, known) for of in planned.values())
+        provisional = any(self._ahead(configuration, of, known) for configuration, of in planned.items())
         return {configuration: replace(of, provisional=provisional) for configuration, of in planned.items()}
+
+    def _ahead(self, configuration: Configuration, of: "ConfigurationPlan", known: Known) -> bool:
+        """Check whether a configuration has more runs with its early choice than with its final one."""
+        base = self.tuning_runs(configuration, self.settings.learning_rates)
+        if of.early == of.untuned and all(run in known for run in base):
+            return False  # planned in any case, at the default learning rate
+        return _finished(of.early, known) > _finished(of.evaluation, known)
 
     def _of(self, configuration: Configuration, grid: Grid, known: Known) -> "ConfigurationPlan":
         if self.incompatible(configuration):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from normlab.study.analysis.estimates import BETTER, EQUIVALENT, FEWEST_TO_RECOMMEND, WORSE
+from normlab.study.analysis.estimates import BETTER, EQUIVALENT, FEWEST_TO_RECOMMEND, WORSE, Difference
 from normlab.study.analysis.results import LEVEL, Analysis, CellResult, CurveResult, ProblemResult, Standing
 from normlab.study.design.factors import Value
 from normlab.study.report import formatting
@@ -21,6 +21,9 @@ __all__ = ["headline", "headlines", "preface", "where"]
 
 _MOST_ITEMS = 3
 """Items of the first sentence; the table has the rest."""
+
+_WIDE = 4
+"""Margins between two means from which on a difference that is not shown is named as open."""
 
 
 def headlines(analysis: Analysis) -> tuple[str, ...]:
@@ -77,7 +80,7 @@ def headline(analysis: Analysis, problem: ProblemResult, curve: CurveResult) -> 
         return ""
     if problem.same_for_all_norms:
         return "All norms gave identical runs; does the model use its norm?"
-    columns = [_Column(curve, standing, analysis.baseline) for standing in curve.standings]
+    columns = [_Column(curve, standing, analysis.baseline, problem.margin) for standing in curve.standings]
     return _Sentences(analysis, problem, curve, columns).text()
 
 
@@ -90,18 +93,17 @@ class _Loss:
     fails: bool
 
     @property
-    def damage(self) -> tuple[float, float]:
-        """The share of failed runs if they rule the norm out, and the excess of the error; larger is worse."""
-        failures, other = self.cell.failures, self.other.error.mean if self.other else None
-        excess = (self.cell.error.mean or 0.0) - (other or 0.0)
-        return failures.k / failures.n if self.fails else 0.0, excess
+    def damage(self) -> tuple[bool, float]:
+        """The share of failed runs if they rule the norm out, else the error; larger is worse."""
+        failures = self.cell.failures
+        return self.fails, failures.k / failures.n if self.fails else self.cell.error.mean or 0.0
 
 
 class _Column:
     """The norms at one factor value: ruled out, left over."""
 
-    def __init__(self, curve: CurveResult, standing: Standing, baseline: str) -> None:
-        self.value, self.standing, self.baseline = standing.value, standing, baseline
+    def __init__(self, curve: CurveResult, standing: Standing, baseline: str, margin: float) -> None:
+        self.value, self.standing, self.baseline, self.margin = standing.value, standing, baseline, margin
         cells = [cell for cell in curve.cells if cell.value == standing.value and not cell.invalid]
         self.cells = {cell.norm: cell for cell in cells}
 
@@ -118,8 +120,8 @@ class _Column:
 
     @property
     def few_are_left(self) -> bool:
-        """True if it is shorter to name the norms that are left over."""
-        return len(self.left) < len(self.losses)
+        """True if it is shorter to name the norms that are left over, and the others have evidence of one kind."""
+        return len(self.left) < len(self.losses) and len({loss.fails for loss in self.losses.values()}) == 1
 
     @property
     def unfinished(self) -> bool:
@@ -131,6 +133,20 @@ class _Column:
         """True if a norm that is left over differs from the lowest by more than noise, but not by the margin."""
         gaps = [gap for norm, gap in self.standing.gaps.items() if norm in self.left]
         return any(gap.p_holm is not None and self._pairs * gap.p_holm <= 1 - LEVEL for gap in gaps)
+
+    @property
+    def open(self) -> tuple[CellResult, CellResult] | None:
+        """The norms with the highest and the lowest error of those that are left over, if far apart for the margin."""
+        cells = [self.cells[norm] for norm in self.left if not self.cells[norm].counts["missing"]]
+        found = sorted((cell for cell in cells if cell.error.mean is not None), key=_mean)
+        if self.standing.best is None or not found or _mean(found[-1]) - _mean(found[0]) <= _WIDE * self.margin:
+            return None
+        return found[-1], found[0]
+
+    @property
+    def seeds(self) -> str:
+        """The number of seeds that norms are compared over."""
+        return f"the {formatting.count(max(cell.failures.n for cell in self.cells.values()), 'seed')}"
 
     def rest(self, names: Mapping[str, str], margin: str) -> str:
         """Describe what is known of a column in which no norm is ruled out.
@@ -145,7 +161,7 @@ class _Column:
         if self.unfinished:
             finished = [cell for cell in cells.values() if not cell.counts["missing"]]
             several = standing.best is not None and len(finished) > 1
-            return "no finished norm differs by more than noise" if several else "norms cannot be compared yet"
+            return f"{self.seeds} show no difference so far" if several else "norms cannot be compared yet"
         if standing.trained is None:
             runs = max(cell.failures.n for cell in cells.values())
             few = f"{formatting.count(runs, 'run')} of each norm are too few to compare them"
@@ -158,11 +174,11 @@ class _Column:
             return "all norms are equivalent"
         if self.within_margin:
             return f"no norm is shown to differ by more than {margin}"
-        return "no norm differs by more than noise"
+        return f"{self.seeds} show no difference"
 
     @property
     def _pairs(self) -> float:
-        """Pairs of norms over the comparisons that `p_holm` is corrected for."""
+        """Pairs of norms over the comparisons with one norm."""
         return len(self.cells) / 2
 
     def _ordered(self, losses: Sequence[_Loss]) -> list[str]:
@@ -172,7 +188,7 @@ class _Column:
     def _to_best(self) -> Iterable[_Loss]:
         """Yield norms behind the lowest: since it was not chosen beforehand, tests are corrected for all pairs."""
         for norm, gap in self.standing.gaps.items():
-            worse = gap.verdict == WORSE and gap.p_holm is not None and self._pairs * gap.p_holm <= 1 - LEVEL
+            worse = gap.verdict == WORSE and self._beyond_margin(gap.difference)
             if worse or self._shown(self._pairs * gap.p_fails_more):
                 yield _Loss(self.cells[norm], self.cells[gap.reference], not worse)
 
@@ -185,6 +201,11 @@ class _Column:
                     yield _Loss(cell, baseline, gap.verdict != WORSE)
                 if gap.verdict == BETTER or self._shown(gap.p_fails_less):
                     yield _Loss(baseline, cell, gap.verdict != BETTER)
+
+    def _beyond_margin(self, difference: Difference) -> bool:
+        """Check a difference whose two norms were chosen among all pairs."""
+        interval = difference.at(1 - (1 - LEVEL) / (self._pairs * (len(self.cells) - 1)))
+        return interval is not None and interval[0] > self.margin
 
     def _shown(self, p: float) -> bool:
         """Check a p-value of failures, corrected for the comparisons with one norm."""
@@ -228,28 +249,34 @@ class _Sentences:
 
     def _all_but(self) -> Iterable[tuple[str, list[Value], list[_Loss]]]:
         """Yield `every norm but layer norm` for values where few norms are left."""
-        columns = [column for column in self.columns if column.few_are_left]
-        for left in dict.fromkeys(column.left for column in columns):
-            of_left = [column for column in columns if column.left == left]
+        groups: dict[tuple[bool, tuple[str, ...]], list[_Column]] = {}
+        for column in self.columns:
+            if column.few_are_left:
+                fails = any(loss.fails for loss in column.losses.values())
+                groups.setdefault((fails, column.left), []).append(column)
+        for (_, left), columns in groups.items():
             what = f"every norm but {self._listed(left)}" if left else "every norm"
-            yield what, [c.value for c in of_left], [loss for c in of_left for loss in c.losses.values()]
+            yield what, [c.value for c in columns], [loss for c in columns for loss in c.losses.values()]
 
     def _single(self) -> Iterable[tuple[str, list[Value], list[_Loss]]]:
-        """Yield the norms that are ruled out at the same values."""
-        columns = [column for column in self.columns if not column.few_are_left]
-        where: dict[tuple[Value, ...], list[str]] = {}
-        for norm in dict.fromkeys(norm for column in columns for norm in column.losses):
-            where.setdefault(tuple(c.value for c in columns if norm in c.losses), []).append(norm)
-        for values, norms in where.items():
-            losses = [c.losses[norm] for c in columns if c.value in values for norm in norms]
-            yield self._listed(norms), list(values), losses
+        """Yield the norms that are ruled out at the same values by evidence of one kind."""
+        losses = [loss for column in self.columns if not column.few_are_left for loss in column.losses.values()]
+        of_norm: dict[tuple[bool, str], list[_Loss]] = {}
+        for loss in losses:
+            of_norm.setdefault((loss.fails, loss.cell.norm), []).append(loss)
+        groups: dict[tuple[bool, tuple[Value, ...]], list[_Loss]] = {}
+        for (fails, _), found in of_norm.items():
+            groups.setdefault((fails, tuple(loss.cell.value for loss in found)), []).extend(found)
+        for (_, values), found in groups.items():
+            yield self._listed(list(dict.fromkeys(loss.cell.norm for loss in found))), list(values), found
 
     def _evidence(self, losses: Sequence[_Loss], *, at_least: bool) -> str:
         """Write `17.8 % against 2.1 %`: of several the worst, or the mildest where all but a few are ruled out."""
         loss = (min if at_least else max)(losses, key=lambda one: one.damage)
         up_to = "up to " if not at_least and len({one.cell.norm for one in losses}) > 1 else ""
         if loss.fails or loss.other is None:
-            text = f"{up_to}{loss.cell.failures.k} of {formatting.count(loss.cell.failures.n, 'run')} fail"
+            bound = "at least " if at_least and loss.cell.failures.k < loss.cell.failures.n else up_to
+            text = f"{bound}{loss.cell.failures.k} of {formatting.count(loss.cell.failures.n, 'run')} fail"
         else:
             ours, theirs = (formatting.quantity(self.problem.metric, c.error.mean) for c in (loss.cell, loss.other))
             text = f"{up_to}{ours}{' or more' * at_least} against {theirs}"
@@ -259,25 +286,36 @@ class _Sentences:
     def _rest(self, *, short: bool) -> str:
         """Write what is known where no norm is ruled out; without such values, of the norms that are left over."""
         margin = formatting.points(self.problem.metric, self.problem.margin)
-        values: dict[str, list[Value]] = {}
+        groups: dict[str, list[_Column]] = {}
         for column in self.columns:
             if not column.losses:
-                values.setdefault(column.rest(self.names, margin), []).append(column.value)
-        if not values:
+                groups.setdefault(column.rest(self.names, margin), []).append(column)
+        if not groups:
             return self._others(margin)
-        parts = [f"{self._where(where, short=short)} {what}" for what, where in values.items()]
-        if len(values) == 1 and not short:
-            ((what, where),) = values.items()
-            parts = [f"{what} {self._where(where, short=False)}"]
+        first = len(groups) == 1 and not short
+        parts = []
+        for what, columns in groups.items():
+            where = self._where([column.value for column in columns], short=short)
+            parts.append((f"{what} {where}" if first else f"{where} {what}") + self._open(columns))
         return _sentence("; ".join(parts))
+
+    def _open(self, columns: Sequence[_Column]) -> str:
+        """Write ` (13.2 % against 4.4 % is open)` for the widest difference that the seeds do not settle."""
+        found = [(column.value, column.open) for column in columns if column.open]
+        if not found:
+            return ""
+        value, cells = max(found, key=lambda one: _mean(one[1][0]) - _mean(one[1][1]))
+        high, low = (formatting.quantity(self.problem.metric, cell.error.mean) for cell in cells)
+        place = f" {self._where([value], short=True)}" if len(columns) > 1 else ""
+        return f" ({high} against {low}{place} is open)"
 
     def _others(self, margin: str) -> str:
         """Describe the norms that are left over where some are ruled out at every value."""
         if any(column.unfinished for column in self.columns) or all(len(column.left) < 2 for column in self.columns):
             return ""
         if any(column.within_margin for column in self.columns):
-            return f"No other norm is shown to differ by more than {margin}."
-        return "No other norm differs by more than noise."
+            return f"No other norm is shown to differ by more than {margin}{self._open(self.columns)}."
+        return _sentence(f"{self.columns[0].seeds} show no other difference{self._open(self.columns)}")
 
     def _listed(self, norms: Sequence[str]) -> str:
         return formatting.listed([in_sentence(self.names[norm]) for norm in norms])

@@ -196,6 +196,12 @@ class TestResults:
         wanted = time_budget.pending(plan, time_budget.rounds(plan), records)
         assert {(run.configuration, run.learning_rate) for run in next(wanted)} == {(batch, EARLY)}
 
+    def test_a_coarse_choice_of_the_default_learning_rate_is_reported_early(self) -> None:
+        plan = plan_for(values=(2,), default_learning_rate=EARLY)
+        records = [made(plan, run) for of in plan.of([]).values() for run in of.coarse]
+        records += [made(plan, run) for of in plan.of(records).values() for run in of.early[:2]]
+        assert with_error(analysed(plan, records)) == {("batch", 2): 2, ("layer", 2): 2}
+
     def test_resumed_without_a_budget_at_any_time_it_ends_the_same(self) -> None:
         plan = plan_for(("batch", "layer", "none"))
         whole, records = unbudgeted(plan), list(budgeted(plan))
@@ -206,8 +212,10 @@ class TestResults:
             assert to_json(analysed(plan, resumed)) == text
         assert len(records) > len(whole)  # the evaluation at the provisional choices
 
-    def test_nothing_is_provisional_without_a_time_budget(self) -> None:
-        plan = plan_for(("batch", "layer", "none"))
+    @pytest.mark.parametrize("default", [None, EARLY])
+    def test_nothing_is_provisional_without_a_time_budget(self, default: float | None) -> None:
+        """Neither are runs at a default learning rate that the coarse grid would choose."""
+        plan = plan_for(("batch", "layer", "none"), default_learning_rate=default)
         records = unbudgeted(plan)
         for stopped in range(len(records)):
             assert {cell.tuned_over for cell in analysed(plan, records[:stopped]).cells} == {None}

@@ -60,7 +60,7 @@ def breaks_at_2(norm: str, value: Any) -> float:
 
 def test_what_is_ruled_out_comes_first_then_the_values_without_a_difference() -> None:
     assert said(breaks_at_2, 2, 4, 8, 32) == (
-        "Avoid batch norm at batch size 2 (17.8 % against 2.1 %). From 4 up no norm differs by more than noise."
+        "Avoid batch norm at batch size 2 (17.8 % against 2.1 %). From 4 up the 10 seeds show no difference."
     )
 
 
@@ -69,10 +69,10 @@ def test_values_with_the_same_answer_are_one_clause() -> None:
         return 0.1 + 0.01 * value if norm == "batch" and value < 8 else 0.021
 
     assert said(error, 2, 4, 8) == (
-        "Avoid batch norm at batch size 2 and 4 (14.0 % against 2.1 % at 4). At 8 no norm differs by more than noise."
+        "Avoid batch norm at batch size 2 and 4 (14.0 % against 2.1 % at 4). At 8 the 10 seeds show no difference."
     )
     assert said(error, 2, 4, 6) == (
-        "Avoid batch norm at any batch size (16.0 % against 2.1 % at 6). No other norm differs by more than noise."
+        "Avoid batch norm at any batch size (16.0 % against 2.1 % at 6). The 10 seeds show no other difference."
     )
     assert said(error, 2, 3, 4, 8).startswith("Avoid batch norm up to batch size 4 (14.0 % against 2.1 % at 4).")
 
@@ -82,7 +82,7 @@ def test_norms_with_the_same_answer_are_one_clause() -> None:
     text = said(lambda norm, _: errors.get(norm, 0.021), 2, norms=(*NORMS, "group", "none"))
     assert text == (
         "Avoid batch norm and layer norm at batch size 2 (up to 20.0 % against 2.1 %). "
-        "No other norm differs by more than noise."
+        "The 10 seeds show no other difference."
     )
 
 
@@ -90,7 +90,7 @@ def test_where_few_are_left_these_are_named() -> None:
     text = said(lambda norm, value: 0.021 if norm == "rms" or value > 2 else 0.1 + 0.01 * len(norm), 2, 32)
     assert text == (
         "Avoid every norm but RMS norm at batch size 2 (15.0 % or more against 2.1 %). "
-        "At 32 no norm differs by more than noise."
+        "At 32 the 10 seeds show no difference."
     )
 
 
@@ -106,8 +106,8 @@ def test_of_many_clauses_the_worst_are_there() -> None:
 
 
 def test_without_a_difference_nothing_is_avoided() -> None:
-    assert said(lambda *_: 0.021, 2, 4, 8) == "No norm differs by more than noise at any batch size."
-    assert said(lambda *_: 0.021, 2) == "No norm differs by more than noise at batch size 2."
+    assert said(lambda *_: 0.021, 2, 4, 8) == "The 10 seeds show no difference at any batch size."
+    assert said(lambda *_: 0.021, 2) == "The 10 seeds show no difference at batch size 2."
 
 
 def test_an_unsettled_difference_rules_nothing_out() -> None:
@@ -129,7 +129,54 @@ def test_a_norm_that_fails_more_often_is_ruled_out_with_its_failures() -> None:
         return configuration.norm == "batch" and dict(configuration.config)["batch_size"] == 2 and seed < 8
 
     text = said(lambda *_: 0.021, 2, 4, fails=fails)
-    assert text == "Avoid batch norm at batch size 2 (8 of 10 runs fail). At 4 no norm differs by more than noise."
+    assert text == "Avoid batch norm at batch size 2 (8 of 10 runs fail). At 4 the 10 seeds show no difference."
+
+
+@pytest.mark.parametrize(("norms", "baseline"), [(NORMS, "layer"), ((*NORMS, "group", "none"), "layer")])
+def test_failures_and_errors_are_separate_evidence(norms: tuple[str, ...], baseline: str) -> None:
+    """Bounds on an error hold for every norm that they are said of, and so do shares of failed runs."""
+    text = said(
+        lambda norm, _: {"batch": 0.3, "rms": 0.03}.get(norm, 0.021), 2, norms=norms, baseline=baseline,
+        fails=lambda configuration, seed: configuration.norm == "rms" and seed < 9,
+    )  # fmt: skip
+    assert text.startswith(
+        "Avoid RMS norm at batch size 2 (9 of 10 runs fail) and batch norm at 2 (30.0 % against 2.1 %)."
+    )
+
+
+def test_bounds_are_those_of_the_errors() -> None:
+    """The largest excess is over another norm than the largest error where two columns differ."""
+    text = said(
+        lambda norm, value: {"layer": 0.02 if value == 2 else 0.3}.get(norm, 0.35 if value == 4 else 0.33), 2, 4
+    )
+    assert text == "Avoid every norm but layer norm at any batch size (33.0 % or more against 2.0 % at 2)."
+
+
+def test_shares_of_failures_are_bounds_too() -> None:
+    def fails(configuration: Configuration, seed: int) -> bool:
+        return seed < {"batch": 10, "rms": 9}.get(configuration.norm, 0)
+
+    assert said(lambda *_: 0.021, 2, fails=fails) == (
+        "Avoid every norm but layer norm at batch size 2 (at least 9 of 10 runs fail)."
+    )
+
+
+def test_a_wide_difference_that_few_seeds_do_not_settle_is_open() -> None:
+    def error(norm: str, value: Any) -> float:
+        return {"batch": 0.06, "rms": 0.05}.get(norm, 0.04) if value == 2 else 0.021
+
+    def noisy(record: Record) -> Record:
+        record = planted(error)(record)
+        far = 0.2 * (record.run.seed == 1) * (record.run.configuration.norm == "batch")
+        wide = dict(record.run.configuration.config)["batch_size"] == 2
+        test = (record.metrics.get("test") or 0.0) + far * wide
+        return dataclasses.replace(record, metrics={**record.metrics, "test": test})
+
+    fields: dict[str, Any] = dict(problems=synthetic.problems()[:1], norms=NORMS, baseline="batch")
+    (text,) = headlines(analysis_of(noisy, "standard", {"seeds": 5}, curves=(of(2, 4),), **fields))
+    assert text == "The 5 seeds show no difference at any batch size (9.9 % against 3.9 % at 2 is open)."
+    (text,) = headlines(analysis_of(noisy, "standard", {"seeds": 5}, curves=(of(2),), **fields))
+    assert text == "The 5 seeds show no difference at batch size 2 (9.9 % against 3.9 % is open)."
 
 
 def test_an_order_that_failures_reverse_is_said() -> None:
@@ -166,7 +213,7 @@ def test_a_metric_without_a_unit_has_none() -> None:
 def test_each_problem_has_its_own_sentence() -> None:
     mlp, conv = headlines(analysis_of())
     assert mlp.startswith("MLP on digits: Avoid batch norm")
-    assert conv.startswith("conv net on digits: No norm differs") or conv.startswith("conv net on digits: Avoid")
+    assert conv.startswith("conv net on digits: The ") or conv.startswith("conv net on digits: Avoid")
 
 
 def test_two_advising_curves_are_told_apart() -> None:
@@ -207,7 +254,7 @@ def test_unfinished_comparisons_say_so(share: float) -> None:
         and f"{analysis.counts['missing']} of {analysis.counts['planned']}" in (texts[0])
     )
     assert len(texts) == 1 or "cannot be compared yet" in texts[1] or "Avoid" in texts[1]
-    assert "by more than noise at any" not in " ".join(texts)
+    assert "no difference at any" not in " ".join(texts)
 
 
 def test_finished_norms_are_compared_while_others_are_missing() -> None:
@@ -217,7 +264,7 @@ def test_finished_norms_are_compared_while_others_are_missing() -> None:
     done = [record for record in records if record.run.stage != EVALUATE or record.run.configuration.norm != "rms"]
     unfinished, text = headlines(analyse(comparison, settings, done))
     assert unfinished.startswith("Unfinished: ") and text == (
-        "Avoid batch norm at batch size 2 (17.8 % against 2.1 %). At 4 no finished norm differs by more than noise."
+        "Avoid batch norm at batch size 2 (17.8 % against 2.1 %). At 4 the 10 seeds show no difference so far."
     )
 
 
@@ -280,7 +327,7 @@ def test_no_norm_is_avoided_or_left_over_unless_it_is_shown(seed: int) -> None:
     """Every norm that is ruled out has a verdict or its failures against it, and nothing is called better."""
     analysis = random_analysis(seed)
     (text,) = headlines(analysis)
-    assert not re.search(r"\b(use|best|better|winner|seeds?)\b", text)
+    assert not re.search(r"\b(use|best|better|winner)\b", text)
     curve = analysis.problems[0].curves[0]
     for norm in analysis.norms:
         against = [
@@ -297,13 +344,14 @@ def test_no_norm_is_avoided_or_left_over_unless_it_is_shown(seed: int) -> None:
         assert shown or not named, (norm, text)
 
 
-def test_a_lowest_norm_that_was_not_chosen_beforehand_takes_more_evidence() -> None:
-    """The lowest of many alike norms is low by chance, which must not rule out the others."""
+@pytest.mark.parametrize("margin", [0.0, 0.01])
+def test_a_lowest_norm_that_was_not_chosen_beforehand_takes_more_evidence(margin: float) -> None:
+    """The lowest of many norms is low by chance, which must not rule out others that are at the margin."""
     import numpy as np
 
     names = ("batch", "layer", "rms", "none", "group", "batch_renorm", "online")
     comparison = a_comparison(
-        problems=synthetic.problems()[:1], norms=names, curves=(of(2, 4, 8, 16),), margin=0.0, baseline="batch"
+        problems=synthetic.problems()[:1], norms=names, curves=(of(2, 4, 8, 16),), margin=margin, baseline="batch"
     )
     settings = some_settings(comparison)
     records = simulate(comparison, settings)
@@ -311,7 +359,13 @@ def test_a_lowest_norm_that_was_not_chosen_beforehand_takes_more_evidence() -> N
     for seed in range(25):
         random = np.random.default_rng(seed)
         drawn = [
-            dataclasses.replace(record, metrics={**record.metrics, "test": 0.1 + 0.01 * random.normal()})
+            dataclasses.replace(
+                record,
+                metrics={
+                    **record.metrics,
+                    "test": 0.1 + margin * (record.run.configuration.norm != "layer") + 0.01 * random.normal(),
+                },
+            )
             if record.run.stage == EVALUATE
             else record
             for record in records
@@ -319,4 +373,4 @@ def test_a_lowest_norm_that_was_not_chosen_beforehand_takes_more_evidence() -> N
         analysis = analyse(comparison, settings, drawn)
         avoided += "Avoid" in headlines(analysis)[0]
         baseline += any(cell.gap and cell.gap.verdict in (BETTER, WORSE) for cell in analysis.cells)
-    assert baseline <= avoided <= baseline + 3
+    assert baseline <= avoided <= baseline + 3, (baseline, avoided)
