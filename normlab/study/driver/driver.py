@@ -419,7 +419,7 @@ class Invocation:
         limit = limits.RunLimit(self.plan, execution.run_timeout)
         for record in known.values():
             limit.add(record)
-        display = Display(self.console, self.plan, configurations, settled())
+        display = Display(self.console, self.plan, configurations, settled(), deadline)
         start = partial(execution.executor.start, output=self.output)
         made = schedule.records(task, self.plan, pending, start, lambda: monotonic() > deadline, limit)
         with display, closing(made):
