@@ -10,8 +10,8 @@ from argcomplete.completers import DirectoriesCompleter, FilesCompleter
 from normlab import norms
 from normlab.cli import listing
 from normlab.cli.parser import Parser, run_parser
-from normlab.errors import BadInput
 from normlab.study.design import discovery
+from normlab.study.design.budgets import TIERS
 from normlab.study.design.comparison import Comparison
 from normlab.study.design.request import EXECUTORS
 
@@ -37,15 +37,12 @@ def complete(commands: "dict[str, Callable[[], Parser]]") -> None:
 
 
 def _run(words: list[str]) -> Parser:
-    """Make the parser of `run` for the comparison on the line, if it has one."""
-    comparison, sources = None, discovery.known()
-    for word in words[2:]:
-        if word in sources or word.endswith(".py"):
-            try:
-                comparison = discovery.load(word)
-            except BadInput:
-                continue
-            break
+    """Make the parser of `run` for the comparison on the line, if it has a known name.
+
+    A user's file is not loaded, since the key must not execute its code: it has the options of every comparison.
+    """
+    named = next((word for word in words[2:] if word in discovery.known() or word.endswith(".py")), "")
+    comparison = discovery.load(named) if named in discovery.known() else None
     return _completed(run_parser(comparison), _names(comparison))
 
 
@@ -54,7 +51,7 @@ def _names(comparison: Comparison | None) -> dict[str, Completer]:
     found: dict[str, Completer] = {
         "source": _sources,
         "norms": _from(norms.names() if comparison is None else (*norms.names(), *norms.cell_names())),
-        "tier": _from(comparison.tiers if comparison else ("smoke", "quick", "standard", "paper")),
+        "tier": _from(comparison.tiers if comparison else TIERS),
         "executor": _from(EXECUTORS),
         "output": DirectoriesCompleter(),
         "config": FilesCompleter(("toml",)),

@@ -22,6 +22,7 @@ from normlab.cli.parser import (
     run_parser,
     source_of,
     verify_parser,
+    without,
 )
 from normlab.errors import BadInput, Fault, Unfinished, nearest, one_line
 from normlab.extras import require
@@ -239,19 +240,20 @@ def _run(given: list[str]) -> int:
         return OK
     if member is None:
         code = invocation.run(ExecutionOptions.of(request), show=show)
-        print(_next(source, settings, output, comparison))
+        print(f"See it again: {_program()} report {shlex.quote(str(output))}")
+        if code == OK and "shard" not in request.given and (tier := _larger(settings, comparison)):
+            more = ["run", source, *without(rest, "--tier", "--output"), "--tier", tier]
+            print(f"More runs: {_program()} {shlex.join(more)}")
         return code
     from normlab.study.driver import multiprocess
 
     return multiprocess.run(invocation, ExecutionOptions.of(request), member, show=show)
 
 
-def _next(source: str, settings: "Settings", output: Path, comparison: "Comparison") -> str:
-    """Say how to see the report again, and which command asks with more runs, as they can be typed here."""
+def _larger(settings: "Settings", comparison: "Comparison") -> str:
+    """Return the name of the next larger budget; empty for the largest."""
     tiers = list(comparison.tiers)
-    larger = tiers[tiers.index(settings.tier) + 1 :][:1]
-    again = f"See it again: {_program()} report {shlex.quote(str(output))}"
-    return "\n".join([again, *(f"More runs: {_program()} run {shlex.quote(source)} --tier {tier}" for tier in larger)])
+    return next(iter(tiers[tiers.index(settings.tier) + 1 :]), "")
 
 
 def _program() -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from normlab import norms
 from normlab.errors import BadInput, nearest
 from normlab.study.design import discovery
 from normlab.study.design.comparison import Comparison
@@ -167,20 +168,61 @@ def source_of(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
         The name or file, `None` where help is asked for without it; and the other arguments.
 
     Raises:
-        BadInput: If it is missing.
+        BadInput: If it is missing, or could as well be a value of an option.
     """
-    words, known = [argument for argument in arguments if not argument.startswith("-")], discovery.known()
-    named = [word for word in words if word.endswith(".py") or word in known]
-    if words[:1] == list(arguments[:1]):
-        named = words
-    if not named and {"-h", "--help"} & set(arguments):
-        return None, list(arguments)
-    if not words:
-        run_parser(None).error("expected the name of a comparison or a file after `run`, got none")
-    source = named[0] if named else run_parser(None).parse_known_args(arguments)[0].source
-    rest = list(arguments)
-    rest.remove(source)
-    return source, rest
+    free, in_lists = _words(arguments)
+    if free:
+        place = free[0]
+    else:
+        found = [at for at in in_lists if arguments[at].endswith(".py")] or [
+            at for at in in_lists if arguments[at] in discovery.known().keys() - set(norms.names())
+        ]
+        if not found and {"-h", "--help"} & set(arguments):
+            return None, list(arguments)
+        if len(found) != 1:
+            raise BadInput(
+                "Expected the name of a comparison or a file after `run`, got none. Put it first: `normlab run NAME "
+                "[OPTION ...]`."
+            )
+        place = found[0]
+    return arguments[place], [*arguments[:place], *arguments[place + 1 :]]
+
+
+def _words(arguments: Sequence[str]) -> tuple[list[int], list[int]]:
+    """List the places of the words that no option takes, and of those that a list of an option takes.
+
+    An option of a comparison is unknown here and may take a list.
+    """
+    known = run_parser(None).arguments()
+    single = {name for action in known if action.nargs is None for name in action.option_strings}
+    switches = {name for action in known if action.nargs == 0 for name in action.option_strings}
+    free, in_lists, option = list[int](), list[int](), ""
+    for place, argument in enumerate(arguments):
+        if argument.startswith("-"):
+            option = "" if "=" in argument or argument in switches else argument
+        elif option in single:
+            option = ""
+        else:
+            (in_lists if option else free).append(place)
+    return free, in_lists
+
+
+def without(arguments: Sequence[str], *options: str) -> list[str]:
+    """Leave out options and their values.
+
+    Args:
+        arguments: Arguments after a command.
+        options: Options that take one value each.
+
+    >>> without(["--tier", "smoke", "--seeds", "2", "--output=there"], "--tier", "--output")
+    ['--seeds', '2']
+    """
+    values = [at + 1 for at, argument in enumerate(arguments) if argument in options]
+    return [
+        argument
+        for at, argument in enumerate(arguments)
+        if at not in values and argument.partition("=")[0] not in options
+    ]
 
 
 _RUN = "Run a comparison, or resume it, and write its report."

@@ -315,11 +315,75 @@ class TestConfiguration:
         with pytest.raises(ValueError, match=re.escape(text)):
             seconds_of(text)
 
-    def test_options_may_stand_before_the_comparison(self, toy: Path) -> None:
-        for arguments in (["--seeds", "2", str(toy)], [str(toy), "--seeds", "2"], ["--norms", "none", "rms", str(toy)]):
-            source, rest = source_of(arguments)
-            assert source == str(toy)
-            assert sorted([source, *rest]) == sorted(arguments)
+    @pytest.mark.parametrize(
+        ("line", "expected"),
+        [
+            ("--seeds 2 my.py", "my.py"),
+            ("my.py --seeds 2", "my.py"),
+            ("--norms none rms my.py", "my.py"),
+            ("--output batch_size my.py", "my.py"),
+            ("--output batch_size --norms rms my.py", "my.py"),
+            ("--output=batch_size --no-extend my.py", "my.py"),
+            ("--norms layer online --tier smoke batch_size", "batch_size"),
+            ("--norms online layer --tier smoke online", "online"),
+            ("--batch-sizes 2 8 batch_size", "batch_size"),
+            ("--batch-sizes 2 --output batch_size online", "online"),
+            ("--norms batch layer batch_size", "batch_size"),
+            ("--seeds 2 unknown", "unknown"),
+        ],
+    )
+    def test_options_may_stand_before_the_comparison(self, line: str, expected: str) -> None:
+        arguments = line.split()
+        last = len(arguments) - 1 - arguments[::-1].index(expected)
+        assert source_of(arguments) == (expected, arguments[:last] + arguments[last + 1 :])
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "--norms batch online --tier smoke",
+            "--output batch_size --norms batch",
+            "--output batch_size",
+            "--norms batch_size --batch-sizes distributed",
+            "--norms one.py --batch-sizes two.py",
+        ],
+    )
+    def test_a_value_of_an_option_is_no_comparison(self, line: str) -> None:
+        with pytest.raises(BadInput, match=r"after `run`, got none\. Put it first"):
+            source_of(line.split())
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "expected"),
+    [
+        ("toy.py", 0, "toy.py --tier standard"),
+        (
+            "--norms none batch --output=out --tier quick --batch-sizes 2 toy.py",
+            0,
+            "toy.py --norms none batch --batch-sizes 2 --tier standard",
+        ),
+        ("toy.py --output out --seeds 3", 0, "toy.py --seeds 3 --tier standard"),
+        ("toy.py --tier standard", 0, None),
+        ("toy.py --shard 1/2", 0, None),
+        ("toy.py", 1, None),
+        ("toy.py", 3, None),
+    ],
+)
+def test_a_finished_run_names_the_same_comparison_with_more_runs(
+    given: str,
+    code: int,
+    expected: str | None,
+    toy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    quick = TOY[TOY.index("Tier(epochs") : TOY.rindex("},")]
+    toy.write_text(TOY.replace(quick, f'{quick}, "standard": {quick}'))
+    monkeypatch.chdir(toy.parent)
+    monkeypatch.setattr("sys.argv", ["normlab"])
+    monkeypatch.setattr(Invocation, "run", lambda *_, **__: code)
+    assert main(["run", *given.split()]) == code
+    more = re.findall(r"^More runs: \S*normlab run (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert more == ([] if expected is None else [expected])
 
 
 class TestFiles:

@@ -45,8 +45,11 @@ def test_names(line: str, expected: str, without: str, tmp_path: Path) -> None:
     assert without not in found
 
 
-def test_options_of_a_file(toy: Path) -> None:
-    assert "--ghost-batch-sizes" in completed("normlab run toy.py --gh", toy.parent)
+def test_a_file_is_not_executed(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("open('executed', 'w').close()\nprint('output')\nraise SystemExit(3)\n")
+    assert "--norms" in completed("normlab run mine.py --no", tmp_path)
+    assert "smoke" in completed("normlab run mine.py --tier ", tmp_path)
+    assert not (tmp_path / "executed").exists()
 
 
 def test_without_the_package_there_is_none(tmp_path: Path) -> None:

@@ -104,3 +104,12 @@ class TestInterrupt:
         stop["STOP"].append(stop["stop"])
         with pytest.raises(KeyboardInterrupt):
             study.run(comparison, output=tmp_path / "out", progress=False, **{**FEW, "batch_sizes": [4]})
+
+    @pytest.mark.usefixtures("interactive")
+    def test_runs_of_other_code_are_no_result(self, toy: Path, tmp_path: Path) -> None:
+        whole = study.run(discovery.load(str(toy)), output=tmp_path / "out", progress=False, **FEW)
+        assert len(whole.records) == RUNS
+        changed = TOY.replace("import jax.numpy as jnp", "import jax.numpy as jnp; raise KeyboardInterrupt", 1)
+        toy.write_text(changed)
+        with pytest.raises(KeyboardInterrupt):
+            study.run(discovery.load(str(toy)), output=tmp_path / "out", progress=False, **FEW)

@@ -117,6 +117,7 @@ class Invocation:
     shard: Shard | None = None
     console: Console = field(default_factory=new_console)
     recorded: RecordedPlan | None = None
+    _written: list[Header] = field(default_factory=list[Header], init=False, repr=False, compare=False)
 
     @classmethod
     def of_folder(cls, folder: Path) -> "tuple[Invocation, Header]":
@@ -209,6 +210,7 @@ class Invocation:
                 described=describe(self.plan),
             )
             self.store.write_header(header)
+            self._written.append(header)
             found = self.store.records()
             known = current(self.plan, task.identity, found)
             if outdated := identity.outdated(task.identity, found):
@@ -225,9 +227,12 @@ class Invocation:
         return Completion(header=header, records=records, done=done, planned=planned, outdated=outdated)
 
     def so_far(self) -> Completion | None:
-        """Read the finished runs of an interrupted `complete` from the store; `None` where there are none."""
+        """Read the finished runs of an interrupted `complete` from the store; `None` where there are none.
+
+        There are none before `complete` has written its header: the folder's runs may be those of other code.
+        """
         header, found = self.store.header(), self.store.records()
-        if not header or header.settings != self.settings:  # of an earlier invocation, with other settings
+        if not header or not self._written:
             return None
         records = list(current(self.plan, header.identity, found).values())
         if not records:
@@ -414,7 +419,7 @@ class Invocation:
         limit = limits.RunLimit(self.plan, execution.run_timeout)
         for record in known.values():
             limit.add(record)
-        display = Display(self.console, self.plan, configurations, settled())
+        display = Display(self.console, self.plan, configurations, settled(), deadline)
         start = partial(execution.executor.start, output=self.output)
         made = schedule.records(task, self.plan, pending, start, lambda: monotonic() > deadline, limit)
         with display, closing(made):
@@ -474,7 +479,7 @@ class Invocation:
         """Say how long the pending runs take, from the records that are there, or from the probe."""
         stops, budget = "", execution.time_budget
         if math.isfinite(budget):
-            stops = f"Stops after {formatting.seconds(budget).removesuffix(' 0 s')}."
+            stops = f"Stops after {formatting.duration(budget)}."
         if probe is None or not isinstance(execution.executor, Local):
             return stops
         workers = min(execution.executor.jobs or usable_cpus(), usable_cpus())

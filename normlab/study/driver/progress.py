@@ -1,14 +1,25 @@
 """Progress of a comparison: a line for each finished configuration, a bar on a terminal, and a clock elsewhere."""
 
+import math
 import statistics
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from datetime import timedelta
 from time import monotonic
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from normlab.study.design.plan import ConfigurationPlan, Plan
 from normlab.study.design.records import Configuration, Record, Run
@@ -29,10 +40,24 @@ class Display:
     """
 
     def __init__(
-        self, console: Console, plan: Plan, configurations: Collection[Configuration], done: Iterable[Record]
+        self,
+        console: Console,
+        plan: Plan,
+        configurations: Collection[Configuration],
+        done: Iterable[Record],
+        deadline: float = math.inf,
     ) -> None:
-        """Store the planned configurations and the finished runs."""
+        """Store the planned configurations and the finished runs.
+
+        Args:
+            console: Console for the progress.
+            plan: The plan of the comparison.
+            configurations: The configurations of this shard.
+            done: Records of earlier invocations.
+            deadline: Time on the monotonic clock at which a time budget ends.
+        """
         self.console, self.plan, self._configurations = console, plan, configurations
+        self._deadline = deadline
         self._known = {record.run: record for record in done}
         self._planned = self._plan()
         self._complete = {configuration for configuration in self._planned if self._is_complete(configuration)}
@@ -45,13 +70,13 @@ class Display:
             TextColumn("runs"),
             TimeElapsedColumn(),
             TextColumn("left"),
-            TimeRemainingColumn(),
+            _TimeLeft(deadline),
             console=console,
             disable=not (console.is_terminal or notebook),
         )
         self._task = self._bar.add_task("")
         self._before, _ = self.runs
-        self._clock = _Clock(self._tell_time)
+        self._clock = _Clock(self._report_time)
         self._describe()
 
     def __enter__(self) -> Self:
@@ -80,9 +105,12 @@ class Display:
         """Count a run; announce configurations and grids that it completes."""
         self._known[record.run] = record
         self._bar.advance(self._task)
-        if self._has_all(self._planned[record.run.configuration].runs):  # only then can anything else have changed
-            self._planned = self._plan()
+        planned = self._planned[record.run.configuration]
+        if self._has_all(planned.runs) or (record.run in planned.coarse and self._has_all(planned.coarse)):
+            self._planned = self._plan()  # only these records complete anything, or bring a provisional choice
             self._announce()
+            self._describe()
+        elif record.run not in planned.runs:  # an additional run of a provisional choice
             self._describe()
 
     def _plan(self) -> dict[Configuration, ConfigurationPlan]:
@@ -106,11 +134,14 @@ class Display:
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _tell_time(self, seconds: float) -> None:
-        """Print the number of runs, and the time that is left at the speed so far."""
+    def _report_time(self, seconds: float) -> None:
+        """Print the number of runs, and the time that is left at the speed so far or until the time budget ends."""
         done, total = self.runs
-        new = done - self._before
-        left = f", {estimate.about(seconds * (total - done) / new)} left" if new else ""
+        new, budget = done - self._before, self._deadline - monotonic()
+        needed = seconds * (total - done) / new if new else math.inf
+        left = f", {estimate.about(needed)} left" if new else ""
+        if budget < needed:
+            left = f", stops in {estimate.about(max(0.0, budget))}"
         self._print(f"{formatting.seconds(seconds)}: {done} of about {total} runs{left}")
 
     def _invalid(self) -> dict[Configuration, str]:
@@ -203,6 +234,21 @@ class Display:
         metric = self.plan.problem(configuration.problem).metric
         errors = [value for run in runs if run.status == "ok" and (value := run.metrics.get("test")) is not None]
         return f"{metric.name} {formatting.quantity(metric, statistics.fmean(errors))}"
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """The time that is left, at most until the time budget ends."""
+
+    def __init__(self, deadline: float) -> None:
+        super().__init__()
+        self._deadline = deadline
+
+    def render(self, task: Task) -> Text:
+        """Show hours, minutes and seconds."""
+        budget = self._deadline - monotonic()
+        if budget < (math.inf if task.time_remaining is None else task.time_remaining):
+            return Text(str(timedelta(seconds=max(0, math.ceil(budget)))), style="progress.remaining")
+        return super().render(task)
 
 
 class _Clock:

@@ -138,6 +138,17 @@ def seconds(x: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def duration(seconds: float) -> str:
+    """Format a time that a user chose, in whole seconds and without parts that are zero.
+
+    >>> duration(90), duration(600), duration(3600), duration(5430)
+    ('1 min 30 s', '10 min', '1 h', '1 h 30 min 30 s')
+    """
+    minutes, rest = divmod(max(1, round(seconds)), 60)
+    parts = {"h": minutes // 60, "min": minutes % 60, "s": rest}
+    return " ".join(f"{number} {unit}" for unit, number in parts.items() if number)
+
+
 def size(count: float | None) -> str:
     """Format a number of bytes, e.g. `640 B` or `1.5 MB`."""
     if count is None:

@@ -1,6 +1,7 @@
 """Time of a comparison before it is run: arithmetic, measurements, and the lines that say so."""
 
 import io
+import math
 import re
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from rich.progress import Task, TaskID
 
 from normlab.cli.main import main
 from normlab.study.design import discovery
@@ -127,12 +129,28 @@ def test_a_log_tells_the_time_that_is_left(plan: Plan, monkeypatch: pytest.Monke
     assert all(line.count("of about") == 1 for line in lines)
 
 
+@pytest.mark.parametrize(("budget", "expected"), [(170, "stops in about 3 min"), (math.inf, "about 1.9 h left")])
+def test_the_time_that_is_left_ends_with_the_time_budget(budget: float, expected: str, plan: Plan) -> None:
+    console = Console(file=io.StringIO(), width=100)
+    display = progress.Display(console, plan, plan.configurations, [], time.monotonic() + budget)
+    display.add(finished(plan))
+    display._report_time(200.0)
+    assert console.file.getvalue() == f"3 min 20 s: 1 of about 36 runs, {expected}\n"
+
+
+def test_the_bar_ends_with_the_time_budget() -> None:
+    task = Task(TaskID(0), "", 100, 0, _get_time=lambda: 0.0)
+    assert progress._TimeLeft(math.inf).render(task).plain == "-:--:--"
+    assert re.fullmatch("0:02:(50|49)", progress._TimeLeft(time.monotonic() + 170).render(task).plain)
+    assert progress._TimeLeft(time.monotonic() - 1).render(task).plain == "0:00:00"
+
+
 @pytest.mark.parametrize("console", [Console(file=io.StringIO(), force_terminal=True), Console(quiet=True)])
 def test_a_terminal_has_a_bar_and_silence_no_clock(
     console: Console, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "EVERY", 0.001)
-    monkeypatch.setattr(progress.Display, "_tell_time", lambda *_: pytest.fail("told the time"))
+    monkeypatch.setattr(progress.Display, "_report_time", lambda *_: pytest.fail("reported the time"))
     with progress.Display(console, plan, plan.configurations, []) as display:
         time.sleep(0.02)
         assert not display._clock._thread.is_alive()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from normlab import study
 from normlab.errors import BadInput
@@ -17,6 +18,7 @@ from normlab.study.design import discovery
 from normlab.study.design.plan import Place, Plan
 from normlab.study.design.records import EVALUATE, TUNE, Configuration, Record, Run, by_configuration
 from normlab.study.driver import time_budget
+from normlab.study.driver.progress import Display
 from normlab.study.driver.time_budget import by_distance
 from normlab.study.report import advice, html
 from normlab.study.report.formatting import provisional
@@ -223,6 +225,17 @@ class TestResults:
     def test_a_grid_of_few_rates_is_its_own_coarse_grid(self) -> None:
         plan = plan_for(learning_rates=COARSE, extend=False)
         assert {record.run for record in budgeted(plan)} == {record.run for record in unbudgeted(plan)}
+
+
+def test_progress_counts_additional_runs_in_every_round() -> None:
+    plan = plan_for(("batch", "layer", "none"))
+    display, records = Display(Console(quiet=True), plan, plan.configurations, []), list[Record]()
+    for record in budgeted(plan):
+        display.add(record)
+        records.append(record)
+        assert display.runs == Display(Console(quiet=True), plan, plan.configurations, records).runs
+    assert display.runs == (len(records), len(records))
+    assert display._bar.tasks[0].completed == display._bar.tasks[0].total == len(records)
 
 
 class TestLabels:
