@@ -9,7 +9,7 @@ from markupsafe import Markup
 from normlab.study.analysis.results import Analysis
 from normlab.study.report import figures, formatting, html
 from normlab.study.report.headline import headlines
-from normlab.study.report.tables import not_run
+from normlab.study.report.tables import margins, not_run
 
 __all__ = ["Table", "result_html", "table_html"]
 
@@ -57,10 +57,11 @@ def _html(analysis: Analysis, sentences: Sequence[str] = (), figure: str = "") -
 
 
 def _legend(analysis: Analysis) -> Iterable[str]:
-    level, seeds = formatting.percent(analysis.level, 0), formatting.count(analysis.seeds, "seed")
-    yield f"Mean ± half of the {level} % interval over {seeds}"
+    level = formatting.percent(analysis.level, 0)
+    yield f"Mean ± half of the {level} % interval over {formatting.seeds_so_far(analysis)}"
+    if tuned := formatting.provisional(analysis):
+        yield f"Provisional: {tuned}"
     if analysis.claims:
-        margins = dict.fromkeys(formatting.points(problem.metric, problem.margin) for problem in analysis.problems)
-        yield f"Verdicts are against {analysis.names[analysis.baseline]} at a margin of {' or '.join(margins)}"
+        yield f"Verdicts are against {analysis.names[analysis.baseline]} at a margin of {margins(analysis)}"
     if analysis.baseline_note:
         yield analysis.baseline_note.rstrip(".")

@@ -83,6 +83,28 @@ def test_figures_take_the_colours_of_the_page_and_never_share_ids(analysis: Anal
     assert set(Page(one).ids).isdisjoint(Page(other).ids)
 
 
+def test_an_interim_table_has_the_seeds_and_the_rates_so_far() -> None:
+    comparison = a_comparison()
+    settings = some_settings(comparison)
+    records = [r for r in simulate(comparison, settings) if r.run.stage == TUNE or r.run.seed < 3]
+    interim = analyse(comparison, settings, records)
+    html = notebook.table_html(interim)
+    assert "% interval over 3 of 10 seeds so far." in html and "rates" not in html
+    early = tuple(
+        replace(
+            problem,
+            curves=tuple(
+                replace(curve, cells=tuple(replace(cell, tuned_over=(3, 5)) for cell in curve.cells))
+                for curve in problem.curves
+            ),
+        )
+        for problem in interim.problems
+    )
+    html = notebook.table_html(replace(interim, problems=early))
+    assert "Provisional: tuned over 3 of 5 learning rates so far." in html
+    assert "3 of 5 rates" in cells(html, "layer norm")[0]
+
+
 def test_cells_without_runs_are_to_come() -> None:
     comparison = a_comparison()
     settings = some_settings(comparison)

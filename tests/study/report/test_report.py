@@ -318,7 +318,7 @@ def test_banners_say_what_limits_the_result(tmp_path: Path) -> None:
     assert "Tier <code>smoke</code> shows whether everything runs" in page
     assert all(cell.gap is None or cell.gap.verdict is None for cell in analysis.cells)
     analysis, page = small(tmp_path, tier="quick", norms=("layer", "none"))
-    few = "Tier quick, 5 evaluation seeds per configuration; verdicts from fewer than 10 are a first look."
+    few = "Tier quick, 5 seeds per configuration; verdicts from fewer than 10 are a first look."
     assert few in text_of(page) and "A second tuning seed." in page
     assert "5 seeds; verdicts from fewer than 10 are a first look" in " ".join(printed(analysis).split())
     assert analysis.baseline == "layer" and "<code>batch</code> is not among the norms; <code>layer</code>" in page
