@@ -30,6 +30,7 @@ from normlab.study.design.plan import Plan
 from normlab.study.design.program import Program
 from normlab.study.design.records import Configuration, Record, Run, content_key
 from normlab.study.report.advice import recommend
+from normlab.study.report.headline import headlines
 
 MARGIN = 0.5
 SEEDS = (5, 10, 20, 30, 46)
@@ -330,6 +331,25 @@ def sure(field: Field, seeds: int, simulations: int) -> tuple[float, float]:
     return wrong / simulations, right / simulations
 
 
+HEADLINES = (
+    (Field("batch norm is the lowest, six norms are 0.5 worse", (0.0, *[0.5] * 6)), 0.0),
+    (Field("layer norm is the lowest, the others are 0.5 worse", (0.5, 0.0, *[0.5] * 5)), 0.0),
+    (Field("the same, and 20 % of all runs collapse", (0.5, 0.0, *[0.5] * 5)), 0.2),
+    (Field("all norms are the same, and 20 % of all runs collapse", (0.0,) * 7), 0.2),
+)
+"""Fields in which no norm is worse by more than the margin or collapses more often, with the share that collapses."""
+
+
+def false_headlines(field: Field, collapses: float, columns: int, *, seeds: int = 10) -> float:
+    """Return how often a headline rules out a norm in one of `HEADLINES`."""
+    made, random, said = Simulated(len(field.means), seeds), np.random.default_rng(seeds), 0
+    for _ in range(columns):
+        errors = field.draw(random, seeds)
+        run = {norm: np.where(random.random(seeds) < collapses, np.nan, found) for norm, found in errors.items()}
+        said += "Avoid" in headlines(made.column(run))[0]
+    return said / columns
+
+
 def alike_reports(reports: int, *, norms: int = 7, columns: int = 5, seeds: int = 10) -> dict[str, float]:
     """Return the rates of columns and reports with a false better or worse, if all norms are the same."""
     made, random = Simulated(norms, seeds, columns), np.random.default_rng(0)
@@ -447,6 +467,9 @@ def tables(simulations: int, reports: int) -> Iterator[str]:
     yield "“Sure”: wrong (right), % of reports"
     rows = [(field.title, *(_both(*sure(field, n, reports // 2)) for n in SEEDS[2:])) for field in FIELDS]
     yield _table(("the other norms", *head[3:]), rows)
+    yield f"Headlines that rule out a norm, % of {reports // 2} columns with seven norms and ten seeds"
+    rows = [(field.title, _percent(false_headlines(field, share, reports // 2))) for field, share in HEADLINES]
+    yield _table(("the norms", "% of columns"), rows)
     yield f"Seven identical norms, five columns, ten seeds, no margin: “better” or “worse” in {reports} reports"
     rates = alike_reports(reports)
     yield _table(("% of columns", "% of reports"), [(_percent(rates["column"]), _percent(rates["report"]))])
