@@ -57,7 +57,7 @@ options:
 
 examples:
   normlab run batch_size --dry-run        what would be run, how long it takes, and what it can show
-  normlab run batch_size --tier smoke     whether everything works, in a minute
+  normlab run batch_size --tier smoke     whether everything works, in a few minutes
   normlab run my_model.py --norms batch layer group
 
 tab completion, in bash or zsh:

@@ -131,8 +131,17 @@ def traced(plan: Plan, configuration: Configuration, trace: TraceDepth = TraceDe
         factor = plan.curve(place.curve).factor.name
         where = f"`{place.norm}` on `{place.problem}` with {factor} {place.value}"
         kind = Untrainable if isinstance(error, StatisticsError) else BadInput
-        raise kind(f"{where}: {one_line(error)}") from error
+        raise kind(f"{where}: {one_line(error)}{_remedy(str(error))}") from error
     return program
+
+
+def _remedy(message: str) -> str:
+    """Return advice for two mistakes of models that lead to errors far from their cause; else empty."""
+    if "'Norm' object is not callable" in message:
+        return " Write `norm.linen(train=train)(x)` in a Linen model, `norm.nnx(features, rngs=rngs)(x)` in an NNX one."
+    if "Norm('" in message:
+        return " The model is called with its norm alone: make `norm` its first field or argument."
+    return ""
 
 
 def _check_norm_is_used(plan: Plan, first: Configuration, programs: Mapping[Configuration, Program]) -> None:

@@ -75,7 +75,7 @@ class Display:
             disable=not (console.is_terminal or notebook),
         )
         self._task = self._bar.add_task("")
-        self._before, _ = self.runs
+        self._before, _ = self.all_runs
         self._clock = _Clock(self._report_time)
         self._describe()
 
@@ -98,8 +98,14 @@ class Display:
         """The number of finished runs, and about how many there will be, without configurations that cannot be run."""
         planned = [planned for c, planned in self._planned.items() if not self.plan.incompatible(c)]
         done = sum(run in self._known for of in planned for run in of.runs)
-        early = sum(run in self._known for of in planned for run in {*of.early}.difference(of.runs))
-        return done + early, early + sum(len(of.runs) + of.to_come for of in planned)
+        return done, sum(len(of.runs) + of.to_come for of in planned)
+
+    @property
+    def all_runs(self) -> tuple[int, int]:
+        """The same numbers with the finished runs of provisional choices, which leave the results later."""
+        early = [run for of in self._planned.values() for run in {*of.early}.difference(of.runs)]
+        additional = sum(run in self._known for run in early)
+        return self.runs[0] + additional, self.runs[1] + additional
 
     def add(self, record: Record) -> None:
         """Count a run; announce configurations and grids that it completes."""
@@ -136,10 +142,10 @@ class Display:
 
     def _report_time(self, seconds: float) -> None:
         """Print the number of runs, and the time that is left at the speed so far or until the time budget ends."""
-        done, total = self.runs
+        done, total = self.all_runs
         new, budget = done - self._before, self._deadline - monotonic()
         needed = seconds * (total - done) / new if new else math.inf
-        left = f", {estimate.about(needed)} left" if new else ""
+        left = f", {estimate.about(needed)} left" if new else ", the first programs compile"
         if budget < needed:
             left = f", stops in {estimate.about(max(0.0, budget))}"
         self._print(f"{formatting.seconds(seconds)}: {done} of about {total} runs{left}")
@@ -159,7 +165,7 @@ class Display:
         return len(self._complete - invalid.keys()), len(self._planned.keys() - invalid.keys())
 
     def _describe(self) -> None:
-        done, total = self.runs
+        done, total = self.all_runs
         finished, configurations = self._configurations_done()
         self._bar.update(
             self._task, completed=done, total=total, description=f"{finished}/{configurations} configurations"

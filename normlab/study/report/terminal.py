@@ -111,10 +111,10 @@ class _Printer:
         if cell.invalid:
             return Text("invalid  ", style="dim")
         verdict = (cell.gap.verdict if cell.gap else None) or ""
-        half = formatting.half(metric, cell.error.interval)
+        half = formatting.half(metric, cell.error.interval) if self.analysis.claims else ""
         text = Text(f"{self._mean(metric, cell)}{f' {self.plus_minus}{half}' if half else ''} ")
         text.append(MARKS.get(verdict, " "), style=COLOURS.get(verdict, ""))
-        text.append(PROVISIONAL if cell.tuned_over else EDGE if cell.edge else " ")
+        text.append(PROVISIONAL if cell.tuned_over else EDGE if cell.edge and cell.error.mean is not None else " ")
         if cell.failures.k:
             text.append(f"\n{cell.failures.k}/{cell.failures.n} failed", style="red")
         return text
@@ -122,7 +122,7 @@ class _Printer:
     def _mean(self, metric: Metric, cell: CellResult) -> str:
         if cell.error.mean is not None:
             return self._plain(formatting.value(metric, cell.error.mean))
-        return "..." if cell.counts["missing"] else "none"
+        return "..." if cell.counts["missing"] else self._plain(formatting.DASH)
 
     def _legend(self) -> Iterator[str]:
         analysis = self.analysis
