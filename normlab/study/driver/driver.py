@@ -251,14 +251,14 @@ class Invocation:
         """Run the quick checks, measure some programs, and print the plan, its time, and the claims it can support."""
         strategy = self._strategy(execution)
         with self._probe(strategy, execution) as probe:
-            checked = self._checked(execution, every=False)
+            checked = self._checked(execution, every=False, probe=probe)
             task = self._task(strategy, checked)
             known = self._known(task)
             lines = [
                 self.comparison.question,
                 *announce.described(self.plan),
                 announce.size(self.plan, self.configurations, known),
-                self._time(execution, checked, known, probe, wait=PATIENCE - probe.age if probe else 0.0)
+                self._time(execution, task, checked, known, probe, wait=PATIENCE - probe.age if probe else 0.0)
                 or (f"Time unknown: compiling one program took over {PATIENCE:g} s." if probe else ""),
                 announce.cannot_run(reason for c, reason in checked.invalid.items() if c in self.configurations),
                 *self._too_few_seeds(),
@@ -330,10 +330,10 @@ class Invocation:
         meanwhile = math.isinf(execution.time_budget) and usable_cpus() > 1
         with self._probe(strategy, execution) if meanwhile else nullcontext() as probe:
             with self._status("Checking every program before the first run"):
-                checked = self._checked(execution)
+                checked = self._checked(execution, probe=probe)
                 task = self._task(strategy, checked)
                 known = self._known(task)
-                time = self._time(execution, checked, known, probe, wait=min(SHORT, probe.age) if probe else 0.0)
+                time = self._time(execution, task, checked, known, probe, wait=min(SHORT, probe.age) if probe else 0.0)
         where = (
             f" Runs are kept in `{self.output}`: Ctrl-C is safe, and the same command resumes." if self.output else ""
         )
@@ -374,10 +374,17 @@ class Invocation:
             described["code"]["object"] = _token(self.comparison)
         return Task(source=source, settings=self.settings, identity=described, strategy=strategy, about=checked.about)
 
-    def _checked(self, execution: ExecutionOptions, *, every: bool = True) -> preflight.Checked:
+    def _checked(
+        self, execution: ExecutionOptions, *, every: bool = True, probe: Probe | None = None
+    ) -> preflight.Checked:
         """Trace every configuration, or the representatives alone, which runs code of the comparison in this process.
 
         Under a time budget, which the checks share with the runs, the representatives have to do.
+
+        Args:
+            execution: Options of the execution.
+            every: Whether to trace every configuration.
+            probe: The probe, which is started once the data have been made.
 
         Raises:
             BadInput: If a check fails.
@@ -387,7 +394,12 @@ class Invocation:
         run_timeout = math.inf if execution.run_timeout is None else execution.run_timeout
         try:
             with discovery.importing(self._file):
-                return preflight.data_of(self.plan, lambda: min(run_timeout, deadline - monotonic()), every=every)
+                return preflight.data_of(
+                    self.plan,
+                    lambda: min(run_timeout, deadline - monotonic()),
+                    every=every,
+                    made=probe.start if probe else lambda: None,
+                )
         except limits.OutOfTime:
             if monotonic() >= deadline:
                 raise Unfinished("Stopped by the time budget before the first run. Nothing is lost.") from None
@@ -461,32 +473,32 @@ class Invocation:
         return self.plan.relevant(current(self.plan, task.identity, self.store.records()).values())
 
     def _probe(self, strategy: Strategy, execution: ExecutionOptions) -> "AbstractContextManager[Probe | None]":
-        """Start to measure programs where the workers are single-thread processes of this machine."""
-        if strategy.one_thread and isinstance(execution.executor, Local):
-            with suppress(OSError):  # there are no processes left, or no memory: a run says so
-                return Probe(self.settings, strategy)
-        return nullcontext()
+        """Make a probe where the workers are single-thread processes of this machine."""
+        known = strategy.one_thread and isinstance(execution.executor, Local)
+        return Probe(self.settings, strategy) if known else nullcontext()
 
     def _time(
         self,
         execution: ExecutionOptions,
+        task: Task,
         checked: preflight.Checked,
         known: Sequence[Record],
         probe: Probe | None,
         *,
         wait: float,
     ) -> str:
-        """Say how long the pending runs take, from the records that are there, or from the probe."""
+        """Say how long the pending runs take, from the records that are there, else from the probe."""
         stops, budget = "", execution.time_budget
         if math.isfinite(budget):
             stops = f"Stops after {formatting.duration(budget)}."
-        if probe is None or not isinstance(execution.executor, Local):
+        if not task.strategy.one_thread or not isinstance(execution.executor, Local):
             return stops
         workers = min(execution.executor.jobs or usable_cpus(), usable_cpus())
         left = estimate.remaining(self.plan, known, self.configurations)
         costs = estimate.costs_of(known)
-        if {c.problem for c in costs} < {c.problem for c in left}:
-            costs |= probe.costs(self.plan, wait=wait)
+        needed = {configuration.problem for configuration, runs in left.items() if runs}
+        if probe and needed - {configuration.problem for configuration in costs}:
+            costs = probe.costs(self.plan, wait=wait) | costs
         return f"{announce.time(self.plan, left, checked.steps, costs, workers)} {stops}".strip()
 
     def _status(self, text: str) -> "AbstractContextManager[object]":

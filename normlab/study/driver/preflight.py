@@ -53,13 +53,20 @@ class Untrainable(BadInput):
     """A configuration that cannot be trained, and is recorded as `invalid` when its turn comes."""
 
 
-def data_of(plan: Plan, limit: Callable[[], float] = lambda: math.inf, *, every: bool = True) -> Checked:
+def data_of(
+    plan: Plan,
+    limit: Callable[[], float] = lambda: math.inf,
+    *,
+    every: bool = True,
+    made: Callable[[], None] = lambda: None,
+) -> Checked:
     """Build and trace the program of every configuration that can be run.
 
     Args:
         plan: The plan of the configurations.
         limit: Returns the seconds that the next configuration may take.
         every: Whether to trace more than the representatives.
+        made: Called once the data of every problem have been made.
 
     Raises:
         OutOfTime: If one takes longer.
@@ -68,20 +75,22 @@ def data_of(plan: Plan, limit: Callable[[], float] = lambda: math.inf, *, every:
     reasons = {configuration: plan.incompatible(configuration) for configuration in plan.configurations}
     programs: dict[Configuration, Program] = {}
     representatives: dict[Hashable, Configuration] = {}
-    for configuration, reason in reasons.items():
-        if not reason:
-            try:
-                with limits.at_most(limit()):
-                    known = _alike(plan, configuration) in representatives
-                    trace = (
-                        TraceDepth.NOTHING if known and not every else TraceDepth.FORWARD if known else TraceDepth.WHOLE
-                    )
-                    programs[configuration] = traced(plan, configuration, trace)
-                    representatives.setdefault(_alike(plan, configuration), configuration)
-            except Untrainable as error:
-                reasons[configuration] = str(error)
+    runnable = [configuration for configuration, reason in reasons.items() if not reason]
+    one_each = list({configuration.problem: configuration for configuration in reversed(runnable)}.values())[::-1]
+    for configuration in dict.fromkeys((*one_each, *runnable)):
+        try:
+            with limits.at_most(limit()):
+                known = _alike(plan, configuration) in representatives
+                trace = TraceDepth.NOTHING if known and not every else TraceDepth.FORWARD if known else TraceDepth.WHOLE
+                programs[configuration] = traced(plan, configuration, trace)
+                representatives.setdefault(_alike(plan, configuration), configuration)
+        except Untrainable as error:
+            reasons[configuration] = str(error)
+        if configuration == one_each[-1]:
+            made()
     if all(reasons.values()):
         raise BadInput(f"Expected at least one norm that can be run. {next(iter(reasons.values()))}")
+    programs = {configuration: programs[configuration] for configuration in runnable if configuration in programs}
     first = {configuration.problem: configuration for configuration in reversed(programs)}
     for configuration in first.values():
         _check_norm_is_used(plan, configuration, programs)

@@ -2,18 +2,22 @@
 
 The process has the environment of a worker. It compiles the programs with the most and with the fewest updates of every
 problem, as far as time permits, and makes a few updates with each.
+
+It makes the data once more, so it starts only after the checks have made the data of every problem: a function that
+downloads or writes a file on its first call has then done so, and no other process was there. Workers, too, make the
+data at the same time as each other, but never for the first time.
 """
 
 import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from time import monotonic, process_time
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import jax
 import jax.numpy as jnp
@@ -36,40 +40,51 @@ ENOUGH = 7.0
 """Seconds of the process after which it begins no further program."""
 MEASURED = 0.1
 """Seconds for which updates of a program are made."""
+GRACE = 0.5
+"""Seconds in which the process can end by itself, so that a function that writes a file can clean up."""
 
 
 class Probe:
-    """A process that measures programs."""
+    """A process that measures programs, once it has been started."""
 
     def __init__(self, settings: Settings, strategy: Strategy) -> None:
-        """Start the process.
+        """Store the arguments of the process.
 
         Args:
             settings: Settings of the invocation, of a comparison with a source.
             strategy: Strategy of the workers.
         """
-        self._started = monotonic()
+        self._strategy, self._started = strategy, monotonic()
         self._costs: dict[int, Cost] = {}
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe(duplex=False)
-        self._process = context.Process(target=_measure_all, args=(theirs, settings), daemon=True, name="normlab-probe")
-        with environment(strategy.environment(os.environ, 0)), _without_interrupts():
+        self._connection, self._theirs = context.Pipe(duplex=False)
+        self._process = context.Process(
+            target=_measure_all, args=(self._theirs, settings), daemon=True, name="normlab-probe"
+        )
+
+    def start(self) -> None:
+        """Start the process; without processes or memory there are no costs, and a run reports the fault."""
+        with suppress(OSError), environment(self._strategy.environment(os.environ, 0)), _without_interrupts():
             self._process.start()
-        theirs.close()
+        self._theirs.close()
 
     def __enter__(self) -> Self:
         """Return the probe."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Kill the process."""
-        self._process.kill()
-        self._process.join()
+        """End the process."""
+        if self._process.pid is not None:
+            self._process.terminate()
+            self._process.join(GRACE)
+            self._process.kill()
+            self._process.join()
+        self._theirs.close()
         self._connection.close()
 
     @property
     def age(self) -> float:
-        """Seconds since the start of the process."""
+        """Seconds since the checks began."""
         return monotonic() - self._started
 
     def costs(self, plan: Plan, *, wait: float) -> dict[Configuration, Cost]:
@@ -79,6 +94,8 @@ class Probe:
             plan: The plan of the comparison.
             wait: Seconds to wait for further ones at most.
         """
+        if self._process.pid is None:
+            return {}
         end = self.age + wait
         with suppress(EOFError, OSError):  # it has measured everything
             while self._connection.poll(max(0.0, end - self.age)):
@@ -104,28 +121,37 @@ def _without_interrupts() -> Iterator[None]:
 def _measure_all(connection: Connection, settings: Settings) -> None:
     """Send the costs of programs, those of every problem in turn, until it has been enough."""
     end_with_parent()
+    signal.signal(signal.SIGTERM, _exit)
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), suppress(Exception):
         comparison = discovery.load(settings.source)
         with discovery.importing(discovery.locate(settings.source)):
             plan = Plan(comparison, settings)
-            for configuration in _chosen(plan):
+            for configuration, program in _chosen(plan):
                 if process_time() > ENOUGH:
                     return
                 with suppress(Exception):  # the checks report it
-                    connection.send((plan.configurations.index(configuration), measured(build(plan, configuration))))
+                    connection.send((plan.configurations.index(configuration), measured(program)))
 
 
-def _chosen(plan: Plan) -> Iterator[Configuration]:
-    """Yield the first and the last column of each curve of every problem, with the norm that comes in the middle."""
-    by_problem: dict[str, list[Sequence[Configuration]]] = {}
+def _exit(*_: object) -> NoReturn:
+    """End the process by an exception, so that the code of the comparison can clean up."""
+    raise SystemExit
+
+
+def _chosen(plan: Plan) -> Iterator[tuple[Configuration, Program]]:
+    """Yield the programs with the most updates of every problem, then those with the fewest.
+
+    Of the norms of a column, it is the one in the middle.
+    """
+    by_problem: dict[str, list[tuple[Configuration, Program]]] = {}
     for group in plan.groups:
         usable = [configuration for configuration in group if not plan.incompatible(configuration)]
-        if usable:
-            by_problem.setdefault(usable[0].problem, []).append(usable)
-    for end in (0, -1):
-        for groups in by_problem.values():
-            if end == 0 or len(groups) > 1:
-                yield groups[end][len(groups[end]) // 2]
+        with suppress(Exception):  # the checks report it
+            chosen = usable[len(usable) // 2]
+            by_problem.setdefault(chosen.problem, []).append((chosen, build(plan, chosen)))
+    ordered = [sorted(found, key=lambda one: -one[1].steps) for found in by_problem.values()]
+    yield from (found[0] for found in ordered)
+    yield from (found[-1] for found in ordered if len(found) > 1)
 
 
 def measured(program: Program) -> Cost:

@@ -114,7 +114,7 @@ def test_a_run_opens_with_its_size_and_ends_with_commands_that_can_be_typed(
     assert "Set aside, and in none of the numbers: 16 records (`toy.py` changed)." in capsys.readouterr().out
 
 
-def test_a_log_tells_the_time_that_is_left(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_reports_the_time_that_is_left(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "EVERY", 0.01)
     console = Console(file=io.StringIO(), width=100)
     with progress.Display(console, plan, plan.configurations, []) as display:
