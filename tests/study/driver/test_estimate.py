@@ -118,13 +118,13 @@ def test_a_log_reports_the_time_that_is_left(plan: Plan, monkeypatch: pytest.Mon
     monkeypatch.setattr(progress, "EVERY", 0.01)
     console = Console(file=io.StringIO(), width=100)
     with progress.Display(console, plan, plan.configurations, []) as display:
-        while "runs\n" not in console.file.getvalue():
+        while "compile\n" not in console.file.getvalue():
             time.sleep(0.01)
         display.add(finished(plan))
         while "left\n" not in console.file.getvalue():
             time.sleep(0.01)
     lines = console.file.getvalue().splitlines()
-    assert re.fullmatch(r"\S+ m?s: 0 of about 36 runs", lines[0])
+    assert re.fullmatch(r"\S+ m?s: 0 of about 36 runs, the first programs compile", lines[0])
     assert re.fullmatch(r"\S+ m?s: 1 of about 36 runs, about 10 s left", lines[-1])
     assert all(line.count("of about") == 1 for line in lines)
 

@@ -233,8 +233,8 @@ def test_progress_counts_additional_runs_in_every_round() -> None:
     for record in budgeted(plan):
         display.add(record)
         records.append(record)
-        assert display.runs == Display(Console(quiet=True), plan, plan.configurations, records).runs
-    assert display.runs == (len(records), len(records))
+        assert display.all_runs == Display(Console(quiet=True), plan, plan.configurations, records).all_runs
+    assert display.all_runs == (len(records), len(records))
     assert display._bar.tasks[0].completed == display._bar.tasks[0].total == len(records)
 
 
