@@ -1,9 +1,9 @@
 """Headlines: one or two sentences on each problem, for a reader in a hurry.
 
 A norm is ruled out at a factor value where a verdict shows an error above that of the lowest norm or of the baseline by
-more than the margin, where it is shown to fail more often, and where all of its runs fail. The first sentence names the
-norms that are ruled out, the second one describes the rest. No norm is called a winner: one that is left over is only
-named as not ruled out.
+more than the margin, where it is shown to fail more often, and where all of its runs fail; with fewer runs than a
+recommendation takes, none is. The first sentence names the norms that are ruled out, the second one describes the rest.
+No norm is called a winner: one that is left over is only named as not ruled out.
 """
 
 import math
@@ -93,6 +93,11 @@ class _Loss:
     fails: bool
 
     @property
+    def supported(self) -> bool:
+        """True if both norms have as many runs as a recommendation takes."""
+        return all(cell.failures.n >= FEWEST_TO_RECOMMEND for cell in (self.cell, self.other) if cell)
+
+    @property
     def damage(self) -> tuple[bool, float]:
         """The share of failed runs if they rule the norm out, else the error; larger is worse."""
         failures = self.cell.failures
@@ -110,7 +115,8 @@ class _Column:
     @cached_property
     def losses(self) -> Mapping[str, _Loss]:
         """The evidence against each norm that is ruled out."""
-        found = [*self._to_best(), *self._to_baseline(), *self._failing()]
+        every = (*self._to_best(), *self._to_baseline(), *self._failing())
+        found = [loss for loss in every if loss.supported]
         return {norm: next(loss for loss in found if loss.cell.norm == norm) for norm in self._ordered(found)}
 
     @property
@@ -158,13 +164,15 @@ class _Column:
         standing, cells = self.standing, self.cells
         if len(cells) < 2:
             return "there is nothing to compare"
+        runs = max(cell.failures.n for cell in cells.values())
+        few = f"{formatting.count(runs, 'run')} of each norm are too few to compare them"
+        if 0 < runs < FEWEST_TO_RECOMMEND:
+            return few
         if self.unfinished:
             finished = [cell for cell in cells.values() if not cell.counts["missing"]]
             several = standing.best is not None and len(finished) > 1
             return f"{self.seeds} show no difference so far" if several else "norms cannot be compared yet"
         if standing.trained is None:
-            runs = max(cell.failures.n for cell in cells.values())
-            few = f"{formatting.count(runs, 'run')} of each norm are too few to compare them"
             return few if runs < FEWEST_TO_RECOMMEND else "runs of every norm fail"
         if standing.best is None:
             failures = cells[standing.trained].failures

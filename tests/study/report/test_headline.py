@@ -198,6 +198,15 @@ def test_too_few_runs_compare_nothing() -> None:
     assert text == "4 runs of each norm are too few to compare them at any batch size."
 
 
+def test_a_plain_difference_over_too_few_runs_rules_nothing_out() -> None:
+    def error(norm: str, value: Any) -> float:
+        return breaks_at_2(norm, value) + 1e-3 * value
+
+    text = said(error, 2, 4, settings={"seeds": 4})
+    assert text == "4 runs of each norm are too few to compare them at any batch size."
+    assert said(error, 2, 4, settings={"seeds": 5}).startswith("Avoid batch norm at batch size 2")
+
+
 def test_no_norm_is_quoted() -> None:
     assert said(lambda norm, _: 0.1 if norm == "none" else 0.02, 2, norms=("batch", "none", "layer")).startswith(
         "Avoid “no norm” at batch size 2 (10.0 % against 2.0 %)."
