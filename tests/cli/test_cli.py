@@ -655,7 +655,7 @@ class TestRun:
         assert main(["run", "toy.py", "--norms", "none,batch,instance", "--dry-run"]) == 0
         out = capsys.readouterr().out
         assert "3 norms on scalar; batch size 2, 4; ghost batch size 2, 4: 5 programs, about 50 runs." in out
-        assert ", by the 2 programs measured." in out
+        assert " s with 2 workers, by the size of programs." in out
         assert "Not run, 2 configurations: `instance` needs spatial axes, and activations of `scalar` have none." in out
         assert "can support no recommendation, which takes 5, or 36 to be sure, and 29 to call norms equivalent." in out
         assert [path.name for path in tmp_path.iterdir()] == ["toy.py"]

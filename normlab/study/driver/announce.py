@@ -31,8 +31,10 @@ def time(
     steps: Mapping[Configuration, int],
     costs: Mapping[Configuration, Cost],
     workers: int,
+    *,
+    measured: bool,
 ) -> str:
-    """Say how long the remaining runs take; empty where nothing is known."""
+    """Say how long the remaining runs take, and whether costs were measured or are estimates; empty without any."""
     work = {
         configuration: Work(runs, steps[configuration])
         for configuration, runs in left.items()
@@ -40,11 +42,12 @@ def time(
     }
     if not any(one.runs for one in work.values()):
         return "All runs are there."
-    measured, problems = {one.problem for one in costs}, {one.problem for one in work}
-    if not measured & problems:
+    known, problems = {one.problem for one in costs}, {one.problem for one in work}
+    if not known & problems:
         return ""
-    text = about(seconds_of(work, costs, workers)).replace("about", "About" if problems <= measured else "More than")
-    return f"{text} with {count(workers, 'worker')}, by the {count(len(costs), 'program')} measured."
+    text = about(seconds_of(work, costs, workers)).replace("about", "About" if problems <= known else "More than")
+    source = f"by the {count(len(costs), 'program')} measured" if measured else "by the size of programs"
+    return f"{text} with {count(workers, 'worker')}, {source}."
 
 
 def cannot_run(reasons: Iterable[str]) -> str:

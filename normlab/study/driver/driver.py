@@ -4,7 +4,7 @@ import math
 import os
 import sys
 import webbrowser
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -23,10 +23,9 @@ from normlab.study.design.recorded import RecordedPlan, describe, fits
 from normlab.study.design.records import RETRIED, Configuration, Record, Run, RunIdentity, of_problem, run_key
 from normlab.study.design.request import Request
 from normlab.study.design.shard import Shard
-from normlab.study.driver import announce, estimate, limits, preflight, schedule, time_budget
-from normlab.study.driver.probe import Probe
+from normlab.study.driver import announce, cost_model, estimate, limits, preflight, schedule, time_budget
 from normlab.study.driver.progress import Display
-from normlab.study.executors.local import Local
+from normlab.study.executors.local import Local, Warm
 from normlab.study.executors.protocol import Executor
 from normlab.study.report import formatting
 from normlab.study.worker import identity
@@ -34,9 +33,6 @@ from normlab.study.worker.store import Header, MemoryStore, RunStore, Store
 from normlab.study.worker.strategy import Strategy, Task, choose_strategy
 
 OK, FAILED, UNFINISHED = 0, 1, 3
-
-PATIENCE, SHORT = 15.0, 4.0
-"""Seconds that a dry run waits for measurements in all, and that a run waits after its checks: as long as they took."""
 
 
 def new_console(*, quiet: bool = False) -> Console:
@@ -194,7 +190,12 @@ class Invocation:
             BadInput: Before anything is written.
             Fault: If something outside failed; finished runs are kept.
         """
-        start, configurations, task = monotonic(), self.configurations, self.task(execution, opening=opening)
+        start = monotonic()
+        with self._warm(execution) or nullcontext() as warm:
+            task = self.task(execution, opening=opening, warm=warm)
+            return self._complete(task, execution, warm, start)
+
+    def _complete(self, task: Task, execution: ExecutionOptions, warm: Warm | None, start: float) -> Completion:
         with self.store.writing():
             self._set_aside()
             for sentence in self._too_few_seeds():
@@ -216,7 +217,8 @@ class Invocation:
             if outdated := identity.outdated(task.identity, found):
                 self._print(outdated)
             try:
-                done, planned = self._execute(task, configurations, known, execution, start + execution.time_budget)
+                until = start + execution.time_budget
+                done, planned = self._execute(task, known, execution, warm, until)
             except RuntimeError as error:
                 raise error if isinstance(error, Fault) else Fault(str(error)) from error
             finally:
@@ -248,24 +250,22 @@ class Invocation:
         )
 
     def dry_run(self, execution: ExecutionOptions) -> None:
-        """Run the quick checks, measure some programs, and print the plan, its time, and the claims it can support."""
+        """Run the quick checks, and print the plan, an estimate of its time, and the claims it can support."""
         strategy = self._strategy(execution)
-        with self._probe(strategy, execution) as probe:
-            checked = self._checked(execution, every=False, probe=probe)
-            task = self._task(strategy, checked)
-            known = self._known(task)
-            lines = [
-                self.comparison.question,
-                *announce.described(self.plan),
-                announce.size(self.plan, self.configurations, known),
-                self._time(execution, task, checked, known, probe, wait=PATIENCE - probe.age if probe else 0.0)
-                or (f"Time unknown: compiling one program took over {PATIENCE:g} s." if probe else ""),
-                announce.cannot_run(reason for c, reason in checked.invalid.items() if c in self.configurations),
-                *self._too_few_seeds(),
-                _not_traced(checked),
-                identity.outdated(task.identity, self.store.records()),
-                f"Output: {self.output} (nothing written)",
-            ]
+        checked = self._checked(execution, every=False)
+        task = self._task(strategy, checked)
+        known = self._known(task)
+        lines = [
+            self.comparison.question,
+            *announce.described(self.plan),
+            announce.size(self.plan, self.configurations, known),
+            self._time(execution, task, checked, known),
+            announce.cannot_run(reason for c, reason in checked.invalid.items() if c in self.configurations),
+            *self._too_few_seeds(),
+            _not_traced(checked),
+            identity.outdated(task.identity, self.store.records()),
+            f"Output: {self.output} (nothing written)",
+        ]
         self._print("\n".join(filter(None, lines)))
 
     def report(self, header: Header, *, show: bool = False) -> int:
@@ -314,32 +314,39 @@ class Invocation:
             webbrowser.open(path.resolve().as_uri())
         return OK if any(record.status == "ok" for record in records) or self.plan.pending(records) else FAILED
 
-    def task(self, execution: ExecutionOptions, *, opening: bool = False) -> Task:
+    def task(self, execution: ExecutionOptions, *, opening: bool = False, warm: Warm | None = None) -> Task:
         """Check everything that can be checked before a run, and make the task of the workers.
 
         Args:
             execution: Options of the execution.
             opening: Whether to print what will be run, and how long it takes.
+            warm: Workers to start once the data of every problem have been made, so that a function that downloads
+                or writes a file on its first call has done so, and no other process was there.
 
         Raises:
             BadInput: If a check fails.
         """
         strategy = self._strategy(execution)
+        made = partial(warm.start, strategy) if warm else lambda: None
         if not opening:
-            return self._task(strategy, self._checked(execution))
-        meanwhile = math.isinf(execution.time_budget) and usable_cpus() > 1
-        with self._probe(strategy, execution) if meanwhile else nullcontext() as probe:
-            with self._status("Checking every program before the first run"):
-                checked = self._checked(execution, probe=probe)
-                task = self._task(strategy, checked)
-                known = self._known(task)
-                time = self._time(execution, task, checked, known, probe, wait=min(SHORT, probe.age) if probe else 0.0)
+            return self._task(strategy, self._checked(execution, made=made))
+        with self._status("Checking every program before the first run"):
+            checked = self._checked(execution, made=made)
+            task = self._task(strategy, checked)
+            known = self._known(task)
+            time = self._time(execution, task, checked, known)
         where = (
             f" Runs are kept in `{self.output}`: Ctrl-C is safe, and the same command resumes." if self.output else ""
         )
         self._print(f"{self.comparison.question} {announce.size(self.plan, self.configurations, known)}")
         self._print(f"{time}{where}".lstrip())
         return task
+
+    def _warm(self, execution: ExecutionOptions) -> Warm | None:
+        """Make workers that start early, for a whole comparison of which no run has been made."""
+        if self.shard or self.store.header() or not isinstance(execution.executor, Local):
+            return None
+        return execution.executor.warm(self.settings)
 
     def _strategy(self, execution: ExecutionOptions) -> Strategy:
         """Check the folder and the options, and choose the strategy, before JAX initializes its devices.
@@ -375,7 +382,7 @@ class Invocation:
         return Task(source=source, settings=self.settings, identity=described, strategy=strategy, about=checked.about)
 
     def _checked(
-        self, execution: ExecutionOptions, *, every: bool = True, probe: Probe | None = None
+        self, execution: ExecutionOptions, *, every: bool = True, made: Callable[[], None] = lambda: None
     ) -> preflight.Checked:
         """Trace every configuration, or the representatives alone, which runs code of the comparison in this process.
 
@@ -384,7 +391,7 @@ class Invocation:
         Args:
             execution: Options of the execution.
             every: Whether to trace every configuration.
-            probe: The probe, which is started once the data have been made.
+            made: Called once the data of every problem have been made.
 
         Raises:
             BadInput: If a check fails.
@@ -398,7 +405,7 @@ class Invocation:
                     self.plan,
                     lambda: min(run_timeout, deadline - monotonic()),
                     every=every,
-                    made=probe.start if probe else lambda: None,
+                    made=made,
                 )
         except limits.OutOfTime:
             if monotonic() >= deadline:
@@ -411,9 +418,9 @@ class Invocation:
     def _execute(
         self,
         task: Task,
-        configurations: frozenset[Configuration],
         known: dict[Run, Record],
         execution: ExecutionOptions,
+        warm: Warm | None,
         deadline: float,
     ) -> tuple[int, int]:
         """Add to `known` until nothing is pending or time is over; return the numbers of finished and planned runs."""
@@ -426,13 +433,15 @@ class Invocation:
 
         def pending() -> list[list[Run]]:
             needed = time_budget.pending(self.plan, rounds, settled())
-            return [[run for run in runs if run.configuration in configurations] for runs in needed]
+            return [[run for run in runs if run.configuration in self.configurations] for runs in needed]
 
         limit = limits.RunLimit(self.plan, execution.run_timeout)
         for record in known.values():
             limit.add(record)
-        display = Display(self.console, self.plan, configurations, settled(), deadline)
+        display = Display(self.console, self.plan, self.configurations, settled(), deadline)
         start = partial(execution.executor.start, output=self.output)
+        if warm and isinstance(execution.executor, Local):
+            start = partial(execution.executor.start, output=self.output, warm=warm)
         made = schedule.records(task, self.plan, pending, start, lambda: monotonic() > deadline, limit)
         with display, closing(made):
             for record in made:
@@ -472,22 +481,14 @@ class Invocation:
         """List the current records of planned runs."""
         return self.plan.relevant(current(self.plan, task.identity, self.store.records()).values())
 
-    def _probe(self, strategy: Strategy, execution: ExecutionOptions) -> "AbstractContextManager[Probe | None]":
-        """Make a probe where the workers are single-thread processes of this machine."""
-        known = strategy.one_thread and isinstance(execution.executor, Local)
-        return Probe(self.settings, strategy) if known else nullcontext()
-
     def _time(
         self,
         execution: ExecutionOptions,
         task: Task,
         checked: preflight.Checked,
         known: Sequence[Record],
-        probe: Probe | None,
-        *,
-        wait: float,
     ) -> str:
-        """Say how long the pending runs take, from the records that are there, else from the probe."""
+        """Say how long the pending runs take, from the records that are there, else from the size of programs."""
         stops, budget = "", execution.time_budget
         if math.isfinite(budget):
             stops = f"Stops after {formatting.duration(budget)}."
@@ -497,9 +498,11 @@ class Invocation:
         left = estimate.remaining(self.plan, known, self.configurations)
         costs = estimate.costs_of(known)
         needed = {configuration.problem for configuration, runs in left.items() if runs}
-        if probe and needed - {configuration.problem for configuration in costs}:
-            costs = probe.costs(self.plan, wait=wait) | costs
-        return f"{announce.time(self.plan, left, checked.steps, costs, workers)} {stops}".strip()
+        unknown = needed - {configuration.problem for configuration in costs}
+        by_size = {c: cost_model.estimated(program) for c, program in checked.extremes.items() if c.problem in unknown}
+        costs |= {configuration: cost for configuration, cost in by_size.items() if cost}
+        said = announce.time(self.plan, left, checked.steps, costs, workers, measured=not by_size)
+        return f"{said} {stops}".strip()
 
     def _status(self, text: str) -> "AbstractContextManager[object]":
         """Show a text on a terminal while something lasts."""
@@ -530,7 +533,7 @@ def _not_traced(checked: preflight.Checked) -> str:
     if checked.traced == checked.built:
         return ""
     return (
-        f"All {checked.built} programs were built and {checked.traced} of them traced, one for each norm of a curve; "
+        f"All {checked.built} programs were built and {checked.traced} of them traced, one for each norm of a problem; "
         "without `--dry-run` all are, before the first run."
     )
 

@@ -2,8 +2,8 @@
 
 The configurations of a curve that differ in the factor's value alone share a representative, the first that can be
 trained. The whole step of the representative is traced, the steps of the others as far as the loss (see
-`Program.forward`). A dry run traces the representatives alone, and so does a run with a time budget, of which the
-checks are a part.
+`Program.forward`). A dry run traces one configuration of every problem and norm, the first of a problem as a whole, the
+others as far as the loss; so does a run with a time budget, of which the checks are a part.
 """
 
 import math
@@ -32,6 +32,7 @@ class Checked(NamedTuple):
         about: See `Program.description`.
         libraries: See `Program.libraries`.
         steps: Number of updates of each program that was built.
+        extremes: The programs with the fewest and the most updates of every problem.
         invalid: Reasons of configurations that cannot be run.
         traced: Number of programs that were traced.
     """
@@ -40,6 +41,7 @@ class Checked(NamedTuple):
     about: dict[str, str]
     libraries: dict[str, tuple[str, ...]]
     steps: dict[Configuration, int]
+    extremes: dict[Configuration, Program]
     invalid: dict[Configuration, str]
     traced: int
 
@@ -65,7 +67,7 @@ def data_of(
     Args:
         plan: The plan of the configurations.
         limit: Returns the seconds that the next configuration may take.
-        every: Whether to trace more than the representatives.
+        every: Whether to trace more than one configuration of every problem and norm.
         made: Called once the data of every problem have been made.
 
     Raises:
@@ -80,10 +82,13 @@ def data_of(
     for configuration in dict.fromkeys((*one_each, *runnable)):
         try:
             with limits.at_most(limit()):
-                known = _alike(plan, configuration) in representatives
-                trace = TraceDepth.NOTHING if known and not every else TraceDepth.FORWARD if known else TraceDepth.WHOLE
-                programs[configuration] = traced(plan, configuration, trace)
-                representatives.setdefault(_alike(plan, configuration), configuration)
+                alike = _alike(plan, configuration) if every else (configuration.problem, configuration.norm)
+                if alike in representatives:
+                    depth = TraceDepth.FORWARD if every else TraceDepth.NOTHING
+                else:
+                    depth = TraceDepth.WHOLE if every or configuration in one_each else TraceDepth.FORWARD
+                programs[configuration] = traced(plan, configuration, depth)
+                representatives.setdefault(alike, configuration)
         except Untrainable as error:
             reasons[configuration] = str(error)
         if configuration == one_each[-1]:
@@ -103,9 +108,17 @@ def data_of(
             problem: used for problem, configuration in first.items() if (used := programs[configuration].libraries)
         },
         steps={configuration: program.steps for configuration, program in programs.items()},
+        extremes=_extremes(programs),
         invalid={configuration: reason for configuration, reason in reasons.items() if reason},
         traced=len(programs if every else representatives),
     )
+
+
+def _extremes(programs: Mapping[Configuration, Program]) -> dict[Configuration, Program]:
+    by_problem: dict[str, list[Configuration]] = {}
+    for configuration in sorted(programs, key=lambda one: programs[one].steps):
+        by_problem.setdefault(configuration.problem, []).append(configuration)
+    return {end: programs[end] for of in by_problem.values() for end in (of[0], of[-1])}
 
 
 class TraceDepth(Enum):

@@ -7,18 +7,21 @@ import signal
 import sys
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from itertools import count
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import NoReturn, Self
 
 from normlab.errors import BadInput, Fault, one_line
+from normlab.study.design.comparison import Settings
 from normlab.study.design.provenance import usable_cpus
 from normlab.study.design.records import Configuration, Run
 from normlab.study.executors.protocol import Begun, Died, Done, Event
-from normlab.study.worker.runner import worker
+from normlab.study.worker.runner import ConfigurationRunner, before_the_task, worker
 from normlab.study.worker.strategy import Strategy, Task, environment
 
 
@@ -45,11 +48,16 @@ class Local:
                 f"Expected one job where {strategy.devices} devices of this machine train each model, got {self.jobs}."
             )
 
-    def start(self, task: Task, output: Path | None = None) -> "LocalPool | None":
-        """Create a pool of processes, each started when it is needed."""
+    def warm(self, settings: Settings) -> "Warm | None":
+        """Return workers that can start before there is a task, as many as this process leaves processors."""
+        spare = usable_cpus() - 1
+        return Warm(settings, min(self.jobs or spare, spare)) if settings.source and spare else None
+
+    def start(self, task: Task, output: Path | None = None, warm: "Warm | None" = None) -> "LocalPool | None":
+        """Create a pool of processes, each started when it is needed; those that are `warm` come first."""
         if task.strategy.alone or (task.strategy.lanes and self.jobs in (None, 1) and not self._apart()):
             return None
-        return LocalPool(task, self.jobs or (1 if task.strategy.lanes else usable_cpus()))
+        return LocalPool(task, self.jobs or (1 if task.strategy.lanes else usable_cpus()), warm)
 
     def _apart(self) -> bool:
         """Check whether another process can use the device that this process has opened."""
@@ -115,10 +123,10 @@ class _Worker:
 class LocalPool:
     """Worker processes, each started when there is a first configuration for it."""
 
-    def __init__(self, task: Task, jobs: int) -> None:
-        """Store the task; workers start on first use."""
+    def __init__(self, task: Task, jobs: int, warm: "Warm | None" = None) -> None:
+        """Store the task; workers start on first use, after those that are warm."""
         self.jobs = jobs
-        self._task, self._workers = task, list[_Worker]()
+        self._task, self._workers, self._warm = task, list[_Worker](), warm
 
     def submit(self, configurations: Mapping[Configuration, Sequence[Run]], room: int) -> Collection[Configuration]:
         """Send each idle worker a configuration, preferably one that it has compiled."""
@@ -165,16 +173,77 @@ class LocalPool:
         )
 
     def _start(self) -> _Worker:
-        taken = {one.index for one in self._workers}
-        index = next(index for index in count() if index not in taken)
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, self._task), daemon=True, name="normlab-worker")
-        with environment(self._task.strategy.environment(os.environ, index)):
-            process.start()
-        theirs.close()
-        self._workers.append(_Worker(process, ours, index))
-        return self._workers[-1]
+        one = self._warm.take() if self._warm else None
+        if not one:
+            taken = {other.index for other in self._workers}
+            one = _spawned(self._task.strategy, next(index for index in count() if index not in taken))
+        with suppress(OSError):  # it died while it got warm, which `receive` reports
+            one.connection.send(self._task)
+        self._workers.append(one)
+        return one
+
+
+class Warm:
+    """Workers that start while the comparison is checked: they import, and compile the first program of each problem.
+
+    They make no run, and write nothing but the cache of compiled programs, before they have a task.
+    """
+
+    def __init__(self, settings: Settings, jobs: int) -> None:
+        """Store the settings; `jobs` is the number of workers."""
+        self._settings, self._jobs = settings, jobs
+        self._workers: list[_Worker] = []
+
+    def start(self, strategy: Strategy) -> None:
+        """Start the workers, if the strategy has any; without processes or memory there are none."""
+        with suppress(OSError):
+            while strategy.one_thread and len(self._workers) < self._jobs:
+                self._workers.append(_spawned(strategy, len(self._workers), self._settings))
+
+    def take(self) -> _Worker | None:
+        """Hand over one worker; `None` if none is left."""
+        return self._workers.pop(0) if self._workers else None
+
+    def __enter__(self) -> Self:
+        """Return the workers."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the workers that nobody has taken; a function that makes data may clean up."""
+        for one in self._workers:
+            one.process.terminate()
+        for one in self._workers:
+            one.connection.close()
+            one.process.join(GRACE)
+            one.process.kill()
+            one.process.join()
+
+
+def _spawned(strategy: Strategy, index: int, settings: Settings | None = None) -> _Worker:
+    """Start a process that waits for its task; with settings it gets warm before."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(
+        target=_work, args=(theirs, strategy, settings, index), daemon=True, name="normlab-worker"
+    )
+    with environment(strategy.environment(os.environ, index)), _without_interrupts():
+        process.start()
+    theirs.close()
+    return _Worker(process, ours, index)
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Start a process that Ctrl-C does not end, and whose end is up to its parent."""
+    if sys.platform == "win32":
+        yield
+        return
+    resource_tracker.ensure_running()  # it would let interrupts through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _how(exitcode: int | None) -> str:
@@ -182,6 +251,9 @@ def _how(exitcode: int | None) -> str:
         return "it was killed, as the system does when memory runs out"
     return f"it ended by signal {-exitcode}" if exitcode and exitcode < 0 else f"it ended with exit code {exitcode}"
 
+
+GRACE = 0.5
+"""Seconds in which a worker without a task can end by itself, so that a function that writes a file can clean up."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -200,14 +272,16 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
-def _work(connection: Connection, task: Task) -> None:
+def _work(connection: Connection, strategy: Strategy, settings: Settings | None, index: int) -> None:
     """Serve one parent until it closes the connection or ends."""
     end_with_parent()
     os.umask(0o077)  # compiled programs are written by JAX; what users are to read, the parent writes
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C ends
     with suppress(EOFError, OSError):
+        ahead = _compiled_ahead(connection, strategy, settings, index) if settings else None
+        task = connection.recv()
         try:
-            runner = worker(task)
+            runner = worker(task, ahead)
         except Fault as error:
             connection.send(error)
             return
@@ -220,3 +294,25 @@ def _work(connection: Connection, task: Task) -> None:
             for record in runner(configuration, runs):
                 connection.send(record)
             connection.send(Done(configuration))
+
+
+def _compiled_ahead(
+    connection: Connection, strategy: Strategy, settings: Settings, index: int
+) -> ConfigurationRunner | None:
+    """Compile until there is a task; errors are left to the checks, which report them."""
+    signal.signal(signal.SIGTERM, _exit)
+    runner = None
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), suppress(Exception):
+        runner = before_the_task(settings, strategy)
+        firsts = runner.first_of_each_problem()
+        for configuration in (*firsts[index % len(firsts) :], *firsts[: index % len(firsts)]):
+            if connection.poll():
+                break
+            runner.compile(configuration)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return runner
+
+
+def _exit(*_: object) -> NoReturn:
+    """End the process by an exception, so that the code of the comparison can clean up."""
+    raise SystemExit

@@ -16,12 +16,13 @@ from normlab.study.design.provenance import file_hash
 from normlab.study.design.records import EVALUATE, Configuration, Record, Run, RunIdentity
 from normlab.study.worker.identity import describe, differences, files_of
 from normlab.study.worker.outcome import TUNING_SEES, failure, make_record, rows_of, status_of
-from normlab.study.worker.strategy import Task
+from normlab.study.worker.strategy import Strategy, Task
 
 if TYPE_CHECKING:
     import jax
     from jax.sharding import Mesh
 
+    from normlab.study.design.comparison import Settings
     from normlab.study.design.program import Program
     from normlab.study.training.compilation import Compiled
     from normlab.study.training.loop import Outcome
@@ -31,17 +32,37 @@ PROGRAMS_KEPT = 64
 """Compiled programs that a process keeps: a configuration is evaluated once its whole column has been tuned."""
 
 
-def worker(task: Task) -> "ConfigurationRunner":
+def before_the_task(settings: "Settings", strategy: Strategy) -> "ConfigurationRunner":
+    """Load the comparison in a process of its own, and make a runner that can compile, but not yet run.
+
+    Raises:
+        BadInput: If the comparison cannot be loaded.
+    """
+    task = Task(source=settings.source, settings=settings, identity=describe({}, {}, strategy), strategy=strategy)
+    return _runner(task)
+
+
+def _runner(task: Task) -> "ConfigurationRunner":
+    from normlab.study.training.compilation_cache import use_cache
+
+    use_cache()
+    comparison = discovery.load(task.source)
+    with discovery.importing(discovery.locate(task.source)):
+        return ConfigurationRunner(task, Plan(comparison, task.settings))
+
+
+def worker(task: Task, runner: "ConfigurationRunner | None" = None) -> "ConfigurationRunner":
     """Load the comparison in a process of its own, check the identity, and make its runner.
+
+    Args:
+        task: The task.
+        runner: A runner from before there was a task, which then gets it.
 
     Raises:
         Fault: If the comparison cannot be loaded, or code, versions or platform differ from those of the task.
     """
-    from normlab.study.training.compilation_cache import use_cache
-
-    use_cache()
     try:
-        comparison = discovery.load(task.source)
+        runner = runner or _runner(task)
         files = discovery.code(task.source, files_of(task.identity))
     except BadInput as error:
         raise Fault(f"Worker processes cannot start on {platform.node()}: {error}") from error
@@ -51,9 +72,8 @@ def worker(task: Task) -> "ConfigurationRunner":
             f"Expected workers like the process that gives them runs, got `{what}` {ours} on {platform.node()} instead "
             f"of {theirs}. Install the same there, or leave that machine out; finished runs are kept."
         )
-    with discovery.importing(discovery.locate(task.source)):
-        plan = Plan(comparison, task.settings)
-    return ConfigurationRunner(task, plan)
+    runner.adopt(task)
+    return runner
 
 
 def _findable(identity: RunIdentity, files: Mapping[str, Path]) -> RunIdentity:
@@ -71,7 +91,8 @@ class ConfigurationRunner:
         self._programs: OrderedDict[Configuration, _Ready | Exception] = OrderedDict()
         self._data: dict[tuple[str, Mesh | None], Mapping[str, jax.Array]] = {}
         self._lanes: dict[Configuration, int] = {}
-        self._file = discovery.locate(task.source) if files_of(task.identity) else None
+        self._hashes: dict[str, str] = {}
+        self._file = discovery.locate(task.source) if task.source else None
         self._checked = set(self._run_here())
 
     def __call__(self, configuration: Configuration, runs: Sequence[Run]) -> Iterator[Record]:
@@ -79,6 +100,30 @@ class ConfigurationRunner:
         lanes = self.lanes(configuration)
         for start in range(0, len(runs), lanes):
             yield from self._stack(configuration, runs[start : start + lanes])
+
+    def first_of_each_problem(self) -> list[Configuration]:
+        """Return the configurations with which the runs of the problems begin."""
+        usable = [
+            configuration for configuration in self.plan.configurations if not self.plan.incompatible(configuration)
+        ]
+        return list({configuration.problem: configuration for configuration in reversed(usable)}.values())[::-1]
+
+    def compile(self, configuration: Configuration) -> None:
+        """Compile a program ahead of its runs; an exception is left to them."""
+        with suppress(Exception), discovery.importing(self._file):
+            self._ready(configuration)
+
+    def adopt(self, task: Task) -> None:
+        """Take over a task; programs that failed, or have other data, are compiled again when their runs come."""
+        self.task, self._checked = task, set(self._run_here())
+        data = task.identity["data"]
+        same = {problem for problem, found in self._hashes.items() if data.get(problem, found) == found}
+        self._data = {there: arrays for there, arrays in self._data.items() if there[0] in same}
+        self._programs = OrderedDict(
+            (configuration, ready)
+            for configuration, ready in self._programs.items()
+            if configuration.problem in same and isinstance(ready, _Ready)
+        )
 
     def lanes(self, configuration: Configuration) -> int:
         """Return the size of a stack of runs: one where data are read meanwhile, so that no run fails with another."""
@@ -164,7 +209,7 @@ class ConfigurationRunner:
         program = build(self.plan, configuration)
         there = configuration.problem, program.mesh
         if there not in self._data:
-            found = program.data_hash
+            self._hashes[configuration.problem] = found = program.data_hash
             if (
                 self.task.identity["data"].get(configuration.problem, found) != found
             ):  # absent where nothing could be traced

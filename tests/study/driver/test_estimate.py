@@ -4,11 +4,9 @@ import io
 import math
 import re
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from rich.console import Console
 from rich.progress import Task, TaskID
@@ -19,8 +17,6 @@ from normlab.study.design.plan import Plan
 from normlab.study.design.records import Configuration, Record
 from normlab.study.driver import announce, progress
 from normlab.study.driver.estimate import START, Cost, Work, about, costs_of, remaining, seconds_of
-from normlab.study.driver.probe import measured
-from normlab.study.worker.runner import build
 from tests.support.toys import a_record, settings_for
 
 
@@ -69,12 +65,14 @@ def test_time_is_linear_in_updates_between_measured_programs() -> None:
 def test_a_problem_that_was_not_measured_makes_a_lower_bound(plan: Plan) -> None:
     known, unknown = a_configuration(0), a_configuration(1, "conv")
     left, steps = {known: 500, unknown: 500}, {known: 10, unknown: 10}
-    said = announce.time(plan, left, steps, {known: Cost(1.0, 1.0)}, workers=2)
+    said = announce.time(plan, left, steps, {known: Cost(1.0, 1.0)}, workers=2, measured=True)
     assert said == "More than 4 min with 2 workers, by the 1 program measured."
-    said = announce.time(plan, left, steps, {known: Cost(1.0, 1.0), unknown: Cost(1.0, 2.0)}, workers=2)
+    said = announce.time(plan, left, steps, {known: Cost(1.0, 1.0), unknown: Cost(1.0, 2.0)}, workers=2, measured=True)
     assert said == "About 13 min with 2 workers, by the 2 programs measured."
-    assert announce.time(plan, left, steps, {}, workers=2) == ""
-    assert announce.time(plan, {known: 0}, steps, {}, workers=2) == "All runs are there."
+    said = announce.time(plan, left, steps, {known: Cost(1.0, 1.0)}, workers=2, measured=False)
+    assert said == "More than 4 min with 2 workers, by the size of programs."
+    assert announce.time(plan, left, steps, {}, workers=2, measured=False) == ""
+    assert announce.time(plan, {known: 0}, steps, {}, workers=2, measured=False) == "All runs are there."
 
 
 @pytest.mark.parametrize(
@@ -83,13 +81,6 @@ def test_a_problem_that_was_not_measured_makes_a_lower_bound(plan: Plan) -> None
 )
 def test_times_are_rough(seconds: float, expected: str) -> None:
     assert about(seconds) == f"about {expected}"
-
-
-@pytest.mark.parametrize("series", [None, lambda state, data: {"w": state["w"][None]}])
-def test_a_program_is_measured(plan: Plan, series: Callable[..., dict[str, np.ndarray]] | None) -> None:
-    program = build(plan, plan.configurations[0])
-    cost = measured(replace(program, series=series))
-    assert cost.compile > 0 and cost.run > 0
 
 
 def test_a_run_opens_with_its_size_and_ends_with_commands_that_can_be_typed(
@@ -101,7 +92,8 @@ def test_a_run_opens_with_its_size_and_ends_with_commands_that_can_be_typed(
     assert main(["run", "--norms", "none", "instance", "toy.py", *few]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Does the engine work? 2 norms on scalar; batch size 2: 1 program, about 10 runs."
-    assert lines[1].startswith("Stops after 10 min. Runs are kept in `results/toy-quick`: Ctrl-C is safe")
+    about, stops = "About 10 s with 1 worker, by the size of programs.", "Stops after 10 min."
+    assert lines[1].startswith(f"{about} {stops} Runs are kept in `results/toy-quick`: Ctrl-C is safe")
     assert sum("instance" in line and "spatial axes" in line for line in lines) == 1
     assert not any(line.startswith("[") and "instance" in line for line in lines)
     assert any(line.startswith("[  1/1] scalar") for line in lines)
