@@ -24,8 +24,8 @@ SECONDS: Mapping[str, tuple[float, float]] = {
 }
 """Seconds of one core to compile a program and to make a run, by comparison: means over problems, rounded.
 
-They were measured on a server, at the epochs of the largest budget and with the default
-data. Elsewhere half or twice as much is possible.
+They were measured on a server, at the epochs of the largest budget and with the default data. Elsewhere half or twice
+as much is possible.
 """
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import jax
     from jax.sharding import Mesh
 
-    from normlab.study.design.comparison import Settings
+    from normlab.study.design.comparison import Comparison, Settings
     from normlab.study.design.program import Program
     from normlab.study.training.compilation import Compiled
     from normlab.study.training.loop import Outcome
@@ -38,15 +38,19 @@ def before_the_task(settings: "Settings", strategy: Strategy) -> "ConfigurationR
     Raises:
         BadInput: If the comparison cannot be loaded.
     """
-    task = Task(source=settings.source, settings=settings, identity=describe({}, {}, strategy), strategy=strategy)
-    return _runner(task)
+    comparison = _loaded(settings.source)
+    identity = describe(discovery.code(settings.source), {}, strategy)
+    return _runner(comparison, Task(source=settings.source, settings=settings, identity=identity, strategy=strategy))
 
 
-def _runner(task: Task) -> "ConfigurationRunner":
+def _loaded(source: str) -> "Comparison":
     from normlab.study.training.compilation_cache import use_cache
 
     use_cache()
-    comparison = discovery.load(task.source)
+    return discovery.load(source)
+
+
+def _runner(comparison: "Comparison", task: Task) -> "ConfigurationRunner":
     with discovery.importing(discovery.locate(task.source)):
         return ConfigurationRunner(task, Plan(comparison, task.settings))
 
@@ -62,7 +66,7 @@ def worker(task: Task, runner: "ConfigurationRunner | None" = None) -> "Configur
         Fault: If the comparison cannot be loaded, or code, versions or platform differ from those of the task.
     """
     try:
-        runner = runner or _runner(task)
+        comparison = runner.plan.comparison if runner else _loaded(task.source)
         files = discovery.code(task.source, files_of(task.identity))
     except BadInput as error:
         raise Fault(f"Worker processes cannot start on {platform.node()}: {error}") from error
@@ -72,6 +76,8 @@ def worker(task: Task, runner: "ConfigurationRunner | None" = None) -> "Configur
             f"Expected workers like the process that gives them runs, got `{what}` {ours} on {platform.node()} instead "
             f"of {theirs}. Install the same there, or leave that machine out; finished runs are kept."
         )
+    if not runner:
+        return _runner(comparison, task)
     runner.adopt(task)
     return runner
 
@@ -92,7 +98,7 @@ class ConfigurationRunner:
         self._data: dict[tuple[str, Mesh | None], Mapping[str, jax.Array]] = {}
         self._lanes: dict[Configuration, int] = {}
         self._hashes: dict[str, str] = {}
-        self._file = discovery.locate(task.source) if task.source else None
+        self._file = discovery.locate(task.source) if files_of(task.identity) else None
         self._checked = set(self._run_here())
 
     def __call__(self, configuration: Configuration, runs: Sequence[Run]) -> Iterator[Record]:

@@ -71,7 +71,7 @@ def test_a_task_takes_over_what_fits_it(change: str, toy: Path) -> None:
     task = Invocation(discovery.load(str(toy)), settings, None, "")._task(Strategy(), checked)
     ready = runner._programs[first]
     if change == "other data":
-        task.identity["data"]["scalar"] = "f" * 64
+        task = replace(task, identity={**task.identity, "data": {"scalar": "f" * 64}})
     runner.adopt(task)
     assert (runner._programs.get(first) is ready) == (change == "same")
     assert bool(runner._data) == (change == "same")
