@@ -45,10 +45,10 @@ compare: $(VENV)/study.stamp
 	@$(BIN)/normlab run batch_size --tier $(TIER) --open
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
 test-all: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .
@@ -61,7 +61,9 @@ $(VENV)/docs.stamp: $(VENV)/study.stamp
 	@touch $@
 
 docs: $(VENV)/docs.stamp
+	@rm -f build/site.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@touch build/site.stamp
 	@echo "Open build/site/index.html in a browser."
 
 docs-serve: $(VENV)/docs.stamp

@@ -20,6 +20,14 @@ with environment({"PJRT_NPROC": str(THREADS_PER_DEVICE * 8)}):
     use_cache()  # most of the time of the tests is XLA's, which compiles much of it again and again
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each file to one process of several, which makes once what its tests share, unless tests say otherwise."""
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def programs() -> Iterator[None]:
     """Unload what was compiled: each program maps some memory, and Linux ends a process with 65,530 maps."""

@@ -4,6 +4,7 @@ JAX lowers for a platform without a device of the platform. Nothing here is comp
 """
 
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -91,31 +92,29 @@ def test_an_operation_that_an_accelerator_lacks_is_refused_in_a_gradient() -> No
 
 RENORM = F.RenormStatistics(jnp.zeros(8), jnp.ones(8), jnp.zeros((), jnp.int32))
 ONLINE = (F.RunningStatistics(jnp.zeros(8), jnp.ones(8), jnp.zeros((), jnp.int32)), F.OnlineErrors(*jnp.zeros((2, 8))))
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "batch_norm": F.batch_norm,
+CALLS: dict[str, Callable[..., Any]] = {
     "batch_renorm": lambda x, *affine, where: F.batch_renorm(x, RENORM, *affine, where=where),
-    "layer_norm": F.layer_norm,
     "rms_norm": lambda x, scale, _, where: F.rms_norm(x, scale, where=where),
     "group_norm": partial(F.group_norm, num_groups=2),
-    "instance_norm": F.instance_norm,
-    "dyt": F.dyt,
     "online_norm": lambda x, *affine, where: F.online_norm(x, *ONLINE, *affine, where=where),
     "evaluate_online_norm": lambda x, *affine, where: F.evaluate_online_norm(x, ONLINE[0], *affine, where=where),
     "streaming_norm": lambda x, *affine, where: F.streaming_norm(x, *F.initial_streaming((8,)), *affine, where=where),
 }
+"""Functions that take more than activations, scale and bias, or less."""
 
-
-def test_every_function_is_lowered() -> None:
-    functions = {name for name in F.__all__ if name.endswith(("_norm", "_renorm", "dyt"))}
-    of_statistics = {name for name in functions if name.startswith(("update_", "merge_", "as_"))}
-    assert functions - of_statistics - {"cell_norm"} == FUNCTIONS.keys()
+FUNCTIONS = [
+    name
+    for name in F.__all__
+    if re.fullmatch(r"\w+_(re)?norm|dyt", name) and not re.match("as_|cell_|merge_|update_", name)
+]
 
 
 @each_dtype
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions(name: str, dtype: str) -> None:
     def f(x: jax.Array, scale: jax.Array, bias: jax.Array, where: Any) -> tuple[Any, ...]:
-        found = FUNCTIONS[name](x, scale, bias, where=where)
+        function: Callable[..., Any] = CALLS.get(name) or getattr(F, name)
+        found = function(x, scale, bias, where=where)
         return found if isinstance(found, tuple) else (found,)
 
     lower_gradient(partial(f, where=None), shaped(SHAPE, dtype), shaped((8,)), shaped((8,)))
@@ -160,30 +159,19 @@ def test_a_symbolic_batch(train: bool) -> None:
     lower_gradient(partial(applied, module), variables_of(module, shaped(SHAPE)), x)
 
 
-SPREAD = {
-    "batch": P("d"),
-    "batch_renorm": P("d"),
-    "layer:reduction_axes=(1,2,3),feature_axes=-1": P(None, "d"),
-    "rms:reduction_axes=(1,2,3),feature_axes=-1": P(None, "d"),
-    "group:num_groups=2": P(None, "d"),
-    "instance": P(None, "d"),
-    "continual:num_groups=2": P("d"),
-}
-"""Norms whose statistics cross devices, and the axis of the examples or positions that the devices share."""
-
-
-def test_every_norm_across_devices_is_lowered() -> None:
-    across = {name for name in ALL if hasattr(norm_of(name).linen(train=True), "axis_name")}
-    assert {norms.get(norm).name for norm in SPREAD} == across
+OVER_POSITIONS = {"reduction_axes": (1, 2, 3), "feature_axes": -1}
+ACROSS = [name for name in ALL if hasattr(norm_of(name).linen(train=True), "axis_name")]
 
 
 @each_dtype
-@pytest.mark.parametrize("norm", SPREAD)
-def test_statistics_across_devices(norm: str, dtype: str) -> None:
-    module = norms.get(norm, axis_name="d").linen(train=True)
+@pytest.mark.parametrize("name", ACROSS)
+def test_statistics_across_devices(name: str, dtype: str) -> None:
+    """Devices share the examples of a norm over the batch, the positions of another."""
+    options = OVER_POSITIONS if name in ("layer", "rms") else {}
+    spec = P("d") if norms.get(name).needs_batch else P(None, "d")
+    module = norm_of(name, axis_name="d", **options).linen(train=True)
     x = shaped((4, 4, 2, 8), dtype)
     variables = variables_of(module, x)
-    spec = SPREAD[norm]
     spread = jax.shard_map(
         partial(applied, module), mesh=AbstractMesh((4,), ("d",)), in_specs=(P(), spec), out_specs=(spec, P())
     )
@@ -210,7 +198,7 @@ def test_nnx_modules(name: str, dtype: str) -> None:
         lower_gradient(*nnx_outputs(module), shaped(SHAPE, dtype))
 
 
-CELLS = {"simple": "SimpleCell", "lstm": "LSTMCell", "gru": "GRUCell"}
+CELLS = ("SimpleCell", "LSTMCell", "GRUCell")
 SEQUENCES, LENGTHS = (4, 3, 2), (4,)
 
 
@@ -219,7 +207,7 @@ SEQUENCES, LENGTHS = (4, 3, 2), (4,)
 def test_recurrent_cells(cell: str, norm: str, dtype: str) -> None:
     x, lengths = shaped(SEQUENCES, dtype), shaped(LENGTHS, "int32")
     for train in (True, False):
-        rnn = linen.RNN(getattr(linen, CELLS[cell])(8, norm=norm, use_running_average=not train))
+        rnn = linen.RNN(getattr(linen, cell)(8, norm=norm, use_running_average=not train))
         lower_gradient(
             lambda variables, x, lengths, rnn=rnn: applied(rnn, variables, x, seq_lengths=lengths),
             variables_of(rnn, x), x, lengths,
@@ -228,7 +216,7 @@ def test_recurrent_cells(cell: str, norm: str, dtype: str) -> None:
 
 @pytest.mark.parametrize(("cell", "norm"), [*zip(itertools.cycle(CELLS), norms.cell_names(), strict=False)])
 def test_recurrent_cells_of_nnx(cell: str, norm: str) -> None:
-    make = getattr(nnx, CELLS[cell])
+    make = getattr(nnx, cell)
     module = flax_nnx.eval_shape(lambda: nnx.RNN(make(2, 8, norm=norm, rngs=flax_nnx.Rngs(0))))
     lower_gradient(*nnx_outputs(module), shaped(SEQUENCES))
 

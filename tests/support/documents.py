@@ -34,7 +34,6 @@ ENTRIES = tuple(
 """Objects with an entry in the reference, by the names of their anchors."""
 
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]*)#?([^)\s]*)\)")
-BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>[\w+-]*)(?P<info>[^`\n]*)\n(?P<text>.*?)^(?P=indent)``` *$",
     re.DOTALL | re.MULTILINE,
@@ -89,12 +88,6 @@ def blocks_of(page: Path) -> list[Block]:
         )
         for found in _FENCE.finditer(content)
     ]
-
-
-def blocks(document: str, section: str) -> list[tuple[str, str]]:
-    """Return language and text of the code blocks of a section."""
-    text = (ROOT / document).read_text()
-    return BLOCK.findall(re.split(r"^## ", text.partition(f"\n## {section}\n")[2], flags=re.MULTILINE)[0])
 
 
 def prose_of(page: Path) -> str:
