@@ -13,7 +13,7 @@ import pytest
 from tests.mutants.catalogue import Mutant
 from tests.support.paths import ROOT
 
-LIBRARIES = ("chex", "flax.linen", "flax.nnx", "hypothesis", "jax", "numpy", "optax", "pytest", "scipy.stats")
+LIBRARIES = ("chex", "flax.linen", "flax.nnx", "jax", "numpy", "optax", "pytest", "scipy.stats")
 
 
 def processes() -> ProcessPoolExecutor:

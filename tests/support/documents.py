@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from normlab.cli.main import main as cli
 from normlab.study.training.compilation_cache import use_cache
 from tests.support.paths import ENVIRONMENT, ROOT
 
@@ -134,10 +135,11 @@ def run_page(page: Path) -> None:
     """Run the code of a page in the working directory.
 
     Scripts share a namespace. Among the commands, those of files that the page shows are run; budgets beyond smoke are
-    only planned.
+    only planned, and each plan once, in this process.
     """
     main = sys.modules["__main__"] = ModuleType("__main__")
     write_files(page, Path())
+    planned: list[list[str]] = []
     for block in blocks_of(page):
         if block.reason or block.file:
             continue
@@ -146,8 +148,11 @@ def run_page(page: Path) -> None:
             exec(code, main.__dict__)
         elif block.language == "sh":
             for command in filter(is_of_own_file, commands_of(block.text)):
-                plan = [] if {"smoke", "--dry-run"} & {*command} else ["--dry-run"]
-                subprocess.run([sys.executable, "-m", *command, *plan], check=True)
+                if "smoke" in command:
+                    subprocess.run([sys.executable, "-m", *command], check=True)
+                elif (arguments := [word for word in command[1:] if word != "--dry-run"]) not in planned:
+                    planned.append(arguments)
+                    assert cli([*arguments, "--dry-run"]) == 0, command
 
 
 def run(arguments: list[str], folder: Path) -> str:
