@@ -45,10 +45,10 @@ compare: $(VENV)/study.stamp
 	@$(BIN)/normlab run batch_size --tier $(TIER) --open
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-all: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .

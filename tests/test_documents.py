@@ -158,10 +158,7 @@ SCRIPTS = [page for page in PAGES if any(block.language == "python" for block in
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "page",
-    [pytest.param(page, id=name_of(page), marks=pytest.mark.xdist_group(name_of(page))) for page in SCRIPTS],
-)
+@pytest.mark.parametrize("page", SCRIPTS, ids=map(name_of, SCRIPTS))
 def test_the_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     run(["-W", "error", "-m", "tests.support.documents", str(page)], tmp_path)
 

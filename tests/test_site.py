@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import griffe
 
 pytest.importorskip("material", reason="`make docs` installs the extra `docs`")
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.slow
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

@@ -17,7 +17,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx as flax_nnx
 from jax import export
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
@@ -172,9 +172,8 @@ def test_statistics_across_devices(name: str, dtype: str) -> None:
     module = norm_of(name, axis_name="d", **options).linen(train=True)
     x = shaped((4, 4, 2, 8), dtype)
     variables = variables_of(module, x)
-    spread = jax.shard_map(
-        partial(applied, module), mesh=AbstractMesh((4,), ("d",)), in_specs=(P(), spec), out_specs=(spec, P())
-    )
+    mesh = AbstractMesh((4,), ("d",), axis_types=(AxisType.Auto,))
+    spread = jax.shard_map(partial(applied, module), mesh=mesh, in_specs=(P(), spec), out_specs=(spec, P()))
     lower_gradient(spread, variables, x)
 
 
