@@ -42,14 +42,6 @@ def programs() -> Iterator[None]:
     jax.clear_caches()
 
 
-@pytest.fixture(scope="module")
-def quick() -> Iterator[None]:
-    """Compile with few optimizations: for tests that spend their time in the compiler, and compare no last bits."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture
 def strict() -> Iterator[None]:
     """Let no dtype or rank be promoted unseen."""

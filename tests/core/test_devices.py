@@ -19,7 +19,7 @@ from normlab import functional as F
 from normlab import linen, norms
 from tests.support.registered import ALL
 
-pytestmark = pytest.mark.usefixtures("quick", "strict")
+pytestmark = pytest.mark.usefixtures("strict")
 
 DEVICES = 4
 SHAPE = (8, 3, 6)

@@ -23,7 +23,7 @@ from normlab import linen, nnx, norms
 from normlab.functional import StatisticsError
 from tests.support import reference
 
-pytestmark = pytest.mark.usefixtures("quick", "strict")
+pytestmark = pytest.mark.usefixtures("strict")
 
 BATCH, TIME, INPUTS, WIDTH = 5, 6, 3, 4
 LENGTHS = np.array([6, 1, 3, 0, 5])  # one sequence is empty, and only one gets to the last step
