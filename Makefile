@@ -61,7 +61,9 @@ $(VENV)/docs.stamp: $(VENV)/study.stamp
 	@touch $@
 
 docs: $(VENV)/docs.stamp
+	@rm -f build/site.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@touch build/site.stamp
 	@echo "Open build/site/index.html in a browser."
 
 docs-serve: $(VENV)/docs.stamp

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -12,12 +13,26 @@ from normlab.study.worker.strategy import THREADS_PER_DEVICE, environment
 from tests.support.registered import ALL  # noqa: F401  (first of all)
 from tests.support.toys import TOY
 
+ROAMING = ("test_the_code_of_a_page_runs", "test_fifty_kills")
+
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a shell, and in all that tests start
     signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_num_cpu_devices", 8)  # unlike XLA_FLAGS, not inherited by the processes that studies start
 with environment({"PJRT_NPROC": str(THREADS_PER_DEVICE * 8)}):
     jax.devices()  # from here on nothing changes their number, a study that asks for fewer neither
     use_cache()  # most of the time of the tests is XLA's, which compiles much of it again and again
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Give all tests of a file to one process, which makes what they share once; long tests that share nothing roam."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid if any(name in nodeid for name in ROAMING) else nodeid.partition("::")[0]
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="module", autouse=True)

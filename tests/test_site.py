@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     import griffe
 
 pytest.importorskip("material", reason="`make docs` installs the extra `docs`")
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.slow
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
+SHOWN = ("normlab", "docs", "benchmarks", "experiments")
 
 
 class Page(HTMLParser):
@@ -55,13 +56,23 @@ class Page(HTMLParser):
             self.parts.add(given["src"])
 
 
+def built() -> Path | None:
+    """The site of `make docs`; `None` if there is none, or a file that it may show is newer."""
+    stamp = ROOT / "build" / "site.stamp"  # `make docs` succeeded
+    shown = [*ROOT.glob("*.md"), *(p for folder in SHOWN for p in (ROOT / folder).rglob("*") if p.suffix != ".pyc")]
+    times = [path.stat().st_mtime for path in (ROOT / "mkdocs.yml", *shown) if path.is_file()]
+    return ROOT / "build" / "site" if stamp.exists() and stamp.stat().st_mtime > max(times) else None
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if found := built():
+        return found
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     environment = {**ENVIRONMENT, "NO_MKDOCS_2_WARNING": "1"}
-    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-    assert built.returncode == 0, built.stdout + built.stderr
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 

@@ -5,48 +5,17 @@ tests that are to notice it, slow ones too. The same tests must pass without it.
 survived, and exits with 1 if anything did.
 """
 
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.mutants.catalogue import MUTANTS, Mutant
+from tests.mutants.catalogue import MUTANTS
+from tests.mutants.runner import mutate, processes, run
 from tests.support.paths import ROOT
 
 PASSED, FAILED = 0, 1  # pytest's exit codes; the others mean that it did not get to run the tests
-
-
-def run(edited: Mutant | None, tests: tuple[str, ...]) -> int:
-    """Run tests against a copy of the package with the edits of a mutant; return pytest's exit code."""
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(ROOT / "pyproject.toml", folder)  # marks are declared there
-        for part in ("normlab", "tests"):
-            shutil.copytree(ROOT / part, Path(folder, part), ignore=shutil.ignore_patterns("__pycache__"))
-        if edited is not None:
-            mutate(Path(folder, "normlab", edited.file), edited)
-        command = [sys.executable, "-W", "error", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-        done = subprocess.run(
-            [*command, *(f"tests/{test}" for test in dict.fromkeys(tests))],
-            cwd=folder, env={**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    if done.returncode not in (PASSED, FAILED) or (edited is None and done.returncode):
-        print(done.stdout[-3000:] + done.stderr[-3000:])
-    return done.returncode
-
-
-def mutate(path: Path, mutant: Mutant) -> None:
-    """Edit a file."""
-    text = path.read_text()
-    for old, new in zip(mutant.edits[::2], mutant.edits[1::2], strict=True):
-        if text.count(old) != 1:
-            sys.exit(f"Expected the text of {mutant.name!r} once in {mutant.file}, got {text.count(old)}: {old!r}")
-        text = text.replace(old, new)
-    path.write_text(text)
 
 
 def main() -> int:
@@ -57,14 +26,15 @@ def main() -> int:
             copy = Path(shutil.copy(ROOT / "normlab" / mutant.file, folder))
             mutate(copy, mutant)
             compile(copy.read_text(), mutant.file, "exec")
-    with ThreadPoolExecutor(2) as pool:
+    with processes() as pool:
         whole = pool.submit(run, None, tuple(test for mutant in MUTANTS for test in mutant.tests))
-        codes = list(pool.map(lambda mutant: run(mutant, mutant.tests), MUTANTS))
-        if whole.result() != PASSED:
-            sys.exit("Expected the tests to pass without a mutant, and they do not.")
-    for mutant, code in zip(MUTANTS, codes, strict=True):
-        print({PASSED: "SURVIVED", FAILED: "caught  "}.get(code, f"exit {code}  "), mutant.name)
-    caught = codes.count(FAILED)
+        found = list(pool.map(run, MUTANTS, (mutant.tests for mutant in MUTANTS)))
+        code, output = whole.result()
+    if code != PASSED:
+        sys.exit(f"{output}\nExpected the tests to pass without a mutant, and they do not.")
+    for mutant, (code, output) in zip(MUTANTS, found, strict=True):
+        print({PASSED: "SURVIVED", FAILED: "caught  "}.get(code, f"{output}\nexit {code}  "), mutant.name)
+    caught = [code for code, _ in found].count(FAILED)
     print(f"{caught} of {len(MUTANTS)} caught in {time.monotonic() - start:.0f} s")
     return int(caught < len(MUTANTS))
 

@@ -28,7 +28,6 @@ from normlab.functional import StatisticsError
 from normlab.norms import Norm
 from normlab.river import Classifier, Regressor, _file
 from normlab.river._network import Learned, programs
-from tests.support.documents import blocks, run
 
 Live = Classifier | Regressor
 NAN, INF = math.nan, math.inf
@@ -809,11 +808,3 @@ def test_models_of_one_recipe_share_their_programs() -> None:
     assert a._recipe() == b._recipe()
     assert programs(a._recipe(), 3, 2) is programs(b._recipe(), 3, 2)
     assert re.match(r"Classifier \(", repr(a))
-
-
-@pytest.mark.slow
-def test_the_code_of_the_page_runs(tmp_path: Path) -> None:
-    """Run the blocks of the page as one script with asserts."""
-    code = [text for language, text in blocks("docs/how-to/online.md", "Use it live") if language == "python"]
-    assert len(code) == 4 and all("assert" in text for text in code)
-    run(["-W", "error", "-c", "\n".join(code)], tmp_path)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from normlab.cli.main import main as cli
 from normlab.study.training.compilation_cache import use_cache
 from tests.support.paths import ENVIRONMENT, ROOT
 
@@ -34,7 +35,6 @@ ENTRIES = tuple(
 """Objects with an entry in the reference, by the names of their anchors."""
 
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]*)#?([^)\s]*)\)")
-BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>[\w+-]*)(?P<info>[^`\n]*)\n(?P<text>.*?)^(?P=indent)``` *$",
     re.DOTALL | re.MULTILINE,
@@ -91,12 +91,6 @@ def blocks_of(page: Path) -> list[Block]:
     ]
 
 
-def blocks(document: str, section: str) -> list[tuple[str, str]]:
-    """Return language and text of the code blocks of a section."""
-    text = (ROOT / document).read_text()
-    return BLOCK.findall(re.split(r"^## ", text.partition(f"\n## {section}\n")[2], flags=re.MULTILINE)[0])
-
-
 def prose_of(page: Path) -> str:
     """Return a page without its code."""
     return re.sub(r"`[^`\n]+`", "``", _FENCE.sub("", page.read_text()))
@@ -141,10 +135,11 @@ def run_page(page: Path) -> None:
     """Run the code of a page in the working directory.
 
     Scripts share a namespace. Among the commands, those of files that the page shows are run; budgets beyond smoke are
-    only planned.
+    only planned, and each plan once, in this process.
     """
     main = sys.modules["__main__"] = ModuleType("__main__")
     write_files(page, Path())
+    planned: list[list[str]] = []
     for block in blocks_of(page):
         if block.reason or block.file:
             continue
@@ -153,8 +148,11 @@ def run_page(page: Path) -> None:
             exec(code, main.__dict__)
         elif block.language == "sh":
             for command in filter(is_of_own_file, commands_of(block.text)):
-                plan = [] if {"smoke", "--dry-run"} & {*command} else ["--dry-run"]
-                subprocess.run([sys.executable, "-m", *command, *plan], check=True)
+                if "smoke" in command:
+                    subprocess.run([sys.executable, "-m", *command], check=True)
+                elif (arguments := [word for word in command[1:] if word != "--dry-run"]) not in planned:
+                    planned.append(arguments)
+                    assert cli([*arguments, "--dry-run"]) == 0, command
 
 
 def run(arguments: list[str], folder: Path) -> str:

@@ -21,7 +21,6 @@ selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="needs chromium and chromedriver on the path"),
-    pytest.mark.xdist_group("browser"),
 ]
 
 Browser = Any
