@@ -20,10 +20,21 @@ from normlab.study.design.comparison import Comparison, Settings
 from normlab.study.design.plan import Plan
 from normlab.study.design.provenance import usable_cpus
 from normlab.study.design.recorded import RecordedPlan, describe, fits
-from normlab.study.design.records import RETRIED, Configuration, Record, Run, RunIdentity, of_problem, run_key
+from normlab.study.design.records import (
+    RETRIED,
+    Configuration,
+    Record,
+    Run,
+    RunIdentity,
+    canonical_json,
+    cell_text,
+    key_from_texts,
+    of_problem,
+)
 from normlab.study.design.request import Request
 from normlab.study.design.shard import Shard
 from normlab.study.driver import announce, estimate, limits, preflight, schedule, time_budget
+from normlab.study.driver.ongoing import Ongoing
 from normlab.study.driver.probe import Probe
 from normlab.study.driver.progress import Display
 from normlab.study.executors.local import Local
@@ -281,9 +292,9 @@ class Invocation:
         from normlab.study.analysis.analyse import analyse
         from normlab.study.report import advice, html
 
-        if self.output is None:
+        store = self.store
+        if self.output is None or not isinstance(store, Store):
             raise ValueError("Expected an invocation with a folder, where its report is written, got none.")
-        store = Store(self.output)
         with store.reporting():
             for path in store.damaged():
                 self._print(f"Left out `{path}`, which does not contain the run of its name; `normlab run` repeats it.")
@@ -418,20 +429,17 @@ class Invocation:
     ) -> tuple[int, int]:
         """Add to `known` until nothing is pending or time is over; return the numbers of finished and planned runs."""
         again = {run for run, record in known.items() if execution.retry_failed and record.status in RETRIED}
-
-        def settled() -> list[Record]:
-            return [record for run, record in known.items() if run not in again]
-
+        settled = [record for run, record in known.items() if run not in again]
+        ongoing = Ongoing(self.plan, settled)
         rounds = time_budget.rounds(self.plan) if math.isfinite(execution.time_budget) else ()
 
         def pending() -> list[list[Run]]:
-            needed = time_budget.pending(self.plan, rounds, settled())
-            return [[run for run in runs if run.configuration in configurations] for runs in needed]
+            return list(time_budget.pending(ongoing, rounds, configurations))
 
         limit = limits.RunLimit(self.plan, execution.run_timeout)
         for record in known.values():
             limit.add(record)
-        display = Display(self.console, self.plan, configurations, settled(), deadline)
+        display = Display(self.console, self.plan, configurations, settled, deadline)
         start = partial(execution.executor.start, output=self.output)
         made = schedule.records(task, self.plan, pending, start, lambda: monotonic() > deadline, limit)
         with display, closing(made):
@@ -439,7 +447,7 @@ class Invocation:
                 self.store.add(record)
                 known[record.run] = record
                 limit.add(record)
-                again.discard(record.run)
+                ongoing.add(record)
                 display.add(record)
         return display.runs
 
@@ -537,13 +545,13 @@ def _not_traced(checked: preflight.Checked) -> str:
 
 def current(plan: Plan, described: RunIdentity, records: Iterable[Record]) -> dict[Run, Record]:
     """Select the records whose key this code, comparison and machine would give again, by run."""
-    configurations = frozenset(plan.configurations)
-    keys = {name: of_problem(described, name) for name in plan.settings.problems}
+    cells = {configuration: cell_text(configuration) for configuration in plan.configurations}
+    identities = {name: canonical_json(of_problem(described, name)) for name in plan.settings.problems}
     return {
         record.run: record
         for record in records
-        if record.run.configuration in configurations
-        and record.key == run_key(record.run, keys[record.run.configuration.problem])
+        if (cell := cells.get(record.run.configuration))
+        and record.key == key_from_texts(record.run, cell, identities[record.run.configuration.problem])
         and fits(plan, record)
     }
 

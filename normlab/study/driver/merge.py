@@ -36,7 +36,7 @@ def merge(folders: Sequence[Path], output: Path, command: str) -> Header:
         store.write_header(header)
         for folder, record in found.values():
             if folder != output:
-                store.add(record)
+                store.copy(Store(folder), record.key)
     return header
 
 
@@ -66,12 +66,13 @@ def _union(folders: Mapping[Path, Header], header: Header) -> dict[str, tuple[Pa
     plan = RecordedPlan(header.settings, header.described)
     configurations = frozenset(plan.configurations)
     for folder in folders:
-        for path in Store(folder).damaged():
+        store = Store(folder)
+        for path in store.damaged():
             raise BadInput(
                 f"Expected a run in `{path}`, got something else. Run the command that made `{folder}` again, which "
                 "repeats it; or delete the file to leave it out."
             )
-        for record in Store(folder).records():
+        for record in store.records():
             if record.identity != of_problem(header.identity, record.run.configuration.problem):
                 continue
             if record.run.configuration in configurations and not fits(plan, record):
