@@ -68,4 +68,4 @@ def test_progress_plans_a_group_once_for_each_configuration_that_a_record_comple
     planned_groups.clear()
     for run in runs:
         display.add(made_up(run))
-    assert planned_groups.total() == 2 * len(plan.configurations)  # by the coarse grid and by the whole
+    assert planned_groups.total() == len(plan.configurations)  # its last rate completes both of its grids

@@ -1,15 +1,16 @@
 """The folder of a comparison: what is written comes back, and what is there is not done again."""
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from normlab.errors import BadInput
-from normlab.study.design import discovery
+from normlab.study.design import discovery, schema
 from normlab.study.design.records import Run
-from normlab.study.driver.driver import ExecutionOptions, Invocation
+from normlab.study.driver.driver import OK, ExecutionOptions, Invocation, new_console
 from normlab.study.worker.store import Header, Store
 from normlab.study.worker.strategy import Strategy
 from tests.support.toys import TOY, a_record, settings_for
@@ -112,3 +113,21 @@ class TestResume:
         changed = dataclasses.replace(held.settings, epochs=4)
         with pytest.raises(BadInput, match=r"Expected runs of the last invocation in .* got 18 of earlier ones"):
             Invocation(discovery.load(str(toy)), changed, tmp_path / "out", "").report(held)
+
+    def test_an_invocation_with_nothing_left_reads_each_file_once(
+        self, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.invoke(toy, tmp_path / "out")
+        reads, read = Counter[str](), schema.read_bytes
+
+        def counted(path: Path | str, most: int) -> bytes:
+            reads[Path(path).name] += 1
+            return read(path, most)
+
+        monkeypatch.setattr(schema, "read_bytes", counted)
+        comparison, settings = discovery.load(str(toy)), settings_for(toy)
+        invocation = Invocation(comparison, settings, tmp_path / "out", "", console=new_console(quiet=True))
+        assert invocation.run(ExecutionOptions(strategy=Strategy(lanes=2))) == OK
+        files = [path.name for path in tmp_path.glob("out/runs/??/*.json")]
+        assert len(files) == 18
+        assert {name: reads[name] for name in files} == dict.fromkeys(files, 1)
