@@ -370,8 +370,8 @@ def read(output: Path) -> list[Row]:
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        kinds = {field.name: {"str": str, "int": int, "float": float}[str(field.type)] for field in FIELDS}
-        return [Row(**{name: kinds[name](value) for name, value in row.items()}) for row in csv.DictReader(file)]
+        of = Row.__annotations__
+        return [Row(**{name: of[name](value) for name, value in row.items()}) for row in csv.DictReader(file)]
 
 
 FIELDS = dataclasses.fields(Row)
@@ -435,7 +435,8 @@ def drawn(rows: Sequence[Row]) -> str:
                 axes.set_title(
                     f"{'a command on a folder' if inside else 'a whole small comparison'} ({unit})", fontsize=9
                 )
-            line[0].legend(fontsize=7, frameon=False)
+            if line[0].lines:
+                line[0].legend(fontsize=7, frameon=False)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
