@@ -5,6 +5,9 @@ current, and measures each command on them in a process of its own. The numbers 
 comparison is trained only where a command trains. There are two kinds of folders, `wide` (100 runs of each
 configuration) and `deep` (few configurations with many seeds).
 
+Section `driver` hands out the runs of such folders to a pool that returns their records at once: the work of the
+process that plans, counts and shows progress, without training and files.
+
 The other sections run whole small comparisons into new folders, with one factor larger each time: `seeds`, `rates`,
 `norms`, `examples`, `devices` (virtual ones of the processor). An uncounted run of each compiles its programs.
 
@@ -31,18 +34,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from benchmarks.speed._timing import command_line, environment
 from benchmarks.speed.scaling import cpu_seconds
 
 if TYPE_CHECKING:
-    from normlab.study.design.records import Record, Run
+    from normlab.study.design.comparison import Comparison, Settings
+    from normlab.study.design.records import Configuration, Record, Run
+    from normlab.study.driver.driver import ExecutionOptions
+    from normlab.study.executors.protocol import Event
     from normlab.study.worker.strategy import Task
 
 BARS = {"seconds": 30.0, "megabytes": 1000.0}
@@ -171,7 +177,7 @@ class Row:
     """One measurement.
 
     Attributes:
-        section: `folders`, or the factor that grows.
+        section: `folders`, `driver`, or the factor that grows.
         kind: `wide` or `deep` for a folder, else empty.
         what: The command.
         n: Number of runs in the folder, or the size of the factor.
@@ -217,7 +223,7 @@ COMMANDS = ("report", "resume", "resume, 10 left", "dry run", "merge", "verify")
 def main() -> None:
     """Measure, print, and write files if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sections = ["folders", *GROWN]
+    sections = ["folders", "driver", *GROWN]
     parser.add_argument("--sections", nargs="+", choices=sections, default=sections)
     parser.add_argument("--kinds", nargs="+", choices=["wide", "deep"], default=["wide", "deep"])
     parser.add_argument("--least", type=int, default=0, help="runs of the smallest folder")
@@ -235,6 +241,7 @@ def main() -> None:
         sizes = [size for size in SIZES if size.kind in args.kinds and args.least <= size.runs <= args.most]
         measured = chain(
             folders(sizes, args.commands, there) if "folders" in args.sections else (),
+            (driver(size, Path(temporary)) for size in sizes if "driver" in args.sections),
             (row for section in args.sections if section in GROWN for row in comparisons(section)),
         )
         for row in measured:
@@ -247,7 +254,7 @@ def main() -> None:
 
 def order(row: Row) -> tuple[object, ...]:
     """Return the place of a row in the table."""
-    return row.section != "folders", row.section, row.kind != "wide", row.what, row.n
+    return row.section != "folders", row.section != "driver", row.section, row.kind != "wide", row.what, row.n
 
 
 def folders(sizes: Sequence[Size], commands: Sequence[str], there: Path) -> Iterator[Row]:
@@ -306,6 +313,74 @@ def halved(folder: Path) -> list[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.link(path, target)
     return halves
+
+
+def driver(size: Size, there: Path) -> Row:
+    """Measure the work of the driver for all runs of a size."""
+    from normlab.study.design.plan import Plan
+    from normlab.study.driver import schedule, time_budget
+    from normlab.study.driver.driver import new_console
+    from normlab.study.driver.limits import RunLimit
+    from normlab.study.driver.ongoing import Ongoing
+    from normlab.study.driver.progress import Display
+    from normlab.study.worker.strategy import Strategy, Task
+
+    source = there / "growth.py"
+    source.write_text(COMPARISON)
+    os.environ["NORMLAB_GROWTH"] = f"{size.problems}x{size.values}"
+    comparison, settings, _ = requested(size, source, there / "nowhere")
+    identity: Any = {"code": {}, "versions": {}, "platform": {}, "data": {}, "strategy": ""}
+    task = Task(source="", settings=settings, identity=identity, strategy=Strategy(lanes=0))
+    before, begin, busy = os.getloadavg()[0], time.perf_counter(), time.process_time()
+    plan = Plan(comparison, settings)
+    ongoing, limit, every = Ongoing(plan, []), RunLimit(plan), frozenset(plan.configurations)
+    display = Display(new_console(quiet=True), plan, every, [])
+    pending = lambda: list(time_budget.pending(ongoing, (), every))  # noqa: E731
+    for record in schedule.records(task, plan, pending, Instant, limit=limit):
+        ongoing.add(record)
+        limit.add(record)
+        display.add(record)
+    assert len(ongoing.known) == size.runs
+    return Row(
+        section="driver",
+        kind=size.kind,
+        what="driver",
+        n=size.runs,
+        configurations=size.configurations,
+        seconds=time.perf_counter() - begin,
+        cpu=time.process_time() - busy,
+        megabytes=resident(os.getpid()) / 1e6,
+        page=0.0,
+        load=before,
+    )
+
+
+class Instant:
+    """Two workers that have finished their runs as soon as they are given any."""
+
+    def __init__(self, task: "Task") -> None:
+        self.jobs, self._task = 2, task
+        self._given: list[tuple[Configuration, Sequence[Run]]] = []
+
+    def submit(self, configurations: "Mapping[Configuration, Sequence[Run]]", room: int) -> "Collection[Configuration]":
+        """Take configurations."""
+        self._given += list(configurations.items())[:room]
+        return list(configurations)[:room]
+
+    def events(self) -> "Iterator[Event]":
+        """Yield the events of a configuration."""
+        from normlab.study.executors.protocol import Begun, Done
+
+        configuration, runs = self._given.pop(0)
+        yield Begun(configuration)
+        yield from (made_up(self._task, run) for run in runs)
+        yield Done(configuration)
+
+    def cancel(self, configuration: "Configuration") -> None:
+        """Do nothing: nothing is under way."""
+
+    def close(self) -> None:
+        """Do nothing: there are no processes."""
 
 
 def comparisons(section: str) -> Iterator[Row]:
@@ -397,7 +472,7 @@ def summary(rows: Sequence[Row]) -> str:
     lines = []
     by_command: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        if row.section == "folders":
+        if row.configurations:
             by_command.setdefault((row.what, row.kind), []).append(row)
     for (what, kind), found in sorted(by_command.items()):
         *_, small, large = [None, *sorted(found, key=lambda row: row.n)]
@@ -427,7 +502,7 @@ def drawn(rows: Sequence[Row]) -> str:
                 for label, found in lines_of(rows, folders=inside).items():
                     places, values = [row.n for row in found], [getattr(row, name) for row in found]
                     axes.plot(places, values, "o-", markersize=3, linewidth=1.2, label=label)
-                if inside and any(True for row in rows if row.section == "folders"):
+                if inside and any(row.configurations for row in rows):
                     axes.axhline(BARS[name], color=QUIET, linestyle="--", linewidth=0.8)
                 axes.set_xscale("log")
                 axes.set_yscale("log")
@@ -446,26 +521,33 @@ def lines_of(rows: Iterable[Row], *, folders: bool) -> dict[str, list[Row]]:
     """Collect the rows of each line of a panel, in the order of their sizes, without `deep` folders."""
     lines: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: row.n):
-        if (row.section == "folders") is folders and row.kind != "deep":
+        if bool(row.configurations) is folders and row.kind != "deep":
             lines.setdefault(row.what if folders else row.section, []).append(row)
     return lines
 
 
-def write_folder(size: Size, source: Path, folder: Path) -> None:
-    """Write a folder of current runs with made-up numbers, as `normlab run` with `arguments` would."""
+def requested(size: Size, source: Path, folder: Path) -> "tuple[Comparison, Settings, ExecutionOptions]":
+    """Read the request of `normlab run` with `arguments`."""
     from normlab.cli.parser import run_parser
     from normlab.study.design import discovery
-    from normlab.study.design.recorded import describe
     from normlab.study.design.request import Request, from_flags
-    from normlab.study.driver.driver import ExecutionOptions, Invocation, new_console
+    from normlab.study.driver.driver import ExecutionOptions
+
+    comparison = discovery.load(str(source))
+    parsed = run_parser(comparison, str(source)).parse(arguments(size, source, folder))
+    request = Request(comparison, from_flags(parsed, comparison))
+    return comparison, request.settings(str(source)), ExecutionOptions.of(request)
+
+
+def write_folder(size: Size, source: Path, folder: Path) -> None:
+    """Write a folder of current runs with made-up numbers, as `normlab run` with `arguments` would."""
+    from normlab.study.design.recorded import describe
+    from normlab.study.driver.driver import Invocation, new_console
     from normlab.study.worker.store import Header, Store
 
-    given = arguments(size, source, folder)
-    comparison = discovery.load(str(source))
-    request = Request(comparison, from_flags(run_parser(comparison, str(source)).parse(given), comparison))
-    settings = request.settings(str(source))
+    comparison, settings, execution = requested(size, source, folder)
     invocation = Invocation(comparison, settings, folder, "growth", console=new_console(quiet=True))
-    task, store = invocation.task(ExecutionOptions.of(request)), Store(folder)
+    task, store = invocation.task(execution), Store(folder)
     records: list[Record] = []
     with store.writing():
         described = describe(invocation.plan)
