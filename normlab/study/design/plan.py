@@ -316,7 +316,7 @@ class ConfigurationPlan:
     early: tuple[Run, ...] = ()
     provisional: bool = False
 
-    @property
+    @cached_property
     def runs(self) -> tuple[Run, ...]:
         """All runs, each once, in their order of execution."""
         return tuple(dict.fromkeys((*self.tuning, *self.untuned, *self.evaluation)))

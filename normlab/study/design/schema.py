@@ -53,13 +53,13 @@ def read_bytes(path: Path | str, most: int) -> bytes:
         Malformed: If it is no regular file, or too large.
         OSError: If the file cannot be read.
     """
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(os.stat(path).st_mode):  # before it is opened, which would wait for a pipe
         raise Malformed("expected a file")
-    if status.st_size > most:
-        raise Malformed(f"expected at most {most} bytes, got {status.st_size}")
     with open(path, "rb") as file:
-        return file.read()
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise Malformed(f"expected at most {most} bytes, got {size}")
+        return file.read(size)
 
 
 def parse_json(content: bytes) -> Any:

@@ -128,17 +128,23 @@ class Invocation:
     shard: Shard | None = None
     console: Console = field(default_factory=new_console)
     recorded: RecordedPlan | None = None
+    _folder: Store | None = field(default=None, repr=False, compare=False)
     _written: list[Header] = field(default_factory=list[Header], init=False, repr=False, compare=False)
 
     @classmethod
-    def of_folder(cls, folder: Path) -> "tuple[Invocation, Header]":
+    def of_folder(cls, folder: Path, store: Store | None = None) -> "tuple[Invocation, Header]":
         """Read the invocation that made a folder.
+
+        Args:
+            folder: The folder.
+            store: The folder as it has been read.
 
         Raises:
             BadInput: If `normlab run` did not write the folder.
         """
-        header, plan = Store(folder).recorded()
-        return cls(plan.comparison, header.settings, folder, header.command, recorded=plan), header
+        store = store or Store(folder)
+        header, plan = store.recorded()
+        return cls(plan.comparison, header.settings, folder, header.command, recorded=plan, _folder=store), header
 
     @cached_property
     def plan(self) -> Plan:
@@ -168,7 +174,7 @@ class Invocation:
     @cached_property
     def store(self) -> RunStore:
         """The folder, or the memory of this process."""
-        return MemoryStore() if self.output is None else Store(self.output)
+        return MemoryStore() if self.output is None else self._folder or Store(self.output)
 
     def run(self, execution: ExecutionOptions, *, show: bool = False) -> int:
         """Check the input, make the pending runs, and report.

@@ -95,6 +95,13 @@ class RunFiles:
         """Read the run in a file; `None` where the content is damaged or does not match the name."""
         return self._record(path.stem, _content(path))
 
+    def adopt(self, path: Path, other: "RunFiles", theirs: Path) -> None:
+        """Take over the record of a file that has a second name here, so that the file is not read again."""
+        before, record = other._read.get(str(theirs), (None, None))
+        now = _stamp(str(path))
+        if before and now and before[:-1] == now[:-1]:  # the second name changes the last part
+            self._read[str(path)] = now, record
+
     def _record(self, name: str, content: bytes | None) -> Record | None:
         try:
             fields = schema.parse_json(content or b"")

@@ -258,17 +258,23 @@ class Store:
         fields["run"]["cell"]["config"] = dict(record.run.configuration.config)
         self._write(self._path(record.key), _as_text({**fields, "sha256": content_key(fields)}))
 
-    def copy(self, other: "Store", key: str) -> None:
-        """Copy the file of a run from another folder.
+    def share(self, other: "Store", key: str) -> None:
+        """Link to the file of a run in another folder, or copy the file where the two cannot share it.
 
         Raises:
             Fault: If it cannot be read or written; an older file is unchanged.
         """
+        source, path = other._path(key), self._path(key)
         try:
-            content = schema.read_bytes(other._path(key), RECORD_BYTES)
-        except (Malformed, OSError) as error:
-            raise Fault(f"Cannot read `{other._path(key)}`: {error}. Run the same command again.") from error
-        self._write(self._path(key), content)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _link_whole(source, path)
+            self._runs.adopt(path, other._runs, source)
+        except OSError:
+            try:
+                content = schema.read_bytes(source, RECORD_BYTES)
+            except (Malformed, OSError) as error:
+                raise Fault(f"Cannot read `{source}`: {error}. Run the same command again.") from error
+            self._write(path, content)
 
     def record(self, key: str) -> Record | None:
         """Read the record of a key; `None` where it is missing or damaged."""
@@ -347,6 +353,20 @@ class MemoryStore:
     def set_aside_damaged(self) -> list[tuple[Path, Path]]:
         """Do nothing: records in memory cannot be damaged."""
         return []
+
+
+def _link_whole(source: Path, path: Path) -> None:
+    """Give a file a second name atomically, in place of another file of that name.
+
+    Raises:
+        OSError: If the file system cannot do that.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
+    os.link(source, temporary)
+    try:
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # stays where both names are those of one file
 
 
 def _as_text(content: Mapping[str, object]) -> str:

@@ -89,3 +89,14 @@ def test_files_are_in_the_order_of_their_names_whatever_threads_do(tmp_path: Pat
     keys = [record.key for record in RunFiles(tmp_path / "runs").records()]
     assert keys == sorted(keys)
     assert len(keys) == 60
+
+
+def test_a_shared_file_is_read_in_one_folder_alone(tmp_path: Path, reads: Counter[str]) -> None:
+    other, one = filled(tmp_path / "other", 5), Store(tmp_path / "one")
+    records = other.records()
+    for record in records:
+        one.share(other, record.key)
+    assert one.records() == records
+    assert reads.total() == 5
+    (tmp_path / "one" / "runs" / records[0].key[:2] / f"{records[0].key}.json").write_text("{}")
+    assert one.records() == records[1:]

@@ -82,6 +82,24 @@ class TestStore:
         with pytest.raises(BadInput, match="Expected a folder"):
             Store(tmp_path / "b" / "thesis.tex").check("toy")
 
+    @pytest.mark.parametrize("links", [True, False])
+    def test_a_shared_run_is_that_of_the_other_folder(
+        self, links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError("another disk")
+
+        one, other, record = Store(tmp_path / "one"), Store(tmp_path / "other"), a_record()
+        other.add(record)
+        if not links:
+            monkeypatch.setattr("os.link", refuse)
+        for _ in range(2):  # the second time both names are those of one file
+            one.share(other, record.key)
+            assert one.records() == [record]
+        other.add(a_record(status="ok"))
+        assert one.records() == [record]  # a file is replaced, never changed
+        assert not list(tmp_path.glob("**/*.tmp"))
+
 
 class TestResume:
     def invoke(self, toy: Path, output: Path, **changes: Any) -> dict[Run, Any]:
