@@ -41,7 +41,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from benchmarks.speed._timing import command_line, environment
+from benchmarks.speed._timing import environment
 from benchmarks.speed.scaling import cpu_seconds
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def main() -> None:
     """Measure, print, and write files if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sections = ["folders", "driver", *GROWN]
-    parser.add_argument("--sections", nargs="+", choices=sections, default=sections)
+    parser.add_argument("--sections", nargs="*", choices=sections, default=sections, help="none: draw OUTPUT again")
     parser.add_argument("--kinds", nargs="+", choices=["wide", "deep"], default=["wide", "deep"])
     parser.add_argument("--least", type=int, default=0, help="runs of the smallest folder")
     parser.add_argument("--most", type=int, default=100_000, help="runs of the largest folder")
@@ -233,7 +233,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write OUTPUT.csv, OUTPUT.svg and OUTPUT.md")
     args = parser.parse_args()
 
-    heading = f"{environment(platform.machine())}\n{Row.HEADING}"
+    machine, _, _ = environment(platform.machine()).rpartition(", load")  # every row has its own
+    heading = f"{machine}\n{Row.HEADING}"
     print(heading, flush=True)
     rows = {row.place: row for row in read(args.output)} if args.output else {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -248,7 +249,9 @@ def main() -> None:
             print(row, flush=True)
             rows[row.place] = row
             if args.output:
-                write(args.output, heading, sorted(rows.values(), key=order))
+                write(args.output, heading, list(rows.values()))
+        if args.output and rows:
+            write(args.output, heading, list(rows.values()))
     print(summary(list(rows.values())))
 
 
@@ -454,6 +457,7 @@ FIELDS = dataclasses.fields(Row)
 
 def write(output: Path, heading: str, rows: Sequence[Row]) -> None:
     """Write the rows, the figure and the page."""
+    rows = sorted(rows, key=order)
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in FIELDS], lineterminator="\n")
@@ -462,7 +466,13 @@ def write(output: Path, heading: str, rows: Sequence[Row]) -> None:
             {k: round(v, 2) if isinstance(v, float) else v for k, v in dataclasses.asdict(row).items()} for row in rows
         )
     output.with_suffix(".svg").write_text(drawn(rows))
-    parts = ["# Growth", f"`{command_line()}`", f"![Time and memory]({output.name}.svg)", summary(rows)]
+    parts = [
+        "# Growth",
+        f"`python -m benchmarks.speed.growth --output benchmarks/results/{output.name}`, section by section; each row is "
+        "one measurement. `!` marks what is above the bar for 100,000 runs: 30 s, 1,000 MB.",
+        f"![Time and memory]({output.name}.svg)",
+        summary(rows),
+    ]
     parts.append("\n".join(["```", heading, *map(str, rows), "```"]))
     output.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
 
