@@ -468,8 +468,8 @@ def write(output: Path, heading: str, rows: Sequence[Row]) -> None:
     output.with_suffix(".svg").write_text(drawn(rows))
     parts = [
         "# Growth",
-        f"`python -m benchmarks.speed.growth --output benchmarks/results/{output.name}`, section by section; each row is "
-        "one measurement. `!` marks what is above the bar for 100,000 runs: 30 s, 1,000 MB.",
+        f"`python -m benchmarks.speed.growth --output benchmarks/results/{output.name}`, section by section; each row "
+        "is one measurement. `!` marks what is above the bar for 100,000 runs: 30 s, 1,000 MB.",
         f"![Time and memory]({output.name}.svg)",
         summary(rows),
     ]
@@ -508,19 +508,18 @@ def drawn(rows: Sequence[Row]) -> str:
     with rc_context(STYLES):
         figure = Figure(figsize=(7.5, 6.5), facecolor="white", layout="constrained")
         for line, inside in zip(figure.subplots(2, 2), (True, False), strict=True):
-            for axes, name, unit in zip(line, ("seconds", "megabytes"), ("s", "MB"), strict=True):
-                for label, found in lines_of(rows, folders=inside).items():
-                    places, values = [row.n for row in found], [getattr(row, name) for row in found]
-                    axes.plot(places, values, "o-", markersize=3, linewidth=1.2, label=label)
-                if inside and any(row.configurations for row in rows):
+            lines = lines_of(rows, folders=inside)
+            for axes, name, unit in zip(line, BARS, ("s", "MB"), strict=True):
+                for label, found in lines.items():
+                    values = [getattr(row, name) for row in found]
+                    axes.plot([row.n for row in found], values, "o-", markersize=3, linewidth=1.2, label=label)
+                if lines and inside:
                     axes.axhline(BARS[name], color=QUIET, linestyle="--", linewidth=0.8)
                 axes.set_xscale("log")
                 axes.set_yscale("log")
                 axes.set_xlabel("runs in the folder" if inside else "seeds, rates, norms, examples, devices")
-                axes.set_title(
-                    f"{'a command on a folder' if inside else 'a whole small comparison'} ({unit})", fontsize=9
-                )
-            if line[0].lines:
+                axes.set_title(f"{'a command on a folder' if inside else 'a small comparison'} ({unit})", fontsize=9)
+            if lines:
                 line[0].legend(fontsize=7, frameon=False)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
