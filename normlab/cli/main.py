@@ -313,8 +313,8 @@ def _merge(given: list[str]) -> int:
     from normlab.study.driver.driver import Invocation
     from normlab.study.driver.merge import merge
 
-    merge(folders, output, shlex.join(["normlab", "merge", *given]))
-    invocation, header = Invocation.of_folder(output)
+    store = merge(folders, output, shlex.join(["normlab", "merge", *given]))
+    invocation, header = Invocation.of_folder(output, store)
     return invocation.report(header)
 
 

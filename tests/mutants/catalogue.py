@@ -659,6 +659,24 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "a record does not change the plan",
+        "study/driver/ongoing.py",
+        ("self._stale.add(self._group[record.run.configuration])", "pass"),
+        ("study/driver/test_ongoing.py::test_it_is_the_plan_of_all_records_at_any_time[False]",),
+    ),
+    Mutant(
+        "every record plans everything anew",
+        "study/driver/ongoing.py",
+        ("for number in sorted(self._stale):", "for number in range(len(self.plan.groups)):"),
+        ("study/driver/test_ongoing.py::test_a_record_plans_its_own_group_alone",),
+    ),
+    Mutant(
+        "a file of a run is read once, whatever is written to it later",
+        "study/worker/run_files.py",
+        ("path in known and known[path][0] == stamp", "path in known"),
+        ("study/worker/test_run_files.py::test_new_replaced_and_edited_files_are_read_again",),
+    ),
+    Mutant(
         "a run of a later round is handed out while one of an earlier round waits",
         "study/executors/scheduler.py",
         ("for runs in pending() if room else ():", "for runs in reversed(pending()) if room else ():"),

@@ -5,6 +5,8 @@ import math
 import statistics as quantiles
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
 
 from normlab.study.analysis.estimates import (
     BETTER,
@@ -79,7 +81,7 @@ def analyse(
         looks={norm: the_plan.look(norm) for norm in settings.norms},
         problems=tuple(_problem(results, name, baseline, claims) for name in settings.problems),
         counts={"planned": len(planned) + to_come, "done": len(planned) - missing, "missing": missing + to_come},
-        runs=tuple(_status(run, known.get(run)) for run in dict.fromkeys((*planned, *additional))),
+        runs=tuple(_statuses(dict.fromkeys((*planned, *additional)), known)),
         costs=tuple(_cost(place, results.records(configuration)) for place, configuration in the_plan.places.items()),
         series=tuple(found for name in settings.problems for found in _series(results, name) if found.lines),
     )
@@ -98,11 +100,15 @@ class _Results:
     def __init__(self, the_plan: Plan, known: Mapping[Run, Record]) -> None:
         self.plan, self.known = the_plan, known
         self.planned = the_plan.of(known.values())
+        self._records = {configuration: self._of(planned) for configuration, planned in self.planned.items()}
         places = {configuration: place for place, configuration in the_plan.places.items()}
         self._alone = {configuration: self._result(configuration, place) for configuration, place in places.items()}
 
     def records(self, configuration: Configuration) -> list[Record]:
-        planned = self.planned[configuration]
+        """Select the records of the planned runs."""
+        return self._records[configuration]
+
+    def _of(self, planned: ConfigurationPlan) -> list[Record]:
         return [self.known[run] for run in dict.fromkeys((*planned.runs, *planned.reported)) if run in self.known]
 
     def evaluated(self, configuration: Configuration) -> list[Record]:
@@ -296,20 +302,25 @@ def _tuned_over(planned: ConfigurationPlan) -> tuple[int, int] | None:
     return len(over), len(of)
 
 
-def _status(run: Run, record: Record | None) -> RunStatus:
-    config = dict(run.configuration.config)
-    return RunStatus(
-        problem=run.configuration.problem,
-        norm=run.configuration.norm,
-        options=str(config.pop("norm")),
-        config=config,
-        stage=run.stage,
-        learning_rate=run.learning_rate,
-        seed=run.seed,
-        status=record.status if record else "missing",
-        reason=record.reason if record else "",
-        metrics=dict(record.metrics) if record else {},
-    )
+def _statuses(runs: Iterable[Run], known: Mapping[Run, Record]) -> Iterator[RunStatus]:
+    """Yield the status of every run; the runs of a configuration share its fields."""
+    for configuration, of in groupby(runs, key=attrgetter("configuration")):
+        config = dict(configuration.config)
+        options = str(config.pop("norm"))
+        for run in of:
+            record = known.get(run)
+            yield RunStatus(
+                problem=configuration.problem,
+                norm=configuration.norm,
+                options=options,
+                config=config,
+                stage=run.stage,
+                learning_rate=run.learning_rate,
+                seed=run.seed,
+                status=record.status if record else "missing",
+                reason=record.reason if record else "",
+                metrics=record.metrics if record else {},
+            )
 
 
 def _point(record: Record) -> Point:

@@ -76,6 +76,7 @@ class Plan:
             ValueError: If a norm has options that contradict each other, or the comparison needs a margin.
         """
         self.comparison, self.settings = comparison, settings
+        self._problems = {problem.name: problem for problem in reversed(comparison.problems)}
         self._margins = {problem.name: _margin(comparison, problem) for problem in comparison.problems}
         self.places = {place: self._configuration(place) for place in self._all_places()}
         self.configurations = tuple(dict.fromkeys(self.places.values()))
@@ -87,7 +88,7 @@ class Plan:
 
     def problem(self, name: str) -> Problem:
         """Find a problem by name."""
-        return next(problem for problem in self.comparison.problems if problem.name == name)
+        return self._problems[name]
 
     def margin(self, problem: str) -> float:
         """Return the margin of a problem: of its metric, else of the comparison, else half a percentage point."""
@@ -144,9 +145,16 @@ class Plan:
         known = {record.run: record for record in records}
         return {
             configuration: planned
-            for group, grid in self._grids(known)
-            for configuration, planned in self._of_group(group, grid, known).items()
+            for group in self.groups
+            for configuration, planned in self.of_group(group, known).items()
         }
+
+    def of_group(self, group: Sequence[Configuration], known: Known) -> "dict[Configuration, ConfigurationPlan]":
+        """Plan the runs of the configurations of a group, which depend on no others."""
+        grid = self._grid(group, known)
+        planned = {configuration: self._of(configuration, grid, known) for configuration in group}
+        provisional = any(self._ahead(configuration, of, known) for configuration, of in planned.items())
+        return {configuration: replace(of, provisional=provisional) for configuration, of in planned.items()}
 
     def planned(self, records: Iterable[Record]) -> list[Run]:
         """List all runs known to be needed, finished or not, in their order of execution."""
@@ -233,18 +241,14 @@ class Plan:
             groups.setdefault((configuration.problem, rest), []).append(configuration)
         yield from map(tuple, groups.values())
 
-    def _grids(self, known: Known) -> "Iterator[tuple[Sequence[Configuration], Grid]]":
-        """Pair every group with its grid, which grows at an end where a tuned configuration has its optimum."""
+    def _grid(self, group: Sequence[Configuration], known: Known) -> Grid:
+        """Return the grid of a group, which grows at an end where a tuned configuration has its optimum."""
         base = self.settings.learning_rates
-        for group in self.groups:
-            found = [known.get(run) for configuration in group for run in self.tuning_runs(configuration, base)]
-            there = [record for record in found if record]
-            if not self.settings.extend:
-                yield group, Grid(base, final=True)
-            elif len(there) < len(found):
-                yield group, Grid(base, final=False)
-            else:
-                yield group, self._grown(there)
+        if not self.settings.extend:
+            return Grid(base, final=True)
+        found = [known.get(run) for configuration in group for run in self.tuning_runs(configuration, base)]
+        there = [record for record in found if record]
+        return self._grown(there) if len(there) == len(found) else Grid(base, final=False)
 
     def _grown(self, tuned: Sequence[Record]) -> Grid:
         base = self.settings.learning_rates
@@ -257,13 +261,6 @@ class Plan:
         below, above = further(base)
         below, above = (below if base[0] in chosen else ()), (above if base[-1] in chosen else ())
         return Grid((*below, *base, *above), final=True)
-
-    def _of_group(
-        self, group: Sequence[Configuration], grid: Grid, known: Known
-    ) -> "dict[Configuration, ConfigurationPlan]":
-        planned = {configuration: self._of(configuration, grid, known) for configuration in group}
-        provisional = any(self._ahead(configuration, of, known) for configuration, of in planned.items())
-        return {configuration: replace(of, provisional=provisional) for configuration, of in planned.items()}
 
     def _ahead(self, configuration: Configuration, of: "ConfigurationPlan", known: Known) -> bool:
         """Check whether a configuration has more runs with its early choice than with its final one."""
@@ -319,7 +316,7 @@ class ConfigurationPlan:
     early: tuple[Run, ...] = ()
     provisional: bool = False
 
-    @property
+    @cached_property
     def runs(self) -> tuple[Run, ...]:
         """All runs, each once, in their order of execution."""
         return tuple(dict.fromkeys((*self.tuning, *self.untuned, *self.evaluation)))

@@ -33,6 +33,7 @@ EXCUSED: Mapping[str, str] = {
     "records between them",
     "normlab.study.report": _SHOWS,
     "normlab.study.worker.identity": "makes the identity itself",
+    "normlab.study.worker.run_files": "reads finished records",
     "normlab.study.worker.store": _KEEPS,
     "normlab.suggestions": "texts of messages",
 }

@@ -5,6 +5,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
+from operator import attrgetter
 from typing import NotRequired, TypedDict
 
 from normlab.study.design.schema import is_list
@@ -53,6 +56,18 @@ class Configuration:
     problem: str
     norm: str
     config: tuple[tuple[str, object], ...]
+
+    def __hash__(self) -> int:
+        """Return the hash of all fields, which is computed once: each run and each look-up needs it."""
+        return self._hash
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave the hash out of pickles, since hashes of text differ between processes."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.problem, self.norm, self.config))
 
     @property
     def devices(self) -> int:
@@ -113,7 +128,7 @@ def frozen(config: Mapping[str, object]) -> tuple[tuple[str, object], ...]:
 
 def canonical_json(value: object) -> str:
     """Write JSON with sorted keys, the same text for equal values; dataclasses become objects, NaN is an error."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
+    return _CANONICAL.encode(value)
 
 
 def content_key(*parts: object) -> str:
@@ -138,6 +153,9 @@ def _plain(value: object) -> object:
     raise TypeError(f"Expected something JSON can contain, got {value!r}.")
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
+
+
 def of_problem(identity: RunIdentity, problem: str) -> dict[str, object]:
     """Restrict an identity to the data and libraries of one problem."""
     own: dict[str, object] = {**identity, "data": identity["data"].get(problem, "")}
@@ -153,12 +171,29 @@ def run_key(run: Run, identity: Mapping[str, object]) -> str:
         run: The run.
         identity: See `of_problem`.
     """
-    return content_key(run, identity)
+    return key_from_texts(run, cell_text(run.configuration), canonical_json(identity))
+
+
+def cell_text(configuration: Configuration) -> str:
+    """Write the canonical JSON of a configuration in the key of its runs."""
+    return canonical_json(dataclasses.asdict(configuration))
+
+
+def key_from_texts(run: Run, cell: str, identity: str) -> str:
+    """Compute `run_key` from texts that many runs share.
+
+    Args:
+        run: The run.
+        cell: The `cell_text` of its configuration.
+        identity: The canonical JSON of its identity.
+    """
+    rest: dict[str, object] = {"learning_rate": run.learning_rate, "seed": run.seed, "stage": run.stage, "type": "Run"}
+    return hashlib.sha256(f'[{{"cell":{cell},{canonical_json(rest)[1:]},{identity}]'.encode()).hexdigest()
 
 
 def by_configuration(runs: Sequence[Run]) -> dict[Configuration, list[Run]]:
     """Group runs by configuration, in their order."""
     groups: dict[Configuration, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(run.configuration, []).append(run)
+    for configuration, of in groupby(runs, key=attrgetter("configuration")):
+        groups.setdefault(configuration, []).extend(of)
     return groups

@@ -5,6 +5,7 @@ place: `settings.seeds: expected a whole number from 1 to 1000, got "3"`.
 """
 
 import json
+import os
 import re
 import stat
 from collections.abc import Callable, Mapping, Sequence
@@ -42,13 +43,33 @@ def read_json(path: Path, most: int) -> Any:
         Malformed: If it is no regular file, too large, no JSON, nested too deeply, or contains NaN or an infinity.
         OSError: If the file cannot be read.
     """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
+    return parse_json(read_bytes(path, most))
+
+
+def read_bytes(path: Path | str, most: int) -> bytes:
+    """Read a file of at most so many bytes.
+
+    Raises:
+        Malformed: If it is no regular file, or too large.
+        OSError: If the file cannot be read.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # before it is opened, which would wait for a pipe
         raise Malformed("expected a file")
-    if status.st_size > most:
-        raise Malformed(f"expected at most {most} bytes, got {status.st_size}")
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise Malformed(f"expected at most {most} bytes, got {size}")
+        return file.read(size)
+
+
+def parse_json(content: bytes) -> Any:
+    """Parse the content of a file.
+
+    Raises:
+        Malformed: If it is no JSON, nested too deeply, or contains NaN or an infinity.
+    """
     try:
-        return json.loads(path.read_bytes().decode("utf-8"), parse_constant=_no_number)
+        return json.loads(content.decode("utf-8"), parse_constant=_no_number)
     except RecursionError:
         raise Malformed("expected JSON, got brackets that are nested too deeply") from None
     except ValueError as error:

@@ -20,10 +20,21 @@ from normlab.study.design.comparison import Comparison, Settings
 from normlab.study.design.plan import Plan
 from normlab.study.design.provenance import usable_cpus
 from normlab.study.design.recorded import RecordedPlan, describe, fits
-from normlab.study.design.records import RETRIED, Configuration, Record, Run, RunIdentity, of_problem, run_key
+from normlab.study.design.records import (
+    RETRIED,
+    Configuration,
+    Record,
+    Run,
+    RunIdentity,
+    canonical_json,
+    cell_text,
+    key_from_texts,
+    of_problem,
+)
 from normlab.study.design.request import Request
 from normlab.study.design.shard import Shard
 from normlab.study.driver import announce, cost_model, estimate, limits, preflight, schedule, time_budget
+from normlab.study.driver.ongoing import Ongoing
 from normlab.study.driver.progress import Display
 from normlab.study.executors.local import Local, Warm
 from normlab.study.executors.protocol import Executor
@@ -113,17 +124,23 @@ class Invocation:
     shard: Shard | None = None
     console: Console = field(default_factory=new_console)
     recorded: RecordedPlan | None = None
+    _folder: Store | None = field(default=None, repr=False, compare=False)
     _written: list[Header] = field(default_factory=list[Header], init=False, repr=False, compare=False)
 
     @classmethod
-    def of_folder(cls, folder: Path) -> "tuple[Invocation, Header]":
+    def of_folder(cls, folder: Path, store: Store | None = None) -> "tuple[Invocation, Header]":
         """Read the invocation that made a folder.
+
+        Args:
+            folder: The folder.
+            store: The folder as it has been read.
 
         Raises:
             BadInput: If `normlab run` did not write the folder.
         """
-        header, plan = Store(folder).recorded()
-        return cls(plan.comparison, header.settings, folder, header.command, recorded=plan), header
+        store = store or Store(folder)
+        header, plan = store.recorded()
+        return cls(plan.comparison, header.settings, folder, header.command, recorded=plan, _folder=store), header
 
     @cached_property
     def plan(self) -> Plan:
@@ -153,7 +170,7 @@ class Invocation:
     @cached_property
     def store(self) -> RunStore:
         """The folder, or the memory of this process."""
-        return MemoryStore() if self.output is None else Store(self.output)
+        return MemoryStore() if self.output is None else self._folder or Store(self.output)
 
     def run(self, execution: ExecutionOptions, *, show: bool = False) -> int:
         """Check the input, make the pending runs, and report.
@@ -281,9 +298,9 @@ class Invocation:
         from normlab.study.analysis.analyse import analyse
         from normlab.study.report import advice, html
 
-        if self.output is None:
+        store = self.store
+        if self.output is None or not isinstance(store, Store):
             raise ValueError("Expected an invocation with a folder, where its report is written, got none.")
-        store = Store(self.output)
         with store.reporting():
             for path in store.damaged():
                 self._print(f"Left out `{path}`, which does not contain the run of its name; `normlab run` repeats it.")
@@ -425,20 +442,17 @@ class Invocation:
     ) -> tuple[int, int]:
         """Add to `known` until nothing is pending or time is over; return the numbers of finished and planned runs."""
         again = {run for run, record in known.items() if execution.retry_failed and record.status in RETRIED}
-
-        def settled() -> list[Record]:
-            return [record for run, record in known.items() if run not in again]
-
+        settled = [record for run, record in known.items() if run not in again]
+        ongoing = Ongoing(self.plan, settled)
         rounds = time_budget.rounds(self.plan) if math.isfinite(execution.time_budget) else ()
 
         def pending() -> list[list[Run]]:
-            needed = time_budget.pending(self.plan, rounds, settled())
-            return [[run for run in runs if run.configuration in self.configurations] for runs in needed]
+            return list(time_budget.pending(ongoing, rounds, self.configurations))
 
         limit = limits.RunLimit(self.plan, execution.run_timeout)
         for record in known.values():
             limit.add(record)
-        display = Display(self.console, self.plan, self.configurations, settled(), deadline)
+        display = Display(self.console, self.plan, self.configurations, settled, deadline)
         start = partial(execution.executor.start, output=self.output)
         if warm and isinstance(execution.executor, Local):
             start = partial(execution.executor.start, output=self.output, warm=warm)
@@ -448,7 +462,7 @@ class Invocation:
                 self.store.add(record)
                 known[record.run] = record
                 limit.add(record)
-                again.discard(record.run)
+                ongoing.add(record)
                 display.add(record)
         return display.runs
 
@@ -540,13 +554,13 @@ def _not_traced(checked: preflight.Checked) -> str:
 
 def current(plan: Plan, described: RunIdentity, records: Iterable[Record]) -> dict[Run, Record]:
     """Select the records whose key this code, comparison and machine would give again, by run."""
-    configurations = frozenset(plan.configurations)
-    keys = {name: of_problem(described, name) for name in plan.settings.problems}
+    cells = {configuration: cell_text(configuration) for configuration in plan.configurations}
+    identities = {name: canonical_json(of_problem(described, name)) for name in plan.settings.problems}
     return {
         record.run: record
         for record in records
-        if record.run.configuration in configurations
-        and record.key == run_key(record.run, keys[record.run.configuration.problem])
+        if (cell := cells.get(record.run.configuration))
+        and record.key == key_from_texts(record.run, cell, identities[record.run.configuration.problem])
         and fits(plan, record)
     }
 

@@ -2,8 +2,8 @@
 
 import math
 import signal
-import statistics
 import threading
+from bisect import insort
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -26,20 +26,20 @@ class RunLimit:
         """Store the limit, if one is given."""
         self._given = given
         self._column = {configuration: number for number, group in enumerate(plan.groups) for configuration in group}
-        self._seconds: dict[int, list[float]] = {}
+        self._seconds: dict[int, list[float]] = {}  # sorted, since the limit is asked for after every run
 
     def add(self, record: Record) -> None:
         """Add the time of a run that was trained to its end."""
         if record.status not in (*RETRIED, "invalid") and "run" in record.cost:
             seconds = record.cost["run"] + record.cost.get("compile", 0.0)
-            self._seconds.setdefault(self._column[record.run.configuration], []).append(seconds)
+            insort(self._seconds.setdefault(self._column[record.run.configuration], []), seconds)
 
     def __call__(self, configuration: Configuration) -> float:
         """Return the limit of a configuration's next run."""
         if self._given is not None:
             return self._given
         ended = self._seconds.get(self._column[configuration])
-        return max(LEAST, TIMES * statistics.median(ended)) if ended else UNKNOWN
+        return max(LEAST, TIMES * (ended[len(ended) // 2] + ended[~(len(ended) // 2)]) / 2) if ended else UNKNOWN
 
 
 class OutOfTime(BaseException):

@@ -11,11 +11,11 @@ from normlab.study.worker.identity import differences
 from normlab.study.worker.store import Header, Store
 
 
-def merge(folders: Sequence[Path], output: Path, command: str) -> Header:
+def merge(folders: Sequence[Path], output: Path, command: str) -> Store:
     """Write the union of the runs in some folders to a folder, which may be one of them or contain runs already.
 
     Returns:
-        The header of the union.
+        The folder of the union.
 
     Raises:
         BadInput: If settings or identities differ, or a run has different numbers in two folders; nothing is written.
@@ -28,7 +28,8 @@ def merge(folders: Sequence[Path], output: Path, command: str) -> Header:
     sources |= {folder: _header(folder) for folder in folders}
     for folder, other in sources.items():
         _check_same(folders[0], first, folder, other)
-    found = _union(sources, first)
+    stores = {folder: store if folder == output else Store(folder) for folder in sources}
+    found = _union(stores, first)
     used = {folder for folder, _ in found.values()}
     seconds = sum(sources[folder].wall_seconds for folder in used)
     header = dataclasses.replace(first, command=command, wall_seconds=seconds, shard="")
@@ -36,8 +37,8 @@ def merge(folders: Sequence[Path], output: Path, command: str) -> Header:
         store.write_header(header)
         for folder, record in found.values():
             if folder != output:
-                store.add(record)
-    return header
+                store.share(stores[folder], record.key)
+    return store
 
 
 def _header(folder: Path) -> Header:
@@ -60,18 +61,18 @@ def _comparable(header: Header) -> dict[str, object]:
     return {**settings, **header.identity}
 
 
-def _union(folders: Mapping[Path, Header], header: Header) -> dict[str, tuple[Path, Record]]:
+def _union(stores: Mapping[Path, Store], header: Header) -> dict[str, tuple[Path, Record]]:
     """Collect all runs of this identity by key, each once, with the first folder that has it."""
     found: dict[str, tuple[Path, Record]] = {}
     plan = RecordedPlan(header.settings, header.described)
     configurations = frozenset(plan.configurations)
-    for folder in folders:
-        for path in Store(folder).damaged():
+    for folder, store in stores.items():
+        for path in store.damaged():
             raise BadInput(
                 f"Expected a run in `{path}`, got something else. Run the command that made `{folder}` again, which "
                 "repeats it; or delete the file to leave it out."
             )
-        for record in Store(folder).records():
+        for record in store.records():
             if record.identity != of_problem(header.identity, record.run.configuration.problem):
                 continue
             if record.run.configuration in configurations and not fits(plan, record):

@@ -3,7 +3,8 @@
 import math
 import statistics
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from time import monotonic
 from types import TracebackType
@@ -26,6 +27,7 @@ from normlab.study.design.records import Configuration, Record, Run
 from normlab.study.design.tuning import choose_learning_rate
 from normlab.study.driver import estimate
 from normlab.study.driver.notebook import NotebookProgress, in_notebook
+from normlab.study.driver.ongoing import Ongoing
 from normlab.study.report import formatting
 
 EVERY = 10.0
@@ -56,12 +58,19 @@ class Display:
             done: Records of earlier invocations.
             deadline: Time on the monotonic clock at which a time budget ends.
         """
-        self.console, self.plan, self._configurations = console, plan, configurations
-        self._deadline = deadline
-        self._known = {record.run: record for record in done}
-        self._planned = self._plan()
-        self._complete = {configuration for configuration in self._planned if self._is_complete(configuration)}
-        self._grown = set(self._grown_groups())
+        self.console, self.plan, self._deadline = console, plan, deadline
+        self._ongoing, self._configurations = Ongoing(plan, done), frozenset(configurations)
+        self._known, self._counts, self._complete = (
+            self._ongoing.known,
+            dict[Configuration, _Counts](),
+            set[Configuration](),
+        )
+        self._cannot = {one for one in plan.configurations if one in self._configurations and plan.incompatible(one)}
+        self._grown = set[int]()
+        for number in range(len(plan.groups)):
+            self._count(number)
+            self._complete.update(self._completed(number))
+            self._grown.update([number] if self._has_grown(number) else ())
         notebook = in_notebook() and not console.quiet
         self._bar = (NotebookProgress if notebook else Progress)(
             TextColumn("{task.description}"),
@@ -96,44 +105,41 @@ class Display:
     @property
     def runs(self) -> tuple[int, int]:
         """The number of finished runs, and about how many there will be, without configurations that cannot be run."""
-        planned = [planned for c, planned in self._planned.items() if not self.plan.incompatible(c)]
-        done = sum(run in self._known for of in planned for run in of.runs)
-        return done, sum(len(of.runs) + of.to_come for of in planned)
+        counts = [counts for one, counts in self._counts.items() if not self.plan.incompatible(one)]
+        return sum(of.planned - len(of.missing) for of in counts), sum(of.planned + of.to_come for of in counts)
 
     @property
     def all_runs(self) -> tuple[int, int]:
         """The same numbers with the finished runs of provisional choices, which leave the results later."""
-        early = [run for of in self._planned.values() for run in {*of.early}.difference(of.runs)]
-        additional = sum(run in self._known for run in early)
+        additional = sum(of.additional for of in self._counts.values())
         return self.runs[0] + additional, self.runs[1] + additional
 
     def add(self, record: Record) -> None:
         """Count a run; announce configurations and grids that it completes."""
-        self._known[record.run] = record
+        self._ongoing.add(record)
         self._bar.advance(self._task)
-        planned = self._planned[record.run.configuration]
-        if self._has_all(planned.runs) or (record.run in planned.coarse and self._has_all(planned.coarse)):
-            self._planned = self._plan()  # only these records complete anything, or bring a provisional choice
-            self._announce()
+        counts, run = self._counts[record.run.configuration], record.run
+        if counts.takes(run):
+            number = self._ongoing.group(run.configuration)
+            self._count(number)  # only these records complete anything, or bring a provisional choice
+            self._announce(number)
             self._describe()
-        elif record.run not in planned.runs:  # an additional run of a provisional choice
+        elif run not in counts.runs:  # an additional run of a provisional choice
             self._describe()
 
-    def _plan(self) -> dict[Configuration, ConfigurationPlan]:
-        return {
-            configuration: planned
-            for configuration, planned in self.plan.of(self._known.values()).items()
-            if configuration in self._configurations
-        }
+    def _count(self, number: int) -> None:
+        """Plan the runs of a group, and count those that are there."""
+        for configuration in self._of_group(number):
+            self._counts[configuration] = _Counts.of(self._ongoing.planned[configuration], self._known)
 
-    def _announce(self) -> None:
-        for group in set(self._grown_groups()) - self._grown:
-            self._grown.add(group)
-            self._print(self._growth(self.plan.groups[group]))
-        for configuration in self._planned:
-            if configuration not in self._complete and self._is_complete(configuration):
+    def _announce(self, number: int) -> None:
+        if number not in self._grown and self._has_grown(number):
+            self._grown.add(number)
+            self._print(self._growth(self.plan.groups[number]))
+        for configuration in self._completed(number):
+            if configuration not in self._complete:
                 self._complete.add(configuration)
-                if configuration not in self._invalid():
+                if configuration not in self._cannot:
                     done, total = self._configurations_done()
                     self._print(f"[{done:>3}/{total}] {self._summary(configuration)}")
 
@@ -150,19 +156,9 @@ class Display:
             left = f", stops in {estimate.about(max(0.0, budget))}"
         self._print(f"{formatting.seconds(seconds)}: {done} of about {total} runs{left}")
 
-    def _invalid(self) -> dict[Configuration, str]:
-        """Return the reasons of the configurations that cannot be run, as far as they are known."""
-        reasons = {configuration: self.plan.incompatible(configuration) for configuration in self._planned}
-        for configuration in self._complete:
-            first = self._known[self._planned[configuration].runs[0]]
-            if first.status == "invalid":
-                reasons[configuration] = first.reason
-        return {configuration: reason for configuration, reason in reasons.items() if reason}
-
     def _configurations_done(self) -> tuple[int, int]:
         """The number of finished configurations, and of all, without those that cannot be run."""
-        invalid = self._invalid()
-        return len(self._complete - invalid.keys()), len(self._planned.keys() - invalid.keys())
+        return len(self._complete - self._cannot), len(self._counts) - len(self._cannot)
 
     def _describe(self) -> None:
         done, total = self.all_runs
@@ -171,29 +167,25 @@ class Display:
             self._task, completed=done, total=total, description=f"{finished}/{configurations} configurations"
         )
 
-    def _has_all(self, runs: Iterable[Run]) -> bool:
-        return all(run in self._known for run in runs)
+    def _of_group(self, number: int) -> list[Configuration]:
+        return [configuration for configuration in self.plan.groups[number] if configuration in self._configurations]
 
-    def _is_complete(self, configuration: Configuration) -> bool:
-        planned = self._planned[configuration]
-        return not planned.to_come and self._has_all(planned.runs)
+    def _completed(self, number: int) -> list[Configuration]:
+        """List the finished configurations of a group, and note those that a run has shown to be impossible."""
+        finished = [one for one in self._of_group(number) if self._counts[one].finished]
+        planned = self._ongoing.planned
+        self._cannot.update(one for one in finished if self._known[planned[one].tuning[0]].status == "invalid")
+        return finished
 
-    def _grown_groups(self) -> Iterator[int]:
-        """Yield the groups whose grid has grown."""
-        grid = len(self.plan.settings.learning_rates)
-        for index, group in enumerate(self.plan.groups):
-            if any(
-                len(_rates(self._planned[configuration])) > grid
-                for configuration in group
-                if configuration in self._planned
-            ):
-                yield index
+    def _has_grown(self, number: int) -> bool:
+        grid, planned = len(self.plan.settings.learning_rates), self._ongoing.planned
+        return any(len(_rates(planned[configuration])) > grid for configuration in self._of_group(number))
 
     def _growth(self, group: Sequence[Configuration]) -> str:
         """Describe the growth of a grid: its place, the added learning rates, and the norms that caused it."""
         base, rates = (
             self.plan.settings.learning_rates,
-            max((_rates(self._planned[configuration]) for configuration in group), key=len),
+            max((_rates(self._ongoing.planned[configuration]) for configuration in group), key=len),
         )
         sides = [
             (formatting.listed([*map(formatting.rate, added)]), end)
@@ -224,7 +216,7 @@ class Display:
         return f"{group[0].problem}  {curves}"
 
     def _summary(self, configuration: Configuration) -> str:
-        place, planned = self.plan.place(configuration), self._planned[configuration]
+        place, planned = self.plan.place(configuration), self._ongoing.planned[configuration]
         name = f"{place.problem}  {place.curve} {place.value!s:>5}  {place.norm}"
         records = [self._known[run] for run in planned.runs]
         assert planned.choice
@@ -240,6 +232,58 @@ class Display:
         metric = self.plan.problem(configuration.problem).metric
         errors = [value for run in runs if run.status == "ok" and (value := run.metrics.get("test")) is not None]
         return f"{metric.name} {formatting.quantity(metric, statistics.fmean(errors))}"
+
+
+@dataclass(eq=False)
+class _Counts:
+    """The runs of a configuration.
+
+    Attributes:
+        runs: Its planned runs.
+        missing: Those without a record.
+        coarse: The runs without a record that its provisional choice waits for.
+        early: Runs of a provisional choice beside the planned ones.
+        additional: Number of those that are finished.
+        to_come: See `ConfigurationPlan`.
+    """
+
+    runs: frozenset[Run]
+    missing: set[Run]
+    coarse: set[Run]
+    early: frozenset[Run]
+    additional: int
+    to_come: int
+
+    @classmethod
+    def of(cls, planned: ConfigurationPlan, known: Mapping[Run, Record]) -> Self:
+        """Count the runs of a plan."""
+        runs, early = frozenset(planned.runs), frozenset(planned.early).difference(planned.runs)
+        return cls(
+            runs=runs,
+            missing={run for run in runs if run not in known},
+            coarse={run for run in planned.coarse if run not in known},
+            early=early,
+            additional=sum(run in known for run in early),
+            to_come=planned.to_come,
+        )
+
+    @property
+    def planned(self) -> int:
+        """The number of planned runs."""
+        return len(self.runs)
+
+    @property
+    def finished(self) -> bool:
+        """True if all runs that will be planned have a record."""
+        return not self.missing and not self.to_come
+
+    def takes(self, run: Run) -> bool:
+        """Count a finished run; return whether the runs that the plan waits for are now there."""
+        waited = run in self.coarse
+        self.missing.discard(run)
+        self.coarse.discard(run)
+        self.additional += run in self.early
+        return (run in self.runs and not self.missing) or (waited and not self.coarse)
 
 
 class _TimeLeft(TimeRemainingColumn):

@@ -4,14 +4,15 @@ Each round is a fair comparison: all of its norms are tuned over the same coarse
 The last round is the whole comparison, which needs the same runs whatever came before.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from normlab import norms
 from normlab.study.analysis.estimates import FEWEST_TO_RECOMMEND
 from normlab.study.design.factors import Value
 from normlab.study.design.plan import Place, Plan
-from normlab.study.design.records import Configuration, Record, Run
+from normlab.study.design.records import Configuration, Run
+from normlab.study.driver.ongoing import Ongoing
 
 FIRST_SEEDS = 2
 """Evaluation seeds of the first rounds, the fewest that show a spread."""
@@ -54,25 +55,26 @@ def rounds(plan: Plan) -> tuple[Round, ...]:
     return (*first, Round(every, few), Round(every, enough))
 
 
-def pending(plan: Plan, rounds: Sequence[Round], records: Iterable[Record]) -> Iterator[list[Run]]:
+def pending(
+    ongoing: Ongoing, rounds: Sequence[Round], configurations: Collection[Configuration]
+) -> Iterator[list[Run]]:
     """Yield the runs of every round that have no record, and last those of the whole comparison.
 
     The last round goes by groups, since a group is evaluated once all of its configurations have been tuned.
 
     Args:
-        plan: The plan of the comparison.
+        ongoing: The plan of the comparison with the records so far.
         rounds: The result of `rounds`; empty for the whole comparison alone, in the order of the plan.
-        records: The records so far.
+        configurations: The configurations whose runs are asked for.
     """
-    known = {record.run: record for record in records}
-    planned = plan.of(known.values())
+    planned, known, groups = ongoing.planned, ongoing.known, ongoing.plan.groups
     for each in rounds:
-        needed = [run for configuration in each.configurations for run in planned[configuration].first(each.seeds)]
-        yield [run for run in needed if run not in known]
-    group = {configuration: group for group in plan.groups for configuration in group}
-    first = [one for configuration in rounds[-1].configurations for one in group[configuration]] if rounds else []
+        here = [configuration for configuration in each.configurations if configuration in configurations]
+        yield [run for one in here for run in planned[one].first(each.seeds) if run not in known]
+    ahead = rounds[-1].configurations if rounds else ()
+    first = [one for number in dict.fromkeys(map(ongoing.group, ahead)) for one in groups[number]]
     order = dict.fromkeys((*first, *planned))
-    yield [run for configuration in order for run in planned[configuration].runs if run not in known]
+    yield [run for one in order if one in configurations for run in ongoing.missing(one)]
 
 
 def by_distance(values: Sequence[Value], reference: Value | None) -> list[Value]:

@@ -175,7 +175,7 @@ def plot(analysis: Analysis) -> Drawing:
 
 
 def error_figure(analysis: Analysis, problem: ProblemResult, curve: CurveResult) -> Figure | None:
-    """Draw error against the factor: every seed's point, means with intervals, failed runs along the top.
+    """Draw error against the factor: points of seeds, means with intervals, failed runs along the top.
 
     Args:
         analysis: The analysis.
@@ -392,11 +392,11 @@ def _draw_shared(axes: Axes, problem: ProblemResult, curve: CurveResult) -> None
 def _draw_points(
     axes: Axes, metric: Metric, places: Sequence[float], cells: Sequence[CellResult], style: Style
 ) -> None:
-    """Draw every seed as a point."""
+    """Draw the first seeds as points."""
     points = [
         (place, _shown(metric, point.error))
         for place, cell in zip(places, cells, strict=True)
-        for point in cell.points
+        for point in cell.points[: formatting.SEEDS_DRAWN]
         if point.error is not None
     ]
     if points:

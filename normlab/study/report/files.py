@@ -6,6 +6,8 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, TypedDict
 from urllib.parse import quote
 
@@ -23,9 +25,13 @@ if TYPE_CHECKING:
 _SAFE = "".join(chr(code) for code in range(33, 127) if chr(code) not in "%#&<>'")
 
 
+MOST_EMBEDDED = 2**20
+"""Bytes of a file above which the page links to the file beside it, so that browsers open the page at any size."""
+
+
 @dataclass(frozen=True)
 class Download:
-    """A file that is embedded in the page and also lies beside it.
+    """A file that lies beside the page and is also embedded in it, unless it is large.
 
     Attributes:
         path: Path relative to the page.
@@ -45,8 +51,18 @@ class Download:
         return self.path.rpartition("/")[2]
 
     @property
+    def embedded(self) -> bool:
+        """True if the page contains the file."""
+        return len(self.content) <= MOST_EMBEDDED
+
+    @property
     def uri(self) -> str:
-        """Return the file as a data URL for an attribute in single quotes; text without base64, a third longer."""
+        """Return the file as a data URL for an attribute in single quotes; text without base64, a third longer.
+
+        A file that is not embedded has its path instead.
+        """
+        if not self.embedded:
+            return quote(self.path)
         if self.kind.startswith("text/"):
             return Markup(f"data:{self.kind},{quote(self.content, safe=_SAFE)}")
         return Markup(f"data:{self.kind};base64,{base64.b64encode(self.content).decode()}")
@@ -200,9 +216,8 @@ class TrainedConfiguration(TypedDict):
 def configurations(analysis: Analysis) -> list[TrainedConfiguration]:
     """List all configurations, each once."""
     found: dict[str, TrainedConfiguration] = {}
-    for run in analysis.runs:
-        configuration = TrainedConfiguration(
-            problem=run.problem, norm=run.norm, options=run.options, config=dict(run.config)
-        )
-        found.setdefault(canonical_json(configuration), configuration)
+    for (problem, norm, options), of in groupby(analysis.runs, key=attrgetter("problem", "norm", "options")):
+        for config, _ in groupby(run.config for run in of):
+            configuration = TrainedConfiguration(problem=problem, norm=norm, options=options, config=dict(config))
+            found.setdefault(canonical_json(configuration), configuration)
     return list(found.values())

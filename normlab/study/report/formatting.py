@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 WORTHWHILE = 200
 """Most seeds that are worth their time: a difference that takes more to show is too small to matter."""
 
+SEEDS_DRAWN, SEEDS_NAMED = 100, 20
+"""Most seeds of a norm that a figure shows as points, and that a text lists."""
+
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 

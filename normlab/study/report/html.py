@@ -6,7 +6,7 @@ What else shows a result is here by name: the table of the terminal, and the row
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -203,7 +203,13 @@ def _reasons(points: Iterable[Point]) -> str:
         if point.status in FAILURES:
             why = ": ".join(part for part in (point.status, point.reason.rstrip(".")) if part)
             seeds.setdefault(why, []).append(str(point.seed))
-    return "; ".join(f"{why} ({'seed' if len(s) == 1 else 'seeds'} {', '.join(s)})" for why, s in seeds.items())
+    return "; ".join(f"{why} ({'seed' if len(s) == 1 else 'seeds'} {_first(s)})" for why, s in seeds.items())
+
+
+def _first(seeds: Sequence[str]) -> str:
+    """Write the first seeds, and how many more there are."""
+    more = len(seeds) - formatting.SEEDS_NAMED
+    return ", ".join(seeds) if more <= 0 else f"{', '.join(seeds[: formatting.SEEDS_NAMED])} and {more} more"
 
 
 def _statuses(analysis: Analysis) -> dict[str, Counter[str]]:

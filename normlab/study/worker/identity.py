@@ -68,15 +68,27 @@ def outdated(identity: RunIdentity, records: Iterable[Record]) -> str:
         records: Records of a folder; problems that are not in the identity are ignored.
     """
     reasons: Counter[str] = Counter()
-    for record in records:
-        if record.run.configuration.problem in identity["data"]:
-            now = of_problem(identity, record.run.configuration.problem)
-            if changes := [_change(*found) for found in differences(record.identity, now)]:
-                reasons["; ".join(dict.fromkeys(changes))] += 1
+    for problem, of in _by_problem(records).items():
+        if problem in identity["data"]:
+            now = of_problem(identity, problem)
+            for shared, count in of:
+                if changes := [_change(*found) for found in differences(shared, now)]:
+                    reasons["; ".join(dict.fromkeys(changes))] += count
     if not reasons:
         return ""
     groups = [f"{count} record{'s' * (count > 1)} ({why})" for why, count in reasons.most_common()]
     return f"Set aside, and in none of the numbers: {', '.join(groups)}."
+
+
+def _by_problem(records: Iterable[Record]) -> dict[str, list[tuple[Mapping[str, object], int]]]:
+    """Count the records of a problem that share an identity, the object itself, as those of a folder do."""
+    there = list(records)
+    shared = {id(record.identity): record.identity for record in there}
+    counts = Counter((record.run.configuration.problem, id(record.identity)) for record in there)
+    found: dict[str, list[tuple[Mapping[str, object], int]]] = {}
+    for (problem, number), count in counts.items():
+        found.setdefault(problem, []).append((shared[number], count))
+    return found
 
 
 def _change(what: str, then: object, now: object) -> str:

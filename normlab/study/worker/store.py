@@ -18,28 +18,17 @@ from normlab.study.design import schema
 from normlab.study.design.comparison import Settings
 from normlab.study.design.plan import TUNING_SEEDS_FROM
 from normlab.study.design.recorded import DESCRIBED, RecordedPlan
-from normlab.study.design.records import (
-    EVALUATE,
-    STATUSES,
-    TUNE,
-    Configuration,
-    Record,
-    Run,
-    RunIdentity,
-    as_stored,
-    content_key,
-    frozen,
-    run_key,
-)
+from normlab.study.design.records import Record, RunIdentity, as_stored, content_key
 from normlab.study.design.schema import Malformed
+from normlab.study.worker.run_files import CODE, RECORD_BYTES, RunFiles
 
 _HEADER = "comparison.json"
 _RUN_LOCK, _REPORT_LOCK = ".run.lock", ".report.lock"
 JOBS = "submitit"
 """Folder of the logs and inputs of cluster jobs."""
 
-HEADER_BYTES, RECORD_BYTES = 64 * 2**20, 16 * 2**20
-"""The largest sizes of `comparison.json` and of the file of a run."""
+HEADER_BYTES = 64 * 2**20
+"""The largest size of `comparison.json`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +117,7 @@ class Store:
     def __init__(self, directory: Path) -> None:
         """Store the path of the folder, without reading or writing."""
         self.directory = Path(directory)
+        self._runs = RunFiles(self.directory / "runs")
 
     def check(self, comparison: str) -> None:
         """Check that the folder is new, empty, or of a comparison.
@@ -256,7 +246,7 @@ class Store:
                 f"Expected names, texts and numbers that the folder of a comparison can contain, got something else "
                 f"({error}). Change them in the comparison."
             ) from error
-        self._write(self.directory / _HEADER, fields)
+        self._write(self.directory / _HEADER, _as_text(fields))
 
     def add(self, record: Record) -> None:
         """Write the file of a run.
@@ -266,11 +256,29 @@ class Store:
         """
         fields = {**asdict(record), "run": as_stored(record.run)}
         fields["run"]["cell"]["config"] = dict(record.run.configuration.config)
-        self._write(self._path(record.key), {**fields, "sha256": content_key(fields)})
+        self._write(self._path(record.key), _as_text({**fields, "sha256": content_key(fields)}))
+
+    def share(self, other: "Store", key: str) -> None:
+        """Link to the file of a run in another folder, or copy the file where the two cannot share it.
+
+        Raises:
+            Fault: If it cannot be read or written; an older file is unchanged.
+        """
+        source, path = other._path(key), self._path(key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _link_whole(source, path)
+            self._runs.adopt(path, other._runs, source)
+        except OSError:
+            try:
+                content = schema.read_bytes(source, RECORD_BYTES)
+            except (Malformed, OSError) as error:
+                raise Fault(f"Cannot read `{source}`: {error}. Run the same command again.") from error
+            self._write(path, content)
 
     def record(self, key: str) -> Record | None:
         """Read the record of a key; `None` where it is missing or damaged."""
-        return _record(self._path(key))
+        return self._runs.record(self._path(key))
 
     def remove(self, key: str) -> None:
         """Delete the file of a run that is repeated."""
@@ -278,11 +286,11 @@ class Store:
 
     def records(self) -> list[Record]:
         """Read all records, of any settings and identity, without damaged files."""
-        return [record for path in self._files() if (record := _record(path))]
+        return self._runs.records()
 
     def damaged(self) -> list[Path]:
         """List the files without a valid run: truncated, changed, or with the run of another file."""
-        return [path for path in self._files() if not _record(path)]
+        return self._runs.damaged()
 
     def set_aside_damaged(self) -> list[tuple[Path, Path]]:
         """Rename damaged files so that their runs are repeated; return old and new names."""
@@ -291,16 +299,13 @@ class Store:
             os.replace(path, aside)
         return renamed
 
-    def _files(self) -> list[Path]:
-        return sorted(self.directory.glob("runs/??/*.json"))
-
     def _path(self, key: str) -> Path:
         return self.directory / "runs" / key[:2] / f"{key}.json"
 
-    def _write(self, path: Path, content: Mapping[str, object]) -> None:
+    def _write(self, path: Path, content: str | bytes) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
+            write_whole(path, content)
         except OSError as error:
             raise Fault(
                 f"Cannot write to `{self.directory}`: {error.strerror}. Finished runs are kept; once that is fixed, "
@@ -350,6 +355,24 @@ class MemoryStore:
         return []
 
 
+def _link_whole(source: Path, path: Path) -> None:
+    """Give a file a second name atomically, in place of another file of that name.
+
+    Raises:
+        OSError: If the file system cannot do that.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
+    os.link(source, temporary)
+    try:
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # stays where both names are those of one file
+
+
+def _as_text(content: Mapping[str, object]) -> str:
+    return json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
 def write_whole(path: Path, content: str | bytes) -> Path:
     """Write a file atomically; after a failure the old file is unchanged.
 
@@ -367,26 +390,8 @@ def write_whole(path: Path, content: str | bytes) -> Path:
     return path
 
 
-def _record(path: Path) -> Record | None:
-    """Read the record in a file; `None` where the content is damaged or does not match the name."""
-    try:
-        fields = schema.read_json(path, RECORD_BYTES)
-        _RECORD_FIELDS(fields)
-        if fields.pop("sha256") != content_key(fields):
-            return None
-        run = fields.pop("run")
-        stored = run.pop("cell")
-        configuration = Configuration(config=frozen(stored.pop("config")), **stored)
-        record = Record(run=Run(configuration=configuration, **run), **fields)
-        return record if path.stem == record.key == run_key(record.run, record.identity) else None
-    except (OSError, Malformed):
-        return None
-
-
 _NAME, _LINE = schema.text(), schema.text(2000)
 _POSITIVE = schema.number(positive=True)
-_KEY = schema.text(64, "[0-9a-f]{64}")
-_ROWS = schema.listed(schema.listed(schema.optional(schema.number()), 100_000), 1000)
 
 _SETTINGS_FIELDS = schema.fields(
     {
@@ -409,15 +414,11 @@ _SETTINGS_FIELDS = schema.fields(
         "options": schema.table(schema.plain(2)),
     },
 )
-_CODE = schema.any_of(
-    schema.fields({"comparison": schema.table(_KEY, 100_000, keys=schema.text(4096))}, any_other=schema.plain(1)),
-    schema.plain(1),  # of older versions, to report that the code changed
-)
 _HEADER_FIELDS = schema.fields(
     {
         "settings": _SETTINGS_FIELDS,
         "identity": schema.fields(
-            {}, {"data": schema.table(_NAME, keys=_LINE), "code": _CODE}, any_other=schema.plain(4)
+            {}, {"data": schema.table(_NAME, keys=_LINE), "code": CODE}, any_other=schema.plain(4)
         ),
         "command": schema.text(1_000_000),
     },
@@ -427,28 +428,6 @@ _HEADER_FIELDS = schema.fields(
         "about": schema.table(schema.text(20_000), keys=_LINE),
         "described": schema.any_of(schema.fields({}), DESCRIBED),
     },
-)
-_RECORD_FIELDS = schema.fields(
-    {
-        "key": _KEY,
-        "run": schema.fields(
-            {
-                "cell": schema.fields(
-                    {"problem": _LINE, "norm": _LINE, "config": schema.table(schema.plain(3, objects=False))}
-                ),
-                "stage": schema.one_of(TUNE, EVALUATE),
-                "learning_rate": _POSITIVE,
-                "seed": schema.whole(0, 2**31 - 1),
-            }
-        ),
-        "identity": schema.fields({}, {"code": _CODE}, any_other=schema.plain(4)),
-        "status": schema.one_of(*STATUSES),
-        "reason": schema.text(20_000),
-        "metrics": schema.table(schema.optional(schema.number()), keys=_LINE),
-        "series": schema.table(_ROWS, keys=_LINE),
-        "cost": schema.table(schema.number(low=0), keys=_LINE),
-        "sha256": _KEY,
-    }
 )
 
 

@@ -18,7 +18,8 @@ from normlab.study.design import discovery, schema
 from normlab.study.design.records import content_key
 from normlab.study.design.request import Request, from_python
 from normlab.study.driver.driver import ExecutionOptions, Invocation
-from normlab.study.worker.store import HEADER_BYTES, RECORD_BYTES, Store
+from normlab.study.worker.run_files import RECORD_BYTES
+from normlab.study.worker.store import HEADER_BYTES, Store
 from normlab.study.worker.strategy import Strategy
 from tests.support.toys import TOY
 

@@ -18,6 +18,7 @@ from normlab.study.design import discovery
 from normlab.study.design.plan import Place, Plan
 from normlab.study.design.records import EVALUATE, TUNE, Configuration, Record, Run, by_configuration
 from normlab.study.driver import time_budget
+from normlab.study.driver.ongoing import Ongoing
 from normlab.study.driver.progress import Display
 from normlab.study.driver.time_budget import by_distance
 from normlab.study.report import advice, html
@@ -39,10 +40,14 @@ def plan_for(norms: Sequence[str] = ("batch", "layer"), values: Sequence[int] = 
     return Plan(comparison, some_settings(comparison, **{**fields, **settings}))
 
 
+def waiting(plan: Plan, rounds: Sequence[time_budget.Round], records: Sequence[Record]) -> Iterator[list[Run]]:
+    return time_budget.pending(Ongoing(plan, records), rounds, plan.configurations)
+
+
 def budgeted(plan: Plan) -> Iterator[Record]:
     """Make all records of a plan one by one in the order of a time budget, with one worker."""
     rounds, records = time_budget.rounds(plan), list[Record]()
-    while runs := next(filter(None, time_budget.pending(plan, rounds, records)), None):
+    while runs := next(filter(None, waiting(plan, rounds, records)), None):
         for run in next(iter(by_configuration(runs).values())):
             records.append(made(plan, run))
             yield records[-1]
@@ -109,7 +114,7 @@ class TestOrder:
 
     def test_the_last_round_is_the_whole_comparison(self) -> None:
         plan = plan_for()
-        rounds = list(time_budget.pending(plan, time_budget.rounds(plan), []))
+        rounds = list(waiting(plan, time_budget.rounds(plan), []))
         assert len(rounds) == 5
         assert [run.learning_rate for run in by_configuration(rounds[0])[plan.configurations[0]]] == [*COARSE]
         assert set(rounds[-1]) == set(plan.pending([]))
@@ -130,7 +135,7 @@ class TestOrder:
         plan = Plan(comparison, some_settings(comparison))
         records = [made(plan, run) for of in plan.of([]).values() for run in of.coarse]
         records += [made(plan, run) for of in plan.of(records).values() for run in of.early[:5]]
-        *earlier, last = time_budget.pending(plan, time_budget.rounds(plan), records)
+        *earlier, last = waiting(plan, time_budget.rounds(plan), records)
         assert not any(earlier)
         groups = {configuration: number for number, group in enumerate(plan.groups) for configuration in group}
         order = [number for number, _ in groupby(groups[run.configuration] for run in last)]
@@ -141,7 +146,7 @@ class TestOrder:
         plan = plan_for(NORMS)
         records = [made(plan, run) for run in plan.pending([])]
         for known in ([], records[:7], records):
-            assert list(time_budget.pending(plan, (), known)) == [plan.pending(known)]
+            assert list(waiting(plan, (), known)) == [plan.pending(known)]
 
     def test_norms_that_cannot_be_run_take_no_place(self) -> None:
         plan = plan_for(("batch", "instance", "layer"), (128,))
@@ -195,7 +200,7 @@ class TestResults:
         assert [(cell.tuned_over, cell.learning_rate) for cell in cells.values()] == [((3, 5), EARLY)] * 2
         assert (cells["batch"].error.n, cells["layer"].error.n) == (0, 2)
         assert cells["layer"].gap is None
-        wanted = time_budget.pending(plan, time_budget.rounds(plan), records)
+        wanted = waiting(plan, time_budget.rounds(plan), records)
         assert {(run.configuration, run.learning_rate) for run in next(wanted)} == {(batch, EARLY)}
 
     def test_a_coarse_choice_of_the_default_learning_rate_is_reported_early(self) -> None:

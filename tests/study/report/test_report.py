@@ -22,12 +22,12 @@ from rich.console import Console
 from normlab import norms
 from normlab.study.analysis.analyse import analyse
 from normlab.study.analysis.estimates import BETTER, INCONCLUSIVE, WORSE
-from normlab.study.analysis.results import Analysis, Basin, Cost, to_json
+from normlab.study.analysis.results import Analysis, Basin, Cost, Point, to_json
 from normlab.study.design.comparison import Comparison, Settings
 from normlab.study.design.problem import Metric
 from normlab.study.design.records import EVALUATE, Record
 from normlab.study.design.request import Request, from_file
-from normlab.study.report import advice, figures, headline, tables
+from normlab.study.report import advice, figures, files, formatting, headline, tables
 from normlab.study.report import html as report
 from normlab.study.report.formatting import MINUS
 from tests.support import synthetic
@@ -247,6 +247,37 @@ def test_the_page_holds_the_files_beside_it_and_is_small(folder: Path, page: str
         assert decoded(kind, content) == beside, name
     assert {name for name, *_ in links} == {path.name for path in folder.rglob("*.*")} - {"report.html"}
     assert len(page.encode()) < 3_000_000
+
+
+def test_a_large_file_is_beside_the_page_alone(
+    analysis: Analysis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "MOST_EMBEDDED", 20_000)
+    monkeypatch.setattr(files, "figure_files", lambda analysis: {})
+    made = list(files.data_files(analysis, COMPARISON, SETTINGS, synthetic.IDENTITY))  # pyright: ignore
+    large = {one.path for one in made if len(one.content) > 20_000}
+    assert "tables/runs.csv" in large and "tables/settings.toml" not in large
+    assert {one.path for one in made if one.uri == one.path} == large
+    assert {one.path for one in made if one.uri.startswith("data:")} == {one.path for one in made} - large
+
+
+def test_texts_list_a_limited_number_of_seeds() -> None:
+    points = [Point(seed=n, status="diverged", reason="NaN.", error=None, train_loss=None) for n in range(900)]
+    assert report._reasons(points[:2]) == "diverged: NaN (seeds 0, 1)"
+    assert report._reasons(points).endswith("18, 19 and 880 more)")
+    assert len(report._reasons(points)) < 200
+
+
+def test_figures_draw_a_limited_number_of_seeds() -> None:
+    analysis = synthetic.analysis_of(
+        settings={"seeds": 150, "problems": ("digits-mlp",), "curves": ("deployed",), "values": {"deployed": (4, 8)}},
+        norms=("batch", "layer"),
+    )
+    (problem,) = analysis.problems
+    figure = figures.error_figure(analysis, problem, problem.curves[0])
+    assert figure
+    drawn = [len(line.get_xdata()) for line in figure.axes[0].lines]  # pyright: ignore[reportArgumentType]
+    assert max(drawn) == 2 * formatting.SEEDS_DRAWN == 200
 
 
 def decoded(kind: str, content: str) -> bytes:

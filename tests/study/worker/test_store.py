@@ -1,15 +1,16 @@
 """The folder of a comparison: what is written comes back, and what is there is not done again."""
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from normlab.errors import BadInput
-from normlab.study.design import discovery
+from normlab.study.design import discovery, schema
 from normlab.study.design.records import Run
-from normlab.study.driver.driver import ExecutionOptions, Invocation
+from normlab.study.driver.driver import OK, ExecutionOptions, Invocation, new_console
 from normlab.study.worker.store import Header, Store
 from normlab.study.worker.strategy import Strategy
 from tests.support.toys import TOY, a_record, settings_for
@@ -81,6 +82,24 @@ class TestStore:
         with pytest.raises(BadInput, match="Expected a folder"):
             Store(tmp_path / "b" / "thesis.tex").check("toy")
 
+    @pytest.mark.parametrize("links", [True, False])
+    def test_a_shared_run_is_that_of_the_other_folder(
+        self, links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError("another disk")
+
+        one, other, record = Store(tmp_path / "one"), Store(tmp_path / "other"), a_record()
+        other.add(record)
+        if not links:
+            monkeypatch.setattr("os.link", refuse)
+        for _ in range(2):  # the second time both names are those of one file
+            one.share(other, record.key)
+            assert one.records() == [record]
+        other.add(a_record(status="ok"))
+        assert one.records() == [record]  # a file is replaced, never changed
+        assert not list(tmp_path.glob("**/*.tmp"))
+
 
 class TestResume:
     def invoke(self, toy: Path, output: Path, **changes: Any) -> dict[Run, Any]:
@@ -112,3 +131,21 @@ class TestResume:
         changed = dataclasses.replace(held.settings, epochs=4)
         with pytest.raises(BadInput, match=r"Expected runs of the last invocation in .* got 18 of earlier ones"):
             Invocation(discovery.load(str(toy)), changed, tmp_path / "out", "").report(held)
+
+    def test_an_invocation_with_nothing_left_reads_each_file_once(
+        self, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.invoke(toy, tmp_path / "out")
+        reads, read = Counter[str](), schema.read_bytes
+
+        def counted(path: Path | str, most: int) -> bytes:
+            reads[Path(path).name] += 1
+            return read(path, most)
+
+        monkeypatch.setattr(schema, "read_bytes", counted)
+        comparison, settings = discovery.load(str(toy)), settings_for(toy)
+        invocation = Invocation(comparison, settings, tmp_path / "out", "", console=new_console(quiet=True))
+        assert invocation.run(ExecutionOptions(strategy=Strategy(lanes=2))) == OK
+        files = [path.name for path in tmp_path.glob("out/runs/??/*.json")]
+        assert len(files) == 18
+        assert {name: reads[name] for name in files} == dict.fromkeys(files, 1)

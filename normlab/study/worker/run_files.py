@@ -1,0 +1,193 @@
+"""The files of runs in a folder: each is read once as long as it is the same, and runs share what is equal."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from normlab.study.design import schema
+from normlab.study.design.records import (
+    EVALUATE,
+    STATUSES,
+    TUNE,
+    Configuration,
+    Record,
+    Run,
+    canonical_json,
+    cell_text,
+    content_key,
+    frozen,
+    key_from_texts,
+)
+from normlab.study.design.schema import Check, Malformed
+
+__all__ = ["CODE", "KEY", "RECORD_BYTES", "RunFiles"]
+
+RECORD_BYTES = 16 * 2**20
+"""The largest size of the file of a run."""
+
+KEY = schema.text(64, "[0-9a-f]{64}")
+CODE = schema.any_of(
+    schema.fields({"comparison": schema.table(KEY, 100_000, keys=schema.text(4096))}, any_other=schema.plain(1)),
+    schema.plain(1),  # of older versions, to report that the code changed
+)
+"""Check of the hashes of code in an identity."""
+
+_LINE = schema.text(2000)
+_IDENTITY = schema.fields({}, {"code": CODE}, any_other=schema.plain(4))
+_CELL = schema.fields({"problem": _LINE, "norm": _LINE, "config": schema.table(schema.plain(3, objects=False))})
+_ROWS = schema.listed(schema.listed(schema.optional(schema.number()), 100_000), 1000)
+
+THREADS = 16
+"""Number of folders that are read at a time."""
+
+_Stamp = tuple[int, int, int, int]
+_Read = dict[str, tuple[_Stamp | None, Record | None]]
+"""The run in each file by its path, with the stamp of what was read."""
+_File = tuple[str, _Stamp | None, bytes | None]
+"""Path, stamp and content of a file; no content where the stamp is that of the last call."""
+_Made = TypeVar("_Made")
+
+
+class RunFiles:
+    """Reads the files `??/KEY.json` of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Store the path of the folder, which may be missing."""
+        self._folder = folder
+        self._read: _Read = {}
+        self._identities, self._configurations = _Shared(_identity, canonical_json), _Shared(_configuration, cell_text)
+        names = lru_cache(1000)(_LINE)  # also one object for equal names
+        self._check = schema.fields(
+            {
+                "key": KEY,
+                "run": schema.fields(
+                    {
+                        "cell": self._configurations,
+                        "stage": schema.one_of(TUNE, EVALUATE),
+                        "learning_rate": schema.number(positive=True),
+                        "seed": schema.whole(0, 2**31 - 1),
+                    }
+                ),
+                "identity": self._identities,
+                "status": schema.one_of(*STATUSES),
+                "reason": schema.text(20_000),
+                "metrics": schema.table(schema.optional(schema.number()), keys=names),
+                "series": schema.table(_ROWS, keys=_LINE),
+                "cost": schema.table(schema.number(low=0), keys=names),
+                "sha256": KEY,
+            }
+        )
+
+    def records(self) -> list[Record]:
+        """Return the valid runs, sorted by the names of their files."""
+        return [record for record in self._all().values() if record]
+
+    def damaged(self) -> list[Path]:
+        """List the files without a valid run: truncated, changed, or with the run of another file."""
+        return [Path(path) for path, record in self._all().items() if not record]
+
+    def record(self, path: Path) -> Record | None:
+        """Read the run in a file; `None` where the content is damaged or does not match the name."""
+        return self._record(path.stem, _content(path))
+
+    def adopt(self, path: Path, other: "RunFiles", theirs: Path) -> None:
+        """Take over the record of a file that has a second name here, so that the file is not read again."""
+        before, record = other._read.get(str(theirs), (None, None))
+        now = _stamp(str(path))
+        if before and now and before[:-1] == now[:-1]:  # the second name changes the last part
+            self._read[str(path)] = now, record
+
+    def _record(self, name: str, content: bytes | None) -> Record | None:
+        try:
+            fields = schema.parse_json(content or b"")
+            checked = self._check(fields)
+        except Malformed:
+            return None
+        if fields.pop("sha256") != content_key(fields):
+            return None
+        run = checked["run"]
+        (of_cell, configuration), (of_identity, identity) = run.pop("cell"), checked["identity"]
+        checked |= {"run": Run(configuration=configuration, **run), "identity": identity, "series": fields["series"]}
+        del checked["sha256"]
+        record = Record(**checked)
+        return record if name == record.key == key_from_texts(record.run, of_cell, of_identity) else None
+
+    def _all(self) -> dict[str, Record | None]:
+        """Read the files that are new or have changed since the last call."""
+        known, self._read = self._read, {}
+        for path, stamp, content in self._contents(known):
+            name = os.path.basename(path).removesuffix(".json")
+            self._read[path] = known[path] if content is None else (stamp, self._record(name, content))
+        return {path: record for path, (_, record) in self._read.items()}
+
+    def _contents(self, known: _Read) -> Iterator[_File]:
+        """Yield all files in order; threads read some folders ahead, since a cold disk takes a millisecond a file."""
+        ahead = deque[Future[list[_File]]]()
+        with ThreadPoolExecutor(THREADS) as threads:
+            for folder in sorted(self._folder.glob("??")):
+                ahead.append(threads.submit(_files, folder, known))
+                if len(ahead) > THREADS:
+                    yield from ahead.popleft().result()
+            for files in ahead:
+                yield from files.result()
+
+
+def _files(folder: Path, known: _Read) -> list[_File]:
+    """List the files of a folder in order, each with its content unless the file is known and has not changed."""
+    found: list[_File] = []
+    with suppress(OSError), os.scandir(folder) as entries:
+        for path in sorted(entry.path for entry in entries if entry.name.endswith(".json")):
+            stamp = _stamp(path)
+            unchanged = stamp is not None and path in known and known[path][0] == stamp
+            found.append((path, stamp, None if unchanged else _content(path) or b""))
+    return found
+
+
+def _content(path: Path | str) -> bytes | None:
+    """Read a file of a run; `None` where the file cannot be read or is too large."""
+    try:
+        return schema.read_bytes(path, RECORD_BYTES)
+    except (OSError, Malformed):
+        return None
+
+
+def _stamp(path: str) -> _Stamp | None:
+    """Return what identifies the content of a file without reading it; `None` where the file cannot be found."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+class _Shared(Generic[_Made]):
+    """A check that makes one value, with its canonical JSON, for all equal objects."""
+
+    def __init__(self, make: Check[_Made], text: Callable[[_Made], str]) -> None:
+        self._make, self._text = make, text
+        self._known: dict[str, tuple[str, _Made]] = {}
+
+    def __call__(self, value: object) -> tuple[str, _Made]:
+        exact = repr(value)  # unlike equality, tells 1 from 1.0 and from true
+        if exact not in self._known:
+            made = self._make(value)
+            self._known[exact] = self._text(made), made
+        return self._known[exact]
+
+
+def _identity(value: object) -> Mapping[str, object]:
+    """Check an identity, and keep it as it is in the file."""
+    _IDENTITY(value)
+    assert isinstance(value, Mapping)
+    return value
+
+
+def _configuration(value: object) -> Configuration:
+    """Check a configuration, and make it hashable."""
+    fields = _CELL(value)
+    return Configuration(config=frozen(fields.pop("config")), **fields)

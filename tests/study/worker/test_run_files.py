@@ -1,0 +1,102 @@
+"""Files of runs are read once as long as they are the same, and runs share what is equal."""
+
+import json
+import os
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from normlab.study.design import schema
+from normlab.study.design.records import content_key, run_key
+from normlab.study.worker.run_files import RunFiles
+from normlab.study.worker.store import Store
+from tests.support.toys import a_record
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts how often each file is read."""
+    found, read = Counter[str](), schema.read_bytes
+
+    def counted(path: Path | str, most: int) -> bytes:
+        found[os.path.basename(path)] += 1
+        return read(path, most)
+
+    monkeypatch.setattr(schema, "read_bytes", counted)
+    return found
+
+
+def filled(folder: Path, seeds: int) -> Store:
+    store, record = Store(folder), a_record()
+    for seed in range(seeds):
+        run = replace(record.run, seed=seed)
+        store.add(replace(record, run=run, key=run_key(run, record.identity)))
+    return store
+
+
+def test_an_unchanged_file_is_read_once(tmp_path: Path, reads: Counter[str]) -> None:
+    store = filled(tmp_path, 20)
+    first = store.records()
+    assert store.damaged() == []
+    assert store.records() == first
+    assert len(first) == len(reads) == reads.total() == 20
+
+
+def test_new_replaced_and_edited_files_are_read_again(tmp_path: Path, reads: Counter[str]) -> None:
+    store = filled(tmp_path, 3)
+    before = store.records()
+    store.add(a_record(status="ok", metrics={"validation": 0.25}))
+    assert len(store.records()) == 4
+    store.add(a_record(status="ok", metrics={"validation": 0.75}))
+    assert 0.75 in [record.metrics["validation"] for record in store.records()]
+    edited = tmp_path / "runs" / before[0].key[:2] / f"{before[0].key}.json"
+    edited.write_text(edited.read_text().replace('"diverged"', '"ok"'))
+    assert store.damaged() == [edited]
+    edited.unlink()
+    assert store.damaged() == []
+    assert len(store.records()) == 3
+    assert reads.total() == 3 + 2 + 1
+
+
+def test_runs_share_configuration_and_identity(tmp_path: Path) -> None:
+    records = filled(tmp_path, 5).records()
+    assert len({id(record.run.configuration) for record in records}) == 1
+    assert len({id(record.identity) for record in records}) == 1
+
+
+def test_equal_is_not_enough_to_share(tmp_path: Path) -> None:
+    """A run of `true` is not the run of 1 with another key."""
+    store = filled(tmp_path, 1)
+    (path,) = tmp_path.glob("runs/??/*.json")
+    fields = json.loads(path.read_text())
+    fields["run"]["cell"]["config"]["batch_size"] = True
+    del fields["sha256"]
+    other = path.with_name(path.name.replace(path.stem, "0" * 64))
+    other.write_text(json.dumps({**fields, "sha256": content_key(fields)}))
+    assert len(store.records()) == 1
+    assert store.damaged() == [other]
+
+
+def test_the_key_from_shared_texts_is_the_hash_of_run_and_identity() -> None:
+    record = a_record()
+    assert record.key == content_key(record.run, record.identity)
+
+
+def test_files_are_in_the_order_of_their_names_whatever_threads_do(tmp_path: Path) -> None:
+    filled(tmp_path, 60)
+    keys = [record.key for record in RunFiles(tmp_path / "runs").records()]
+    assert keys == sorted(keys)
+    assert len(keys) == 60
+
+
+def test_a_shared_file_is_read_in_one_folder_alone(tmp_path: Path, reads: Counter[str]) -> None:
+    other, one = filled(tmp_path / "other", 5), Store(tmp_path / "one")
+    records = other.records()
+    for record in records:
+        one.share(other, record.key)
+    assert one.records() == records
+    assert reads.total() == 5
+    (tmp_path / "one" / "runs" / records[0].key[:2] / f"{records[0].key}.json").write_text("{}")
+    assert one.records() == records[1:]
