@@ -28,6 +28,8 @@ __all__ = ["STAGES", "budgeted", "main"]
 STAGES = {
     "environment": 15.0,
     "correctness": 100.0,
+    "layers": 110.0,
+    "peers": 75.0,
 }
 """Weights of the stages by name, in the order in which they run: shares of the budget, seconds in nine minutes."""
 

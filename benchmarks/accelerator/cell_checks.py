@@ -31,7 +31,7 @@ NORMS = (
     "batch_input",
 )
 PRECISIONS = (("float32", "highest", 1e-4), ("bfloat16", "default", 0.1), ("float32", "default", 0.05))
-"""Dtypes, precisions of matrix products, and tolerances. The default of an accelerator rounds factors to 8 or 11 bits."""
+"""Dtypes, precisions of matrix products, and tolerances. Accelerators round factors to 8 or 11 bits by default."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ class Cell:
     def expected(self, at: Mapping[str, np.ndarray]) -> tuple[tuple[np.ndarray, ...], reference.Variables]:
         """Compute outputs, last state and running statistics in float64."""
         state = [at[f"state {i}"] for i in range(2) if f"state {i}" in at]
-        return reference.recurrent(self.cell, self.spec.name, dict(at), at["x"], state, LENGTHS, **self.spec.options)
+        options: dict[str, Any] = self.spec.options
+        return reference.recurrent(self.cell, self.spec.name, dict(at), at["x"], state, LENGTHS, **options)
 
     def errors(self, outputs: Any, arguments: Any) -> dict[str, float]:
         """Compare outputs of the program; of the parameters the worst."""

@@ -80,7 +80,7 @@ class Norm:
     @functools.cached_property
     def variables(self) -> Any:
         """Parameters and state, all different from their initial values."""
-        return variables_of(self.spec.linen(train=True), jax.ShapeDtypeStruct(SHAPE, jnp.float32))
+        return variables_of(self.spec.linen(train=True), jnp.zeros(SHAPE))
 
     @functools.cached_property
     def mask(self) -> np.ndarray | None:
@@ -110,8 +110,9 @@ class Norm:
     def spread(self, variables: Any, x: jax.Array, dy: jax.Array, mask: Any) -> Any:
         """Run the program with the batch divided over devices."""
         mesh = Mesh(np.array(jax.devices()[: math.gcd(len(x), jax.device_count())]), (DATA,))
-        specs = {"in_specs": (P(), P(DATA), P(DATA), P()), "out_specs": (P(DATA), P(), P(), P(DATA))}
-        return jax.shard_map(self.program, mesh=mesh, **specs)(variables, x, dy, mask)
+        inputs, outputs = (P(), P(DATA), P(DATA), P()), (P(DATA), P(), P(), P(DATA))
+        run = jax.shard_map(self.program, mesh=mesh, in_specs=inputs, out_specs=outputs)
+        return run(variables, x, dy, mask)
 
     def expected(self, at: Mapping[str, np.ndarray]) -> reference.Result:
         """Compute output and state in float64; outputs under the mask are 0."""
