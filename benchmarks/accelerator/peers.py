@@ -1,7 +1,7 @@
 """Stage `peers`: speed of the norms of PyTorch, eager and compiled, on the cases of stage `layers`.
 
 Rows are those of stage `layers`; the fractions are of a copy by PyTorch. Images are in PyTorch's memory format
-`channels_last`, the layout of JAX. Outputs are compared with the formula in float32 first. Compiling takes long, so that
+`channels_last`, the layout of JAX. Outputs are compared with the formula in float32 first. Compiling takes long, and so
 all cases come eager first.
 """
 
