@@ -13,6 +13,7 @@ Every row is printed, and RESULT.json in the folder of output is complete after 
 import argparse
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -40,6 +41,7 @@ ALWAYS = "environment"
 def main(arguments: Sequence[str]) -> int:
     """Measure, print and write; return the exit status."""
     given = parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # a stage ends with this process
     output = given.output.resolve() / "RESULT.json"
     rows = [invocation(arguments, dry_run=given.dry_run)]
     try:

@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,10 @@ from jax import Array, lax
 
 from benchmarks.accelerator.cases import EPSILON, GROUPS, Case
 
-__all__ = ["CONTENDERS", "OURS", "Function", "training"]
+if TYPE_CHECKING:
+    from benchmarks.accelerator.pallas import Launch
+
+__all__ = ["CONTENDERS", "OURS", "Function", "launched", "training"]
 
 Function = Callable[[Array, Array, Array], Array]
 """Maps `x` and, of the shape of its features, scale and bias to the output; RMS norm ignores the bias."""
@@ -77,13 +80,20 @@ def saving_x(case: Case) -> Function:
 
 
 def pallas(case: Case) -> Function:
-    """Return the norm of the kernels in Pallas."""
-    from benchmarks.accelerator import pallas as kernels  # Triton's route through Pallas may be gone
+    """Return the norm of the kernels in Pallas, for the first device."""
+    from benchmarks.accelerator.pallas import Launch  # Triton's route through Pallas may be gone
 
-    device, features = jax.devices()[0], case.shape[-1]
+    device = jax.devices()[0]
     if device.platform == "tpu":
         raise NotImplementedError("Kernels for Triton do not run on a TPU.")
-    launch = kernels.Launch(getattr(device, "core_count", None) or 132, interpret=device.platform == "cpu")
+    return launched(case, Launch(getattr(device, "core_count", None) or 132, interpret=device.platform == "cpu"))
+
+
+def launched(case: Case, launch: "Launch") -> Function:
+    """Return the norm of the kernels in Pallas."""
+    from benchmarks.accelerator import pallas as kernels
+
+    features = case.shape[-1]
     if case.norm in ("layer", "rms"):
         norm, view = kernels.rows_norm(launch, center=case.norm == "layer", epsilon=EPSILON), (-1, features)
     else:
