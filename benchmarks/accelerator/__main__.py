@@ -41,7 +41,6 @@ ALWAYS = "environment"
 def main(arguments: Sequence[str]) -> int:
     """Measure, print and write; return the exit status."""
     given = parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # a stage ends with this process
     output = given.output.resolve() / "RESULT.json"
     rows = [invocation(arguments, dry_run=given.dry_run)]
     try:
@@ -105,4 +104,5 @@ def budgeted(stages: Collection[str], budget: float, *, tiny: bool, skip: Collec
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # the stage ends with this process
     sys.exit(main(sys.argv[1:]))

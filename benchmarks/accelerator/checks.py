@@ -1,5 +1,6 @@
 """Checks of a program on the device against float64 in NumPy."""
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -55,7 +56,10 @@ class Check:
                 yield {**row, "ok": False, **failed(error)}
                 continue
             ok = all(error <= self.tolerance for error in errors.values())  # NaN is not
-            yield {**row, "ok": ok, "errors": dict(errors)}
+            finite = {
+                name: error if math.isfinite(error) else str(error) for name, error in errors.items()
+            }  # as in JSON
+            yield {**row, "ok": ok, "errors": dict(finite)}
 
 
 def results(checks: Iterable[Check]) -> Iterator[Row]:

@@ -7,7 +7,7 @@ numbers are an error. Contenders take turns within a round.
 """
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -39,9 +39,9 @@ def rows(clock: Clock, *, tiny: bool, skip: Collection[str]) -> Iterator[Row]:
 
 def measured(case: Case, seed: int, skip: Collection[str], rounds: int) -> Iterator[Row]:
     """Yield the rows of a case: first the contenders that fail, at the end the times of the others."""
-    arguments = draw(case, seed)
     calls: dict[tuple[str, str], Callable[[], Any]] = {}
-    for name, result in compiled(case, skip).items():
+    arguments, built = prepared(case, seed, skip)
+    for name, result in built.items():
         try:
             forward, both = result()
             pair = {FORWARD: partial(forward, *arguments[:3]), BOTH: partial(both, *arguments)}
@@ -76,21 +76,21 @@ def programs(case: Case, name: str) -> tuple[Any, Any] | None:
     return None if norm is None else (jax.jit(norm), jax.jit(training(norm)))
 
 
-def compiled(case: Case, skip: Collection[str]) -> dict[str, Callable[[], Any]]:
-    """Compile contenders in threads.
+def prepared(case: Case, seed: int, skip: Collection[str]) -> tuple[Sequence[Array], dict[str, Callable[[], Any]]]:
+    """Compile contenders in threads, and draw their arguments meanwhile.
 
     Returns:
-        By name, ours first: a function that returns the programs, or raises.
+        The arguments; and by the name of a contender, ours first, a function that returns its programs, or raises.
     """
 
     def build(name: str) -> tuple[Any, Any] | None:
-        pair = programs(case, name)
-        shapes = shapes_of(case)
+        pair, shapes = programs(case, name), shapes_of(case)
         return pair and (pair[0].lower(*shapes[:3]).compile(), pair[1].lower(*shapes).compile())
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = {name: pool.submit(build, name) for name in CONTENDERS if name not in skip}
-    return {name: each.result for name, each in results.items() if each.exception() or each.result()}
+        built = {name: pool.submit(build, name) for name in CONTENDERS if name not in skip}
+        arguments = draw(case, seed)
+    return arguments, {name: each.result for name, each in built.items() if each.exception() or each.result()}
 
 
 def shapes_of(case: Case) -> tuple[jax.ShapeDtypeStruct, ...]:

@@ -6,6 +6,7 @@ python -m benchmarks.accelerator.page build/accelerator/RESULT.json --output ben
 import argparse
 import csv
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def correctness(rows: Sequence[Row]) -> str:
             "case": case,
             "dtype": dtype,
             "passed": f"{sum(row['ok'] is True for row in found)} of {len(found)}",
-            "largest error": max((largest_error(row) for row in found if "errors" in row), default=None),
+            "largest error": largest([0.0, *(largest_error(row) for row in found if "errors" in row)]),
             "tolerance": found[0]["tolerance"],
         }
         for (case, dtype), found in groups.items()
@@ -101,10 +102,15 @@ def correctness(rows: Sequence[Row]) -> str:
 
 
 def largest_error(row: Row) -> float:
-    """Return the largest error of a check."""
+    """Return the largest error of a check; NaN is larger than any."""
     errors = row["errors"]
     assert isinstance(errors, dict)
-    return max(float(str(error)) for error in errors.values())
+    return largest(float(str(error)) for error in errors.values())
+
+
+def largest(errors: Iterable[float]) -> float:
+    """Return the largest of some errors; NaN is larger than any."""
+    return max(errors, key=lambda error: (math.isnan(error), error))
 
 
 def layers(rows: Sequence[Row]) -> str:

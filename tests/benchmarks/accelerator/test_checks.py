@@ -1,6 +1,7 @@
 """Test that checks notice what is wrong on a device, and pass what is right."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -57,6 +58,7 @@ def test_a_wrong_program_fails_and_costs_no_other(program: Callable[..., Any], e
     *wrong, first, second = results([of_square(program=program), of_square()])
     assert [row["ok"] for row in wrong] == [False, False] and first["ok"] and second["ok"]
     assert {row.get("error") for row in wrong} == {error}
+    json.dumps(wrong, allow_nan=False)
 
 
 def test_slopes_notice_one_wrong_element() -> None:

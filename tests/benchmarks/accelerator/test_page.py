@@ -77,6 +77,7 @@ ROWS: list[Row] = [
     {"stage": "environment", "kind": "versions", "python": "3.12", "jax": "0.11.2", "tokamax": None},
     check(True, 2e-7),
     check(False, 0.25),
+    {**check(False, 0.0, "axis_name"), "errors": {"dx": "nan", "y": 0.5}},
     {**check(False, 0.0), "case": "masked", "errors": None, "error": "XlaRuntimeError: a | b"},
     {"stage": "layers", "kind": "copy", "norm": "layer", "shape": "8x8", "dtype": "bfloat16", "contender": "jax",
      "gb_s": 2900.0, "gb_s_best": 3000.0},
@@ -98,8 +99,9 @@ def test_the_page_has_every_failure_and_every_table(tmp_path: Path) -> None:
     for line in (
         "# NVIDIA H100",
         "python 3.12, jax 0.11.2; devices 1, GB for JAX 60",
-        "1 of 3 checks against float64 passed.",
+        "1 of 4 checks against float64 passed.",
         "| plain | float32 | 1 of 2 | 0.25 | 1e-05 |",
+        "| axis_name | float32 | 0 of 1 | nan | 1e-05 |",
         "| batch | masked | float32 | 1e-05 | False |  | XlaRuntimeError: a \\| b |",
         "| layer | 8x8 | bfloat16 | 50% (62%) |  |",
         "| layer | 8x8 | bfloat16 | 50% (50%) | 75% (75%) |",
