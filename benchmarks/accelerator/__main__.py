@@ -28,9 +28,10 @@ __all__ = ["STAGES", "budgeted", "main"]
 
 STAGES = {
     "environment": 15.0,
-    "correctness": 100.0,
-    "layers": 110.0,
-    "peers": 75.0,
+    "correctness": 90.0,
+    "layers": 75.0,
+    "kernels": 60.0,
+    "peers": 60.0,
 }
 """Weights of the stages by name, in the order in which they run: shares of the budget, seconds in nine minutes."""
 

@@ -14,11 +14,12 @@ from benchmarks.accelerator.cases import EPSILON, GROUPS, Case
 if TYPE_CHECKING:
     from benchmarks.accelerator.pallas import Launch
 
-__all__ = ["CONTENDERS", "OURS", "Function", "launched", "training"]
+__all__ = ["CONTENDERS", "KERNELS", "OURS", "XLA", "Function", "launched", "training"]
 
 Function = Callable[[Array, Array, Array], Array]
 """Maps `x` and, of the shape of its features, scale and bias to the output; RMS norm ignores the bias."""
 
+Make = Callable[[Case], Function | None]
 OURS = "ours"
 CLASSES = {"batch": "BatchNorm", "layer": "LayerNorm", "rms": "RMSNorm", "group": "GroupNorm"}
 
@@ -120,13 +121,13 @@ def tokamax(case: Case) -> Function | None:
     return norm
 
 
-CONTENDERS: dict[str, Callable[[Case], Function | None]] = {
+XLA: dict[str, Make] = {
     OURS: partial(linen, "normlab.linen"),
     "ours, saves x": saving_x,
-    "Pallas": pallas,
     "Flax": partial(linen, "flax.linen"),
-    "tokamax": tokamax,
 }
+KERNELS: dict[str, Make] = {"Pallas": pallas, "tokamax": tokamax}
+CONTENDERS = XLA | KERNELS
 """Implementations by name: `None` for a norm that one does not have; one that cannot be made here raises."""
 
 

@@ -1,4 +1,4 @@
-"""Stage `layers`: speed of norms in JAX, in fractions of the bandwidth of a copy.
+"""Stage `layers`: speed of formulations of norms for XLA, in fractions of the bandwidth of a copy.
 
 Rows of kind `copy` have the bandwidth of the device, those of kind `layer` the time of a contender, forward or with the
 backward pass, and `fraction`: the least time in which the bytes of the case can be copied, over the time it took. Each
@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from benchmarks.accelerator.cases import BOTH, CASES, FORWARD, TINY, Case
-from benchmarks.accelerator.contenders import CONTENDERS, OURS, training
+from benchmarks.accelerator.contenders import CONTENDERS, OURS, XLA, training
 from benchmarks.accelerator.stage import Clock, Row, failed
 from benchmarks.accelerator.timing import bandwidth, seconds, speed
 
-__all__ = ["programs", "rows"]
+__all__ = ["measured", "rows"]
 
 COPY = "copy"
 ROUNDS = 7
@@ -30,29 +30,37 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
 
 
 def rows(clock: Clock, *, tiny: bool, skip: Collection[str]) -> Iterator[Row]:
-    """Yield a copy and the contenders of each case."""
+    """Yield a copy, and the formulations for XLA, of each case."""
+    return measured(clock, [name for name in XLA if name not in skip], tiny=tiny)
+
+
+def measured(clock: Clock, names: Sequence[str], *, tiny: bool) -> Iterator[Row]:
+    """Yield a copy and some contenders, of each case until the time is over."""
     for number, case in enumerate(TINY if tiny else CASES):
         if clock.left() < 0:
             return
-        yield from measured(case, number, skip, rounds=2 if tiny else ROUNDS)
+        yield from of_case(case, number, names, rounds=2 if tiny else ROUNDS)
 
 
-def measured(case: Case, seed: int, skip: Collection[str], rounds: int) -> Iterator[Row]:
+def of_case(case: Case, seed: int, names: Sequence[str], rounds: int) -> Iterator[Row]:
     """Yield the rows of a case: first the contenders that fail, at the end the times of the others."""
     calls: dict[tuple[str, str], Callable[[], Any]] = {}
-    arguments, built = prepared(case, seed, skip)
+    arguments, built = prepared(case, seed, [OURS, *names])
+    ours: Callable[[], Any] | None = None
     for name, result in built.items():
         try:
             forward, both = result()
             pair = {FORWARD: partial(forward, *arguments[:3]), BOTH: partial(both, *arguments)}
-            if (OURS, BOTH) in calls:
-                apart = distance(pair[BOTH](), calls[OURS, BOTH]())
-                if not apart <= TOLERANCE[case.dtype]:  # NaN is not
-                    raise ArithmeticError(f"Expected the numbers of ours, got a distance of {apart:.2g}.")
+            ours = ours or pair[BOTH]
+            apart = distance(pair[BOTH](), ours())
+            if not apart <= TOLERANCE[case.dtype]:  # NaN is not
+                raise ArithmeticError(f"Expected the numbers of ours, got a distance of {apart:.2g}.")
         except Exception as error:  # a kernel may fail in the compiler, or on the device
             yield {"kind": "layer", **case.columns, "contender": name, **failed(error)}
+            if name == OURS:
+                return
             continue
-        calls |= {(name, what): call for what, call in pair.items()}
+        calls |= {(name, what): call for what, call in pair.items() if name in names}
     copy = jax.jit(jnp.negative).lower(arguments[0]).compile()
     times = seconds({(COPY, ""): partial(copy, arguments[0]), **calls}, jax.block_until_ready, rounds)
     copies = times.pop((COPY, ""))
@@ -76,11 +84,11 @@ def programs(case: Case, name: str) -> tuple[Any, Any] | None:
     return None if norm is None else (jax.jit(norm), jax.jit(training(norm)))
 
 
-def prepared(case: Case, seed: int, skip: Collection[str]) -> tuple[Sequence[Array], dict[str, Callable[[], Any]]]:
+def prepared(case: Case, seed: int, names: Sequence[str]) -> tuple[Sequence[Array], dict[str, Callable[[], Any]]]:
     """Compile contenders in threads, and draw their arguments meanwhile.
 
     Returns:
-        The arguments; and by the name of a contender, ours first, a function that returns its programs, or raises.
+        The arguments; and by the name of a contender, in their order, a function that returns its programs, or raises.
     """
 
     def build(name: str) -> tuple[Any, Any] | None:
@@ -88,7 +96,7 @@ def prepared(case: Case, seed: int, skip: Collection[str]) -> tuple[Sequence[Arr
         return pair and (pair[0].lower(*shapes[:3]).compile(), pair[1].lower(*shapes).compile())
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        built = {name: pool.submit(build, name) for name in CONTENDERS if name not in skip}
+        built = {name: pool.submit(build, name) for name in dict.fromkeys(names)}
         arguments = draw(case, seed)
     return arguments, {name: each.result for name, each in built.items() if each.exception() or each.result()}
 

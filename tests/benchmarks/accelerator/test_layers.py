@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
-from benchmarks.accelerator import contenders, layers, peers, timing
+from benchmarks.accelerator import contenders, kernels, layers, peers, timing
 from benchmarks.accelerator.cases import BOTH, CASES, FORWARD, TINY, Case
 from benchmarks.accelerator.cell_checks import PRECISIONS, cell_checks
 from benchmarks.accelerator.norm_checks import norm_checks
@@ -57,13 +57,21 @@ def test_the_stage_measures_contenders_and_reports_those_it_cannot(case: Case, m
         raise ImportError("gone")
 
     made = {"ours": contenders.CONTENDERS["ours"], "wrong": wrong, "broken": broken, "lacking": lambda case: None}
-    monkeypatch.setattr(layers, "CONTENDERS", {**made, "skipped": broken})
+    for name in ("CONTENDERS", "XLA"):
+        monkeypatch.setattr(layers, name, {**made, "skipped": broken})
     first, second, copy, *timed = layers.rows(Clock(60), tiny=True, skip=["skipped"])
     assert (first["contender"], second["contender"]) == ("wrong", "broken")
     assert str(first["error"]).startswith("ArithmeticError: Expected the numbers of ours, got a distance of 0.01")
     assert second["error"] == "ImportError: gone"
     assert copy["kind"] == "copy" and float(str(copy["gb_s_best"])) >= float(str(copy["gb_s"])) > 0
     assert [(row["contender"], row["what"]) for row in timed] == [("ours", FORWARD), ("ours", BOTH)]
+
+
+def test_kernels_are_compared_with_ours_which_is_not_timed_again(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "KERNELS", {"ours, saves x": None})
+    copy, *timed = kernels.rows(Clock(60), tiny=True, skip=())
+    assert copy["kind"] == "copy"
+    assert [(row["contender"], row["what"]) for row in timed] == [("ours, saves x", FORWARD), ("ours, saves x", BOTH)]
 
 
 def test_fractions_are_ideal_bytes_over_time() -> None:
@@ -113,8 +121,8 @@ EACH = {(case.norm, case.dtype): case for case in CASES}
 @pytest.mark.parametrize("case", EACH.values(), ids=[" ".join(key) for key in EACH])
 def test_programs_of_layers_lower(case: Case) -> None:
     shapes = layers.shapes_of(case)
-    kernels = contenders.training(contenders.launched(case, Launch()))
-    assert lower(kernels, *shapes).count("custom_call") >= 2
+    in_pallas = contenders.training(contenders.launched(case, Launch()))
+    assert lower(in_pallas, *shapes).count("custom_call") >= 2
     for name in ("ours", "ours, saves x", "Flax"):
         norm = contenders.CONTENDERS[name](case)
         assert norm is not None
