@@ -118,6 +118,7 @@ EACH = {(case.norm, case.dtype): case for case in CASES}
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("case", EACH.values(), ids=[" ".join(key) for key in EACH])
 def test_programs_of_layers_lower(case: Case) -> None:
     shapes = layers.shapes_of(case)
