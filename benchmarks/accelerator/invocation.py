@@ -4,7 +4,6 @@ import datetime
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 
 from benchmarks.accelerator.stage import Row
@@ -22,7 +21,6 @@ def invocation(arguments: Sequence[str], *, dry_run: bool) -> Row:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
         "commit": output_of("git", "rev-parse", "HEAD"),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
-        "executable": sys.executable,
         "jax_platforms": os.environ.get("JAX_PLATFORMS"),
         "xla_flags": os.environ.get("XLA_FLAGS"),
     }
