@@ -6,11 +6,13 @@ from typing import Literal
 
 from benchmarks.accelerator.stage import Row
 
-__all__ = ["BOTH", "CASES", "EPSILON", "FORWARD", "GROUPS", "TINY", "Case"]
+__all__ = ["BOTH", "CASES", "EPSILON", "FORWARD", "GROUPS", "OURS", "PALLAS", "SAVING", "TINY", "Case"]
 
 GROUPS = 32
 EPSILON = 1e-6
 FORWARD, BOTH = "forward", "forward + backward"
+OURS, SAVING, PALLAS = "ours", "ours, saves x", "Pallas"
+"""Contenders between which measurements decide."""
 
 PASSES = {
     ("layer", FORWARD): 2,

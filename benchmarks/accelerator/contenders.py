@@ -9,18 +9,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from benchmarks.accelerator.cases import EPSILON, GROUPS, Case
+from benchmarks.accelerator.cases import EPSILON, GROUPS, OURS, PALLAS, SAVING, Case
 
 if TYPE_CHECKING:
     from benchmarks.accelerator.pallas import Launch
 
-__all__ = ["CONTENDERS", "KERNELS", "OURS", "XLA", "Function", "launched", "training"]
+__all__ = ["CONTENDERS", "KERNELS", "XLA", "Function", "launched", "training"]
 
 Function = Callable[[Array, Array, Array], Array]
 """Maps `x` and, of the shape of its features, scale and bias to the output; RMS norm ignores the bias."""
 
 Make = Callable[[Case], Function | None]
-OURS = "ours"
 CLASSES = {"batch": "BatchNorm", "layer": "LayerNorm", "rms": "RMSNorm", "group": "GroupNorm"}
 
 
@@ -123,10 +122,10 @@ def tokamax(case: Case) -> Function | None:
 
 XLA: dict[str, Make] = {
     OURS: partial(linen, "normlab.linen"),
-    "ours, saves x": saving_x,
+    SAVING: saving_x,
     "Flax": partial(linen, "flax.linen"),
 }
-KERNELS: dict[str, Make] = {"Pallas": pallas, "tokamax": tokamax}
+KERNELS: dict[str, Make] = {PALLAS: pallas, "tokamax": tokamax}
 CONTENDERS = XLA | KERNELS
 """Implementations by name: `None` for a norm that one does not have; one that cannot be made here raises."""
 

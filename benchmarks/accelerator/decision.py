@@ -9,12 +9,11 @@ With the backward pass, by medians and by minima alike:
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from benchmarks.accelerator.cases import BOTH
+from benchmarks.accelerator.cases import BOTH, OURS, PALLAS, SAVING
 from benchmarks.accelerator.stage import Row
 
 __all__ = ["Decision", "decisions"]
 
-OURS, SAVING, KERNEL = "ours", "ours, saves x", "Pallas"
 FAST_ENOUGH, FASTER, MUCH_FASTER = 0.75, 1.1, 1.3
 
 
@@ -53,7 +52,7 @@ class Decision:
         if not self.slow:
             return "no kernel, XLA is fast enough"
         slow = f"XLA is slow {self._where(self.slow)}"
-        if KERNEL not in self.measured:
+        if PALLAS not in self.measured:
             return f"open, {slow} and no kernel was measured"
         return f"no kernel, {slow} but the kernel in Pallas is not {MUCH_FASTER} times as fast"
 
@@ -87,7 +86,7 @@ def _decision(norm: str, cases: Mapping[str, Mapping[str, tuple[float, float]]])
         tuple(cases),
         tuple(case for case, found in cases.items() if _faster(found.get(SAVING), found[OURS], FASTER)),
         slow,
-        tuple(case for case in slow if _faster(cases[case].get(KERNEL), best[case], MUCH_FASTER)),
+        tuple(case for case in slow if _faster(cases[case].get(PALLAS), best[case], MUCH_FASTER)),
         frozenset.intersection(*map(frozenset, cases.values())),
     )
 

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from benchmarks.accelerator.cases import BOTH, CASES, FORWARD, TINY, Case
-from benchmarks.accelerator.contenders import CONTENDERS, OURS, XLA, training
+from benchmarks.accelerator.cases import BOTH, CASES, FORWARD, OURS, TINY, Case
+from benchmarks.accelerator.contenders import CONTENDERS, XLA, training
 from benchmarks.accelerator.stage import Clock, Row, failed
 from benchmarks.accelerator.timing import bandwidth, seconds, speed
 

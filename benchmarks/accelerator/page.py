@@ -13,6 +13,7 @@ from pathlib import Path
 from benchmarks.accelerator import results
 from benchmarks.accelerator.cases import BOTH, FORWARD
 from benchmarks.accelerator.decision import decisions
+from benchmarks.accelerator.goals import goals
 from benchmarks.accelerator.stage import Json, Row
 
 __all__ = ["page", "write"]
@@ -97,8 +98,8 @@ def correctness(rows: Sequence[Row]) -> str:
     ]
     failures = [row for row in checks if not row["ok"]]
     passed = f"{len(checks) - len(failures)} of {len(checks)} checks against float64 passed."
-    listed = f"\n\nFailed:\n\n{table(failures)}" if failures else ""
-    return f"## Correctness\n\n{passed}\n\n{table(summary)}{listed}"
+    failed = f"\n\nFailed:\n\n{table(failures)}" if failures else ""
+    return f"## Correctness\n\n{passed}\n\n{table(summary)}{failed}"
 
 
 def largest_error(row: Row) -> float:
@@ -127,9 +128,15 @@ def layers(rows: Sequence[Row]) -> str:
     ]
     if failures:
         parts.append(f"### Not measured\n\n{table(distinct(failures, ('contender', 'error')))}")
-    decided = "\n".join(f"- {decision}" for decision in decisions(rows))
-    parts.append(f"### Decisions\n\nBy medians and by minima, with the backward pass:\n\n{decided}")
+    parts.append(f"### Decisions\n\nBy medians and by minima, with the backward pass:\n\n{listed(decisions(rows))}")
+    if reached := list(goals(rows)):
+        parts.append(f"### Goals for layer and RMS norm at 64 MB or more\n\n{listed(reached)}")
     return "\n\n".join(parts)
+
+
+def listed(sentences: Iterable[object]) -> str:
+    """Return sentences as a list in Markdown."""
+    return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
 def fractions(measured: Sequence[Row], what: str) -> list[Row]:

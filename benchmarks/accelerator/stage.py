@@ -8,7 +8,8 @@ and an entry in `STAGES` of `benchmarks/accelerator/__main__.py`. The function y
 most valuable rows first. Each stage runs in a process of its own, which may import JAX or PyTorch freely, owns the
 memory of the device, and may crash. The stage is stopped after the row during which `clock` ran out, and killed soon
 after; it asks `clock.left()` before a row that takes long. `tiny` asks for shapes that a CPU manages in seconds, and
-`skip` names contenders to leave out. Each row is on disk before the next one starts.
+`skip` names contenders to leave out. Each row is on disk before the next one starts. The page has a table for each kind
+of row that it does not know.
 """
 
 import time

@@ -7,11 +7,11 @@ import pytest
 
 from benchmarks.accelerator import page as pages
 from benchmarks.accelerator import results
-from benchmarks.accelerator.cases import BOTH, FORWARD
+from benchmarks.accelerator.cases import BOTH, FORWARD, OURS, SAVING
+from benchmarks.accelerator.cases import PALLAS as KERNEL
 from benchmarks.accelerator.decision import decisions
+from benchmarks.accelerator.goals import goals
 from benchmarks.accelerator.stage import Row
-
-OURS, SAVING, KERNEL = "ours", "ours, saves x", "Pallas"
 
 
 def layer(
@@ -63,6 +63,16 @@ def test_a_rule_that_holds_at_some_shapes_names_them() -> None:
     rows += [layer(KERNEL, 0.6, 0.6, shape="8x8"), layer(KERNEL, 0.7, 0.7, shape="9x9")]
     rows += [layer(OURS, 0.1, 0.1, what=FORWARD), layer(KERNEL, 0.9, 0.9, norm="rms")]
     assert decided(*rows) == ["layer: save only `x` at 8x8 bfloat16; write a kernel at 9x9 bfloat16."]
+
+
+def test_goals_are_for_large_inputs_of_layer_and_rms_norm() -> None:
+    large = "65536x1024"
+    rows = [layer(OURS, 0.86, 0.5, shape=large, what=FORWARD), layer(OURS, 0.74, 0.9, shape=large)]
+    rows += [layer(OURS, 0.76, 0.9, "rms", large), layer(OURS, 0.1, 0.1, "batch", large), layer(KERNEL, 0.1, 0.1)]
+    assert list(goals([*rows, layer(OURS, 0.1, 0.1)])) == [
+        "forward, 85%: kept at 1 of 1.",
+        f"forward + backward, 75%: kept at 1 of 2; missed at layer {large} bfloat16.",
+    ]
 
 
 def check(ok: bool, error: float, case: str = "plain") -> Row:
