@@ -87,6 +87,19 @@ def test_a_norm_and_a_cell_pass_on_a_cpu() -> None:
     assert [row for row in results([norm, next(cell_checks.cell_checks(tiny=True))]) if not row["ok"]] == []
 
 
+def test_a_norm_that_loses_digits_at_an_offset_fails_there() -> None:
+    right, fast = (norm_checks.Norm(name, "float32") for name in ("batch", "batch:use_fast_variance=True"))
+    at_zero, far = results([dataclasses.replace(right.check(), program=fast.program)])
+    assert at_zero["ok"] and not far["ok"]
+    errors = far["errors"]
+    assert isinstance(errors, dict)
+    assert {name for name, error in errors.items() if float(str(error)) > norm_checks.TOLERANCE["float32"]} >= {
+        "y",
+        "var",
+        "dx",
+    }
+
+
 def test_every_norm_and_every_cell_is_checked() -> None:
     checked = {(check.columns["norm"], check.columns["dtype"]) for check in norm_checks.norm_checks()}
     assert checked >= {(name, dtype) for name in norms.names() for dtype in ("float32", "bfloat16")}
