@@ -27,7 +27,7 @@ from benchmarks.accelerator.supervision import supervised
 __all__ = ["STAGES", "budgeted", "main"]
 
 STAGES = {
-    "environment": 15.0,
+    "environment": 30.0,
     "correctness": 90.0,
     "layers": 75.0,
     "kernels": 60.0,

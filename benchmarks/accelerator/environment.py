@@ -24,8 +24,12 @@ def rows(clock: Clock, *, tiny: bool, skip: Collection[str]) -> Iterator[Row]:
     """
     try:
         devices = jax.devices()
-    except RuntimeError as error:
-        raise Refused(f"Expected an accelerator that JAX sees, got: {error} Pass `--dry-run` for a CPU.") from error
+    except Exception as error:  # each platform fails in its own way
+        asked = os.environ.get("JAX_PLATFORMS")
+        raise Refused(
+            f"Expected a device of the platforms that JAX_PLATFORMS names, {asked!r}, got {type(error).__name__}: {error}. "
+            "Name others, or pass `--dry-run` without JAX_PLATFORMS for tiny shapes on a CPU."
+        ) from error
     first = devices[0]
     if first.platform == "cpu" and not tiny:
         raise Refused("Expected an accelerator that JAX sees, got only a CPU. Pass `--dry-run` for tiny shapes on it.")

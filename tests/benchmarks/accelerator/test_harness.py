@@ -114,3 +114,16 @@ def test_without_an_accelerator_only_a_dry_run_measures() -> None:
         list(environment.rows(Clock(1), tiny=False, skip=()))
     device, versions = environment.rows(Clock(1), tiny=True, skip=())
     assert device["platform"] == "cpu" and versions["jax"]
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("no plugin")])
+def test_a_platform_that_is_not_here_is_refused_in_one_sentence(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def devices() -> None:
+        raise error
+
+    monkeypatch.setattr(environment.jax, "devices", devices)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(Refused, match=rf"^Expected a device .*'cuda', got {type(error).__name__}: .* Name others"):
+        list(environment.rows(Clock(1), tiny=True, skip=()))
