@@ -27,7 +27,7 @@ def rows(clock: Clock, *, tiny: bool, skip: Collection[str]) -> Iterator[Row]:
     except Exception as error:  # each platform fails in its own way
         asked = os.environ.get("JAX_PLATFORMS")
         raise Refused(
-            f"Expected a device of the platforms that JAX_PLATFORMS names, {asked!r}, got {type(error).__name__}: {error}. "
+            f"Expected a device of the platforms that JAX_PLATFORMS names, {asked!r}, got {error!r}. "
             "Name others, or pass `--dry-run` without JAX_PLATFORMS for tiny shapes on a CPU."
         ) from error
     first = devices[0]
