@@ -6,7 +6,7 @@ TIER ?= quick
 DIST ?= dist
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup compare test test-all check docs docs-serve wheel mutants fuzz speed speed-devices speed-recurrent speed-online scaling throughput gpu clean
+.PHONY: help setup compare test test-all check docs docs-serve wheel mutants fuzz speed speed-devices speed-recurrent speed-online scaling throughput clean
 
 help:
 	@echo "make compare     which norm at which batch size: trains about 1,000 small models in about 4 minutes, opens the report"
@@ -20,8 +20,8 @@ help:
 	@echo "make speed-recurrent  cells with a norm beside Flax's and PyTorch's LSTM"
 	@echo "make speed-online  learning from a stream beside a Python loop, river and deep-river"
 	@echo "make scaling     a comparison with two worker processes beside one"
-	@echo "make gpu         correctness and speed on an accelerator, in 9 minutes; PYTHON is one whose JAX sees the accelerator"
 	@echo "make throughput  trained models per minute beside a Flax loop and PyTorch"
+	@echo "make gpu         correctness and speed on an accelerator, in 9 minutes; PYTHON is one whose JAX sees the accelerator"
 	@echo "make clean       remove the environment, and what was built"
 	@echo "make compare TIER=smoke shows in a minute that everything works; $(BIN)/normlab --help, once that is there, the rest"
 	@echo "PYTHON=python3.12 and VENV=.venv312 choose an interpreter and a folder; TIER=smoke|quick|standard|paper the budget"
@@ -96,6 +96,7 @@ throughput: $(VENV)/peers.stamp
 	$(BIN)/python -m benchmarks.speed.throughput
 
 # Nothing is installed: JAX for an accelerator comes with the machine, or as its owner wants it.
+.PHONY: gpu
 gpu:
 	$(PYTHON) -m benchmarks.accelerator $(ARGS)
 
