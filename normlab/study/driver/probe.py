@@ -34,7 +34,7 @@ from normlab.study.executors.local import end_with_parent
 from normlab.study.worker.runner import build
 from normlab.study.worker.strategy import Strategy, environment
 
-__all__ = ["Probe", "measured"]
+__all__ = ["Probe", "measured", "representatives"]
 
 ENOUGH = 7.0
 """Seconds of the process after which it begins no further program."""
@@ -126,7 +126,7 @@ def _measure_all(connection: Connection, settings: Settings) -> None:
         comparison = discovery.load(settings.source)
         with discovery.importing(discovery.locate(settings.source)):
             plan = Plan(comparison, settings)
-            for configuration, program in _chosen(plan):
+            for configuration, program in representatives(plan):
                 if process_time() > ENOUGH:
                     return
                 with suppress(Exception):  # the checks report it
@@ -138,7 +138,7 @@ def _exit(*_: object) -> NoReturn:
     raise SystemExit
 
 
-def _chosen(plan: Plan) -> Iterator[tuple[Configuration, Program]]:
+def representatives(plan: Plan) -> Iterator[tuple[Configuration, Program]]:
     """Yield the programs with the most updates of every problem, then those with the fewest.
 
     Of the norms of a column, it is the one in the middle.

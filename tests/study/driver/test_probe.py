@@ -15,7 +15,7 @@ from normlab.study.design.records import Configuration, Record
 from normlab.study.driver import announce, preflight
 from normlab.study.driver.driver import ExecutionOptions, Invocation
 from normlab.study.driver.estimate import Cost
-from normlab.study.driver.probe import Probe, _chosen
+from normlab.study.driver.probe import Probe, representatives
 from normlab.study.worker.strategy import choose_strategy
 from tests.support.toys import TOY, a_record, settings_for
 
@@ -31,7 +31,7 @@ def two_problems(toy: Path) -> Comparison:
 def test_programs_with_the_most_updates_come_first_then_those_with_the_fewest(toy: Path) -> None:
     toy.write_text(TOY.replace('steps=config["epochs"]', 'steps={2: 5, 4: 9, 8: 1}[config["batch_size"]]'))
     plan = Plan(two_problems(toy), settings_for(toy, problems=("scalar", "other"), **FEW))
-    found = [(one.problem, program.steps) for one, program in _chosen(plan)]
+    found = [(one.problem, program.steps) for one, program in representatives(plan)]
     assert found == [("scalar", 9), ("other", 9), ("scalar", 1), ("other", 1)]
 
 
