@@ -32,6 +32,9 @@ STAGES = {
     "layers": 75.0,
     "kernels": 60.0,
     "peers": 60.0,
+    "engine": 75.0,
+    "resnet50": 80.0,
+    "training": 85.0,
 }
 """Weights of the stages by name, in the order in which they run: shares of the budget, seconds in nine minutes."""
 

@@ -22,6 +22,20 @@ OWN_TABLE = ("invocation", "device", "versions", "check", "copy", "layer", "stag
 """Kinds with a section of their own; each other kind is a table as it is."""
 
 
+ABOUT = {
+    "engine": "`stack`: models a minute by updates alone, for each number of runs that `vmap` stacks. `choice`: the "
+    "number that the probe of `normlab run` chooses from these, beside the best. `models`: whole trainings, from "
+    "initial weights to the test error, the median of several; `most` is the fastest, and `start_s` the part that "
+    "initial weights take.",
+    "resnet50": "A training step of ResNet-50, in milliseconds. `frozen` is batch norm with statistics that training "
+    "does not take. `batch_norm` is the share of a step that is saved without any norm, `statistics` the share that "
+    "frozen statistics save, and `flax_batch_norm` the share of Flax's batch norm.",
+    "training": "The validation error of tuning seeds chose each learning rate. `test_error` is the mean of the other "
+    "seeds that did not fail, with its 95 % interval from `low` to `high`. Programs were compiled on the same host "
+    "meanwhile.",
+}
+"""Sentences before the tables of a stage."""
+
 NAMES = ("stage", "kind")
 """Columns that name a table, and are in none."""
 
@@ -165,7 +179,8 @@ def others(rows: Sequence[Row]) -> list[str]:
         of_stage = [row for row in found if row["stage"] == stage]
         kinds = dict.fromkeys(str(row["kind"]) for row in of_stage)
         tables = (f"### {kind.capitalize()}\n\n{table(of_kind(of_stage, kind))}" for kind in kinds)
-        sections.append("\n\n".join([f"## {str(stage).capitalize()}", *tables]))
+        parts = f"## {str(stage).capitalize()}", ABOUT.get(str(stage), ""), *tables
+        sections.append("\n\n".join(filter(None, parts)))
     return sections
 
 

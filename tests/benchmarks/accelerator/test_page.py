@@ -117,7 +117,7 @@ def test_the_page_has_every_failure_and_every_table(tmp_path: Path) -> None:
         "| layer | 8x8 | bfloat16 | 50% (50%) | 75% (75%) |",
         "| tokamax | No module | 2 |",
         "- layer: open, as saving only `x` was not measured; write a kernel everywhere.",
-        "## Engine\n\n### Lanes\n\n| lanes | models_per_minute |\n| --- | --- |\n| 8 | 1234 |",
+        "### Lanes\n\n| lanes | models_per_minute |\n| --- | --- |\n| 8 | 1234 |",
         "| engine | killed at its deadline | 100 | 100 |",
     ):
         assert line in text, line
@@ -130,3 +130,10 @@ def test_the_page_has_every_failure_and_every_table(tmp_path: Path) -> None:
 def test_a_dry_run_says_so_and_a_run_that_was_cut_has_a_page() -> None:
     assert "**A dry run on tiny shapes: nothing here is a measurement.**" in pages.page([{**ROWS[0], "dry_run": True}])
     assert pages.page(ROWS[:1]).startswith("# An accelerator\n")
+
+
+def test_stages_with_sentences_have_them_before_their_tables() -> None:
+    row: Row = {"stage": "engine", "kind": "choice", "network": "mlp", "chosen": 8}
+    section = pages.page([ROWS[0], row]).partition("## Engine")[2].partition("\n## ")[0]
+    assert section.index("the probe of `normlab run` chooses") < section.index("| network | chosen |")
+    assert "| mlp | 8 |" in section
