@@ -22,6 +22,7 @@ help:
 	@echo "make scaling     a comparison with two worker processes beside one"
 	@echo "make growth      time and memory against runs in a folder, seeds, learning rates, norms, examples, devices"
 	@echo "make throughput  trained models per minute beside a Flax loop and PyTorch"
+	@echo "make gpu         correctness and speed on an accelerator, in 9 minutes; PYTHON is one whose JAX sees the accelerator"
 	@echo "make clean       remove the environment, and what was built"
 	@echo "make compare TIER=smoke shows in a minute that everything works; $(BIN)/normlab --help, once that is there, the rest"
 	@echo "PYTHON=python3.12 and VENV=.venv312 choose an interpreter and a folder; TIER=smoke|quick|standard|paper the budget"
@@ -99,6 +100,11 @@ growth: $(VENV)/study.stamp
 
 throughput: $(VENV)/peers.stamp
 	$(BIN)/python -m benchmarks.speed.throughput
+
+# Nothing is installed: JAX for an accelerator comes with the machine, or as its owner wants it.
+.PHONY: gpu
+gpu:
+	$(PYTHON) -m benchmarks.accelerator $(ARGS)
 
 $(VENV)/peers.stamp: $(VENV)/study.stamp
 	$(PIP) --editable '.[study,peers]'

@@ -378,14 +378,20 @@ def flax_loop(case: Case) -> tuple[Train, float]:
     return train, timed(lambda: train(0, 1))
 
 
-def torch_eager(case: Case) -> tuple[Train, float]:
-    """Train like a plain PyTorch script."""
+def torch_eager(case: Case, device: str = "cpu", *, compiled: bool = False) -> tuple[Train, float]:
+    """Train like a plain PyTorch script.
+
+    Args:
+        case: Model, data and batch size.
+        device: PyTorch's name of the device.
+        compiled: Whether to compile the network, once for all seeds.
+    """
     import torch
     from torch import nn
 
     images, classes = floats(case)
-    inputs = torch.tensor(images).permute(0, 3, 1, 2).contiguous()
-    labels = torch.tensor(classes, dtype=torch.long)
+    inputs = torch.tensor(images, device=device).permute(0, 3, 1, 2).contiguous()
+    labels = torch.tensor(classes, dtype=torch.long, device=device)
 
     def activation(norm: type[nn.BatchNorm1d | nn.BatchNorm2d], width: int) -> list[nn.Module]:
         return [*[norm(width, momentum=1 - case.averaging)] * (case.norm == "batch"), nn.ReLU()]
@@ -401,12 +407,22 @@ def torch_eager(case: Case) -> tuple[Train, float]:
             layers += [nn.Conv2d(wide, width, 3, stride, padding=1), *activation(nn.BatchNorm2d, width)]
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTHS[-1], CLASSES))
 
+    first = model().to(device)
+    compiled_first = torch.compile(first) if compiled else None
+
+    def network() -> Any:
+        fresh = model().to(device)
+        if compiled_first is None:
+            return fresh
+        first.load_state_dict(fresh.state_dict())
+        return compiled_first.train()
+
     def train(seed: int, steps: int = case.steps) -> float:
         torch.manual_seed(seed)
-        net = model()
+        net = network()
         optimizer = torch.optim.SGD(net.parameters(), lr=LEARNING_RATE, momentum=0.9)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, case.steps)
-        batches, test = (torch.tensor(indices, dtype=torch.long) for indices in batches_of(case, seed))
+        batches, test = (torch.tensor(indices, dtype=torch.long, device=device) for indices in batches_of(case, seed))
         for batch in batches[:steps]:
             optimizer.zero_grad()
             nn.functional.cross_entropy(net(inputs[batch]), labels[batch]).backward()

@@ -9,6 +9,7 @@ needed.
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 from jax import lax
 
 _AT_ONCE = 8 * 2**20
@@ -55,8 +56,9 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
         stride: Step between positions, in both directions.
 
     Returns:
-        Shape (batch, ceil(height / stride), ceil(width / stride), features).
+        Shape (batch, ceil(height / stride), ceil(width / stride), features), in the wider dtype of both.
     """
+    x, kernel = promote_dtype(x, kernel)
     if jax.default_backend() == "cpu":
         return _by_patches(x, kernel, stride)
     border = kernel.shape[0] // 2

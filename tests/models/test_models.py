@@ -426,6 +426,13 @@ class TestConvolutions:
         monkeypatch.setattr(convolution.jax, "default_backend", lambda: "gpu")
         chex.assert_trees_all_close(pulled(ours), reference, rtol=1e-5, atol=1e-5)
 
+    @pytest.mark.parametrize("backend", ["cpu", "gpu"])
+    def test_images_and_kernels_may_differ_in_dtype(self, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(convolution.jax, "default_backend", lambda: backend)
+        x, kernel = jax.ShapeDtypeStruct((2, 4, 4, 3), jnp.bfloat16), jax.ShapeDtypeStruct((3, 3, 3, 2), jnp.float32)
+        assert jax.eval_shape(convolve, x, kernel).dtype == jnp.float32
+        assert jax.eval_shape(convolve, x, jax.ShapeDtypeStruct(kernel.shape, jnp.bfloat16)).dtype == jnp.bfloat16
+
     @pytest.mark.parametrize("use_bias", [True, False])
     def test_start_as_those_of_flax(self, use_bias: bool) -> None:
         nets = Conv(5, use_bias=use_bias), nn.Conv(5, (3, 3), use_bias=use_bias)

@@ -353,6 +353,14 @@ _OPTIONS = (
         "CPU, 1 on GPU, 16 on SLURM, one for every CPU of a Ray cluster)",
     ),
     Option(
+        name="lanes",
+        kind=WHOLE,
+        metavar="N",
+        group=PLACE,
+        help="train N runs of a configuration as one stack (default: as many as a probe finds fastest on GPU and TPU, "
+        "one after another on CPU)",
+    ),
+    Option(
         name="devices",
         kind=WHOLE,
         metavar="N",

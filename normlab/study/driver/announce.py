@@ -7,7 +7,7 @@ from normlab.study.design.records import Configuration, Record
 from normlab.study.driver.estimate import Cost, Work, about, remaining, seconds_of
 from normlab.study.report.formatting import count, listed
 
-__all__ = ["cannot_run", "described", "size", "time"]
+__all__ = ["cannot_run", "described", "size", "stacks", "time"]
 
 
 def size(plan: Plan, configurations: Collection[Configuration], records: Iterable[Record]) -> str:
@@ -48,6 +48,13 @@ def time(
     text = about(seconds_of(work, costs, workers)).replace("about", "About" if problems <= known else "More than")
     source = f"by the {count(len(costs), 'program')} measured" if measured else "by the size of programs"
     return f"{text} with {count(workers, 'worker')}, {source}."
+
+
+def stacks(lanes: int | None) -> str:
+    """Say how many runs of a configuration an accelerator trains together."""
+    if lanes:
+        return f"Stacks of {count(lanes, 'run')}."
+    return "A probe before the first run chooses the number of runs in a stack; `--lanes` gives it."
 
 
 def cannot_run(reasons: Iterable[str]) -> str:

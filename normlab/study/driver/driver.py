@@ -41,7 +41,7 @@ from normlab.study.executors.protocol import Executor
 from normlab.study.report import formatting
 from normlab.study.worker import identity
 from normlab.study.worker.store import Header, MemoryStore, RunStore, Store
-from normlab.study.worker.strategy import Strategy, Task, choose_strategy
+from normlab.study.worker.strategy import Strategy, Task, choose_strategy, lanes_in
 
 OK, FAILED, UNFINISHED = 0, 1, 3
 
@@ -61,6 +61,7 @@ class ExecutionOptions:
         run_timeout: Seconds that a run may take in a worker; chosen by the median run unless given (see `limits`).
         retry_failed: Whether runs with a status in `RETRIED` are repeated.
         strategy: Strategy of the runs; chosen by platform unless given.
+        lanes: Number of runs in a stack; chosen by a probe on accelerators unless given.
     """
 
     executor: Executor = field(default_factory=Local)
@@ -68,6 +69,7 @@ class ExecutionOptions:
     run_timeout: float | None = None
     retry_failed: bool = False
     strategy: Strategy | None = None
+    lanes: int | None = None
 
     @classmethod
     def of(cls, request: Request) -> "ExecutionOptions":
@@ -81,6 +83,7 @@ class ExecutionOptions:
             time_budget=request.get("time_budget", math.inf),
             run_timeout=request.get("run_timeout"),
             retry_failed=request.get("retry_failed", False),
+            lanes=request.get("lanes"),
         )
 
 
@@ -270,13 +273,15 @@ class Invocation:
         """Run the quick checks, and print the plan, an estimate of its time, and the claims it can support."""
         strategy = self._strategy(execution)
         checked = self._checked(execution, every=False)
-        task = self._task(strategy, checked)
+        known_lanes = self._known_lanes(strategy, execution)
+        task = self._task(replace(strategy, lanes=known_lanes or strategy.lanes), checked)
         known = self._known(task)
         lines = [
             self.comparison.question,
             *announce.described(self.plan),
             announce.size(self.plan, self.configurations, known),
             self._time(execution, task, checked, known),
+            announce.stacks(known_lanes) if strategy.lanes else "",
             announce.cannot_run(reason for c, reason in checked.invalid.items() if c in self.configurations),
             *self._too_few_seeds(),
             _not_traced(checked),
@@ -346,10 +351,11 @@ class Invocation:
         strategy = self._strategy(execution)
         made = partial(warm.start, strategy) if warm else lambda: None
         if not opening:
-            return self._task(strategy, self._checked(execution, made=made))
+            checked = self._checked(execution, made=made)
+            return self._task(self._with_lanes(strategy, execution), checked)
         with self._status("Checking every program before the first run"):
             checked = self._checked(execution, made=made)
-            task = self._task(strategy, checked)
+            task = self._task(self._with_lanes(strategy, execution), checked)
             known = self._known(task)
             time = self._time(execution, task, checked, known)
         where = (
@@ -383,12 +389,48 @@ class Invocation:
                 "Expected a comparison from a file with `run_timeout`, got an object, whose runs are in this process, "
                 "where nothing can stop them. Put it into a file and give its path."
             )
-        share = (
-            not isinstance(execution.executor, Local) or (execution.executor.jobs or 1) > 1 or execution.executor.apart
+        if execution.lanes and (self.plan.devices > 1 or execution.strategy):
+            raise BadInput(
+                "Expected `lanes` only where one device trains a model, got it for models on several devices, whose "
+                "runs are not stacked. Leave one of the two out."
+            )
+        strategy = execution.strategy or choose_strategy(
+            alone=not source, share=_apart(execution), devices=self.plan.devices, lanes=execution.lanes
         )
-        strategy = execution.strategy or choose_strategy(alone=not source, share=share, devices=self.plan.devices)
         execution.executor.check(strategy, self.output)
         return strategy
+
+    def _known_lanes(self, strategy: Strategy, execution: ExecutionOptions) -> int | None:
+        """Return the number of runs in a stack: the given one, or that of the folder's runs on the same device.
+
+        All shards have the same number, so that they can be merged. `None` where a probe has to choose, or for runs
+        that are not stacked.
+        """
+        if not strategy.lanes or execution.strategy or execution.lanes:
+            return strategy.lanes
+        header = self.store.header()
+        kept = lanes_in(header.identity) if header and identity.same_device(header.identity) else None
+        return kept or (strategy.lanes if self.shard else None)
+
+    def _with_lanes(self, strategy: Strategy, execution: ExecutionOptions) -> Strategy:
+        """Choose the number of runs in a stack by a probe, unless it is known."""
+        if not strategy.lanes:
+            return strategy
+        known = self._known_lanes(strategy, execution)
+        if known:
+            return replace(strategy, lanes=known)
+        import jax
+
+        from normlab.study.driver import lanes
+
+        seconds = min(lanes.ENOUGH, execution.time_budget / 10)
+        if self.settings.source and _apart(execution) and jax.default_backend() in ("cpu", "gpu"):
+            choice = lanes.choose_apart(self.settings, seconds)
+        else:
+            with discovery.importing(self._file):
+                choice = lanes.choose(self.plan, seconds)
+        self._print(str(choice))
+        return replace(strategy, lanes=choice.lanes)
 
     def _task(self, strategy: Strategy, checked: preflight.Checked) -> Task:
         source = self.settings.source
@@ -524,6 +566,12 @@ class Invocation:
 
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _apart(execution: ExecutionOptions) -> bool:
+    """Check whether other processes use the devices of this machine."""
+    executor = execution.executor
+    return not isinstance(executor, Local) or (executor.jobs or 1) > 1 or executor.apart
 
 
 def _executor(request: Request) -> Executor:

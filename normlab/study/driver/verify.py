@@ -14,7 +14,7 @@ from normlab.study.driver import preflight, schedule
 from normlab.study.executors.local import Local
 from normlab.study.worker.identity import describe, differences, files_of
 from normlab.study.worker.store import Header
-from normlab.study.worker.strategy import Task, choose_strategy
+from normlab.study.worker.strategy import Task, choose_strategy, lanes_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ def verify(comparison: Comparison, settings: Settings, record: Record) -> Verifi
     if configuration not in plan.configurations:
         raise BadInput(f"{changed}.")
 
-    strategy = choose_strategy(devices=plan.devices)
+    strategy = choose_strategy(devices=plan.devices, lanes=lanes_in(record.identity))
     with discovery.importing(file):
         program = preflight.traced(plan, configuration)
     files = discovery.code(settings.source, files_of(record.identity))

@@ -57,7 +57,7 @@ def compile_program(
         train, fitting = _with_all_data(program, lanes, here)
     seconds = perf_counter() - start
     moved = collective_bytes(fitting.as_text() or "") if program.mesh else 0
-    return Compiled(train=train, seconds=seconds, memory=_memory(fitting, lanes or 1), moved=moved)
+    return Compiled(train=train, seconds=seconds, memory=memory_of(fitting, lanes or 1), moved=moved)
 
 
 def _with_all_data(
@@ -67,7 +67,7 @@ def _with_all_data(
     fit, evaluate = training(program), program.evaluate
     if lanes:
         fit, evaluate = jax.vmap(fit, in_axes=(0, 0, None)), jax.vmap(evaluate, in_axes=(0, None))
-    rates, states = _inputs(program, lanes, [0.0], [0])
+    rates, states = inputs(program, lanes, [0.0], [0])
     everywhere = replicated(program.mesh) if program.mesh else None
     fitting = jax.jit(fit, out_shardings=everywhere).lower(rates, states, data).compile()
     evaluation = jax.jit(evaluate, out_shardings=everywhere).lower(states, data).compile()
@@ -76,7 +76,7 @@ def _with_all_data(
     def train(learning_rates: Sequence[float], seeds: Sequence[int]) -> Iterator[Outcome]:
         for first in range(0, len(seeds), size):
             stack = slice(first, first + size)
-            rates, states = jax.block_until_ready(_inputs(program, lanes, learning_rates[stack], seeds[stack]))
+            rates, states = jax.block_until_ready(inputs(program, lanes, learning_rates[stack], seeds[stack]))
             start = perf_counter()
             states, metrics, series = jax.block_until_ready(fitting(rates, states, data))
             seconds = (perf_counter() - start) / size
@@ -108,7 +108,7 @@ def collective_bytes(text: str) -> int:
     return total
 
 
-def _inputs(
+def inputs(
     program: Program, lanes: int | None, learning_rates: Sequence[float], seeds: Sequence[int]
 ) -> tuple[ArrayLike, PyTree]:
     """Return the learning rate and state of one run, or of a stack."""
@@ -128,8 +128,11 @@ def _width(kind: str) -> int:
     return max(1, int("".join(filter(str.isdigit, kind)) or 8) // 8)
 
 
-def _memory(compiled: jax.stages.Compiled, lanes: int) -> int | None:
-    """Count the bytes of an executable's arguments, outputs and temporaries; XLA's own peak omits these on CPU."""
+def memory_of(compiled: jax.stages.Compiled, lanes: int = 1) -> int | None:
+    """Count the bytes of an executable's arguments, outputs and temporaries, the share of a lane of a stack.
+
+    XLA's own peak omits these on CPU. `None` if the backend does not report them.
+    """
     try:
         stats = compiled.memory_analysis()
         if stats is None:

@@ -45,6 +45,14 @@ def describe(
     return json.loads(canonical_json(described))  # in the order of JSON in a folder
 
 
+def same_device(identity: Mapping[str, object]) -> bool:
+    """Check whether runs with an identity were made on a device like the first of this process."""
+    import jax
+
+    platform = identity.get("platform", {})
+    return isinstance(platform, Mapping) and platform.get("device") == jax.devices()[0].device_kind
+
+
 def files_of(identity: Mapping[str, object]) -> dict[str, str]:
     """Return the hashes of the user's files in an identity; none for identities of older versions."""
     code = identity.get("code", {})

@@ -1,6 +1,7 @@
 """Strategies of execution on a machine, and the environment of its processes."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -11,6 +12,9 @@ from normlab.study.design.records import RunIdentity
 THREADS_PER_DEVICE = 4
 """Threads of XLA's pool for each virtual device. By default there is one; when all of them wait in a collective, no
 thread is left to compute, and XLA ends the process."""
+
+USUAL_LANES = 16
+"""Runs in a stack where no probe has chosen another number; see `driver.lanes`."""
 
 _ONE_THREAD = {
     "JAX_PLATFORMS": "cpu",
@@ -69,6 +73,12 @@ class Strategy:
         return {}
 
 
+def lanes_in(identity: Mapping[str, object]) -> int | None:
+    """Read the number of runs in a stack from the identity of runs; `None` where runs are not stacked."""
+    stacked = re.fullmatch(r"vmap of (\d+)", str(identity.get("strategy")))
+    return int(stacked[1]) if stacked else None
+
+
 def _with_flags(given: str, added: str) -> str:
     return given if given.endswith(added) else f"{given} {added}".strip()
 
@@ -98,7 +108,9 @@ class Task:
     about: Mapping[str, str] = field(default_factory=dict)
 
 
-def choose_strategy(*, alone: bool = False, share: bool = False, devices: int = 1) -> Strategy:
+def choose_strategy(
+    *, alone: bool = False, share: bool = False, devices: int = 1, lanes: int | None = None
+) -> Strategy:
     """Choose a strategy by platform.
 
     Args:
@@ -107,6 +119,7 @@ def choose_strategy(*, alone: bool = False, share: bool = False, devices: int = 
             unless its backend is initialized; on other platforms runs on several devices are not stacked.
         share: Whether workers will use this machine's devices. This process then leaves their memory free, unless its
             backend is initialized.
+        lanes: Number of runs in a stack. Unless given, runs are stacked on accelerators alone, by `USUAL_LANES`.
     """
     import jax
 
@@ -118,9 +131,11 @@ def choose_strategy(*, alone: bool = False, share: bool = False, devices: int = 
         variables["PJRT_NPROC"] = str(THREADS_PER_DEVICE * devices)
     with environment(variables):
         backend = jax.default_backend()
-    if backend == "cpu":
+    if devices > 1 and backend != "cpu":
+        return Strategy(alone=True, devices=devices)
+    if backend == "cpu" and not lanes:
         return Strategy(alone=alone, devices=devices)
-    return Strategy(lanes=16) if devices == 1 else Strategy(alone=True, devices=devices)
+    return Strategy(lanes=lanes or USUAL_LANES, alone=alone)
 
 
 @contextmanager

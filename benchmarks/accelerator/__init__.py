@@ -1,0 +1,1 @@
+"""Measurements on an accelerator, one command: `python -m benchmarks.accelerator`."""

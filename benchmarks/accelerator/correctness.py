@@ -1,0 +1,21 @@
+"""Stage `correctness`: norms and recurrent cells against float64 in NumPy.
+
+Rows of kind `check` say, for a norm, a case, a dtype and an offset of the input, the errors of the output, of the
+running statistics and of each gradient. Errors of values are in units of the largest, those of gradients in units of
+their Euclidean norm.
+"""
+
+import itertools
+from collections.abc import Collection, Iterator
+
+from benchmarks.accelerator.cell_checks import cell_checks
+from benchmarks.accelerator.checks import results
+from benchmarks.accelerator.norm_checks import norm_checks
+from benchmarks.accelerator.stage import Clock, Row
+
+__all__ = ["rows"]
+
+
+def rows(clock: Clock, *, tiny: bool, skip: Collection[str]) -> Iterator[Row]:
+    """Yield the checks of norms, then those of cells."""
+    yield from results(itertools.chain(norm_checks(tiny), cell_checks(tiny)))

@@ -1,0 +1,69 @@
+"""Parts that all stages share.
+
+A stage is a module of this package with a function
+
+    def rows(clock: Clock, *, tiny: bool, skip: Collection[str]) -> Iterator[Row]
+
+and an entry in `STAGES` of `benchmarks/accelerator/__main__.py`. The function yields a row as soon as it is measured,
+most valuable rows first. Each stage runs in a process of its own, which may import JAX or PyTorch freely, owns the
+memory of the device, and may crash. The stage is stopped after the row during which `clock` ran out, and killed soon
+after; it asks `clock.left()` before a row that takes long. `tiny` asks for shapes that a CPU manages in seconds, and
+`skip` names contenders to leave out. Each row is on disk before the next one starts. The page has a table for each kind
+of row that it does not know.
+"""
+
+import time
+from collections.abc import Collection, Iterator
+from typing import Protocol
+
+__all__ = ["Clock", "Json", "Refused", "Row", "Stage", "failed"]
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+"""Values of JSON."""
+
+Row = dict[str, Json]
+"""One measurement: `kind`, which names the table, and the columns. The harness adds `stage`."""
+
+
+class Clock:
+    """Time of a stage.
+
+    Args:
+        seconds: Time that the stage has from now on.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Return the seconds left, negative when the time is over."""
+        return self._end - time.monotonic()
+
+
+class Stage(Protocol):
+    """Module of a stage."""
+
+    def rows(self, clock: Clock, *, tiny: bool, skip: Collection[str]) -> Iterator[Row]:
+        """Measure.
+
+        Args:
+            clock: Time that the stage has.
+            tiny: Whether shapes are such that a CPU manages the stage in seconds.
+            skip: Contenders to leave out.
+
+        Yields:
+            Each row, as soon as it is measured.
+
+        Raises:
+            Refused: If nothing can be measured here, not by other stages either.
+        """
+        ...
+
+
+class Refused(Exception):
+    """Nothing can be measured here; the message is for the user."""
+
+
+def failed(error: BaseException) -> Row:
+    """Return the columns of a measurement that failed."""
+    return {"error": f"{type(error).__name__}: {error}"[:500]}
