@@ -6,7 +6,7 @@ TIER ?= quick
 DIST ?= dist
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup compare test test-all check docs docs-serve wheel mutants fuzz speed speed-devices speed-recurrent speed-online scaling growth throughput clean
+.PHONY: help setup compare test test-all check docs docs-serve wheel mutants fuzz speed speed-layers speed-devices speed-recurrent speed-online scaling growth throughput gpu clean
 
 help:
 	@echo "make compare     which norm at which batch size: trains about 1,000 small models in about 4 minutes, opens the report"
@@ -17,6 +17,7 @@ help:
 	@echo "make mutants     break the norms on purpose; some test must notice each"
 	@echo "make fuzz        5,000 random cases of every norm and cell beside float64"
 	@echo "make speed       each norm beside Flax's; make speed-devices: across 8 devices"
+	@echo "make speed-layers  each norm beside those of Flax, equinox, haiku, Keras and PyTorch"
 	@echo "make speed-recurrent  cells with a norm beside Flax's and PyTorch's LSTM"
 	@echo "make speed-online  learning from a stream beside a Python loop, river and deep-river"
 	@echo "make scaling     a comparison with two worker processes beside one"
@@ -82,6 +83,9 @@ fuzz: $(VENV)/test.stamp
 
 speed: $(VENV)/study.stamp
 	$(BIN)/python -m benchmarks.speed.norms
+
+speed-layers: $(VENV)/peers.stamp
+	$(BIN)/python -m benchmarks.speed.layers
 
 speed-devices: $(VENV)/study.stamp
 	$(BIN)/python -m benchmarks.speed.norms --devices 8

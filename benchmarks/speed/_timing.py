@@ -54,9 +54,9 @@ def turns(names: Sequence[Name], rounds: int) -> Iterator[tuple[int, Name]]:
             yield turn, name
 
 
-def environment(device: str) -> str:
-    """Name versions, device and load."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax"))
+def environment(device: str, peers: Sequence[str] = ()) -> str:
+    """Name versions, those of `peers` too, device and load."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", *peers))
     return f"{packages}, Python {platform.python_version()}, {device}, {os.cpu_count()} cores, {load()}"
 
 

@@ -189,9 +189,9 @@ def moments(
 ) -> Moments:
     """Mean and variance of `x` over `over`, reduced axes kept with size 1.
 
-    Two passes: the mean first, then the mean square of what is left, both about one member of each set. Next to an
-    offset of 1e6 the sum of a set, and even its rounded mean, have lost the digits of its spread; differences of
-    members have them all, and those of a constant are exactly 0. `use_fast_variance` takes E[x^2] - E[x]^2 in one pass
+    Two passes: the mean first, about one member of each set, then the mean square of what is left. Next to an offset of
+    1e6 the sum of a set, and even its rounded mean, have lost the digits of its spread; differences of members have
+    them all, and those of a constant are exactly 0. `use_fast_variance` takes E[x^2] - E[x]^2 in one pass
     instead, as Flax does, and loses them. Across devices counts, means, what rounding left of them, and sums of squares
     are gathered by one collective and merged (Chan et al., 1979).
 
@@ -222,29 +222,39 @@ def moments(
     near = _member(x, over, where, count)
     at_least_one = jnp.maximum(count, 1) if isinstance(count, Array) else max(count, 1.0)
     last = x.shape[-1]
-    # Each pass over columns that lie side by side in memory, if they are long or wide, counts the mean from a number of
-    # its own. Counted from the same number `x - near` would be one array, and XLA:CPU would write it to memory for all
-    # passes, where each is computed faster from `x`. Along rows it is faster so.
+    # Along columns that lie side by side in memory, if they are long or wide, XLA:CPU pays for each operation on an
+    # element of a pass: here the second pass has one subtraction, of the rounded mean, and `rest`, what rounding left
+    # of it, is taken off afterwards. Along rows, which are one pass over cached elements, two subtractions are faster.
     columns = over.axis == (*range(len(over.axis)),) or (
         isinstance(last, int) and last >= 128 and x.ndim - 1 not in over.axis
     )
     if columns:
-        # XLA computes `near + rest` wherever it is used; after a division it may be part of a multiply-add in one place
-        # and not in another, and rounded differently. So the sum comes last.
-        rest = total((x - near) / at_least_one)
-        nearer = lax.stop_gradient(near + rest)
-        near, rest = nearer, (near - nearer) + rest
+        # XLA computes `near` wherever it is used, and the quotient as a product with the reciprocal of a constant. A
+        # product that were not rounded on its own could be part of a multiply-add in one place and not in another.
+        rest = total(x - near) / at_least_one
+        near, rest = _about(near + _coarser(rest, bits=1), near, rest)
+        square = total(lax.square(x - near)) - at_least_one * lax.square(rest)
+        # Counted from the same number `x - near` would be one array, which XLA:CPU would write to memory for all passes
+        # that follow, where each is computed faster from `x`.
+        near, rest = _about(_coarser(near, bits=2), near, rest)
     else:
         rest = total(x - near) / at_least_one
-    square = total(lax.square((x - near) - rest))
+        square = total(lax.square((x - near) - rest))
     if over.devices is not None:
         return _merged(over.devices, count, near, rest, square)
-    if columns:
-        limits = float_limits(near.dtype)
-        coarser = lax.reduce_precision(near, limits.exponent_bits, limits.mantissa_bits - 2)
-        nearer = lax.stop_gradient(coarser)
-        near, rest = nearer, (near - nearer) + rest
     return Moments(near, rest, square / at_least_one, count)
+
+
+def _coarser(x: Array, bits: int) -> Array:
+    """Round away the last bits of a mantissa; a constant to autodiff."""
+    limits = float_limits(x.dtype)
+    return lax.reduce_precision(lax.stop_gradient(x), limits.exponent_bits, limits.mantissa_bits - bits)
+
+
+def _about(nearer: Array, near: Array, rest: Array) -> tuple[Array, Array]:
+    """Return the mean `near + rest` as another number, a constant to autodiff, and the rest beside it."""
+    nearer = lax.stop_gradient(nearer)
+    return nearer, (near - nearer) + rest
 
 
 def _member(x: Array, over: Reduction, where: Array | None, count: Array | float) -> Array:

@@ -164,21 +164,24 @@ MUTANTS = (
         (f"{CONSTANT}[batch-masked]",),
     ),
     Mutant(
+        "rest of the mean left in the variance of columns",
+        MOMENTS,
+        (" - at_least_one * lax.square(rest)", ""),
+        (f"{DIGITS}[batch-rows-all]",),
+    ),
+    Mutant(
         "rest of the mean lost between passes over columns",
         MOMENTS,
         (
-            "stop_gradient(coarser)\n        near, rest = nearer, (near - nearer) + rest\n",
-            "stop_gradient(coarser)\n        near, rest = nearer, jnp.zeros_like(rest)\n",
+            "        near, rest = _about(_coarser(near, bits=2), near, rest)\n",
+            "        near = _coarser(near, bits=2)\n",
         ),
         (f"{DIGITS}[batch-rows-all]",),
     ),
     Mutant(
         "a mean that is rounded differently in different places",
         MOMENTS,
-        (
-            "        rest = total((x - near) / at_least_one)\n",
-            "        rest = total(x - near) / at_least_one  # as along rows\n",
-        ),
+        ("near + _coarser(rest, bits=1)", "near + rest"),
         (f"{OFFSET}[vmap-batch-all]",),
     ),
     Mutant(
