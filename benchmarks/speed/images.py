@@ -48,10 +48,10 @@ LEARNING_RATE = 0.01
 MEGAFLOPS = {"conv": 6, "resnet20": 250, "vgg11": 920, "vit": 2100}
 """Work of an update for each example."""
 
-PER_TURN = 40_000
-"""Work of a turn, in the same unit: about a second on one core."""
+PER_TURN = 120_000
+"""Work of a turn, in the same unit: some seconds on one core."""
 
-UPDATES = (2, 300)
+UPDATES = (4, 300)
 """Fewest and most updates of a turn."""
 
 Turn = Callable[[], float]

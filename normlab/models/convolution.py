@@ -17,6 +17,9 @@ from jax.custom_derivatives import SymbolicZero
 _FEW = 32
 """Numbers of a neighbourhood up to which a matrix product of patches is faster than the library, as for RGB images."""
 
+_AT_ONCE = 2 * 2**20
+"""Numbers of all patches up to which they are gathered."""
+
 _VECTOR = 8
 """Examples whose multiples the library loads as vectors where it contracts over the batch."""
 
@@ -82,8 +85,9 @@ def _by_xla(x: jax.Array, kernel: jax.Array, stride: int, axes: str = "HWIO") ->
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _in_loops(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Convolve with derivatives that are fast in loops; see `convolve`."""
-    thin = kernel.size <= _FEW * kernel.shape[-1]
-    return (_by_patches if thin else _by_xla)(x, kernel, stride)
+    size, _, channels, _ = kernel.shape
+    gather = size * size * channels <= _FEW and x.size * size * size <= _AT_ONCE * stride * stride
+    return (_by_patches if gather else _by_xla)(x, kernel, stride)
 
 
 @partial(_in_loops.defjvp, symbolic_zeros=True)

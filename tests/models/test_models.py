@@ -468,6 +468,16 @@ class TestConvolutions:
         init = jax.jit(lambda key, x: [net.init(key, x) for net in nets], compiler_options=QUICK)
         chex.assert_trees_all_equal(*init(KEY, images(1, 4, 4, 3)))
 
+    def test_patches_are_gathered_while_they_are_few(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        x, kernel = jnp.ones((5, 4, 4, 3)), jnp.ones((3, 3, 3, 2))
+
+        def gathers(at_once: int) -> bool:
+            monkeypatch.setattr(convolution, "_AT_ONCE", at_once)
+            return "conv_general_dilated" not in str(jax.make_jaxpr(lambda *a: convolve(*a))(x, kernel))
+
+        assert gathers(5 * 4 * 4 * 27)
+        assert not gathers(5 * 4 * 4 * 27 - 1)
+
     @pytest.mark.parametrize("channels", [3, 8])
     def test_examples_stay_on_their_devices(self, channels: int) -> None:
         """Devices exchange the gradient of a kernel, and nothing else."""
