@@ -478,11 +478,11 @@ class TestConvolutions:
         assert gathers(5 * 4 * 4 * 27)
         assert not gathers(5 * 4 * 4 * 27 - 1)
 
-    @pytest.mark.parametrize("channels", [3, 8])
-    def test_examples_stay_on_their_devices(self, channels: int) -> None:
+    @pytest.mark.parametrize(("batch", "channels"), [(16, 3), (16, 8), (6, 8)])
+    def test_examples_stay_on_their_devices(self, batch: int, channels: int) -> None:
         """Devices exchange the gradient of a kernel, and nothing else."""
         shared = NamedSharding(Mesh(np.asarray(jax.devices()[:2]), ("data",)), PartitionSpec("data"))
-        x, kernel = jax.device_put(images(16, 4, 4, channels), shared), images(3, 3, channels, 4, seed=1)
+        x, kernel = jax.device_put(images(batch, 4, 4, channels), shared), images(3, 3, channels, 4, seed=1)
         gradients = jax.grad(lambda x, kernel: jnp.tanh(convolve(x, kernel)).sum(), (0, 1))
         compiled = jax.jit(gradients, compiler_options=QUICK).lower(x, kernel).compile()
         assert collective_bytes(str(compiled.as_text())) == kernel.nbytes
