@@ -186,7 +186,7 @@ class Team:
     def __init__(self, contender: Contender, case: Case) -> None:
         """Start the processes, which prepare at once."""
         self._updates, self._ready = case.updates, False
-        with variables(contender.threads):
+        with process_environment(contender.threads):
             started = [spawn(work, contender, case) for _ in range(contender.processes)]
         self._processes, self._connections = zip(*started, strict=True)
 
@@ -212,7 +212,7 @@ class Team:
 
 
 @contextmanager
-def variables(threads: int) -> Iterator[None]:
+def process_environment(threads: int) -> Iterator[None]:
     """Set the environment of child processes: that of the engine's workers for one thread."""
     from normlab.study.worker.strategy import Strategy
 
@@ -372,9 +372,8 @@ def line(rows: Sequence[Row]) -> str:
     """Return the line of a case: milliseconds of each contender, then ratios to the faster layout of PyTorch."""
     ms = {row.contender: row.ms for row in rows}
     times = "".join(f"{value:19.2f}" for value in ms.values())
-    return f"{rows[0].network:9}{rows[0].batch_size:5}{times}   " + ", ".join(
-        f"{value:.2f}" for value in ratios(ms) if value
-    )
+    found = ", ".join(f"{value:.2f}" if value else "-" for value in ratios(ms))
+    return f"{rows[0].network:9}{rows[0].batch_size:5}{times}   {found}"
 
 
 def ratios(ms: Mapping[str, float]) -> list[float]:
