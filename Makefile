@@ -6,7 +6,7 @@ TIER ?= quick
 DIST ?= dist
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup compare test test-all check docs docs-serve wheel mutants fuzz speed speed-layers speed-devices speed-recurrent speed-online scaling growth throughput gpu clean
+.PHONY: help setup compare test test-all check docs docs-serve wheel mutants fuzz speed speed-layers speed-devices speed-recurrent speed-online speed-images scaling growth throughput gpu clean
 
 help:
 	@echo "make compare     which norm at which batch size: trains about 1,000 small models in about 4 minutes, opens the report"
@@ -20,6 +20,7 @@ help:
 	@echo "make speed-layers  each norm beside those of Flax, equinox, haiku, Keras and PyTorch"
 	@echo "make speed-recurrent  cells with a norm beside Flax's and PyTorch's LSTM"
 	@echo "make speed-online  learning from a stream beside a Python loop, river and deep-river"
+	@echo "make speed-images  an update on CIFAR-10's shapes beside a Flax loop and PyTorch"
 	@echo "make scaling     a comparison with two worker processes beside one"
 	@echo "make growth      time and memory against runs in a folder, seeds, learning rates, norms, examples, devices"
 	@echo "make throughput  trained models per minute beside a Flax loop and PyTorch"
@@ -95,6 +96,9 @@ speed-recurrent: $(VENV)/peers.stamp
 
 speed-online: $(VENV)-peers/online.stamp
 	$(VENV)-peers/bin/python -m benchmarks.speed.online
+
+speed-images: $(VENV)/peers.stamp
+	$(BIN)/python -m benchmarks.speed.images
 
 scaling: $(VENV)/study.stamp
 	$(BIN)/python -m benchmarks.speed.scaling

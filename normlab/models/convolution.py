@@ -1,22 +1,28 @@
 """Convolutions that are fast on every platform, and the pooling between them.
 
-Inside `lax.scan`, in which runs train, a convolution takes XLA:CPU 5 to 30 times as long as gathering patches and
-taking one matrix product, so `convolve` does the latter there. Patches that exceed the processor's cache cost time and
-are stored for the backward pass, so large batches are processed in blocks whose patches fit and are gathered again when
-needed.
+XLA:CPU hands a convolution to a fast library only if its axes have one order, which this module calls canonical: images
+(batch, height, width, channels), kernels (height, width, channels, features). Other orders, such as those of JAX's
+gradients, are put into this order outside of loops alone; inside `lax.scan`, in which runs train, a gradient takes 20
+to 50 times as long. So on CPU `convolve` has derivatives whose transposes, which are the backward pass, are canonical.
 """
+
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
-_AT_ONCE = 8 * 2**20
-"""Bytes of patches up to which a batch is processed whole."""
+_FEW = 32
+"""Numbers of a neighbourhood up to which a matrix product of patches is faster than the library, as for RGB images."""
 
-_BLOCK = 2 * 2**20
-"""Bytes of the patches of a block, unless a single example has more."""
+_AT_ONCE = 2 * 2**20
+"""Numbers of all patches up to which they are gathered."""
+
+_VECTOR = 8
+"""Examples whose multiples the library loads as vectors where it contracts over the batch."""
 
 HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 """He et al. (2015), fan out, as in their ResNet (2016): standard deviation sqrt(2 / (k^2 * features))."""
@@ -59,32 +65,71 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
         Shape (batch, ceil(height / stride), ceil(width / stride), features), in the wider dtype of both.
     """
     x, kernel = promote_dtype(x, kernel)
-    if jax.default_backend() == "cpu":
+    if jax.default_backend() != "cpu":
+        return _by_xla(x, kernel, stride)
+    height, width = (-(-length // stride) for length in x.shape[1:3])
+    if len(kernel) == 1 or height * width < len(kernel) ** 2:  # XLA would exchange the images and a larger kernel
         return _by_patches(x, kernel, stride)
-    border = kernel.shape[0] // 2
-    return lax.conv_general_dilated(
-        x, kernel, (stride, stride), [(border, border)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    return _in_loops(x, kernel, stride)
 
 
 def _by_patches(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Convolve by one matrix product of patches and kernel; see `convolve`."""
-    size, features = kernel.shape[0], kernel.shape[-1]
+    return patches(x, len(kernel), stride) @ kernel.reshape(-1, kernel.shape[-1])
 
-    def product(x: jax.Array) -> jax.Array:
-        return patches(x, size, stride) @ kernel.reshape(-1, features)
 
-    each = jax.eval_shape(lambda x: patches(x, size, stride), x[0])
-    bytes_each = each.size * each.dtype.itemsize
-    n = len(x)
-    if size == 1 or bytes_each * n <= _AT_ONCE:
-        return product(x)
-    most = max(1, _BLOCK // bytes_each)
-    blocks = next(count for count in range(-(-n // most), n + 1) if n % count == 0)
-    # A block contains every `blocks`-th example, so that examples stay on their device if devices share the batch.
-    apart = x.reshape(n // blocks, blocks, *x.shape[1:]).swapaxes(0, 1)
-    y = lax.map(jax.checkpoint(product, prevent_cse=False), apart).swapaxes(0, 1)
-    return y.reshape(n, *y.shape[2:])
+def _by_xla(x: jax.Array, kernel: jax.Array, stride: int, axes: str = "HWIO") -> jax.Array:
+    """Convolve with a kernel of some order of axes: height, width, input (channels), output (features)."""
+    border = len(kernel) // 2
+    borders = [(border, border)] * 2
+    return lax.conv_general_dilated(x, kernel, (stride, stride), borders, dimension_numbers=("NHWC", axes, "NHWC"))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _in_loops(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Convolve with derivatives that are fast in loops; see `convolve`."""
+    size, _, channels, _ = kernel.shape
+    gather = size * size * channels <= _FEW and x.size * size * size <= _AT_ONCE * stride * stride
+    return (_by_patches if gather else _by_xla)(x, kernel, stride)
+
+
+@partial(_in_loops.defjvp, symbolic_zeros=True)
+def _derivative(
+    stride: int, primals: tuple[jax.Array, ...], tangents: tuple[jax.Array | SymbolicZero, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """Differentiate by `x` and by `kernel`, each only if it changes."""
+    (x, kernel), (dx, dkernel) = primals, tangents
+    y = _in_loops(x, kernel, stride)
+    terms = [] if isinstance(dx, SymbolicZero) else [_of_images(dx, kernel, stride)]
+    terms += [] if isinstance(dkernel, SymbolicZero) else [_of_kernels(x, dkernel, stride)]
+    return y, reduce(jnp.add, terms)
+
+
+def _of_images(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Convolve such that the transpose to `x` is canonical: a kernel with features first becomes one with them last."""
+    return _by_xla(x, kernel.swapaxes(2, 3), stride, "HWOI")
+
+
+def _of_kernels(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Convolve such that the transpose to `kernel` is canonical: its images are channels, its channels the batch.
+
+    A batch that is no multiple of a vector is first cut into rows, which have their neighbours as channels.
+    """
+    batch, (size, *_, features), border = len(x), kernel.shape, len(kernel) // 2
+    steps, borders = [stride, stride], [(border, border)] * 2
+    if batch % _VECTOR:
+        x = _neighbours(x, size, stride, axis=1)
+        x = x.reshape(-1, 1, *x.shape[2:])
+        kernel = kernel.swapaxes(0, 1).reshape(1, size, -1, features)
+        steps[0], borders[0] = 1, (0, 0)
+    y = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0),
+        kernel.transpose(2, 0, 1, 3),
+        steps,
+        borders,
+        dimension_numbers=("CHWN", "IHWO", "HWNC"),
+    )
+    y = y.transpose(2, 0, 1, 3)
+    return y.reshape(batch, -1, *y.shape[2:])
 
 
 def patches(x: jax.Array, size: int, stride: int) -> jax.Array:
@@ -98,11 +143,17 @@ def patches(x: jax.Array, size: int, stride: int) -> jax.Array:
     Returns:
         Shape (..., ceil(height / stride), ceil(width / stride), size^2 * channels), rows of the neighbourhood first.
     """
-    height, width, _ = x.shape[-3:]
-    border = (size // 2,) * 2
-    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [border, border, (0, 0)])
-    columns = jnp.concatenate([padded[..., j : j + width : stride, :] for j in range(size)], axis=-1)
-    return jnp.concatenate([columns[..., i : i + height : stride, :, :] for i in range(size)], axis=-1)
+    return _neighbours(_neighbours(x, size, stride, -2), size, stride, -3)
+
+
+def _neighbours(x: jax.Array, size: int, stride: int, axis: int) -> jax.Array:
+    """Append the channels of the neighbours along an axis, at every `stride`-th position."""
+    length, border = x.shape[axis], size // 2
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (border, border)
+    padded = jnp.pad(x, padding)
+    shifted = [lax.slice_in_dim(padded, i, i + length, stride, axis) for i in range(size)]
+    return jnp.concatenate(shifted, axis=-1)
 
 
 def halved(x: jax.Array) -> jax.Array:

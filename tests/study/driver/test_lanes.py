@@ -102,9 +102,7 @@ class TestProbe:
             found.append(program)
             return measured([1])
 
-        monkeypatch.setattr(
-            lanes, "_extremes", lambda plan: zip(configurations, (short, long, streamed), strict=False)
-        )
+        monkeypatch.setattr(lanes, "_extremes", lambda plan: zip(configurations, (short, long, streamed), strict=False))
         monkeypatch.setattr(lanes, "_seconds_alone", lambda program: 2.0 if program is long else 1.0)
         monkeypatch.setattr(lanes, "trials", recorded)
         assert lanes.choose(plan).lanes == 1
