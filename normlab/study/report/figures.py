@@ -362,7 +362,7 @@ def _draw_errors(axes: Axes, analysis: Analysis, problem: ProblemResult, curve: 
     metric, rows = problem.metric, list(_rows(analysis, curve))
     for style, cells, places in rows:
         if not cells[0].flat:
-            _draw_points(axes, metric, places, cells, style)
+            _draw_points(axes, metric, places, cells, style, formatting.seeds_drawn(len(curve.cells)))
     for style, cells, places in rows:
         means = [_number(_shown(metric, cell.error.mean)) for cell in cells]
         intervals = [_shown_interval(metric, cell.error.interval) for cell in cells]
@@ -390,13 +390,13 @@ def _draw_shared(axes: Axes, problem: ProblemResult, curve: CurveResult) -> None
 
 
 def _draw_points(
-    axes: Axes, metric: Metric, places: Sequence[float], cells: Sequence[CellResult], style: Style
+    axes: Axes, metric: Metric, places: Sequence[float], cells: Sequence[CellResult], style: Style, seeds: int
 ) -> None:
-    """Draw the first seeds as points."""
+    """Draw the first seeds of each cell as points."""
     points = [
         (place, _shown(metric, point.error))
         for place, cell in zip(places, cells, strict=True)
-        for point in cell.points[: formatting.SEEDS_DRAWN]
+        for point in cell.points[:seeds]
         if point.error is not None
     ]
     if points:

@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 WORTHWHILE = 200
 """Most seeds that are worth their time: a difference that takes more to show is too small to matter."""
 
-SEEDS_DRAWN, SEEDS_NAMED = 100, 20
-"""Most seeds of a norm that a figure shows as points, and that a text lists."""
+SEEDS_NAMED = 20
+"""Most seeds that a text lists."""
+
+POINTS_DRAWN, SEEDS_DRAWN = 2000, 10
+"""Most single seeds that a figure shows as points, but at least so many of every norm and value."""
 
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
@@ -180,3 +183,12 @@ def listed(texts: Sequence[str], last: str = "and") -> str:
 def _three(x: float) -> str:
     """Format a number with at most three significant digits, without trailing zeros behind the point."""
     return f"{x:.3g}" if x < 999.5 else f"{x:.0f}"
+
+
+def seeds_drawn(cells: int) -> int:
+    """Return the number of seeds that a figure of so many cells shows as points, the first ones of each cell.
+
+    >>> seeds_drawn(20), seeds_drawn(1000)
+    (100, 10)
+    """
+    return max(SEEDS_DRAWN, POINTS_DRAWN // max(1, cells))

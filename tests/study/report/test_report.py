@@ -268,7 +268,8 @@ def test_texts_list_a_limited_number_of_seeds() -> None:
     assert len(report._reasons(points)) < 200
 
 
-def test_figures_draw_a_limited_number_of_seeds() -> None:
+def test_figures_draw_a_limited_number_of_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formatting, "POINTS_DRAWN", 400)
     analysis = synthetic.analysis_of(
         settings={"seeds": 150, "problems": ("digits-mlp",), "curves": ("deployed",), "values": {"deployed": (4, 8)}},
         norms=("batch", "layer"),
@@ -277,7 +278,7 @@ def test_figures_draw_a_limited_number_of_seeds() -> None:
     figure = figures.error_figure(analysis, problem, problem.curves[0])
     assert figure
     drawn = [len(line.get_xdata()) for line in figure.axes[0].lines]  # pyright: ignore[reportArgumentType]
-    assert max(drawn) == 2 * formatting.SEEDS_DRAWN == 200
+    assert max(drawn) == 2 * formatting.seeds_drawn(4) == 200
 
 
 def decoded(kind: str, content: str) -> bytes:
