@@ -26,9 +26,9 @@ PASSES = {
 }
 """Times that an array of the size of the input is read or written, at least.
 
-A row stays on chip: it is read and written, and backward reads `x` and `dy` and writes `dx`. The statistics of batch
-and group norm are over more than fits: `x` is read twice, and backward reads `x` and `dy` twice. Where an array stays
-in the cache of the device between two passes, the fraction of the bandwidth of a copy can exceed 1.
+A row stays on chip, so that `x` is read and `y` is written once, and backward reads `x` and `dy` and writes `dx`. The
+statistics of batch and group norm are over more than fits: `x` is read twice, and backward reads `x` and `dy` twice. An
+array that stays in the cache of the device between two passes can lift the fraction of the bandwidth of a copy above 1.
 """
 
 

@@ -1,8 +1,8 @@
 """Stage `correctness`: norms and recurrent cells against float64 in NumPy.
 
 Rows of kind `check` say, for a norm, a case, a dtype and an offset of the input, the errors of the output, of the
-running statistics and of each gradient. Errors of values are in units of the largest, those of gradients in units of
-their Euclidean norm.
+running statistics and of each gradient. Errors of values are in units of the largest, and errors of gradients
+in units of their Euclidean norm.
 """
 
 import itertools

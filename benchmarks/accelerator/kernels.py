@@ -1,6 +1,6 @@
 """Stage `kernels`: speed of norms that are kernels of their own, measured as in stage `layers`.
 
-A kernel that reads where it must not takes the device away from its process: it costs no row of the other stages.
+A kernel that reads outside its arrays ends all work of its process on the device, and costs no row of other stages.
 """
 
 from collections.abc import Collection, Iterator

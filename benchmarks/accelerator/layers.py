@@ -1,9 +1,9 @@
 """Stage `layers`: speed of formulations of norms for XLA, in fractions of the bandwidth of a copy.
 
 Rows of kind `copy` have the bandwidth of the device, those of kind `layer` the time of a contender, forward or with the
-backward pass, and `fraction`: the least time in which the bytes of the case can be copied, over the time it took. Each
-contender's output and gradients are compared with ours first, which stage `correctness` compares with float64; other
-numbers are an error. Contenders take turns within a round.
+backward pass, and `fraction`: the least time in which the bytes of the case can be copied, over the measured time. The
+output and the gradients of each contender are compared with ours first, which stage `correctness` compares with
+float64; other numbers are an error. Contenders take turns within a round.
 """
 
 import os

@@ -4,12 +4,12 @@ A stage is a module of this package with a function
 
     def rows(clock: Clock, *, tiny: bool, skip: Collection[str]) -> Iterator[Row]
 
-and an entry in `STAGES` of `benchmarks/accelerator/__main__.py`. The function yields a row as soon as it is measured,
-most valuable rows first. Each stage runs in a process of its own, which may import JAX or PyTorch freely, owns the
-memory of the device, and may crash. The stage is stopped after the row during which `clock` ran out, and killed soon
-after; it asks `clock.left()` before a row that takes long. `tiny` asks for shapes that a CPU manages in seconds, and
-`skip` names contenders to leave out. Each row is on disk before the next one starts. The page has a table for each kind
-of row that it does not know.
+and an entry in `STAGES` of `benchmarks/accelerator/__main__.py`. The function yields a row as soon as the row is
+measured, most valuable rows first. Each stage runs in a process of its own, which may import JAX or PyTorch freely,
+owns the memory of the device, and may crash. The stage is stopped after the row during which `clock` ran out, and
+killed soon after; a stage asks `clock.left()` before a row that takes long. `tiny` asks for shapes that a CPU manages
+in seconds, and `skip` names contenders to leave out. Each row is on disk before the next one starts. The page has a
+table for each kind of row without a section of its own.
 """
 
 import time
