@@ -1,13 +1,13 @@
 """Checks before anything is written: every configuration is traced, none is compiled.
 
-The configurations of a curve that differ in the factor's value alone share a representative, the first that can be
-trained. The whole step of the representative is traced, the steps of the others as far as the loss (see
-`Program.forward`). A dry run traces one configuration of every problem and norm, the first of a problem as a whole, the
-others as far as the loss; so does a run with a time budget, of which the checks are a part.
+The configurations of a problem with one norm share a representative, the first that can be trained. The whole step of
+the representative is traced, the steps of the others as far as the loss (see `Program.forward`). A dry run traces the
+representatives alone, the first of a problem as a whole, the others as far as the loss; so does a run with a time
+budget, of which the checks are a part.
 """
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from enum import Enum
 from typing import NamedTuple
@@ -67,7 +67,7 @@ def data_of(
     Args:
         plan: The plan of the configurations.
         limit: Returns the seconds that the next configuration may take.
-        every: Whether to trace more than one configuration of every problem and norm.
+        every: Whether to trace more than the representatives.
         made: Called once the data of every problem have been made.
 
     Raises:
@@ -76,13 +76,13 @@ def data_of(
     """
     reasons = {configuration: plan.incompatible(configuration) for configuration in plan.configurations}
     programs: dict[Configuration, Program] = {}
-    representatives: dict[Hashable, Configuration] = {}
+    representatives: dict[tuple[str, str], Configuration] = {}
     runnable = [configuration for configuration, reason in reasons.items() if not reason]
     one_each = list({configuration.problem: configuration for configuration in reversed(runnable)}.values())[::-1]
     for configuration in dict.fromkeys((*one_each, *runnable)):
         try:
             with limits.at_most(limit()):
-                alike = _alike(plan, configuration) if every else (configuration.problem, configuration.norm)
+                alike = configuration.problem, configuration.norm
                 if alike in representatives:
                     depth = TraceDepth.FORWARD if every else TraceDepth.NOTHING
                 else:
@@ -125,12 +125,6 @@ class TraceDepth(Enum):
     """The part of a program to trace."""
 
     NOTHING, FORWARD, WHOLE = range(3)
-
-
-def _alike(plan: Plan, configuration: Configuration) -> Hashable:
-    """Return a key that is equal for configurations that differ in the value of a factor alone."""
-    place = plan.place(configuration)
-    return place.problem, place.curve, place.norm
 
 
 def traced(plan: Plan, configuration: Configuration, trace: TraceDepth = TraceDepth.WHOLE) -> Program:

@@ -120,7 +120,9 @@ def figure_files(analysis: Analysis) -> dict[tuple[str, str, str], Figure]:
         for kind, draw in kinds.items():
             label = f"{_ABOUT[kind]}: {problem.title}, {curve.title}"
             if drawing := draw(analysis, problem, curve):
-                found[problem.name, curve.name, kind] = _figure(drawing, f"{kind}-{stem}", label)
+                found[problem.name, curve.name, kind] = _figure(
+                    drawing, f"{kind}-{stem}", label, for_print=analysis.claims
+                )
     return found
 
 
@@ -140,24 +142,25 @@ def series_files(analysis: Analysis) -> list[tuple[SeriesResult, Figure, Downloa
         name = f"series-{slug(f'{one.problem}-{one.series.name}')}"
         if any(table.name == f"{name}.csv" for _, _, table in found):
             name = f"{name}.{number}"
-        drawn = _figure(figures.series_figure(analysis, one), name, f"{one.series.title}: {one.problem}")
+        drawing, label = figures.series_figure(analysis, one), f"{one.series.title}: {one.problem}"
+        drawn = _figure(drawing, name, label, for_print=analysis.claims)
         csv = to_csv(series_rows(one)).encode()
         found.append((one, drawn, Download(f"tables/{name}.csv", "text/csv;charset=utf-8", csv)))
     return found
 
 
-def _figure(drawing: "Drawing", name: str, label: str) -> Figure:
-    """Render a figure for the page, and as files of a name."""
+def _figure(drawing: "Drawing", name: str, label: str, *, for_print: bool) -> Figure:
+    """Render a figure for the page, and as files of a name.
+
+    A PDF contains its fonts, which takes half of the time of a report; figures without claims are for no paper.
+    """
     from normlab.study.report import figures
 
     svg = figures.to_svg(drawing)
-    return Figure(
-        svg=Markup(figures.inline(svg, name, label)),
-        files=(
-            Download(f"figures/{name}.svg", "image/svg+xml", svg.encode()),
-            Download(f"figures/{name}.pdf", "application/pdf", figures.to_pdf(drawing)),
-        ),
-    )
+    files = [Download(f"figures/{name}.svg", "image/svg+xml", svg.encode())]
+    if for_print:
+        files.append(Download(f"figures/{name}.pdf", "application/pdf", figures.to_pdf(drawing)))
+    return Figure(svg=Markup(figures.inline(svg, name, label)), files=tuple(files))
 
 
 def norm_keys(analysis: Analysis) -> dict[str, str]:
