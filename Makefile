@@ -110,7 +110,6 @@ throughput: $(VENV)/peers.stamp
 	$(BIN)/python -m benchmarks.speed.throughput
 
 # Nothing is installed: JAX for an accelerator comes with the machine, or as its owner wants it.
-.PHONY: gpu
 gpu:
 	$(PYTHON) -m benchmarks.accelerator $(ARGS)
 

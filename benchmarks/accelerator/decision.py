@@ -2,7 +2,7 @@
 
 With the backward pass, by medians and by minima alike:
     saving only `x` is taken where it is at least 1.1 times as fast as ours;
-    a kernel is written where neither of both reaches 0.75 of the bandwidth of a copy, and the prototype in Pallas is at
+    a kernel is written where neither reaches 0.75 of the bandwidth of a copy, and the prototype in Pallas is at
     least 1.3 times as fast as the faster of both.
 """
 

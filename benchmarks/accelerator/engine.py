@@ -1,9 +1,9 @@
 """Stage `engine`: models a minute of stacked runs, beside runs one after another, a plain Flax loop and PyTorch.
 
 Rows of kind `stack` have the updates of a training alone, for each number of runs in a stack; `choice` has the number
-that the probe of `normlab run` chooses from these, beside the best. Rows of kind `models` have whole trainings, from
-initial weights to the test error, of this library and of its peers. The small networks and their peers are those of
-`benchmarks.speed.throughput`.
+that the rule of `normlab run` chooses from these, for full stacks, beside the best. Rows of kind `models` have whole
+trainings, from initial weights to the test error, of this library and of its peers. The small networks and their peers
+are those of `benchmarks.speed.throughput`.
 """
 
 import os

@@ -14,7 +14,7 @@ LARGE = 64e6
 
 
 def goals(rows: Iterable[Row]) -> Iterator[str]:
-    """Yield, for each goal, where ours keeps it and where not."""
+    """Yield, for each goal, where ours reaches it and where it does not."""
     ours = [row for row in rows if row["kind"] == "layer" and row.get("contender") == OURS and row["norm"] in NORMS]
     for what, goal in GOALS.items():
         large = [row for row in ours if row.get("what") == what and size(row) >= LARGE]

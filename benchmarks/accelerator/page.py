@@ -24,8 +24,8 @@ OWN_TABLE = ("invocation", "device", "versions", "check", "copy", "layer", "stag
 
 ABOUT = {
     "engine": "`stack`: models a minute by updates alone, for each number of runs that `vmap` stacks. `choice`: the "
-    "number that the probe of `normlab run` chooses from these, beside the best. `models`: whole trainings, from "
-    "initial weights to the test error, the median of several; `most` is the fastest, and `start_s` the part that "
+    "number that the rule of `normlab run` chooses from these, for full stacks, beside the best. `models`: whole "
+    "trainings, from initial weights to the test error, the median of several; `most` is the fastest, and `start_s` the part that "
     "initial weights take.",
     "resnet50": "A training step of ResNet-50, in milliseconds. `frozen` is batch norm with statistics that training "
     "does not take. `batch_norm` is the share of a step that is saved without any norm, `statistics` the share that "
@@ -56,6 +56,8 @@ def main() -> None:
     parser.add_argument("result", type=Path, help="RESULT.json of `python -m benchmarks.accelerator`")
     parser.add_argument("--output", type=Path, required=True, help="write OUTPUT.md and OUTPUT.csv")
     given = parser.parse_args()
+    if not given.result.is_file():
+        parser.error(f"Expected the RESULT.json of a measurement, got `{given.result}`, which is no file.")
     write(results.read(given.result), given.output)
     print(f"wrote {given.output.with_suffix('.md')} and {given.output.with_suffix('.csv')}")
 

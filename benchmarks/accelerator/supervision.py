@@ -51,7 +51,13 @@ def supervised(module: str, seconds: float, *, tiny: bool, skip: Collection[str]
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
-    watchdog = threading.Timer(seconds, kill, [process])
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        kill(process)
+
+    watchdog = threading.Timer(seconds, end)
     watchdog.start()
     with process:
         try:
@@ -61,12 +67,13 @@ def supervised(module: str, seconds: float, *, tiny: bool, skip: Collection[str]
                     yield {"stage": stage, **json.loads(line)}
             status = process.wait()
         finally:
-            killed = watchdog.finished.is_set()
             watchdog.cancel()
             kill(process)
     if status == REFUSED:
         raise Refused
-    ended = "complete" if status == 0 else "killed at its deadline" if killed else f"crashed with status {status}"
+    ended = (
+        "complete" if status == 0 else "killed at its deadline" if late.is_set() else f"crashed with status {status}"
+    )
     spent = time.monotonic() - start
     yield {"stage": stage, "kind": "stage", "ended": ended, "seconds": round(spent, 1), "share": round(seconds, 1)}
 

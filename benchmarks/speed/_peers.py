@@ -14,7 +14,7 @@ from jax import Array
 from normlab import norms
 
 EPSILON = 1e-5
-"""Of every contender; all other options are the defaults of its library."""
+"""Epsilon of every contender; all other options are the defaults of its library."""
 
 GROUPS = 32
 THREADS = 2
@@ -28,7 +28,7 @@ class Layer(NamedTuple):
     """Norm in training.
 
     Attributes:
-        params: Scale and bias, as the library holds them.
+        params: Scale and bias, in the form of the library.
         state: Running statistics; empty where there are none.
         apply: `(params, state, x) -> (y, state)`.
         feature_axis: Axis of the features in the layout of the library: -1, or 1 where features follow the batch.

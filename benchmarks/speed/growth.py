@@ -212,7 +212,7 @@ class Row:
 
     @property
     def place(self) -> tuple[object, ...]:
-        """What was measured; a new measurement replaces one of the same place."""
+        """The measurements; a new one replaces that of the same place."""
         return self.section, self.kind, self.what, self.n
 
 
@@ -428,7 +428,7 @@ def measured(
 
 
 def resident(root: int) -> int:
-    """Sum the resident memory of a process and its descendants in bytes, where Linux tells it."""
+    """Sum the resident memory of a process and its descendants in bytes, where the system is Linux."""
     parents, sizes = dict[int, int](), dict[int, int]()
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it has ended
@@ -469,7 +469,7 @@ def write(output: Path, heading: str, rows: Sequence[Row]) -> None:
     parts = [
         "# Growth",
         f"`python -m benchmarks.speed.growth --output benchmarks/results/{output.name}`, section by section; each row "
-        "is one measurement. `!` marks what is above the bar for 100,000 runs: 30 s, 1,000 MB.",
+        "is one measurement. `!` marks what exceeds the goal for 100,000 runs: 30 s, 1,000 MB.",
         f"![Time and memory]({output.name}.svg)",
         summary(rows),
     ]

@@ -110,7 +110,7 @@ def _tiers(sources: Sequence[str]) -> Iterator[str]:
     cores = f"{usable_cpus()} core{'s' * (usable_cpus() > 1)}"
     yield (
         f"The default is {DEFAULT_TIER}. Runs are those before any grid grows. Times are rough, for {cores} of this "
-        "machine, without GPU: `normlab run NAME --tier TIER --dry-run` measures."
+        "machine, without GPU: `normlab run NAME --tier TIER --dry-run` estimates."
     )
 
 

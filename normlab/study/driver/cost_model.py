@@ -1,7 +1,7 @@
 """Estimate the cost of a program from its text, without compiling it.
 
 The constants are fits to the 1,051 runs of `batch_size --tier quick` in single-thread processes of a server (2026, jax
-0.10), from MLPs at batch 2 to conv nets at batch 128. A run took 0.6 to 2.1 times its estimate; the whole, 0.9 times.
+0.10), from MLPs at batch 2 to conv nets at batch 128. Estimates of an update were 0.6 to 2.1 times its time.
 """
 
 import jax

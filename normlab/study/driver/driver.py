@@ -18,6 +18,7 @@ from normlab.errors import BadInput, Fault, Unfinished, one_line
 from normlab.study.design import discovery
 from normlab.study.design.comparison import Comparison, Settings
 from normlab.study.design.plan import Plan
+from normlab.study.design.program import Program
 from normlab.study.design.provenance import usable_cpus
 from normlab.study.design.recorded import RecordedPlan, describe, fits
 from normlab.study.design.records import (
@@ -44,6 +45,9 @@ from normlab.study.worker.store import Header, MemoryStore, RunStore, Store
 from normlab.study.worker.strategy import Strategy, Task, choose_strategy, lanes_in
 
 OK, FAILED, UNFINISHED = 0, 1, 3
+
+PATIENCE = 10.0
+"""Seconds that tracing a program may take where only its cost is estimated."""
 
 
 def new_console(*, quiet: bool = False) -> Console:
@@ -366,10 +370,13 @@ class Invocation:
         return task
 
     def _warm(self, execution: ExecutionOptions) -> Warm | None:
-        """Make workers that start early, for a whole comparison of which no run has been made."""
-        if self.shard or self.store.header() or not isinstance(execution.executor, Local):
+        """Make workers that start early, for a whole comparison of which no run has been made.
+
+        A given limit of a run counts from the start of its worker's compiling, so that there are none with it.
+        """
+        if self.shard or self.store.header() or not isinstance(execution.executor, Local) or execution.run_timeout:
             return None
-        return execution.executor.warm(self.settings)
+        return execution.executor.warm(self.settings, len(self.configurations))
 
     def _strategy(self, execution: ExecutionOptions) -> Strategy:
         """Check the folder and the options, and choose the strategy, before JAX initializes its devices.
@@ -555,10 +562,17 @@ class Invocation:
         costs = estimate.costs_of(known)
         needed = {configuration.problem for configuration, runs in left.items() if runs}
         unknown = needed - {configuration.problem for configuration in costs}
-        by_size = {c: cost_model.estimated(program) for c, program in checked.extremes.items() if c.problem in unknown}
-        costs |= {configuration: cost for configuration, cost in by_size.items() if cost}
+        found = {c: self._by_size(program) for c, program in checked.extremes.items() if c.problem in unknown}
+        by_size = {configuration: cost for configuration, cost in found.items() if cost}
+        costs |= by_size
         said = announce.time(self.plan, left, checked.steps, costs, workers, measured=not by_size)
         return f"{said} {stops}".strip()
+
+    def _by_size(self, program: Program) -> estimate.Cost | None:
+        """Estimate a cost; `None` for a program that cannot be traced, which the runs report."""
+        with suppress(Exception, limits.OutOfTime), discovery.importing(self._file), limits.at_most(PATIENCE):
+            return cost_model.estimated(program)
+        return None
 
     def _status(self, text: str) -> "AbstractContextManager[object]":
         """Show a text on a terminal while something lasts."""

@@ -14,6 +14,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from time import monotonic
 from typing import NoReturn, Self
 
 from normlab.errors import BadInput, Fault, one_line
@@ -48,10 +49,10 @@ class Local:
                 f"Expected one job where {strategy.devices} devices of this machine train each model, got {self.jobs}."
             )
 
-    def warm(self, settings: Settings) -> "Warm | None":
-        """Return workers that can start before there is a task, as many as this process leaves processors."""
-        spare = usable_cpus() - 1
-        return Warm(settings, min(self.jobs or spare, spare)) if settings.source and spare else None
+    def warm(self, settings: Settings, most: int) -> "Warm | None":
+        """Return workers that can start before there is a task: one for each processor but one, at most `most`."""
+        jobs = min(usable_cpus() - 1, most, self.jobs or most)
+        return Warm(settings, jobs) if settings.source and jobs else None
 
     def start(self, task: Task, output: Path | None = None, warm: "Warm | None" = None) -> "LocalPool | None":
         """Create a pool of processes, each started when it is needed; those that are `warm` come first."""
@@ -87,6 +88,7 @@ class _Worker:
     Attributes:
         index: Index of its device, where workers have one each.
         configuration: Its current configuration; `None` while it is idle.
+        warm: Whether it started before there was a task, and has no configuration yet.
         compiled: Configurations that it has compiled so far.
     """
 
@@ -94,6 +96,7 @@ class _Worker:
     connection: Connection
     index: int
     configuration: Configuration | None = None
+    warm: bool = False
     compiled: set[Configuration] = field(default_factory=set)
 
     def send(self, configuration: Configuration, runs: Sequence[Run]) -> None:
@@ -127,6 +130,7 @@ class LocalPool:
         """Store the task; workers start on first use, after those that are warm."""
         self.jobs = jobs
         self._task, self._workers, self._warm = task, list[_Worker](), warm
+        self._compiling: list[Configuration] = []
 
     def submit(self, configurations: Mapping[Configuration, Sequence[Run]], room: int) -> Collection[Configuration]:
         """Send each idle worker a configuration, preferably one that it has compiled."""
@@ -136,10 +140,15 @@ class LocalPool:
         for one in idle[: len(waiting)]:
             taken.append(self._best(one, waiting))
             one.send(taken[-1], waiting.pop(taken[-1]))
+            if one.warm:  # it may be compiling, which counts as if it had begun
+                one.warm = False
+                self._compiling.append(taken[-1])
         return taken
 
     def events(self) -> Iterator[Event]:
         """Yield one message of each worker that has any; return after a second, so that a reason to stop is noticed."""
+        while self._compiling:
+            yield Begun(self._compiling.pop())
         busy = {one.connection: one for one in self._workers if one.configuration}
         for connection in wait(list(busy), timeout=1.0):
             if isinstance(connection, Connection) and (configuration := busy[connection].configuration):
@@ -191,18 +200,27 @@ class Warm:
 
     def __init__(self, settings: Settings, jobs: int) -> None:
         """Store the settings; `jobs` is the number of workers."""
-        self._settings, self._jobs = settings, jobs
+        self._settings, self._jobs, self._path = settings, jobs, list(sys.path)
         self._workers: list[_Worker] = []
 
     def start(self, strategy: Strategy) -> None:
-        """Start the workers, if the strategy has any; without processes or memory there are none."""
-        with suppress(OSError):
+        """Start the workers, if the strategy has any; without processes or memory there are none.
+
+        They get the search path of imports of the time when this object was made, without the folder of a comparison
+        that this process may be in, so that its files do not hide modules of libraries.
+        """
+        with suppress(OSError), _search_path(self._path):
             while strategy.one_thread and len(self._workers) < self._jobs:
                 self._workers.append(_spawned(strategy, len(self._workers), self._settings))
 
     def take(self) -> _Worker | None:
-        """Hand over one worker; `None` if none is left."""
-        return self._workers.pop(0) if self._workers else None
+        """Hand over one living worker; `None` if none is left."""
+        while self._workers:
+            one = self._workers.pop(0)
+            if one.process.is_alive():
+                return one
+            one.connection.close()
+        return None
 
     def __enter__(self) -> Self:
         """Return the workers."""
@@ -212,9 +230,10 @@ class Warm:
         """End the workers that nobody has taken; a function that makes data may clean up."""
         for one in self._workers:
             one.process.terminate()
+        end = monotonic() + GRACE
         for one in self._workers:
             one.connection.close()
-            one.process.join(GRACE)
+            one.process.join(max(0.0, end - monotonic()))
             one.process.kill()
             one.process.join()
 
@@ -229,7 +248,17 @@ def _spawned(strategy: Strategy, index: int, settings: Settings | None = None) -
     with environment(strategy.environment(os.environ, index)), _without_interrupts():
         process.start()
     theirs.close()
-    return _Worker(process, ours, index)
+    return _Worker(process, ours, index, warm=settings is not None)
+
+
+@contextmanager
+def _search_path(path: list[str]) -> Iterator[None]:
+    before = list(sys.path)
+    sys.path[:] = path
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 @contextmanager

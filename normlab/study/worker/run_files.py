@@ -173,7 +173,7 @@ class _Shared(Generic[_Made]):
         self._known: dict[str, tuple[str, _Made]] = {}
 
     def __call__(self, value: object) -> tuple[str, _Made]:
-        exact = repr(value)  # unlike equality, tells 1 from 1.0 and from true
+        exact = repr(value)  # unlike equality, distinguishes 1 from 1.0 and from true
         if exact not in self._known:
             made = self._make(value)
             self._known[exact] = self._text(made), made

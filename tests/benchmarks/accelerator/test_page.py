@@ -135,5 +135,5 @@ def test_a_dry_run_says_so_and_a_run_that_was_cut_has_a_page() -> None:
 def test_stages_with_sentences_have_them_before_their_tables() -> None:
     row: Row = {"stage": "engine", "kind": "choice", "network": "mlp", "chosen": 8}
     section = pages.page([ROWS[0], row]).partition("## Engine")[2].partition("\n## ")[0]
-    assert section.index("the probe of `normlab run` chooses") < section.index("| network | chosen |")
+    assert section.index("the rule of `normlab run` chooses") < section.index("| network | chosen |")
     assert "| mlp | 8 |" in section

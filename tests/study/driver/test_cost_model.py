@@ -13,10 +13,11 @@ from normlab.study.design import discovery
 from normlab.study.design.comparison import Comparison
 from normlab.study.design.program import Program
 from normlab.study.design.records import Configuration, Record
-from normlab.study.driver import announce, cost_model, preflight
+from normlab.study.driver import announce, cost_model, driver, preflight
 from normlab.study.driver.cost_model import BANDWIDTH, COMPILE, COMPILE_OPERATION, STEP, estimated
 from normlab.study.driver.driver import ExecutionOptions, Invocation
 from normlab.study.driver.estimate import Cost
+from normlab.study.worker.runner import build
 from normlab.study.worker.strategy import choose_strategy
 from tests.support.toys import TOY, a_record, settings_for
 
@@ -105,3 +106,14 @@ def test_time_comes_from_records_and_where_there_are_none_from_the_size_of_progr
     ((costs, measured),) = given
     assert {one.problem: cost.run for one, cost in costs.items()} == expected
     assert measured == (len(recorded) == 2)
+
+
+@pytest.mark.parametrize("fails", ["raise ValueError('no gradient')", "time.sleep(60)"])
+def test_a_program_that_cannot_be_traced_has_no_cost(fails: str, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "PATIENCE", 0.2)
+    broken = f"def step(state, t, learning_rate, data):\n        if config['batch_size'] == 8:\n            {fails}"
+    toy.write_text(TOY.replace("def step(state, t, learning_rate, data):", broken))
+    invocation = Invocation(discovery.load(str(toy)), settings_for(toy, **FEW), None, "")
+    program = build(invocation.plan, invocation.plan.configurations[-1])
+    assert invocation._by_size(program) is None
+    assert invocation._by_size(build(invocation.plan, invocation.plan.configurations[0]))

@@ -1,5 +1,7 @@
 """Workers that start before there is a task: what they compile, when they start, how they end."""
 
+import ast
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +17,7 @@ from normlab.study.driver import preflight
 from normlab.study.driver.driver import ExecutionOptions, Invocation
 from normlab.study.executors import local
 from normlab.study.executors.local import Local, Warm
+from normlab.study.executors.protocol import Begun
 from normlab.study.worker.runner import before_the_task
 from normlab.study.worker.strategy import Strategy
 from tests.support.toys import TOY, settings_for
@@ -49,13 +52,14 @@ def test_they_start_after_the_data_of_every_problem_have_been_made(
 def test_their_number_leaves_a_processor_to_the_checks(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_for(toy)
 
-    def number(cpus: int, jobs: int | None) -> int:
+    def number(cpus: int, jobs: int | None, most: int = 100) -> int:
         monkeypatch.setattr(local, "usable_cpus", lambda: cpus)
-        warm = Local(jobs).warm(settings)
+        warm = Local(jobs).warm(settings, most)
         return warm._jobs if warm else 0
 
     assert [number(*given) for given in [(1, None), (2, None), (8, None), (8, 3), (2, 4)]] == [0, 1, 7, 3, 1]
-    assert Local().warm(replace(settings, source="")) is None
+    assert number(64, None, most=2) == 2
+    assert Local(2).warm(replace(settings, source=""), 100) is None
 
 
 @pytest.mark.parametrize("change", ["same", "other data", "failed"])
@@ -92,6 +96,46 @@ def test_an_unused_worker_lets_the_function_of_the_data_clean_up(toy: Path) -> N
     assert cleaned.exists() and not process.is_alive()
 
 
+def test_a_dead_one_is_not_handed_over(toy: Path) -> None:
+    toy.write_text(TOY.replace("def build(norm, config):", "def build(norm, config):\n    os._exit(1)"))
+    with Warm(settings_for(toy), 2) as warm:
+        warm.start(Strategy())
+        for one in warm._workers:
+            one.process.join()
+        assert warm.take() is None
+
+
+def test_files_beside_the_comparison_hide_no_module_from_them(toy: Path) -> None:
+    beside, found = str(toy.parent), toy.with_suffix(".path")
+    toy.write_text(
+        TOY.replace("PAUSE = 0.0", f"PAUSE = 0.0\nimport sys\nPath({str(found)!r}).write_text(repr(sys.path))")
+    )
+    with Warm(settings_for(toy), 1) as warm, discovery.importing(toy):
+        warm.start(Strategy())
+        (process,) = [one.process for one in warm._workers]
+        while not found.exists() and process.is_alive():
+            time.sleep(0.05)
+        assert beside in sys.path
+    assert ast.literal_eval(found.read_text()).count(beside) == 1  # while its code runs
+
+
+def test_their_first_runs_have_begun_when_they_are_handed_out(toy: Path) -> None:
+    """A program that compiles forever before there is a task is stopped like one that compiles later."""
+    settings = settings_for(toy)
+    plan = Plan(discovery.load(str(toy)), settings)
+    task = Invocation(plan.comparison, settings, None, "")._task(Strategy(), preflight.data_of(plan))
+    toy.write_text(TOY.replace("def build(norm, config):", "def build(norm, config):\n    time.sleep(60)"))
+    with Warm(settings, 1) as warm:
+        warm.start(Strategy())
+        pool = local.LocalPool(task, 1, warm)
+        try:
+            runs = plan.pending([])[:1]
+            pool.submit({runs[0].configuration: runs}, 1)
+            assert next(pool.events()) == Begun(runs[0].configuration)
+        finally:
+            pool.close()
+
+
 def started(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Record for every process that starts whether it gets warm."""
     found, spawned = list[bool](), local._spawned
@@ -117,6 +161,12 @@ def test_a_fresh_comparison_uses_them_and_one_that_resumes_starts_none(
     assert cold.identity == done.header.identity
     done = invocation(4).complete(ExecutionOptions(executor=Local(1)))
     assert (done.done, kinds) == (10, [True, False])
+
+
+def test_a_given_limit_of_runs_needs_workers_that_compile_under_it(toy: Path, two_processors: None) -> None:
+    invocation = Invocation(discovery.load(str(toy)), settings_for(toy), None, "")
+    assert invocation._warm(ExecutionOptions(executor=Local(1)))
+    assert invocation._warm(ExecutionOptions(executor=Local(1), run_timeout=5.0)) is None
 
 
 def test_bad_input_ends_them_and_writes_nothing(
