@@ -4,6 +4,7 @@ All processes run the same command; `executors.process_group` connects them. Pro
 alone, and announces every run to the others, which make the same runs at the same time and write nothing.
 """
 
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -68,6 +69,10 @@ class _Together:
         return _GroupPool(self.group, _runner(task, self.plan))
 
 
+NOTICED = 1.0
+"""Seconds in which the group notices that a process has died, which collectives of a run may notice before."""
+
+
 class _GroupPool:
     """All processes together as one worker, which has one configuration at a time."""
 
@@ -91,6 +96,8 @@ class _GroupPool:
         run = runs.pop(0)
         self._group.broadcast(["run", _encoded(self._runner.plan, run)])
         (record,) = self._runner(configuration, [run])
+        if record.status in RETRIED:  # perhaps because another process has died: the group then ends this one instead
+            time.sleep(NOTICED)
         yield record
         _check(record)
         if not runs:
