@@ -47,7 +47,7 @@ def _frozen_batch_norm(train: bool, options: Mapping[str, Any]) -> nn.Module:
 
 
 def _no_nnx(*_: object) -> None:
-    raise NotImplementedError
+    raise NotImplementedError("This stage measures Linen modules alone.")
 
 
 NORMS = {

@@ -1,5 +1,6 @@
 """Shared parts of the measurements: turns in shuffled rounds, ratios, and writing of results."""
 
+import argparse
 import csv
 import dataclasses
 import os
@@ -43,6 +44,14 @@ def interleave(contenders: Mapping[Name, Callable[[], Any]], rounds: int, warm_u
         if turn >= warm_up:
             times[name].append(time.perf_counter() - start)
     return times
+
+
+def at_least_one(text: str) -> int:
+    """Read the number of rounds from the command line."""
+    rounds = int(text)
+    if rounds < 1:
+        raise argparse.ArgumentTypeError(f"Expected `--rounds` to be at least 1, got {rounds}.")
+    return rounds
 
 
 def turns(names: Sequence[Name], rounds: int) -> Iterator[tuple[int, Name]]:

@@ -123,11 +123,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=list(MEGAFLOPS), default=list(MEGAFLOPS))
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[2, 32, 128])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=_timing.at_least_one, default=5)
     parser.add_argument("--output", type=Path, help="write OUTPUT.csv and OUTPUT.md")
     args = parser.parse_args()
-    if args.rounds < 1:
-        parser.error(f"Expected `--rounds` to be at least 1, got {args.rounds}.")
     if min(args.batch_sizes) < 2:
         parser.error(f"Expected `--batch-sizes` of at least 2, got {min(args.batch_sizes)}.")
 

@@ -36,7 +36,7 @@ from jax import Array, lax
 
 from benchmarks.speed._peers import EPSILON, GROUPS, LIBRARIES, NORMS, PACKAGES, Layer, torch_call
 from benchmarks.speed._shapes import SHAPES
-from benchmarks.speed._timing import environment, interleave, ratio, write
+from benchmarks.speed._timing import at_least_one, environment, interleave, ratio, write
 from benchmarks.speed.norms import FORWARD, TRAINING, Call, draw, shape_of, sizes
 
 CONTEXTS = ("alone", "program", "vmap", "scan")
@@ -107,12 +107,10 @@ def main() -> None:
     parser.add_argument("--context", choices=CONTEXTS, default=CONTEXTS[0])
     parser.add_argument("--norms", default=",".join(NORMS), help="comma-separated")
     parser.add_argument("--shapes", help="comma-separated names, or sizes as in 64x8x8x32")
-    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--rounds", type=at_least_one, default=21)
     parser.add_argument("--output", type=Path, help="write OUTPUT.csv and OUTPUT.md")
     args = parser.parse_args()
     try:
-        if args.rounds < 1:
-            raise ValueError(f"Expected `--rounds` to be at least 1, got {args.rounds}.")
         chosen = [known(text) for text in args.norms.split(",")]
         shapes = [divided(text, args.context) for text in (args.shapes or default(args.context)).split(",")]
     except ValueError as error:

@@ -38,7 +38,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks.speed._shapes import SHAPES
-from benchmarks.speed._timing import environment, interleave, ratio, write
+from benchmarks.speed._timing import at_least_one, environment, interleave, ratio, write
 from normlab import norms
 from normlab.study.worker import strategy
 
@@ -169,13 +169,11 @@ def main() -> None:
     parser.add_argument("--norms", help="comma-separated; default: all with a peer")
     parser.add_argument("--shapes", default=",".join(SHAPES), help="comma-separated names, or sizes as in 64x8x8x32")
     parser.add_argument("--devices", type=int, help="measure statistics across this many")
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=at_least_one, default=30)
     parser.add_argument("--output", type=Path, help="write OUTPUT.csv and OUTPUT.md")
     args = parser.parse_args()
 
     try:
-        if args.rounds < 1:
-            raise ValueError(f"Expected `--rounds` to be at least 1, got {args.rounds}.")
         names = norms.parse_list(args.norms) if args.norms else default(args.devices)
         chosen = [peered(name, args.devices) for name in names]
         shapes = [shape_of(text, args.devices or 1) for text in args.shapes.split(",")]

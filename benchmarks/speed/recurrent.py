@@ -29,7 +29,7 @@ import jax
 import numpy as np
 
 import normlab.linen
-from benchmarks.speed._timing import environment, interleave, ratio, write
+from benchmarks.speed._timing import at_least_one, environment, interleave, ratio, write
 from benchmarks.speed.norms import FORWARD, TRAINING, draw, sizes, training_call
 from normlab import norms
 
@@ -112,12 +112,10 @@ def main() -> None:
     parser.add_argument("--cell", choices=CELLS, default="lstm")
     parser.add_argument("--norms", default=",".join(NORMS), help="comma-separated; the plain cell is always there")
     parser.add_argument("--shapes", default=",".join(SHAPES), help="comma-separated, batch x time x features")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=at_least_one, default=10)
     parser.add_argument("--output", type=Path, help="write OUTPUT.csv and OUTPUT.md")
     args = parser.parse_args()
     try:
-        if args.rounds < 1:
-            raise ValueError(f"Expected `--rounds` to be at least 1, got {args.rounds}.")
         shapes = [shape_of(text) for text in args.shapes.split(",")]
         chosen = [normalized(text) for text in norms.parse_list(args.norms)]
     except ValueError as error:

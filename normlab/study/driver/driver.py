@@ -491,8 +491,7 @@ class Invocation:
     ) -> tuple[int, int]:
         """Add to `known` until nothing is pending or time is over; return the numbers of finished and planned runs."""
         again = {run for run, record in known.items() if execution.retry_failed and record.status in RETRIED}
-        settled = [record for run, record in known.items() if run not in again]
-        ongoing = Ongoing(self.plan, settled)
+        ongoing = Ongoing(self.plan, (record for run, record in known.items() if run not in again))
         rounds = time_budget.rounds(self.plan) if math.isfinite(execution.time_budget) else ()
 
         def pending() -> list[list[Run]]:
@@ -501,10 +500,8 @@ class Invocation:
         limit = limits.RunLimit(self.plan, execution.run_timeout)
         for record in known.values():
             limit.add(record)
-        display = Display(self.console, self.plan, self.configurations, settled, deadline)
-        start = partial(execution.executor.start, output=self.output)
-        if warm and isinstance(execution.executor, Local):
-            start = partial(execution.executor.start, output=self.output, warm=warm)
+        display = Display(self.console, ongoing, self.configurations, deadline)
+        start = partial(warm.pool if warm else execution.executor.start, output=self.output)
         made = schedule.records(task, self.plan, pending, start, lambda: monotonic() > deadline, limit)
         with display, closing(made):
             for record in made:

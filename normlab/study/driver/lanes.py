@@ -7,10 +7,9 @@ it is part of their keys, and a folder keeps the number that it has.
 """
 
 import math
-import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from time import monotonic, perf_counter
@@ -25,13 +24,13 @@ from normlab.study.design.comparison import Settings
 from normlab.study.design.plan import Plan
 from normlab.study.design.program import Program
 from normlab.study.design.records import Configuration
-from normlab.study.executors.local import end_with_parent
+from normlab.study.executors.local import end_with_parent, silenced, spawned
 from normlab.study.report.formatting import count
 from normlab.study.training.compilation import inputs, memory_of
 from normlab.study.training.compilation_cache import cached
 from normlab.study.training.loop import on_devices, window_training
 from normlab.study.worker.runner import build
-from normlab.study.worker.strategy import USUAL_LANES, Strategy, environment
+from normlab.study.worker.strategy import USUAL_LANES, Strategy
 
 __all__ = ["CANDIDATES", "GAIN", "Choice", "Trial", "choose", "choose_apart", "trials"]
 
@@ -162,27 +161,23 @@ def choose_apart(settings: Settings, seconds: float = ENOUGH) -> Choice:
         settings: Settings of the invocation, of a comparison with a source.
         seconds: See `choose`; without an answer long after, stacks have their usual number.
     """
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(theirs, settings, seconds), daemon=True, name="normlab-probe")
-    with environment(Strategy(lanes=USUAL_LANES).environment(os.environ, 0)):
-        process.start()
-    theirs.close()
+    process, connection = spawned(_answer, Strategy(lanes=USUAL_LANES), 0, settings, seconds, name="normlab-probe")
     try:
         with suppress(EOFError, OSError):
-            if ours.poll(PATIENCE * seconds):
-                return ours.recv()
+            if connection.poll(PATIENCE * seconds):
+                return connection.recv()
         return Choice(lanes=USUAL_LANES, rates={})
     finally:
-        ours.close()
+        connection.close()
         process.kill()
         process.join()
 
 
-def _answer(connection: Connection, settings: Settings, seconds: float) -> None:
+def _answer(connection: Connection, strategy: Strategy, settings: Settings, seconds: float) -> None:
     """Send the choice."""
     end_with_parent()
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+    os.umask(0o077)  # compiled programs are written by JAX
+    with silenced():
         comparison = discovery.load(settings.source)
         with discovery.importing(discovery.locate(settings.source)):
             connection.send(choose(Plan(comparison, settings), seconds))

@@ -3,7 +3,7 @@
 import math
 import statistics
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from time import monotonic
@@ -22,7 +22,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from normlab.study.design.plan import ConfigurationPlan, Plan
+from normlab.study.design.plan import ConfigurationPlan
 from normlab.study.design.records import Configuration, Record, Run
 from normlab.study.design.tuning import choose_learning_rate
 from normlab.study.driver import estimate
@@ -37,34 +37,29 @@ EVERY = 10.0
 class Display:
     """Counts runs and announces finished configurations and grown grids.
 
-    Configurations that cannot be run are not announced, since the table names them. Records of earlier invocations come
-    as `done`, all others through `add`.
+    Configurations that cannot be run are not announced, since the table names them. The plan of the driver has all
+    records; those after the beginning come through `add`, too.
     """
 
     def __init__(
         self,
         console: Console,
-        plan: Plan,
+        ongoing: Ongoing,
         configurations: Collection[Configuration],
-        done: Iterable[Record],
         deadline: float = math.inf,
     ) -> None:
         """Store the planned configurations and the finished runs.
 
         Args:
             console: Console for the progress.
-            plan: The plan of the comparison.
+            ongoing: The plan with the records of earlier invocations, to which the caller adds all others.
             configurations: The configurations of this shard.
-            done: Records of earlier invocations.
             deadline: Time on the monotonic clock at which a time budget ends.
         """
+        plan = ongoing.plan
         self.console, self.plan, self._deadline = console, plan, deadline
-        self._ongoing, self._configurations = Ongoing(plan, done), frozenset(configurations)
-        self._known, self._counts, self._complete = (
-            self._ongoing.known,
-            dict[Configuration, _Counts](),
-            set[Configuration](),
-        )
+        self._ongoing, self._known, self._configurations = ongoing, ongoing.known, frozenset(configurations)
+        self._counts, self._complete = dict[Configuration, _Counts](), set[Configuration]()
         self._cannot = {one for one in plan.configurations if one in self._configurations and plan.incompatible(one)}
         self._grown = set[int]()
         for number in range(len(plan.groups)):
@@ -115,8 +110,7 @@ class Display:
         return self.runs[0] + additional, self.runs[1] + additional
 
     def add(self, record: Record) -> None:
-        """Count a run; announce configurations and grids that it completes."""
-        self._ongoing.add(record)
+        """Count a run that has been added to the plan; announce configurations and grids that it completes."""
         self._bar.advance(self._task)
         counts, run = self._counts[record.run.configuration], record.run
         if counts.takes(run):

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -52,7 +52,7 @@ class Local:
     def warm(self, settings: Settings, most: int) -> "Warm | None":
         """Return workers that can start before there is a task: one for each processor but one, at most `most`."""
         jobs = min(usable_cpus() - 1, most, self.jobs or most)
-        return Warm(settings, jobs) if settings.source and jobs else None
+        return Warm(self, settings, jobs) if settings.source and jobs else None
 
     def start(self, task: Task, output: Path | None = None, warm: "Warm | None" = None) -> "LocalPool | None":
         """Create a pool of processes, each started when it is needed; those that are `warm` come first."""
@@ -198,9 +198,9 @@ class Warm:
     They make no run, and write nothing but the cache of compiled programs, before they have a task.
     """
 
-    def __init__(self, settings: Settings, jobs: int) -> None:
-        """Store the settings; `jobs` is the number of workers."""
-        self._settings, self._jobs, self._path = settings, jobs, list(sys.path)
+    def __init__(self, executor: Local, settings: Settings, jobs: int) -> None:
+        """Store whose workers they are, and the settings; `jobs` is the number of workers."""
+        self._executor, self._settings, self._jobs, self._path = executor, settings, jobs, list(sys.path)
         self._workers: list[_Worker] = []
 
     def start(self, strategy: Strategy) -> None:
@@ -212,6 +212,10 @@ class Warm:
         with suppress(OSError), _search_path(self._path):
             while strategy.one_thread and len(self._workers) < self._jobs:
                 self._workers.append(_spawned(strategy, len(self._workers), self._settings))
+
+    def pool(self, task: Task, output: Path | None = None) -> LocalPool | None:
+        """Create the pool of the executor, with these workers; see `Executor.start`."""
+        return self._executor.start(task, output, self)
 
     def take(self) -> _Worker | None:
         """Hand over one living worker; `None` if none is left."""
@@ -240,15 +244,39 @@ class Warm:
 
 def _spawned(strategy: Strategy, index: int, settings: Settings | None = None) -> _Worker:
     """Start a process that waits for its task; with settings it gets warm before."""
+    process, connection = spawned(_work, strategy, index, settings, index, name="normlab-worker")
+    return _Worker(process, connection, index, warm=settings is not None)
+
+
+def spawned(
+    target: Callable[..., None], strategy: Strategy, index: int, *arguments: object, name: str
+) -> tuple[BaseProcess, Connection]:
+    """Start a process with the environment of a worker, which Ctrl-C does not end.
+
+    Args:
+        target: Function `(connection, strategy, *arguments)` of the process.
+        strategy: Strategy of the runs.
+        index: Index of the worker on this machine.
+        *arguments: Further arguments, which can be pickled.
+        name: Name of the process.
+
+    Returns:
+        The process, and the connection to it.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(
-        target=_work, args=(theirs, strategy, settings, index), daemon=True, name="normlab-worker"
-    )
+    process = context.Process(target=target, args=(theirs, strategy, *arguments), daemon=True, name=name)
     with environment(strategy.environment(os.environ, index)), _without_interrupts():
         process.start()
     theirs.close()
-    return _Worker(process, ours, index, warm=settings is not None)
+    return process, ours
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Leave output and exceptions of a comparison's code to the process that runs it with both."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), suppress(Exception):
+        yield
 
 
 @contextmanager
@@ -331,7 +359,7 @@ def _compiled_ahead(
     """Compile until there is a task; errors are left to the checks, which report them."""
     signal.signal(signal.SIGTERM, _exit)
     runner = None
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), suppress(Exception):
+    with silenced():
         runner = before_the_task(settings, strategy)
         firsts = runner.first_of_each_problem()
         for configuration in (*firsts[index % len(firsts) :], *firsts[: index % len(firsts)]):

@@ -17,6 +17,7 @@ from normlab.study.design.plan import Plan
 from normlab.study.design.records import Configuration, Record
 from normlab.study.driver import announce, progress
 from normlab.study.driver.estimate import START, Cost, Work, about, costs_of, remaining, seconds_of
+from normlab.study.driver.ongoing import Ongoing
 from tests.support.toys import a_record, settings_for
 
 
@@ -109,10 +110,11 @@ def test_a_run_opens_with_its_size_and_ends_with_commands_that_can_be_typed(
 def test_a_log_reports_the_time_that_is_left(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "EVERY", 0.01)
     console = Console(file=io.StringIO(), width=100)
-    with progress.Display(console, plan, plan.configurations, []) as display:
+    with progress.Display(console, ongoing := Ongoing(plan, []), plan.configurations) as display:
         while "compile\n" not in console.file.getvalue():
             time.sleep(0.01)
-        display.add(finished(plan))
+        ongoing.add(record := finished(plan))
+        display.add(record)
         while "left\n" not in console.file.getvalue():
             time.sleep(0.01)
     lines = console.file.getvalue().splitlines()
@@ -124,8 +126,9 @@ def test_a_log_reports_the_time_that_is_left(plan: Plan, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(("budget", "expected"), [(170, "stops in about 3 min"), (math.inf, "about 1.9 h left")])
 def test_the_time_that_is_left_ends_with_the_time_budget(budget: float, expected: str, plan: Plan) -> None:
     console = Console(file=io.StringIO(), width=100)
-    display = progress.Display(console, plan, plan.configurations, [], time.monotonic() + budget)
-    display.add(finished(plan))
+    display = progress.Display(console, ongoing := Ongoing(plan, []), plan.configurations, time.monotonic() + budget)
+    ongoing.add(record := finished(plan))
+    display.add(record)
     display._report_time(200.0)
     assert console.file.getvalue() == f"3 min 20 s: 1 of about 36 runs, {expected}\n"
 
@@ -143,6 +146,6 @@ def test_a_terminal_has_a_bar_and_silence_no_clock(
 ) -> None:
     monkeypatch.setattr(progress, "EVERY", 0.001)
     monkeypatch.setattr(progress.Display, "_report_time", lambda *_: pytest.fail("reported the time"))
-    with progress.Display(console, plan, plan.configurations, []) as display:
+    with progress.Display(console, Ongoing(plan, []), plan.configurations) as display:
         time.sleep(0.02)
         assert not display._clock._thread.is_alive()

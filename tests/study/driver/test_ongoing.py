@@ -64,8 +64,11 @@ def test_progress_plans_a_group_once_for_each_configuration_that_a_record_comple
     planned_groups: Counter[tuple[Configuration, ...]],
 ) -> None:
     plan = plan_for(default_learning_rate=None)
-    display, runs = Display(new_console(quiet=True), plan, plan.configurations, []), plan.pending([])
+    ongoing, runs = Ongoing(plan, []), plan.pending([])
+    display = Display(new_console(quiet=True), ongoing, plan.configurations)
     planned_groups.clear()
     for run in runs:
-        display.add(made_up(run))
+        record = made_up(run)
+        ongoing.add(record)
+        display.add(record)
     assert planned_groups.total() == len(plan.configurations)  # its last rate completes both of its grids

@@ -234,11 +234,14 @@ class TestResults:
 
 def test_progress_counts_additional_runs_in_every_round() -> None:
     plan = plan_for(("batch", "layer", "none"))
-    display, records = Display(Console(quiet=True), plan, plan.configurations, []), list[Record]()
+    ongoing, records = Ongoing(plan, []), list[Record]()
+    display = Display(Console(quiet=True), ongoing, plan.configurations)
     for record in budgeted(plan):
+        ongoing.add(record)
         display.add(record)
         records.append(record)
-        assert display.all_runs == Display(Console(quiet=True), plan, plan.configurations, records).all_runs
+        again = Display(Console(quiet=True), Ongoing(plan, records), plan.configurations)
+        assert display.all_runs == again.all_runs
     assert display.all_runs == (len(records), len(records))
     assert display._bar.tasks[0].completed == display._bar.tasks[0].total == len(records)
 

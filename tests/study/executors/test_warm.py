@@ -88,7 +88,7 @@ def test_an_unused_worker_lets_the_function_of_the_data_clean_up(toy: Path) -> N
     begun, cleaned = toy.with_suffix(".begun"), toy.with_suffix(".cleaned")
     waits = f"try:\n        Path({str(begun)!r}).touch()\n        time.sleep(60)\n    finally:\n        "
     toy.write_text(TOY.replace("import jax.numpy as jnp", f"{waits}Path({str(cleaned)!r}).touch()", 1))
-    with Warm(settings_for(toy), 1) as warm:
+    with Warm(Local(1), settings_for(toy), 1) as warm:
         warm.start(Strategy())
         (process,) = [one.process for one in warm._workers]
         while not begun.exists() and process.is_alive():
@@ -98,7 +98,7 @@ def test_an_unused_worker_lets_the_function_of_the_data_clean_up(toy: Path) -> N
 
 def test_a_dead_one_is_not_handed_over(toy: Path) -> None:
     toy.write_text(TOY.replace("def build(norm, config):", "def build(norm, config):\n    os._exit(1)"))
-    with Warm(settings_for(toy), 2) as warm:
+    with Warm(Local(1), settings_for(toy), 2) as warm:
         warm.start(Strategy())
         for one in warm._workers:
             one.process.join()
@@ -110,7 +110,7 @@ def test_files_beside_the_comparison_hide_no_module_from_them(toy: Path) -> None
     toy.write_text(
         TOY.replace("PAUSE = 0.0", f"PAUSE = 0.0\nimport sys\nPath({str(found)!r}).write_text(repr(sys.path))")
     )
-    with Warm(settings_for(toy), 1) as warm, discovery.importing(toy):
+    with Warm(Local(1), settings_for(toy), 1) as warm, discovery.importing(toy):
         warm.start(Strategy())
         (process,) = [one.process for one in warm._workers]
         while not found.exists() and process.is_alive():
@@ -125,7 +125,7 @@ def test_their_first_runs_have_begun_when_they_are_handed_out(toy: Path) -> None
     plan = Plan(discovery.load(str(toy)), settings)
     task = Invocation(plan.comparison, settings, None, "")._task(Strategy(), preflight.data_of(plan))
     toy.write_text(TOY.replace("def build(norm, config):", "def build(norm, config):\n    time.sleep(60)"))
-    with Warm(settings, 1) as warm:
+    with Warm(Local(1), settings, 1) as warm:
         warm.start(Strategy())
         pool = local.LocalPool(task, 1, warm)
         try:
