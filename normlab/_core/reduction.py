@@ -14,6 +14,7 @@ from jax import Array, lax
 from normlab._core.checks import AxisName, check_features, one_element_allowed
 from normlab._core.collectives import Devices
 from normlab._core.dtypes import float_limits
+from normlab._core.platforms import on_accelerator
 from normlab._core.sharding import sharded_along
 from normlab.errors import StatisticsError
 
@@ -221,28 +222,89 @@ def moments(
         total = functools.partial(jnp.sum, axis=over.axis, keepdims=True)
     near = _member(x, over, where, count)
     at_least_one = jnp.maximum(count, 1) if isinstance(count, Array) else max(count, 1.0)
-    last = x.shape[-1]
-    # Along columns that lie side by side in memory, if they are long or wide, XLA:CPU pays for each operation on an
-    # element of a pass: here the second pass has one subtraction, of the rounded mean, and `rest`, what rounding left
-    # of it, is taken off afterwards. Along rows, which are one pass over cached elements, two subtractions are faster.
-    columns = over.axis == (*range(len(over.axis)),) or (
-        isinstance(last, int) and last >= 128 and x.ndim - 1 not in over.axis
-    )
-    if columns:
-        # XLA computes `near` wherever it is used, and the quotient as a product with the reciprocal of a constant. A
-        # product that were not rounded on its own could be part of a multiply-add in one place and not in another.
-        rest = total(x - near) / at_least_one
-        near, rest = _about(near + _coarser(rest, bits=1), near, rest)
-        square = total(lax.square(x - near)) - at_least_one * lax.square(rest)
-        # Counted from the same number `x - near` would be one array, which XLA:CPU would write to memory for all passes
-        # that follow, where each is computed faster from `x`.
-        near, rest = _about(_coarser(near, bits=2), near, rest)
-    else:
-        rest = total(x - near) / at_least_one
-        square = total(lax.square((x - near) - rest))
+    by = _by_columns if _side_by_side(x, over) else _by_rows
+    part = _part(x, over) if where is None and on_accelerator() else None
+    if part is not None:
+        near, by = _average(near, part, over), _in_one_pass
+    near, rest, square = by(x, near, at_least_one, total)
     if over.devices is not None:
         return _merged(over.devices, count, near, rest, square)
     return Moments(near, rest, square / at_least_one, count)
+
+
+_Parts = tuple[Array, Array, Array]
+"""A number near the mean, the mean minus that number, and the sum of squared differences from the mean."""
+
+_Total = Callable[[Array], Array]
+"""Sums over the elements that share a statistic."""
+
+
+def _side_by_side(x: Array, over: Reduction) -> bool:
+    """Check whether the elements of a set are in columns that lie side by side in memory, and are long or wide."""
+    last = x.shape[-1]
+    return over.axis == (*range(len(over.axis)),) or (
+        isinstance(last, int) and last >= 128 and x.ndim - 1 not in over.axis
+    )
+
+
+def _by_columns(x: Array, near: Array, count: Array | float, total: _Total) -> _Parts:
+    """Take two passes along columns, for each operation of which on an element XLA:CPU pays.
+
+    The second pass has one subtraction, of the rounded mean, and `rest`, what rounding left of it, is taken off
+    afterwards.
+    """
+    # XLA computes `near` wherever it is used, and the quotient as a product with the reciprocal of a constant. A
+    # product that were not rounded on its own could be part of a multiply-add in one place and not in another.
+    rest = total(x - near) / count
+    near, rest = _about(near + _coarser(rest, bits=1), near, rest)
+    square = total(lax.square(x - near)) - count * lax.square(rest)
+    # Counted from the same number `x - near` would be one array, which XLA:CPU would write to memory for all passes
+    # that follow, where each is computed faster from `x`.
+    return (*_about(_coarser(near, bits=2), near, rest), square)
+
+
+def _by_rows(x: Array, near: Array, count: Array | float, total: _Total) -> _Parts:
+    """Take two passes along rows, which are cached: the second has two subtractions."""
+    rest = total(x - near) / count
+    return near, rest, total(lax.square((x - near) - rest))
+
+
+def _in_one_pass(x: Array, near: Array, count: Array | float, total: _Total) -> _Parts:
+    """Take both sums in one pass about the mean of a part of each set, which costs accelerators least.
+
+    With the mean of one element of `_SHARE`, the mean of all is less than the root of `_SHARE` standard deviations
+    away, whatever the elements are: the square of this distance, which is taken off, is less than `_SHARE` variances.
+    """
+    rest = total(x - near) / count
+    return near, rest, jnp.maximum(total(lax.square(x - near)) - count * lax.square(rest), 0)
+
+
+_SHARE = 16
+"""Elements of a set for each one in the part whose mean the others are compared with."""
+
+
+def _part(x: Array, over: Reduction) -> Array | None:
+    """Return the leading elements of each set, at least one of `_SHARE`; a constant to autodiff.
+
+    `None` where this would divide the first axis, which may be spread over devices, or an axis that is.
+    """
+    if jax.typeof(x).sharding.mesh.axis_types and sharded_along(x, over.axis):
+        return None
+    kept, share = list(x.shape), float(_SHARE)
+    for a in over.axis:
+        size = kept[a]
+        if not isinstance(size, int) or not size:
+            return None
+        if a > 0 and share > 2:
+            kept[a] = math.ceil(size / share)
+            share *= kept[a] / size
+    return lax.stop_gradient(lax.slice(x, (0,) * x.ndim, kept)) if share < _SHARE else None
+
+
+def _average(member: Array, part: Array, over: Reduction) -> Array:
+    """Return the mean of a part of each set, exact where all elements are that member."""
+    apart = (part - member).mean(over.axis, keepdims=True)
+    return member + _pool(apart, over, lambda groups: groups.mean(-1, keepdims=True))
 
 
 def _coarser(x: Array, bits: int) -> Array:

@@ -14,28 +14,9 @@ from jax import Array, lax
 from normlab._core.checks import check_epsilon, check_real
 from normlab._core.dtypes import float32_or_wider, float_limits, output_dtype
 from normlab._core.reduction import Axes, Moments, Reduction, canonical_axes, expand, means, other_axes
+from normlab._core.roots import not_vanished, reciprocal_root
+from normlab._core.rows import row_norm, takes_rows
 from normlab._core.sharding import is_sharded
-
-
-def reciprocal_root(square: Array, epsilon: Array | float) -> Array:
-    """Return `1 / sqrt(square)`, and NaN where squares have left the range of their dtype.
-
-    Squares of elements beyond 1e19 overflow in float32, and those of elements below 1e-19 vanish. Without NaN the first
-    would give the bias, whatever the input. To scale each set by a power of two where it is needed was tried: asking
-    costs inputs that need none 4 to 70 % of their time.
-
-    Args:
-        square: A variance or a mean square plus `epsilon`.
-        epsilon: The latter; unless it is traced or almost 0, nothing can vanish beside it.
-    """
-    if isinstance(epsilon, Array) or epsilon < float_limits(square.dtype).least_square:
-        square = _not_vanished(square)
-    return jnp.where(square < jnp.inf, lax.rsqrt(square), jnp.nan)
-
-
-def _not_vanished(square: Array) -> Array:
-    """Return `square`, and NaN where squares that vanished may have been a part of it."""
-    return jnp.where(square >= float_limits(square.dtype).least_square, square, jnp.nan)
 
 
 def affine(centered: Array, rstd: Array, scale: Array | None, bias: Array | None) -> Array:
@@ -119,7 +100,7 @@ def standardize(
     """
     square, limits = m.var + epsilon, float_limits(m.var.dtype)
     if isinstance(epsilon, Array) or epsilon < limits.least_square:
-        square = _not_vanished(square)
+        square = not_vanished(square)
     rstd = lax.square(jnp.sqrt(lax.rsqrt(square) - limits.tiny**0.75))
     rstd = jnp.where(m.count > 0, rstd, 0) if isinstance(m.count, Array) else rstd
     scale = scale if scale is None else scale.astype(x.dtype)
@@ -127,6 +108,8 @@ def standardize(
     by = _standardize
     if "jax.experimental.jet" in sys.modules and any(map(_in_taylor_mode, (x, scale, bias))):
         by = _formula
+    elif takes_rows(over, m, epsilon, where):
+        return row_norm(over, x, m, rstd, epsilon, scale, bias)
     return by(over, x, m.near, m.rest, rstd, scale, bias, m.count, where)
 
 
@@ -180,7 +163,8 @@ def _standardize_jvp(over: Reduction, primals: _Operands, tangents: _Operands) -
     else:
         mean_dx, along = means([dx, centered * dx], over, where, count)
         shift = _product(over, -rstd * mean_dx, scale)
-    slope = _product(over, -(rstd * rstd * rstd) * along, scale)
+    # The cube of `rstd` leaves the range of float32 where it is 1e-13 or 1e13.
+    slope = _product(over, -rstd * (rstd * (rstd * along)), scale)
     if dscale is not None:
         slope = slope + _product(over, rstd, dscale)
     dy = centered * slope + dx * (rstd if scale is None else rstd * scale)

@@ -17,8 +17,9 @@ from normlab._core.checks import (
 from normlab._core.dtypes import float32_or_wider, output_dtype
 from normlab._core.layer import Layer, Parameters, State
 from normlab._core.reduction import Axes, Reduction, expand, expand_where, means, moments, other_axes, reduction
+from normlab._core.roots import reciprocal_root
 from normlab._core.sharding import spread_like
-from normlab._core.standardize import normalize, reciprocal_root
+from normlab._core.standardize import normalize
 from normlab._core.stream import (
     as_weights,
     check_weight,

@@ -88,7 +88,7 @@ MUTANTS = (
     Mutant(
         "no gradient through the variance",
         STANDARDIZE,
-        ("-(rstd * rstd * rstd) * along, scale)", "0 * along, scale)"),
+        ("-rstd * (rstd * (rstd * along)), scale)", "0 * along, scale)"),
         (f"{CLOSED}[rms-all-0.0-1.0]",),
     ),
     Mutant(

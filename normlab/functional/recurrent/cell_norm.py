@@ -14,7 +14,7 @@ from jax import Array, lax
 
 from normlab._core.checks import AxisName, check_epsilon, check_flag, one_element_allowed, resolve_groups
 from normlab._core.dtypes import float32_or_wider
-from normlab._core.standardize import reciprocal_root
+from normlab._core.roots import reciprocal_root
 from normlab.errors import StatisticsError
 from normlab.functional.batch_norm import BatchMoments, Momentum, RunningStatistics, batch_norm, update_batch_norm
 from normlab.functional.group_norm import group_norm
