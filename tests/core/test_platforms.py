@@ -67,6 +67,15 @@ def test_both_formulations_are_exact(norm: str, kind: str, on_accelerator: bool)
         assert np.abs(a - b).max() <= 1e-5 * max(np.abs(b).max(), np.finfo(np.float32).tiny)
 
 
+def test_long_rows_are_exact(on_accelerator: bool) -> None:
+    rng = np.random.default_rng(0)
+    x, dy = (1e3 + rng.normal(size=(3, 9000)), rng.normal(size=(3, 9000)))
+    found = jax.device_get(trained("layer", jnp.float32(x), jnp.float32(dy)))
+    right = exact("layer", np.float32(x), np.float32(dy))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(right), strict=True):
+        assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
+
+
 def test_the_platform_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     module, x = norms.get("layer").linen(train=True), jnp.ones((4, 64))
     variables = module.init(jax.random.key(0), x)
