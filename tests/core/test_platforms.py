@@ -53,8 +53,10 @@ def trained(norm: str, x: Any, dy: Any) -> tuple[Any, Any]:
 
 
 def exact(norm: str, x: np.ndarray, dy: np.ndarray) -> Any:
-    """The same in float64."""
-    with jax.enable_x64(True):
+    """The same in float64, in the formulation for CPUs, which other tests compare with NumPy."""
+    with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
+        for module in (reduction, rows):
+            patch.setattr(module, "on_accelerator", lambda: False)
         return jax.device_get(trained(norm, jnp.asarray(x, jnp.float64), jnp.asarray(dy, jnp.float64)))
 
 
@@ -65,6 +67,13 @@ def test_both_formulations_are_exact(norm: str, kind: str, on_accelerator: bool)
     found, right = jax.device_get(trained(norm, jnp.asarray(x), jnp.asarray(dy))), exact(norm, x, dy)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(right), strict=True):
         assert np.abs(a - b).max() <= 1e-5 * max(np.abs(b).max(), np.finfo(np.float32).tiny)
+
+
+def test_an_outlier_first_costs_no_digits(on_accelerator: bool) -> None:
+    x = np.random.default_rng(0).normal(size=(1, 65536, 2)).astype(np.float32)
+    x[:, 0] = 1e4
+    found = reduction.moments(jnp.asarray(x), reduction.all_but((2,), 3))
+    np.testing.assert_allclose(found.var.ravel(), x.astype(np.float64).var((0, 1)), rtol=1e-5)
 
 
 def test_long_rows_are_exact(on_accelerator: bool) -> None:

@@ -38,6 +38,7 @@ CELL_NORM = "functional/recurrent/cell_norm.py"
 CELL, UNROLL = "functional/recurrent/cells.py", "functional/recurrent/unroll.py"
 CELLS = "functional/test_recurrent.py::test_values_and_gradients_in_float64_are_those_of_the_reference"
 STEP = "batch_step:max_steps=4,momentum=0.9"
+PLATFORMS = "core/test_platforms.py::test_both_formulations_are_exact[accelerator-"
 SQUARE = "    square, limits = m.var + epsilon, "
 RENORM = "        features = other_axes(over.axis, x.ndim)\n"
 ONLINE, STREAMING = "functional/online_norm.py", "functional/streaming_norm.py"
@@ -192,9 +193,36 @@ MUTANTS = (
     ),
     Mutant(
         "squares that vanish give anything",
-        STANDARDIZE,
+        "_core/roots.py",
         ("square >= float_limits(square.dtype).least_square", "square >= 0"),
         ("functional/test_numerics.py::test_squares_that_vanish_are_loud[layer]",),
+    ),
+    Mutant(
+        "on accelerators the mean of a part taken for that of all",
+        MOMENTS,
+        ("total(lax.square(x - near)) - count * lax.square(rest), 0)", "total(lax.square(x - near)), 0)"),
+        (f"{PLATFORMS}batch-apart]",),
+    ),
+    Mutant(
+        "on accelerators one member taken for the mean of a part",
+        MOMENTS,
+        ("    return member + _pool(apart, over, ", "    return member + 0 * _pool(apart, over, "),
+        ("core/test_platforms.py::test_an_outlier_first_costs_no_digits[accelerator]",),
+    ),
+    Mutant(
+        "on accelerators the gradient of rows about a number near the mean",
+        "_core/rows.py",
+        (
+            "    slope = -rstd * (rstd * (rstd * (along - rest * mean_dx)))\n",
+            "    slope = -rstd * (rstd * (rstd * along))\n",
+        ),
+        (f"{PLATFORMS}layer-near]",),
+    ),
+    Mutant(
+        "the cube of a small number",
+        STANDARDIZE,
+        ("-rstd * (rstd * (rstd * along))", "-(rstd * rstd * rstd) * along"),
+        ("core/test_platforms.py::test_both_formulations_are_exact[cpu-layer-large]",),
     ),
     Mutant(
         "a device's chunks update running statistics alone",
