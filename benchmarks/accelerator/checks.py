@@ -47,7 +47,9 @@ class Check:
 
         A GPU's compiler would measure several kernels for each product of matrices, of which cells have many.
         """
-        options = {"xla_gpu_autotune_level": 0} if jax.default_backend() == "gpu" else None
+        options: dict[str, str | bool] | None = (
+            {"xla_gpu_autotune_level": "0"} if jax.default_backend() == "gpu" else None
+        )
         return jax.jit(self.program).lower(*self.draws[0][1]).compile(compiler_options=options)
 
     def compared(self, workers: Executor) -> list[Future[dict[str, float]]]:

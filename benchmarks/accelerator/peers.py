@@ -169,4 +169,4 @@ def distance(torch: Any, case: Case, x: Any, y: Any) -> float:
     axes = {"batch": (0, 2, 3), "group": (2,)}.get(case.norm, (-1,))
     centered = wide if case.norm == "rms" else wide - wide.mean(axes, keepdim=True)
     right = centered * torch.rsqrt(centered.square().mean(axes, keepdim=True) + EPSILON)
-    return float((y.float() - right.reshape(y.shape)).abs().max() / right.abs().max())
+    return float((y.detach().float() - right.reshape(y.shape)).abs().max() / right.abs().max())
