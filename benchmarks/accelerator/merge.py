@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from benchmarks.accelerator.stage import Json, Row
 
-__all__ = ["merged", "of_kind"]
+__all__ = ["SOURCE", "merged", "of_kind"]
 
 INVOCATION = "invocation"
 SOURCE = ("date", "commit", "command")
@@ -18,8 +18,8 @@ def merged(measurements: Sequence[Sequence[Row]]) -> list[Row]:
         measurements: Rows of each, the later ones of which win.
 
     Returns:
-        The rows of the measurements that are left, in which a row of kind `stage` has the commit, the date and the
-        command.
+        The rows of the measurements that are left, in the order of their stages; a row of kind `stage` has the commit,
+        the date and the command.
 
     Raises:
         ValueError: If devices or versions of JAX differ.
@@ -34,7 +34,8 @@ def merged(measurements: Sequence[Sequence[Row]]) -> list[Row]:
         own = [row for row in rows if last[row["stage"]] == number]
         if own:
             kept += [*of_kind(rows, INVOCATION), *(sourced(row, rows) for row in own if row["stage"] != INVOCATION)]
-    return kept
+    order = list(last)  # a dict keeps the place of the first
+    return sorted(kept, key=lambda row: order.index(row["stage"]))
 
 
 def device(rows: Sequence[Row]) -> tuple[Json, Json]:

@@ -18,7 +18,7 @@ from benchmarks.accelerator import results
 from benchmarks.accelerator.cases import BOTH, FORWARD
 from benchmarks.accelerator.decision import decisions
 from benchmarks.accelerator.goals import goals
-from benchmarks.accelerator.merge import merged, of_kind
+from benchmarks.accelerator.merge import SOURCE, merged, of_kind
 from benchmarks.accelerator.stage import PLAN, Json, Row
 
 __all__ = ["page", "write"]
@@ -237,8 +237,14 @@ def others(rows: Sequence[Row]) -> list[str]:
 def stages(rows: Sequence[Row]) -> str:
     """Return how each stage ended, its time, and what it was run with."""
     ended = of_kind(rows, "stage")
-    renamed = [{"name": row["stage"], **row} for row in ended]
-    return f"## Stages\n\n{table(renamed)}" if ended else ""
+    return f"## Stages\n\n{table(list(map(outcome, ended)))}" if ended else ""
+
+
+def outcome(row: Row) -> Row:
+    """Return the columns of a stage in the table of stages."""
+    done = f"{row['done']} of {row['planned']} {row['unit']}" if "planned" in row else None
+    others = {name: row[name] for name in ("seconds", "share", *SOURCE) if name in row}
+    return {"name": row["stage"], "ended": row["ended"], "done": done, **others}
 
 
 def distinct(rows: Iterable[Row], columns: Sequence[str]) -> list[Row]:

@@ -102,7 +102,8 @@ ROWS: list[Row] = [
     {"stage": "layers", "kind": "layer", "norm": "layer", "contender": "tokamax", "error": "No module"},
     {"stage": "layers", "kind": "layer", "norm": "rms", "contender": "tokamax", "error": "No module"},
     {"stage": "engine", "kind": "lanes", "lanes": 8, "models_per_minute": 1234.5},
-    {"stage": "engine", "kind": "stage", "ended": "killed at its deadline", "seconds": 100.0, "share": 100.0},
+    {"stage": "engine", "kind": "stage", "ended": "killed at its deadline", "seconds": 100.0, "share": 100.0,
+     "done": 7, "planned": 9, "unit": "stacks"},
 ]  # fmt: skip
 
 
@@ -125,7 +126,7 @@ def test_the_page_has_every_failure_and_every_table(tmp_path: Path) -> None:
         "| tokamax | No module | 2 |",
         "- layer: open, as saving only `x` was not measured; write a kernel everywhere.",
         "### Lanes\n\n| lanes | models_per_minute |\n| --- | --- |\n| 8 | 1234 |",
-        "| engine | killed at its deadline | 100 | 100 |",
+        "| engine | killed at its deadline | 7 of 9 stacks | 100 | 100 |",
     ):
         assert line in text, line
     assert "dry run" not in text
@@ -163,16 +164,16 @@ def measurement(day: int, *stages: str, name: str = "NVIDIA H100", jax: str = "0
 
 
 def test_a_later_measurement_replaces_whole_stages() -> None:
-    first = [*measurement(1, "peers", "engine"), {"stage": "engine", "kind": "stack", "lanes": 7}]
+    first = [*measurement(1, "engine", "peers"), {"stage": "engine", "kind": "stack", "lanes": 7}]
     text = pages.page(merged([first, measurement(2, "engine", "training")]))
     assert "- `run 1`: day 1, commit c1" in text and "- `run 2`: day 2, commit c2" in text
     assert "lanes" not in text
     assert text.partition("## Stages")[2].split("\n")[2:] == [
-        "| name | ended | seconds | share | date | commit | command |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-        "| peers | complete | 1 | 9 | day 1 | c1 | run 1 |",
-        "| engine | complete | 2 | 9 | day 2 | c2 | run 2 |",
-        "| training | complete | 2 | 9 | day 2 | c2 | run 2 |",
+        "| name | ended | done | seconds | share | date | commit | command |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| engine | complete |  | 2 | 9 | day 2 | c2 | run 2 |",
+        "| peers | complete |  | 1 | 9 | day 1 | c1 | run 1 |",
+        "| training | complete |  | 2 | 9 | day 2 | c2 | run 2 |",
         "",
     ]
 
