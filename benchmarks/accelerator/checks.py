@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ class Check:
         columns: Names of the check in its rows.
         program: Function to compile; may trace for long, in a thread.
         draws: Inputs; each gives a row.
-        errors: Maps outputs and arguments to relative errors by name.
+        errors: Maps outputs and arguments to relative errors by name; another process may call it.
         tolerance: Largest error of a row that is `ok`.
     """
 
@@ -43,15 +43,26 @@ class Check:
     tolerance: float
 
     def compiled(self) -> Callable[..., Any]:
-        """Compile the program."""
-        return jax.jit(self.program).lower(*self.draws[0][1]).compile()
+        """Compile the program.
 
-    def rows(self, compiled: Callable[[], Callable[..., Any]]) -> Iterator[Row]:
-        """Yield the errors on each input; `compiled` returns the program, or raises."""
-        for columns, arguments in self.draws:
+        A GPU's compiler would measure several kernels for each product of matrices, of which cells have many.
+        """
+        options: dict[str, str | bool] | None = (
+            {"xla_gpu_autotune_level": "0"} if jax.default_backend() == "gpu" else None
+        )
+        return jax.jit(self.program).lower(*self.draws[0][1]).compile(compiler_options=options)
+
+    def compared(self, workers: Executor) -> list[Future[dict[str, float]]]:
+        """Run the program on each input, and have workers compute the errors."""
+        compiled, given = self.compiled(), [arguments for _, arguments in self.draws]
+        return [workers.submit(self.errors, *jax.device_get((compiled(*each), each))) for each in given]
+
+    def rows(self, compared: Callable[[], Sequence[Future[dict[str, float]]]]) -> Iterator[Row]:
+        """Yield the errors on each input; `compared` returns them, or raises."""
+        for i, (columns, _) in enumerate(self.draws):
             row: Row = {"kind": "check", **self.columns, **columns, "tolerance": self.tolerance}
             try:
-                errors = self.errors(jax.device_get(compiled()(*arguments)), arguments)
+                errors = compared()[i].result()
             except Exception as error:  # a device may fail anywhere: the row says how
                 yield {**row, "ok": False, **failed(error)}
                 continue
@@ -62,14 +73,19 @@ class Check:
             yield {**row, "ok": ok, "errors": dict(finite)}
 
 
-def results(checks: Iterable[Check]) -> Iterator[Row]:
-    """Yield the rows of checks in their order, compiled in threads, as the compiler takes most of the time."""
+def results(checks: Iterable[Check], workers: Executor) -> Iterator[Row]:
+    """Yield the rows of checks in their order.
+
+    Args:
+        checks: Checks; threads compile and run their programs, as the compiler takes most of the time.
+        workers: Computes references meanwhile.
+    """
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        for check, future in [(check, pool.submit(check.compiled)) for check in checks]:
+        for check, future in [(check, pool.submit(check.compared, workers)) for check in checks]:
             yield from check.rows(future.result)
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def distance(found: Any, right: np.ndarray, scale: float = 0.0) -> float:

@@ -27,7 +27,7 @@ def rows(clock: Clock, *, tiny: bool, skip: Collection[str]) -> Iterator[Row]:
     except Exception as error:  # each platform fails in its own way
         asked = os.environ.get("JAX_PLATFORMS")
         raise Refused(
-            f"Expected a device of the platforms that JAX_PLATFORMS names, {asked!r}, got {error!r}. "
+            f"Expected a device of the platforms that JAX_PLATFORMS names, {asked!r}, got {reason(error)}. "
             "Name others, or pass `--dry-run` without JAX_PLATFORMS for tiny shapes on a CPU."
         ) from error
     first = devices[0]
@@ -47,6 +47,11 @@ def rows(clock: Clock, *, tiny: bool, skip: Collection[str]) -> Iterator[Row]:
         "machine": platform.machine(),
     }
     yield {"kind": "versions", "python": platform.python_version(), **{name: version_of(name) for name in PACKAGES}}
+
+
+def reason(error: Exception) -> str:
+    """Return what an error says; JAX fails in an assertion without words where a plugin finds no device."""
+    return f"`{type(error).__name__}: {error}`" if str(error) else "no device of any of them"
 
 
 def driver() -> str | None:

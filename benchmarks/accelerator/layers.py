@@ -18,7 +18,7 @@ from jax import Array
 
 from benchmarks.accelerator.cases import BOTH, CASES, FORWARD, OURS, TINY, Case
 from benchmarks.accelerator.contenders import CONTENDERS, XLA, training
-from benchmarks.accelerator.stage import Clock, Row, failed
+from benchmarks.accelerator.stage import Clock, Row, failed, plan
 from benchmarks.accelerator.timing import bandwidth, seconds, speed
 
 __all__ = ["measured", "rows"]
@@ -36,7 +36,9 @@ def rows(clock: Clock, *, tiny: bool, skip: Collection[str]) -> Iterator[Row]:
 
 def measured(clock: Clock, names: Sequence[str], *, tiny: bool) -> Iterator[Row]:
     """Yield a copy and some contenders, of each case until the time is over."""
-    for number, case in enumerate(TINY if tiny else CASES):
+    cases = TINY if tiny else CASES
+    yield plan(len(cases), "cases", "norm", "shape", "dtype")
+    for number, case in enumerate(cases):
         if clock.left() < 0:
             return
         yield from of_case(case, number, names, rounds=2 if tiny else ROUNDS)

@@ -1,6 +1,9 @@
 """Write the page of a measurement, and its rows as a table.
 
-python -m benchmarks.accelerator.page build/accelerator/RESULT.json --output benchmarks/results/accelerator-h100
+    python -m benchmarks.accelerator.page build/accelerator/RESULT.json --output benchmarks/results/accelerator-h100
+    python -m benchmarks.accelerator.page A.json B.json --output PAGE  # stages of B replace those of A
+
+Several results are of one kind of device and one version of JAX. A stage comes whole from the last result that has it.
 """
 
 import argparse
@@ -9,18 +12,22 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import median
 
 from benchmarks.accelerator import results
 from benchmarks.accelerator.cases import BOTH, FORWARD
 from benchmarks.accelerator.decision import decisions
 from benchmarks.accelerator.goals import goals
-from benchmarks.accelerator.stage import Json, Row
+from benchmarks.accelerator.merge import SOURCE, merged, of_kind
+from benchmarks.accelerator.stage import PLAN, Json, Row
 
 __all__ = ["page", "write"]
 
-OWN_TABLE = ("invocation", "device", "versions", "check", "copy", "layer", "stage")
+OWN_TABLE = ("invocation", "device", "versions", "check", "copy", "layer", "stage", PLAN)
 """Kinds with a section of their own; each other kind is a table as it is."""
 
+PEERS = "peers"
+"""Stage whose contenders do not run in JAX."""
 
 ABOUT = {
     "engine": "`stack`: models a minute by updates alone, for each number of runs that `vmap` stacks. `choice`: the "
@@ -36,8 +43,18 @@ ABOUT = {
 }
 """Sentences before the tables of a stage."""
 
+LAYERS = (
+    "Fractions of the bandwidth of a copy, by the median of the rounds and by the fastest: ideal bytes over time. "
+    "`best in JAX` has the best median. A device works on a call while the host queues the next, so that the host's "
+    "time counts only where it is longer. In JAX it is hidden where a call takes 100 us or more. In PyTorch it may not "
+    "be: the columns `graph` are the same calls as a CUDA graph, without the host."
+)
+
 NAMES = ("stage", "kind")
 """Columns that name a table, and are in none."""
+
+CASE = ("norm", "shape", "dtype")
+"""Columns that name a case of the layers."""
 
 DEVICE = {
     "count": "devices",
@@ -53,12 +70,19 @@ DEVICE = {
 def main() -> None:
     """Read, and write both files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("result", type=Path, help="RESULT.json of `python -m benchmarks.accelerator`")
+    parser.add_argument(
+        "results", type=Path, nargs="+", metavar="RESULT.json", help="of `python -m benchmarks.accelerator`"
+    )
     parser.add_argument("--output", type=Path, required=True, help="write OUTPUT.md and OUTPUT.csv")
     given = parser.parse_args()
-    if not given.result.is_file():
-        parser.error(f"Expected the RESULT.json of a measurement, got `{given.result}`, which is no file.")
-    write(results.read(given.result), given.output)
+    for path in given.results:
+        if not path.is_file():
+            parser.error(f"Expected the RESULT.json of a measurement, got `{path}`, which is no file.")
+    try:
+        rows = merged([results.read(path) for path in given.results])
+    except ValueError as error:
+        parser.error(str(error))
+    write(rows, given.output)
     print(f"wrote {given.output.with_suffix('.md')} and {given.output.with_suffix('.csv')}")
 
 
@@ -80,22 +104,25 @@ def page(rows: Sequence[Row]) -> str:
 
 
 def circumstances(rows: Sequence[Row]) -> str:
-    """Return the heading, the device, the versions and the command."""
-    invocation, device, versions = (
-        next(iter(of_kind(rows, kind)), {}) for kind in ("invocation", "device", "versions")
-    )
-    dry = "\n\n**A dry run on tiny shapes: nothing here is a measurement.**" if invocation.get("dry_run") else ""
+    """Return the heading, the device, the versions, and each command with its date."""
+    invocations = of_kind(rows, "invocation")
+    device, versions = (next(iter(of_kind(rows, kind)), {}) for kind in ("device", "versions"))
+    dry = any(invocation.get("dry_run") for invocation in invocations)
+    warning = "\n\n**A dry run on tiny shapes: nothing here is a measurement.**" if dry else ""
     packages = ", ".join(f"{name} {version}" for name, version in versions.items() if version and name not in NAMES)
     about = ", ".join(f"{label} {device[name]}" for name, label in DEVICE.items() if device.get(name) is not None)
+    commands = listed(map(command, invocations))
+    return f"# {device.get('device', 'An accelerator')}\n\n{commands}{warning}\n\n{packages}; {about}."
+
+
+def command(invocation: Row) -> str:
+    """Return a command, and when and on what code it ran."""
     when = f"{invocation.get('date')}, commit {invocation.get('commit')}, load {invocation.get('load')}"
-    return (
-        f"# {device.get('device', 'An accelerator')}\n\n`{invocation.get('command')}`{dry}\n\n"
-        f"{packages}; {about}; {when}; XLA_FLAGS {invocation.get('xla_flags') or 'not set'}."
-    )
+    return f"`{invocation.get('command')}`: {when}, XLA_FLAGS {invocation.get('xla_flags') or 'not set'}"
 
 
 def correctness(rows: Sequence[Row]) -> str:
-    """Return how many checks passed and the largest error by case and dtype, and every check that failed."""
+    """Return how many checks ran and passed, the largest error by case and dtype, and every check that failed."""
     checks = of_kind(rows, "check")
     if not checks:
         return ""
@@ -113,7 +140,9 @@ def correctness(rows: Sequence[Row]) -> str:
         for (case, dtype), found in groups.items()
     ]
     failures = [row for row in checks if not row["ok"]]
-    passed = f"{len(checks) - len(failures)} of {len(checks)} checks against float64 passed."
+    planned = next((row["count"] for row in of_kind(rows, PLAN) if row["unit"] == "checks"), len(checks))
+    ran = "" if planned == len(checks) else f"{len(checks)} of {planned} checks ran. "
+    passed = f"{ran}{len(checks) - len(failures)} of {len(checks)} checks against float64 passed."
     failed = f"\n\nFailed:\n\n{table(failures)}" if failures else ""
     return f"## Correctness\n\n{passed}\n\n{table(summary)}{failed}"
 
@@ -138,7 +167,7 @@ def layers(rows: Sequence[Row]) -> str:
     failures = [row for row in of_kind(rows, "layer") if "error" in row]
     parts = [
         "## Layers",
-        "Fractions of the bandwidth of a copy, by the median of the rounds and by the fastest: ideal bytes over time.",
+        LAYERS,
         *(f"### {what.capitalize()}\n\n{table(fractions(measured, what))}" for what in (FORWARD, BOTH)),
         f"### Bandwidth of a copy, GB/s\n\n{table(bandwidths(rows))}",
     ]
@@ -156,21 +185,40 @@ def listed(sentences: Iterable[object]) -> str:
 
 
 def fractions(measured: Sequence[Row], what: str) -> list[Row]:
-    """Return a row for each case, with a column for each contender."""
+    """Return a row for each case, with a column for each contender, and which of those in JAX is best."""
     names = dict.fromkeys(str(row["contender"]) for row in measured)
-    cases: dict[tuple[str, ...], Row] = {}
+    cases: dict[tuple[Json, ...], list[Row]] = {}
     for row in measured:
         if row["what"] == what:
-            case = {name: row[name] for name in ("norm", "shape", "dtype")}
-            into = cases.setdefault(tuple(map(str, case.values())), {**case, **dict.fromkeys(names)})
-            into[str(row["contender"])] = f"{percent(row['fraction'])} ({percent(row['fraction_least'])})"
-    return list(cases.values())
+            cases.setdefault(tuple(row[name] for name in CASE), []).append(row)
+    return [
+        {
+            **dict(zip(CASE, case, strict=True)),
+            **dict.fromkeys(names),
+            **{
+                str(row["contender"]): f"{percent(row['fraction'])} ({percent(row['fraction_least'])})" for row in found
+            },
+            "best in JAX": best_in_jax(found),
+        }
+        for case, found in cases.items()
+    ]
+
+
+def best_in_jax(found: Sequence[Row]) -> Json:
+    """Return the contender in JAX with the best median; `None` where there is none."""
+    in_jax = [row for row in found if row["stage"] != PEERS]
+    return max(in_jax, key=lambda row: float(str(row["fraction"])))["contender"] if in_jax else None
 
 
 def bandwidths(rows: Sequence[Row]) -> list[Row]:
-    """Return the copies of JAX and of PyTorch at each case."""
-    names = ("norm", "shape", "dtype", "contender", "gb_s", "gb_s_best")
-    return [{name: row[name] for name in names} for row in of_kind(rows, "copy")]
+    """Return least and median of the copies over cases, by stage and contender."""
+    copies: dict[tuple[Json, Json], list[float]] = {}
+    for row in of_kind(rows, "copy"):
+        copies.setdefault((row["stage"], row["contender"]), []).append(float(str(row["gb_s"])))
+    return [
+        {"in": stage, "contender": contender, "cases": len(found), "least": min(found), "median": median(found)}
+        for (stage, contender), found in copies.items()
+    ]
 
 
 def others(rows: Sequence[Row]) -> list[str]:
@@ -187,15 +235,16 @@ def others(rows: Sequence[Row]) -> list[str]:
 
 
 def stages(rows: Sequence[Row]) -> str:
-    """Return how each stage ended, and its time."""
+    """Return how each stage ended, its time, and what it was run with."""
     ended = of_kind(rows, "stage")
-    renamed = [{"name": row["stage"], **row} for row in ended]
-    return f"## Stages\n\n{table(renamed)}" if ended else ""
+    return f"## Stages\n\n{table(list(map(outcome, ended)))}" if ended else ""
 
 
-def of_kind(rows: Iterable[Row], kind: str) -> list[Row]:
-    """Return the rows of a kind."""
-    return [row for row in rows if row["kind"] == kind]
+def outcome(row: Row) -> Row:
+    """Return the columns of a stage in the table of stages."""
+    done = f"{row['done']} of {row['planned']} {row['unit']}" if "planned" in row else None
+    others = {name: row[name] for name in ("seconds", "share", *SOURCE) if name in row}
+    return {"name": row["stage"], "ended": row["ended"], "done": done, **others}
 
 
 def distinct(rows: Iterable[Row], columns: Sequence[str]) -> list[Row]:

@@ -10,19 +10,25 @@ owns the memory of the device, and may crash. The stage is stopped after the row
 killed soon after; a stage asks `clock.left()` before a row that takes long. `tiny` asks for shapes that a CPU manages
 in seconds, and `skip` names contenders to leave out. Each row is on disk before the next one starts. The page has a
 table for each kind of row without a section of its own.
+
+A stage that knows how much it has to do yields a `plan` first. The harness then reports how much was left at the end,
+however the stage ended.
 """
 
 import time
 from collections.abc import Collection, Iterator
 from typing import Protocol
 
-__all__ = ["Clock", "Json", "Refused", "Row", "Stage", "failed"]
+__all__ = ["PLAN", "Clock", "Json", "Refused", "Row", "Stage", "failed", "plan"]
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 """Values of JSON."""
 
 Row = dict[str, Json]
 """One measurement: `kind`, which names the table, and the columns. The harness adds `stage`."""
+
+PLAN = "plan"
+"""Kind of the row of a plan."""
 
 
 class Clock:
@@ -62,6 +68,17 @@ class Stage(Protocol):
 
 class Refused(Exception):
     """Nothing can be measured here; the message is for the user."""
+
+
+def plan(count: int, unit: str, *columns: str) -> Row:
+    """Return the row of a plan.
+
+    Args:
+        count: Number of units that the stage measures if time allows.
+        unit: Noun in the plural, such as `checks`.
+        columns: Columns whose values together name a unit in the rows to come.
+    """
+    return {"kind": PLAN, "count": count, "unit": unit, "columns": list(columns)}
 
 
 def failed(error: BaseException) -> Row:

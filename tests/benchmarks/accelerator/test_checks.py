@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import jax.numpy as jnp
@@ -33,8 +35,15 @@ def of_square(**changes: Any) -> Check:
     )
 
 
-def test_a_right_program_passes_on_each_input() -> None:
-    rows = list(results([of_square()]))
+@pytest.fixture(scope="module")
+def workers() -> Iterator[Executor]:
+    """Threads in the place of processes."""
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
+def test_a_right_program_passes_on_each_input(workers: Executor) -> None:
+    rows = list(results([of_square()], workers))
     assert [(row["norm"], row["offset"], row["ok"], row["errors"]) for row in rows] == [
         ("square", 0.0, True, {"y": 0.0}),
         ("square", 1.0, True, {"y": 0.0}),
@@ -54,8 +63,10 @@ def fails(x: Any) -> Any:
         (fails, "ValueError: no such operation"),
     ],
 )
-def test_a_wrong_program_fails_and_costs_no_other(program: Callable[..., Any], error: str | None) -> None:
-    *wrong, first, second = results([of_square(program=program), of_square()])
+def test_a_wrong_program_fails_and_costs_no_other(
+    program: Callable[..., Any], error: str | None, workers: Executor
+) -> None:
+    *wrong, first, second = results([of_square(program=program), of_square()], workers)
     assert [row["ok"] for row in wrong] == [False, False] and first["ok"] and second["ok"]
     assert {row.get("error") for row in wrong} == {error}
     json.dumps(wrong, allow_nan=False)
@@ -76,20 +87,27 @@ def test_slopes_notice_one_wrong_element() -> None:
 
 @pytest.mark.slow
 def test_the_stage_passes_on_a_cpu() -> None:
-    rows = list(correctness.rows(Clock(60), tiny=True, skip=()))
+    plan, *rows = correctness.rows(Clock(60), tiny=True, skip=())
+    assert plan["count"] == len(rows)
     assert [row for row in rows if not row["ok"]] == []
     cases: set[Json] = {row["case"] for row in rows}
     assert cases >= {"plain", "masked", "axis_name", "symbolic export", "simple, highest precision"}
 
 
-def test_a_norm_and_a_cell_pass_on_a_cpu() -> None:
+def test_a_norm_and_a_cell_pass_on_a_cpu(workers: Executor) -> None:
     norm = norm_checks.Norm("layer", "float32", "masked").check()
-    assert [row for row in results([norm, next(cell_checks.cell_checks(tiny=True))]) if not row["ok"]] == []
+    assert [row for row in results([norm, next(cell_checks.cell_checks(tiny=True))], workers) if not row["ok"]] == []
 
 
-def test_a_norm_that_loses_digits_at_an_offset_fails_there() -> None:
+def test_a_comparison_travels_to_another_process_without_its_module() -> None:
+    for check in (norm_checks.Norm("layer", "float32").check(), next(cell_checks.cell_checks(tiny=True))):
+        size = len(pickle.dumps(check.errors))
+        assert callable(pickle.loads(pickle.dumps(check.errors))) and size < 1000
+
+
+def test_a_norm_that_loses_digits_at_an_offset_fails_there(workers: Executor) -> None:
     right, fast = (norm_checks.Norm(name, "float32") for name in ("batch", "batch:use_fast_variance=True"))
-    at_zero, far = results([dataclasses.replace(right.check(), program=fast.program)])
+    at_zero, far = results([dataclasses.replace(right.check(), program=fast.program)], workers)
     assert at_zero["ok"] and not far["ok"]
     errors = far["errors"]
     assert isinstance(errors, dict)

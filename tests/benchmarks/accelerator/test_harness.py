@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.accelerator import __main__ as command
-from benchmarks.accelerator import environment, results, supervision
+from benchmarks.accelerator import child, environment, results, supervision
 from benchmarks.accelerator.stage import Clock, Refused, Row
 from benchmarks.accelerator.supervision import supervised
 
@@ -41,8 +41,28 @@ def test_a_stage_that_hangs_is_killed_with_its_children() -> None:
 def test_a_stage_whose_time_is_over_is_stopped_after_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervision, "LAST_ROW", 0.1)
     rows, ended = run("endless", seconds=15.0)
-    assert ended == "complete" and len(rows) > 2
+    assert ended == "out of time" and len(rows) > 2
     assert all(float(str(row["left"])) > 0 for row in rows[1:-1])
+
+
+@pytest.mark.parametrize(
+    ("how", "seconds", "done", "ended"),
+    [("planned", 30.0, 3, "complete"), ("late", 1.0, 2, "out of time"), ("crash", 30.0, 1, "crashed with status -6")],
+)
+def test_a_stage_with_a_plan_says_how_much_of_it_is_done(how: str, seconds: float, done: int, ended: str) -> None:
+    *_, last = supervised(TOY, seconds, tiny=True, skip=["planned", how])
+    assert (last["ended"], last["done"], last["planned"], last["unit"]) == (ended, done, 3, "values")
+
+
+def test_a_stage_that_finished_its_plan_is_complete_whatever_the_time() -> None:
+    assert supervision.how(child.OUT_OF_TIME, late=False, left=0) == "complete"
+    assert supervision.how(child.OUT_OF_TIME, late=False, left=None) == "out of time"
+    assert supervision.how(-9, late=True, left=0) == "killed at its deadline"
+
+
+def test_a_stage_does_not_see_the_arguments_of_its_process() -> None:
+    (row,) = run("arguments")[0][1:]
+    assert row["arguments"] == []
 
 
 def test_a_stage_that_cannot_measure_here_ends_the_command() -> None:
@@ -116,14 +136,17 @@ def test_without_an_accelerator_only_a_dry_run_measures() -> None:
     assert device["platform"] == "cpu" and versions["jax"]
 
 
-@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("no plugin")])
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(AssertionError(), "no device of any of them"), (RuntimeError("no plugin"), "`RuntimeError: no plugin`")],
+)
 def test_a_platform_that_is_not_here_is_refused_in_one_sentence(
-    error: Exception, monkeypatch: pytest.MonkeyPatch
+    error: Exception, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def devices() -> None:
         raise error
 
     monkeypatch.setattr(environment.jax, "devices", devices)
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    with pytest.raises(Refused, match=rf"^Expected a device .*'cuda', got {type(error).__name__}\(.*\)\. Name others"):
+    with pytest.raises(Refused, match=rf"^Expected a device .*'cuda', got {words}\. Name others"):
         list(environment.rows(Clock(1), tiny=True, skip=()))
