@@ -19,11 +19,17 @@ def invocation(arguments: Sequence[str], *, dry_run: bool) -> Row:
         "command": " ".join(["python -m benchmarks.accelerator", *arguments]),
         "dry_run": dry_run,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
-        "commit": output_of("git", "rev-parse", "HEAD"),
+        "commit": commit(),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "jax_platforms": os.environ.get("JAX_PLATFORMS"),
         "xla_flags": os.environ.get("XLA_FLAGS"),
     }
+
+
+def commit() -> str | None:
+    """Return the commit of the checkout, and whether its files are others; `None` outside of a repository."""
+    name = output_of("git", "rev-parse", "HEAD")
+    return f"{name}, with changes" if name and output_of("git", "status", "--porcelain") else name
 
 
 def output_of(*command: str) -> str | None:
