@@ -16,7 +16,6 @@ from time import monotonic, perf_counter
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from normlab.models import stacking
 from normlab.notation import PyTree
@@ -50,7 +49,7 @@ PATIENCE = 3.0
 SHARE = 0.8
 """Share of the device's memory that a stack may need."""
 
-Run = tuple[ArrayLike, PyTree]
+Run = tuple[PyTree, PyTree]
 """Learning rate and state, of one run or of a stack."""
 
 
@@ -187,19 +186,16 @@ def _answer(connection: Connection, strategy: Strategy, settings: Settings, seco
             connection.send(choose(Plan(comparison, settings), seconds))
 
 
-def trials(
-    program: Program, limit: float = math.inf, end: float = math.inf, candidates: Sequence[int] = CANDIDATES
-) -> Iterator[Trial]:
-    """Measure stacks of growing numbers of runs, until the device refuses one.
+def trials(program: Program, limit: float = math.inf, end: float = math.inf) -> Iterator[Trial]:
+    """Measure stacks of `CANDIDATES` runs, until the device refuses one.
 
     Args:
         program: Program of one configuration.
         limit: Bytes that a stack may need.
         end: Time of `monotonic` after which no further stack is measured.
-        candidates: Numbers of runs.
     """
     data, run = on_devices(program, dict(program.data)), _run(program)
-    for lanes in candidates:
+    for lanes in CANDIDATES:
         with suppress(jax.errors.JaxRuntimeError):  # out of memory
             trial = _tried(program, run, lanes, data)
             if (trial.memory or 0) <= limit:
@@ -214,7 +210,7 @@ def _run(program: Program) -> Run:
     return on_devices(program, starting(program, None)([0.01], [0]))
 
 
-def _copies(run: Run, lanes: int) -> tuple[jax.Array, PyTree]:
+def _copies(run: Run, lanes: int) -> Run:
     rate, state = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (lanes, *jnp.shape(leaf))), run)
     return rate, state
 
@@ -244,7 +240,7 @@ def _tried(program: Program, run: Run, lanes: int, data: Mapping[str, jax.Array]
     )
 
 
-def _compiled(program: Program, stack: tuple[PyTree, PyTree], data: Mapping[str, jax.Array]) -> jax.stages.Compiled:
+def _compiled(program: Program, stack: Run, data: Mapping[str, jax.Array]) -> jax.stages.Compiled:
     """Compile updates of a stack; their number is an argument."""
     update = jax.vmap(
         window_training(program, program.steps), in_axes=(0, 0, None, None, None), axis_name=stacking.AXIS
