@@ -70,7 +70,7 @@ def test_numbers_that_time_cuts_are_named(monkeypatch: pytest.MonkeyPatch) -> No
         return Trained()
 
     monkeypatch.setattr(engine, "TURN", 0.0)
-    found = list(engine.of_network(network(monkeypatch, compile_program), Clock(0.5)))
+    found = list(engine.of_network(network(monkeypatch, compile_program), Clock(1.0)))
     ended.set()
     assert [row.get("error") for row in found] == [None, None, "TimeoutError: not compiled in time", None]
     assert found[-1]["not_measured"] == "2"
