@@ -22,6 +22,9 @@ from jax.custom_derivatives import SymbolicZero
 
 from normlab.models.stacking import stacked
 
+PRODUCTS = "stacked_convolution"
+"""Name of the matrix products of stacked convolutions in a lowered program."""
+
 _FEW = 32
 """Numbers of a neighbourhood up to which a matrix product of patches is faster than the library, as for RGB images."""
 
@@ -73,7 +76,10 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """
     x, kernel = promote_dtype(x, kernel)
     if jax.default_backend() != "cpu":
-        return (_by_products if stacked() else _by_xla)(x, kernel, stride)
+        if not stacked():
+            return _by_xla(x, kernel, stride)
+        with jax.named_scope(PRODUCTS):
+            return _by_products(x, kernel, stride)
     height, width = (-(-length // stride) for length in x.shape[1:3])
     if len(kernel) == 1 or height * width < len(kernel) ** 2:  # XLA would exchange the images and a larger kernel
         return _by_patches(x, kernel, stride)

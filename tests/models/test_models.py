@@ -448,8 +448,10 @@ class TestConvolutions:
         stacked = gradients(convolve, stacking.AXIS)
         reference = gradients(convolution._by_xla, None)(x, kernels)
         chex.assert_trees_all_close(stacked(x, kernels), reference, rtol=1e-4, atol=1e-4)
-        assert "convolution" not in stacked.lower(x, kernels).as_text()
-        assert "convolution" in stacked.lower(x[:1], kernels[:1]).as_text()
+        assert ".convolution" not in stacked.lower(x, kernels).as_text()
+        assert ".convolution" in stacked.lower(x[:1], kernels[:1]).as_text()
+        assert convolution.PRODUCTS in stacked.lower(x, kernels).as_text(debug_info=True)
+        assert convolution.PRODUCTS not in stacked.lower(x[:1], kernels[:1]).as_text(debug_info=True)
         half = (array.astype(jnp.bfloat16) for array in (x, kernels))
         assert jax.eval_shape(jax.vmap(convolve, axis_name=stacking.AXIS), *half).dtype == jnp.bfloat16
 

@@ -26,7 +26,7 @@ from normlab.study.design.program import Program
 from normlab.study.design.records import Configuration
 from normlab.study.executors.local import end_with_parent, silenced, spawned
 from normlab.study.report.formatting import count
-from normlab.study.training.compilation import memory_of, starting
+from normlab.study.training.compilation import executable, memory_of, starting
 from normlab.study.training.compilation_cache import cached
 from normlab.study.training.loop import on_devices, window_training
 from normlab.study.worker.runner import build
@@ -246,7 +246,7 @@ def _compiled(program: Program, stack: Run, data: Mapping[str, jax.Array]) -> ja
         window_training(program, program.steps), in_axes=(0, 0, None, None, None), axis_name=stacking.AXIS
     )
     one = jnp.int32(1)
-    return jax.jit(update).lower(*stack, data, one, one).compile()
+    return executable(jax.jit(update).lower(*stack, data, one, one))
 
 
 def _seconds_alone(program: Program) -> float:

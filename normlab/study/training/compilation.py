@@ -12,6 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from normlab.models import stacking
+from normlab.models.convolution import PRODUCTS
 from normlab.notation import PyTree
 from normlab.study.design.program import Program
 from normlab.study.training.loop import Outcome, on_devices, replicated, training
@@ -76,8 +77,8 @@ def _with_all_data(
     begin = starting(program, lanes)
     rates, states = begin([0.0], [0])
     everywhere = replicated(program.mesh) if program.mesh else None
-    fitting = jax.jit(fit, out_shardings=everywhere).lower(rates, states, data).compile()
-    evaluation = jax.jit(evaluate, out_shardings=everywhere).lower(states, data).compile()
+    fitting = executable(jax.jit(fit, out_shardings=everywhere).lower(rates, states, data))
+    evaluation = executable(jax.jit(evaluate, out_shardings=everywhere).lower(states, data))
     size = lanes or 1
 
     def train(learning_rates: Sequence[float], seeds: Sequence[int]) -> Iterator[Outcome]:
@@ -96,6 +97,16 @@ def _with_all_data(
                 )
 
     return train, fitting
+
+
+def executable(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compile the programs of runs, those of stacks with their own choice of libraries.
+
+    The products of stacked convolutions are tall and narrow: on an H100, 20 networks ResNet-20 took 22 ms for an update
+    with cuBLAS, and 39 ms with the kernels that XLA generates and prefers.
+    """
+    library = jax.default_backend() == "gpu" and PRODUCTS in lowered.as_text(debug_info=True)
+    return lowered.compile({"xla_gpu_enable_triton_gemm": False} if library else None)
 
 
 def collective_bytes(text: str) -> int:

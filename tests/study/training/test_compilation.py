@@ -21,12 +21,13 @@ import pytest
 from benchmarks.speed import throughput
 from normlab import norms, study
 from normlab.models import nnx as nnx_models
+from normlab.models.convolution import PRODUCTS
 from normlab.models.mlp import MLP
 from normlab.study.data import cache
 from normlab.study.data.dataset import digits
 from normlab.study.design.program import Program, Start
 from normlab.study.training import compilation_cache
-from normlab.study.training.compilation import compile_program, starting
+from normlab.study.training.compilation import compile_program, executable, starting
 from normlab.study.training.compilation_cache import CACHE_BYTES, _machine, use_cache
 
 
@@ -81,6 +82,16 @@ class TestCompileProgram:
             assert np.shape(rates) == (() if lanes is None else (lanes,))
             chex.assert_trees_all_close(states, expected, rtol=1e-5, atol=1e-6)
             chex.assert_trees_all_equal_dtypes(states, expected)
+
+    @pytest.mark.parametrize(
+        ("backend", "name", "library"), [("gpu", PRODUCTS, True), ("gpu", "a", False), ("cpu", PRODUCTS, False)]
+    )
+    def test_products_of_stacked_convolutions_are_left_to_the_library(
+        self, backend: str, name: str, library: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(jax, "default_backend", lambda: backend)
+        lowered: Any = SimpleNamespace(as_text=lambda debug_info: f"x/{name}/y", compile=lambda options: options)
+        assert executable(lowered) == ({"xla_gpu_enable_triton_gemm": False} if library else None)
 
     def test_weights_that_cannot_be_traced_are_drawn_one_by_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
