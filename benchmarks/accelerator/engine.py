@@ -3,15 +3,17 @@
 Rows of kind `stack` have the updates of a training alone, for each number of runs in a stack; `choice` has the number
 that the rule of `normlab run` chooses from these, for full stacks, beside the best. Rows of kind `models` have whole
 trainings, from initial weights to the test error, of this library and of its peers. The small networks and their peers
-are those of `benchmarks.speed.throughput`.
+are those of `benchmarks.speed.throughput`. Programs of a network are compiled side by side, and measured afterwards.
 """
 
+import importlib
 import os
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from functools import partial
-from itertools import islice
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
@@ -27,13 +29,23 @@ from normlab.models.resnet import ResNet
 from normlab.study.data import sequences
 from normlab.study.data.dataset import Data
 from normlab.study.design.program import Program
-from normlab.study.driver.lanes import CANDIDATES, Choice, Trial, trials
-from normlab.study.training.compilation import compile_program, inputs
+from normlab.study.driver.lanes import CANDIDATES, Choice, Trial
+from normlab.study.training.compilation import Compiled, compile_program
+from normlab.study.training.loop import on_devices
 
 __all__ = ["rows"]
 
 TURN = 0.5
 """Seconds for which a contender trains whole models; at least two are trained."""
+
+PEERS = 0.3
+"""Part of the time that is kept for peers."""
+
+COMPILING = 0.7
+"""Part of a network's time after which no program is waited for."""
+
+FEW = (1, 4, 16, 64)
+"""Numbers of runs in a stack where programs take long to compile."""
 
 Measure = Callable[[], Row]
 
@@ -46,6 +58,8 @@ class Network(NamedTuple):
         norm: Its norm.
         batch_size: Examples of an update.
         program: Makes its program.
+        share: Its time in units of the other networks' shares.
+        numbers: Numbers of runs in a stack; 1 is one run after another.
         case: The same for the contenders in other libraries; `None` without any.
     """
 
@@ -53,30 +67,47 @@ class Network(NamedTuple):
     norm: str
     batch_size: int
     program: Callable[[], Program]
+    share: float
+    numbers: Sequence[int] = FEW
     case: Case | None = None
 
 
 def rows(clock: Clock, *, tiny: bool, skip: Collection[str]) -> Iterator[Row]:
-    """Yield the rows of one network after the other, each with half of the time that is left, the last with all."""
-    *others, last = [of_case(Case("mlp", "batch", 512))] if tiny else all_networks()
-    for network in others:
-        yield from of_network(network, Clock(clock.left() / 2), tiny, skip)
-    yield from of_network(last, clock, tiny, skip)
+    """Yield the rows of this library for one network after the other, then those of the peers."""
+    networks = [of_case(Case("mlp", "batch", 512), 1.0, (1, 2))] if tiny else all_networks()
+    cases = [network.case for network in networks if network.case]
+    torch = Torch() if {"torch", "torch.compile"} - set(skip) else None  # PyTorch is imported meanwhile
+    try:
+        own = Clock((1 - PEERS) * clock.left())
+        for i, network in enumerate(networks):
+            share = network.share / sum(other.share for other in networks[i:])
+            yield from of_network(network, Clock(share * own.left()))
+        for contender, measure in peers(cases, torch, clock, tiny).items():
+            if contender[0] not in skip:
+                yield {"kind": "models", **about(contender[1]), **attempted(contender[0], measure, clock)}
+    finally:
+        if torch:
+            torch.end()
 
 
 def all_networks() -> list[Network]:
     """Return the networks, those that compile fast first."""
-    small = [Case("mlp", "batch", 32), Case("conv", "batch", 32)]
     return [
-        *map(of_case, small),
-        Network("lstm", "layer", 64, partial(lstm, 64)),
-        Network("resnet20", "batch", 32, partial(resnet20, 32)),
+        of_case(Case("mlp", "batch", 32), 1.0, CANDIDATES),
+        of_case(Case("conv", "batch", 32), 1.5, FEW),
+        Network("lstm", "layer", 64, partial(lstm, 64), 1.5),
+        Network("resnet20", "batch", 32, partial(resnet20, 32), 2.0),
     ]
 
 
-def of_case(case: Case) -> Network:
+def of_case(case: Case, share: float, numbers: Sequence[int]) -> Network:
     """Return the network of a case of `benchmarks.speed.throughput`."""
-    return Network(case.model, case.norm, case.batch_size, partial(throughput.program, case), case)
+    return Network(case.model, case.norm, case.batch_size, partial(throughput.program, case), share, numbers, case)
+
+
+def about(case: Case) -> Row:
+    """Return the columns that name a case."""
+    return {"network": case.model, "norm": case.norm, "batch_size": case.batch_size, "steps": case.steps}
 
 
 def lstm(batch_size: int) -> Program:
@@ -93,16 +124,16 @@ def lstm(batch_size: int) -> Program:
 def resnet20(batch_size: int) -> Program:
     """Return a ResNet-20 on images of noise in the shape of CIFAR-10: speed does not depend on their content."""
     draw = np.random.default_rng(0)
-    images = draw.integers(0, 256, (4096, 32, 32, 3), dtype=np.uint8)
-    data = Data(images, draw.integers(0, 10, len(images)), drawn=(512, 512))
+    images = draw.integers(0, 256, (2560, 32, 32, 3), dtype=np.uint8)
+    data = Data(images, draw.integers(0, 10, len(images)), drawn=(256, 256))
     problem = study.supervised(
         name="resnet20", model=lambda norm, classes: ResNet(norm, classes=classes), data=data, spatial=True
     )
     return problem.build(norms.get("batch"), {"batch_size": batch_size, "epochs": 1})
 
 
-def of_network(network: Network, clock: Clock, tiny: bool, skip: Collection[str]) -> Iterator[Row]:
-    """Yield stacks, the choice among them, and whole trainings."""
+def of_network(network: Network, clock: Clock) -> Iterator[Row]:
+    """Yield whole trainings and updates for each number of runs, and the choice among the numbers."""
     program = network.program()
     about: Row = {
         "network": network.name,
@@ -110,19 +141,20 @@ def of_network(network: Network, clock: Clock, tiny: bool, skip: Collection[str]
         "batch_size": network.batch_size,
         "steps": program.steps,
     }
-    yield {"kind": "models", **about, **attempted("one after another", partial(ours, program, None))}
+    data = on_devices(program, dict(program.data))
+    pool = ThreadPoolExecutor(len(network.numbers))
+    futures = {n: pool.submit(compile_program, program, n if n > 1 else None, data) for n in network.numbers}
+    pool.shutdown(wait=False)
+    wait(futures.values(), max(0.0, COMPILING * clock.left()))
     measured: list[Trial] = []
-    end = time.monotonic() + clock.left() / 2  # the other half is for peers
-    for trial in islice(trials(program, end=end), 2 if tiny else len(CANDIDATES)):
-        measured.append(trial)
-        yield {"kind": "stack", **about, **of_trial(trial)}
+    for runs, future in futures.items():
+        contender = f"stacks of {runs}" if runs > 1 else "one after another"
+        row = attempted(contender, partial(ours, runs, future, measured), clock)
+        yield {"kind": "models", **about, **row}
+        if measured and measured[-1].lanes == runs:
+            yield {"kind": "stack", **about, **of_trial(measured[-1])}
     if measured:
-        yield {"kind": "choice", **about, **chosen(measured)}
-    lanes = Choice.of(measured).lanes
-    others = {f"stacks of {lanes}": partial(ours, program, lanes), **peers(network, clock, tiny)}
-    for contender, measure in others.items():
-        if contender not in skip and clock.left() > 0:
-            yield {"kind": "models", **about, **attempted(contender, measure)}
+        yield {"kind": "choice", **about, **chosen(measured, network.numbers)}
 
 
 def of_trial(trial: Trial) -> Row:
@@ -135,46 +167,67 @@ def of_trial(trial: Trial) -> Row:
     }
 
 
-def chosen(measured: list[Trial]) -> Row:
-    """Return the columns of the probe's choice, beside the best stack."""
+def chosen(measured: Sequence[Trial], numbers: Collection[int]) -> Row:
+    """Return the columns of the choice, beside the best stack.
+
+    Args:
+        measured: Measurements of growing numbers of runs.
+        numbers: Numbers that were to be measured; those that are missing were cut by time or failed.
+    """
     choice, rates = Choice.of(measured), {trial.lanes: trial.models_per_minute() for trial in measured}
     best = max(rates, key=rates.__getitem__)
+    missing = [number for number in numbers if number not in rates]
     return {
         "chosen": choice.lanes,
         "models_per_minute": rates[choice.lanes],
         "best": best,
         "best_models_per_minute": rates[best],
         "share_of_best": rates[choice.lanes] / rates[best],
-        "probe_s": sum(trial.compile_seconds for trial in measured if trial.lanes in choice.rates),
+        "not_measured": ", ".join(map(str, missing)),
     }
 
 
-def attempted(contender: str, measure: Measure) -> Row:
+def attempted(contender: str, measure: Measure, clock: Clock) -> Row:
     """Return the columns of a contender, or of its failure."""
     try:
+        if clock.left() <= 0:
+            raise TimeoutError("not begun, the time was over")
         return {"contender": contender, **measure()}
     except Exception as error:
         return {"contender": contender, **failed(error)}
 
 
-def ours(program: Program, lanes: int | None) -> Row:
+def ours(runs: int, future: Future[Compiled], measured: list[Trial]) -> Row:
     """Train whole models with `normlab run`'s own loop, on the device of this process.
 
-    The column `start_s` is the part of each time that initial weights and orders of examples take.
+    The column `beside_updates_s` is the part of each time that initial weights, orders of examples and the evaluation
+    take.
+
+    Args:
+        runs: Number of runs in a stack.
+        future: The compiled program.
+        measured: Receives the time of the updates alone.
+
+    Raises:
+        TimeoutError: If the program is not compiled.
     """
-    compiled = compile_program(program, lanes)
-    size = lanes or 1
+    if not future.done():
+        raise TimeoutError("not compiled in time")
+    compiled, rates = future.result(), [throughput.LEARNING_RATE] * runs
+    updates, beside = list[float](), list[float]()
 
     def stack(first: int) -> None:
-        seeds = range(first * size, (first + 1) * size)
-        list(compiled.train([throughput.LEARNING_RATE] * size, seeds))
+        start = time.perf_counter()
+        outcomes = list(compiled.train(rates, range(first * runs, (first + 1) * runs)))
+        updates.append(sum(outcome.seconds for outcome in outcomes))
+        beside.append(time.perf_counter() - start - updates[-1])
 
-    def started() -> object:
-        return jax.block_until_ready(inputs(program, lanes, [throughput.LEARNING_RATE] * size, range(size)))
-
+    columns = of_turns(stack, runs)
+    memory = compiled.memory and compiled.memory * runs
+    measured.append(Trial(lanes=runs, seconds=min(updates), compile_seconds=compiled.seconds, memory=memory))
     return {
-        **of_turns(stack, size),
-        "start_s": throughput.timed(started),
+        **columns,
+        "beside_updates_s": statistics.median(beside[1:]),
         "compile_s": compiled.seconds,
         "kb_a_lane": compiled.memory and compiled.memory / 1e3,
     }
@@ -198,49 +251,64 @@ def of_turns(train: Callable[[int], object], models: int = 1) -> Row:
     }
 
 
-def peers(network: Network, clock: Clock, tiny: bool) -> dict[str, Measure]:
-    """Return the contenders in other libraries, and on the CPU."""
-    case = network.case
-    if case is None:
-        return {}
+def peers(cases: Sequence[Case], torch: "Torch | None", clock: Clock, tiny: bool) -> dict[tuple[str, Case], Measure]:
+    """Return the contenders in other libraries, and on the CPU, by name and case; those that take longest last."""
     workers = 2 if tiny else os.cpu_count() or 1
-    return {
-        "Flax": lambda: of_turns(throughput.flax_loop(case)[0]),
-        "torch": lambda: in_child(case, clock, compiled=False),
-        "torch.compile": lambda: in_child(case, clock, compiled=True),
-        "CPU": lambda: on_cpu(case, workers),
-    }
+    made: dict[tuple[str, Case], Measure] = {("Flax", case): partial(flax, case) for case in cases}
+    if torch:
+        for name in ("torch", "torch.compile"):
+            compiled = name == "torch.compile"
+            made |= {(name, case): partial(torch.turns, case, clock, compiled=compiled) for case in cases}
+    return made | {("CPU", case): partial(on_cpu, case, workers) for case in cases}
 
 
-def in_child(case: Case, clock: Clock, *, compiled: bool) -> Row:
-    """Train with PyTorch in a process of its own, whose memory is free again afterwards.
-
-    Raises:
-        RuntimeError: If it fails there, or the time is over.
-    """
-    device = "cpu" if jax.default_backend() == "cpu" else "cuda"
-    process, connection = throughput.spawn(torch_turns, case, device, compiled)
-    try:
-        if not connection.poll(max(1.0, clock.left())):
-            raise RuntimeError("no result in time")
-        columns = connection.recv()
-    except EOFError:
-        raise RuntimeError("the process died") from None
-    finally:
-        process.kill()
-        process.join()
-    if "error" in columns:
-        raise RuntimeError(columns["error"])
-    return columns
+def flax(case: Case) -> Row:
+    """Train like a plain Flax script."""
+    return of_turns(throughput.flax_loop(case)[0])
 
 
-def torch_turns(connection: Connection, case: Case, device: str, compiled: bool) -> None:
-    """Send the columns of PyTorch, or of its failure."""
-    try:
-        train, setup = throughput.torch_eager(case, device, compiled=compiled)
-        connection.send({**of_turns(train), "compile_s": setup})
-    except Exception as error:
-        connection.send(failed(error))
+class Torch:
+    """A process that imports PyTorch at once, and trains when it is asked; its memory is free again afterwards."""
+
+    def __init__(self) -> None:
+        device = "cpu" if jax.default_backend() == "cpu" else "cuda"
+        self._process, self._connection = throughput.spawn(torch_turns, device)
+
+    def turns(self, case: Case, clock: Clock, *, compiled: bool) -> Row:
+        """Train with PyTorch.
+
+        Raises:
+            RuntimeError: If it fails there, or the time is over.
+        """
+        try:
+            self._connection.send((case, compiled))
+            if not self._connection.poll(max(1.0, clock.left())):
+                self.end()
+                raise RuntimeError("no result in time")
+            columns = self._connection.recv()
+        except (EOFError, OSError):
+            raise RuntimeError("the process has ended") from None
+        if "error" in columns:
+            raise RuntimeError(columns["error"])
+        return columns
+
+    def end(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.join()
+
+
+def torch_turns(connection: Connection, device: str) -> None:
+    """Send the columns of PyTorch, or of its failure, for each case that is received."""
+    with suppress(ImportError):  # the first case reports it
+        importlib.import_module("torch")
+    while True:
+        case, compiled = connection.recv()
+        try:
+            train, setup = throughput.torch_eager(case, device, compiled=compiled)
+            connection.send({**of_turns(train), "compile_s": setup})
+        except Exception as error:
+            connection.send(failed(error))
 
 
 def on_cpu(case: Case, workers: int) -> Row:

@@ -32,12 +32,14 @@ PEERS = "peers"
 ABOUT = {
     "engine": "`stack`: models a minute by updates alone, for each number of runs that `vmap` stacks. `choice`: the "
     "number that the rule of `normlab run` chooses from these, for full stacks, beside the best. `models`: whole "
-    "trainings, from initial weights to the test error, the median of several; `most` is the fastest, and `start_s` "
-    "the part that initial weights take.",
+    "trainings, from initial weights to the test error, the median of several; `most` is the fastest, and "
+    "`beside_updates_s` the part that initial weights, orders of examples and the evaluation take. Programs of a "
+    "network were compiled side by side.",
     "resnet50": "A training step of ResNet-50, in milliseconds. `frozen` is batch norm with statistics that training "
     "does not take. `batch_norm` is the share of a step that is saved without any norm, `statistics` the share that "
     "frozen statistics save, and `flax_batch_norm` the share of Flax's batch norm.",
-    "training": "The validation error of tuning seeds chose each learning rate. `test_error` is the mean of the other "
+    "training": "The LSTM reads every second row and column. The validation error of tuning seeds chose each learning "
+    "rate. `test_error` is the mean of the other "
     "seeds that did not fail, with its 95 % interval from `low` to `high`. Programs were compiled on the same host "
     "meanwhile.",
 }

@@ -79,24 +79,33 @@ TINY = (Cell(4, "bfloat16"),)
 
 
 def rows(clock: Clock, *, tiny: bool, skip: Collection[str]) -> Iterator[Row]:
-    """Yield the steps of one cell after the other, each followed by its shares."""
+    """Yield the steps of one cell after the other, each followed by its shares; a cell begins if its time is there."""
+    needed = 0.0
     for cell in TINY if tiny else CELLS:
         about: Row = {"batch_size": cell.batch_size, "dtype": cell.dtype, "size": 16 if tiny else 224}
+        if clock.left() < needed:
+            yield {"kind": "step", **about, **failed(TimeoutError(f"not begun, the cell before took {needed:.0f} s"))}
+            continue
+        start = time.monotonic()
         wanted = [name for name in NORMS if name not in skip]
-        with ThreadPoolExecutor(len(wanted)) as pool:
-            futures = {name: pool.submit(prepared, NORMS[name], cell, tiny=tiny) for name in wanted}
-        steps: dict[str, Step] = {}
-        for name, future in futures.items():
-            if error := future.exception():
-                yield {"kind": "step", **about, "norm": name, **failed(error)}
-            else:
-                steps[name] = future.result()
-        times = measured(steps, 2 if tiny else ROUNDS)
-        for name, seconds in times.items():
-            yield {"kind": "step", **about, "norm": name, **steps[name].columns(seconds, cell)}
-        yield {"kind": "share", **about, **shares({name: statistics.median(each) for name, each in times.items()})}
-        if clock.left() <= 0:
-            return
+        yield from ({"kind": row["kind"], **about, **row} for row in of_cell(cell, wanted, tiny=tiny))
+        needed = time.monotonic() - start
+
+
+def of_cell(cell: Cell, wanted: Collection[str], *, tiny: bool) -> Iterator[Row]:
+    """Yield the steps of a cell and their shares."""
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        futures = {name: pool.submit(prepared, NORMS[name], cell, tiny=tiny) for name in wanted}
+    steps: dict[str, Step] = {}
+    for name, future in futures.items():
+        if error := future.exception():
+            yield {"kind": "step", "norm": name, **failed(error)}
+        else:
+            steps[name] = future.result()
+    times = measured(steps, 2 if tiny else ROUNDS)
+    for name, seconds in times.items():
+        yield {"kind": "step", "norm": name, **steps[name].columns(seconds, cell)}
+    yield {"kind": "share", **shares({name: statistics.median(each) for name, each in times.items()})}
 
 
 class Step:

@@ -1,15 +1,17 @@
 """Stage `training`: errors of norms at sizes that a CPU does not reach.
 
-ResNet-20 on images of CIFAR-10 by batch size, and an LSTM that reads MNIST pixel by pixel in a random order. As in
-`normlab run`, the validation error of tuning seeds chooses the learning rate, and other seeds have the test error.
-Each is one stack of runs, so a row is two trainings of `LANES` models. Data are those of `carry.py` beside this file;
-where they are absent, rows have times on noise of the same shape and no errors.
+ResNet-20 on images of CIFAR-10 by batch size, and an LSTM that reads MNIST pixel by pixel in a random order, every
+second row and column of it. As in `normlab run`, the validation error of tuning seeds chooses the learning rate, and
+other seeds have the test error. Each is one stack of runs, so a row is two trainings of a stack. Data are those of
+`carry.py` beside this file; where they are absent, rows have times on noise of the same shape and no errors.
 
-Programs are compiled in threads while others train, so times are those of a busy host.
+Programs of both are compiled in threads while others train, so times are those of a busy host, and rows come as
+programs are ready.
 """
 
+import itertools
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,14 +38,17 @@ from normlab.study.worker.outcome import status_of
 
 __all__ = ["rows"]
 
-LANES = 20
-"""Runs in a stack."""
-AHEAD = 4
+AHEAD = 6
 """Programs that are compiled at a time."""
+LAST = 1.0
+"""Seconds before the end at which rows say what was left out."""
 NORMS = ("batch", "group", "none", "layer", "batch_renorm")
 CELL_NORMS = ("none", "layer", "batch_step", "rms", "batch_input")
 
 Prepared = tuple[Program, Compiled]
+
+Updates = dict[tuple[str, int], float]
+"""Seconds of an update so far, the slowest, by problem and batch size."""
 
 
 class Setting(NamedTuple):
@@ -56,6 +61,7 @@ class Setting(NamedTuple):
         cells: Norms and batch sizes, most valuable first.
         epochs: Passes over the training set.
         rates: Grid of learning rates.
+        lanes: Runs in a stack, a multiple of the learning rates.
     """
 
     problem: Problem
@@ -64,10 +70,19 @@ class Setting(NamedTuple):
     cells: Sequence[tuple[str, int]]
     epochs: int
     rates: Sequence[float]
+    lanes: int
+
+
+class Cell(NamedTuple):
+    """A norm and a batch size of a setting."""
+
+    setting: Setting
+    norm: str
+    batch_size: int
 
 
 def rows(clock: Clock, *, tiny: bool, skip: Collection[str], folder: Path = FOLDER) -> Iterator[Row]:
-    """Yield the cells of both settings; the first has two thirds of the time.
+    """Yield the cells of both settings, in turns.
 
     Args:
         clock: See `Stage`.
@@ -75,11 +90,10 @@ def rows(clock: Clock, *, tiny: bool, skip: Collection[str], folder: Path = FOLD
         skip: Norms to leave out.
         folder: Folder of the carried data.
     """
-    parts = [(images, 0.65), (sequences, 1.0)]
-    for make, share in parts:
-        setting = make(folder, tiny)
+    settings = [make(folder, tiny) for make in (images, sequences)]
+    for setting in settings:
         yield {"kind": "data", "problem": setting.problem.name, "data": setting.data.description, "real": setting.real}
-        yield from of_setting(setting, Clock(share * clock.left()), 5 if tiny else LANES, skip)
+    yield from of_settings(settings, clock, skip)
 
 
 def images(folder: Path, tiny: bool) -> Setting:
@@ -94,17 +108,20 @@ def images(folder: Path, tiny: bool) -> Setting:
         optimizer=member.optimizer,
         norm_options={"group": {"num_groups": member.groups}},
     )
-    cells = [(norm, size) for size in ((32,) if tiny else (32, 128, 8, 2)) for norm in (NORMS[:1] if tiny else NORMS)]
-    return Setting(problem, data, real, cells, epochs=1 if tiny else 3, rates=(0.003, 0.01, 0.03, 0.1, 0.3))
+    cells = [(norm, size) for size in ((32,) if tiny else (32, 8, 128, 2)) for norm in (NORMS[:1] if tiny else NORMS)]
+    rates = (0.003, 0.01, 0.03, 0.1, 0.3)
+    return Setting(problem, data, real, cells, epochs=1, rates=rates, lanes=5 if tiny else 10)
 
 
 def sequences(folder: Path, tiny: bool) -> Setting:
     """Return an LSTM on MNIST, a pixel a step in one random order."""
     data, real = data_of("mnist", (28, 28, 1), folder, tiny)
-    steps = data.inputs[0].size
+    smaller = data.inputs[:, ::2, ::2]
+    steps = smaller[0].size
     order = np.random.default_rng(0).permutation(steps)
-    pixels = data.inputs.reshape(len(data.labels), steps, 1)[:, order].astype(np.float32) / 255
-    data = Data(pixels, data.labels, test=data.test, description=f"{data.description}, permuted pixels")
+    pixels = smaller.reshape(len(data.labels), steps, 1)[:, order].astype(np.float32) / 255
+    description = f"{data.description}, {steps} permuted pixels of every second row and column"
+    data = Data(pixels, data.labels, test=data.test, description=description)
     problem = study.supervised(
         name="lstm",
         model=lambda norm, classes: LSTMNet(norm, features=8 if tiny else 100, outputs=classes),
@@ -114,7 +131,8 @@ def sequences(folder: Path, tiny: bool) -> Setting:
         norm_options={"batch_step": {"max_steps": steps}, "batch_input": {"max_steps": steps}},
     )
     cells = [(norm, 64 if tiny else 128) for norm in (CELL_NORMS[:1] if tiny else CELL_NORMS)]
-    return Setting(problem, data, real, cells, epochs=1, rates=(0.0003, 0.001, 0.003, 0.01, 0.03))
+    rates = (0.0003, 0.001, 0.003, 0.01, 0.03)
+    return Setting(problem, data, real, cells, epochs=1, rates=rates, lanes=5 if tiny else 20)
 
 
 def clipped_adam(schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -139,45 +157,65 @@ def small(data: Data) -> Data:
     return Data(data.inputs[kept, ::4, ::4], data.labels[kept], test=len(kept) - 200, description=data.description)
 
 
-def of_setting(setting: Setting, clock: Clock, lanes: int, skip: Collection[str]) -> Iterator[Row]:
-    """Yield a row for each cell until the time is over; programs of the next cells are compiled meanwhile."""
-    cells = [cell for cell in setting.cells if cell[0] not in skip]
-    pool, a_step = ThreadPoolExecutor(AHEAD), 0.0
+def of_settings(settings: Sequence[Setting], clock: Clock, skip: Collection[str]) -> Iterator[Row]:
+    """Yield a row for each cell; other programs are compiled meanwhile, and what is left at the end has its reason."""
+    pool, updates = ThreadPoolExecutor(AHEAD), Updates()
     with cached():
-        futures = {cell: pool.submit(prepared, setting, *cell, lanes) for cell in cells}
-        for cell, future in futures.items():
-            if clock.left() <= 0:
-                break
-            try:
-                program, compiled = in_time(future, clock)
-                needed = 2 * program.steps * a_step
-                if needed > clock.left():
-                    raise TimeoutError(f"needs about {needed:.0f} s")
-                row = of_cell(setting, program, compiled, lanes)
-            except Exception as error:
-                row = failed(error)
-            else:
-                a_step = max(a_step, float(row["update_ms"] or 0.0) / 1e3)
-            yield {"kind": "cell", "problem": setting.problem.name, "norm": cell[0], "batch_size": cell[1], **row}
+        pending = {pool.submit(prepared, *cell): cell for cell in in_turns(settings) if cell.norm not in skip}
+        while pending and clock.left() > LAST:
+            ready, _ = wait(pending, clock.left() - LAST, FIRST_COMPLETED)
+            for future in [future for future in pending if future in ready][:1]:
+                cell = pending.pop(future)
+                yield {**named(cell), **of_future(cell, future, clock, updates)}
+        for cell in pending.values():
+            yield {**named(cell), **failed(TimeoutError("not compiled in time"))}
     pool.shutdown(wait=False, cancel_futures=True)
 
 
-def in_time(future: Future[Prepared], clock: Clock) -> Prepared:
-    """Wait for a program.
+def in_turns(settings: Sequence[Setting]) -> list[Cell]:
+    """Return the cells of all settings, one of each in turn."""
+    columns = [[Cell(setting, *cell) for cell in setting.cells] for setting in settings]
+    return [cell for row in itertools.zip_longest(*columns) for cell in row if cell]
 
-    Raises:
-        TimeoutError: If the time is over before.
+
+def named(cell: Cell) -> Row:
+    """Return the columns that name a cell."""
+    problem = cell.setting.problem.name
+    return {"kind": "cell", "problem": problem, "norm": cell.norm, "batch_size": cell.batch_size}
+
+
+def of_future(cell: Cell, future: Future[Prepared], clock: Clock, updates: Updates) -> Row:
+    """Train the models of a cell; return the columns, or those of its failure.
+
+    Args:
+        cell: The cell.
+        future: Its program, ready or failed.
+        clock: Time of the stage.
+        updates: Receives the time of this cell's updates.
     """
-    wait([future], clock.left())
-    if not future.done():
-        raise TimeoutError("not compiled in time")
-    return future.result()
+    key = (cell.setting.problem.name, cell.batch_size)
+    try:
+        program, compiled = future.result()
+        needed = 2 * program.steps * expected(updates, *key)
+        if needed > clock.left():
+            raise TimeoutError(f"needs about {needed:.0f} s")
+        row = of_cell(cell.setting, program, compiled)
+        updates[key] = max(updates.get(key, 0.0), float(row["update_ms"] or 0.0) / 1e3)
+    except Exception as error:
+        return failed(error)
+    return {**row}
 
 
-def prepared(setting: Setting, norm: str, batch_size: int, lanes: int) -> Prepared:
+def expected(updates: Updates, problem: str, batch_size: int) -> float:
+    """Return the seconds of an update of this size, or else the least of any size; 0 if there are none."""
+    least = min((seconds for (name, _), seconds in updates.items() if name == problem), default=0.0)
+    return updates.get((problem, batch_size), least)
+
+
+def prepared(setting: Setting, norm: str, batch_size: int) -> Prepared:
     """Build and compile the program of a cell."""
     program = built(setting, norm, batch_size)
-    return program, compile_program(program, lanes)
+    return program, compile_program(program, setting.lanes)
 
 
 def built(setting: Setting, norm: str, batch_size: int) -> Program:
@@ -186,8 +224,9 @@ def built(setting: Setting, norm: str, batch_size: int) -> Program:
     return setting.problem.build(norms.get(norm, **setting.problem.norm_options(norm, config)), config)
 
 
-def of_cell(setting: Setting, program: Program, compiled: Compiled, lanes: int) -> dict[str, float | int | bool | None]:
+def of_cell(setting: Setting, program: Program, compiled: Compiled) -> dict[str, float | int | bool | None]:
     """Choose the learning rate in one stack, and train the models that count in another."""
+    lanes = setting.lanes
     if not setting.real:
         return times(list(compiled.train([setting.rates[0]] * lanes, range(lanes))), program, compiled)
     each = lanes // len(setting.rates)

@@ -40,7 +40,7 @@ class Network(Generic[Parameters, ModelState, Outputs]):
     carry from one backward pass to the next, and the state of random number generators.
 
     Attributes:
-        init: `seed -> (parameters, model_state)`.
+        init: `seed -> (parameters, model_state)`; the seed may be traced.
         train: `(parameters, model_state, inputs, t, mask=None) -> (outputs, model_state)`, step t of training. The
             mask, (batch,), is True for examples that count; the module receives `mask=` only if there is one.
         evaluate: `(parameters, model_state, inputs) -> outputs`.
@@ -49,7 +49,7 @@ class Network(Generic[Parameters, ModelState, Outputs]):
         module: The Linen module; `None` for NNX.
     """
 
-    init: Callable[[int], tuple[Parameters, ModelState]]
+    init: Callable[[int | Array], tuple[Parameters, ModelState]]
     train: Callable[..., tuple[Outputs, ModelState]]
     evaluate: Callable[[Parameters, ModelState, Array], Outputs]
     carried: Callable[[ModelState], tuple[object, Callable[[object], ModelState]]]
@@ -121,9 +121,10 @@ def network(model: Model, norm: Norm, inputs: np.ndarray, **fields: object) -> N
 
 
 def _linen(module: nn.Module, inputs: np.ndarray) -> Network[Collection, _LinenState, object]:
-    def init(seed: int) -> tuple[Collection, _LinenState]:
+    def init(seed: int | Array) -> tuple[Collection, _LinenState]:
         variables = dict(module.init(jax.random.key(seed), inputs, train=False))
-        return variables.pop("params", {}), (variables, np.uint32(seed))
+        kept = seed.astype(jnp.uint32) if isinstance(seed, Array) else np.uint32(seed)
+        return variables.pop("params", {}), (variables, kept)
 
     def train(
         params: Collection, model_state: _LinenState, inputs: Array, t: Array, mask: Array | None = None
@@ -151,8 +152,8 @@ def _linen(module: nn.Module, inputs: np.ndarray) -> Network[Collection, _LinenS
 
 
 def _nnx(model: Model, norm: Norm) -> Network[nnx.State, nnx.State, object]:
-    def make(seed: int) -> nnx.Module:
-        module = model(_with_own_stream(norm, seed), rngs=nnx.Rngs(seed))
+    def make(seed: int | Array) -> nnx.Module:
+        module = model(_with_own_stream(norm, seed), rngs=nnx.Rngs(jax.random.key(seed)))
         if not isinstance(module, nnx.Module):
             raise refusal("`model(norm, rngs=...)` to be an NNX module", module, "Return the module.")
         return module
@@ -163,7 +164,7 @@ def _nnx(model: Model, norm: Norm) -> Network[nnx.State, nnx.State, object]:
     module.eval()
     evaluating = nnx.split(module, nnx.Param, ...)[0]
 
-    def init(seed: int) -> tuple[nnx.State, nnx.State]:
+    def init(seed: int | Array) -> tuple[nnx.State, nnx.State]:
         _, params, model_state = nnx.split(make(seed), nnx.Param, ...)
         return params, _without_keys(model_state)
 
@@ -204,7 +205,7 @@ def _is_nnx(model: Callable[..., object]) -> bool:
     return "rngs" in inspect.signature(model).parameters
 
 
-def _with_own_stream(norm: Norm, seed: int) -> Norm:
+def _with_own_stream(norm: Norm, seed: int | Array) -> Norm:
     """Return the norm with a random stream of its own: other parameters must not depend on how many it draws."""
     rngs = nnx.Rngs(jax.random.fold_in(jax.random.key(seed), 2**32 - 1))  # the model's own streams count from 0
     make = norm.entry.nnx

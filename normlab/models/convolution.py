@@ -4,8 +4,13 @@ XLA:CPU hands a convolution to a fast library only if its axes have one order, w
 (batch, height, width, channels), kernels (height, width, channels, features). Other orders, such as those of JAX's
 gradients, are put into this order outside of loops alone; inside `lax.scan`, in which runs train, a gradient takes 20
 to 50 times as long. So on CPU `convolve` has derivatives whose transposes, which are the backward pass, are canonical.
+
+On accelerators XLA's convolution serves one model. `jax.vmap` over models would make convolutions in groups, with
+windows as large as an image for the gradients of kernels. So models that are stacked (see `models.stacking`) convolve
+by batched matrix products.
 """
 
+import itertools
 from functools import partial, reduce
 
 import jax
@@ -14,6 +19,11 @@ from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
+
+from normlab.models.stacking import stacked
+
+PRODUCTS = "stacked_convolution"
+"""Name of the matrix products of stacked convolutions in a lowered program."""
 
 _FEW = 32
 """Numbers of a neighbourhood up to which a matrix product of patches is faster than the library, as for RGB images."""
@@ -66,7 +76,10 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """
     x, kernel = promote_dtype(x, kernel)
     if jax.default_backend() != "cpu":
-        return _by_xla(x, kernel, stride)
+        if not stacked():
+            return _by_xla(x, kernel, stride)
+        with jax.named_scope(PRODUCTS):
+            return _by_products(x, kernel, stride)
     height, width = (-(-length // stride) for length in x.shape[1:3])
     if len(kernel) == 1 or height * width < len(kernel) ** 2:  # XLA would exchange the images and a larger kernel
         return _by_patches(x, kernel, stride)
@@ -75,6 +88,28 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 
 def _by_patches(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return patches(x, len(kernel), stride) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _by_products(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Multiply every position by the whole kernel, and add up the products that belong to one position.
+
+    XLA sums as it takes the statistics of the norm that follows. In the backward pass one gathering of patches serves
+    the gradients of images and kernel, and `x` is all that is saved. Products at every position are too many where
+    positions are left out, and patches are smaller where there are few channels.
+    """
+    size, _, channels, features = kernel.shape
+    if stride > 1 or channels < features:
+        return _by_patches(x, kernel, stride)
+    height, width = x.shape[1:3]
+    border, wide = size // 2, jnp.promote_types(x.dtype, jnp.float32)
+    products = jnp.matmul(x, kernel.transpose(2, 0, 1, 3).reshape(channels, -1), preferred_element_type=wide)
+    products = jnp.pad(products, [(0, 0), (border, border), (border, border), (0, 0)])
+    places = itertools.product(range(size), repeat=2)
+    terms = [
+        products[:, row : row + height, column : column + width, i * features : (i + 1) * features]
+        for i, (row, column) in enumerate(places)
+    ]
+    return reduce(jnp.add, terms).astype(x.dtype)
 
 
 def _by_xla(x: jax.Array, kernel: jax.Array, stride: int, axes: str = "HWIO") -> jax.Array:

@@ -17,7 +17,7 @@ from scipy.special import erf, expit, softmax
 
 from normlab import norms
 from normlab.introspect.pure import network
-from normlab.models import convolution, resnet
+from normlab.models import convolution, resnet, stacking
 from normlab.models import nnx as nnx_models
 from normlab.models.convolution import Conv, convolve, halved
 from normlab.models.mlp import MLP
@@ -427,6 +427,33 @@ class TestConvolutions:
         chex.assert_trees_all_close(pulled(ours), reference, rtol=1e-4, atol=1e-4)
         monkeypatch.setattr(convolution.jax, "default_backend", lambda: "gpu")
         chex.assert_trees_all_close(pulled(ours), reference, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("channels", "features", "size", "stride", "side"),
+        [(5, 4, 3, 1, 7), (4, 5, 3, 1, 6), (4, 4, 3, 2, 7), (4, 4, 3, 2, 8), (4, 4, 1, 1, 4), (4, 2, 7, 1, 5)],
+    )
+    def test_stacks_are_matrix_products(
+        self, channels: int, features: int, size: int, stride: int, side: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(convolution.jax, "default_backend", lambda: "gpu")
+        x, kernels = images(3, 2, side, side, channels), images(3, size, size, channels, features, seed=1)
+
+        def gradients(apply: Callable[..., jax.Array], axis: str | None) -> Any:
+            def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
+                return jnp.sin(apply(x, kernel, stride)).sum()
+
+            made = jax.vmap(jax.value_and_grad(loss, (0, 1)), axis_name=axis)
+            return jax.jit(made, compiler_options=QUICK)
+
+        stacked = gradients(convolve, stacking.AXIS)
+        reference = gradients(convolution._by_xla, None)(x, kernels)
+        chex.assert_trees_all_close(stacked(x, kernels), reference, rtol=1e-4, atol=1e-4)
+        assert ".convolution" not in stacked.lower(x, kernels).as_text()
+        assert ".convolution" in stacked.lower(x[:1], kernels[:1]).as_text()
+        assert convolution.PRODUCTS in stacked.lower(x, kernels).as_text(debug_info=True)
+        assert convolution.PRODUCTS not in stacked.lower(x[:1], kernels[:1]).as_text(debug_info=True)
+        half = (array.astype(jnp.bfloat16) for array in (x, kernels))
+        assert jax.eval_shape(jax.vmap(convolve, axis_name=stacking.AXIS), *half).dtype == jnp.bfloat16
 
     @pytest.mark.parametrize("backend", ["cpu", "gpu"])
     def test_images_and_kernels_may_differ_in_dtype(self, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:

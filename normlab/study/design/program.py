@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -39,18 +40,35 @@ class WindowSource:
     metrics: Callable[[np.ndarray], Mapping[str, float]]
 
 
+class Start(NamedTuple):
+    """`Program.init` in two parts: `init(seed)` is `device(seed, host(seed))`.
+
+    Accelerators take longer to start the operations of `init` one by one than to train a small model, so the second
+    part is compiled there, for all runs of a stack.
+
+    Attributes:
+        host: `seed -> the state without its weights`, in NumPy.
+        device: `(seed, this) -> state`, with weights; may be traced.
+    """
+
+    host: Callable[[int], PyTree]
+    device: Callable[[int | jax.Array, PyTree], PyTree]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Program:
     """The training of one configuration, as functions; a run is `init`, then `steps` times `step`, then `evaluate`.
 
-    `step` and `evaluate` are pure and traced once a configuration. `init` runs operation by operation, outside of the
-    compiled programs: its operations are the same in all configurations of a problem, so a process compiles them once.
-    Inside the programs they took more than half of the time to compile a configuration (3 of 5 s for the MLP).
+    `step` and `evaluate` are pure and traced once a configuration. On CPU `init` runs operation by operation,
+    outside of the compiled programs: its operations are the same in all configurations of a problem, so a process
+    compiles them once. Inside the programs they took more than half of the time to compile a configuration (3 of 5 s
+    for the MLP).
 
     Attributes:
         data: Arrays that all runs share, by name.
         fingerprints: Further arrays by name that enter the hash of the data; no device has them.
         init: `seed -> state`, a pytree of arrays with everything that the seed decides: split, parameters, order.
+        start: `init` in two parts, for accelerators; `None` if it cannot be divided.
         step: `(state, t, learning_rate, data) -> (state, loss)` for t = 0, 1, ..., `steps - 1`.
         forward: `(state, t, data) -> loss`: a step as far as its loss, which reveals wrong shapes. With it,
             configurations that differ in a factor's value alone have the whole step traced once before the runs.
@@ -76,6 +94,7 @@ class Program:
     evaluate: Callable[[PyTree, Arrays], Mapping[str, jax.Array]]
     steps: int
     last: int
+    start: Start | None = None
     chance: float | None = None
     mesh: Mesh | None = None
     series: Callable[[PyTree, Arrays], Mapping[str, jax.Array]] | None = None

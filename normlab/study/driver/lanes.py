@@ -16,8 +16,8 @@ from time import monotonic, perf_counter
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
+from normlab.models import stacking
 from normlab.notation import PyTree
 from normlab.study.design import discovery
 from normlab.study.design.comparison import Settings
@@ -26,7 +26,7 @@ from normlab.study.design.program import Program
 from normlab.study.design.records import Configuration
 from normlab.study.executors.local import end_with_parent, silenced, spawned
 from normlab.study.report.formatting import count
-from normlab.study.training.compilation import inputs, memory_of
+from normlab.study.training.compilation import executable, memory_of, starting
 from normlab.study.training.compilation_cache import cached
 from normlab.study.training.loop import on_devices, window_training
 from normlab.study.worker.runner import build
@@ -48,6 +48,9 @@ PATIENCE = 3.0
 """Times its seconds that a probe in another process may take: it starts, and ends what it has begun."""
 SHARE = 0.8
 """Share of the device's memory that a stack may need."""
+
+Run = tuple[PyTree, PyTree]
+"""Learning rate and state, of one run or of a stack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,10 +194,10 @@ def trials(program: Program, limit: float = math.inf, end: float = math.inf) -> 
         limit: Bytes that a stack may need.
         end: Time of `monotonic` after which no further stack is measured.
     """
-    data = on_devices(program, dict(program.data))
+    data, run = on_devices(program, dict(program.data)), _run(program)
     for lanes in CANDIDATES:
         with suppress(jax.errors.JaxRuntimeError):  # out of memory
-            trial = _tried(program, lanes, data)
+            trial = _tried(program, run, lanes, data)
             if (trial.memory or 0) <= limit:
                 yield trial
                 if monotonic() < end:
@@ -202,11 +205,21 @@ def trials(program: Program, limit: float = math.inf, end: float = math.inf) -> 
         return
 
 
-def _tried(program: Program, lanes: int, data: Mapping[str, jax.Array]) -> Trial:
+def _run(program: Program) -> Run:
+    """Return the learning rate and the state of a run, which all lanes of a trial have."""
+    return on_devices(program, starting(program, None)([0.01], [0]))
+
+
+def _copies(run: Run, lanes: int) -> Run:
+    rate, state = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (lanes, *jnp.shape(leaf))), run)
+    return rate, state
+
+
+def _tried(program: Program, run: Run, lanes: int, data: Mapping[str, jax.Array]) -> Trial:
     """Compile a stack, and make a few updates."""
-    rates, states = jax.block_until_ready(on_devices(program, inputs(program, lanes, [0.01], [0])))
+    rates, states = jax.block_until_ready(_copies(run, lanes))
     start = perf_counter()
-    update = _compiled(program, rates, states, data)
+    update = _compiled(program, (rates, states), data)
     compile_seconds = perf_counter() - start
 
     def seconds_of(updates: int) -> float:
@@ -227,25 +240,27 @@ def _tried(program: Program, lanes: int, data: Mapping[str, jax.Array]) -> Trial
     )
 
 
-def _compiled(program: Program, rates: ArrayLike, states: PyTree, data: Mapping[str, jax.Array]) -> jax.stages.Compiled:
+def _compiled(program: Program, stack: Run, data: Mapping[str, jax.Array]) -> jax.stages.Compiled:
     """Compile updates of a stack; their number is an argument."""
-    update = jax.vmap(window_training(program, program.steps), in_axes=(0, 0, None, None, None))
+    update = jax.vmap(
+        window_training(program, program.steps), in_axes=(0, 0, None, None, None), axis_name=stacking.AXIS
+    )
     one = jnp.int32(1)
-    return jax.jit(update).lower(rates, states, data, one, one).compile()
+    return executable(jax.jit(update).lower(*stack, data, one, one))
 
 
 def _seconds_alone(program: Program) -> float:
     """Measure a run in a stack of one; zero for a program that fails, which the runs report."""
     with suppress(Exception):
-        return _tried(program, 1, on_devices(program, dict(program.data))).seconds
+        return _tried(program, _run(program), 1, on_devices(program, dict(program.data))).seconds
     return 0.0
 
 
 def _needed(program: Program, lanes: int) -> float:
     """Return the bytes that a stack needs; more than there are where XLA refuses to compile it."""
     with suppress(jax.errors.JaxRuntimeError):
-        stack = inputs(program, lanes, [0.01], [0])
-        return memory_of(_compiled(program, *stack, on_devices(program, dict(program.data)))) or 0.0
+        stack = jax.eval_shape(lambda: _copies((jnp.float32(0), program.init(0)), lanes))
+        return memory_of(_compiled(program, stack, on_devices(program, dict(program.data)))) or 0.0
     return math.inf
 
 

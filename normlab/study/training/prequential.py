@@ -14,7 +14,7 @@ from normlab.introspect import statistics
 from normlab.introspect.pure import Network
 from normlab.notation import PyTree
 from normlab.study.design.problem import Metric
-from normlab.study.design.program import Array, Arrays, Program
+from normlab.study.design.program import Array, Arrays, Program, Start
 from normlab.study.design.provenance import data_hash
 from normlab.study.design.records import TUNING_SEEDS_FROM
 from normlab.study.streams import baselines
@@ -66,7 +66,7 @@ class Learner:
     optimizer: StreamOptimizer = optax.sgd
     masked: bool = False
 
-    def init(self, seed: int) -> LearnerState:
+    def init(self, seed: int | jax.Array) -> LearnerState:
         """Return the state before the first burst."""
         params, model_state = self.network.init(seed)
         return LearnerState(params, model_state, self.optimizer(0.0).init(params))
@@ -190,6 +190,7 @@ class PrequentialTraining:
         return Program(
             data={"streams": np.frombuffer(bytes.fromhex(_hash(self.first)), np.uint8)},
             init=self.init,
+            start=Start(self._without_learner, self._with_learner),
             step=self.step,
             evaluate=self.evaluate,
             steps=steps,
@@ -228,18 +229,24 @@ class PrequentialTraining:
 
     def init(self, seed: int) -> StreamState:
         """Return the state of a run before its first burst."""
+        return self._with_learner(seed, self._without_learner(seed))
+
+    def _without_learner(self, seed: int) -> StreamState:
         stream = self.source(seed)
         _check_alike(self.first, stream, seed)
         compared = self.extra_metrics and seed < TUNING_SEEDS_FROM  # tuning ignores them, and some take seconds
         found = baselines.errors(stream, delay=self.delay) if compared else {}
         return StreamState(
-            learner=self.learner.init(seed),
+            learner=LearnerState(None, None, ()),
             stream=arranged(stream, seed, self.batch_size, varying=self.varying, delay=self.delay),
             baselines=_table([found.get(name) for name in self._baselines], self.examples),
             errors=_table([None], self.examples)[0],
             lag=np.full((PARTS, 2), np.nan, np.float32),
             by_task=_table([None] * len(self.first.tasks), len(self.first.tasks)),
         )
+
+    def _with_learner(self, seed: int | jax.Array, state: StreamState) -> StreamState:
+        return state._replace(learner=self.learner.init(seed))
 
     def step(
         self, state: StreamState, t: jax.Array, learning_rate: jax.Array, arrays: Arrays

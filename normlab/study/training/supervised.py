@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from normlab.introspect.pure import Network
+from normlab.models.stacking import stacked
 from normlab.norms import Norm
 from normlab.notation import PyTree
 from normlab.study.data.augment import augment
@@ -20,7 +21,7 @@ from normlab.study.data.dataset import Dataset
 from normlab.study.data.splits import composed, divided, shuffled, sizes
 from normlab.study.data.streaming import WINDOW_BYTES, Streamed
 from normlab.study.design.problem import Metric, Series
-from normlab.study.design.program import Array, Arrays, Program, Shapes, WindowSource
+from normlab.study.design.program import Array, Arrays, Program, Shapes, Start, WindowSource
 from normlab.study.design.provenance import data_hash
 from normlab.study.training.loop import mesh_of, shared_out, standard_error
 from normlab.study.training.objectives import (
@@ -36,6 +37,8 @@ from normlab.study.training.output_checks import check_of_outputs, numbers
 
 EVALUATED_AT_ONCE = 1024
 """Held-out examples that are evaluated together."""
+EVALUATED_IN_STACKS = 256
+"""The same for each of several models, whose outputs are in memory together."""
 
 
 class RunExamples(NamedTuple):
@@ -201,6 +204,7 @@ class SupervisedTraining:
             data=self.data.arrays,
             fingerprints=self.data.fingerprints,
             init=self.init,
+            start=Start(self._without_weights, self._with_weights),
             step=self.step,
             forward=self.forward,
             evaluate=self.evaluate,
@@ -269,19 +273,26 @@ class SupervisedTraining:
 
     def init(self, seed: int) -> TrainingState:
         """Return the state of a run before its first update."""
+        return self._with_weights(seed, self._without_weights(seed))
+
+    def _without_weights(self, seed: int) -> TrainingState:
         source, (_, validating) = self.window_source, self.parts
         examples = _within_windows(source, self.batch_size) if source else self._examples(seed)
         sets = (examples.train, examples.held_out[validating:]) if self.classes_per_batch and not source else ()
         composed = tuple(self._composed(some, max(1, len(some) // self.batch_size), seed) for some in sets)
-        params, model_state = self.network.init(seed)
         return TrainingState(
-            params=params,
-            model_state=model_state,
-            opt_state=self._optimizer_at(0.0).init(params),
+            params=None,
+            model_state=None,
+            opt_state=(),
             **examples._asdict(),
             composed=composed,
             seed=np.uint32(seed),
         )
+
+    def _with_weights(self, seed: int | jax.Array, state: TrainingState) -> TrainingState:
+        params, model_state = self.network.init(seed)
+        opt_state = self._optimizer_at(0.0).init(params)
+        return state._replace(params=params, model_state=model_state, opt_state=opt_state)
 
     def forward(self, state: TrainingState, t: jax.Array, arrays: Arrays) -> jax.Array:
         """Compute the loss of update t, without its gradient."""
@@ -434,10 +445,10 @@ def _sgd(schedule: optax.Schedule) -> optax.GradientTransformation:
 
 def _in_chunks(function: Callable[[Array], PyTree], indices: Array) -> PyTree:
     """Map examples to outputs, a limited number at a time; the last chunk is padded with the first examples."""
-    n = len(indices)
-    if n <= EVALUATED_AT_ONCE:
+    n, at_once = len(indices), EVALUATED_IN_STACKS if stacked() else EVALUATED_AT_ONCE
+    if n <= at_once:
         return function(indices)
-    chunks = jnp.resize(indices, (-(-n // EVALUATED_AT_ONCE), EVALUATED_AT_ONCE))
+    chunks = jnp.resize(indices, (-(-n // at_once), at_once))
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], jax.lax.map(function, chunks))
 
 

@@ -1,5 +1,8 @@
 """The stage `resnet50`: its rows, and shares of a step."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,9 +25,18 @@ def test_a_cell_has_four_steps_and_their_shares() -> None:
 
 @pytest.mark.slow
 def test_without_a_contender_its_shares_are_missing() -> None:
-    *steps, shares = resnet50.rows(Clock(-1.0), tiny=True, skip={"Flax", "frozen"})
+    *steps, shares = resnet50.rows(Clock(300.0), tiny=True, skip={"Flax", "frozen"})
     assert [row["norm"] for row in steps] == ["ours", "none"]
     assert shares["batch_norm"] is not None and shares["flax_batch_norm"] is None and shares["statistics"] is None
+
+
+def test_cells_without_time_are_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resnet50, "of_cell", lambda cell, wanted, tiny: iter([{"kind": "share", "took": 5}]))
+    monkeypatch.setattr(resnet50, "time", SimpleNamespace(monotonic=iter(range(0, 100, 5)).__next__))
+    clock: Any = SimpleNamespace(left=iter([9.0, 5.0, 4.9, *[-1.0] * 5]).__next__)
+    found = list(resnet50.rows(clock, tiny=False, skip=()))
+    assert [row.get("took") for row in found] == [5, 5, *[None] * 6]
+    assert {str(row.get("error")) for row in found[2:]} == {"TimeoutError: not begun, the cell before took 5 s"}
 
 
 def test_a_share_is_what_is_saved() -> None:

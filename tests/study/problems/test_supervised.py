@@ -18,6 +18,7 @@ from sklearn.datasets import load_digits
 
 from normlab import norms, study
 from normlab.errors import BadInput
+from normlab.models import stacking
 from normlab.models.mlp import MLP
 from normlab.norms import Entry, Norm
 from normlab.study.data.dataset import Data, digits, load
@@ -401,6 +402,19 @@ class TestTraining:
         whole = train(build())
         monkeypatch.setattr("normlab.study.training.supervised.EVALUATED_AT_ONCE", 50)
         assert train(build()) == pytest.approx(whole)
+
+    def test_stacked_models_are_evaluated_on_fewer_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("normlab.study.training.supervised.EVALUATED_IN_STACKS", 50)
+        program = build()
+        data = jax.device_put(dict(program.data))
+        states = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), program.init(0))
+
+        def evaluate(axis: str | None) -> Callable[..., Any]:
+            return jax.vmap(program.evaluate, in_axes=(0, None), axis_name=axis)
+
+        assert "scan" in str(jax.make_jaxpr(evaluate(stacking.AXIS))(states, data))
+        assert "scan" not in str(jax.make_jaxpr(evaluate(None))(states, data))
+        chex.assert_trees_all_close(evaluate(stacking.AXIS)(states, data), evaluate(None)(states, data), rtol=1e-5)
 
 
 class TestModels:

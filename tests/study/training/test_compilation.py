@@ -7,7 +7,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,12 +20,14 @@ import pytest
 
 from benchmarks.speed import throughput
 from normlab import norms, study
+from normlab.models import nnx as nnx_models
+from normlab.models.convolution import PRODUCTS
 from normlab.models.mlp import MLP
 from normlab.study.data import cache
 from normlab.study.data.dataset import digits
-from normlab.study.design.program import Program
+from normlab.study.design.program import Program, Start
 from normlab.study.training import compilation_cache
-from normlab.study.training.compilation import compile_program
+from normlab.study.training.compilation import compile_program, executable, starting
 from normlab.study.training.compilation_cache import CACHE_BYTES, _machine, use_cache
 
 
@@ -64,6 +67,37 @@ class TestCompileProgram:
             assert one.metrics["train_loss"] == pytest.approx(other.metrics["train_loss"], rel=1e-4)
             assert one.metrics["test"] == pytest.approx(other.metrics["test"], abs=2.5 / 359)
         assert next(stack.train(rates[:1], seeds[:1])).metrics == stacked[0].metrics
+
+    @pytest.mark.parametrize("model", [MLP, partial(nnx_models.MLP, inputs=64)])
+    def test_accelerators_draw_weights_in_one_program(
+        self, model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        problem = study.supervised(name="small", model=partial(model, hidden=(16,)), data=digits)
+        program = problem.build(norms.get("batch"), {"batch_size": 128, "epochs": 1})
+        (_, alone), (_, stack) = (starting(program, lanes)([0.1], [3]) for lanes in (None, 2))
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        compiled = dataclasses.replace(program, init=lambda seed: pytest.fail("not one program"))
+        for lanes, expected in ((None, alone), (2, stack)):
+            rates, states = starting(compiled, lanes)([0.1], [3])
+            assert np.shape(rates) == (() if lanes is None else (lanes,))
+            chex.assert_trees_all_close(states, expected, rtol=1e-5, atol=1e-6)
+            chex.assert_trees_all_equal_dtypes(states, expected)
+
+    @pytest.mark.parametrize(
+        ("backend", "name", "library"), [("gpu", PRODUCTS, True), ("gpu", "a", False), ("cpu", PRODUCTS, False)]
+    )
+    def test_products_of_stacked_convolutions_are_left_to_the_library(
+        self, backend: str, name: str, library: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(jax, "default_backend", lambda: backend)
+        lowered: Any = SimpleNamespace(as_text=lambda debug_info: f"x/{name}/y", compile=lambda options: options)
+        assert executable(lowered) == ({"xla_gpu_enable_triton_gemm": False} if library else None)
+
+    def test_weights_that_cannot_be_traced_are_drawn_one_by_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        start = Start(np.int32, lambda seed, state: int(seed))
+        program = dataclasses.replace(small(), start=start)
+        chex.assert_trees_all_equal(starting(program, None)([0.1], [3])[1], program.init(3))
 
     def test_costs_are_those_of_training(self) -> None:
         few, many = (compile_program(small(batch_size=size)) for size in (8, 512))
