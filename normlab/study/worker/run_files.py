@@ -1,6 +1,7 @@
 """The files of runs in a folder: each is read once as long as it is the same, and runs share what is equal."""
 
 import os
+import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -83,17 +84,19 @@ class RunFiles:
             }
         )
 
-    def records(self) -> list[Record]:
-        """Return the valid runs, sorted by the names of their files."""
-        return [record for record in self._all().values() if record]
+    def read(self) -> tuple[list[Record], list[Path]]:
+        """Read the folder.
 
-    def damaged(self) -> list[Path]:
-        """List the files without a valid run: truncated, changed, or with the run of another file."""
-        return [Path(path) for path, record in self._all().items() if not record]
+        Returns:
+            The valid runs, sorted by the names of their files.
+            The files without a valid run: truncated, changed, or with the run of another file.
+        """
+        there = self._all()
+        return [one for one in there.values() if one], [Path(path) for path, one in there.items() if not one]
 
     def record(self, path: Path) -> Record | None:
         """Read the run in a file; `None` where the content is damaged or does not match the name."""
-        return self._record(path.stem, _content(path))
+        return self._record(path.stem, _content(str(path))[1])
 
     def adopt(self, path: Path, other: "RunFiles", theirs: Path) -> None:
         """Take over the record of a file that has a second name here, so that the file is not read again."""
@@ -102,9 +105,9 @@ class RunFiles:
         if before and now and before[:-1] == now[:-1]:  # the second name changes the last part
             self._read[str(path)] = now, record
 
-    def _record(self, name: str, content: bytes | None) -> Record | None:
+    def _record(self, name: str, content: bytes) -> Record | None:
         try:
-            fields = schema.parse_json(content or b"")
+            fields = schema.parse_json(content)
             checked = self._check(fields)
         except Malformed:
             return None
@@ -142,26 +145,35 @@ def _files(folder: Path, known: _Read) -> list[_File]:
     found: list[_File] = []
     with suppress(OSError), os.scandir(folder) as entries:
         for path in sorted(entry.path for entry in entries if entry.name.endswith(".json")):
-            stamp = _stamp(path)
-            unchanged = stamp is not None and path in known and known[path][0] == stamp
-            found.append((path, stamp, None if unchanged else _content(path) or b""))
+            stamp = _stamp(path) if path in known else None
+            unchanged = stamp is not None and known[path][0] == stamp
+            found.append((path, stamp, None) if unchanged else (path, *_content(path)))
     return found
 
 
-def _content(path: Path | str) -> bytes | None:
-    """Read a file of a run; `None` where the file cannot be read or is too large."""
-    try:
-        return schema.read_bytes(path, RECORD_BYTES)
-    except (OSError, Malformed):
-        return None
+def _content(path: str) -> tuple[_Stamp | None, bytes]:
+    """Read a file of a run, with its stamp; nothing where the file cannot be read or is too large."""
+    with suppress(OSError), open(path, "rb", buffering=0, opener=_at_once) as file:
+        status = os.fstat(file.fileno())
+        if stat.S_ISREG(status.st_mode) and status.st_size <= RECORD_BYTES:
+            return _stamp_of(status), file.readall()
+    return None, b""
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open a file without waiting, as for the writer of a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _stamp(path: str) -> _Stamp | None:
     """Return what identifies the content of a file without reading it; `None` where the file cannot be found."""
     try:
-        status = os.stat(path)
+        return _stamp_of(os.stat(path))
     except OSError:
         return None
+
+
+def _stamp_of(status: os.stat_result) -> _Stamp:
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 

@@ -286,11 +286,15 @@ class Store:
 
     def records(self) -> list[Record]:
         """Read all records, of any settings and identity, without damaged files."""
-        return self._runs.records()
+        return self.read()[0]
 
     def damaged(self) -> list[Path]:
         """List the files without a valid run: truncated, changed, or with the run of another file."""
-        return self._runs.damaged()
+        return self.read()[1]
+
+    def read(self) -> tuple[list[Record], list[Path]]:
+        """Return `records` and `damaged` from one look at the folder."""
+        return self._runs.read()
 
     def set_aside_damaged(self) -> list[tuple[Path, Path]]:
         """Rename damaged files so that their runs are repeated; return old and new names."""

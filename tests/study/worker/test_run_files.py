@@ -5,11 +5,12 @@ import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from normlab.study.design import schema
 from normlab.study.design.records import content_key, run_key
+from normlab.study.worker import run_files
 from normlab.study.worker.run_files import RunFiles
 from normlab.study.worker.store import Store
 from tests.support.toys import a_record
@@ -18,13 +19,13 @@ from tests.support.toys import a_record
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Counts how often each file is read."""
-    found, read = Counter[str](), schema.read_bytes
+    found, read = Counter[str](), run_files._content
 
-    def counted(path: Path | str, most: int) -> bytes:
+    def counted(path: str) -> tuple[Any, bytes]:
         found[os.path.basename(path)] += 1
-        return read(path, most)
+        return read(path)
 
-    monkeypatch.setattr(schema, "read_bytes", counted)
+    monkeypatch.setattr(run_files, "_content", counted)
     return found
 
 
@@ -86,7 +87,7 @@ def test_the_key_from_shared_texts_is_the_hash_of_run_and_identity() -> None:
 
 def test_files_are_in_the_order_of_their_names_whatever_threads_do(tmp_path: Path) -> None:
     filled(tmp_path, 60)
-    keys = [record.key for record in RunFiles(tmp_path / "runs").records()]
+    keys = [record.key for record in RunFiles(tmp_path / "runs").read()[0]]
     assert keys == sorted(keys)
     assert len(keys) == 60
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from normlab.errors import BadInput
-from normlab.study.design import discovery, schema
+from normlab.study.design import discovery
 from normlab.study.design.records import Run
 from normlab.study.driver.driver import OK, ExecutionOptions, Invocation, new_console
+from normlab.study.worker import run_files
 from normlab.study.worker.store import Header, Store
 from normlab.study.worker.strategy import Strategy
 from tests.support.toys import TOY, a_record, settings_for
@@ -136,13 +137,13 @@ class TestResume:
         self, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.invoke(toy, tmp_path / "out")
-        reads, read = Counter[str](), schema.read_bytes
+        reads, read = Counter[str](), run_files._content
 
-        def counted(path: Path | str, most: int) -> bytes:
+        def counted(path: str) -> tuple[Any, bytes]:
             reads[Path(path).name] += 1
-            return read(path, most)
+            return read(path)
 
-        monkeypatch.setattr(schema, "read_bytes", counted)
+        monkeypatch.setattr(run_files, "_content", counted)
         comparison, settings = discovery.load(str(toy)), settings_for(toy)
         invocation = Invocation(comparison, settings, tmp_path / "out", "", console=new_console(quiet=True))
         assert invocation.run(ExecutionOptions(strategy=Strategy(lanes=2))) == OK
