@@ -311,6 +311,7 @@ class Invocation:
             raise ValueError("Expected an invocation with a folder, where its report is written, got none.")
         with store.reporting():
             found, damaged = store.read()
+            store.index()
             for path in damaged:
                 self._print(f"Left out `{path}`, which does not contain the run of its name; `normlab run` repeats it.")
             records = list(current(self.plan, header.identity, found).values())

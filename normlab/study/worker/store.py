@@ -20,7 +20,8 @@ from normlab.study.design.plan import TUNING_SEEDS_FROM
 from normlab.study.design.recorded import DESCRIBED, RecordedPlan
 from normlab.study.design.records import Record, RunIdentity, as_stored, content_key
 from normlab.study.design.schema import Malformed
-from normlab.study.worker.run_files import CODE, RECORD_BYTES, RunFiles
+from normlab.study.worker.run_files import INDEX, RECORD_BYTES, RunFiles
+from normlab.study.worker.run_schema import CODE
 
 _HEADER = "comparison.json"
 _RUN_LOCK, _REPORT_LOCK = ".run.lock", ".report.lock"
@@ -223,6 +224,7 @@ class Store:
                 if locked:
                     for folder in (self.directory, self.directory / "tables", self.directory / "figures"):
                         _remove_leftovers(folder, _REPORT_NAME)
+                    _remove_leftovers(self.directory / "runs", re.escape(INDEX))
                 yield
         except OSError as error:
             raise Fault(
@@ -295,6 +297,12 @@ class Store:
     def read(self) -> tuple[list[Record], list[Path]]:
         """Return `records` and `damaged` from one look at the folder."""
         return self._runs.read()
+
+    def index(self) -> None:
+        """Write an index of the runs that have been read, where there are many; without it they are read again."""
+        if content := self._runs.index():
+            with suppress(OSError):
+                write_whole(self.directory / "runs" / INDEX, content)
 
     def set_aside_damaged(self) -> list[tuple[Path, Path]]:
         """Rename damaged files so that their runs are repeated; return old and new names."""
