@@ -215,12 +215,14 @@ class Invocation:
         """
         start = monotonic()
         with self._warm(execution) or nullcontext() as warm:
-            task = self.task(execution, opening=opening, warm=warm)
-            return self._complete(task, execution, warm, start)
+            task, ongoing = self._prepare(execution, opening=opening, warm=warm)
+            return self._complete(task, ongoing, execution, warm, start)
 
-    def _complete(self, task: Task, execution: ExecutionOptions, warm: Warm | None, start: float) -> Completion:
+    def _complete(
+        self, task: Task, ongoing: Ongoing | None, execution: ExecutionOptions, warm: Warm | None, start: float
+    ) -> Completion:
         with self.store.writing():
-            self._set_aside()
+            found = self._sound_records()
             for sentence in self._too_few_seeds():
                 self._print(sentence)
             spent = self._spent(task.identity)
@@ -235,13 +237,12 @@ class Invocation:
             )
             self.store.write_header(header)
             self._written.append(header)
-            found = self.store.records()
             known = current(self.plan, task.identity, found)
             if outdated := identity.outdated(task.identity, found):
                 self._print(outdated)
             try:
                 until = start + execution.time_budget
-                done, planned = self._execute(task, known, execution, warm, until)
+                done, planned = self._execute(task, known, ongoing, execution, warm, until)
             except RuntimeError as error:
                 raise error if isinstance(error, Fault) else Fault(str(error)) from error
             finally:
@@ -340,8 +341,18 @@ class Invocation:
             webbrowser.open(path.resolve().as_uri())
         return OK if any(record.status == "ok" for record in records) or self.plan.pending(records) else FAILED
 
-    def task(self, execution: ExecutionOptions, *, opening: bool = False, warm: Warm | None = None) -> Task:
+    def task(self, execution: ExecutionOptions) -> Task:
         """Check everything that can be checked before a run, and make the task of the workers.
+
+        Raises:
+            BadInput: If a check fails.
+        """
+        return self._prepare(execution)[0]
+
+    def _prepare(
+        self, execution: ExecutionOptions, *, opening: bool = False, warm: Warm | None = None
+    ) -> tuple[Task, Ongoing | None]:
+        """Make the task of the workers as `task` does, and plan the runs where the folder may have some.
 
         Args:
             execution: Options of the execution.
@@ -360,20 +371,20 @@ class Invocation:
             strategy = self._with_lanes(strategy, execution)
             task = self._task(strategy, checked)
             if not opening and not resumed:
-                return task
+                return task, None
             ongoing = self._ongoing(task)
             if resumed and self._check_pending(execution, ongoing):
                 task = self._task(strategy, checked)
                 ongoing = self._ongoing(task)
             if not opening:
-                return task
+                return task, ongoing
             time = self._time(execution, task, checked, ongoing)
         where = (
             f" Runs are kept in `{self.output}`: Ctrl-C is safe, and the same command resumes." if self.output else ""
         )
         self._print(f"{self.comparison.question} {announce.size(ongoing, self.configurations)}")
         self._print(f"{time}{where}".lstrip())
-        return task
+        return task, ongoing
 
     def _warm(self, execution: ExecutionOptions) -> Warm | None:
         """Make workers that start early, for a whole comparison of which no run has been made.
@@ -514,13 +525,20 @@ class Invocation:
         self,
         task: Task,
         known: dict[Run, Record],
+        before: Ongoing | None,
         execution: ExecutionOptions,
         warm: Warm | None,
         deadline: float,
     ) -> tuple[int, int]:
-        """Add to `known` until nothing is pending or time is over; return the numbers of finished and planned runs."""
+        """Add to `known` until nothing is pending or time is over; return the numbers of finished and planned runs.
+
+        The plan of `before` is used if its records are still those of the folder.
+        """
         again = _again(known, execution)
-        ongoing = Ongoing(self.plan, (record for run, record in known.items() if run not in again))
+        if before and not again and before.known == known:
+            ongoing = before
+        else:
+            ongoing = Ongoing(self.plan, (record for run, record in known.items() if run not in again))
         rounds = time_budget.rounds(self.plan) if math.isfinite(execution.time_budget) else ()
 
         def pending() -> list[list[Run]]:
@@ -546,11 +564,14 @@ class Invocation:
 
         return filter(None, [support(self.settings.seeds, len(self.settings.norms))])
 
-    def _set_aside(self) -> None:
-        for path, aside in self.store.set_aside_damaged():
+    def _sound_records(self) -> list[Record]:
+        """Read the store, and set damaged files aside."""
+        found, renamed = self.store.repaired()
+        for path, aside in renamed:
             self._print(
                 f"`{path}` does not contain the run of its name; it is `{aside.name}` now, and the run repeated."
             )
+        return found
 
     def _spent(self, described: RunIdentity) -> float:
         """Return the seconds of the earlier invocations from which this one resumes."""

@@ -104,8 +104,8 @@ class RunStore(Protocol):
         """Return all records, of any settings and identity."""
         ...
 
-    def set_aside_damaged(self) -> list[tuple[Path, Path]]:
-        """Rename damaged files so that their runs are repeated; return old and new names."""
+    def repaired(self) -> tuple[list[Record], list[tuple[Path, Path]]]:
+        """Return all records, and rename damaged files so that their runs are repeated; return old and new names."""
         ...
 
 
@@ -304,12 +304,13 @@ class Store:
             with suppress(OSError):
                 write_whole(self.directory / "runs" / INDEX, content)
 
-    def set_aside_damaged(self) -> list[tuple[Path, Path]]:
-        """Rename damaged files so that their runs are repeated; return old and new names."""
-        renamed = [(path, path.with_name(f"{path.name}.corrupt")) for path in self.damaged()]
+    def repaired(self) -> tuple[list[Record], list[tuple[Path, Path]]]:
+        """Return all records, and rename damaged files so that their runs are repeated; return old and new names."""
+        records, damaged = self.read()
+        renamed = [(path, path.with_name(f"{path.name}.corrupt")) for path in damaged]
         for path, aside in renamed:
             os.replace(path, aside)
-        return renamed
+        return records, renamed
 
     def _path(self, key: str) -> Path:
         return self.directory / "runs" / key[:2] / f"{key}.json"
@@ -362,9 +363,9 @@ class MemoryStore:
         """Return all records, of any settings and identity."""
         return list(self._records.values())
 
-    def set_aside_damaged(self) -> list[tuple[Path, Path]]:
-        """Do nothing: records in memory cannot be damaged."""
-        return []
+    def repaired(self) -> tuple[list[Record], list[tuple[Path, Path]]]:
+        """Return all records; those in memory cannot be damaged."""
+        return self.records(), []
 
 
 def _link_whole(source: Path, path: Path) -> None:
