@@ -3,10 +3,11 @@
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from time import perf_counter
 from typing import Generic, TypeVar
 
 from normlab.study.design import schema
@@ -28,6 +29,10 @@ INDEX_BYTES = 2**30
 
 MANY = 2000
 """Files that are read one by one, above which the next time is worth an index."""
+
+SLOW = 2e-4
+"""Seconds for a file above which threads read ahead: a cold disk or a network takes more, memory a tenth of it, and
+there threads would wait for each other."""
 
 THREADS = 16
 """Number of folders that are read at a time."""
@@ -116,9 +121,12 @@ class RunFiles:
         """Read the files that are new or have changed since the last call, or since the index was written."""
         known, self._read = self._read or self._indexed(), {}
         for path, stamp, content in self._contents(known):
-            name = os.path.basename(path).removesuffix(".json")
-            self._read[path] = known[path] if content is None else (stamp, self._record(name, content))
-            self._unindexed += content is not None
+            if content is None:
+                self._read[path] = known[path]
+            else:
+                name = os.path.basename(path).removesuffix(".json")
+                self._read[path] = stamp, self._record(name, content)
+                self._unindexed += 1
         return {path: record for path, (_, record) in self._read.items()}
 
     def _indexed(self) -> _Read:
@@ -128,18 +136,31 @@ class RunFiles:
         except (OSError, Malformed):
             return {}
         there = run_index.decode(content)
-        return {os.path.join(self._folder, key[:2], f"{key}.json"): found for key, found in there.items()}
+        return {f"{self._folder}{os.sep}{key[:2]}{os.sep}{key}.json": found for key, found in there.items()}
 
     def _contents(self, known: _Read) -> Iterator[_File]:
-        """Yield all files in order; threads read some folders ahead, since a cold disk takes a millisecond a file."""
-        ahead = deque[Future[list[_File]]]()
-        with ThreadPoolExecutor(THREADS) as threads:
-            for folder in sorted(self._folder.glob("??")):
-                ahead.append(threads.submit(_files, folder, known))
-                if len(ahead) > THREADS:
-                    yield from ahead.popleft().result()
-            for files in ahead:
-                yield from files.result()
+        """Yield all files in order, read ahead by threads once a disk turns out to be slow."""
+        folders = deque(sorted(self._folder.glob("??")))
+        quick = True
+        while folders and quick:
+            begin = perf_counter()
+            files = _files(folders.popleft(), known)
+            quick = perf_counter() - begin < SLOW * max(1, len(files))
+            yield from files
+        if folders:
+            yield from _read_ahead(folders, known)
+
+
+def _read_ahead(folders: Iterable[Path], known: _Read) -> Iterator[_File]:
+    """Yield the files of folders in order, while threads read the next ones."""
+    ahead = deque[Future[list[_File]]]()
+    with ThreadPoolExecutor(THREADS) as threads:
+        for folder in folders:
+            ahead.append(threads.submit(_files, folder, known))
+            if len(ahead) > THREADS:
+                yield from ahead.popleft().result()
+        for files in ahead:
+            yield from files.result()
 
 
 def _files(folder: Path, known: _Read) -> list[_File]:

@@ -1,6 +1,7 @@
 """Files of runs are read once as long as they are the same, and runs share what is equal."""
 
 import json
+import math
 import os
 import shutil
 from collections import Counter
@@ -87,7 +88,11 @@ def test_the_key_from_shared_texts_is_the_hash_of_run_and_identity() -> None:
     assert record.key == content_key(record.run, record.identity)
 
 
-def test_files_are_in_the_order_of_their_names_whatever_threads_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("slow", [0.0, math.inf], ids=["slow", "quick"])
+def test_files_are_in_the_order_of_their_names_whatever_threads_do(
+    slow: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_files, "SLOW", slow)
     filled(tmp_path, 60)
     keys = [record.key for record in RunFiles(tmp_path / "runs").read()[0]]
     assert keys == sorted(keys)
