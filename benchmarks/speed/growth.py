@@ -343,7 +343,7 @@ def driver(size: Size, there: Path) -> Row:
     before, begin, busy = os.getloadavg()[0], time.perf_counter(), time.process_time()
     plan = Plan(comparison, settings)
     ongoing, limit, every = Ongoing(plan, []), RunLimit(plan), frozenset(plan.configurations)
-    display = Display(new_console(quiet=True), plan, every, [])
+    display = Display(new_console(quiet=True), ongoing, every)
     pending = lambda: list(time_budget.pending(ongoing, (), every))  # noqa: E731
     for record in schedule.records(task, plan, pending, Instant, limit=limit):
         ongoing.add(record)
