@@ -216,8 +216,8 @@ class Row:
         return self.section, self.kind, self.what, self.n
 
 
-COMMANDS = ("report", "resume", "resume, 10 left", "dry run", "merge", "verify")
-"""Commands that are measured on each folder."""
+COMMANDS = ("report, first", "report", "resume", "resume, 10 left", "dry run", "merge", "verify", "list")
+"""Commands that are measured on each folder; the first report finds no index of the runs."""
 
 
 def main() -> None:
@@ -284,8 +284,14 @@ def folders(sizes: Sequence[Size], commands: Sequence[str], there: Path) -> Iter
 
 def on_folder(command: str, size: Size, source: Path, folder: Path, environ: Mapping[str, str]) -> dict[str, float]:
     """Prepare a folder for a command, and measure the command."""
+    from normlab.study.worker.run_files import INDEX
+
     run, merged = ["run", *arguments(size, source, folder)], folder.with_name("merged")
-    if command == "report":
+    if command == "report, first":
+        (folder / "runs" / INDEX).unlink(missing_ok=True)
+    if command == "list":
+        return measured(["list", "tiers", str(source)], environ)
+    if command.startswith("report"):
         return measured(["report", str(folder)], environ, folder)
     if command == "dry run":
         return measured([*run, "--dry-run"], environ)
@@ -337,7 +343,7 @@ def driver(size: Size, there: Path) -> Row:
     before, begin, busy = os.getloadavg()[0], time.perf_counter(), time.process_time()
     plan = Plan(comparison, settings)
     ongoing, limit, every = Ongoing(plan, []), RunLimit(plan), frozenset(plan.configurations)
-    display = Display(new_console(quiet=True), plan, every, [])
+    display = Display(new_console(quiet=True), ongoing, every)
     pending = lambda: list(time_budget.pending(ongoing, (), every))  # noqa: E731
     for record in schedule.records(task, plan, pending, Instant, limit=limit):
         ongoing.add(record)

@@ -11,6 +11,7 @@ from normlab.study.design.plan import Plan
 from normlab.study.design.provenance import usable_cpus
 from normlab.study.design.request import DEFAULT_TIER, Request, norm_of
 from normlab.study.driver.estimate import about, remaining
+from normlab.study.driver.ongoing import Ongoing
 
 __all__ = ["KINDS", "SECONDS", "lines"]
 
@@ -117,7 +118,7 @@ def _tiers(sources: Sequence[str]) -> Iterator[str]:
 def _tier(comparison: Comparison, source: str, tier: str) -> str:
     settings = Request(comparison, {"tier": Given(tier, "`--tier`")}).settings(source)
     plan = Plan(comparison, settings)
-    runs = remaining(plan, [], plan.configurations)
+    runs = remaining(Ongoing(plan, []), plan.configurations)
     compiling, run = SECONDS.get(source, (0.0, 0.0))
     run *= settings.epochs / max(other.epochs for other in comparison.tiers.values())
     seconds = (len(runs) * compiling + sum(runs.values()) * run) / usable_cpus()

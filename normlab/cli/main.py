@@ -2,6 +2,7 @@
 
 import _thread
 import errno
+import gc
 import os
 import shlex
 import shutil
@@ -190,6 +191,7 @@ def _command(given: list[str]) -> int:
     commands = {"run": _run, "report": _report, "merge": _merge, "verify": _verify, "list": _list}
     if name in commands:
         _check_address_space()
+        gc.set_threshold(*_RARE_COLLECTIONS)
         return commands[name](rest)
     if name in ("-h", "--help"):
         print(_HELP)
@@ -200,6 +202,10 @@ def _command(given: list[str]) -> int:
     else:
         raise BadInput(f"Unknown command `{name}`. {_meant(name, [*commands, '--help', '--version'])}")
     return OK
+
+
+_RARE_COLLECTIONS = 100_000, 50, 100
+"""Thresholds of the collector of garbage: records are many objects without cycles, which each collection visits."""
 
 
 def _complete() -> None:

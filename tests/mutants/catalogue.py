@@ -704,7 +704,7 @@ MUTANTS = (
     Mutant(
         "a file of a run is read once, whatever is written to it later",
         "study/worker/run_files.py",
-        ("path in known and known[path][0] == stamp", "path in known"),
+        ("stamp is not None and known[path][0] == stamp", "path in known"),
         ("study/worker/test_run_files.py::test_new_replaced_and_edited_files_are_read_again",),
     ),
     Mutant(

@@ -34,6 +34,8 @@ EXCUSED: Mapping[str, str] = {
     "normlab.study.report": _SHOWS,
     "normlab.study.worker.identity": "makes the identity itself",
     "normlab.study.worker.run_files": "reads finished records",
+    "normlab.study.worker.run_index": "reads finished records",
+    "normlab.study.worker.run_schema": "reads finished records",
     "normlab.study.worker.store": _KEEPS,
     "normlab.suggestions": "texts of messages",
 }

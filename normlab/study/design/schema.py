@@ -69,7 +69,7 @@ def parse_json(content: bytes) -> Any:
         Malformed: If it is no JSON, nested too deeply, or contains NaN or an infinity.
     """
     try:
-        return json.loads(content.decode("utf-8"), parse_constant=_no_number)
+        return _DECODER.decode(content.decode("utf-8"))
     except RecursionError:
         raise Malformed("expected JSON, got brackets that are nested too deeply") from None
     except ValueError as error:
@@ -188,7 +188,14 @@ def table(check: Check[Value], most: int = 1000, keys: Check[str] | None = None)
             raise _wrong("an object", value)
         if len(value) > most:
             raise Malformed(f"expected at most {most} names, got {len(value)}")
-        return {of_keys(name): _at(name, check, item) for name, item in value.items()}
+        found: dict[str, Value] = {}
+        for name, item in value.items():
+            key = of_keys(name)
+            try:
+                found[key] = check(item)
+            except Malformed as error:
+                raise error.within(name) from None
+        return found
 
     return check_all
 
@@ -199,7 +206,7 @@ def fields(
     any_other: Check[object] | None = None,
 ) -> Check[dict[str, Any]]:
     """Check for an object with all required names, optional names, and further names if they have a check."""
-    known = {**required, **(others or {})}
+    known, other = {**required, **(others or {})}, any_other or _unknown
 
     def check(value: object) -> dict[str, object]:
         if not _is_object(value):
@@ -207,7 +214,13 @@ def fields(
         for name in required:
             if name not in value:
                 raise Malformed(f"expected `{name}`, got nothing")
-        return {name: _at(name, known.get(name, any_other or _unknown), item) for name, item in value.items()}
+        found: dict[str, object] = {}
+        for name, item in value.items():
+            try:
+                found[name] = known.get(name, other)(item)
+            except Malformed as error:
+                raise error.within(name) from None
+        return found
 
     return check
 
@@ -235,11 +248,11 @@ def _is_object(value: object) -> TypeGuard[Mapping[str, object]]:
     return isinstance(value, Mapping)
 
 
-def _at(part: str | int, check: Check[Value], value: object) -> Value:
+def _at(index: int, check: Check[Value], value: object) -> Value:
     try:
         return check(value)
     except Malformed as error:
-        raise error.within(part) from None
+        raise error.within(index) from None
 
 
 def _wrong(expected: str, value: object) -> Malformed:
@@ -255,3 +268,6 @@ def _short(text: str, most: int = 60) -> str:
 
 def _no_number(name: str) -> NoReturn:
     raise Malformed(f"expected numbers that are finite, got {name}")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_number)

@@ -3,18 +3,19 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from normlab.study.design.plan import Plan
-from normlab.study.design.records import Configuration, Record
+from normlab.study.design.records import Configuration
 from normlab.study.driver.estimate import Cost, Work, about, remaining, seconds_of
+from normlab.study.driver.ongoing import Ongoing
 from normlab.study.report.formatting import count, listed
 
 __all__ = ["cannot_run", "described", "size", "stacks", "time"]
 
 
-def size(plan: Plan, configurations: Collection[Configuration], records: Iterable[Record]) -> str:
+def size(ongoing: Ongoing, configurations: Collection[Configuration]) -> str:
     """Say what is compared, and how many runs that takes."""
-    settings, records = plan.settings, list(records)
-    left = remaining(plan, records, configurations)
-    done = sum(record.run.configuration in left for record in records)
+    plan, settings = ongoing.plan, ongoing.plan.settings
+    left = remaining(ongoing, configurations)
+    done = sum(len(ongoing.planned[one].runs) - len(ongoing.missing(one)) for one in left)
     curves = [
         f"{plan.curve(name).factor.label} {', '.join(map(str, settings.values[name]))}" for name in settings.curves
     ]

@@ -4,8 +4,8 @@ import math
 import os
 import sys
 import webbrowser
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,7 +29,6 @@ from normlab.study.design.records import (
     RunIdentity,
     canonical_json,
     cell_text,
-    key_from_texts,
     of_problem,
 )
 from normlab.study.design.request import Request
@@ -216,12 +215,14 @@ class Invocation:
         """
         start = monotonic()
         with self._warm(execution) or nullcontext() as warm:
-            task = self.task(execution, opening=opening, warm=warm)
-            return self._complete(task, execution, warm, start)
+            task, ongoing = self._prepare(execution, opening=opening, warm=warm)
+            return self._complete(task, ongoing, execution, warm, start)
 
-    def _complete(self, task: Task, execution: ExecutionOptions, warm: Warm | None, start: float) -> Completion:
+    def _complete(
+        self, task: Task, ongoing: Ongoing | None, execution: ExecutionOptions, warm: Warm | None, start: float
+    ) -> Completion:
         with self.store.writing():
-            self._set_aside()
+            found = self._sound_records()
             for sentence in self._too_few_seeds():
                 self._print(sentence)
             spent = self._spent(task.identity)
@@ -236,13 +237,12 @@ class Invocation:
             )
             self.store.write_header(header)
             self._written.append(header)
-            found = self.store.records()
             known = current(self.plan, task.identity, found)
             if outdated := identity.outdated(task.identity, found):
                 self._print(outdated)
             try:
                 until = start + execution.time_budget
-                done, planned = self._execute(task, known, execution, warm, until)
+                done, planned = self._execute(task, known, ongoing, execution, warm, until)
             except RuntimeError as error:
                 raise error if isinstance(error, Fault) else Fault(str(error)) from error
             finally:
@@ -279,12 +279,12 @@ class Invocation:
         checked = self._checked(execution, every=False)
         known_lanes = self._known_lanes(strategy, execution)
         task = self._task(replace(strategy, lanes=known_lanes or strategy.lanes), checked)
-        known = self._known(task)
+        ongoing = self._ongoing(task)
         lines = [
             self.comparison.question,
             *announce.described(self.plan),
-            announce.size(self.plan, self.configurations, known),
-            self._time(execution, task, checked, known),
+            announce.size(ongoing, self.configurations),
+            self._time(execution, task, checked, ongoing),
             announce.stacks(known_lanes) if strategy.lanes else "",
             announce.cannot_run(reason for c, reason in checked.invalid.items() if c in self.configurations),
             *self._too_few_seeds(),
@@ -311,9 +311,10 @@ class Invocation:
         if self.output is None or not isinstance(store, Store):
             raise ValueError("Expected an invocation with a folder, where its report is written, got none.")
         with store.reporting():
-            for path in store.damaged():
+            found, damaged = store.read()
+            store.index()
+            for path in damaged:
                 self._print(f"Left out `{path}`, which does not contain the run of its name; `normlab run` repeats it.")
-            found = store.records()
             records = list(current(self.plan, header.identity, found).values())
             outdated = identity.outdated(header.identity, found)
             if not records:
@@ -340,8 +341,18 @@ class Invocation:
             webbrowser.open(path.resolve().as_uri())
         return OK if any(record.status == "ok" for record in records) or self.plan.pending(records) else FAILED
 
-    def task(self, execution: ExecutionOptions, *, opening: bool = False, warm: Warm | None = None) -> Task:
+    def task(self, execution: ExecutionOptions) -> Task:
         """Check everything that can be checked before a run, and make the task of the workers.
+
+        Raises:
+            BadInput: If a check fails.
+        """
+        return self._prepare(execution)[0]
+
+    def _prepare(
+        self, execution: ExecutionOptions, *, opening: bool = False, warm: Warm | None = None
+    ) -> tuple[Task, Ongoing | None]:
+        """Make the task of the workers as `task` does, and plan the runs where the folder may have some.
 
         Args:
             execution: Options of the execution.
@@ -354,20 +365,26 @@ class Invocation:
         """
         strategy = self._strategy(execution)
         made = partial(warm.start, strategy) if warm else lambda: None
-        if not opening:
-            checked = self._checked(execution, made=made)
-            return self._task(self._with_lanes(strategy, execution), checked)
-        with self._status("Checking every program before the first run"):
-            checked = self._checked(execution, made=made)
-            task = self._task(self._with_lanes(strategy, execution), checked)
-            known = self._known(task)
-            time = self._time(execution, task, checked, known)
+        resumed = self.store.header() is not None
+        with self._status("Checking every program before the first run") if opening else nullcontext():
+            checked = self._checked(execution, every=not resumed, made=made)
+            strategy = self._with_lanes(strategy, execution)
+            task = self._task(strategy, checked)
+            if not opening and not resumed:
+                return task, None
+            ongoing = self._ongoing(task)
+            if resumed and self._check_pending(execution, ongoing):
+                task = self._task(strategy, checked)
+                ongoing = self._ongoing(task)
+            if not opening:
+                return task, ongoing
+            time = self._time(execution, task, checked, ongoing)
         where = (
             f" Runs are kept in `{self.output}`: Ctrl-C is safe, and the same command resumes." if self.output else ""
         )
-        self._print(f"{self.comparison.question} {announce.size(self.plan, self.configurations, known)}")
+        self._print(f"{self.comparison.question} {announce.size(ongoing, self.configurations)}")
         self._print(f"{time}{where}".lstrip())
-        return task
+        return task, ongoing
 
     def _warm(self, execution: ExecutionOptions) -> Warm | None:
         """Make workers that start early, for a whole comparison of which no run has been made.
@@ -463,16 +480,39 @@ class Invocation:
             BadInput: If a check fails.
             Unfinished: If the time budget ends.
         """
-        deadline, every = monotonic() + execution.time_budget, every and math.isinf(execution.time_budget)
+        with self._tracing(execution) as limit:
+            return preflight.data_of(self.plan, limit, every=every and math.isinf(execution.time_budget), made=made)
+
+    def _check_pending(self, execution: ExecutionOptions, ongoing: Ongoing) -> bool:
+        """Trace the configurations of a resumed comparison that have runs to make; return whether there are any.
+
+        Under a time budget none is traced.
+
+        Raises:
+            BadInput: If a check fails.
+        """
+        if math.isfinite(execution.time_budget):
+            return False
+        left = estimate.remaining(ongoing, self.configurations)
+        again = _again(ongoing.known, execution)
+        pending = {one for one, runs in left.items() if runs} | {run.configuration for run in again}
+        with self._tracing(execution) as limit:
+            preflight.trace(self.plan, [one for one in left if one in pending], limit)
+        return bool(pending)
+
+    @contextmanager
+    def _tracing(self, execution: ExecutionOptions) -> Iterator[Callable[[], float]]:
+        """Import like the comparison, and yield a function that returns the seconds a configuration may take.
+
+        Raises:
+            BadInput: If a configuration takes longer than a run may.
+            Unfinished: If the time budget ends.
+        """
+        deadline = monotonic() + execution.time_budget
         run_timeout = math.inf if execution.run_timeout is None else execution.run_timeout
         try:
             with discovery.importing(self._file):
-                return preflight.data_of(
-                    self.plan,
-                    lambda: min(run_timeout, deadline - monotonic()),
-                    every=every,
-                    made=made,
-                )
+                yield lambda: min(run_timeout, deadline - monotonic())
         except limits.OutOfTime:
             if monotonic() >= deadline:
                 raise Unfinished("Stopped by the time budget before the first run. Nothing is lost.") from None
@@ -485,13 +525,20 @@ class Invocation:
         self,
         task: Task,
         known: dict[Run, Record],
+        before: Ongoing | None,
         execution: ExecutionOptions,
         warm: Warm | None,
         deadline: float,
     ) -> tuple[int, int]:
-        """Add to `known` until nothing is pending or time is over; return the numbers of finished and planned runs."""
-        again = {run for run, record in known.items() if execution.retry_failed and record.status in RETRIED}
-        ongoing = Ongoing(self.plan, (record for run, record in known.items() if run not in again))
+        """Add to `known` until nothing is pending or time is over; return the numbers of finished and planned runs.
+
+        The plan of `before` is used if its records are still those of the folder.
+        """
+        again = _again(known, execution)
+        if before and not again and before.known == known:
+            ongoing = before
+        else:
+            ongoing = Ongoing(self.plan, (record for run, record in known.items() if run not in again))
         rounds = time_budget.rounds(self.plan) if math.isfinite(execution.time_budget) else ()
 
         def pending() -> list[list[Run]]:
@@ -517,11 +564,14 @@ class Invocation:
 
         return filter(None, [support(self.settings.seeds, len(self.settings.norms))])
 
-    def _set_aside(self) -> None:
-        for path, aside in self.store.set_aside_damaged():
+    def _sound_records(self) -> list[Record]:
+        """Read the store, and set damaged files aside."""
+        found, renamed = self.store.repaired()
+        for path, aside in renamed:
             self._print(
                 f"`{path}` does not contain the run of its name; it is `{aside.name}` now, and the run repeated."
             )
+        return found
 
     def _spent(self, described: RunIdentity) -> float:
         """Return the seconds of the earlier invocations from which this one resumes."""
@@ -537,16 +587,16 @@ class Invocation:
         self._print("No run has finished yet.")
         return OK
 
-    def _known(self, task: Task) -> list[Record]:
-        """List the current records of planned runs."""
-        return self.plan.relevant(current(self.plan, task.identity, self.store.records()).values())
+    def _ongoing(self, task: Task) -> Ongoing:
+        """Plan what the current records of the folder leave to do."""
+        return Ongoing(self.plan, current(self.plan, task.identity, self.store.records()).values())
 
     def _time(
         self,
         execution: ExecutionOptions,
         task: Task,
         checked: preflight.Checked,
-        known: Sequence[Record],
+        ongoing: Ongoing,
     ) -> str:
         """Say how long the pending runs take, from the records that are there, else from the size of programs."""
         stops, budget = "", execution.time_budget
@@ -555,8 +605,8 @@ class Invocation:
         if not task.strategy.one_thread or not isinstance(execution.executor, Local):
             return stops
         workers = min(execution.executor.jobs or usable_cpus(), usable_cpus())
-        left = estimate.remaining(self.plan, known, self.configurations)
-        costs = estimate.costs_of(known)
+        left = estimate.remaining(ongoing, self.configurations)
+        costs = estimate.costs_of(ongoing.relevant)
         needed = {configuration.problem for configuration, runs in left.items() if runs}
         unknown = needed - {configuration.problem for configuration in costs}
         found = {c: self._by_size(program) for c, program in checked.extremes.items() if c.problem in unknown}
@@ -602,26 +652,42 @@ def _executor(request: Request) -> Executor:
     return Local(jobs, apart=bool({"run_timeout", "time_budget"} & request.given.keys()))
 
 
+def _again(known: Mapping[Run, Record], execution: ExecutionOptions) -> set[Run]:
+    """Select the failed runs that are repeated."""
+    return {run for run, record in known.items() if execution.retry_failed and record.status in RETRIED}
+
+
 def _not_traced(checked: preflight.Checked) -> str:
     if checked.traced == checked.built:
         return ""
     return (
         f"All {checked.built} programs were built and {checked.traced} of them traced, one for each norm of a problem; "
-        "without `--dry-run` all are, before the first run."
+        "without `--dry-run` all are that have runs to make, before the first of these."
     )
 
 
 def current(plan: Plan, described: RunIdentity, records: Iterable[Record]) -> dict[Run, Record]:
-    """Select the records whose key this code, comparison and machine would give again, by run."""
+    """Select the records whose key this code, comparison and machine would give again, by run.
+
+    The key of a record is that of its run and identity, so that these two decide; records share them.
+    """
     cells = {configuration: cell_text(configuration) for configuration in plan.configurations}
     identities = {name: canonical_json(of_problem(described, name)) for name in plan.settings.problems}
-    return {
-        record.run: record
-        for record in records
-        if (cell := cells.get(record.run.configuration))
-        and record.key == key_from_texts(record.run, cell, identities[record.run.configuration.problem])
-        and fits(plan, record)
-    }
+
+    def is_ours(configuration: Configuration, of: Mapping[str, object]) -> bool:
+        """Compare texts, since equality does not distinguish 1 from 1.0 and from true."""
+        ours = cells.get(configuration) == cell_text(configuration)
+        return ours and identities[configuration.problem] == canonical_json(of)
+
+    there, known = list(records), dict[tuple[int, int], bool]()
+    found: dict[Run, Record] = {}
+    for record in there:
+        shared = id(record.run.configuration), id(record.identity)
+        if shared not in known:
+            known[shared] = is_ours(record.run.configuration, record.identity)
+        if known[shared] and fits(plan, record):
+            found[record.run] = record
+    return found
 
 
 _TOKENS: list[tuple[Comparison, str]] = []

@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from normlab.study.design.plan import Plan
 from normlab.study.design.records import Configuration, Record
+from normlab.study.driver.ongoing import Ongoing
 
 __all__ = ["Cost", "Work", "about", "costs_of", "remaining", "seconds_of"]
 
@@ -40,15 +40,12 @@ class Work:
     steps: int
 
 
-def remaining(
-    plan: Plan, records: Iterable[Record], configurations: Collection[Configuration]
-) -> dict[Configuration, int]:
+def remaining(ongoing: Ongoing, configurations: Collection[Configuration]) -> dict[Configuration, int]:
     """Count the runs that are still to be made, by configuration, without those that cannot be run."""
-    known = {record.run: record for record in records}
     return {
-        configuration: sum(run not in known for run in planned.runs) + planned.to_come
-        for configuration, planned in plan.of(known.values()).items()
-        if configuration in configurations and not plan.incompatible(configuration)
+        configuration: len(ongoing.missing(configuration)) + planned.to_come
+        for configuration, planned in ongoing.planned.items()
+        if configuration in configurations and not ongoing.plan.incompatible(configuration)
     }
 
 

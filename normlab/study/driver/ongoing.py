@@ -41,6 +41,11 @@ class Ongoing:
         self._update()
         return self._missing[configuration]
 
+    @property
+    def relevant(self) -> list[Record]:
+        """The records of planned runs, without those of other grids, seeds or norms."""
+        return [self.known[run] for of in self.planned.values() for run in of.runs if run in self.known]
+
     def group(self, configuration: Configuration) -> int:
         """Return the number of the group of a configuration."""
         return self._group[configuration]

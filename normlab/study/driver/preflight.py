@@ -3,11 +3,13 @@
 The configurations of a problem with one norm share a representative, the first that can be trained. The whole step of
 the representative is traced, the steps of the others as far as the loss (see `Program.forward`). A dry run traces the
 representatives alone, the first of a problem as a whole, the others as far as the loss; so does a run with a time
-budget, of which the checks are a part.
+budget, of which the checks are a part. A run that resumes traces the representatives, and beyond them the
+configurations that have runs to make.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from enum import Enum
 from typing import NamedTuple
@@ -112,6 +114,23 @@ def data_of(
         invalid={configuration: reason for configuration, reason in reasons.items() if reason},
         traced=len(programs if every else representatives),
     )
+
+
+def trace(plan: Plan, configurations: Iterable[Configuration], limit: Callable[[], float]) -> None:
+    """Trace configurations as far as the loss; one that cannot be trained is recorded when its turn comes.
+
+    Args:
+        plan: The plan of the configurations.
+        configurations: The configurations.
+        limit: Returns the seconds that the next configuration may take.
+
+    Raises:
+        OutOfTime: If one takes longer.
+        BadInput: If a configuration cannot be traced.
+    """
+    for configuration in configurations:
+        with suppress(Untrainable), limits.at_most(limit()):
+            traced(plan, configuration, TraceDepth.FORWARD)
 
 
 def _extremes(programs: Mapping[Configuration, Program]) -> dict[Configuration, Program]:

@@ -17,6 +17,7 @@ from normlab.study.analysis.results import Analysis, CurveResult, ProblemResult,
 from normlab.study.design.comparison import Comparison, Settings
 from normlab.study.design.records import RunIdentity, canonical_json
 from normlab.study.design.request import to_toml
+from normlab.study.report.apart import spread
 from normlab.study.report.tables import rows, run_rows, series_rows, slug, to_csv, to_latex
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 _SAFE = "".join(chr(code) for code in range(33, 127) if chr(code) not in "%#&<>'")
 
+
+MANY_CELLS = 100
+"""Cells of all tables from which on the figures are worth further processes, which take a second to start."""
 
 MOST_EMBEDDED = 2**20
 """Bytes of a file above which the page links to the file beside it, so that browsers open the page at any size."""
@@ -112,18 +116,29 @@ def describe(
 
 def figure_files(analysis: Analysis) -> dict[tuple[str, str, str], Figure]:
     """Draw the figures that are not empty by problem, curve and kind."""
+    looks = dataclasses.replace(analysis, problems=(), runs=(), costs=(), series=())
+    curves = [(looks, *found) for found in _stems(analysis)]
+    drawn = spread(_figures_of, curves) if len(analysis.cells) >= MANY_CELLS else map(_figures_of, curves)
+    return {key: figure for found in drawn for key, figure in found.items()}
+
+
+_Curve = tuple[Analysis, str, ProblemResult, CurveResult]
+"""The looks of all figures, and the file name, the problem and the result of a curve."""
+
+
+def _figures_of(found: _Curve) -> dict[tuple[str, str, str], Figure]:
+    """Draw the figures of a curve that are not empty."""
     from normlab.study.report import figures  # loads matplotlib
 
+    looks, stem, problem, curve = found
     kinds = {"error": figures.error_figure, "loss": figures.loss_figure, "tuning": figures.tuning_figure}
-    found = {}
-    for stem, problem, curve in _stems(analysis):
-        for kind, draw in kinds.items():
-            label = f"{_ABOUT[kind]}: {problem.title}, {curve.title}"
-            if drawing := draw(analysis, problem, curve):
-                found[problem.name, curve.name, kind] = _figure(
-                    drawing, f"{kind}-{stem}", label, for_print=analysis.claims
-                )
-    return found
+    return {
+        (problem.name, curve.name, kind): _figure(
+            drawing, f"{kind}-{stem}", f"{_ABOUT[kind]}: {problem.title}, {curve.title}", for_print=looks.claims
+        )
+        for kind, draw in kinds.items()
+        if (drawing := draw(looks, problem, curve))
+    }
 
 
 _ABOUT = {

@@ -1,54 +1,45 @@
 """The files of runs in a folder: each is read once as long as it is the same, and runs share what is equal."""
 
 import os
+import stat
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
+from time import perf_counter
 from typing import Generic, TypeVar
 
 from normlab.study.design import schema
-from normlab.study.design.records import (
-    EVALUATE,
-    STATUSES,
-    TUNE,
-    Configuration,
-    Record,
-    Run,
-    canonical_json,
-    cell_text,
-    content_key,
-    frozen,
-    key_from_texts,
-)
+from normlab.study.design.records import Record, Run, canonical_json, cell_text, content_key, key_from_texts
 from normlab.study.design.schema import Check, Malformed
+from normlab.study.worker import run_index, run_schema
+from normlab.study.worker.run_index import Stamp
 
-__all__ = ["CODE", "KEY", "RECORD_BYTES", "RunFiles"]
+__all__ = ["INDEX", "RECORD_BYTES", "RunFiles"]
 
 RECORD_BYTES = 16 * 2**20
 """The largest size of the file of a run."""
 
-KEY = schema.text(64, "[0-9a-f]{64}")
-CODE = schema.any_of(
-    schema.fields({"comparison": schema.table(KEY, 100_000, keys=schema.text(4096))}, any_other=schema.plain(1)),
-    schema.plain(1),  # of older versions, to report that the code changed
-)
-"""Check of the hashes of code in an identity."""
+INDEX = "index"
+"""Name of the index in the folder of runs; see `run_index`."""
 
-_LINE = schema.text(2000)
-_IDENTITY = schema.fields({}, {"code": CODE}, any_other=schema.plain(4))
-_CELL = schema.fields({"problem": _LINE, "norm": _LINE, "config": schema.table(schema.plain(3, objects=False))})
-_ROWS = schema.listed(schema.listed(schema.optional(schema.number()), 100_000), 1000)
+INDEX_BYTES = 2**30
+"""The largest size of an index."""
+
+MANY = 2000
+"""Files that are read one by one, above which the next time is worth an index."""
+
+SLOW = 2e-4
+"""Seconds for a file above which threads read ahead: a cold disk or a network takes more, memory a tenth of it, and
+there threads would wait for each other."""
 
 THREADS = 16
 """Number of folders that are read at a time."""
 
-_Stamp = tuple[int, int, int, int]
-_Read = dict[str, tuple[_Stamp | None, Record | None]]
+_Read = dict[str, tuple[Stamp | None, Record | None]]
 """The run in each file by its path, with the stamp of what was read."""
-_File = tuple[str, _Stamp | None, bytes | None]
+_File = tuple[str, Stamp | None, bytes | None]
 """Path, stamp and content of a file; no content where the stamp is that of the last call."""
 _Made = TypeVar("_Made")
 
@@ -60,40 +51,49 @@ class RunFiles:
         """Store the path of the folder, which may be missing."""
         self._folder = folder
         self._read: _Read = {}
-        self._identities, self._configurations = _Shared(_identity, canonical_json), _Shared(_configuration, cell_text)
-        names = lru_cache(1000)(_LINE)  # also one object for equal names
+        self._unindexed = 0
+        run = schema.fields(
+            {
+                "cell": _Shared(run_schema.configuration, cell_text),
+                "stage": run_schema.STAGE,
+                "learning_rate": run_schema.LEARNING_RATE,
+                "seed": run_schema.SEED,
+            }
+        )
         self._check = schema.fields(
             {
-                "key": KEY,
-                "run": schema.fields(
-                    {
-                        "cell": self._configurations,
-                        "stage": schema.one_of(TUNE, EVALUATE),
-                        "learning_rate": schema.number(positive=True),
-                        "seed": schema.whole(0, 2**31 - 1),
-                    }
-                ),
-                "identity": self._identities,
-                "status": schema.one_of(*STATUSES),
-                "reason": schema.text(20_000),
-                "metrics": schema.table(schema.optional(schema.number()), keys=names),
-                "series": schema.table(_ROWS, keys=_LINE),
-                "cost": schema.table(schema.number(low=0), keys=names),
-                "sha256": KEY,
+                "key": run_schema.KEY,
+                "run": run,
+                "identity": _Shared(run_schema.identity, canonical_json),
+                "status": run_schema.STATUS,
+                "reason": run_schema.REASON,
+                "metrics": run_schema.METRICS,
+                "series": run_schema.SERIES,
+                "cost": run_schema.COST,
+                "sha256": run_schema.KEY,
             }
         )
 
-    def records(self) -> list[Record]:
-        """Return the valid runs, sorted by the names of their files."""
-        return [record for record in self._all().values() if record]
+    def read(self) -> tuple[list[Record], list[Path]]:
+        """Read the folder.
 
-    def damaged(self) -> list[Path]:
-        """List the files without a valid run: truncated, changed, or with the run of another file."""
-        return [Path(path) for path, record in self._all().items() if not record]
+        Returns:
+            The valid runs, sorted by the names of their files.
+            The files without a valid run: truncated, changed, or with the run of another file.
+        """
+        there = self._all()
+        return [one for one in there.values() if one], [Path(path) for path, one in there.items() if not one]
+
+    def index(self) -> bytes | None:
+        """Write the index of what has been read; `None` where it would save little time."""
+        if self._unindexed < MANY:
+            return None
+        self._unindexed = 0
+        return run_index.encode((stamp, record) for stamp, record in self._read.values() if stamp and record)
 
     def record(self, path: Path) -> Record | None:
         """Read the run in a file; `None` where the content is damaged or does not match the name."""
-        return self._record(path.stem, _content(path))
+        return self._record(path.stem, _content(str(path))[1])
 
     def adopt(self, path: Path, other: "RunFiles", theirs: Path) -> None:
         """Take over the record of a file that has a second name here, so that the file is not read again."""
@@ -102,9 +102,9 @@ class RunFiles:
         if before and now and before[:-1] == now[:-1]:  # the second name changes the last part
             self._read[str(path)] = now, record
 
-    def _record(self, name: str, content: bytes | None) -> Record | None:
+    def _record(self, name: str, content: bytes) -> Record | None:
         try:
-            fields = schema.parse_json(content or b"")
+            fields = schema.parse_json(content)
             checked = self._check(fields)
         except Malformed:
             return None
@@ -118,23 +118,49 @@ class RunFiles:
         return record if name == record.key == key_from_texts(record.run, of_cell, of_identity) else None
 
     def _all(self) -> dict[str, Record | None]:
-        """Read the files that are new or have changed since the last call."""
-        known, self._read = self._read, {}
+        """Read the files that are new or have changed since the last call, or since the index was written."""
+        known, self._read = self._read or self._indexed(), {}
         for path, stamp, content in self._contents(known):
-            name = os.path.basename(path).removesuffix(".json")
-            self._read[path] = known[path] if content is None else (stamp, self._record(name, content))
+            if content is None:
+                self._read[path] = known[path]
+            else:
+                name = os.path.basename(path).removesuffix(".json")
+                self._read[path] = stamp, self._record(name, content)
+                self._unindexed += 1
         return {path: record for path, (_, record) in self._read.items()}
 
+    def _indexed(self) -> _Read:
+        """Read the index, if there is one."""
+        try:
+            content = schema.read_bytes(self._folder / INDEX, INDEX_BYTES)
+        except (OSError, Malformed):
+            return {}
+        there = run_index.decode(content)
+        return {f"{self._folder}{os.sep}{key[:2]}{os.sep}{key}.json": found for key, found in there.items()}
+
     def _contents(self, known: _Read) -> Iterator[_File]:
-        """Yield all files in order; threads read some folders ahead, since a cold disk takes a millisecond a file."""
-        ahead = deque[Future[list[_File]]]()
-        with ThreadPoolExecutor(THREADS) as threads:
-            for folder in sorted(self._folder.glob("??")):
-                ahead.append(threads.submit(_files, folder, known))
-                if len(ahead) > THREADS:
-                    yield from ahead.popleft().result()
-            for files in ahead:
-                yield from files.result()
+        """Yield all files in order, read ahead by threads once a disk turns out to be slow."""
+        folders = deque(sorted(self._folder.glob("??")))
+        quick = True
+        while folders and quick:
+            begin = perf_counter()
+            files = _files(folders.popleft(), known)
+            quick = perf_counter() - begin < SLOW * max(1, len(files))
+            yield from files
+        if folders:
+            yield from _read_ahead(folders, known)
+
+
+def _read_ahead(folders: Iterable[Path], known: _Read) -> Iterator[_File]:
+    """Yield the files of folders in order, while threads read the next ones."""
+    ahead = deque[Future[list[_File]]]()
+    with ThreadPoolExecutor(THREADS) as threads:
+        for folder in folders:
+            ahead.append(threads.submit(_files, folder, known))
+            if len(ahead) > THREADS:
+                yield from ahead.popleft().result()
+        for files in ahead:
+            yield from files.result()
 
 
 def _files(folder: Path, known: _Read) -> list[_File]:
@@ -142,26 +168,35 @@ def _files(folder: Path, known: _Read) -> list[_File]:
     found: list[_File] = []
     with suppress(OSError), os.scandir(folder) as entries:
         for path in sorted(entry.path for entry in entries if entry.name.endswith(".json")):
-            stamp = _stamp(path)
-            unchanged = stamp is not None and path in known and known[path][0] == stamp
-            found.append((path, stamp, None if unchanged else _content(path) or b""))
+            stamp = _stamp(path) if path in known else None
+            unchanged = stamp is not None and known[path][0] == stamp
+            found.append((path, stamp, None) if unchanged else (path, *_content(path)))
     return found
 
 
-def _content(path: Path | str) -> bytes | None:
-    """Read a file of a run; `None` where the file cannot be read or is too large."""
-    try:
-        return schema.read_bytes(path, RECORD_BYTES)
-    except (OSError, Malformed):
-        return None
+def _content(path: str) -> tuple[Stamp | None, bytes]:
+    """Read a file of a run, with its stamp; nothing where the file cannot be read or is too large."""
+    with suppress(OSError), open(path, "rb", buffering=0, opener=_at_once) as file:
+        status = os.fstat(file.fileno())
+        if stat.S_ISREG(status.st_mode) and status.st_size <= RECORD_BYTES:
+            return _stamp_of(status), file.readall()
+    return None, b""
 
 
-def _stamp(path: str) -> _Stamp | None:
+def _at_once(path: str, flags: int) -> int:
+    """Open a file without waiting, as for the writer of a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _stamp(path: str) -> Stamp | None:
     """Return what identifies the content of a file without reading it; `None` where the file cannot be found."""
     try:
-        status = os.stat(path)
+        return _stamp_of(os.stat(path))
     except OSError:
         return None
+
+
+def _stamp_of(status: os.stat_result) -> Stamp:
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
@@ -178,16 +213,3 @@ class _Shared(Generic[_Made]):
             made = self._make(value)
             self._known[exact] = self._text(made), made
         return self._known[exact]
-
-
-def _identity(value: object) -> Mapping[str, object]:
-    """Check an identity, and keep it as it is in the file."""
-    _IDENTITY(value)
-    assert isinstance(value, Mapping)
-    return value
-
-
-def _configuration(value: object) -> Configuration:
-    """Check a configuration, and make it hashable."""
-    fields = _CELL(value)
-    return Configuration(config=frozen(fields.pop("config")), **fields)

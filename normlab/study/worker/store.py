@@ -20,7 +20,8 @@ from normlab.study.design.plan import TUNING_SEEDS_FROM
 from normlab.study.design.recorded import DESCRIBED, RecordedPlan
 from normlab.study.design.records import Record, RunIdentity, as_stored, content_key
 from normlab.study.design.schema import Malformed
-from normlab.study.worker.run_files import CODE, RECORD_BYTES, RunFiles
+from normlab.study.worker.run_files import INDEX, RECORD_BYTES, RunFiles
+from normlab.study.worker.run_schema import CODE
 
 _HEADER = "comparison.json"
 _RUN_LOCK, _REPORT_LOCK = ".run.lock", ".report.lock"
@@ -103,8 +104,8 @@ class RunStore(Protocol):
         """Return all records, of any settings and identity."""
         ...
 
-    def set_aside_damaged(self) -> list[tuple[Path, Path]]:
-        """Rename damaged files so that their runs are repeated; return old and new names."""
+    def repaired(self) -> tuple[list[Record], list[tuple[Path, Path]]]:
+        """Return all records, and rename damaged files so that their runs are repeated; return old and new names."""
         ...
 
 
@@ -223,6 +224,7 @@ class Store:
                 if locked:
                     for folder in (self.directory, self.directory / "tables", self.directory / "figures"):
                         _remove_leftovers(folder, _REPORT_NAME)
+                    _remove_leftovers(self.directory / "runs", re.escape(INDEX))
                 yield
         except OSError as error:
             raise Fault(
@@ -286,18 +288,29 @@ class Store:
 
     def records(self) -> list[Record]:
         """Read all records, of any settings and identity, without damaged files."""
-        return self._runs.records()
+        return self.read()[0]
 
     def damaged(self) -> list[Path]:
         """List the files without a valid run: truncated, changed, or with the run of another file."""
-        return self._runs.damaged()
+        return self.read()[1]
 
-    def set_aside_damaged(self) -> list[tuple[Path, Path]]:
-        """Rename damaged files so that their runs are repeated; return old and new names."""
-        renamed = [(path, path.with_name(f"{path.name}.corrupt")) for path in self.damaged()]
+    def read(self) -> tuple[list[Record], list[Path]]:
+        """Return `records` and `damaged` from one look at the folder."""
+        return self._runs.read()
+
+    def index(self) -> None:
+        """Write an index of the runs that have been read, where there are many; without it they are read again."""
+        if content := self._runs.index():
+            with suppress(OSError):
+                write_whole(self.directory / "runs" / INDEX, content)
+
+    def repaired(self) -> tuple[list[Record], list[tuple[Path, Path]]]:
+        """Return all records, and rename damaged files so that their runs are repeated; return old and new names."""
+        records, damaged = self.read()
+        renamed = [(path, path.with_name(f"{path.name}.corrupt")) for path in damaged]
         for path, aside in renamed:
             os.replace(path, aside)
-        return renamed
+        return records, renamed
 
     def _path(self, key: str) -> Path:
         return self.directory / "runs" / key[:2] / f"{key}.json"
@@ -350,9 +363,9 @@ class MemoryStore:
         """Return all records, of any settings and identity."""
         return list(self._records.values())
 
-    def set_aside_damaged(self) -> list[tuple[Path, Path]]:
-        """Do nothing: records in memory cannot be damaged."""
-        return []
+    def repaired(self) -> tuple[list[Record], list[tuple[Path, Path]]]:
+        """Return all records; those in memory cannot be damaged."""
+        return self.records(), []
 
 
 def _link_whole(source: Path, path: Path) -> None:

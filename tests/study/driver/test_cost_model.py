@@ -17,6 +17,7 @@ from normlab.study.driver import announce, cost_model, driver, preflight
 from normlab.study.driver.cost_model import BANDWIDTH, COMPILE, COMPILE_OPERATION, STEP, estimated
 from normlab.study.driver.driver import ExecutionOptions, Invocation
 from normlab.study.driver.estimate import Cost
+from normlab.study.driver.ongoing import Ongoing
 from normlab.study.worker.runner import build
 from normlab.study.worker.strategy import choose_strategy
 from tests.support.toys import TOY, a_record, settings_for
@@ -102,7 +103,9 @@ def test_time_comes_from_records_and_where_there_are_none_from_the_size_of_progr
     monkeypatch.setattr(announce, "time", time)
     monkeypatch.setattr(cost_model, "estimated", lambda program: Cost(1.0, 9.0))
     checked, strategy = preflight.data_of(plan), choose_strategy(alone=False, share=True)
-    invocation._time(ExecutionOptions(strategy=strategy), invocation._task(strategy, checked), checked, records)
+    invocation._time(
+        ExecutionOptions(strategy=strategy), invocation._task(strategy, checked), checked, Ongoing(plan, records)
+    )
     ((costs, measured),) = given
     assert {one.problem: cost.run for one, cost in costs.items()} == expected
     assert measured == (len(recorded) == 2)

@@ -35,12 +35,12 @@ def finished(plan: Plan, index: int = 0) -> Record:
 
 def test_what_remains_is_what_can_be_run_and_has_no_record(plan: Plan) -> None:
     usable = [c for c in plan.configurations if not plan.incompatible(c)]
-    left = remaining(plan, [], plan.configurations)
+    left = remaining(Ongoing(plan, []), plan.configurations)
     assert set(left) == set(usable) and len(usable) == 4
     assert set(left.values()) == {3 * 2 + 3}
-    after = remaining(plan, [finished(plan)], plan.configurations)
+    after = remaining(Ongoing(plan, [finished(plan)]), plan.configurations)
     assert after == left | {plan.configurations[0]: 8}
-    assert set(remaining(plan, [], usable[:1])) == set(usable[:1])
+    assert set(remaining(Ongoing(plan, []), usable[:1])) == set(usable[:1])
 
 
 def test_costs_are_those_of_runs_that_were_trained(plan: Plan) -> None:

@@ -1,15 +1,19 @@
 """Files of runs are read once as long as they are the same, and runs share what is equal."""
 
 import json
+import math
 import os
+import shutil
 from collections import Counter
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from normlab.study.design import schema
-from normlab.study.design.records import content_key, run_key
+from normlab.study.design.records import Record, content_key, run_key
+from normlab.study.worker import run_files, run_index
 from normlab.study.worker.run_files import RunFiles
 from normlab.study.worker.store import Store
 from tests.support.toys import a_record
@@ -18,13 +22,13 @@ from tests.support.toys import a_record
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Counts how often each file is read."""
-    found, read = Counter[str](), schema.read_bytes
+    found, read = Counter[str](), run_files._content
 
-    def counted(path: Path | str, most: int) -> bytes:
+    def counted(path: str) -> tuple[Any, bytes]:
         found[os.path.basename(path)] += 1
-        return read(path, most)
+        return read(path)
 
-    monkeypatch.setattr(schema, "read_bytes", counted)
+    monkeypatch.setattr(run_files, "_content", counted)
     return found
 
 
@@ -84,9 +88,13 @@ def test_the_key_from_shared_texts_is_the_hash_of_run_and_identity() -> None:
     assert record.key == content_key(record.run, record.identity)
 
 
-def test_files_are_in_the_order_of_their_names_whatever_threads_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("slow", [0.0, math.inf], ids=["slow", "quick"])
+def test_files_are_in_the_order_of_their_names_whatever_threads_do(
+    slow: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_files, "SLOW", slow)
     filled(tmp_path, 60)
-    keys = [record.key for record in RunFiles(tmp_path / "runs").records()]
+    keys = [record.key for record in RunFiles(tmp_path / "runs").read()[0]]
     assert keys == sorted(keys)
     assert len(keys) == 60
 
@@ -100,3 +108,88 @@ def test_a_shared_file_is_read_in_one_folder_alone(tmp_path: Path, reads: Counte
     assert reads.total() == 5
     (tmp_path / "one" / "runs" / records[0].key[:2] / f"{records[0].key}.json").write_text("{}")
     assert one.records() == records[1:]
+
+
+class TestIndex:
+    """The index of many runs is used for files that are the same, and for no others."""
+
+    @pytest.fixture(autouse=True)
+    def few_are_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(run_files, "MANY", 5)
+        monkeypatch.setattr(run_index, "SETTLED", 0)
+
+    def indexed(self, folder: Path, seeds: int = 6) -> list[Record]:
+        filled(folder, seeds)
+        store = Store(folder)
+        records = store.records()
+        store.index()
+        return records
+
+    def test_runs_in_the_index_are_not_read(self, tmp_path: Path, reads: Counter[str]) -> None:
+        records = self.indexed(tmp_path)
+        reads.clear()
+        again = Store(tmp_path)
+        assert again.records() == records
+        assert len({id(record.identity) for record in again.records()}) == 1
+        again.index()
+        assert not reads
+
+    def test_few_runs_have_none(self, tmp_path: Path) -> None:
+        self.indexed(tmp_path, 4)
+        assert not (tmp_path / "runs" / "index").exists()
+
+    def test_every_part_of_a_record_is_in_it(self, tmp_path: Path) -> None:
+        store = filled(tmp_path, 5)
+        one = a_record(
+            status="ok", reason="é", metrics={"validation": None}, series={"s": [[1, None]]}, cost={"run": 2}
+        )
+        store.add(one)
+        records = store.records()
+        store.index()
+        assert one in Store(tmp_path).records()
+        assert repr(Store(tmp_path).records()) == repr(records)  # also where numbers are equal and types differ
+
+    def test_changed_new_and_missing_files_are_as_they_are(self, tmp_path: Path, reads: Counter[str]) -> None:
+        edited, deleted, *rest = self.indexed(tmp_path)
+        (tmp_path / "runs" / edited.key[:2] / f"{edited.key}.json").write_text("{}")
+        Store(tmp_path).remove(deleted.key)
+        Store(tmp_path).add(new := a_record(metrics={"validation": 0.75}))
+        reads.clear()
+        records, damaged = Store(tmp_path).read()
+        assert {one.key for one in records} == {new.key, *(one.key for one in rest)} - {edited.key, deleted.key}
+        assert [path.stem for path in damaged] == [edited.key]
+        assert set(reads) == {f"{one.key}.json" for one in (edited, new)}
+
+    def test_a_copied_folder_has_files_of_its_own(self, tmp_path: Path, reads: Counter[str]) -> None:
+        records = self.indexed(tmp_path / "one")
+        shutil.copytree(tmp_path / "one", tmp_path / "other")
+        reads.clear()
+        assert Store(tmp_path / "other").records() == records
+        assert reads.total() == len(records)
+
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [(b'"version":1', b'"version":2'), (b'"tune"', b'"other"'), (b",[", b",{"), (b"\n", b""), (b"0.", b"NaN")],
+    )
+    @pytest.mark.parametrize("signed", [False, True])
+    def test_a_damaged_one_is_none(
+        self, old: bytes, new: bytes, signed: bool, tmp_path: Path, reads: Counter[str]
+    ) -> None:
+        records = self.indexed(tmp_path)
+        index = tmp_path / "runs" / "index"
+        content, _, digest = index.read_bytes().rpartition(b"\n")
+        assert old in content
+        content = content.replace(old, new)
+        index.write_bytes(content + b"\n" + (sha256(content).hexdigest().encode() if signed else digest))
+        reads.clear()
+        assert Store(tmp_path).records() == records
+        assert reads.total() == len(records)
+
+    def test_files_that_changed_a_moment_ago_are_left_out(
+        self, tmp_path: Path, reads: Counter[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(run_index, "SETTLED", 3600 * 10**9)
+        records = self.indexed(tmp_path)
+        reads.clear()
+        assert Store(tmp_path).records() == records
+        assert reads.total() == len(records)

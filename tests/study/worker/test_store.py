@@ -8,9 +8,14 @@ from typing import Any
 import pytest
 
 from normlab.errors import BadInput
-from normlab.study.design import discovery, schema
-from normlab.study.design.records import Run
+from normlab.study.design import discovery
+from normlab.study.design.plan import Plan
+from normlab.study.design.program import Program
+from normlab.study.design.records import Configuration, Run
+from normlab.study.driver import preflight
 from normlab.study.driver.driver import OK, ExecutionOptions, Invocation, new_console
+from normlab.study.driver.preflight import TraceDepth
+from normlab.study.worker import run_files
 from normlab.study.worker.store import Header, Store
 from normlab.study.worker.strategy import Strategy
 from tests.support.toys import TOY, a_record, settings_for
@@ -132,17 +137,71 @@ class TestResume:
         with pytest.raises(BadInput, match=r"Expected runs of the last invocation in .* got 18 of earlier ones"):
             Invocation(discovery.load(str(toy)), changed, tmp_path / "out", "").report(held)
 
+    def test_beyond_one_program_for_each_norm_only_those_with_runs_to_make_are_traced(
+        self, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found, traced = dict[tuple[object, str], TraceDepth](), preflight.traced
+
+        def noted(plan: Plan, configuration: Configuration, trace: TraceDepth = TraceDepth.WHOLE) -> Program:
+            place = dict(configuration.config)["batch_size"], configuration.norm
+            found[place] = max(trace, found.get(place, trace), key=lambda one: one.value)
+            return traced(plan, configuration, trace)
+
+        def beyond() -> set[tuple[object, str]]:
+            assert {place for place, depth in found.items() if place[0] == 2 and depth is not TraceDepth.NOTHING} == {
+                (2, "none"),
+                (2, "batch"),
+            }
+            return {place for place, depth in found.items() if place[0] != 2 and depth is TraceDepth.FORWARD}
+
+        monkeypatch.setattr(preflight, "traced", noted)
+        few = {"learning_rates": (0.1,), "seeds": 1, "tuning_seeds": 1}
+        columns = {"values": {"deployed": (2, 4, 6)}, **few}
+        every = {(value, norm) for value in (4, 6) for norm in ("none", "batch")}
+        self.invoke(toy, tmp_path / "out", **columns)
+        assert beyond() == every
+        found.clear()
+        self.invoke(toy, tmp_path / "out", **columns)
+        assert beyond() == set()
+        store = Store(tmp_path / "out")
+        one = next(r for r in store.records() if dict(r.run.configuration.config)["batch_size"] == 6)
+        store.remove(one.key)
+        found.clear()
+        assert one.run in self.invoke(toy, tmp_path / "out", **columns)
+        assert beyond() == {(6, one.run.configuration.norm)}
+        toy.write_text(TOY + "# changed\n")
+        found.clear()
+        self.invoke(toy, tmp_path / "out", **columns)
+        assert beyond() == every
+
+    def test_a_fault_in_what_is_new_is_found_before_anything_is_written(
+        self, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.invoke(toy, tmp_path / "out", seeds=1)
+        before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+        build = preflight.build
+
+        def faulty(plan: Plan, configuration: Configuration) -> Program:
+            program = build(plan, configuration)
+            wrong = {"step": lambda *_: 1 / 0} if dict(configuration.config)["batch_size"] == 4 else {}
+            return dataclasses.replace(program, **wrong)
+
+        monkeypatch.setattr(preflight, "build", faulty)
+        with pytest.raises(BadInput, match="batch_size 4: "):
+            self.invoke(toy, tmp_path / "out", seeds=1, values={"deployed": (2, 4)})
+        assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
     def test_an_invocation_with_nothing_left_reads_each_file_once(
         self, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.invoke(toy, tmp_path / "out")
-        reads, read = Counter[str](), schema.read_bytes
+        reads, read = Counter[str](), run_files._content
 
-        def counted(path: Path | str, most: int) -> bytes:
+        def counted(path: str) -> tuple[Any, bytes]:
             reads[Path(path).name] += 1
-            return read(path, most)
+            return read(path)
 
-        monkeypatch.setattr(schema, "read_bytes", counted)
+        monkeypatch.setattr(run_files, "_content", counted)
         comparison, settings = discovery.load(str(toy)), settings_for(toy)
         invocation = Invocation(comparison, settings, tmp_path / "out", "", console=new_console(quiet=True))
         assert invocation.run(ExecutionOptions(strategy=Strategy(lanes=2))) == OK
