@@ -27,14 +27,14 @@ from benchmarks.accelerator.supervision import supervised
 __all__ = ["STAGES", "budgeted", "main"]
 
 STAGES = {
-    "environment": 30.0,
-    "correctness": 90.0,
-    "layers": 75.0,
-    "kernels": 60.0,
-    "peers": 60.0,
-    "engine": 75.0,
+    "environment": 10.0,
+    "correctness": 100.0,
+    "layers": 35.0,
+    "kernels": 40.0,
+    "peers": 70.0,
+    "engine": 110.0,
     "resnet50": 80.0,
-    "training": 85.0,
+    "training": 95.0,
 }
 """Weights of the stages by name, in the order in which they run: shares of the budget, seconds in nine minutes."""
 

@@ -3,7 +3,7 @@
 Rows of kind `stack` have the updates of a training alone, for each number of runs in a stack; `choice` has the number
 that the rule of `normlab run` chooses from these, for full stacks, beside the best. Rows of kind `models` have whole
 trainings, from initial weights to the test error, of this library and of its peers. The small networks and their peers
-are those of `benchmarks.speed.throughput`. Programs of a network are compiled side by side, and measured afterwards.
+are those of `benchmarks.speed.throughput`. While a program is measured, the next ones are compiled.
 """
 
 import importlib
@@ -29,7 +29,7 @@ from normlab.models.resnet import ResNet
 from normlab.study.data import sequences
 from normlab.study.data.dataset import Data
 from normlab.study.design.program import Program
-from normlab.study.driver.lanes import CANDIDATES, Choice, Trial
+from normlab.study.driver.lanes import Choice, Trial
 from normlab.study.training.compilation import Compiled, compile_program
 from normlab.study.training.loop import on_devices
 
@@ -44,8 +44,11 @@ PEERS = 0.3
 COMPILING = 0.7
 """Part of a network's time after which no program is waited for."""
 
-FEW = (1, 4, 16, 64)
-"""Numbers of runs in a stack where programs take long to compile."""
+AHEAD = 2
+"""Programs that are compiled at a time; with more of them, tracing in one process, all are late."""
+
+NUMBERS = (1, 4, 16, 64)
+"""Numbers of runs in a stack."""
 
 Measure = Callable[[], Row]
 
@@ -68,7 +71,7 @@ class Network(NamedTuple):
     batch_size: int
     program: Callable[[], Program]
     share: float
-    numbers: Sequence[int] = FEW
+    numbers: Sequence[int] = NUMBERS
     case: Case | None = None
 
 
@@ -93,10 +96,10 @@ def rows(clock: Clock, *, tiny: bool, skip: Collection[str]) -> Iterator[Row]:
 def all_networks() -> list[Network]:
     """Return the networks, those that compile fast first."""
     return [
-        of_case(Case("mlp", "batch", 32), 1.0, CANDIDATES),
-        of_case(Case("conv", "batch", 32), 1.5, FEW),
-        Network("lstm", "layer", 64, partial(lstm, 64), 1.5),
-        Network("resnet20", "batch", 32, partial(resnet20, 32), 2.0),
+        of_case(Case("mlp", "batch", 32), 1.5, NUMBERS),
+        of_case(Case("conv", "batch", 32), 1.5, NUMBERS),
+        Network("lstm", "layer", 64, partial(lstm, 64), 2.0),
+        Network("resnet20", "batch", 32, partial(resnet20, 32), 4.0),
     ]
 
 
@@ -142,17 +145,17 @@ def of_network(network: Network, clock: Clock) -> Iterator[Row]:
         "steps": program.steps,
     }
     data = on_devices(program, dict(program.data))
-    pool = ThreadPoolExecutor(len(network.numbers))
+    pool, late = ThreadPoolExecutor(AHEAD), Clock(COMPILING * clock.left())
     futures = {n: pool.submit(compile_program, program, n if n > 1 else None, data) for n in network.numbers}
-    pool.shutdown(wait=False)
-    wait(futures.values(), max(0.0, COMPILING * clock.left()))
     measured: list[Trial] = []
     for runs, future in futures.items():
+        wait([future], max(0.0, late.left()))
         contender = f"stacks of {runs}" if runs > 1 else "one after another"
         row = attempted(contender, partial(ours, runs, future, measured), clock)
         yield {"kind": "models", **about, **row}
         if measured and measured[-1].lanes == runs:
             yield {"kind": "stack", **about, **of_trial(measured[-1])}
+    pool.shutdown(wait=False, cancel_futures=True)
     if measured:
         yield {"kind": "choice", **about, **chosen(measured, network.numbers)}
 
