@@ -1,4 +1,4 @@
-"""Reductions: axes, the elements that share a statistic, and their moments: two-pass, masked, across devices."""
+"""Reductions: axes, the elements that share a statistic, and their moments: exact, masked, across devices."""
 
 import functools
 import math
@@ -194,7 +194,8 @@ def moments(
     1e6 the sum of a set, and even its rounded mean, have lost the digits of its spread; differences of members have
     them all, and those of a constant are exactly 0. `use_fast_variance` takes E[x^2] - E[x]^2 in one pass
     instead, as Flax does, and loses them. Across devices counts, means, what rounding left of them, and sums of squares
-    are gathered by one collective and merged (Chan et al., 1979).
+    are gathered by one collective and merged (Chan et al., 1979). On accelerators one pass takes both sums, about the
+    mean of a part of each set, with the same digits; see `_in_one_pass`.
 
     Args:
         x: Values in float32 or wider.
