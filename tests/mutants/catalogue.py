@@ -167,15 +167,15 @@ MUTANTS = (
     Mutant(
         "rest of the mean left in the variance of columns",
         MOMENTS,
-        (" - at_least_one * lax.square(rest)", ""),
+        ("- count * lax.square(rest)\n", "\n"),
         (f"{DIGITS}[batch-rows-all]",),
     ),
     Mutant(
         "rest of the mean lost between passes over columns",
         MOMENTS,
         (
-            "        near, rest = _about(_coarser(near, bits=2), near, rest)\n",
-            "        near = _coarser(near, bits=2)\n",
+            "    return (*_about(_coarser(near, bits=2), near, rest), square)\n",
+            "    return _coarser(near, bits=2), rest, square\n",
         ),
         (f"{DIGITS}[batch-rows-all]",),
     ),
