@@ -289,7 +289,7 @@ def _part(x: Array, over: Reduction) -> Array | None:
 
     `None` where this would divide the first axis, which may be spread over devices, or an axis that is.
     """
-    if jax.typeof(x).sharding.mesh.axis_types and sharded_along(x, over.axis):
+    if _shared(x, over):
         return None
     kept, share = list(x.shape), float(_SHARE)
     for a in over.axis:
@@ -331,7 +331,7 @@ def _member(x: Array, over: Reduction, where: Array | None, count: Array | float
         kept[a] = 1
     if 0 in map(x.shape.__getitem__, over.axis):
         return jnp.zeros(kept, x.dtype)
-    if where is None and not (jax.typeof(x).sharding.mesh.axis_types and sharded_along(x, over.axis)):
+    if where is None and not _shared(x, over):
         first = lax.slice(x, (0,) * x.ndim, kept)
         if 0 in over.axis:
             # Where `jit` shards the batch, else all that is made of `first` stays on one device and is sent each time.
@@ -340,6 +340,11 @@ def _member(x: Array, over: Reduction, where: Array | None, count: Array | float
     largest = x.max(over.axis, keepdims=True, initial=-jnp.inf, where=where)
     largest = _pool(largest, over, lambda groups: groups.max(-1, keepdims=True))
     return jnp.where(jnp.asarray(count) > 0, largest, 0)
+
+
+def _shared(x: Array, over: Reduction) -> bool:
+    """Check whether devices of an explicit mesh share a reduced axis."""
+    return bool(jax.typeof(x).sharding.mesh.axis_types) and sharded_along(x, over.axis)
 
 
 def means(values: Sequence[Array], over: Reduction, where: Array | None, count: Array | float) -> list[Array]:

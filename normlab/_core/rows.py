@@ -5,13 +5,11 @@ before. It makes no such kernel of a backward pass, which has results of several
 the mean: they are about a number near the mean, and all of them take one pass over `x` and the cotangent.
 """
 
-import math
-
 import jax
 from jax import Array, lax
 
 from normlab._core.platforms import on_accelerator
-from normlab._core.reduction import Moments, Reduction, means
+from normlab._core.reduction import Moments, Reduction, elements, means
 from normlab._core.roots import reciprocal_root
 
 __all__ = ["row_norm", "takes_rows"]
@@ -59,7 +57,7 @@ def _forward(
     scale: Array | None,
     bias: Array | None,
 ) -> Array:
-    if _elements(over, x) > _LONGEST:
+    if elements(x.shape, over) > _LONGEST:
         x = (x - near) - rest
     else:  # the statistics that are given would be read from memory, and `x` once more to compute them
         x = x - x.mean(over.axis, keepdims=True)
@@ -79,14 +77,10 @@ def _row_norm_jvp(over: Reduction, epsilon: float, primals: _Operands, tangents:
     dx, _, _, _, dscale, dbias = tangents
     y = _row_norm(over, epsilon, *primals)
     apart = x - near
-    mean_dx, along = means([dx, apart * dx], over, None, _elements(over, x))
+    mean_dx, along = means([dx, apart * dx], over, None, elements(x.shape, over))
     slope = -rstd * (rstd * (rstd * (along - rest * mean_dx)))
     dy = dx * rstd + apart * slope - (rstd * mean_dx + rest * slope)
     dy = dy if scale is None else dy * scale
     if dscale is not None:
         dy = dy + (apart - rest) * rstd * dscale
     return y, dy if dbias is None else dy + dbias
-
-
-def _elements(over: Reduction, x: Array) -> int:
-    return math.prod(map(x.shape.__getitem__, over.axis))

@@ -161,7 +161,7 @@ MUTANTS = (
     Mutant(
         "a masked element is the member that means are counted from",
         MOMENTS,
-        ("    if where is None and not (jax", "    if not (jax"),
+        ("    if where is None and not _shared", "    if not _shared"),
         (f"{CONSTANT}[batch-masked]",),
     ),
     Mutant(
