@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from normlab.errors import BadInput
 from normlab.study.data.dataset import Data
 from normlab.study.data.options import chosen
 
@@ -28,11 +29,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, nargs="?", default=FOLDER, help="default: build/carried")
     parser.add_argument("--data-dir", help="as in `normlab run`")
     given = parser.parse_args(arguments)
-    given.folder.mkdir(parents=True, exist_ok=True)
     for name, (train, test) in EXAMPLES.items():
-        data = chosen(f"tfds:{name}", given.data_dir, train)
+        try:
+            data = chosen(f"tfds:{name}", given.data_dir, train)
+        except BadInput as error:
+            parser.error(str(error))
         if not isinstance(data, Data):
             raise SystemExit(f"Expected `{name}` to fit in memory, got data that are read during training.")
+        given.folder.mkdir(parents=True, exist_ok=True)
         path = given.folder / f"{name}.npz"
         np.savez_compressed(path, allow_pickle=False, **shortened(data, test))
         print(f"wrote {path}, {path.stat().st_size / 2**20:.1f} MiB")

@@ -19,8 +19,18 @@ def write(path: Path, rows: Sequence[Row]) -> None:
 
 
 def read(path: Path) -> list[Row]:
-    """Return the rows of a file."""
-    return json.loads(path.read_text())["rows"]
+    """Return the rows of a file.
+
+    Raises:
+        ValueError: If it is no file of rows.
+    """
+    try:
+        rows = json.loads(path.read_text())["rows"]
+        if all(isinstance(row["stage"], str) and isinstance(row["kind"], str) for row in rows):
+            return rows
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"Expected the RESULT.json of `python -m benchmarks.accelerator`, got `{path}`, which is none.")
 
 
 def line(row: Row) -> str:

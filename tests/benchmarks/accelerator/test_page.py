@@ -86,7 +86,7 @@ ROWS: list[Row] = [
     {"stage": "invocation", "kind": "invocation", "command": "python -m benchmarks.accelerator", "dry_run": False},
     {"stage": "environment", "kind": "device", "device": "NVIDIA H100", "count": 1, "memory_gb": 60.0},
     {"stage": "environment", "kind": "versions", "python": "3.12", "jax": "0.11.2", "tokamax": None},
-    plan(9, "checks", "norm", "case"),
+    {"stage": "correctness", **plan(9, "checks", "norm", "case")},
     check(True, 2e-7),
     check(False, 0.25),
     {**check(False, 0.0, "axis_name"), "errors": {"dx": "nan", "y": 0.5}},
@@ -195,3 +195,12 @@ def test_measurements_of_other_devices_or_versions_are_refused(
         pages.main()
     assert "Expected results of one device and one version of jax, got NVIDIA H100 with" in capsys.readouterr().err
     assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("content", [None, "a,b\n1,2\n", "[]", '{"rows": [1]}', '{"rows": [{"stage": "layers"}]}'])
+def test_a_file_of_something_else_is_one_sentence(content: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "RESULT.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=r"Expected the RESULT.json of .*, got `.*RESULT.json`, which is none."):
+        results.read(path)
