@@ -21,14 +21,17 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypedDict, Unpack, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
+from normlab.catalogue import COLOURS, IN_CELLS, ROWS, Description
 from normlab.notation import UnknownNorm, parse, parse_list, unknown
 from normlab.schedules import Ramp
 
 if TYPE_CHECKING:
     from flax import linen as nn
     from flax.nnx import Module, Rngs
+    from jax import Array
 
     from normlab.functional import CellNorm
 
@@ -59,50 +62,18 @@ MARKERS = "osD^vPX*<>dph8H"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A kind of norm.
+class Entry(Description):
+    """A kind of norm: its description, and how it is made.
 
     Attributes:
-        name: As in strings, e.g. `batch_renorm`.
-        title: For people, e.g. `batch renorm`.
         linen: `(train, options) -> module`.
         nnx: `(num_features, rngs, options) -> module`.
-        needs_batch: Whether an example's output in training depends on which others are in its batch. That of online
-            norm depends on the examples before it, however they were cut into batches.
-        ghost_batches: Whether it can take the statistics of parts of a batch, by the option `ghost_batch_size`.
-        stateful: Whether it keeps running statistics.
-        averages: What one update of them sees, where the option `momentum` is the weight of the old value: `batch` or
-            `example`; empty where there is no such option.
-        needs_spatial: Whether it needs axes between batch and features.
         cell: `options -> normlab.functional.CellNorm`, how it acts inside a recurrent cell; `None` where it cannot.
-        cell_only: Whether it is a norm inside recurrent cells and no layer.
-        module: Name of its class in `normlab.linen` and `normlab.nnx`; empty for norms of other packages.
-        formula: The output before `scale` and `bias`, in the words of the documentation.
-        over: Elements that share a statistic.
-        paper: Authors and year.
-        url: Of the paper.
-        colour: Its colour in figures, as `#rrggbb`; a spare one where empty, see `colour`.
-        marker: Its marker in figures, one of `MARKERS`; a spare one where empty, see `marker`.
     """
 
-    name: str
-    title: str
     linen: "Callable[[bool, Mapping[str, object]], nn.Module]"
     nnx: "Callable[[int | tuple[int, ...], Rngs, Mapping[str, object]], Any]"
-    needs_batch: bool = False
-    ghost_batches: bool = False
-    stateful: bool = False
-    averages: Literal["batch", "example", ""] = ""
-    needs_spatial: bool = False
     cell: "Callable[[Mapping[str, object]], CellNorm] | None" = None
-    cell_only: bool = False
-    module: str = ""
-    formula: str = ""
-    over: str = ""
-    paper: str = ""
-    url: str = ""
-    colour: str = ""
-    marker: str = ""
 
 
 @dataclass(frozen=True)
@@ -149,6 +120,25 @@ class Norm:
         """True if the norm needs axes between batch and features."""
         return self.entry.needs_spatial
 
+    @property
+    def activates(self) -> bool:
+        """True if the norm is an activation, too, so that none follows it."""
+        return self.entry.activates and self.options.get("nonlinear", True) is not False
+
+    @property
+    def linear(self) -> "Norm":
+        """The norm without its activation: itself unless it `activates`."""
+        return get(self, nonlinear=False) if self.activates else self
+
+    def activate(self, x: "Array", activation: "Callable[[Array], Array]") -> "Array":
+        """Return the activation of what this norm gave: `x` itself where the norm `activates`.
+
+        Args:
+            x: The output of the norm.
+            activation: The network's own.
+        """
+        return x if self.activates else activation(x)
+
     def linen(self, *, train: bool, **overrides: object) -> "nn.Module":
         """Return the Linen module; `train` picks batch or running statistics where there are both."""
         return self.entry.linen(train, {**self.options, **overrides})
@@ -187,7 +177,6 @@ class Norm:
 
 
 _ENTRIES: dict[str, Entry] = {}
-_OURS: list[str] = []
 _SET_BY_CALLS = {"self", "name", "parent", "rngs", "num_features", "use_running_average"}
 
 
@@ -303,7 +292,7 @@ def table() -> str:
     """Return the norms of this package as a table in Markdown, a row each, as in the documentation."""
     columns = ("name", "formula", "statistics over", "needs a batch?", "paper")
     rows = [columns, tuple("---" for _ in columns)]
-    for entry in map(_find, _OURS):
+    for entry in (_find(row.name) for row in ROWS if not row.cell_only):
         paper = f"[{entry.paper}]({entry.url})" if entry.url else entry.paper
         rows.append((f"`{entry.name}`", entry.formula, entry.over, needs(entry), paper))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows).replace("|  |", "| |")
@@ -361,67 +350,39 @@ def _find(name: str) -> Entry:
     return _ENTRIES[name]
 
 
-class _OfBatch(TypedDict):
-    """Fields of `Entry` that norms over the batch share."""
-
-    needs_batch: bool
-    stateful: bool
-    averages: Literal["batch"]
-
-
-class _Row(TypedDict, total=False):
-    """Fields of `Entry` that describe a norm of this package."""
-
-    needs_batch: bool
-    ghost_batches: bool
-    stateful: bool
-    averages: Literal["batch", "example", ""]
-    needs_spatial: bool
-    formula: str
-    over: str
-    paper: str
-    url: str
-    colour: str
-    marker: str
-
-
-def _ours(name: str, title: str, module: str, *, in_cells: bool = False, **row: Unpack[_Row]) -> None:
-    """Register a norm of this package; Flax is imported when a module is made."""
+def _ours(row: Description) -> Entry:
+    """Make the entry of a norm of this package; Flax is imported when a module is made."""
 
     def check(kind: type, options: Mapping[str, object], known: Iterable[str]) -> None:
         for option in options:
             if option not in known:
                 nearest = difflib.get_close_matches(option, list(known), n=1)
                 hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-                raise ValueError(f"Expected an option of {kind.__name__}, got {option!r} for norm {name!r}.{hint}")
+                raise ValueError(f"Expected an option of {kind.__name__}, got {option!r} for norm {row.name!r}.{hint}")
 
     def linen(train: bool, options: Mapping[str, object]) -> "nn.Module":
-        kind = getattr(importlib.import_module("normlab.linen"), module)
+        kind = getattr(importlib.import_module("normlab.linen"), row.module)
         check(kind, options, [f.name for f in dataclasses.fields(kind)])
-        if row.get("stateful"):
+        if row.stateful:
             importlib.import_module("normlab._core.checks").check_flag("train", train)
-        return kind(**({"use_running_average": not train} if row.get("stateful") else {}), **options)
+        return kind(**({"use_running_average": not train} if row.stateful else {}), **options)
 
     def nnx(num_features: int | tuple[int, ...], rngs: "Rngs", options: Mapping[str, object]) -> "Module":
-        kind = getattr(importlib.import_module("normlab.nnx"), module)
+        kind = getattr(importlib.import_module("normlab.nnx"), row.module)
         check(kind, options, _arguments(kind))
         return kind(num_features, rngs=rngs, **options)
 
-    _OURS.append(name)
-    cell = _in_cells(name) if in_cells else None
-    register(Entry(name=name, title=title, linen=linen, nnx=nnx, cell=cell, module=module, **row))
+    cell = _in_cells(row.name) if row.cell_only or row.name in IN_CELLS else None
+    if row.cell_only:
+        return Entry(**vars(row), linen=partial(_no_layer, row.name), nnx=partial(_no_layer, row.name), cell=cell)
+    return Entry(**vars(row), linen=linen, nnx=nnx, cell=cell)
 
 
-def _only_in_cells(name: str, title: str, **needs: Unpack[_Row]) -> None:
-    """Register a norm of this package that is no layer."""
-
-    def no_layer(*_: object) -> NoReturn:
-        raise ValueError(
-            f"Expected a norm that is a layer, got {name!r}, which acts inside recurrent cells. Give it to one, as in "
-            f"`normlab.linen.LSTMCell(64, norm={name!r})`."
-        )
-
-    register(Entry(name=name, title=title, linen=no_layer, nnx=no_layer, cell=_in_cells(name), cell_only=True, **needs))
+def _no_layer(name: str, *_: object) -> NoReturn:
+    raise ValueError(
+        f"Expected a norm that is a layer, got {name!r}, which acts inside recurrent cells. Give it to one, as in "
+        f"`normlab.linen.LSTMCell(64, norm={name!r})`."
+    )
 
 
 def _in_cells(name: str) -> "Callable[[Mapping[str, object]], CellNorm]":
@@ -439,143 +400,8 @@ def _arguments(kind: type) -> list[str]:
     return names + [option.name for option in dataclasses.fields(vars(kind)["_kind"])]
 
 
-_GREY, _VERMILION, _BLUE, _GREEN = "#717171", "#d55e00", "#0072b2", "#009e73"
-_PINK, _OCHRE, _SKY, _VIOLET = "#d4639f", "#b98a14", "#2f98de", "#8052d6"
-_COLOURS = (_VERMILION, _BLUE, _GREEN, _PINK, _OCHRE, _SKY, _VIOLET)
-"""Colours for norms: after Okabe and Ito, apart for colour-blind eyes, a contrast of 3 to white and to near-black."""
-
-_BATCH: _OfBatch = {"needs_batch": True, "stateful": True, "averages": "batch"}
-_STANDARDIZED = "(x - mean) / sqrt(var + ε)"
-
-_ours("none", "no norm", "Identity", in_cells=True, formula="x", over="nothing", colour=_GREY, marker="o")
-_ours(
-    "batch",
-    "batch norm",
-    "BatchNorm",
-    ghost_batches=True,
-    **_BATCH,
-    formula=f"{_STANDARDIZED}; running averages at inference",
-    over="batch and positions",
-    paper="Ioffe & Szegedy 2015",
-    url="https://arxiv.org/abs/1502.03167",
-    colour=_VERMILION,
-    marker="s",
-)
-_ours(
-    "batch_renorm",
-    "batch renorm",
-    "BatchRenorm",
-    ghost_batches=True,
-    **_BATCH,
-    formula="(x - mean) / std · r + d, r and d towards the running statistics",
-    over="batch and positions",
-    paper="Ioffe 2017",
-    url="https://arxiv.org/abs/1702.03275",
-    colour=_BLUE,
-    marker="D",
-)
-_ours(
-    "layer",
-    "layer norm",
-    "LayerNorm",
-    in_cells=True,
-    formula=_STANDARDIZED,
-    over="features, at each position",
-    paper="Ba et al. 2016",
-    url="https://arxiv.org/abs/1607.06450",
-    colour=_GREEN,
-    marker="^",
-)
-_ours(
-    "rms",
-    "RMS norm",
-    "RMSNorm",
-    in_cells=True,
-    formula="x / sqrt(mean(x²) + ε)",
-    over="features, at each position",
-    paper="Zhang & Sennrich 2019",
-    url="https://arxiv.org/abs/1910.07467",
-    colour=_PINK,
-    marker="v",
-)
-_ours(
-    "group",
-    "group norm",
-    "GroupNorm",
-    in_cells=True,
-    formula=_STANDARDIZED,
-    over="a group of features and positions",
-    paper="Wu & He 2018",
-    url="https://arxiv.org/abs/1803.08494",
-    colour=_VIOLET,
-    marker="P",
-)
-_ours(
-    "instance",
-    "instance norm",
-    "InstanceNorm",
-    needs_spatial=True,
-    formula=_STANDARDIZED,
-    over="positions, for each feature",
-    paper="Ulyanov et al. 2016",
-    url="https://arxiv.org/abs/1607.08022",
-    colour=_OCHRE,
-    marker="X",
-)
-_ours(
-    "dyt",
-    "dynamic tanh",
-    "DyT",
-    formula="tanh(alpha · x), alpha learned",
-    over="nothing",
-    paper="Zhu et al. 2025",
-    url="https://arxiv.org/abs/2503.10622",
-    colour=_SKY,
-    marker="*",
-)
-_ours(
-    "online",
-    "online norm",
-    "OnlineNorm",
-    stateful=True,
-    averages="example",
-    formula=f"{_STANDARDIZED} by the examples before; a backward pass of its own; then layer scaling",
-    over="positions of the examples so far",
-    paper="Chiley et al. 2019",
-    url="https://arxiv.org/abs/1905.05894",
-    colour=_SKY,
-    marker="<",
-)
-_ours(
-    "streaming",
-    "streaming norm",
-    "StreamingNorm",
-    **_BATCH,
-    formula=f"{_STANDARDIZED}, statistics and their gradients from a long and a short memory",
-    over="batch and positions, now and before",
-    paper="Liao et al. 2016",
-    url="https://arxiv.org/abs/1610.06160",
-    colour=_BLUE,
-    marker=">",
-)
-_ours(
-    "continual",
-    "continual norm",
-    "ContinualNorm",
-    ghost_batches=True,
-    **_BATCH,
-    formula="batch norm of group norm",
-    over="a group of features, then batch and positions",
-    paper="Pham et al. 2022",
-    url="https://arxiv.org/abs/2203.16102",
-    colour=_OCHRE,
-    marker="d",
-)
-_only_in_cells("layer_per_gate", "layer norm, each gate", colour=_SKY, marker="h")
-_only_in_cells("batch_step", "batch norm, each time step", **_BATCH, colour=_VERMILION, marker="p")
-_only_in_cells("batch_shared", "batch norm, shared over time", **_BATCH, colour=_BLUE, marker="8")
-_only_in_cells("batch_input", "batch norm, input path", **_BATCH, colour=_OCHRE, marker=">")
-
+for _row in ROWS:
+    register(_ours(_row))
 _TAKEN = {(entry.colour, entry.marker) for entry in _ENTRIES.values()}
-_SPARE = tuple((colour, marker) for marker in MARKERS for colour in _COLOURS if (colour, marker) not in _TAKEN)
+_SPARE = tuple((colour, marker) for marker in MARKERS for colour in COLOURS if (colour, marker) not in _TAKEN)
 """Colours and markers for norms that come without."""

@@ -39,7 +39,7 @@ class MLP(nn.Module):
         counted = {} if mask is None else {"mask": mask[:, None]}
         for i, width in enumerate(self.hidden):
             x = nn.Dense(width, name=f"dense_{i}")(x)
-            x = activate(self.norm.linen(train=train, name=f"norm_{i}")(x, **counted))
+            x = self.norm.activate(self.norm.linen(train=train, name=f"norm_{i}")(x, **counted), activate)
         return nn.Dense(self.classes, name="head")(x)
 
 
@@ -63,7 +63,7 @@ class ConvNet(nn.Module):
         """Map images (batch, height, width, channels) to logits (batch, classes)."""
         for i, (width, stride) in enumerate(zip(self.widths, self.strides, strict=True)):
             x = Conv(width, stride=stride, name=f"conv_{i}")(x)
-            x = nn.relu(self.norm.linen(train=train, name=f"norm_{i}")(x))
+            x = self.norm.activate(self.norm.linen(train=train, name=f"norm_{i}")(x), nn.relu)
         return nn.Dense(self.classes, name="head")(x.mean(axis=(1, 2)))
 
 

@@ -31,7 +31,7 @@ class MLP(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         """Make the layers; `inputs` is the size of an example."""
-        self.depth, self.activation = len(hidden), activation
+        self.depth, self.activation, self.norm = len(hidden), activation, norm
         for i, (wide, width) in enumerate(zip((inputs, *hidden), hidden, strict=False)):
             setattr(self, f"dense_{i}", nnx.Linear(wide, width, rngs=rngs))
             setattr(self, f"norm_{i}", norm.nnx(width, rngs=rngs))
@@ -43,7 +43,7 @@ class MLP(nnx.Module):
         x = x.reshape(x.shape[0], -1)
         counted = {} if mask is None else {"mask": mask[:, None]}
         for i in range(self.depth):
-            x = activate(getattr(self, f"norm_{i}")(getattr(self, f"dense_{i}")(x), **counted))
+            x = self.norm.activate(getattr(self, f"norm_{i}")(getattr(self, f"dense_{i}")(x), **counted), activate)
         return self.head(x)
 
 
@@ -52,7 +52,7 @@ class ResNet(nnx.Module):
 
     def __init__(self, norm: Norm, depth: int = 20, classes: int = 10, channels: int = 3, *, rngs: nnx.Rngs) -> None:
         """Make the layers; `channels` is the number of channels of the images."""
-        self.stem = Conv(channels, ConvLayer(16), rngs=rngs)
+        self.norm, self.stem = norm, Conv(channels, ConvLayer(16), rngs=rngs)
         self.norm_stem = norm.nnx(16, rngs=rngs)
         blocks = basic_blocks(depth)
         self.blocks = len(blocks)
@@ -64,7 +64,7 @@ class ResNet(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map images (batch, height, width, channels) to logits (batch, classes)."""
-        x = nnx.relu(self.norm_stem(self.stem(x)))
+        x = self.norm.activate(self.norm_stem(self.stem(x)), nnx.relu)
         for i in range(self.blocks):
             x = getattr(self, f"block_{i}")(x)
         return self.head(x.mean(axis=(1, 2)))
@@ -75,14 +75,15 @@ class _Block(nnx.Module):
 
     def __init__(self, norm: Norm, channels: int, layers: Sequence[ConvLayer], *, rngs: nnx.Rngs) -> None:
         first, second = layers
+        self.norm = norm
         self.conv_0 = Conv(channels, first, rngs=rngs)
         self.norm_0 = norm.nnx(first.features, rngs=rngs)
         self.conv_1 = Conv(first.features, second, rngs=rngs)
-        self.norm_1 = norm.nnx(second.features, rngs=rngs)
+        self.norm_1 = norm.linear.nnx(second.features, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (batch, height, width, channels) to (batch, height / stride, width / stride, features)."""
-        y = self.norm_1(self.conv_1(nnx.relu(self.norm_0(self.conv_0(x)))))
+        y = self.norm_1(self.conv_1(self.norm.activate(self.norm_0(self.conv_0(x)), nnx.relu)))
         stride = self.conv_0.stride
         return nnx.relu(y + padded(x[:, ::stride, ::stride], y.shape[-1]))
 

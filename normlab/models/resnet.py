@@ -2,6 +2,7 @@
 
 Convolutions are initialized by `HE_NORMAL` and have no bias; norms and the dense layer keep their default initializers.
 Layers have explicit names, so that under one seed all parameters except the norm's start the same for every norm.
+A norm that is an activation, too, stands for norm and ReLU, and is without its activation where a branch ends.
 
 References:
     He, Zhang, Ren, Sun. Deep Residual Learning for Image Recognition. CVPR 2016. https://arxiv.org/abs/1512.03385
@@ -9,7 +10,7 @@ References:
     Goyal et al. Accurate, Large Minibatch SGD. 2017 (scales of zero). https://arxiv.org/abs/1706.02677
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -60,7 +61,7 @@ class ResNet(nn.Module):
         """Map images (batch, height, width, channels) to logits (batch, classes)."""
         x = convolution(16, name="stem")(x)
         if self.placement == "post":
-            x = nn.relu(self.norm.linen(train=train, name="norm_stem")(x))
+            x = self.norm.activate(self.norm.linen(train=train, name="norm_stem")(x), nn.relu)
         return _blocks_and_head(self, x, basic_blocks(self.depth), train)
 
 
@@ -88,7 +89,7 @@ class ResNet50(nn.Module):
         """Map images (batch, height, width, channels) to logits (batch, classes)."""
         x = convolution(64, 7, 2, name="stem")(x)
         if self.placement == "post":
-            x = nn.relu(self.norm.linen(train=train, name="norm_stem")(x))
+            x = self.norm.activate(self.norm.linen(train=train, name="norm_stem")(x), nn.relu)
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         return _blocks_and_head(self, x, _bottleneck_blocks(), train)
 
@@ -119,17 +120,17 @@ class _Block(nn.Module):
         *inner, last = range(len(self.layers))
         y = x
         for i in inner:
-            y = nn.relu(self._norm(i, train)(self._conv(i)(y)))
-        norm = starting_at_zero(self.norm) if self.zero_last_scale else self.norm
+            y = self._activated(i, self._conv(i)(y), train)
+        norm = starting_at_zero(self.norm.linear) if self.zero_last_scale else self.norm.linear
         y = norm.linen(train=train, name=f"norm_{last}")(self._conv(last)(y))
         return nn.relu(y + self._shortcut(x, train))
 
     def _pre(self, x: jax.Array, train: bool) -> jax.Array:
-        y = nn.relu(self._norm(0, train)(x))
+        y = self._activated(0, x, train)
         shortcut = self._shortcut(y if self.first or self._projects(x) else x, train)
         y = self._conv(0)(y)
         for i in range(1, len(self.layers)):
-            y = self._conv(i)(nn.relu(self._norm(i, train)(y)))
+            y = self._conv(i)(self._activated(i, y, train))
         return y + shortcut
 
     def _shortcut(self, x: jax.Array, train: bool) -> jax.Array:
@@ -137,7 +138,7 @@ class _Block(nn.Module):
         if not self._projects(x):
             return padded(x[:, ::stride, ::stride], features)
         x = convolution(features, 1, stride, name="shortcut")(x)
-        return x if self.placement == "pre" else self.norm.linen(train=train, name="norm_shortcut")(x)
+        return x if self.placement == "pre" else self.norm.linear.linen(train=train, name="norm_shortcut")(x)
 
     def _projects(self, x: jax.Array) -> bool:
         changes = self._stride() > 1 or x.shape[-1] != self.layers[-1].features
@@ -149,8 +150,8 @@ class _Block(nn.Module):
     def _conv(self, i: int) -> Conv:
         return convolution(*self.layers[i], name=f"conv_{i}")
 
-    def _norm(self, i: int, train: bool) -> Callable[[jax.Array], jax.Array]:
-        return self.norm.linen(train=train, name=f"norm_{i}")
+    def _activated(self, i: int, x: jax.Array, train: bool) -> jax.Array:
+        return self.norm.activate(self.norm.linen(train=train, name=f"norm_{i}")(x), nn.relu)
 
 
 def _blocks_and_head(
@@ -162,7 +163,7 @@ def _blocks_and_head(
         block = _Block(net.norm, layers, net.placement, net.zero_last_scale, first=i == 0, name=f"block_{i}")
         x = block(x, train=train)
     if net.placement == "pre":
-        x = nn.relu(net.norm.linen(train=train, name="norm_last")(x))
+        x = net.norm.activate(net.norm.linen(train=train, name="norm_last")(x), nn.relu)
     return nn.Dense(net.classes, name="head")(x.mean(axis=(1, 2)))
 
 

@@ -42,6 +42,6 @@ class VGG(nn.Module):
         for stage, (layers, width) in enumerate(zip(_LAYERS[self.depth], _WIDTHS, strict=True)):
             for i in range(layers):
                 x = Conv(width, kernel_init=HE_NORMAL, name=f"conv_{stage}_{i}")(x)
-                x = nn.relu(self.norm.linen(train=train, name=f"norm_{stage}_{i}")(x))
+                x = self.norm.activate(self.norm.linen(train=train, name=f"norm_{stage}_{i}")(x), nn.relu)
             x = halved(x)
         return nn.Dense(self.classes, name="head")(x.mean(axis=(1, 2)))

@@ -45,7 +45,7 @@ class ViTTiny(nn.Module):
         x = x + self.param("positions", _INITIAL, (1, *x.shape[1:]))
         for i in range(self.depth):
             x = _EncoderLayer(self.norm, name=f"layer_{i}")(x, train=train)
-        x = self.norm.linen(train=train, name="norm_last")(x)
+        x = self.norm.linear.linen(train=train, name="norm_last")(x)
         return _dense(self.classes, name="head")(x[:, 0])
 
 
@@ -57,9 +57,9 @@ class _EncoderLayer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map (batch, tokens, width) to the same shape."""
-        y = self.norm.linen(train=train, name="norm_0")(x)
+        y = self.norm.linear.linen(train=train, name="norm_0")(x)
         x = x + nn.MultiHeadDotProductAttention(_HEADS, kernel_init=_INITIAL, name="attention")(y)
-        y = self.norm.linen(train=train, name="norm_1")(x)
+        y = self.norm.linear.linen(train=train, name="norm_1")(x)
         y = nn.gelu(_dense(_HIDDEN, name="dense_0")(y), approximate=False)
         return x + _dense(_WIDTH, name="dense_1")(y)
 

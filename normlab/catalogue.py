@@ -1,0 +1,207 @@
+"""The norms of this package, a row each: what the registry, tables, figures and the documentation say of them."""
+
+# pyright: strict
+
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+__all__ = ["COLOURS", "Description", "IN_CELLS", "ROWS"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """A kind of norm in words, and how it acts.
+
+    Attributes:
+        name: As in strings, e.g. `batch_renorm`.
+        title: For people, e.g. `batch renorm`.
+        needs_batch: Whether an example's output in training depends on which others are in its batch. That of online
+            norm depends on the examples before it, however they were cut into batches.
+        ghost_batches: Whether it can take the statistics of parts of a batch, by the option `ghost_batch_size`.
+        stateful: Whether it keeps running statistics.
+        averages: What one update of them sees, where the option `momentum` is the weight of the old value: `batch` or
+            `example`; empty where there is no such option.
+        needs_spatial: Whether it needs axes between batch and features.
+        activates: Whether it is an activation, too, so that none follows; the option `nonlinear=False` leaves the
+            activation out.
+        cell_only: Whether it is a norm inside recurrent cells and no layer.
+        module: Name of its class in `normlab.linen` and `normlab.nnx`; empty for norms of other packages.
+        formula: The output before `scale` and `bias`, in the words of the documentation.
+        over: Elements that share a statistic.
+        paper: Authors and year.
+        url: Of the paper.
+        colour: Its colour in figures, as `#rrggbb`; a spare one where empty, see `normlab.norms.colour`.
+        marker: Its marker in figures, one of `normlab.norms.MARKERS`; a spare one where empty.
+    """
+
+    name: str
+    title: str
+    needs_batch: bool = False
+    ghost_batches: bool = False
+    stateful: bool = False
+    averages: Literal["batch", "example", ""] = ""
+    needs_spatial: bool = False
+    activates: bool = False
+    cell_only: bool = False
+    module: str = ""
+    formula: str = ""
+    over: str = ""
+    paper: str = ""
+    url: str = ""
+    colour: str = ""
+    marker: str = ""
+
+
+class _OfBatch(TypedDict):
+    """What norms over the batch share."""
+
+    needs_batch: bool
+    stateful: bool
+    averages: Literal["batch"]
+
+
+_GREY, _VERMILION, _BLUE, _GREEN = "#717171", "#d55e00", "#0072b2", "#009e73"
+_PINK, _OCHRE, _SKY, _VIOLET = "#d4639f", "#b98a14", "#2f98de", "#8052d6"
+COLOURS = (_VERMILION, _BLUE, _GREEN, _PINK, _OCHRE, _SKY, _VIOLET)
+"""Colours for norms: after Okabe and Ito, apart for colour-blind eyes, a contrast of 3 to white and to near-black."""
+
+_BATCH: _OfBatch = {"needs_batch": True, "stateful": True, "averages": "batch"}
+_STANDARDIZED = "(x - mean) / sqrt(var + ε)"
+
+ROWS = (
+    Description(name="none", title="no norm", module="Identity", formula="x", over="nothing", colour=_GREY, marker="o"),
+    Description(
+        name="batch",
+        title="batch norm",
+        module="BatchNorm",
+        ghost_batches=True,
+        **_BATCH,
+        formula=f"{_STANDARDIZED}; running averages at inference",
+        over="batch and positions",
+        paper="Ioffe & Szegedy 2015",
+        url="https://arxiv.org/abs/1502.03167",
+        colour=_VERMILION,
+        marker="s",
+    ),
+    Description(
+        name="batch_renorm",
+        title="batch renorm",
+        module="BatchRenorm",
+        ghost_batches=True,
+        **_BATCH,
+        formula="(x - mean) / std · r + d, r and d towards the running statistics",
+        over="batch and positions",
+        paper="Ioffe 2017",
+        url="https://arxiv.org/abs/1702.03275",
+        colour=_BLUE,
+        marker="D",
+    ),
+    Description(
+        name="layer",
+        title="layer norm",
+        module="LayerNorm",
+        formula=_STANDARDIZED,
+        over="features, at each position",
+        paper="Ba et al. 2016",
+        url="https://arxiv.org/abs/1607.06450",
+        colour=_GREEN,
+        marker="^",
+    ),
+    Description(
+        name="rms",
+        title="RMS norm",
+        module="RMSNorm",
+        formula="x / sqrt(mean(x²) + ε)",
+        over="features, at each position",
+        paper="Zhang & Sennrich 2019",
+        url="https://arxiv.org/abs/1910.07467",
+        colour=_PINK,
+        marker="v",
+    ),
+    Description(
+        name="group",
+        title="group norm",
+        module="GroupNorm",
+        formula=_STANDARDIZED,
+        over="a group of features and positions",
+        paper="Wu & He 2018",
+        url="https://arxiv.org/abs/1803.08494",
+        colour=_VIOLET,
+        marker="P",
+    ),
+    Description(
+        name="instance",
+        title="instance norm",
+        module="InstanceNorm",
+        needs_spatial=True,
+        formula=_STANDARDIZED,
+        over="positions, for each feature",
+        paper="Ulyanov et al. 2016",
+        url="https://arxiv.org/abs/1607.08022",
+        colour=_OCHRE,
+        marker="X",
+    ),
+    Description(
+        name="dyt",
+        title="dynamic tanh",
+        module="DyT",
+        formula="tanh(alpha · x), alpha learned",
+        over="nothing",
+        paper="Zhu et al. 2025",
+        url="https://arxiv.org/abs/2503.10622",
+        colour=_SKY,
+        marker="*",
+    ),
+    Description(
+        name="online",
+        title="online norm",
+        module="OnlineNorm",
+        stateful=True,
+        averages="example",
+        formula=f"{_STANDARDIZED} by the examples before; a backward pass of its own; then layer scaling",
+        over="positions of the examples so far",
+        paper="Chiley et al. 2019",
+        url="https://arxiv.org/abs/1905.05894",
+        colour=_SKY,
+        marker="<",
+    ),
+    Description(
+        name="streaming",
+        title="streaming norm",
+        module="StreamingNorm",
+        **_BATCH,
+        formula=f"{_STANDARDIZED}, statistics and their gradients from a long and a short memory",
+        over="batch and positions, now and before",
+        paper="Liao et al. 2016",
+        url="https://arxiv.org/abs/1610.06160",
+        colour=_BLUE,
+        marker=">",
+    ),
+    Description(
+        name="continual",
+        title="continual norm",
+        module="ContinualNorm",
+        ghost_batches=True,
+        **_BATCH,
+        formula="batch norm of group norm",
+        over="a group of features, then batch and positions",
+        paper="Pham et al. 2022",
+        url="https://arxiv.org/abs/2203.16102",
+        colour=_OCHRE,
+        marker="d",
+    ),
+    Description(name="layer_per_gate", title="layer norm, each gate", cell_only=True, colour=_SKY, marker="h"),
+    Description(
+        name="batch_step", title="batch norm, each time step", cell_only=True, **_BATCH, colour=_VERMILION, marker="p"
+    ),
+    Description(
+        name="batch_shared", title="batch norm, shared over time", cell_only=True, **_BATCH, colour=_BLUE, marker="8"
+    ),
+    Description(
+        name="batch_input", title="batch norm, input path", cell_only=True, **_BATCH, colour=_OCHRE, marker=">"
+    ),
+)
+"""In the order of tables."""
+
+IN_CELLS = ("none", "layer", "rms", "group")
+"""Layers that act inside recurrent cells, too."""
