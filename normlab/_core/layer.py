@@ -5,8 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+import jax.numpy as jnp
 from jax import Array
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
+
+from normlab._core.checks import check_real, check_where
+from normlab._core.dtypes import output_dtype
+from normlab._core.modulation import modulated, separated
+from normlab._core.reduction import canonical_axes
 
 State = Mapping[str, Array]
 """Arrays by the names of Flax's variables."""
@@ -26,14 +32,21 @@ class Layer(ABC):
     Attributes:
         feature_option: Name of the attribute that has the feature axes.
         parameters: Names of parameters that are neither `scale` nor `bias`.
+        switches: Names of options that say whether one of `parameters` is there, by its name.
+        affine_sets: Name of the attribute that says how many sets of `scale` and `bias` there are, along a first axis
+            of theirs; 0 is a single one without such an axis.
         stateful: Whether there is state.
         gradient_state_names: Names of the state whose gradient is its new value.
+        activates: Whether `activated` follows scale and bias.
     """
 
     feature_option: ClassVar[str] = "feature_axes"
     parameters: ClassVar[Sequence[str]] = ()
+    switches: ClassVar[Mapping[str, str]] = {}
+    affine_sets: ClassVar[str] = ""
     stateful: ClassVar[bool] = False
     gradient_state_names: ClassVar[Sequence[str]] = ()
+    activates: ClassVar[bool] = False
 
     def parameter(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         """Return the initial value of one of `parameters`, for features of `shape`."""
@@ -71,7 +84,8 @@ class Layer(ABC):
 
         Args:
             x: Activations, of a real dtype.
-            parameters: By name; `scale` and `bias` have the shape of the features.
+            parameters: By name, and what a call gives beside `x`; `scale` and `bias` have the shape of the features,
+                after an axis of `affine_sets` where there is one.
             state: By `names`.
             gradient_state: By `gradient_state_names`; may be empty where `train` is False.
             features: Feature axes, canonical.
@@ -81,3 +95,38 @@ class Layer(ABC):
         Returns:
             The output, in the dtype of `x` or wider, and the state after it: `state` itself where nothing changes.
         """
+
+    def activated(self, y: Array, parameters: Parameters, features: tuple[int, ...]) -> Array:
+        """Return the activation of the output after every scale and bias, of a norm that `activates`."""
+        return y
+
+
+def run(
+    layer: Layer,
+    x: ArrayLike,
+    where: Array | None,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    **parameters: Array | None,
+) -> Array:
+    """Run a norm without state as a function of arrays.
+
+    Args:
+        layer: The norm.
+        x: Activations.
+        where: True where an element counts, broadcastable to `x`.
+        scale: Gain for each feature; for each example and feature; or broadcastable to `x`.
+        bias: Shift of the same kind.
+        **parameters: The norm's own, by name.
+
+    Returns:
+        The output, with the shape and dtype of `x` (float32 for whole numbers).
+    """
+    x = jnp.asarray(x)
+    check_real(x)
+    check_where(where, x.shape)
+    features = canonical_axes(getattr(layer, layer.feature_option), x.ndim, layer.feature_option)
+    own, by = separated(scale, bias, x.shape, features)
+    y, _ = layer.apply(x, own | parameters, {}, {}, features=features, train=True, mask=where)
+    y = modulated(y, by, features)
+    return (layer.activated(y, parameters, features) if layer.activates else y).astype(output_dtype(x))

@@ -16,8 +16,11 @@ __all__ = ["row_norm", "takes_rows"]
 
 
 def takes_rows(over: Reduction, x: Array, m: Moments, epsilon: Array | float, where: Array | None) -> bool:
-    """Check whether `row_norm` is for this reduction: of whole rows of one device, with a mean, without a mask."""
-    simple = where is None and over.devices is None and over.pool == 1 and not over.inner
+    """Check whether `row_norm` is for this reduction: of whole rows of one device, with a mean, without a mask.
+
+    Scale and bias vary along all of a row: `over.inner` is empty.
+    """
+    simple = where is None and over.devices is None and over.pool == 1
     simple = simple and all(isinstance(x.shape[a], int) for a in over.axis)
     return simple and m.rest is not None and isinstance(epsilon, float) and on_accelerator()
 

@@ -109,7 +109,7 @@ def standardize(
     by = _standardize
     if "jax.experimental.jet" in sys.modules and any(map(_in_taylor_mode, (x, scale, bias))):
         by = _formula
-    elif takes_rows(over, x, m, epsilon, where):
+    elif not over.inner and takes_rows(over, x, m, epsilon, where):
         return row_norm(over, x, m, rstd, epsilon, scale, bias)
     return by(over, x, m.near, m.rest, rstd, scale, bias, m.count, where)
 

@@ -15,6 +15,7 @@ from normlab._core.collectives import Devices
 from normlab._core.dtypes import float32_or_wider, output_dtype, whole
 from normlab._core.ghost import check_chunks, check_ghost, each_ghost
 from normlab._core.layer import Layer, Parameters, State
+from normlab._core.modulation import modulated, separated
 from normlab._core.reduction import (
     Axes,
     Moments,
@@ -175,8 +176,10 @@ def batch_norm(
         use_fast_variance=use_fast_variance,
         ghost_batch_size=ghost_batch_size,
     )
-    y, batch = layer.by_batch(x, {"scale": scale, "bias": bias}, feature_axes(x.ndim, axis), where)
-    return y.astype(output_dtype(x)), batch
+    features = feature_axes(x.ndim, axis)
+    own, by = separated(scale, bias, x.shape, features)
+    y, batch = layer.by_batch(x, own, features, where)
+    return modulated(y, by, features).astype(output_dtype(x)), batch
 
 
 def feature_axes(ndim: int, axis: Axes | None) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from jax import Array, lax
 from normlab._core.checks import AxisName, check_flags, check_real, check_statistics, check_where
 from normlab._core.dtypes import float32_or_wider, output_dtype, whole
 from normlab._core.layer import Parameters, State
+from normlab._core.modulation import modulated, separated
 from normlab._core.reduction import Axes, Moments, Reduction, expand, moments, other_axes
 from normlab._core.standardize import normalize, standardize
 from normlab.functional.batch_norm import (
@@ -121,8 +122,10 @@ def batch_renorm(
         r_max=r_max,
         d_max=d_max,
     )
-    y, batch = layer.by_batch(x, {"scale": scale, "bias": bias}, feature_axes(x.ndim, axis), where, running.by_name())
-    return y.astype(output_dtype(x)), batch
+    features = feature_axes(x.ndim, axis)
+    own, by = separated(scale, bias, x.shape, features)
+    y, batch = layer.by_batch(x, own, features, where, running.by_name())
+    return modulated(y, by, features).astype(output_dtype(x)), batch
 
 
 def update_batch_renorm(

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
-from normlab._core.checks import check_real, check_where
-from normlab._core.dtypes import float32_or_wider, output_dtype
-from normlab._core.layer import Layer, Parameters, State
-from normlab._core.reduction import Axes, canonical_axes, expand_affine
+from normlab._core.dtypes import float32_or_wider
+from normlab._core.layer import Layer, Parameters, State, run
+from normlab._core.reduction import Axes, expand_affine
 
 
 def dyt(
@@ -51,13 +50,7 @@ def dyt(
     References:
         Zhu, Chen, He, LeCun, Liu. Transformers without Normalization. CVPR 2025. https://arxiv.org/abs/2503.10622
     """
-    x = jnp.asarray(x)
-    check_real(x)
-    check_where(where, x.shape)
-    features = canonical_axes(feature_axes, x.ndim, "feature_axes")
-    parameters: dict[str, Array | None] = {"scale": scale, "bias": bias, "alpha": jnp.asarray(alpha)}
-    y, _ = DyTLayer().apply(x, parameters, {}, {}, features=features, train=True, mask=where)
-    return y.astype(output_dtype(x))
+    return run(DyTLayer(feature_axes), x, where, scale, bias, alpha=jnp.asarray(alpha))
 
 
 @dataclass(frozen=True)

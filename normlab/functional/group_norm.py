@@ -6,10 +6,10 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from normlab._core.checks import AxisName, check_features, check_real, check_where, choose_groups, resolve_groups
-from normlab._core.dtypes import float32_or_wider, output_dtype
+from normlab._core.checks import AxisName, check_features, choose_groups, resolve_groups
+from normlab._core.dtypes import float32_or_wider
 from normlab._core.ghost import check_whole_groups
-from normlab._core.layer import Parameters, State
+from normlab._core.layer import Parameters, State, run
 from normlab._core.per_example import PerExampleLayer
 from normlab._core.reduction import Axes, Groups, Reduction, canonical_axes, check_more_than_one, reduction
 
@@ -64,17 +64,13 @@ def group_norm(
         Wu, He. Group Normalization. ECCV 2018. https://arxiv.org/abs/1803.08494
     """
     x = jnp.asarray(x)
-    check_real(x)
-    check_where(where, x.shape)
     if x.ndim:
         resolve_groups(x.shape[-1], num_groups, group_size)
     axis = axis if axis is None else canonical_axes(axis, x.ndim)
     layer = GroupNormLayer(
         epsilon, axis_name, axis_index_groups, use_fast_variance, num_groups, group_size, reduction_axes=axis
     )
-    parameters = {"scale": scale, "bias": bias}
-    y, _ = layer.apply(x, parameters, {}, {}, features=(x.ndim - 1,), train=True, mask=where)
-    return y.astype(output_dtype(x))
+    return run(layer, x, where, scale, bias)
 
 
 @dataclass(frozen=True)

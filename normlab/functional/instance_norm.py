@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
-import jax.numpy as jnp
 from jax import Array
 
-from normlab._core.checks import AxisName, check_real, check_where
-from normlab._core.dtypes import output_dtype
+from normlab._core.checks import AxisName
+from normlab._core.layer import run
 from normlab._core.per_example import PerExampleLayer
-from normlab._core.reduction import Axes, Groups, Reduction, canonical_axes, check_more_than_one, reduction
+from normlab._core.reduction import Axes, Groups, Reduction, check_more_than_one, reduction
 from normlab.errors import StatisticsError
 
 
@@ -56,13 +55,8 @@ def instance_norm(
     References:
         Ulyanov, Vedaldi, Lempitsky. Instance Normalization. 2016. https://arxiv.org/abs/1607.08022
     """
-    x = jnp.asarray(x)
-    check_real(x)
-    check_where(where, x.shape)
-    features = canonical_axes(feature_axes, x.ndim, "feature_axes")
     layer = InstanceNormLayer(epsilon, axis_name, axis_index_groups, use_fast_variance, feature_axes)
-    y, _ = layer.apply(x, {"scale": scale, "bias": bias}, {}, {}, features=features, train=True, mask=where)
-    return y.astype(output_dtype(x))
+    return run(layer, x, where, scale, bias)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax import Array
 
-from normlab._core.checks import AxisName, check_real, check_where
-from normlab._core.dtypes import output_dtype
+from normlab._core.checks import AxisName
+from normlab._core.layer import run
 from normlab._core.per_example import PerExampleLayer
 from normlab._core.reduction import Axes, Groups, Reduction, canonical_axes, check_more_than_one, reduction
 
@@ -61,13 +61,10 @@ def layer_norm(
         Ba, Kiros, Hinton. Layer Normalization. 2016. https://arxiv.org/abs/1607.06450
     """
     x = jnp.asarray(x)
-    check_real(x)
-    check_where(where, x.shape)
     axis = canonical_axes(axis, x.ndim)
     features = axis if feature_axes is None else canonical_axes(feature_axes, x.ndim, "feature_axes")
     layer = LayerNormLayer(epsilon, axis_name, axis_index_groups, use_fast_variance, axis, features)
-    y, _ = layer.apply(x, {"scale": scale, "bias": bias}, {}, {}, features=features, train=True, mask=where)
-    return y.astype(output_dtype(x))
+    return run(layer, x, where, scale, bias)
 
 
 @dataclass(frozen=True)

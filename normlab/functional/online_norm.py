@@ -16,6 +16,7 @@ from normlab._core.checks import (
 )
 from normlab._core.dtypes import float32_or_wider, output_dtype
 from normlab._core.layer import Layer, Parameters, State
+from normlab._core.modulation import modulated, separated
 from normlab._core.reduction import Axes, Reduction, expand, expand_where, means, moments, other_axes, reduction
 from normlab._core.roots import reciprocal_root
 from normlab._core.sharding import spread_like
@@ -129,7 +130,8 @@ def online_norm(
     features = stream_features(x, axis)
     check_online_options(momentum, backward_momentum, epsilon, guard)
     check_where(where, x.shape)
-    scale, bias = (expand(name, a, x.shape, features) for name, a in (("scale", scale), ("bias", bias)))
+    own, by = separated(scale, bias, x.shape, features)
+    scale, bias = (expand(name, own.get(name), x.shape, features) for name in ("scale", "bias"))
     where = expand_where(where, x.ndim)
     wide = float32_or_wider(x)
     averages, errors = [running.mean, running.var], own_gradient(errors)
@@ -141,7 +143,7 @@ def online_norm(
     y, after = result
     mean, var = (kept_wide(a, old) for a, old in zip(after, averages, strict=True))
     y = guarded(scaled(y, scale, bias), guard, epsilon=epsilon, where=where)
-    return y.astype(output_dtype(x)), running._replace(mean=mean, var=var)
+    return modulated(y, by, features).astype(output_dtype(x)), running._replace(mean=mean, var=var)
 
 
 def evaluate_online_norm(
@@ -174,12 +176,12 @@ def evaluate_online_norm(
         ValueError: If a shape, an axis, `epsilon` or `guard` does not fit.
     """
     x = jnp.asarray(x)
-    stream_features(x, axis)
+    features = stream_features(x, axis)
     check_guard(guard)
     check_where(where, x.shape)
-    wide = float32_or_wider(x)
-    y = normalize(wide, running.mean, running.var, scale, bias, axis=axis, epsilon=epsilon)
-    return guarded(y, guard, epsilon=epsilon, where=where).astype(output_dtype(x))
+    own, by = separated(scale, bias, x.shape, features)
+    y = normalize(float32_or_wider(x), running.mean, running.var, **own, axis=axis, epsilon=epsilon)
+    return modulated(guarded(y, guard, epsilon=epsilon, where=where), by, features).astype(output_dtype(x))
 
 
 def guarded(x: Array, guard: Guard, *, epsilon: float = 1e-5, where: Array | None = None) -> Array:

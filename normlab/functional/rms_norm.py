@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax import Array
 
-from normlab._core.checks import AxisName, check_real, check_where
-from normlab._core.dtypes import output_dtype
+from normlab._core.checks import AxisName
+from normlab._core.layer import run
 from normlab._core.reduction import Axes, Groups, Reduction, canonical_axes
 from normlab.functional.layer_norm import LayerNormLayer
 
@@ -53,13 +53,10 @@ def rms_norm(
         Zhang, Sennrich. Root Mean Square Layer Normalization. NeurIPS 2019. https://arxiv.org/abs/1910.07467
     """
     x = jnp.asarray(x)
-    check_real(x)
-    check_where(where, x.shape)
     axis = canonical_axes(axis, x.ndim)
     features = axis if feature_axes is None else canonical_axes(feature_axes, x.ndim, "feature_axes")
     layer = RMSNormLayer(epsilon, axis_name, axis_index_groups, reduction_axes=axis, feature_axes=features)
-    y, _ = layer.apply(x, {"scale": scale}, {}, {}, features=features, train=True, mask=where)
-    return y.astype(output_dtype(x))
+    return run(layer, x, where, scale)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from jax import Array, lax
 from normlab._core.checks import check_epsilon, check_where
 from normlab._core.dtypes import float32_or_wider, output_dtype, whole
 from normlab._core.layer import Layer, Parameters, State
+from normlab._core.modulation import modulated, separated
 from normlab._core.reduction import Axes, Reduction, expand, expand_where, means, moments, other_axes, reduction
 from normlab._core.roots import reciprocal_root
 from normlab._core.sharding import aligned, spread_like
@@ -141,7 +142,8 @@ def streaming_norm(
     features = stream_features(x, axis)
     check_streaming_options(mix, backward_mix, momentum, backward_momentum, calls_per_update, epsilon)
     check_where(where, x.shape)
-    scale, bias = (expand(name, a, x.shape, features) for name, a in (("scale", scale), ("bias", bias)))
+    own, by = separated(scale, bias, x.shape, features)
+    scale, bias = (expand(name, own.get(name), x.shape, features) for name in ("scale", "bias"))
     where = expand_where(where, x.ndim)
     wide = float32_or_wider(x)
     before, carried = (
@@ -160,7 +162,7 @@ def streaming_norm(
     result: Any = _streaming(static, wide, before, carried, where, *weights, jnp.asarray(epsilon, wide.dtype))
     y, after = result
     after = StreamingMemory(*map(kept_wide, after[:-1], memory[:-1]), step=after.step)
-    return scaled(y, scale, bias).astype(output_dtype(x)), after
+    return modulated(scaled(y, scale, bias), by, features).astype(output_dtype(x)), after
 
 
 def initial_streaming(shape: Sequence[int]) -> tuple[StreamingMemory, StreamingSlopes]:

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from normlab._core.checks import check_dtypes, check_flag, check_float32_reductions, check_where, choose_mode
 from normlab._core.dtypes import output_dtype
 from normlab._core.layer import Layer
+from normlab._core.modulation import Modulation, modulated
 from normlab._core.reduction import canonical_axes
 from normlab.functional.state import check_state
 
@@ -46,9 +47,23 @@ class PerExample(NormModule):
     """The call of norms within one example."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        """Normalize `x`; `mask` is True where an element counts, broadcastable to `x`."""
-        return normalize(self, x, mask)
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        scale: jax.Array | None = None,
+        bias: jax.Array | None = None,
+    ) -> jax.Array:
+        """Normalize `x`.
+
+        Args:
+            x: Activations.
+            mask: True where an element counts, broadcastable to `x`.
+            scale: Gain of this call, after the module's own: `[batch, features]`, or broadcastable to `x`.
+            bias: Shift of this call, of the same kind.
+        """
+        return normalize(self, x, mask, scale=scale, bias=bias)
 
 
 class Stateful(NormModule):
@@ -59,23 +74,39 @@ class Stateful(NormModule):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+        scale: jax.Array | None = None,
+        bias: jax.Array | None = None,
     ) -> jax.Array:
-        """Normalize `x`; `mask` is True where an element counts, broadcastable to `x`.
+        """Normalize `x`.
 
         Args:
             x: Activations; for norms of streams `[examples, ..., features]`, the oldest example first.
             use_running_average: Mode of this call; give it here or to the module, not both.
-            mask: Elements counted.
+            mask: True where an element counts, broadcastable to `x`.
+            scale: Gain of this call, after the module's own: `[batch, features]`, or broadcastable to `x`.
+            bias: Shift of this call, of the same kind.
         """
         modes = (self.use_running_average, use_running_average)
         evaluating = modes[0] if modes[1] is None else modes[1]
         if type(evaluating) is not bool or None not in modes:
             evaluating = choose_mode(*modes)
-        return normalize(self, x, mask, not evaluating)
+        return normalize(self, x, mask, not evaluating, scale, bias)
 
 
-def normalize(module: NormModule, x: jax.Array, mask: jax.Array | None, train: bool = True) -> jax.Array:
+def normalize(
+    module: NormModule,
+    x: jax.Array,
+    mask: jax.Array | None,
+    train: bool = True,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    **given: jax.Array | None,
+) -> jax.Array:
     """Run the layer of `module` with the module's variables; for a compact method.
 
     Args:
@@ -83,6 +114,9 @@ def normalize(module: NormModule, x: jax.Array, mask: jax.Array | None, train: b
         x: Activations.
         mask: True where an element counts, broadcastable to `x`.
         train: Whether the statistics of `x` count.
+        scale: Gain of this call, after the module's own.
+        bias: Shift of this call.
+        **given: Further arrays of this call, by the names by which the layer knows them.
 
     Raises:
         ValueError: If state is missing or unknown, or an option or a shape does not fit.
@@ -116,7 +150,12 @@ def normalize(module: NormModule, x: jax.Array, mask: jax.Array | None, train: b
         x, dtype = _promoted(x, affine, module.dtype)
     if making:
         layer, train = layer.initializing(x, features, train)
-    y, after = layer.apply(x, affine, state, slopes, features=features, train=train, mask=mask)
+    parameters = affine | given if given else affine
+    y, after = layer.apply(x, parameters, state, slopes, features=features, train=train, mask=mask)
+    if scale is not None or bias is not None:
+        y = modulated(y, Modulation(scale, bias), features)
+    if layer.activates:
+        y = layer.activated(y, parameters, features)
     if after is not state and not making:
         for name, value in after.items():
             variables[name].value = value
@@ -126,14 +165,17 @@ def normalize(module: NormModule, x: jax.Array, mask: jax.Array | None, train: b
 def _parameters(module: NormModule, layer: Layer, shape: tuple[int, ...]) -> dict[str, jax.Array]:
     """Make or find scale and bias, as far as the module has them, and the layer's own parameters."""
     parameters: dict[str, jax.Array] = {}
+    sets = getattr(layer, layer.affine_sets, 0)
+    affine = (sets, *shape) if sets else shape
     for name in _AFFINE:
         used = getattr(module, f"use_{name}", False)
         if type(used) is not bool:
             check_flag(f"use_{name}", used)
         if used:
-            parameters[name] = module.param(name, getattr(module, f"{name}_init"), shape, module.param_dtype)
+            parameters[name] = module.param(name, getattr(module, f"{name}_init"), affine, module.param_dtype)
     for name in layer.parameters:
-        parameters[name] = module.param(name, lambda key, n=name: layer.parameter(n, shape, module.param_dtype))
+        if getattr(layer, layer.switches.get(name, ""), True):
+            parameters[name] = module.param(name, lambda key, n=name: layer.parameter(n, shape, module.param_dtype))
     return parameters
 
 

@@ -6,6 +6,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from normlab._core.checks import AxisName
+from normlab._core.modulation import Modulation, modulated_alone
 from normlab._core.reduction import Axes, Groups
 from normlab.functional.dyt import DyTLayer
 from normlab.functional.group_norm import GroupNormLayer
@@ -19,9 +20,16 @@ class Identity(nn.Module):
     """No norm: the registry's `none`."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        """Return `x`."""
-        return x
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        scale: jax.Array | None = None,
+        bias: jax.Array | None = None,
+    ) -> jax.Array:
+        """Return `x`, after scale and bias of this call if there are any; see `LayerNorm`."""
+        return modulated_alone(x, Modulation(scale, bias))
 
 
 class LayerNorm(PerExample):

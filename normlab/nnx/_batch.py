@@ -114,6 +114,7 @@ class BatchNorm(Stateful):
             statistics=statistics,
             frozen=frozen,
         )
+        self.frozen = frozen  # again, for the parameters, which are there now
 
     @property
     def frozen(self) -> bool:

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from normlab._core.checks import check_dtypes, check_flag, check_where, choose_mode, chosen
 from normlab._core.dtypes import output_dtype
 from normlab._core.layer import Layer
+from normlab._core.modulation import Modulation, modulated
 from normlab._core.reduction import canonical_axes
 from normlab.errors import nearest
 from normlab.functional.state import check_state
@@ -94,15 +95,18 @@ class NormModule(nnx.Module):
         self.feature_shape = shape = feature_shape(num_features)
         self.num_features = shape[0] if len(shape) == 1 else shape
         self.dtype, self.param_dtype = dtype, param_dtype
+        self.scale, self.bias = nnx.data(None), nnx.data(None)
+        self._configure(**options)
+        layer = self.layer()  # which checks the options
+        sets = getattr(layer, layer.affine_sets, 0)
+        affine = (sets, *shape) if sets else shape
         for name, init, metadata in (
             ("scale", chosen("use_scale", use_scale, scale_init), scale_metadata),
             ("bias", chosen("use_bias", use_bias, bias_init), bias_metadata),
         ):
-            made = init if init is None else nnx.Param(init(rngs.params(), shape, param_dtype), **metadata)
+            made = init if init is None else nnx.Param(init(rngs.params(), affine, param_dtype), **metadata)
             setattr(self, name, nnx.data(made))
-        self._configure(**options)
-        layer = self.layer()  # which checks the options
-        for name in layer.parameters:
+        for name in parameters_of(layer):
             setattr(self, name, nnx.Param(layer.parameter(name, shape, param_dtype)))
         for name, value in layer.state(shape).items():
             setattr(self, name, nnx.BatchStat(value))
@@ -130,9 +134,23 @@ class NormModule(nnx.Module):
 class PerExample(NormModule):
     """The call of norms within one example."""
 
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        """Normalize `x`; `mask` is True where an element counts, broadcastable to `x`."""
-        return normalize(self, x, mask)
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        scale: jax.Array | None = None,
+        bias: jax.Array | None = None,
+    ) -> jax.Array:
+        """Normalize `x`.
+
+        Args:
+            x: Activations.
+            mask: True where an element counts, broadcastable to `x`.
+            scale: Gain of this call, after the module's own: `[batch, features]`, or broadcastable to `x`.
+            bias: Shift of this call, of the same kind.
+        """
+        return normalize(self, x, mask, scale=scale, bias=bias)
 
 
 class Stateful(NormModule):
@@ -144,7 +162,13 @@ class Stateful(NormModule):
         super().__init__(num_features, **options)
 
     def __call__(
-        self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+        scale: jax.Array | None = None,
+        bias: jax.Array | None = None,
     ) -> jax.Array:
         """Normalize `x` and, in training, update the state.
 
@@ -152,9 +176,12 @@ class Stateful(NormModule):
             x: Activations; for norms of streams `[examples, ..., features]`, the oldest example first.
             use_running_average: Overrides the attribute in this call.
             mask: True where an element counts, broadcastable to `x`.
+            scale: Gain of this call, after the module's own: `[batch, features]`, or broadcastable to `x`.
+            bias: Shift of this call, of the same kind.
         """
         attribute = self.use_running_average if use_running_average is None else None
-        return normalize(self, x, mask, not choose_mode(attribute, use_running_average))
+        evaluating = choose_mode(attribute, use_running_average)
+        return normalize(self, x, mask, not evaluating, scale, bias)
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """Set the mode; called by `nnx.view`, and read by `nnx.view_info`, which expects this indentation.
@@ -166,7 +193,15 @@ class Stateful(NormModule):
             self.use_running_average = use_running_average
 
 
-def normalize(module: NormModule, x: jax.Array, mask: jax.Array | None, train: bool = True) -> jax.Array:
+def normalize(
+    module: NormModule,
+    x: jax.Array,
+    mask: jax.Array | None,
+    train: bool = True,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    **given: jax.Array | None,
+) -> jax.Array:
     """Run the layer of `module` with the module's variables.
 
     Args:
@@ -174,6 +209,9 @@ def normalize(module: NormModule, x: jax.Array, mask: jax.Array | None, train: b
         x: Activations.
         mask: True where an element counts, broadcastable to `x`.
         train: Whether the statistics of `x` count.
+        scale: Gain of this call, after the module's own.
+        bias: Shift of this call.
+        **given: Further arrays of this call, by the names by which the layer knows them.
 
     Raises:
         ValueError: If state is missing or unknown, or an option or a shape does not fit.
@@ -188,7 +226,7 @@ def normalize(module: NormModule, x: jax.Array, mask: jax.Array | None, train: b
             f"Expected `x` with {module.num_features} features (`num_features`), got {x.shape}, which has {shape}."
         )
     parameters: dict[str, jax.Array] = {}
-    for name in ("scale", "bias", *layer.parameters):
+    for name in ("scale", "bias", *parameters_of(layer)):
         variable = getattr(module, name)
         if variable is not None:
             parameters[name] = read(variable)
@@ -207,11 +245,21 @@ def normalize(module: NormModule, x: jax.Array, mask: jax.Array | None, train: b
         variables = state_variables(module, list(names), optional)
         for name, variable in variables.items():
             (slopes if name in layer.gradient_state_names else state)[name] = read(variable)
-    y, after = layer.apply(x, parameters, state, slopes, features=features, train=train, mask=mask)
+    inputs = parameters | given if given else parameters
+    y, after = layer.apply(x, inputs, state, slopes, features=features, train=train, mask=mask)
+    if scale is not None or bias is not None:
+        y = modulated(y, Modulation(scale, bias), features)
+    if layer.activates:
+        y = layer.activated(y, inputs, features)
     if after is not state:
         for name, value in after.items():
             write(variables[name], value)
     return y.astype(dtype)
+
+
+def parameters_of(layer: Layer) -> list[str]:
+    """Return the names of the parameters of a norm that are neither `scale` nor `bias`."""
+    return [name for name in layer.parameters if getattr(layer, layer.switches.get(name, ""), True)]
 
 
 def _promoted(

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from normlab._core.checks import AxisName, choose_groups, resolve_groups
 from normlab._core.layer import Layer
+from normlab._core.modulation import Modulation, modulated_alone
 from normlab._core.reduction import Axes, Groups
 from normlab.functional.dyt import DyTLayer
 from normlab.functional.group_norm import GroupNormLayer
@@ -38,9 +39,16 @@ class Identity(nnx.Module):
         """Take what the other norms take."""
         self.num_features = num_features
 
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        """Return `x`."""
-        return x
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        scale: jax.Array | None = None,
+        bias: jax.Array | None = None,
+    ) -> jax.Array:
+        """Return `x`, after scale and bias of this call if there are any; see `LayerNorm`."""
+        return modulated_alone(x, Modulation(scale, bias))
 
 
 class PerExampleOptions(NormOptions, total=False):
@@ -185,10 +193,15 @@ class RMSNorm(PerExample):
         )
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, x: jax.Array, mask: jax.Array | None = None
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        *,
+        scale: jax.Array | None = None,
+        bias: jax.Array | None = None,
     ) -> jax.Array:
-        """Normalize `x`; `mask`, which Flax takes by position here, is True where an element counts."""
-        return normalize(self, x, mask)
+        """Normalize `x`; as in `LayerNorm`, but `mask` can be given by position, as in Flax."""
+        return normalize(self, x, mask, scale=scale, bias=bias)
 
 
 class GroupNorm(PerExample):

@@ -65,7 +65,11 @@ def test_linen_fields_are_flax_fields_in_flax_order(kind: str) -> None:
     different = {a[0] for a, b in zip(ours, theirs, strict=False) if a[1] != b[1] and not callable(a[1])}
     assert different <= {"use_fast_variance"}
     calls = [inspect.signature(getattr(m, kind).__call__).parameters.values() for m in (linen, nn)]
-    assert [(p.name, p.kind) for p in calls[0]] == [(p.name, p.kind) for p in calls[1]]
+    *first, scale, bias = calls[0]
+    assert [(p.name, p.kind) for p in first] == [(p.name, p.kind) for p in calls[1]]
+    assert [(p.name, p.kind, p.default) for p in (scale, bias)] == [
+        (name, inspect.Parameter.KEYWORD_ONLY, None) for name in ("scale", "bias")
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -78,7 +82,11 @@ def test_nnx_arguments_are_flax_arguments(kind: str) -> None:
             if name != "use_fast_variance" and not name.endswith(("_init", "_metadata")):
                 assert parameter.default == theirs[name].default, name
     calls = [inspect.signature(getattr(m, kind).__call__).parameters.values() for m in (nnx, flax_nnx)]
-    assert [(p.name, p.kind) for p in calls[0]] == [(p.name, p.kind) for p in calls[1]]
+    *first, scale, bias = calls[0]
+    assert [(p.name, p.kind) for p in first] == [(p.name, p.kind) for p in calls[1]]
+    assert [(p.name, p.kind, p.default) for p in (scale, bias)] == [
+        (name, inspect.Parameter.KEYWORD_ONLY, None) for name in ("scale", "bias")
+    ]
 
 
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
