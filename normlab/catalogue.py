@@ -68,7 +68,7 @@ COLOURS = (_VERMILION, _BLUE, _GREEN, _PINK, _OCHRE, _SKY, _VIOLET)
 _BATCH: _OfBatch = {"needs_batch": True, "stateful": True, "averages": "batch"}
 _STANDARDIZED = "(x - mean) / sqrt(var + ε)"
 
-ROWS = (
+_CLASSIC = (
     Description(name="none", title="no norm", module="Identity", formula="x", over="nothing", colour=_GREY, marker="o"),
     Description(
         name="batch",
@@ -190,6 +190,24 @@ ROWS = (
         colour=_OCHRE,
         marker="d",
     ),
+)
+
+_SQUASHING: tuple[Description, ...] = ()
+"""Functions of one position that stand where a norm would."""
+
+_RESPONSES: tuple[Description, ...] = ()
+"""Norms that divide and do not subtract a mean; some are activations, too."""
+
+_COMBINED: tuple[Description, ...] = ()
+"""Norms made of several, or with statistics for several sets."""
+
+_WHITENING: tuple[Description, ...] = ()
+"""Norms that take out the correlation of features, too."""
+
+_MOVING: tuple[Description, ...] = ()
+"""Norms by moving statistics, with a backward pass of their own."""
+
+_CELLS = (
     Description(name="layer_per_gate", title="layer norm, each gate", cell_only=True, colour=_SKY, marker="h"),
     Description(
         name="batch_step", title="batch norm, each time step", cell_only=True, **_BATCH, colour=_VERMILION, marker="p"
@@ -201,6 +219,8 @@ ROWS = (
         name="batch_input", title="batch norm, input path", cell_only=True, **_BATCH, colour=_OCHRE, marker=">"
     ),
 )
+
+ROWS = (*_CLASSIC, *_SQUASHING, *_RESPONSES, *_COMBINED, *_WHITENING, *_MOVING, *_CELLS)
 """In the order of tables."""
 
 IN_CELLS = ("none", "layer", "rms", "group")

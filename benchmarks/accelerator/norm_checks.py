@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from benchmarks.accelerator.checks import Check, Draw, distance, slope_errors
 from benchmarks.accelerator.stage import Row
 from normlab import norms
-from tests.support import reference
+from tests.support import reference, references
 from tests.support.fuzz import variables_of
 
 __all__ = ["norm_checks", "special_checks"]
@@ -121,7 +121,7 @@ class Norm:
     def expected(self, at: Mapping[str, np.ndarray]) -> reference.Result:
         """Compute output and state in float64; outputs under the mask are 0."""
         options = {name: value for name, value in self.spec.options.items() if name not in ("use_scale", "use_bias")}
-        y, state = reference.NORMS[self.spec.name](at["x"], dict(at), self.mask, **options)
+        y, state = references.NORMS[self.spec.name](at["x"], dict(at), self.mask, **options)
         return (y if self.mask is None else np.where(self.mask, y, 0)), state
 
     def errors(self, outputs: Any, arguments: Any) -> dict[str, float]:

@@ -20,7 +20,6 @@ from normlab.functional.batch_renorm import (
     merge_batch_renorm,
     update_batch_renorm,
 )
-from normlab.functional.dyt import dyt
 from normlab.functional.group_norm import group_norm
 from normlab.functional.instance_norm import instance_norm
 from normlab.functional.layer_norm import layer_norm
@@ -29,6 +28,7 @@ from normlab.functional.recurrent.cell_norm import CELL_NORMS, CellNorm, Path, c
 from normlab.functional.recurrent.cells import GRU, LSTM, SIMPLE, Activations, CellParameters
 from normlab.functional.recurrent.unroll import TimedCarry, initial_carry, initial_rows, unroll
 from normlab.functional.rms_norm import rms_norm
+from normlab.functional.squashing.dyt import dyt
 from normlab.functional.state import as_batch_norm, as_batch_renorm
 from normlab.functional.streaming_norm import StreamingMemory, StreamingSlopes, initial_streaming, streaming_norm
 

@@ -8,11 +8,11 @@ from jax.typing import DTypeLike
 from normlab._core.checks import AxisName
 from normlab._core.modulation import Modulation, modulated_alone
 from normlab._core.reduction import Axes, Groups
-from normlab.functional.dyt import DyTLayer
 from normlab.functional.group_norm import GroupNormLayer
 from normlab.functional.instance_norm import InstanceNormLayer
 from normlab.functional.layer_norm import LayerNormLayer
 from normlab.functional.rms_norm import RMSNormLayer
+from normlab.functional.squashing.dyt import DyTLayer
 from normlab.linen._norm import Initializer, PerExample
 
 

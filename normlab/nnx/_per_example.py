@@ -13,11 +13,11 @@ from normlab._core.checks import AxisName, choose_groups, resolve_groups
 from normlab._core.layer import Layer
 from normlab._core.modulation import Modulation, modulated_alone
 from normlab._core.reduction import Axes, Groups
-from normlab.functional.dyt import DyTLayer
 from normlab.functional.group_norm import GroupNormLayer
 from normlab.functional.instance_norm import InstanceNormLayer
 from normlab.functional.layer_norm import LayerNormLayer
 from normlab.functional.rms_norm import RMSNormLayer
+from normlab.functional.squashing.dyt import DyTLayer
 from normlab.nnx._norm import (
     NO_METADATA,
     Initializer,

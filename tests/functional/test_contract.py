@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from normlab import norms
 from normlab.functional import StatisticsError, one_element
-from tests.support import reference
+from tests.support import reference, references
 from tests.support.registered import ALL
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -29,11 +29,11 @@ NEED_BATCH = tuple(name for name in ALL if norms.get(name).entry.ghost_batches)
 def reference_of(norm: str) -> Callable[..., reference.Result]:
     """The float64 reference of a norm, with its options."""
     spec = norms.get(norm)
-    assert spec.name in reference.NORMS, (
-        f"Norm {spec.name!r} is registered but has no float64 reference: add its row to `reference.NORMS`."
+    assert spec.name in references.NORMS, (
+        f"Norm {spec.name!r} is registered but has no float64 reference: add its row to `references.NORMS`."
     )
     options = {k: v for k, v in spec.options.items() if k not in ("use_scale", "use_bias")}  # seen in the variables
-    return functools.partial(reference.NORMS[spec.name], **options)
+    return functools.partial(references.NORMS[spec.name], **options)
 
 
 @functools.cache

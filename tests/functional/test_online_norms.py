@@ -19,7 +19,7 @@ from normlab import functional as F
 from normlab import nnx, norms
 from normlab.introspect.pure import network
 from normlab.study.design.factors import batch_size_curves
-from tests.support import reference
+from tests.support import reference, references
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -94,7 +94,7 @@ def test_both_passes_are_those_of_the_reference_call_after_call(
         x, dy = normal(*shape, seed=call), normal(*shape, seed=call + 9)
         hidden = x if mask is None else jnp.where(mask, x, jnp.nan)
         state, wide = flat(variables), [np.asarray(a, np.float64) for a in (x, dy)]
-        y, after = reference.NORMS[spec.name](wide[0], state, mask, **spec.options)
+        y, after = references.NORMS[spec.name](wide[0], state, mask, **spec.options)
         options = {k: v for k, v in spec.options.items() if k != "guard"}
         dx, carried = VJPS[spec.name](wide[0], state, wide[1], mask, **options)
         found, found_dx, variables = stepped(norm)(variables, hidden, dy, mask)
@@ -375,7 +375,7 @@ def test_float64_stays_float64(norm: str) -> None:
         x, dy = normal(5, 4, dtype=jnp.float64), normal(5, 4, seed=1, dtype=jnp.float64)
         y, dx, after = stepped(norm)(variables, x, dy)
         state, wide = flat(variables), (np.asarray(x), np.asarray(dy))
-        expected, _ = reference.NORMS[spec.name](wide[0], state, **spec.options)
+        expected, _ = references.NORMS[spec.name](wide[0], state, **spec.options)
         expected_dx, carried = VJPS[spec.name](wide[0], state, wide[1])
         chex.assert_trees_all_close((y, dx), (expected, expected_dx), rtol=1e-12, atol=1e-12)
         chex.assert_trees_all_close(dict(after[OVERWRITE_WITH_GRADIENT]), carried, rtol=1e-12, atol=1e-12)

@@ -24,7 +24,7 @@ from normlab import functional as F
 from normlab import norms
 from normlab.notation import parse
 from normlab.study.training.compilation_cache import use_cache
-from tests.support import reference
+from tests.support import reference, references
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 LARGEST = {"float16": 3e4, "float32": 1e30, "bfloat16": 1e30, "float64": 1e30}
@@ -123,7 +123,7 @@ def expected(case: Case, x: np.ndarray, variables: Any, where: np.ndarray | None
     options = {k: v for k, v in spec.options.items() if k not in ("use_scale", "use_bias")}
     seen = x if where is None else np.where(np.broadcast_to(where, x.shape), x, 0)
     with np.errstate(all="ignore"):
-        return reference.NORMS[spec.name](seen, flat, where, **options)
+        return references.NORMS[spec.name](seen, flat, where, **options)
 
 
 def largest_term(case: Case, x: np.ndarray, variables: Any) -> float:

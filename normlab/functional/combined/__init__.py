@@ -1,0 +1,1 @@
+"""Norms made of several, or with statistics for several sets of examples."""

@@ -1,0 +1,1 @@
+"""Norms that divide and do not subtract a mean; some are activations, too."""

@@ -1,0 +1,1 @@
+"""Functions of one position that stand where a norm would: dynamic tanh and its successors."""

@@ -1,0 +1,1 @@
+"""Norms that take out the correlation of features, too."""

@@ -1,0 +1,7 @@
+"""References in float64 NumPy, as `tests.support.reference`, of the norms of responses."""
+
+from collections.abc import Callable
+
+from tests.support.reference import Result
+
+NORMS: dict[str, Callable[..., Result]] = {}
