@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.speed import norms as speed
-from benchmarks.speed import scaling
+from benchmarks.speed import scaling, variants
+from normlab import norms
 from tests.support.paths import ROOT
 
 TINY = ("--shapes", "16x4x4x8", "--rounds", "2")
@@ -65,6 +66,24 @@ def test_norms_across_devices_are_measured_beside_their_peers(tmp_path: Path) ->
     assert found[speed.FORWARD, "shard_map", speed.LOCAL] == 0
     assert ", 2 x " in done.stdout.splitlines()[0]
     assert done.stdout.splitlines()[1] == speed.AcrossDevices.HEADING
+
+
+def test_other_norms_are_measured_beside_norms_of_the_same_statistics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = str(tmp_path / "variants")
+    monkeypatch.setattr(sys, "argv", ["variants", *TINY, "--norms", "dyt,continual:group_size=4", "--output", output])
+    variants.main()
+    rows = rows_of(tmp_path / "variants.csv")
+    assert [(row["norm"], row["beside"], row["what"]) for row in rows] == [
+        (norm, other, what)
+        for norm, other in (("dyt", "layer"), ("continual:group_size=4", "batch"))
+        for what in (speed.FORWARD, speed.TRAINING)
+    ]
+    assert all(float(row["ratio"]) > 0 and float(row["norm_memory"]) >= 0 for row in rows)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1] == variants.Variant.HEADING and printed[-2].endswith("of 4 ratios at most 1.3.")
+    assert variants.beside(norms.get("instance")).name == "instance" and "none" not in variants.default()
 
 
 @pytest.mark.parametrize(
