@@ -20,6 +20,7 @@ from flax import linen as nn
 
 from normlab import norms
 from normlab.models.convolution import HE_NORMAL, Conv
+from normlab.models.residual import Residual, check_residual, weighted
 from normlab.norms import Norm
 
 Placement = Literal["post", "pre"]
@@ -48,6 +49,9 @@ class ResNet(nn.Module):
             ReLU, convolution, with a norm and a ReLU after the last block (second paper).
         zero_last_scale: Whether the scale of each block's last norm starts at 0, so that a block starts as its
             shortcut; only for `post`. It has no effect on a norm without `scale_init`, such as `none`.
+        residual: Learned factor of each branch, with which the network trains without norms: `skipinit` and `rezero`
+            have a number that starts at 0, and convolutions of blocks a bias with `skipinit`; `layer_scale` has a
+            number for each channel, from 1e-5 on.
     """
 
     norm: Norm
@@ -55,6 +59,7 @@ class ResNet(nn.Module):
     classes: int = 10
     placement: Placement = "post"
     zero_last_scale: bool = False
+    residual: Residual = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -77,12 +82,14 @@ class ResNet50(nn.Module):
         classes: Number of outputs.
         placement: See `ResNet`.
         zero_last_scale: See `ResNet`.
+        residual: See `ResNet`.
     """
 
     norm: Norm
     classes: int = 1000
     placement: Placement = "post"
     zero_last_scale: bool = False
+    residual: Residual = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -103,6 +110,7 @@ class _Block(nn.Module):
         placement: See `ResNet`.
         zero_last_scale: See `ResNet`.
         first: Whether the block is the network's first, whose shortcut in `pre` starts after norm and ReLU.
+        residual: See `ResNet`.
     """
 
     norm: Norm
@@ -110,6 +118,7 @@ class _Block(nn.Module):
     placement: Placement
     zero_last_scale: bool
     first: bool
+    residual: Residual = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -123,7 +132,7 @@ class _Block(nn.Module):
             y = self._activated(i, self._conv(i)(y), train)
         norm = starting_at_zero(self.norm.linear) if self.zero_last_scale else self.norm.linear
         y = norm.linen(train=train, name=f"norm_{last}")(self._conv(last)(y))
-        return nn.relu(y + self._shortcut(x, train))
+        return nn.relu(weighted(self, self.residual, "residual", y) + self._shortcut(x, train))
 
     def _pre(self, x: jax.Array, train: bool) -> jax.Array:
         y = self._activated(0, x, train)
@@ -131,7 +140,7 @@ class _Block(nn.Module):
         y = self._conv(0)(y)
         for i in range(1, len(self.layers)):
             y = self._conv(i)(self._activated(i, y, train))
-        return y + shortcut
+        return weighted(self, self.residual, "residual", y) + shortcut
 
     def _shortcut(self, x: jax.Array, train: bool) -> jax.Array:
         features, stride = self.layers[-1].features, self._stride()
@@ -148,7 +157,7 @@ class _Block(nn.Module):
         return max(layer.stride for layer in self.layers)
 
     def _conv(self, i: int) -> Conv:
-        return convolution(*self.layers[i], name=f"conv_{i}")
+        return convolution(*self.layers[i], use_bias=self.residual == "skipinit", name=f"conv_{i}")
 
     def _activated(self, i: int, x: jax.Array, train: bool) -> jax.Array:
         return self.norm.activate(self.norm.linen(train=train, name=f"norm_{i}")(x), nn.relu)
@@ -159,9 +168,10 @@ def _blocks_and_head(
 ) -> jax.Array:
     """Apply everything after the stem, as submodules of `net`."""
     _check(net.placement, net.zero_last_scale)
+    check_residual(net.residual)
+    block = partial(_Block, net.norm, placement=net.placement, zero_last_scale=net.zero_last_scale)
     for i, layers in enumerate(blocks):
-        block = _Block(net.norm, layers, net.placement, net.zero_last_scale, first=i == 0, name=f"block_{i}")
-        x = block(x, train=train)
+        x = block(layers, residual=net.residual, first=i == 0, name=f"block_{i}")(x, train=train)
     if net.placement == "pre":
         x = net.norm.activate(net.norm.linen(train=train, name="norm_last")(x), nn.relu)
     return nn.Dense(net.classes, name="head")(x.mean(axis=(1, 2)))
