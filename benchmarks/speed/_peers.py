@@ -45,8 +45,8 @@ def ours(norm: str, shape: tuple[int, ...]) -> Layer:
     return _linen(norms.get(norm, epsilon=EPSILON).linen(train=True), shape)
 
 
-def flax(norm: str, shape: tuple[int, ...]) -> Layer:
-    """Return a module of Flax."""
+def flax(norm: str, shape: tuple[int, ...], *, two_pass: bool = False) -> Layer:
+    """Return a module of Flax, with its default variance in one pass, or with that in two."""
     modules: dict[str, Callable[..., nn.Module]] = {
         "batch": partial(nn.BatchNorm, use_running_average=False),
         "layer": nn.LayerNorm,
@@ -54,7 +54,8 @@ def flax(norm: str, shape: tuple[int, ...]) -> Layer:
         "group": partial(nn.GroupNorm, num_groups=GROUPS),
         "instance": nn.InstanceNorm,
     }
-    return _linen(modules[norm](epsilon=EPSILON), shape)
+    variance = {"use_fast_variance": False} if two_pass and norm != "rms" else {}
+    return _linen(modules[norm](epsilon=EPSILON, **variance), shape)
 
 
 def _linen(module: nn.Module, shape: tuple[int, ...]) -> Layer:
@@ -140,8 +141,9 @@ LIBRARIES: dict[str, Callable[[str, tuple[int, ...]], Layer]] = {
     "equinox": equinox,
     "haiku": haiku,
     "Keras": keras,
+    "two-pass": partial(flax, two_pass=True),
 }
-"""Contenders on JAX by name."""
+"""Contenders on JAX by name; `two-pass` are Flax's norms with the variance that keeps its digits."""
 
 PACKAGES = {"equinox": "equinox", "haiku": "dm-haiku", "Keras": "keras", "torch": "torch"}
 """Packages of the contenders that the extra `peers` brings."""

@@ -224,6 +224,8 @@ def moments(
     near = _member(x, over, where, count)
     at_least_one = jnp.maximum(count, 1) if isinstance(count, Array) else max(count, 1.0)
     by = _by_columns if _side_by_side(x, over) else _by_rows
+    if where is None and over.pool == 1 and not on_accelerator() and isinstance(x.size, int) and x.size >= _LARGE:
+        near = _in_memory(near)
     part = _part(x, over) if where is None and on_accelerator() else None
     if part is not None:
         near, by = _average(near, part, over), _in_one_pass
@@ -340,6 +342,19 @@ def _member(x: Array, over: Reduction, where: Array | None, count: Array | float
     largest = x.max(over.axis, keepdims=True, initial=-jnp.inf, where=where)
     largest = _pool(largest, over, lambda groups: groups.max(-1, keepdims=True))
     return jnp.where(jnp.asarray(count) > 0, largest, 0)
+
+
+_LARGE = 2**16
+"""Elements from which `_in_memory` pays."""
+
+
+def _in_memory(x: Array) -> Array:
+    """Return `x` by a reduction, which XLA:CPU writes to memory; a slice it would read again wherever it is needed.
+
+    Inside of loops an output would replace its input but for such slices of the input, with which the compiler copies
+    all of it in each step.
+    """
+    return jnp.pad(x[None], [(0, 1), *[(0, 0)] * x.ndim], constant_values=-jnp.inf).max(0)
 
 
 def _shared(x: Array, over: Reduction) -> bool:
