@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from normlab._core.checks import check_epsilon
-from normlab._core.dtypes import float32_or_wider, output_dtype
+from normlab._core.dtypes import output_dtype
 from normlab.functional.kernels.kernel_norm import (
     KernelNorm,
     check_vector,
@@ -57,7 +57,7 @@ def spectral_norm(
     kernel = jnp.asarray(kernel)
     check_vector("u", u, kernel)
     matrix, size = scale_free(_matrix(kernel), (0, 1))
-    u, v = _iterated(lax.stop_gradient(matrix), float32_or_wider(lax.stop_gradient(u)), steps, epsilon)
+    u, v = _iterated(lax.stop_gradient(matrix), lax.stop_gradient(u).astype(matrix.dtype), steps, epsilon)
     sigma = _product(v, _product(matrix, u))
     if coefficient is None:
         new = matrix / jnp.where(sigma > 0, sigma, 1 / size)
@@ -87,11 +87,14 @@ def _matrix(kernel: Array) -> Array:
 
 def _iterated(matrix: Array, u: Array, steps: int, epsilon: float) -> tuple[Array, Array]:
     """Return the singular vectors after some iterations; `u` stays where the matrix maps it to zero."""
-    v = jnp.zeros(matrix.shape[:1], matrix.dtype)
-    for _ in range(steps):
+
+    def step(_: Array, vectors: tuple[Array, Array]) -> tuple[Array, Array]:
+        u, v = vectors
         v = _unit(_product(matrix, u), v, epsilon)
-        u = _unit(_product(v, matrix), u, epsilon)
-    return u, v
+        return _unit(_product(v, matrix), u, epsilon), v
+
+    start = u, jnp.zeros(matrix.shape[:1], matrix.dtype)
+    return lax.fori_loop(0, steps, step, start, unroll=steps <= 4)
 
 
 def _unit(vector: Array, otherwise: Array, epsilon: float) -> Array:
