@@ -43,7 +43,7 @@ def table() -> str:
         paper = f"[{kind.paper}]({kind.url})" if kind.url else kind.paper
         own = [", ".join(f"`{name}`" for name in names) for names in (kind.parameter_names, kind.state_names)]
         rows.append((f"`{kind.name}`", kind.formula, kind.over, *own, paper))
-    return "\n".join(f"| {' | '.join(row)} |".replace("|  |", "| |").replace("|  |", "| |") for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows).replace("  ", " ")
 
 
 def apply(
