@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax import nnx as flax_nnx
 
 from normlab import kernels, linen, nnx
+from tests.support.paths import ROOT
 
 KEY = jax.random.key(0)
 X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 5, 3)), jnp.float32)
@@ -235,7 +236,8 @@ def test_a_layer_that_is_called_twice_starts_from_no_batch() -> None:
             run()
 
 
-def test_the_table_has_a_row_for_each() -> None:
+def test_the_table_has_a_row_for_each_and_is_that_of_the_page() -> None:
     rows = kernels.table().splitlines()
     assert [row.split("`")[1] for row in rows[2:]] == list(kernels.names())
     assert {row.count("|") for row in rows} == {7}
+    assert "\n".join(rows[2:]) in (ROOT / "docs" / "how-to" / "kernels.md").read_text()

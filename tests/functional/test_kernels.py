@@ -135,6 +135,11 @@ def test_zeros_constant_filters_and_single_weights_are_finite(text: str) -> None
             np.testing.assert_array_equal(found[0][:, constant], 0)
 
 
+def test_equal_weights_leave_no_rounding() -> None:
+    equal = jnp.broadcast_to(jnp.asarray([[0.1, 0.7, 1e4 / 3, -1e-7 / 3]]), (49, 4))
+    np.testing.assert_array_equal(F.centralize(equal), 0)
+
+
 def test_a_small_variance_is_divided_by_a_constant_with_scaled_standardization() -> None:
     kernel = jnp.asarray(W, jnp.float32) / 1000
     np.testing.assert_allclose(F.scaled_standardize(kernel), 100 * F.centralize(kernel), rtol=1e-5)
