@@ -1,8 +1,8 @@
 """Normalization layers for JAX and Flax, and comparisons that show which one to use.
 
 `normlab.functional` contains the definitions, `normlab.linen` and `normlab.nnx` the modules, `normlab.norms` the
-registry, `normlab.study` the comparisons and `normlab.river` models that learn from streams. Each is imported on first
-use, so that the command line starts quickly.
+registry, `normlab.kernels` norms of weights, `normlab.study` the comparisons and `normlab.river` models that learn from
+streams. Each is imported on first use, so that the command line starts quickly.
 """
 
 import importlib
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from normlab import functional as functional
+    from normlab import kernels as kernels
     from normlab import linen as linen
     from normlab import nnx as nnx
     from normlab import norms as norms
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["functional", "linen", "nnx", "norms", "river", "study"]
+__all__ = ["functional", "kernels", "linen", "nnx", "norms", "river", "study"]
 
 
 def __getattr__(name: str) -> ModuleType:

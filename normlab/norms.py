@@ -14,18 +14,17 @@ A norm of your own joins with `register`.
 # pyright: strict, reportUnknownMemberType=false
 
 import dataclasses
-import difflib
 import importlib
 import inspect
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from normlab.catalogue import COLOURS, IN_CELLS, ROWS, Description
-from normlab.notation import UnknownNorm, parse, parse_list, unknown
+from normlab.notation import UnknownNorm, check_options, parse, parse_list, unknown, written
 from normlab.schedules import Ramp
 
 if TYPE_CHECKING:
@@ -159,7 +158,7 @@ class Norm:
 
     def __str__(self) -> str:
         """Return the string that `get` takes back."""
-        return self.name + ":" * bool(self.items) + ",".join(f"{k}={v!r}" for k, v in self.items)
+        return written(self.name, self.items)
 
     def __repr__(self) -> str:
         """Return the string, marked as a norm."""
@@ -353,23 +352,16 @@ def _find(name: str) -> Entry:
 def _ours(row: Description) -> Entry:
     """Make the entry of a norm of this package; Flax is imported when a module is made."""
 
-    def check(kind: type, options: Mapping[str, object], known: Iterable[str]) -> None:
-        for option in options:
-            if option not in known:
-                nearest = difflib.get_close_matches(option, list(known), n=1)
-                hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-                raise ValueError(f"Expected an option of {kind.__name__}, got {option!r} for norm {row.name!r}.{hint}")
-
     def linen(train: bool, options: Mapping[str, object]) -> "nn.Module":
         kind = getattr(importlib.import_module("normlab.linen"), row.module)
-        check(kind, options, [f.name for f in dataclasses.fields(kind)])
+        check_options(row.module, row.name, options, [f.name for f in dataclasses.fields(kind)])
         if row.stateful:
             importlib.import_module("normlab._core.checks").check_flag("train", train)
         return kind(**({"use_running_average": not train} if row.stateful else {}), **options)
 
     def nnx(num_features: int | tuple[int, ...], rngs: "Rngs", options: Mapping[str, object]) -> "Module":
         kind = getattr(importlib.import_module("normlab.nnx"), row.module)
-        check(kind, options, _arguments(kind))
+        check_options(row.module, row.name, options, _arguments(kind))
         return kind(num_features, rngs=rngs, **options)
 
     cell = _in_cells(row.name) if row.cell_only or row.name in IN_CELLS else None

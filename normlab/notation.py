@@ -1,6 +1,7 @@
 """Parse the text of norms: `batch`, `group:num_groups=8,epsilon=1e-3`, and lists of them."""
 
 import ast
+import difflib
 import math
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -25,6 +26,36 @@ def unknown(name: str, what: str, known: Iterable[str]) -> UnknownNorm:
     meant = suggestion(name, known)
     hint = f" Did you mean {meant!r}?" if meant else ""
     return UnknownNorm(f"Expected {what} among {', '.join(known)}, got {name!r}.{hint}")
+
+
+def check_options(kind: str, norm: str, options: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse options that a norm does not have.
+
+    Args:
+        kind: Name of the norm's class, for the message.
+        norm: Name of the norm, likewise.
+        options: Names of the options given.
+        known: Names of the options there are.
+
+    Raises:
+        ValueError: If an option is unknown; the message names the nearest.
+    """
+    known = list(known)
+    for option in options:
+        if option not in known:
+            nearest = difflib.get_close_matches(option, known, n=1)
+            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            raise ValueError(f"Expected an option of {kind}, got {option!r} for norm {norm!r}.{hint}")
+
+
+def written(name: str, options: Iterable[tuple[str, object]]) -> str:
+    """Write a norm as text, which `parse` reads.
+
+    >>> written("group", [("num_groups", 8)])
+    'group:num_groups=8'
+    """
+    text = ",".join(f"{option}={value!r}" for option, value in options)
+    return f"{name}:{text}" if text else name
 
 
 def parse(norm: str) -> tuple[str, dict[str, object]]:

@@ -22,6 +22,13 @@ from normlab.functional.batch_renorm import (
 )
 from normlab.functional.group_norm import group_norm
 from normlab.functional.instance_norm import instance_norm
+from normlab.functional.kernels import (
+    centralize,
+    scaled_standardize,
+    spectral_norm,
+    standardize,
+    weight_norm,
+)
 from normlab.functional.layer_norm import layer_norm
 from normlab.functional.online_norm import Guard, OnlineErrors, evaluate_online_norm, guarded, online_norm
 from normlab.functional.recurrent.cell_norm import CELL_NORMS, CellNorm, Path, cell_norm
@@ -57,6 +64,7 @@ __all__ = [
     "batch_norm",
     "batch_renorm",
     "cell_norm",
+    "centralize",
     "dyt",
     "evaluate_online_norm",
     "first_batch",
@@ -74,8 +82,12 @@ __all__ = [
     "one_element",
     "online_norm",
     "rms_norm",
+    "scaled_standardize",
+    "spectral_norm",
+    "standardize",
     "streaming_norm",
     "unroll",
     "update_batch_norm",
     "update_batch_renorm",
+    "weight_norm",
 ]

@@ -1,17 +1,14 @@
 """Which parameters of a Linen model are to be trained, where some norms are frozen."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from flax import linen as nn
 from flax.core import unfreeze
-from flax.linen.module import InterceptorContext
 
 from normlab.linen._batch import BatchNorm
-
-Path = tuple[str, ...]
-"""Names of a module and those around it, the outermost first."""
+from normlab.linen._calls import Path, is_boxed, owner, visit
 
 
 def trainable(model: nn.Module, variables: Mapping[str, Any], *inputs: object, **options: Any) -> dict[str, Any]:
@@ -35,43 +32,16 @@ def trainable(model: nn.Module, variables: Mapping[str, Any], *inputs: object, *
         >>> trainable(model, model.init(jax.random.key(0), x), x)
         {'scale': False}
     """
-    frozen, called = _norms(model, variables, inputs, options)
-    params = unfreeze(variables.get("params", {}))
-    owners = {_owner(path) for path, _ in jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_boxed)}
-    if not owners <= called:  # what `nn.jit` has traced before, it does not call again
-        with jax.disable_jit():
-            frozen, _ = _norms(model, variables, inputs, options)
+    frozen: set[Path] = set()
+
+    def note(module: nn.Module) -> None:
+        if isinstance(module, BatchNorm) and module.frozen:
+            frozen.add(module.path)
+
+    visit(model, variables, inputs, options, note)
 
     def learns(path: tuple[Any, ...], parameter: Any) -> Any:
-        said = _owner(path) not in frozen
-        return parameter.replace_boxed(said) if _is_boxed(parameter) else said
+        said = owner(path) not in frozen
+        return parameter.replace_boxed(said) if is_boxed(parameter) else said
 
-    return jax.tree_util.tree_map_with_path(learns, params, is_leaf=_is_boxed)
-
-
-def _norms(
-    model: nn.Module, variables: Mapping[str, Any], inputs: tuple[object, ...], options: Mapping[str, Any]
-) -> tuple[set[Path], set[Path]]:
-    """Return where the frozen norms of a model are, and all modules that a call of it calls."""
-    frozen: set[Path] = set()
-    called: set[Path] = set()
-
-    def note(call: Callable[..., Any], given: Any, options: Any, context: InterceptorContext) -> Any:
-        called.add(context.module.path)
-        if isinstance(context.module, BatchNorm) and context.module.frozen:
-            frozen.add(context.module.path)
-        return call(*given, **options)
-
-    with nn.intercept_methods(note):
-        jax.eval_shape(lambda variables: model.apply(variables, *inputs, **options, mutable=True), variables)
-    return frozen, called
-
-
-def _is_boxed(parameter: object) -> bool:
-    """Return whether a parameter carries metadata, as `nn.with_partitioning` gives it."""
-    return isinstance(parameter, nn.meta.AxisMetadata)
-
-
-def _owner(path: tuple[Any, ...]) -> Path:
-    """The module of a parameter."""
-    return tuple(key.key for key in path[:-1])
+    return jax.tree_util.tree_map_with_path(learns, unfreeze(variables.get("params", {})), is_leaf=is_boxed)

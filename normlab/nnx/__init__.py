@@ -4,6 +4,7 @@ from normlab.nnx._batch import BatchNorm, BatchRenorm
 from normlab.nnx._norm import FrozenParam
 from normlab.nnx._per_example import DyT, GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm
 from normlab.nnx._recurrent import RNN, GRUCell, LSTMCell, SimpleCell
+from normlab.nnx._reparametrized import Reparametrized, StandardizedConv, StandardizedLinear
 from normlab.nnx._stream import ContinualNorm, OnlineNorm, OverwriteWithGradient, StreamingNorm, overwrite_with_gradient
 
 __all__ = [
@@ -22,7 +23,10 @@ __all__ = [
     "OverwriteWithGradient",
     "RMSNorm",
     "RNN",
+    "Reparametrized",
     "SimpleCell",
+    "StandardizedConv",
+    "StandardizedLinear",
     "StreamingNorm",
     "overwrite_with_gradient",
 ]

@@ -48,6 +48,7 @@ SHARES = "mix=(0.2,0.5,0.3),backward_mix=(0.2,0.5,0.3)"
 MEMORIES = f"{STREAM}[streaming:{SHARES},calls_per_update=3,backward_momentum=0.4-shape5-all]"
 REFUSED = "cli/test_inputs.py::test_what_is_wrong_is_said_in_one_line_before_anything_is_trained_or_written"
 AVERAGE = '        new = {"mean": batch.mean, "std": jnp.sqrt(var + self.epsilon)}\n'
+KERNELS = "functional/test_kernels.py::test_"
 
 MUTANTS = (
     Mutant(
@@ -796,5 +797,104 @@ MUTANTS = (
         "study/worker/runner.py",
         ("if why := self._not_in_key():", "if why := '':"),
         ("study/design/test_identity.py::TestFiles::test_a_run_that_imports_what_no_key_has_is_refused[alone]",),
+    ),
+    Mutant(
+        "epsilon of standardized weights is outside of the root",
+        "functional/kernels/standardize.py",
+        ("    if not outside:", "    if False:"),
+        (f"{KERNELS}known_numbers_in_float64[standardize]",),
+    ),
+    Mutant(
+        "the unbiased variance of weights is biased",
+        "functional/kernels/standardize.py",
+        ("max(count - 1, 1) if unbiased", "max(count, 1) if unbiased"),
+        (f"{KERNELS}values_and_gradients_are_those_of_the_reference[standardize:unbiased=True-(3, 2)]",),
+    ),
+    Mutant(
+        "epsilon of scaled standardization is a summand",
+        "functional/kernels/scaled_standardize.py",
+        (
+            "jnp.maximum(var * (kernel.size // kernel.shape[-1]), epsilon)",
+            "var * (kernel.size // kernel.shape[-1]) + epsilon",
+        ),
+        (f"{KERNELS}values_and_gradients_are_those_of_the_reference[scaled_standardize:epsilon=0.9-(3, 2)]",),
+    ),
+    Mutant(
+        "scaled standardization takes the output features as fan-in",
+        "functional/kernels/scaled_standardize.py",
+        ("var * (kernel.size // kernel.shape[-1])", "var * kernel.shape[-1]"),
+        (f"{KERNELS}values_and_gradients_are_those_of_the_reference[scaled_standardize:activation_gain=1.5-(3, 2)]",),
+    ),
+    Mutant(
+        "weights are centred over output features",
+        "functional/kernels/centralize.py",
+        ("shifted.mean(inputs_of(kernel), keepdims=True)", "shifted.mean(-1, keepdims=True)"),
+        (f"{KERNELS}values_and_gradients_are_those_of_the_reference[centralize-(3, 2)]",),
+    ),
+    Mutant(
+        "the mean of equal weights is rounded",
+        "functional/kernels/centralize.py",
+        ("shifted = kernel - first", "shifted = kernel + 0 * first"),
+        (f"{KERNELS}equal_weights_leave_no_rounding",),
+    ),
+    Mutant(
+        "weights of zero have a gradient that is no number with weight norm",
+        "functional/kernels/weight_norm.py",
+        ("lax.rsqrt(jnp.where(there, square, 1))", "lax.rsqrt(square)"),
+        (f"{KERNELS}weights_of_zero_have_no_gradient_with_weight_norm",),
+    ),
+    Mutant(
+        "weight norm starts at 1",
+        "functional/kernels/weight_norm.py",
+        ('if self.scale_init == "norm"', 'if self.scale_init == "length"'),
+        ("modules/test_reparametrized.py::test_weight_norm_changes_nothing_at_the_start",),
+    ),
+    Mutant(
+        "the singular value is a constant of the backward pass",
+        "functional/kernels/spectral_norm.py",
+        (
+            "    sigma = _product(v, _product(matrix, u))",
+            "    sigma = lax.stop_gradient(_product(v, _product(matrix, u)))",
+        ),
+        (f"{KERNELS}values_and_gradients_are_those_of_the_reference[spectral_norm-(3, 2)]",),
+    ),
+    Mutant(
+        "a kernel of zeros loses the singular vector",
+        "functional/kernels/spectral_norm.py",
+        (
+            "jnp.where(length > 0, vector / jnp.maximum(length, epsilon), otherwise)",
+            "vector / jnp.maximum(length, epsilon)",
+        ),
+        (f"{KERNELS}a_kernel_of_zeros_keeps_its_vector_with_spectral_norm",),
+    ),
+    Mutant(
+        "evaluation stores the singular vector",
+        "functional/kernels/spectral_norm.py",
+        ('{"u": u} if train else state', '{"u": u}'),
+        (f"{KERNELS}state_is_replaced_in_training_alone",),
+    ),
+    Mutant(
+        "the state of a kernel's norm is updated while it is made",
+        "linen/_reparametrized.py",
+        ("bool(chosen) and not self.is_initializing()", "bool(chosen)"),
+        ("modules/test_reparametrized.py::test_both_follow_the_singular_vector_in_training_alone",),
+    ),
+    Mutant(
+        "the normalized kernel is stored",
+        "nnx/_reparametrized.py",
+        ("    twin = nnx.clone(layer, variables=False)\n", "    twin = layer\n"),
+        ("modules/test_reparametrized.py::test_nnx_is_the_composed_function_and_writes_no_parameter[weight_norm]",),
+    ),
+    Mutant(
+        "folding keeps the parameters of the norm",
+        "linen/_kernels.py",
+        ("        _take_out(params, site.owner, parameters)\n", ""),
+        ("test_kernels.py::test_linen_folds_into_the_plain_model",),
+    ),
+    Mutant(
+        "what is fitted to a batch keeps its mean",
+        "functional/kernels/weight_norm.py",
+        ("mean if bias is not None else", "0 * mean if bias is not None else"),
+        ("test_kernels.py::test_weight_norm_starts_from_a_batch",),
     ),
 )

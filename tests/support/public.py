@@ -17,6 +17,7 @@ MODULES = (
     "normlab.linen",
     "normlab.nnx",
     "normlab.norms",
+    "normlab.kernels",
     "normlab.models",
     "normlab.models.nnx",
     "normlab.introspect.pure",
