@@ -12,7 +12,6 @@ from normlab.functional.group_norm import GroupNormLayer
 from normlab.functional.instance_norm import InstanceNormLayer
 from normlab.functional.layer_norm import LayerNormLayer
 from normlab.functional.rms_norm import RMSNormLayer
-from normlab.functional.squashing.dyt import DyTLayer
 from normlab.linen._norm import Initializer, PerExample
 
 
@@ -179,27 +178,3 @@ class InstanceNorm(PerExample):
     force_float32_reductions: bool = True
 
     _kind = InstanceNormLayer
-
-
-class _Affine(PerExample):
-    """Fields of norms that Flax does not have, before their own."""
-
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    use_bias: bool = True
-    use_scale: bool = True
-    bias_init: Initializer = nn.initializers.zeros
-    scale_init: Initializer = nn.initializers.ones
-    feature_axes: Axes = -1
-
-
-class DyT(_Affine):
-    """Dynamic tanh; see `normlab.functional.dyt`. Parameters are `alpha`, a scalar, and `scale` and `bias`.
-
-    Attributes:
-        alpha_init: Initial value of `alpha`.
-    """
-
-    alpha_init: float = 0.5
-
-    _kind = DyTLayer

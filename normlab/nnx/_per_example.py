@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Required, Unpack
+from typing import Required
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,6 @@ from normlab.functional.group_norm import GroupNormLayer
 from normlab.functional.instance_norm import InstanceNormLayer
 from normlab.functional.layer_norm import LayerNormLayer
 from normlab.functional.rms_norm import RMSNormLayer
-from normlab.functional.squashing.dyt import DyTLayer
 from normlab.nnx._norm import (
     NO_METADATA,
     Initializer,
@@ -345,15 +344,3 @@ class InstanceNorm(PerExample):
             use_fast_variance=use_fast_variance,
             feature_axes=feature_axes,
         )
-
-
-class DyT(PerExample):
-    """Dynamic tanh; see `normlab.functional.dyt`. Parameters are `alpha`, a scalar, and `scale` and `bias`."""
-
-    _kind = DyTLayer
-
-    def __init__(
-        self, num_features: int | Sequence[int], *, alpha_init: float = 0.5, **options: Unpack[PerExampleOptions]
-    ) -> None:
-        """Make the parameters; `alpha` starts at `alpha_init`."""
-        super().__init__(num_features, alpha_init=alpha_init, **options)
