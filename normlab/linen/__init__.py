@@ -3,6 +3,7 @@
 from normlab.linen._batch import BatchNorm, BatchRenorm
 from normlab.linen._frozen import trainable
 from normlab.linen._per_example import GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm
+from normlab.linen._queries_and_keys import qk_norm
 from normlab.linen._recurrent import RNN, GRUCell, LSTMCell, SimpleCell
 from normlab.linen._squashing import BHyT, Derf, DyT, SeeDNorm
 from normlab.linen._stream import ContinualNorm, OnlineNorm, StreamingNorm
@@ -29,5 +30,6 @@ __all__ = [
     "SeeDNorm",
     "SimpleCell",
     "StreamingNorm",
+    "qk_norm",
     "trainable",
 ]

@@ -3,6 +3,7 @@
 from normlab.nnx._batch import BatchNorm, BatchRenorm
 from normlab.nnx._norm import FrozenParam
 from normlab.nnx._per_example import GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm
+from normlab.nnx._queries_and_keys import qk_norm
 from normlab.nnx._recurrent import RNN, GRUCell, LSTMCell, SimpleCell
 from normlab.nnx._squashing import BHyT, Derf, DyT, SeeDNorm
 from normlab.nnx._stream import ContinualNorm, OnlineNorm, OverwriteWithGradient, StreamingNorm, overwrite_with_gradient
@@ -32,4 +33,5 @@ __all__ = [
     "SimpleCell",
     "StreamingNorm",
     "overwrite_with_gradient",
+    "qk_norm",
 ]

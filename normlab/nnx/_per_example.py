@@ -89,6 +89,7 @@ class LayerNorm(PerExample):
         rngs: nnx.Rngs,
         bias_metadata: Metadata = NO_METADATA,
         scale_metadata: Metadata = NO_METADATA,
+        scale_offset: float = 0.0,
     ) -> None:
         """Make the parameters.
 
@@ -109,6 +110,7 @@ class LayerNorm(PerExample):
             rngs: Random streams; `params` is used.
             bias_metadata: Metadata of the bias variable, such as sharding.
             scale_metadata: Metadata of the scale variable.
+            scale_offset: Added to the scale, which then starts at 0 unless `scale_init` is given.
         """
         super().__init__(
             num_features,
@@ -127,6 +129,7 @@ class LayerNorm(PerExample):
             use_fast_variance=use_fast_variance,
             reduction_axes=reduction_axes,
             feature_axes=feature_axes,
+            scale_offset=scale_offset,
         )
 
 
@@ -154,6 +157,7 @@ class RMSNorm(PerExample):
         use_fast_variance: bool = False,
         rngs: nnx.Rngs,
         scale_metadata: Metadata = NO_METADATA,
+        scale_offset: float = 0.0,
     ) -> None:
         """Make the parameters.
 
@@ -171,6 +175,7 @@ class RMSNorm(PerExample):
             use_fast_variance: Without effect: a mean square is one pass.
             rngs: Random streams; `params` is used.
             scale_metadata: Metadata of the scale variable, such as sharding.
+            scale_offset: Added to the scale, which then starts at 0 unless `scale_init` is given.
         """
         super().__init__(
             num_features,
@@ -189,6 +194,7 @@ class RMSNorm(PerExample):
             use_fast_variance=use_fast_variance,
             reduction_axes=reduction_axes,
             feature_axes=feature_axes,
+            scale_offset=scale_offset,
         )
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -198,9 +204,18 @@ class RMSNorm(PerExample):
         *,
         scale: jax.Array | None = None,
         bias: jax.Array | None = None,
+        gate: jax.Array | None = None,
     ) -> jax.Array:
-        """Normalize `x`; as in `LayerNorm`, but `mask` can be given by position, as in Flax."""
-        return normalize(self, x, mask, scale=scale, bias=bias)
+        """Normalize `x`; as in `LayerNorm`, but `mask` can be given by position, as in Flax.
+
+        Args:
+            x: Activations.
+            mask: True where an element counts, broadcastable to `x`.
+            scale: Gain of this call, after the module's own: `[batch, features]`, or broadcastable to `x`.
+            bias: Shift of this call, of the same kind.
+            gate: Array of the same kind, whose SiLU multiplies the output before that bias.
+        """
+        return normalize(self, x, mask, scale=scale, bias=bias, **({} if gate is None else {"gate": gate}))
 
 
 class GroupNorm(PerExample):
