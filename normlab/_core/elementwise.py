@@ -1,6 +1,7 @@
 """Functions of one element with learned numbers, then scale and bias: the base of dynamic tanh and erf."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ class ElementwiseLayer(Layer):
     axis_name: AxisName | None = None
 
     @abstractmethod
-    def squashed(self, x: Array, **parameters: Array) -> Array:
+    def squashed(self, x: Array, parameters: Mapping[str, Array]) -> Array:
         """Return the function of `x`, which is in float32 or wider, as the parameters are."""
 
     def apply(
@@ -48,6 +49,6 @@ class ElementwiseLayer(Layer):
         affine = expand_affine({name: parameters.get(name) for name in ("scale", "bias")}, x.shape, features)
         wide = without_hidden(float32_or_wider(x), mask)
         scalars = {name: jnp.asarray(parameters[name], wide.dtype) for name in self.parameters}
-        y = self.squashed(wide, **scalars)
+        y = self.squashed(wide, scalars)
         y = y * affine["scale"].astype(wide.dtype) if "scale" in affine else y
         return y + affine["bias"].astype(wide.dtype) if "bias" in affine else y, state

@@ -125,7 +125,7 @@ class RMSNorm(PerExample):
             bias: Shift of this call, of the same kind.
             gate: Array of the same kind, whose SiLU multiplies the output before that bias.
         """
-        return normalize(self, x, mask, scale=scale, bias=bias, **({} if gate is None else {"gate": gate}))
+        return normalize(self, x, mask, scale=scale, bias=bias, gate=gate)
 
 
 class GroupNorm(PerExample):

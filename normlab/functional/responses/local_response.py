@@ -101,7 +101,8 @@ class LocalResponseLayer(Layer):
         if len(features) != 1:
             raise ValueError(f"Expected `feature_axes` to name a single axis, got {self.feature_axes}.")
         wide = without_hidden(float32_or_wider(x), mask)
-        squares = lax.square(wide if mask is None else jnp.where(expand_where(mask, x.ndim), wide, 0))
+        where = expand_where(mask, x.ndim)
+        squares = lax.square(wide if where is None else jnp.where(where, wide, 0))
         weight = self.alpha / self.size if self.divide else self.alpha
         divisor = self.k + weight * self._nearby(squares, features[0])
         return wide * jnp.where(divisor < jnp.inf, divisor**-self.beta, jnp.nan), state

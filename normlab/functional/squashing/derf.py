@@ -1,5 +1,6 @@
 """Dynamic erf, which stands where a norm would and takes no statistics."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -70,6 +71,6 @@ class DerfLayer(ElementwiseLayer):
         """Return `alpha_init` or `shift_init`, a scalar."""
         return jnp.asarray(self.alpha_init if name == "alpha" else self.shift_init, dtype)
 
-    def squashed(self, x: Array, *, alpha: Array, shift: Array) -> Array:
+    def squashed(self, x: Array, parameters: Mapping[str, Array]) -> Array:
         """Return `erf(alpha * x + shift)`."""
-        return lax.erf(alpha * x + shift)
+        return lax.erf(parameters["alpha"] * x + parameters["shift"])

@@ -1,5 +1,6 @@
 """Dynamic tanh, which stands where a norm would and takes no statistics."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -63,6 +64,6 @@ class DyTLayer(ElementwiseLayer):
         """Return `alpha_init`, a scalar."""
         return jnp.asarray(self.alpha_init, dtype)
 
-    def squashed(self, x: Array, *, alpha: Array) -> Array:
+    def squashed(self, x: Array, parameters: Mapping[str, Array]) -> Array:
         """Return `tanh(alpha * x)`."""
-        return jnp.tanh(alpha * x)
+        return jnp.tanh(parameters["alpha"] * x)
