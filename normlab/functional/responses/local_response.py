@@ -1,5 +1,6 @@
 """Local response norm of AlexNet."""
 
+import functools
 import numbers
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from normlab._core.dtypes import float32_or_wider
 from normlab._core.hidden import without_hidden
 from normlab._core.layer import Layer, Parameters, State, run
 from normlab._core.reduction import Axes, expand_where
+from normlab._core.sharding import spread_like, whole_along
 
 
 def local_response(
@@ -109,7 +111,10 @@ class LocalResponseLayer(Layer):
 
     def _nearby(self, x: Array, axis: int) -> Array:
         """Add up the neighbours of each element along an axis."""
-        window, padding = [1] * x.ndim, [(0, 0)] * x.ndim
-        window[axis] = self.size
-        padding[axis] = (self.size // 2, (self.size - 1) // 2)
-        return lax.reduce_window(x, jnp.zeros((), x.dtype), lax.add, window, [1] * x.ndim, padding)
+        width, like = x.shape[axis], x
+        before, behind = (min(n, max(width - 1, 0)) for n in (self.size // 2, (self.size - 1) // 2))
+        padding = [(0, 0, 0)] * x.ndim
+        padding[axis] = (before, behind, 0)
+        x = lax.pad(whole_along(x, axis), jnp.zeros((), x.dtype), padding)
+        windows = [lax.slice_in_dim(x, start, start + width, axis=axis) for start in range(before + behind + 1)]
+        return spread_like(functools.reduce(lax.add, windows), like)
