@@ -376,7 +376,7 @@ MUTANTS = (
         "windows of an even size are one feature late",
         "functional/responses/local_response.py",
         ("(self.size // 2, (self.size - 1) // 2)", "((self.size - 1) // 2, self.size // 2)"),
-        (f"{OPTIONS}[local_response:size=4,alpha=0.5,beta=1.5,k=2.0,divide=False-shape49]",),
+        (f"{UNIT}::test_a_window_of_an_even_size_has_one_more_neighbour_before",),
     ),
     Mutant(
         "batch norm inside the update of the cell state",

@@ -102,6 +102,11 @@ def test_a_window_of_all_features_is_a_power_of_their_squares() -> None:
     np.testing.assert_allclose(F.local_response(X32, size=9, alpha=0.5, divide=False), expected, rtol=1e-6)
 
 
+def test_a_window_of_an_even_size_has_one_more_neighbour_before() -> None:
+    y = F.local_response(jnp.asarray([3.0, 1.0, 2.0]), size=2, alpha=1.0, beta=1.0, divide=False)
+    np.testing.assert_allclose(y, [3 / 10, 1 / 11, 2 / 6], rtol=1e-6)
+
+
 def test_an_offset_of_the_scale_starts_where_ones_do() -> None:
     for kind in (linen.RMSNorm, linen.LayerNorm):
         y, variables = kind(scale_offset=1.0).init_with_output(KEY, X32)
