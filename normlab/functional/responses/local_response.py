@@ -50,7 +50,8 @@ def local_response(
         ValueError: If `size`, `k`, a shape or an axis does not fit.
 
     Example:
-        >>> jnp.allclose(local_response(jnp.array([1.0, 2.0, 3.0]), size=3, alpha=3.0, beta=0.5), jnp.array([0.408, 0.516, 0.802]), atol=1e-3)
+        >>> y = local_response(jnp.array([1.0, 2.0]), size=3, alpha=3.0, beta=1.0)  # divides by 1 + 1 + 4
+        >>> jnp.allclose(y, jnp.array([1.0, 2.0]) / 6)
         Array(True, dtype=bool)
 
     References:
