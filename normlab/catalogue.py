@@ -192,10 +192,67 @@ _CLASSIC = (
     ),
 )
 
-_SQUASHING: tuple[Description, ...] = ()
+_SQUASHING: tuple[Description, ...] = (
+    Description(
+        name="derf",
+        title="dynamic erf",
+        module="Derf",
+        formula="erf(alpha · x + shift), both learned",
+        over="nothing",
+        paper="Chen et al. 2025",
+        url="https://arxiv.org/abs/2512.10938",
+        colour=_VERMILION,
+        marker="*",
+    ),
+    Description(
+        name="seednorm",
+        title="SeeDNorm",
+        module="SeeDNorm",
+        formula="x / sqrt(mean(x²) + ε), times tanh(sum(x · beta)) · alpha + scale, all learned",
+        over="features, at each position",
+        paper="Cai et al. 2025",
+        url="https://arxiv.org/abs/2510.22777",
+        colour=_BLUE,
+        marker="*",
+    ),
+    Description(
+        name="bhyt",
+        title="BHyT",
+        module="BHyT",
+        formula="tanh(lam · bound · x / sqrt(mean(x²) + ε)), lam learned",
+        over="features, at each position",
+        paper="Byun et al. 2026",
+        url="https://arxiv.org/abs/2601.09719",
+        colour=_GREEN,
+        marker="*",
+    ),
+)
 """Functions of one position that stand where a norm would."""
 
-_RESPONSES: tuple[Description, ...] = ()
+_RESPONSES: tuple[Description, ...] = (
+    Description(
+        name="l2",
+        title="L2 norm",
+        module="L2Norm",
+        formula="x / max(sqrt(sum(x²)), ε)",
+        over="features, at each position",
+        paper="Ranjan et al. 2017",
+        url="https://arxiv.org/abs/1703.09507",
+        colour=_PINK,
+        marker="*",
+    ),
+    Description(
+        name="local_response",
+        title="local response norm",
+        module="LocalResponseNorm",
+        formula="x / (k + alpha · sum(x²) / size)^beta",
+        over="neighbouring features, at each position",
+        paper="Krizhevsky et al. 2012",
+        url="https://papers.nips.cc/paper/4824-imagenet-classification-with-deep-convolutional-neural-networks",
+        colour=_OCHRE,
+        marker="^",
+    ),
+)
 """Norms that divide and do not subtract a mean; some are activations, too."""
 
 _COMBINED: tuple[Description, ...] = ()

@@ -39,6 +39,9 @@ _MEANT: Mapping[str, str] = {
     "instance": "in",
     "none": "identity nonorm noop off null",
     "dyt": "dynamictanh tanh",
+    "derf": "dynamicerf erf",
+    "l2": "unit unitnorm",
+    "local_response": "lrn",
     "continual": "cn",
     # networks
     "conv": "cnn convnet",

@@ -7,6 +7,7 @@ from typing import ClassVar, Self
 
 import jax.numpy as jnp
 from jax import Array
+from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike, DTypeLike
 
 from normlab._core.checks import check_real, check_where
@@ -51,6 +52,10 @@ class Layer(ABC):
     def parameter(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         """Return the initial value of one of `parameters`, for features of `shape`."""
         raise KeyError(name)
+
+    def affine_initializer(self, name: str, given: Initializer) -> Initializer:
+        """Return the initializer of `scale` or `bias` by the one that the module has."""
+        return given
 
     def names(self, train: bool) -> tuple[Sequence[str], Sequence[str]]:
         """Return names of the state that the forward pass changes, and those that may be missing or in excess."""

@@ -6,7 +6,7 @@ from jax import Array
 
 from normlab._core.dtypes import float32_or_wider, output_dtype
 
-__all__ = ["Modulation", "modulated", "modulated_alone", "separated"]
+__all__ = ["Modulation", "modulated", "modulated_alone", "separated", "spread"]
 
 
 class Modulation(NamedTuple):
@@ -48,7 +48,7 @@ def modulated(y: Array, by: Modulation, features: tuple[int, ...]) -> Array:
     """
     for name, array in by._asdict().items():
         if array is not None:
-            array = _spread(name, array, y.shape, features).astype(y.dtype)
+            array = spread(name, array, y.shape, features).astype(y.dtype)
             y = y * array if name == "scale" else y + array
     return y
 
@@ -60,18 +60,28 @@ def modulated_alone(x: Array, by: Modulation) -> Array:
     return modulated(float32_or_wider(x), by, (x.ndim - 1,)).astype(output_dtype(x))
 
 
-def _spread(name: str, array: Array, shape: tuple[int, ...], features: tuple[int, ...]) -> Array:
-    """Give an array of a call the rank of `x`."""
+def spread(name: str, array: Array, shape: tuple[int, ...], features: tuple[int, ...]) -> Array:
+    """Give an array of a call the rank of `x`.
+
+    Args:
+        name: Name of the argument, for the message.
+        array: Of the shape of the features; `[batch, features]`; or broadcastable to `x`, of its rank.
+        shape: Shape of `x`.
+        features: Feature axes, canonical.
+
+    Raises:
+        ValueError: If the shape does not fit.
+    """
     per_feature = [size if a in features else 1 for a, size in enumerate(shape)]
     if array.shape == tuple(shape[a] for a in features):
         return array.reshape(per_feature)
-    spread = array.shape
+    rank = array.shape
     if array.ndim == 1 + len(features) < len(shape) and 0 not in features:
         sizes = iter(array.shape[1:])
-        spread = (array.shape[0], *(next(sizes) if a in features else 1 for a in range(1, len(shape))))
-    if len(spread) != len(shape) or any(n != 1 and n != size for n, size in zip(spread, shape, strict=True)):
+        rank = (array.shape[0], *(next(sizes) if a in features else 1 for a in range(1, len(shape))))
+    if len(rank) != len(shape) or any(n != 1 and n != size for n, size in zip(rank, shape, strict=True)):
         raise ValueError(
             f"Expected `{name}` with one value for each feature, for each example and feature, or broadcastable to `x` "
             f"of shape {shape}, got {array.shape}. Its first axis is the batch, its last ones are the features."
         )
-    return array.reshape(spread)
+    return array.reshape(rank)

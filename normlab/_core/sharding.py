@@ -41,6 +41,14 @@ def spread_like(x: Array, like: Array) -> Array:
     return placed(x, sharding.mesh, sharding.spec) if is_explicit(sharding.mesh) else x
 
 
+def whole_along(x: Array, axis: int) -> Array:
+    """Put all of an axis on every device, on a mesh with explicit axes, so that it can be sliced."""
+    if not sharded_along(x, (axis,)):
+        return x
+    sharding = jax.typeof(x).sharding
+    return placed(x, sharding.mesh, [None if a == axis else s for a, s in enumerate(sharding.spec)])
+
+
 def is_sharded(x: Array) -> bool:
     """Return whether `x` is sharded over explicit axes of a mesh."""
     sharding = jax.typeof(x).sharding

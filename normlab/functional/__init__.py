@@ -34,8 +34,13 @@ from normlab.functional.online_norm import Guard, OnlineErrors, evaluate_online_
 from normlab.functional.recurrent.cell_norm import CELL_NORMS, CellNorm, Path, cell_norm
 from normlab.functional.recurrent.cells import GRU, LSTM, SIMPLE, Activations, CellParameters
 from normlab.functional.recurrent.unroll import TimedCarry, initial_carry, initial_rows, unroll
+from normlab.functional.responses.l2_norm import l2_norm
+from normlab.functional.responses.local_response import local_response
 from normlab.functional.rms_norm import rms_norm
+from normlab.functional.squashing.bhyt import bhyt
+from normlab.functional.squashing.derf import derf
 from normlab.functional.squashing.dyt import dyt
+from normlab.functional.squashing.seednorm import seednorm
 from normlab.functional.state import as_batch_norm, as_batch_renorm
 from normlab.functional.streaming_norm import StreamingMemory, StreamingSlopes, initial_streaming, streaming_norm
 
@@ -63,8 +68,10 @@ __all__ = [
     "batch_moments",
     "batch_norm",
     "batch_renorm",
+    "bhyt",
     "cell_norm",
     "centralize",
+    "derf",
     "dyt",
     "evaluate_online_norm",
     "first_batch",
@@ -74,7 +81,9 @@ __all__ = [
     "initial_rows",
     "initial_streaming",
     "instance_norm",
+    "l2_norm",
     "layer_norm",
+    "local_response",
     "merge_batch_norm",
     "merge_batch_renorm",
     "normalize",
@@ -83,6 +92,7 @@ __all__ = [
     "online_norm",
     "rms_norm",
     "scaled_standardize",
+    "seednorm",
     "spectral_norm",
     "standardize",
     "streaming_norm",

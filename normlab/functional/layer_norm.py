@@ -1,13 +1,17 @@
 """Layer norm."""
 
 import math
+import numbers
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 from jax import Array
+from jax.nn import initializers
+from jax.nn.initializers import Initializer
 
 from normlab._core.checks import AxisName
-from normlab._core.layer import run
+from normlab._core.dtypes import float32_or_wider
+from normlab._core.layer import Parameters, run
 from normlab._core.per_example import PerExampleLayer
 from normlab._core.reduction import Axes, Groups, Reduction, canonical_axes, check_more_than_one, reduction
 
@@ -26,10 +30,11 @@ def layer_norm(
     axis_name: AxisName | None = None,
     axis_index_groups: Groups | None = None,
     use_fast_variance: bool = False,
+    scale_offset: float = 0.0,
 ) -> Array:
     """Standardize each example over its features (Ba et al., 2016).
 
-    `y = (x - mean) / sqrt(var + epsilon) * scale + bias`
+    `y = (x - mean) / sqrt(var + epsilon) * (scale_offset + scale) + bias`
 
     Statistics: over `axis`, per remaining position, in float32 or wider.
 
@@ -45,6 +50,8 @@ def layer_norm(
         axis_name: Mapped axes over which the features are spread.
         axis_index_groups: Sub-groups of devices along `axis_name` (`jax.pmap` only).
         use_fast_variance: Whether to use E[x^2] - E[x]^2, as Flax does by default: wrong where the mean is large.
+        scale_offset: Added to `scale`, where there is one, in float32 or wider. With 1, `scale` is 0 at the start, and
+            weight decay pulls the gain to 1.
 
     Returns:
         `y`, with the shape and dtype of `x` (float32 for whole numbers).
@@ -64,7 +71,12 @@ def layer_norm(
     axis = canonical_axes(axis, x.ndim)
     features = axis if feature_axes is None else canonical_axes(feature_axes, x.ndim, "feature_axes")
     layer = LayerNormLayer(epsilon, axis_name, axis_index_groups, use_fast_variance, axis, features)
-    return run(layer, x, where, scale, bias)
+    return run(layer, x, where, with_offset(scale, scale_offset), bias)
+
+
+def with_offset(scale: Array | None, offset: float) -> Array | None:
+    """Return `offset + scale` in float32 or wider, and `None` for no scale; `scale` as it is for no offset."""
+    return scale if scale is None or not offset else offset + float32_or_wider(scale)
 
 
 @dataclass(frozen=True)
@@ -74,10 +86,35 @@ class LayerNormLayer(PerExampleLayer):
     Attributes:
         reduction_axes: Axes reduced.
         feature_axes: Axes along which scale and bias vary.
+        scale_offset: Added to the scale, which then starts at 0.
     """
 
     reduction_axes: Axes = -1
     feature_axes: Axes = -1
+    scale_offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        super().__post_init__()
+        if type(self.scale_offset) is not float and not _is_number(self.scale_offset):
+            raise TypeError(f"Expected `scale_offset` to be a number, got {self.scale_offset!r}. It is 1 or 0.")
+
+    def affine_initializer(self, name: str, given: Initializer) -> Initializer:
+        """Return zeros in place of ones for a scale that has an offset."""
+        return initializers.zeros if self.scale_offset and given is initializers.ones else given
+
+    def normalized(
+        self,
+        x: Array,
+        over: Reduction,
+        parameters: Parameters,
+        features: tuple[int, ...],
+        mask: Array | None,
+    ) -> Array:
+        """Standardize over a reduction, and add the offset to the scale."""
+        if self.scale_offset:
+            parameters = {**parameters, "scale": with_offset(parameters.get("scale"), self.scale_offset)}
+        return super().normalized(x, over, parameters, features, mask)
 
     def over(self, x: Array, features: tuple[int, ...]) -> Reduction:
         """Reduce `reduction_axes`."""
@@ -93,3 +130,7 @@ class LayerNormLayer(PerExampleLayer):
         if math.prod(map(x.shape.__getitem__, axis)) == 1:
             check_more_than_one(x.shape, over, REMEDY)
         return over
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -2,29 +2,38 @@
 
 from normlab.linen._batch import BatchNorm, BatchRenorm
 from normlab.linen._frozen import trainable
-from normlab.linen._per_example import DyT, GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm
+from normlab.linen._per_example import GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm
+from normlab.linen._queries_and_keys import qk_norm
 from normlab.linen._recurrent import RNN, GRUCell, LSTMCell, SimpleCell
 from normlab.linen._reparametrized import Reparametrized, StandardizedConv, StandardizedDense
+from normlab.linen._squashing import BHyT, Derf, DyT, SeeDNorm
 from normlab.linen._stream import ContinualNorm, OnlineNorm, StreamingNorm
+from normlab.linen._unit import L2Norm, LocalResponseNorm
 
 __all__ = [
+    "BHyT",
     "BatchNorm",
     "BatchRenorm",
     "ContinualNorm",
+    "Derf",
     "DyT",
     "GRUCell",
     "GroupNorm",
     "Identity",
     "InstanceNorm",
+    "L2Norm",
     "LSTMCell",
     "LayerNorm",
+    "LocalResponseNorm",
     "OnlineNorm",
     "RMSNorm",
     "RNN",
     "Reparametrized",
+    "SeeDNorm",
     "SimpleCell",
     "StandardizedConv",
     "StandardizedDense",
     "StreamingNorm",
+    "qk_norm",
     "trainable",
 ]

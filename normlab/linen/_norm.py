@@ -172,7 +172,8 @@ def _parameters(module: NormModule, layer: Layer, shape: tuple[int, ...]) -> dic
         if type(used) is not bool:
             check_flag(f"use_{name}", used)
         if used:
-            parameters[name] = module.param(name, getattr(module, f"{name}_init"), affine, module.param_dtype)
+            init = layer.affine_initializer(name, getattr(module, f"{name}_init"))
+            parameters[name] = module.param(name, init, affine, module.param_dtype)
     for name in layer.parameters:
         if getattr(layer, layer.switches.get(name, ""), True):
             parameters[name] = module.param(name, lambda key, n=name: layer.parameter(n, shape, module.param_dtype))

@@ -12,8 +12,7 @@ from normlab.functional.group_norm import GroupNormLayer
 from normlab.functional.instance_norm import InstanceNormLayer
 from normlab.functional.layer_norm import LayerNormLayer
 from normlab.functional.rms_norm import RMSNormLayer
-from normlab.functional.squashing.dyt import DyTLayer
-from normlab.linen._norm import Initializer, PerExample
+from normlab.linen._norm import Initializer, PerExample, normalize
 
 
 class Identity(nn.Module):
@@ -35,7 +34,7 @@ class Identity(nn.Module):
 class LayerNorm(PerExample):
     """Layer norm; see `normlab.functional.layer_norm`.
 
-    Flax's fields in Flax's order, Flax's parameters; `use_fast_variance` is off by default.
+    Flax's fields in Flax's order, then ours; Flax's parameters; `use_fast_variance` is off by default.
 
     Attributes:
         epsilon: Added to the variance, inside the root.
@@ -51,6 +50,7 @@ class LayerNorm(PerExample):
         axis_index_groups: Sub-groups of devices along `axis_name`.
         use_fast_variance: Whether to use E[x^2] - E[x]^2.
         force_float32_reductions: Always True; there to accept Flax's argument.
+        scale_offset: Added to the scale, which then starts at 0 unless `scale_init` is given.
     """
 
     epsilon: float = 1e-6
@@ -66,6 +66,7 @@ class LayerNorm(PerExample):
     axis_index_groups: Groups | None = None
     use_fast_variance: bool = False
     force_float32_reductions: bool = True
+    scale_offset: float = 0.0
 
     _kind = LayerNormLayer
 
@@ -73,7 +74,7 @@ class LayerNorm(PerExample):
 class RMSNorm(PerExample):
     """RMS norm; see `normlab.functional.rms_norm`.
 
-    Flax's fields in Flax's order, Flax's parameters.
+    Flax's fields in Flax's order, then ours; Flax's parameters.
 
     Attributes:
         epsilon: Added to the mean square, inside the root.
@@ -87,6 +88,7 @@ class RMSNorm(PerExample):
         axis_index_groups: Sub-groups of devices along `axis_name`.
         use_fast_variance: Without effect: a mean square is one pass.
         force_float32_reductions: Always True; there to accept Flax's argument.
+        scale_offset: Added to the scale, which then starts at 0 unless `scale_init` is given.
     """
 
     epsilon: float = 1e-6
@@ -100,8 +102,30 @@ class RMSNorm(PerExample):
     axis_index_groups: Groups | None = None
     use_fast_variance: bool = False
     force_float32_reductions: bool = True
+    scale_offset: float = 0.0
 
     _kind = RMSNormLayer
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        scale: jax.Array | None = None,
+        bias: jax.Array | None = None,
+        gate: jax.Array | None = None,
+    ) -> jax.Array:
+        """Normalize `x`.
+
+        Args:
+            x: Activations.
+            mask: True where an element counts, broadcastable to `x`.
+            scale: Gain of this call, after the module's own: `[batch, features]`, or broadcastable to `x`.
+            bias: Shift of this call, of the same kind.
+            gate: Array of the same kind, whose SiLU multiplies the output before that bias.
+        """
+        return normalize(self, x, mask, scale=scale, bias=bias, gate=gate)
 
 
 class GroupNorm(PerExample):
@@ -179,27 +203,3 @@ class InstanceNorm(PerExample):
     force_float32_reductions: bool = True
 
     _kind = InstanceNormLayer
-
-
-class _Affine(PerExample):
-    """Fields of norms that Flax does not have, before their own."""
-
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    use_bias: bool = True
-    use_scale: bool = True
-    bias_init: Initializer = nn.initializers.zeros
-    scale_init: Initializer = nn.initializers.ones
-    feature_axes: Axes = -1
-
-
-class DyT(_Affine):
-    """Dynamic tanh; see `normlab.functional.dyt`. Parameters are `alpha`, a scalar, and `scale` and `bias`.
-
-    Attributes:
-        alpha_init: Initial value of `alpha`.
-    """
-
-    alpha_init: float = 0.5
-
-    _kind = DyTLayer

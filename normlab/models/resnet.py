@@ -206,7 +206,10 @@ def padded(x: jax.Array, features: int) -> jax.Array:
 def starting_at_zero(norm: Norm) -> Norm:
     """Return the norm with a scale that starts at zero; the norm itself if its module has no `scale_init`."""
     module = norm.linen(train=True, parent=None)
-    return norms.get(norm, scale_init=nn.initializers.zeros) if hasattr(module, "scale_init") else norm
+    if not hasattr(module, "scale_init"):
+        return norm
+    offset = getattr(module, "scale_offset", 0.0)
+    return norms.get(norm, scale_init=nn.initializers.constant(-offset) if offset else nn.initializers.zeros)
 
 
 def _check(placement: str, zero_last_scale: bool) -> None:

@@ -2,31 +2,40 @@
 
 from normlab.nnx._batch import BatchNorm, BatchRenorm
 from normlab.nnx._norm import FrozenParam
-from normlab.nnx._per_example import DyT, GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm
+from normlab.nnx._per_example import GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm
+from normlab.nnx._queries_and_keys import qk_norm
 from normlab.nnx._recurrent import RNN, GRUCell, LSTMCell, SimpleCell
 from normlab.nnx._reparametrized import Reparametrized, StandardizedConv, StandardizedLinear
+from normlab.nnx._squashing import BHyT, Derf, DyT, SeeDNorm
 from normlab.nnx._stream import ContinualNorm, OnlineNorm, OverwriteWithGradient, StreamingNorm, overwrite_with_gradient
+from normlab.nnx._unit import L2Norm, LocalResponseNorm
 
 __all__ = [
+    "BHyT",
     "BatchNorm",
     "BatchRenorm",
     "ContinualNorm",
+    "Derf",
     "DyT",
     "FrozenParam",
     "GRUCell",
     "GroupNorm",
     "Identity",
     "InstanceNorm",
+    "L2Norm",
     "LSTMCell",
     "LayerNorm",
+    "LocalResponseNorm",
     "OnlineNorm",
     "OverwriteWithGradient",
     "RMSNorm",
     "RNN",
     "Reparametrized",
+    "SeeDNorm",
     "SimpleCell",
     "StandardizedConv",
     "StandardizedLinear",
     "StreamingNorm",
     "overwrite_with_gradient",
+    "qk_norm",
 ]

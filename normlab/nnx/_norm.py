@@ -104,8 +104,10 @@ class NormModule(nnx.Module):
             ("scale", chosen("use_scale", use_scale, scale_init), scale_metadata),
             ("bias", chosen("use_bias", use_bias, bias_init), bias_metadata),
         ):
-            made = init if init is None else nnx.Param(init(rngs.params(), affine, param_dtype), **metadata)
-            setattr(self, name, nnx.data(made))
+            if init is not None:
+                init = layer.affine_initializer(name, init)
+                init = nnx.Param(init(rngs.params(), affine, param_dtype), **metadata)
+            setattr(self, name, nnx.data(init))
         for name in parameters_of(layer):
             setattr(self, name, nnx.Param(layer.parameter(name, shape, param_dtype)))
         for name, value in layer.state(shape).items():

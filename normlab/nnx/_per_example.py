@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Required, Unpack
+from typing import Required
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,6 @@ from normlab.functional.group_norm import GroupNormLayer
 from normlab.functional.instance_norm import InstanceNormLayer
 from normlab.functional.layer_norm import LayerNormLayer
 from normlab.functional.rms_norm import RMSNormLayer
-from normlab.functional.squashing.dyt import DyTLayer
 from normlab.nnx._norm import (
     NO_METADATA,
     Initializer,
@@ -90,6 +89,7 @@ class LayerNorm(PerExample):
         rngs: nnx.Rngs,
         bias_metadata: Metadata = NO_METADATA,
         scale_metadata: Metadata = NO_METADATA,
+        scale_offset: float = 0.0,
     ) -> None:
         """Make the parameters.
 
@@ -110,6 +110,7 @@ class LayerNorm(PerExample):
             rngs: Random streams; `params` is used.
             bias_metadata: Metadata of the bias variable, such as sharding.
             scale_metadata: Metadata of the scale variable.
+            scale_offset: Added to the scale, which then starts at 0 unless `scale_init` is given.
         """
         super().__init__(
             num_features,
@@ -128,6 +129,7 @@ class LayerNorm(PerExample):
             use_fast_variance=use_fast_variance,
             reduction_axes=reduction_axes,
             feature_axes=feature_axes,
+            scale_offset=scale_offset,
         )
 
 
@@ -155,6 +157,7 @@ class RMSNorm(PerExample):
         use_fast_variance: bool = False,
         rngs: nnx.Rngs,
         scale_metadata: Metadata = NO_METADATA,
+        scale_offset: float = 0.0,
     ) -> None:
         """Make the parameters.
 
@@ -172,6 +175,7 @@ class RMSNorm(PerExample):
             use_fast_variance: Without effect: a mean square is one pass.
             rngs: Random streams; `params` is used.
             scale_metadata: Metadata of the scale variable, such as sharding.
+            scale_offset: Added to the scale, which then starts at 0 unless `scale_init` is given.
         """
         super().__init__(
             num_features,
@@ -190,6 +194,7 @@ class RMSNorm(PerExample):
             use_fast_variance=use_fast_variance,
             reduction_axes=reduction_axes,
             feature_axes=feature_axes,
+            scale_offset=scale_offset,
         )
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -199,9 +204,18 @@ class RMSNorm(PerExample):
         *,
         scale: jax.Array | None = None,
         bias: jax.Array | None = None,
+        gate: jax.Array | None = None,
     ) -> jax.Array:
-        """Normalize `x`; as in `LayerNorm`, but `mask` can be given by position, as in Flax."""
-        return normalize(self, x, mask, scale=scale, bias=bias)
+        """Normalize `x`; as in `LayerNorm`, but `mask` can be given by position, as in Flax.
+
+        Args:
+            x: Activations.
+            mask: True where an element counts, broadcastable to `x`.
+            scale: Gain of this call, after the module's own: `[batch, features]`, or broadcastable to `x`.
+            bias: Shift of this call, of the same kind.
+            gate: Array of the same kind, whose SiLU multiplies the output before that bias.
+        """
+        return normalize(self, x, mask, scale=scale, bias=bias, gate=gate)
 
 
 class GroupNorm(PerExample):
@@ -345,15 +359,3 @@ class InstanceNorm(PerExample):
             use_fast_variance=use_fast_variance,
             feature_axes=feature_axes,
         )
-
-
-class DyT(PerExample):
-    """Dynamic tanh; see `normlab.functional.dyt`. Parameters are `alpha`, a scalar, and `scale` and `bias`."""
-
-    _kind = DyTLayer
-
-    def __init__(
-        self, num_features: int | Sequence[int], *, alpha_init: float = 0.5, **options: Unpack[PerExampleOptions]
-    ) -> None:
-        """Make the parameters; `alpha` starts at `alpha_init`."""
-        super().__init__(num_features, alpha_init=alpha_init, **options)

@@ -95,6 +95,10 @@ ONLINE = (F.RunningStatistics(jnp.zeros(8), jnp.ones(8), jnp.zeros((), jnp.int32
 CALLS: dict[str, Callable[..., Any]] = {
     "batch_renorm": lambda x, *affine, where: F.batch_renorm(x, RENORM, *affine, where=where),
     "rms_norm": lambda x, scale, _, where: F.rms_norm(x, scale, where=where),
+    "seednorm": lambda x, scale, beta, where: F.seednorm(x, scale, beta=beta, where=where),
+    "bhyt": lambda x, scale, _, where: F.bhyt(x, scale, where=where),
+    "l2_norm": lambda x, scale, _, where: F.l2_norm(x, scale, where=where),
+    "local_response": lambda x, *_, where: F.local_response(x, where=where),
     "group_norm": partial(F.group_norm, num_groups=2),
     "online_norm": lambda x, *affine, where: F.online_norm(x, *ONLINE, *affine, where=where),
     "evaluate_online_norm": lambda x, *affine, where: F.evaluate_online_norm(x, ONLINE[0], *affine, where=where),
@@ -105,7 +109,8 @@ CALLS: dict[str, Callable[..., Any]] = {
 FUNCTIONS = [
     name
     for name in F.__all__
-    if re.fullmatch(r"\w+_(re)?norm|dyt", name) and not re.match("as_|cell_|merge_|update_", name)
+    if re.fullmatch(r"\w+_(re)?norm|dyt|derf|seednorm|bhyt|local_response", name)
+    and not re.match("as_|cell_|merge_|update_", name)
 ]
 
 
@@ -170,7 +175,7 @@ ACROSS = [name for name in ALL if hasattr(norm_of(name).linen(train=True), "axis
 @pytest.mark.parametrize("name", ACROSS)
 def test_statistics_across_devices(name: str, dtype: str) -> None:
     """Devices share the examples of a norm over the batch, the positions of another."""
-    options = OVER_POSITIONS if name in ("layer", "rms") else {}
+    options = OVER_POSITIONS if name in ("layer", "rms", "seednorm", "bhyt", "l2") else {}
     spec = P("d") if norms.get(name).needs_batch else P(None, "d")
     module = norm_of(name, axis_name="d", **options).linen(train=True)
     x = shaped((4, 4, 2, 8), dtype)

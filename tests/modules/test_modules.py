@@ -36,7 +36,13 @@ def normal(*shape: int, seed: int = 0, dtype: Any = jnp.float32) -> jax.Array:
 
 X = normal(*SHAPE)
 MASK = jnp.asarray(np.random.default_rng(1).random(SHAPE) < 0.7).at[:, :2].set(True)  # Flax is NaN where none counts
-OURS = {"unbiased_running_var", "ghost_batch_size", "statistics", "frozen"}
+OURS = {
+    "BatchNorm": {"unbiased_running_var", "ghost_batch_size", "statistics", "frozen"},
+    "LayerNorm": {"scale_offset"},
+    "RMSNorm": {"scale_offset"},
+}
+GIVEN = {"RMSNorm": ["scale", "bias", "gate"]}
+"""Arguments of a call, after Flax's; scale and bias for the others."""
 
 
 def training(kind: str) -> dict[str, Any]:
@@ -61,31 +67,33 @@ def test_linen_fields_are_flax_fields_in_flax_order(kind: str) -> None:
 
     theirs, ours = fields(getattr(nn, kind)), fields(getattr(linen, kind))
     assert [name for name, _ in ours[: len(theirs)]] == [name for name, _ in theirs]
-    assert {name for name, _ in ours[len(theirs) :]} == (OURS if kind == "BatchNorm" else set())
+    assert {name for name, _ in ours[len(theirs) :]} == OURS.get(kind, set())
     different = {a[0] for a, b in zip(ours, theirs, strict=False) if a[1] != b[1] and not callable(a[1])}
     assert different <= {"use_fast_variance"}
     calls = [inspect.signature(getattr(m, kind).__call__).parameters.values() for m in (linen, nn)]
-    *first, scale, bias = calls[0]
-    assert [(p.name, p.kind) for p in first] == [(p.name, p.kind) for p in calls[1]]
-    assert [(p.name, p.kind, p.default) for p in (scale, bias)] == [
-        (name, inspect.Parameter.KEYWORD_ONLY, None) for name in ("scale", "bias")
+    ours, theirs = map(list, calls)
+    assert [(p.name, p.kind) for p in ours[: len(theirs)]] == [(p.name, p.kind) for p in theirs]
+    assert [(p.name, p.kind, p.default) for p in ours[len(theirs) :]] == [
+        (name, inspect.Parameter.KEYWORD_ONLY, None) for name in GIVEN.get(kind, ["scale", "bias"])
     ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nnx_arguments_are_flax_arguments(kind: str) -> None:
     theirs, ours = (inspect.signature(getattr(m, kind).__init__).parameters for m in (flax_nnx, nnx))
-    assert [name for name in ours if name not in OURS] == [name for name in theirs if name != "promote_dtype"]
+    assert [name for name in ours if name not in OURS.get(kind, ())] == [
+        name for name in theirs if name != "promote_dtype"
+    ]
     for name, parameter in ours.items():
         if name in theirs:
             assert parameter.kind == theirs[name].kind, name
             if name != "use_fast_variance" and not name.endswith(("_init", "_metadata")):
                 assert parameter.default == theirs[name].default, name
     calls = [inspect.signature(getattr(m, kind).__call__).parameters.values() for m in (nnx, flax_nnx)]
-    *first, scale, bias = calls[0]
-    assert [(p.name, p.kind) for p in first] == [(p.name, p.kind) for p in calls[1]]
-    assert [(p.name, p.kind, p.default) for p in (scale, bias)] == [
-        (name, inspect.Parameter.KEYWORD_ONLY, None) for name in ("scale", "bias")
+    ours, theirs = map(list, calls)
+    assert [(p.name, p.kind) for p in ours[: len(theirs)]] == [(p.name, p.kind) for p in theirs]
+    assert [(p.name, p.kind, p.default) for p in ours[len(theirs) :]] == [
+        (name, inspect.Parameter.KEYWORD_ONLY, None) for name in GIVEN.get(kind, ["scale", "bias"])
     ]
 
 

@@ -50,6 +50,9 @@ REFUSED = "cli/test_inputs.py::test_what_is_wrong_is_said_in_one_line_before_any
 AVERAGE = '        new = {"mean": batch.mean, "std": jnp.sqrt(var + self.epsilon)}\n'
 KERNELS = "functional/test_kernels.py::test_"
 
+SQUASHING = "functional/squashing/test_squashing.py"
+UNIT = "functional/responses/test_unit.py"
+
 MUTANTS = (
     Mutant(
         "epsilon outside the root",
@@ -348,6 +351,33 @@ MUTANTS = (
         "functional/rms_norm.py",
         ("center=False)", "center=True)"),
         (f"{ROUNDS}[rms-float32-300]",),
+    ),
+    Mutant(
+        "the gain of SeeDNorm depends on the input divided",
+        "functional/squashing/seednorm.py",
+        ('means([wide * given["beta"]]', 'means([y * given["beta"]]'),
+        (f"{SQUASHING}::test_vectors[seednorm-float64]",),
+    ),
+    Mutant(
+        "dynamic erf is shifted before it is widened",
+        "functional/squashing/derf.py",
+        (
+            'lax.erf(parameters["alpha"] * x + parameters["shift"])',
+            'lax.erf(parameters["alpha"] * (x + parameters["shift"]))',
+        ),
+        (f"{SQUASHING}::test_gradients_in_float64_are_differences_of_the_reference[derf]",),
+    ),
+    Mutant(
+        "vectors of zeros have a gradient",
+        "functional/responses/l2_norm.py",
+        ("jnp.where(square == 0, 0, reciprocal_root(divisor, least))", "reciprocal_root(divisor, least)"),
+        (f"{UNIT}::test_a_vector_of_zeros_gives_zeros_and_no_gradient[largest]",),
+    ),
+    Mutant(
+        "windows of an even size are one feature late",
+        "functional/responses/local_response.py",
+        ("(self.size // 2, (self.size - 1) // 2)", "((self.size - 1) // 2, self.size // 2)"),
+        (f"{UNIT}::test_a_window_of_an_even_size_has_one_more_neighbour_before",),
     ),
     Mutant(
         "batch norm inside the update of the cell state",

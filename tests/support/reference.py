@@ -78,6 +78,11 @@ def none(x: Array, variables: Variables, where: Array | None = None) -> Result:
     return x, {}
 
 
+def shifted(variables: Variables, offset: float) -> Variables:
+    """Return the variables with an offset added to the scale, if there is one."""
+    return {name: offset + a if name == "scale" else a for name, a in variables.items()}
+
+
 def layer(
     x: Array,
     variables: Variables,
@@ -86,10 +91,11 @@ def layer(
     reduction_axes: Axes = -1,
     feature_axes: Axes = -1,
     epsilon: float = 1e-6,
+    scale_offset: float = 0.0,
 ) -> Result:
     """Ba et al., 2016."""
     mean, var, count = moments(x, axes_of(reduction_axes, x.ndim), where)
-    return affine((x - mean) * rstd_of(var, count, epsilon), variables, feature_axes), {}
+    return affine((x - mean) * rstd_of(var, count, epsilon), shifted(variables, scale_offset), feature_axes), {}
 
 
 def rms(
@@ -100,10 +106,11 @@ def rms(
     reduction_axes: Axes = -1,
     feature_axes: Axes = -1,
     epsilon: float = 1e-6,
+    scale_offset: float = 0.0,
 ) -> Result:
     """Zhang & Sennrich, 2019."""
     mean_square, _, count = moments(x**2, axes_of(reduction_axes, x.ndim), where)
-    return affine(x * rstd_of(mean_square, count, epsilon), variables, feature_axes), {}
+    return affine(x * rstd_of(mean_square, count, epsilon), shifted(variables, scale_offset), feature_axes), {}
 
 
 def group(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -94,8 +94,7 @@ def _iterated(matrix: Array, u: Array, steps: int, epsilon: float) -> tuple[Arra
         return _unit(_product(v, matrix), u, epsilon), v
 
     start = u, jnp.zeros(matrix.shape[:1], matrix.dtype)
-    found: Any = lax.fori_loop(0, steps, step, start, unroll=steps <= 4)
-    return found
+    return lax.fori_loop(0, steps, step, start, unroll=steps <= 4)  # pyright: ignore[reportUnknownVariableType]
 
 
 def _unit(vector: Array, otherwise: Array, epsilon: float) -> Array:

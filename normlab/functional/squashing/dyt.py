@@ -1,5 +1,6 @@
 """Dynamic tanh, which stands where a norm would and takes no statistics."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,9 +8,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
-from normlab._core.dtypes import float32_or_wider
-from normlab._core.layer import Layer, Parameters, State, run
-from normlab._core.reduction import Axes, expand_affine
+from normlab._core.elementwise import ElementwiseLayer
+from normlab._core.layer import run
+from normlab._core.reduction import Axes
 
 
 def dyt(
@@ -54,16 +55,8 @@ def dyt(
 
 
 @dataclass(frozen=True)
-class DyTLayer(Layer):
-    """Dynamic tanh with its options.
-
-    Attributes:
-        feature_axes: Axes along which scale and bias vary.
-        alpha_init: Initial value of the parameter `alpha`.
-    """
-
-    feature_axes: Axes = -1
-    alpha_init: float = 0.5
+class DyTLayer(ElementwiseLayer):
+    """Dynamic tanh with its options, those of its base."""
 
     parameters: ClassVar[tuple[str, ...]] = ("alpha",)
 
@@ -71,25 +64,6 @@ class DyTLayer(Layer):
         """Return `alpha_init`, a scalar."""
         return jnp.asarray(self.alpha_init, dtype)
 
-    def apply(
-        self,
-        x: Array,
-        parameters: Parameters,
-        state: State,
-        gradient_state: State,
-        *,
-        features: tuple[int, ...],
-        train: bool,
-        mask: Array | None,
-    ) -> tuple[Array, State]:
-        """Squash `x`; see `Layer`."""
-        alpha = parameters["alpha"]
-        assert alpha is not None
-        affine = {name: parameters.get(name) for name in ("scale", "bias")}
-        affine = expand_affine(affine, x.shape, features)
-        wide = float32_or_wider(x)
-        if mask is not None:
-            wide = jnp.where(jnp.broadcast_to(mask, x.shape) | jnp.isfinite(wide), wide, 0)
-        y = jnp.tanh(alpha.astype(wide.dtype) * wide)
-        y = y * affine["scale"].astype(wide.dtype) if "scale" in affine else y
-        return y + affine["bias"].astype(wide.dtype) if "bias" in affine else y, state
+    def squashed(self, x: Array, parameters: Mapping[str, Array]) -> Array:
+        """Return `tanh(alpha * x)`."""
+        return jnp.tanh(parameters["alpha"] * x)
