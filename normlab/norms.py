@@ -360,17 +360,19 @@ def _ours(row: Description) -> Entry:
                 hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
                 raise ValueError(f"Expected an option of {kind.__name__}, got {option!r} for norm {row.name!r}.{hint}")
 
+    fixed = dict(row.fixed)
+
     def linen(train: bool, options: Mapping[str, object]) -> "nn.Module":
         kind = getattr(importlib.import_module("normlab.linen"), row.module)
-        check(kind, options, [f.name for f in dataclasses.fields(kind)])
+        check(kind, options, [f.name for f in dataclasses.fields(kind) if f.name not in fixed])
         if row.stateful:
             importlib.import_module("normlab._core.checks").check_flag("train", train)
-        return kind(**({"use_running_average": not train} if row.stateful else {}), **options)
+        return kind(**({"use_running_average": not train} if row.stateful else {}), **fixed, **options)
 
     def nnx(num_features: int | tuple[int, ...], rngs: "Rngs", options: Mapping[str, object]) -> "Module":
         kind = getattr(importlib.import_module("normlab.nnx"), row.module)
-        check(kind, options, _arguments(kind))
-        return kind(num_features, rngs=rngs, **options)
+        check(kind, options, [name for name in _arguments(kind) if name not in fixed])
+        return kind(num_features, rngs=rngs, **fixed, **options)
 
     cell = _in_cells(row.name) if row.cell_only or row.name in IN_CELLS else None
     if row.cell_only:

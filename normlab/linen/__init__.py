@@ -4,6 +4,7 @@ from normlab.linen._batch import BatchNorm, BatchRenorm
 from normlab.linen._frozen import trainable
 from normlab.linen._per_example import DyT, GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm
 from normlab.linen._recurrent import RNN, GRUCell, LSTMCell, SimpleCell
+from normlab.linen._responses import FRN, GRN, EvoNormBatch, EvoNormSample
 from normlab.linen._stream import ContinualNorm, OnlineNorm, StreamingNorm
 
 __all__ = [
@@ -11,6 +12,10 @@ __all__ = [
     "BatchRenorm",
     "ContinualNorm",
     "DyT",
+    "EvoNormBatch",
+    "EvoNormSample",
+    "FRN",
+    "GRN",
     "GRUCell",
     "GroupNorm",
     "Identity",

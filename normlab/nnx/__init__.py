@@ -4,6 +4,7 @@ from normlab.nnx._batch import BatchNorm, BatchRenorm
 from normlab.nnx._norm import FrozenParam
 from normlab.nnx._per_example import DyT, GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm
 from normlab.nnx._recurrent import RNN, GRUCell, LSTMCell, SimpleCell
+from normlab.nnx._responses import FRN, GRN, EvoNormBatch, EvoNormSample
 from normlab.nnx._stream import ContinualNorm, OnlineNorm, OverwriteWithGradient, StreamingNorm, overwrite_with_gradient
 
 __all__ = [
@@ -11,7 +12,11 @@ __all__ = [
     "BatchRenorm",
     "ContinualNorm",
     "DyT",
+    "EvoNormBatch",
+    "EvoNormSample",
+    "FRN",
     "FrozenParam",
+    "GRN",
     "GRUCell",
     "GroupNorm",
     "Identity",

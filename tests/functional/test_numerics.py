@@ -54,7 +54,11 @@ def train(norm: str, variables: Any, x: jax.Array, mask: jax.Array | None = None
 
 
 def shapes_of(norm: str) -> list[str]:
-    return [name for name in SHAPES if name != "rows" or norm not in ("instance", "group", "continual")]
+    return [
+        name
+        for name in SHAPES
+        if name != "rows" or not (norm in ("group", "continual") or norms.get(norm).needs_spatial)
+    ]
 
 
 EVERY = [(norm, shape) for norm in ALL for shape in shapes_of(norm)]

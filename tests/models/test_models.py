@@ -37,7 +37,9 @@ KEY = jax.random.key(7, impl="unsafe_rbg")
 
 
 def norm_of(name: str, groups: int = 4) -> Norm:
-    return norms.get(name, **({"num_groups": groups} if name in ("group", "continual") else {}))
+    return norms.get(
+        name, **({"num_groups": groups} if name == "continual" or "a group" in norms.get(name).entry.over else {})
+    )
 
 
 def images(*shape: int, seed: int = 0) -> np.ndarray:
