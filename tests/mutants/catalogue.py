@@ -797,4 +797,16 @@ MUTANTS = (
         ("if why := self._not_in_key():", "if why := '':"),
         ("study/design/test_identity.py::TestFiles::test_a_run_that_imports_what_no_key_has_is_refused[alone]",),
     ),
+    Mutant(
+        "the learned part of epsilon with its sign",
+        "functional/responses/frn.py",
+        ("        e = jnp.abs(e.astype(wide.dtype))\n", "        e = e.astype(wide.dtype)\n"),
+        ("functional/responses/test_responses.py::test_a_learned_epsilon_takes_one_position_and_a_gradient",),
+    ),
+    Mutant(
+        "EvoNorm by the variance of each example alone",
+        "functional/responses/evonorm.py",
+        ("variance(over, x, batch, where), affine", "variance(positions, x, m, where), affine"),
+        ("functional/responses/test_responses.py::test_vectors[evonorm_b0-True-2]",),
+    ),
 )
