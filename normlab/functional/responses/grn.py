@@ -91,7 +91,8 @@ class GRNLayer(PerExampleLayer):
         square = m.var * m.count
         there = square != 0  # NaN, too, is there
         response = jnp.where(there, jnp.sqrt(jnp.where(there, square, 1)), 0)
-        counted = jnp.broadcast_to(jnp.asarray(m.count) > 0, response.shape).sum(features, keepdims=True)
+        there = jnp.broadcast_to(jnp.asarray(m.count) > 0, response.shape)
+        counted = there.sum(features, keepdims=True, dtype=response.dtype)
         mean = response.sum(features, keepdims=True) / jnp.maximum(counted, 1)
         share = response / (mean + self.epsilon)
         share = share * affine["scale"].astype(wide.dtype) if "scale" in affine else share
