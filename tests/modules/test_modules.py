@@ -54,6 +54,10 @@ def nnx_flat(module: Any) -> Any:
     return flax_nnx.to_flat_state(flax_nnx.state(module, flax_nnx.Variable))
 
 
+FURTHER = {"BatchNorm": OURS, "GroupNorm": {"feature_axes"}}
+"""Options beside Flax's."""
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_linen_fields_are_flax_fields_in_flax_order(kind: str) -> None:
     def fields(module: type) -> list[tuple[str, Any]]:
@@ -61,7 +65,7 @@ def test_linen_fields_are_flax_fields_in_flax_order(kind: str) -> None:
 
     theirs, ours = fields(getattr(nn, kind)), fields(getattr(linen, kind))
     assert [name for name, _ in ours[: len(theirs)]] == [name for name, _ in theirs]
-    assert {name for name, _ in ours[len(theirs) :]} == (OURS if kind == "BatchNorm" else set())
+    assert {name for name, _ in ours[len(theirs) :]} == FURTHER.get(kind, set())
     different = {a[0] for a, b in zip(ours, theirs, strict=False) if a[1] != b[1] and not callable(a[1])}
     assert different <= {"use_fast_variance"}
     calls = [inspect.signature(getattr(m, kind).__call__).parameters.values() for m in (linen, nn)]
@@ -75,7 +79,9 @@ def test_linen_fields_are_flax_fields_in_flax_order(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_nnx_arguments_are_flax_arguments(kind: str) -> None:
     theirs, ours = (inspect.signature(getattr(m, kind).__init__).parameters for m in (flax_nnx, nnx))
-    assert [name for name in ours if name not in OURS] == [name for name in theirs if name != "promote_dtype"]
+    assert [name for name in ours if name not in FURTHER.get(kind, ())] == [
+        name for name in theirs if name != "promote_dtype"
+    ]
     for name, parameter in ours.items():
         if name in theirs:
             assert parameter.kind == theirs[name].kind, name

@@ -192,17 +192,16 @@ def test_a_learned_epsilon_takes_one_position_and_a_gradient() -> None:
     slope = jax.grad(lambda e: F.frn(x, e=e).sum())(e)
     np.testing.assert_allclose(slope, (0.5 * X[:, 0] * (X[:, 0] ** 2 + 1e-6 + 1e-2) ** -1.5).sum(), rtol=1e-5)
     module = linen.FRN(learn_epsilon="per_feature")
-    assert module.init(jax.random.key(0), x)["params"]["e"].shape == (4,)
+    assert jnp.shape(module.init(jax.random.key(0), x)["params"]["e"]) == (4,)  # pyright: ignore[reportArgumentType]
 
 
 def test_global_response_norm_starts_as_the_identity_and_has_gradients_at_zero() -> None:
     module, x = norms.get("grn").linen(train=True), jnp.asarray(X, jnp.float32).at[..., 1].set(0.0)
-    y, variables = module.init_with_output(jax.random.key(0), x)
+    y, _ = module.init_with_output(jax.random.key(0), x)
     np.testing.assert_array_equal(y, x)
     ours = norms.get("grn").nnx(4, rngs=nnx.Rngs(0))
     np.testing.assert_array_equal(ours(x), x)
-    ones = jax.tree.map(jnp.ones_like, variables)
-    dx = jax.grad(lambda x: (module.apply(ones, x) * DY).sum())(x)
+    dx = jax.grad(lambda x: (F.grn(x, jnp.ones(4), jnp.ones(4)) * DY).sum())(x)
     assert np.isfinite(dx).all() and np.any(dx)
 
 
@@ -218,7 +217,7 @@ def test_nnx_is_linen_and_pickles(norm: str) -> None:
     module = norms.get(SMALL[norm]).nnx(4, rngs=nnx.Rngs(0))
     state = nnx.state(module)
     for (name,), variable in nnx.to_flat_state(state):
-        variable.set_value(jnp.asarray(VARIABLES[name], jnp.float32))
+        variable.set_value(jnp.asarray(VARIABLES[str(name)], jnp.float32))
     nnx.update(module, state)
     again = pickle.loads(pickle.dumps(module))
     y, _ = apply(SMALL[norm], X.astype(np.float32))
@@ -272,7 +271,7 @@ def test_groups_on_any_axis_are_groups_on_the_last(norm: str) -> None:
     module = norms.get(norm, num_groups=3, feature_axes=1)
     ours, theirs = module.nnx(6, rngs=nnx.Rngs(0)), module.linen(train=True)
     y, variables = theirs.init_with_output(jax.random.key(0), x)
-    assert variables["params"]["scale"].shape == (6,)
+    assert jnp.shape(dict(variables["params"])["scale"]) == (6,)  # pyright: ignore[reportArgumentType]
     np.testing.assert_allclose(y, f(x, feature_axes=1), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(ours(x), y, rtol=1e-6, atol=1e-6)
     text = str(jax.make_jaxpr(lambda x: f(x, scale, bias, feature_axes=1))(x))
