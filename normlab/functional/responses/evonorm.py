@@ -168,8 +168,9 @@ def evonorm_sample(
         ValueError: If the features cannot be split so, or a shape, an axis, `epsilon` or `variant` does not fit.
 
     Example:
-        >>> evonorm_sample(jnp.array([[2.0, -2.0]]), num_groups=1, epsilon=0.0).round(3)
-        Array([[ 0.881, -0.119]], dtype=float32)
+        >>> y = evonorm_sample(jnp.array([[2.0, -2.0]]), num_groups=1, epsilon=0.0)
+        >>> [f"{value:.3f}" for value in y.ravel()]
+        ['0.881', '-0.119']
 
     References:
         Liu, Brock, Simonyan, Le. Evolving Normalization-Activation Layers. NeurIPS 2020.

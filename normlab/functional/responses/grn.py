@@ -48,9 +48,9 @@ def grn(
         ValueError: If a shape, an axis or `epsilon` does not fit.
 
     Example:
-        >>> grn(jnp.array([[[3.0, 1.0], [4.0, 0.0]]]), epsilon=0.0).round(3)
-        Array([[[8.   , 1.333],
-                [10.667, 0.   ]]], dtype=float32)
+        >>> grn(jnp.array([[[3.0, 1.0], [0.0, 0.0]]]), epsilon=0.0)
+        Array([[[7.5, 1.5],
+                [0. , 0. ]]], dtype=float32)
 
     References:
         Woo et al. ConvNeXt V2. CVPR 2023. https://arxiv.org/abs/2301.00808
