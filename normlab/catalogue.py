@@ -26,6 +26,7 @@ class Description:
             activation out.
         cell_only: Whether it is a norm inside recurrent cells and no layer.
         module: Name of its class in `normlab.linen` and `normlab.nnx`; empty for norms of other packages.
+        fixed: Options of the class that make it this norm, by name.
         formula: The output before `scale` and `bias`, in the words of the documentation.
         over: Elements that share a statistic.
         paper: Authors and year.
@@ -44,6 +45,7 @@ class Description:
     activates: bool = False
     cell_only: bool = False
     module: str = ""
+    fixed: tuple[tuple[str, object], ...] = ()
     formula: str = ""
     over: str = ""
     paper: str = ""
@@ -53,11 +55,11 @@ class Description:
 
 
 class _OfBatch(TypedDict):
-    """What norms over the batch share."""
+    """What norms over the batch share, or those over an example."""
 
     needs_batch: bool
     stateful: bool
-    averages: Literal["batch"]
+    averages: Literal["batch", ""]
 
 
 _GREY, _VERMILION, _BLUE, _GREEN = "#717171", "#d55e00", "#0072b2", "#009e73"
@@ -229,6 +231,29 @@ _SQUASHING: tuple[Description, ...] = (
 )
 """Functions of one position that stand where a norm would."""
 
+
+def _evonorm(variant: str, formula: str, colour: str) -> Description:
+    """Describe a variant of EvoNorm: over a batch (b) or an example (s)."""
+    kinds: _OfBatch = _BATCH if variant.startswith("b") else {"needs_batch": False, "stateful": False, "averages": ""}
+    of_batch = variant.startswith("b")
+    return Description(
+        name=f"evonorm_{variant}",
+        title=f"EvoNorm {variant.upper()}",
+        module="EvoNormBatch" if of_batch else "EvoNormSample",
+        fixed=(("variant", variant),),
+        ghost_batches=of_batch,
+        needs_spatial=of_batch,
+        activates=True,
+        **kinds,
+        formula=formula,
+        over="batch and positions; positions" if of_batch else "a group of features and positions",
+        paper="Liu et al. 2020",
+        url="https://arxiv.org/abs/2004.02967",
+        colour=colour,
+        marker="p",
+    )
+
+
 _RESPONSES: tuple[Description, ...] = (
     Description(
         name="l2",
@@ -251,6 +276,36 @@ _RESPONSES: tuple[Description, ...] = (
         url="https://papers.nips.cc/paper/4824-imagenet-classification-with-deep-convolutional-neural-networks",
         colour=_OCHRE,
         marker="^",
+    ),
+    Description(
+        name="frn",
+        title="filter response norm",
+        module="FRN",
+        needs_spatial=True,
+        activates=True,
+        formula="max(x / sqrt(mean(x²) + ε), tau), tau learned",
+        over="positions, for each feature",
+        paper="Singh & Krishnan 2020",
+        url="https://arxiv.org/abs/1911.09737",
+        colour=_VERMILION,
+        marker="P",
+    ),
+    _evonorm("b0", "x / max(sqrt(var + ε), v · x + sqrt(var of example + ε)), v learned", _BLUE),
+    _evonorm("b1", "x / max(sqrt(var + ε), (x + 1) · sqrt(mean(x²) of example + ε))", _GREEN),
+    _evonorm("b2", "x / max(sqrt(var + ε), sqrt(mean(x²) of example + ε) - x)", _PINK),
+    _evonorm("s0", "x · sigmoid(v · x) / sqrt(var + ε), v learned", _OCHRE),
+    _evonorm("s1", "x · sigmoid(x) / sqrt(var + ε)", _SKY),
+    _evonorm("s2", "x · sigmoid(x) / sqrt(mean(x²) + ε)", _VIOLET),
+    Description(
+        name="grn",
+        title="global response norm",
+        module="GRN",
+        formula="x / scale + x · g / (mean(g) + ε), g = sqrt(sum(x²))",
+        over="positions, for each feature; then features",
+        paper="Woo et al. 2023",
+        url="https://arxiv.org/abs/2301.00808",
+        colour=_BLUE,
+        marker="P",
     ),
 )
 """Norms that divide and do not subtract a mean; some are activations, too."""

@@ -351,18 +351,19 @@ def _find(name: str) -> Entry:
 
 def _ours(row: Description) -> Entry:
     """Make the entry of a norm of this package; Flax is imported when a module is made."""
+    fixed = dict(row.fixed)
 
     def linen(train: bool, options: Mapping[str, object]) -> "nn.Module":
         kind = getattr(importlib.import_module("normlab.linen"), row.module)
-        check_options(row.module, row.name, options, [f.name for f in dataclasses.fields(kind)])
+        check_options(row.module, row.name, options, [f.name for f in dataclasses.fields(kind) if f.name not in fixed])
         if row.stateful:
             importlib.import_module("normlab._core.checks").check_flag("train", train)
-        return kind(**({"use_running_average": not train} if row.stateful else {}), **options)
+        return kind(**({"use_running_average": not train} if row.stateful else {}), **fixed, **options)
 
     def nnx(num_features: int | tuple[int, ...], rngs: "Rngs", options: Mapping[str, object]) -> "Module":
         kind = getattr(importlib.import_module("normlab.nnx"), row.module)
-        check_options(row.module, row.name, options, _arguments(kind))
-        return kind(num_features, rngs=rngs, **options)
+        check_options(row.module, row.name, options, [name for name in _arguments(kind) if name not in fixed])
+        return kind(num_features, rngs=rngs, **fixed, **options)
 
     cell = _in_cells(row.name) if row.cell_only or row.name in IN_CELLS else None
     if row.cell_only:

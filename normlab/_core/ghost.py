@@ -118,12 +118,12 @@ def split_first(x: Array, size: int) -> Array:
     )
 
 
-def check_whole_groups(x: Array, size: int) -> None:
-    """Raise a `ValueError` where groups of neighbours on the last axis lie on several devices of an explicit axis."""
+def check_whole_groups(x: Array, size: int, axis: int = -1) -> None:
+    """Raise a `ValueError` where groups of neighbours on a feature axis lie on several devices of an explicit axis."""
     sharding = jax.typeof(x).sharding
     explicit = any(kind == AxisType.Explicit for kind in sharding.mesh.axis_types)
-    names = names_in(sharding.spec[-1]) if explicit and x.ndim else ()
-    if x.shape[-1] // size % math.prod(sharding.mesh.shape[name] for name in names):
+    names = names_in(sharding.spec[axis]) if explicit and x.ndim else ()
+    if x.shape[axis] // size % math.prod(sharding.mesh.shape[name] for name in names):
         raise ValueError(
             f"Expected groups of {size} features to lie within devices, since the features of `x` are sharded as "
             f"{sharding.spec} over the explicit mesh axes {dict(sharding.mesh.shape)}. Make the axis of type "

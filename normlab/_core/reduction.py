@@ -409,10 +409,33 @@ def _merged(devices: Devices, count: Array | float, near: Array, rest: Array, sq
     parts = [near, rest, square, *([count] if isinstance(count, Array) else [])]
     nears, rests, squares, *counts = jnp.moveaxis(devices.gather(jnp.stack(parts)), 1, 0)
     n = counts[0] if counts else jnp.full_like(nears, count)
-    total = jnp.maximum(n.sum(0), 1)
-    near = lax.stop_gradient(jnp.where(n > 0, nears, -jnp.inf).max(0))
-    near = jnp.where(n.sum(0) > 0, near, 0)
-    apart = jnp.where(n > 0, (nears - near[None]) + rests, 0)
-    rest = (n * apart).sum(0) / total
-    var = (squares + n * lax.square(apart - rest[None])).sum(0) / total
-    return Moments(near, rest, var, n.sum(0) if counts else count * devices.size)
+    near, rest, square, total = (a[0] for a in _union(nears, rests, squares, n))
+    return Moments(near, rest, square / jnp.maximum(total, 1), total if counts else count * devices.size)
+
+
+def moments_of_union(m: Moments, size: int, devices: Devices | None) -> Moments:
+    """Merge the moments of sets along the first axis, which stays with size 1, and those of devices.
+
+    Args:
+        m: Moments of each set, with a mean.
+        size: How many sets there are, which may be symbolic.
+        devices: Whose sets belong to the union, too; `None` for this device alone.
+    """
+    assert m.near is not None
+    n = jnp.broadcast_to(jnp.asarray(m.count, m.var.dtype), m.var.shape)
+    rests = jnp.zeros_like(m.near) if m.rest is None else m.rest
+    near, rest, square, total = _union(m.near, rests, n * m.var, n)
+    count = total if isinstance(m.count, Array) or not isinstance(size, int) else m.count * size
+    if devices is not None:
+        return _merged(devices, count, near, rest, square)
+    return Moments(near, rest, square / jnp.maximum(total, 1), count)
+
+
+def _union(nears: Array, rests: Array, squares: Array, n: Array) -> tuple[Array, Array, Array, Array]:
+    """Merge sets along the first axis; return a number near the mean, the rest, the sum of squares and the count."""
+    total = n.sum(0, keepdims=True)
+    near = lax.stop_gradient(jnp.where(n > 0, nears, -jnp.inf).max(0, keepdims=True, initial=-jnp.inf))
+    near = jnp.where(total > 0, near, 0)
+    apart = jnp.where(n > 0, (nears - near) + rests, 0)
+    rest = (n * apart).sum(0, keepdims=True) / jnp.maximum(total, 1)
+    return near, rest, (squares + n * lax.square(apart - rest)).sum(0, keepdims=True), total

@@ -114,6 +114,48 @@ def standardize(
     return by(over, x, m.near, m.rest, rstd, scale, bias, m.count, where)
 
 
+def variance(over: Reduction, x: Array, m: Moments, where: Array | None = None) -> Array:
+    """Return `m.var`, for a formula of its own, with the derivative in closed form: `2 mean((x - mean) dx)`.
+
+    Args:
+        over: The reduction of `m`, or the union of the sets that `m` was merged from.
+        x: In float32 or wider; finite, also where the mask hides it.
+        m: Moments of `x`.
+        where: The mask that `m` was taken with.
+    """
+    if "jax.experimental.jet" in sys.modules and _in_taylor_mode(x):
+        return m.var
+    return _variance(over, x, m.near, m.rest, m.var, m.count, where)
+
+
+_Spread = tuple[Array, Array | None, Array | None, Array, Array | float, Array | None]
+"""`x`, `near`, `rest`, `var`, `count` and `where`, or their tangents."""
+
+
+def _given(
+    over: Reduction,
+    x: Array,
+    near: Array | None,
+    rest: Array | None,
+    var: Array,
+    count: Array | float,
+    where: Array | None,
+) -> Array:
+    return var
+
+
+_variance = jax.custom_jvp(_given, nondiff_argnums=(0,))
+
+
+@_variance.defjvp
+def _variance_jvp(over: Reduction, primals: _Spread, tangents: _Spread) -> tuple[Array, Array]:
+    """Leave out the tangents of `near`, `rest` and `var`, which follow from `dx`."""
+    x, near, rest, var, count, where = primals
+    centered = x if near is None else x - near
+    centered = centered if rest is None else centered - rest
+    return var, 2 * means([centered * tangents[0]], over, where, count)[0]
+
+
 def _in_taylor_mode(x: Array | None) -> bool:
     """Check for tracing by `jax.experimental.jet`, which fails on `jax.custom_jvp` and needs no closed form."""
     return isinstance(x, sys.modules["jax.experimental.jet"].JetTracer)

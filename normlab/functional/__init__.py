@@ -34,6 +34,9 @@ from normlab.functional.online_norm import Guard, OnlineErrors, evaluate_online_
 from normlab.functional.recurrent.cell_norm import CELL_NORMS, CellNorm, Path, cell_norm
 from normlab.functional.recurrent.cells import GRU, LSTM, SIMPLE, Activations, CellParameters
 from normlab.functional.recurrent.unroll import TimedCarry, initial_carry, initial_rows, unroll
+from normlab.functional.responses.evonorm import evonorm_batch, evonorm_sample
+from normlab.functional.responses.frn import frn
+from normlab.functional.responses.grn import grn
 from normlab.functional.responses.l2_norm import l2_norm
 from normlab.functional.responses.local_response import local_response
 from normlab.functional.rms_norm import rms_norm
@@ -74,7 +77,11 @@ __all__ = [
     "derf",
     "dyt",
     "evaluate_online_norm",
+    "evonorm_batch",
+    "evonorm_sample",
     "first_batch",
+    "frn",
+    "grn",
     "group_norm",
     "guarded",
     "initial_carry",

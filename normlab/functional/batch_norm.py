@@ -375,7 +375,7 @@ class BatchNormLayer(Layer):
 
     feature_option: ClassVar[str] = "axis"
     stateful: ClassVar[bool] = True
-    averages: ClassVar[tuple[str, str]] = ("mean", "var")
+    averages: ClassVar[tuple[str, ...]] = ("mean", "var")
     always_counts: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -399,8 +399,7 @@ class BatchNormLayer(Layer):
 
     def state(self, shape: tuple[int, ...]) -> dict[str, Array]:
         """Return mean 0 and variance or deviation 1, float32, and step 0 where there is one."""
-        average, spread = self.averages
-        start = {average: jnp.zeros(shape, jnp.float32), spread: jnp.ones(shape, jnp.float32)}
+        start = {name: jnp.full(shape, float(name != "mean"), jnp.float32) for name in self.averages}
         return start | ({"step": jnp.zeros((), jnp.int32)} if "step" in self.names(True)[0] else {})
 
     def initializing(self, x: Array, features: tuple[int, ...], train: bool) -> tuple[Self, bool]:

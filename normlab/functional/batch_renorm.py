@@ -221,7 +221,7 @@ class BatchRenormLayer(BatchNormLayer):
     d_max: Schedule = 5.0
     initialize_from_first_batch: bool = False
 
-    averages: ClassVar[tuple[str, str]] = ("mean", "std")
+    averages: ClassVar[tuple[str, ...]] = ("mean", "std")
     always_counts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -1,7 +1,6 @@
 """Group norm."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array
@@ -27,6 +26,7 @@ def group_norm(
     axis_name: AxisName | None = None,
     axis_index_groups: Groups | None = None,
     use_fast_variance: bool = False,
+    feature_axes: Axes = -1,
 ) -> Array:
     """Standardize each example over groups of neighbouring features (Wu & He, 2018).
 
@@ -37,17 +37,18 @@ def group_norm(
     One group is layer norm over all axes but the first; as many groups as features are instance norm.
 
     Args:
-        x: Activations, `[batch, ..., features]`.
+        x: Activations, `[batch, ..., features]`; or with the features on the axis that `feature_axes` names.
         scale: Gain, `[features]`; `None` is 1.
         bias: Shift, `[features]`; `None` is 0.
         num_groups: Number of groups; give this or `group_size`.
         group_size: Features per group.
-        axis: Axes reduced, the last among them or not: it always is. `None` means all but the first.
+        axis: Axes reduced, the features among them or not: they always are. `None` means all but the first.
         epsilon: Added to the variance, inside the root.
         where: True where an element counts, broadcastable to `x`.
         axis_name: Mapped axes over which the reduced axes are spread.
         axis_index_groups: Sub-groups of devices along `axis_name` (`jax.pmap` only).
         use_fast_variance: Whether to use E[x^2] - E[x]^2.
+        feature_axes: The axis with the features, a single one and not the first; 1 where channels come first.
 
     Returns:
         `y`, with the shape and dtype of `x` (float32 for whole numbers).
@@ -65,12 +66,25 @@ def group_norm(
     """
     x = jnp.asarray(x)
     if x.ndim:
-        resolve_groups(x.shape[-1], num_groups, group_size)
+        (feature,) = one_feature_axis(feature_axes, x.ndim)
+        resolve_groups(x.shape[feature], num_groups, group_size)
     axis = axis if axis is None else canonical_axes(axis, x.ndim)
     layer = GroupNormLayer(
-        epsilon, axis_name, axis_index_groups, use_fast_variance, num_groups, group_size, reduction_axes=axis
+        epsilon, axis_name, axis_index_groups, use_fast_variance, num_groups, group_size, axis, feature_axes
     )
     return run(layer, x, where, scale, bias)
+
+
+def one_feature_axis(axes: Axes, ndim: int) -> tuple[int]:
+    """Return the feature axis of an array of rank `ndim`.
+
+    Raises:
+        ValueError: If there are several, or it is out of range.
+    """
+    features = canonical_axes(axes, ndim, "feature_axes")
+    if len(features) != 1:
+        raise ValueError(f"Expected `feature_axes` to be one axis, which is split into groups, got {axes}.")
+    return features
 
 
 @dataclass(frozen=True)
@@ -81,13 +95,13 @@ class GroupNormLayer(PerExampleLayer):
         num_groups: Number of groups; leave it out beside `group_size`.
         group_size: Features per group.
         reduction_axes: Axes reduced beside the features of a group; `None` means all but the first.
+        feature_axes: The axis with the features.
     """
 
     num_groups: int | None = 32
     group_size: int | None = None
     reduction_axes: Axes | None = None
-
-    feature_axes: ClassVar[int] = -1
+    feature_axes: Axes = -1
 
     def apply(
         self,
@@ -101,32 +115,38 @@ class GroupNormLayer(PerExampleLayer):
         mask: Array | None,
     ) -> tuple[Array, State]:
         """Standardize each group; see `Layer`."""
-        last = x.ndim - 1
-        if last < 1:
+        (feature,) = one_feature_axis(features, x.ndim)
+        if x.ndim < 2:
             raise ValueError(f"Expected `x` of shape [batch, ..., features], got {x.shape}. Add a leading axis.")
+        if feature == 0:
+            raise ValueError(f"Expected `feature_axes` without the first axis, the batch, got {self.feature_axes}.")
+        width = x.shape[feature]
         for name, array in parameters.items():
-            check_features(name, array, x.shape[-1:])
-        if x.shape[-1] == 0:
+            check_features(name, array, (width,))
+        if width == 0:
             return float32_or_wider(x), state
         over = self.over(x, features)
-        if over.axis:  # statistics per feature first, then pooled: no array of the size of `x` has groups for an axis
-            return self.normalized(x, over, parameters, (last,), mask), state
-        size, within = over.pool, (last, last + 1)
-        groups = x.shape[-1] // size
-        split = (*x.shape[:-1], groups, size)
-        over = over._replace(axis=(last + 1,), inner=(), pool=1)
+        if over.axis and feature == x.ndim - 1:
+            # Statistics per feature first, then pooled: no array of the size of `x` has groups for an axis.
+            return self.normalized(x, over, parameters, features, mask), state
+        size, within = over.pool, (feature, feature + 1)
+        groups = width // size
+        split = (*x.shape[:feature], groups, size, *x.shape[feature + 1 :])
+        inner = tuple(a if a < feature else a + 1 for a in over.axis)
+        over = over._replace(axis=tuple(sorted((*inner, feature + 1))), inner=inner, pool=1)
         of_groups = {name: a if a is None else a.reshape(groups, size) for name, a in parameters.items()}
         where = mask if mask is None else jnp.broadcast_to(mask, x.shape).reshape(split)
         return self.normalized(x.reshape(split), over, of_groups, within, where).reshape(x.shape), state
 
     def over(self, x: Array, features: tuple[int, ...]) -> Reduction:
         """Describe statistics per feature over the positions, pooled over the neighbours in a group."""
-        size = x.shape[-1] // resolve_groups(x.shape[-1], *choose_groups(self.num_groups, self.group_size))
-        check_whole_groups(x, size)
-        last, axes = x.ndim - 1, self.reduction_axes
-        axis = tuple(range(1, last)) if axes is None else canonical_axes(axes, x.ndim, "reduction_axes")
+        (feature,) = features
+        width, axes = x.shape[feature], self.reduction_axes
+        size = width // resolve_groups(width, *choose_groups(self.num_groups, self.group_size))
+        check_whole_groups(x, size, feature)
+        axis = tuple(range(1, x.ndim)) if axes is None else canonical_axes(axes, x.ndim, "reduction_axes")
         over = reduction(
-            tuple(a for a in axis if a != last),
+            tuple(a for a in axis if a != feature),
             affine=features,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,

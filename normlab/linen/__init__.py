@@ -6,6 +6,7 @@ from normlab.linen._per_example import GroupNorm, Identity, InstanceNorm, LayerN
 from normlab.linen._queries_and_keys import qk_norm
 from normlab.linen._recurrent import RNN, GRUCell, LSTMCell, SimpleCell
 from normlab.linen._reparametrized import Reparametrized, StandardizedConv, StandardizedDense
+from normlab.linen._responses import FRN, GRN, EvoNormBatch, EvoNormSample
 from normlab.linen._squashing import BHyT, Derf, DyT, SeeDNorm
 from normlab.linen._stream import ContinualNorm, OnlineNorm, StreamingNorm
 from normlab.linen._unit import L2Norm, LocalResponseNorm
@@ -17,6 +18,10 @@ __all__ = [
     "ContinualNorm",
     "Derf",
     "DyT",
+    "EvoNormBatch",
+    "EvoNormSample",
+    "FRN",
+    "GRN",
     "GRUCell",
     "GroupNorm",
     "Identity",

@@ -17,7 +17,7 @@ from normlab._core.checks import check_dtypes, check_flag, check_float32_reducti
 from normlab._core.dtypes import output_dtype
 from normlab._core.layer import Layer
 from normlab._core.modulation import Modulation, modulated
-from normlab._core.reduction import canonical_axes
+from normlab._core.reduction import Axes, canonical_axes
 from normlab.functional.state import check_state
 
 _FLOAT32 = jnp.dtype(jnp.float32)
@@ -64,6 +64,18 @@ class PerExample(NormModule):
             bias: Shift of this call, of the same kind.
         """
         return normalize(self, x, mask, scale=scale, bias=bias)
+
+
+class Affine(PerExample):
+    """Fields of norms that Flax does not have, before their own."""
+
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Initializer = nn.initializers.zeros
+    scale_init: Initializer = nn.initializers.ones
+    feature_axes: Axes = -1
 
 
 class Stateful(NormModule):

@@ -149,6 +149,7 @@ class GroupNorm(PerExample):
         axis_index_groups: Sub-groups of devices along `axis_name`.
         use_fast_variance: Whether to use E[x^2] - E[x]^2.
         force_float32_reductions: Always True; there to accept Flax's argument.
+        feature_axes: The axis with the features; 1 where channels come first.
     """
 
     num_groups: int | None = 32
@@ -165,6 +166,7 @@ class GroupNorm(PerExample):
     axis_index_groups: Groups | None = None
     use_fast_variance: bool = False
     force_float32_reductions: bool = True
+    feature_axes: Axes = -1
 
     _kind = GroupNormLayer
 

@@ -10,22 +10,10 @@ from normlab.functional.squashing.bhyt import BHyTLayer
 from normlab.functional.squashing.derf import DerfLayer
 from normlab.functional.squashing.dyt import DyTLayer
 from normlab.functional.squashing.seednorm import SeeDNormLayer
-from normlab.linen._norm import Initializer, PerExample
+from normlab.linen._norm import Affine, Initializer, PerExample
 
 
-class _Affine(PerExample):
-    """Fields of norms that Flax does not have, before their own."""
-
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    use_bias: bool = True
-    use_scale: bool = True
-    bias_init: Initializer = nn.initializers.zeros
-    scale_init: Initializer = nn.initializers.ones
-    feature_axes: Axes = -1
-
-
-class DyT(_Affine):
+class DyT(Affine):
     """Dynamic tanh; see `normlab.functional.dyt`. Parameters are `alpha`, a scalar, and `scale` and `bias`.
 
     Attributes:
@@ -39,7 +27,7 @@ class DyT(_Affine):
     _kind = DyTLayer
 
 
-class Derf(_Affine):
+class Derf(Affine):
     """Dynamic erf; see `normlab.functional.derf`. Parameters are `alpha` and `shift`, scalars, `scale` and `bias`.
 
     Attributes:

@@ -6,6 +6,7 @@ from normlab.nnx._per_example import GroupNorm, Identity, InstanceNorm, LayerNor
 from normlab.nnx._queries_and_keys import qk_norm
 from normlab.nnx._recurrent import RNN, GRUCell, LSTMCell, SimpleCell
 from normlab.nnx._reparametrized import Reparametrized, StandardizedConv, StandardizedLinear
+from normlab.nnx._responses import FRN, GRN, EvoNormBatch, EvoNormSample
 from normlab.nnx._squashing import BHyT, Derf, DyT, SeeDNorm
 from normlab.nnx._stream import ContinualNorm, OnlineNorm, OverwriteWithGradient, StreamingNorm, overwrite_with_gradient
 from normlab.nnx._unit import L2Norm, LocalResponseNorm
@@ -17,7 +18,11 @@ __all__ = [
     "ContinualNorm",
     "Derf",
     "DyT",
+    "EvoNormBatch",
+    "EvoNormSample",
+    "FRN",
     "FrozenParam",
+    "GRN",
     "GRUCell",
     "GroupNorm",
     "Identity",

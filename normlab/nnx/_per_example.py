@@ -244,6 +244,7 @@ class GroupNorm(PerExample):
         axis_name: AxisName | None = None,
         axis_index_groups: Groups | None = None,
         use_fast_variance: bool = False,
+        feature_axes: Axes = -1,
         rngs: nnx.Rngs,
         bias_metadata: Metadata = NO_METADATA,
         scale_metadata: Metadata = NO_METADATA,
@@ -251,7 +252,7 @@ class GroupNorm(PerExample):
         """Make the parameters.
 
         Args:
-            num_features: Size of the last axis.
+            num_features: Size of the feature axis.
             num_groups: Number of groups; leave it out beside `group_size`.
             group_size: Features per group.
             epsilon: Added to the variance, inside the root.
@@ -265,6 +266,7 @@ class GroupNorm(PerExample):
             axis_name: Mapped axes over which the reduced axes are spread.
             axis_index_groups: Sub-groups of devices along `axis_name`.
             use_fast_variance: Whether to use E[x^2] - E[x]^2.
+            feature_axes: The axis with the features; 1 where channels come first.
             rngs: Random streams; `params` is used.
             bias_metadata: Metadata of the bias variable, such as sharding.
             scale_metadata: Metadata of the scale variable.
@@ -289,6 +291,7 @@ class GroupNorm(PerExample):
             num_groups=num_groups,
             group_size=width // num_groups,
             reduction_axes=reduction_axes,
+            feature_axes=feature_axes,
         )
 
     def layer(self) -> Layer:

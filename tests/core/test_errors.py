@@ -318,7 +318,7 @@ MODULES: dict[str, Callable[[Any], Any]] = {
     f"{api} {name}": call
     for name in ALL
     if name != "none"
-    for options in ({"num_groups": 2} if name in ("group", "continual") else {},)
+    for options in ({"num_groups": 2} if name == "continual" or "a group" in norms.get(name).entry.over else {},)
     for api, call in {
         "linen": lambda x, name=name, o=options: init(norms.get(name, **o).linen(train=True), x),
         "linen, evaluating": lambda x, name=name, o=options: init(norms.get(name, **o).linen(train=False), x),

@@ -59,7 +59,9 @@ def shaped(shape: Sequence[Any], dtype: DTypeLike = "float32") -> jax.ShapeDtype
 
 
 def norm_of(name: str, **options: Any) -> Norm:
-    return norms.get(name, **({"num_groups": 2} if name in ("group", "continual") else {}), **options)
+    return norms.get(
+        name, **({"num_groups": 2} if name == "continual" or "a group" in norms.get(name).entry.over else {}), **options
+    )
 
 
 def of_the_cpu(x: jax.Array) -> jax.Array:
@@ -100,6 +102,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "l2_norm": lambda x, scale, _, where: F.l2_norm(x, scale, where=where),
     "local_response": lambda x, *_, where: F.local_response(x, where=where),
     "group_norm": partial(F.group_norm, num_groups=2),
+    "evonorm_sample": partial(F.evonorm_sample, num_groups=2),
     "online_norm": lambda x, *affine, where: F.online_norm(x, *ONLINE, *affine, where=where),
     "evaluate_online_norm": lambda x, *affine, where: F.evaluate_online_norm(x, ONLINE[0], *affine, where=where),
     "streaming_norm": lambda x, *affine, where: F.streaming_norm(x, *F.initial_streaming((8,)), *affine, where=where),
@@ -109,7 +112,7 @@ CALLS: dict[str, Callable[..., Any]] = {
 FUNCTIONS = [
     name
     for name in F.__all__
-    if re.fullmatch(r"\w+_(re)?norm|dyt|derf|seednorm|bhyt|local_response", name)
+    if re.fullmatch(r"\w+_(re)?norm|dyt|derf|seednorm|bhyt|local_response|frn|grn|evonorm_\w+", name)
     and not re.match("as_|cell_|merge_|update_", name)
 ]
 

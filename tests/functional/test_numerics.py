@@ -54,10 +54,16 @@ def train(norm: str, variables: Any, x: jax.Array, mask: jax.Array | None = None
 
 
 def shapes_of(norm: str) -> list[str]:
-    return [name for name in SHAPES if name != "rows" or norm not in ("instance", "group", "continual")]
+    return [
+        name
+        for name in SHAPES
+        if name != "rows" or not (norm in ("group", "continual") or norms.get(norm).needs_spatial)
+    ]
 
 
-EVERY = [(norm, shape) for norm in ALL for shape in shapes_of(norm)]
+CANCELS = ("evonorm_b2",)
+"""Norms that are not centred, with a difference of `x` and its root mean square: at an offset its digits are lost."""
+EVERY = [(norm, shape) for norm in ALL if norm not in CANCELS for shape in shapes_of(norm)]
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
@@ -77,7 +83,7 @@ def test_an_offset_costs_no_digits(norm: str, shape: str, masked: bool) -> None:
         assert np.abs(kept - expected).max() <= 3e-6 * max(1, np.abs(expected).max() / 8)
 
 
-@pytest.mark.parametrize("norm", ALL)
+@pytest.mark.parametrize("norm", [norm for norm in ALL if norm not in CANCELS])
 def test_an_offset_costs_no_digits_of_the_gradient(norm: str) -> None:
     """Beside the same derivative of the same numbers in float64."""
 

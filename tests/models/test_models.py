@@ -37,7 +37,9 @@ KEY = jax.random.key(7, impl="unsafe_rbg")
 
 
 def norm_of(name: str, groups: int = 4) -> Norm:
-    return norms.get(name, **({"num_groups": groups} if name in ("group", "continual") else {}))
+    return norms.get(
+        name, **({"num_groups": groups} if name == "continual" or "a group" in norms.get(name).entry.over else {})
+    )
 
 
 def images(*shape: int, seed: int = 0) -> np.ndarray:
@@ -156,7 +158,7 @@ def check_gradients(gradients: Any, like: Any) -> None:
 
 
 BASIC = (ConvLayer(8), ConvLayer(8))
-SCALED = [name for name in ALL if hasattr(norm_of(name).linen(train=True), "scale_init")]
+SCALED = [name for name in ALL if name != "grn" and hasattr(norm_of(name).linen(train=True), "scale_init")]
 BOTTLENECK = (ConvLayer(4, 1), ConvLayer(4), ConvLayer(8, 1))
 
 

@@ -40,7 +40,10 @@ OURS = {
     "BatchNorm": {"unbiased_running_var", "ghost_batch_size", "statistics", "frozen"},
     "LayerNorm": {"scale_offset"},
     "RMSNorm": {"scale_offset"},
+    "GroupNorm": {"feature_axes"},
 }
+"""Options after Flax's."""
+
 GIVEN = {"RMSNorm": ["scale", "bias", "gate"]}
 """Arguments of a call, after Flax's; scale and bias for the others."""
 

@@ -927,4 +927,16 @@ MUTANTS = (
         ("mean if bias is not None else", "0 * mean if bias is not None else"),
         ("test_kernels.py::test_weight_norm_starts_from_a_batch",),
     ),
+    Mutant(
+        "the learned part of epsilon with its sign",
+        "functional/responses/frn.py",
+        ("        e = jnp.abs(e.astype(wide.dtype))\n", "        e = e.astype(wide.dtype)\n"),
+        ("functional/responses/test_responses.py::test_a_learned_epsilon_takes_one_position_and_a_gradient",),
+    ),
+    Mutant(
+        "EvoNorm by the variance of each example alone",
+        "functional/responses/evonorm.py",
+        ("variance(over, x, batch, where), affine", "variance(positions, x, m, where), affine"),
+        ("functional/responses/test_responses.py::test_vectors[evonorm_b0-True-2]",),
+    ),
 )
