@@ -23,6 +23,8 @@ from normlab.functional.batch_renorm import (
 from normlab.functional.group_norm import group_norm
 from normlab.functional.instance_norm import instance_norm
 from normlab.functional.layer_norm import layer_norm
+from normlab.functional.moving.mabn import MABNMemory, MABNSlopes, initial_mabn, mabn
+from normlab.functional.moving.power_norm import PowerMemory, PowerSlopes, evaluate_power_norm, power_norm
 from normlab.functional.online_norm import Guard, OnlineErrors, evaluate_online_norm, guarded, online_norm
 from normlab.functional.recurrent.cell_norm import CELL_NORMS, CellNorm, Path, cell_norm
 from normlab.functional.recurrent.cells import GRU, LSTM, SIMPLE, Activations, CellParameters
@@ -41,8 +43,12 @@ __all__ = [
     "GRU",
     "Guard",
     "LSTM",
+    "MABNMemory",
+    "MABNSlopes",
     "OnlineErrors",
     "Path",
+    "PowerMemory",
+    "PowerSlopes",
     "RenormStatistics",
     "RunningStatistics",
     "SIMPLE",
@@ -59,20 +65,24 @@ __all__ = [
     "cell_norm",
     "dyt",
     "evaluate_online_norm",
+    "evaluate_power_norm",
     "first_batch",
     "group_norm",
     "guarded",
     "initial_carry",
+    "initial_mabn",
     "initial_rows",
     "initial_streaming",
     "instance_norm",
     "layer_norm",
+    "mabn",
     "merge_batch_norm",
     "merge_batch_renorm",
     "normalize",
     "one_device",
     "one_element",
     "online_norm",
+    "power_norm",
     "rms_norm",
     "streaming_norm",
     "unroll",
