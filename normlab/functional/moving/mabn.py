@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from normlab._core.checks import AxisName, check_epsilon, check_real, check_where
 from normlab._core.dtypes import float32_or_wider, output_dtype, whole

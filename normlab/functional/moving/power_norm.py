@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from normlab._core.checks import AxisName, check_epsilon, check_real, check_where, resolve_groups
 from normlab._core.dtypes import float32_or_wider, output_dtype, whole
@@ -453,9 +453,7 @@ def _backward(static: _Static, saved: _PowerResiduals, cotangents: tuple[Array, 
 _power.defvjp(_forward, _backward)
 
 
-def _of_groups(
-    x: Array, within: Reduction, where: Array | None, epsilon: Array | float
-) -> tuple[Array, Array | float]:
+def _of_groups(x: Array, within: Reduction, where: Array | None, epsilon: Array | float) -> tuple[Array, Array | float]:
     """Return reciprocal root mean squares of groups, and the number of elements behind each."""
     found = moments(x, within, where)
     return reciprocal_root(found.var + epsilon, epsilon), found.count
