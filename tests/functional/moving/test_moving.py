@@ -90,7 +90,7 @@ def test_power_norm_gives_the_published_numbers(x64: None, dtype: str) -> None:
     state = {"phi": [0.9, 1.2, 0.7, 1.1], "nu": [0.3, -0.2, 0.1, 0.4], "step": 10000, **AFFINE}
     x, dy = jnp.asarray(X, dtype), jnp.asarray(DY, dtype)
     y, gradients, after = stepped("power:num_groups=2")(split(state, dtype), x, dy)
-    close = {"rtol": 1e-6, "atol": 2e-7} if dtype == "float32" else {"rtol": 0, "atol": 6e-9}
+    close: dict[str, Any] = {"rtol": 1e-6, "atol": 2e-7} if dtype == "float32" else {"rtol": 0, "atol": 6e-9}
     # fmt: off
     expected_y = [.73067860, -1.27250765, 2.30590981, .16001666, 1.68440043, .09937446, -.78896807, .91006484,
                   -.46038039, .89193474, 1.29442124, -.94017871, .70897580, -1.27875074, 2.14165563, .45204209]
@@ -132,7 +132,7 @@ def test_both_passes_are_those_of_the_reference_call_after_call(
         dx, carried = moving.VJPS[spec.name](x, flat(variables), dy, mask, **spec.options)
         bias, was = variables["params"]["bias"], flat(variables)
         y, gradients, variables = stepped(norm)(variables, jnp.where(seen, x, jnp.nan), jnp.asarray(dy), mask)
-        close = {"rtol": 1e-11, "atol": 1e-11}
+        close: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-11}
         np.testing.assert_allclose(np.where(seen, y, 0), np.where(seen, expected, 0), **close)
         np.testing.assert_allclose(np.where(seen, 0, y), np.where(seen, 0, bias), **close)  # what is hidden
         np.testing.assert_allclose(gradients["x"], dx, **close)
@@ -181,6 +181,7 @@ def test_without_memory_they_are_batch_norm_that_centres_nothing() -> None:
 
 def test_the_warm_up_averages_all_batches_alike() -> None:
     memory, slopes, seen = F.PowerMemory(jnp.full(4, 7.0), jnp.int32(0)), F.PowerSlopes(jnp.zeros(4)), []
+    x = jnp.zeros((5, 4))
     for call in range(3):
         x = jnp.asarray(np.random.default_rng(call).normal(size=(5, 4)), jnp.float32)
         seen.append((F.rms_norm(x, epsilon=1e-5) ** 2).mean(0))
@@ -255,7 +256,7 @@ def cross_entropy(y: jax.Array, labels: jax.Array) -> jax.Array:
 @pytest.mark.parametrize("norm", TRAINED)
 def test_training_in_linen_and_nnx_is_the_same(norm: str) -> None:
     (x, labels), module = TASK, Net(norms.get(norm))
-    variables = module.init(KEY, x, train=True)
+    variables: Any = module.init(KEY, x, train=True)
     statistics = variables.pop("batch_stats")
     state = TrainState.create(apply_fn=module.apply, params=variables, tx=optax.sgd(0.1))
     live = flax_nnx.List(

@@ -122,7 +122,7 @@ def shifted(buffer: Array, value: Array, count: Array) -> Array:
     return np.where(count > 1, np.stack([value, *buffer[:-1]]), buffer)
 
 
-def factors(var: Array, run: Array, epsilon: float, free: bool) -> tuple[Array, Array]:
+def factors(var: Array, run: Array, epsilon: float, free: object) -> tuple[Array, Array]:
     """Return the deviation, and the correction towards the running one."""
     r = np.clip(np.sqrt((var + epsilon) / (run + epsilon)), 1 / 5, 5)
     return np.sqrt(var + epsilon), np.ones_like(r) if free else r
