@@ -264,8 +264,7 @@ class MABNLayer(Layer):
     ) -> tuple[Array, MABNMemory]:
         """Divide by the mean square of the last batches; the output is in float32 or wider."""
         axis = other_axes(features, x.ndim)
-        by_name = {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}
-        whole_batch = reduction(axis, **by_name, center=False)
+        whole_batch = reduction(axis, axis_name=self.axis_name, axis_index_groups=self.axis_index_groups, center=False)
         if self.ghost_batch_size is not None:
             check_chunks(self.ghost_batch_size, x, whole_batch, whole_batch.devices)
         chunks, masked = _chunks(x.astype(output_dtype(x)), expand_where(where, x.ndim), self.ghost_batch_size)
@@ -295,8 +294,8 @@ def _chunks(x: Array, where: Array | None, size: int | None) -> tuple[Array, Arr
     if where is not None or missing:
         where = jnp.ones((1,) * x.ndim, bool) if where is None else where
         where = beside(jnp.broadcast_to(where, x.shape[:1] + where.shape[1:]), x)
-    if missing and explicit_of(x) is None:
-        x, where = (a if a is None else jnp.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)) for a in (x, where))
+        if explicit_of(x) is None:
+            x, where = (jnp.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)) for a in (x, where))
     return split_first(x, size), where if where is None else split_first(where, size)
 
 
@@ -321,7 +320,7 @@ class _MABNResiduals(NamedTuple):
         x: Activations, in chunks.
         rstd: What each chunk was multiplied by, but for `r`.
         r: Correction towards the running mean square.
-        count: Elements behind a statistic.
+        elements: How many are behind a statistic.
         plain: Whether each chunk has been alone.
         gz: See `MABNSlopes`.
         where: Mask.
@@ -330,7 +329,7 @@ class _MABNResiduals(NamedTuple):
     x: Array
     rstd: Array
     r: Array
-    count: Array | float
+    elements: Array | float
     plain: Array
     gz: Array
     where: Array | None
@@ -363,7 +362,8 @@ def _forward(
     counted = jnp.asarray(found.count) > 1
     lately, chi = _slid(found.var, memory.chi, counted)
     plain = (step <= memory.chi.shape[0]) | (step < static.warmup_steps)
-    var = jnp.where(plain, *aligned(found.var, lately))
+    now, lately = aligned(found.var, lately)
+    var = jnp.where(plain, now, lately)
     corrected = jnp.sqrt((var + epsilon) / (memory.run + epsilon))
     r = jnp.where(step < static.clip_from, 1, jnp.clip(corrected, 1 / CLIPPED_AT, CLIPPED_AT))
     rstd = reciprocal_root(var + epsilon, epsilon)
@@ -382,7 +382,8 @@ def _backward(static: _Static, saved: _MABNResiduals, cotangents: tuple[Array, A
     q = _shown(cotangents[0], where) * r
     (now,) = means([q * z], static.over, where, count)
     lately, gz = _slid(now, gz, jnp.asarray(count) > 1)
-    dx = _shown((q - z * jnp.where(plain, *aligned(now, lately))) * rstd, where)
+    now, lately = aligned(now, lately)
+    dx = _shown((q - z * jnp.where(plain, now, lately)) * rstd, where)
     return dx.astype(x.dtype), None, gz, None, None, None
 
 

@@ -355,9 +355,9 @@ class _Split(NamedTuple):
 
     def mask(self, where: Array | None, shape: tuple[int, ...]) -> Array | None:
         """Return a mask of this shape for one of `shape`, that of `x`."""
-        where = expand_where(where, len(shape))
-        grouped = where is not None and self.shape != shape
-        return jnp.broadcast_to(where, shape).reshape(self.shape) if grouped else where
+        if where is None or self.shape == shape:
+            return expand_where(where, len(shape))
+        return jnp.broadcast_to(where, shape).reshape(self.shape)
 
 
 class _Static(NamedTuple):

@@ -161,7 +161,7 @@ def evaluated_power(x: Array, variables: Variables, *, axis: Axes = -1, **option
     return affine(z, variables, axis)
 
 
-def evaluated_mabn(x: Array, variables: Variables, *, axis: Axes = -1, epsilon: float = 1e-5) -> Array:
+def evaluated_mabn(x: Array, variables: Variables, *, axis: Axes = -1, epsilon: float = 1e-5, **options: Any) -> Array:
     """Moving average batch norm at evaluation."""
     return affine(x / np.sqrt(spread(variables["run"], x, axis) + epsilon), variables, axis)
 
