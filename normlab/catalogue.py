@@ -316,7 +316,33 @@ _COMBINED: tuple[Description, ...] = ()
 _WHITENING: tuple[Description, ...] = ()
 """Norms that take out the correlation of features, too."""
 
-_MOVING: tuple[Description, ...] = ()
+_MOVING = (
+    Description(
+        name="power",
+        title="power norm",
+        module="PowerNorm",
+        **_BATCH,
+        formula="RMS norm, then h / sqrt(running mean(h²) + ε); a backward pass of its own",
+        over="features; then batch and positions, before",
+        paper="Shen et al. 2020",
+        url="https://arxiv.org/abs/2003.07845",
+        colour=_GREEN,
+        marker="<",
+    ),
+    Description(
+        name="mabn",
+        title="moving average batch norm",
+        module="MABN",
+        ghost_batches=True,
+        **_BATCH,
+        formula="r · x / sqrt(mean(x²) + ε), r towards the running mean square; a backward pass of its own",
+        over="batch and positions, the last 16 batches",
+        paper="Yan et al. 2020",
+        url="https://arxiv.org/abs/2001.06838",
+        colour=_VERMILION,
+        marker="h",
+    ),
+)
 """Norms by moving statistics, with a backward pass of their own."""
 
 _CELLS = (

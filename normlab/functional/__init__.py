@@ -30,6 +30,8 @@ from normlab.functional.kernels import (
     weight_norm,
 )
 from normlab.functional.layer_norm import layer_norm
+from normlab.functional.moving.mabn import MABNMemory, MABNSlopes, initial_mabn, mabn
+from normlab.functional.moving.power_norm import PowerMemory, PowerSlopes, evaluate_power_norm, power_norm
 from normlab.functional.online_norm import Guard, OnlineErrors, evaluate_online_norm, guarded, online_norm
 from normlab.functional.recurrent.cell_norm import CELL_NORMS, CellNorm, Path, cell_norm
 from normlab.functional.recurrent.cells import GRU, LSTM, SIMPLE, Activations, CellParameters
@@ -56,8 +58,12 @@ __all__ = [
     "GRU",
     "Guard",
     "LSTM",
+    "MABNMemory",
+    "MABNSlopes",
     "OnlineErrors",
     "Path",
+    "PowerMemory",
+    "PowerSlopes",
     "RenormStatistics",
     "RunningStatistics",
     "SIMPLE",
@@ -77,6 +83,7 @@ __all__ = [
     "derf",
     "dyt",
     "evaluate_online_norm",
+    "evaluate_power_norm",
     "evonorm_batch",
     "evonorm_sample",
     "first_batch",
@@ -85,18 +92,21 @@ __all__ = [
     "group_norm",
     "guarded",
     "initial_carry",
+    "initial_mabn",
     "initial_rows",
     "initial_streaming",
     "instance_norm",
     "l2_norm",
     "layer_norm",
     "local_response",
+    "mabn",
     "merge_batch_norm",
     "merge_batch_renorm",
     "normalize",
     "one_device",
     "one_element",
     "online_norm",
+    "power_norm",
     "rms_norm",
     "scaled_standardize",
     "seednorm",

@@ -2,6 +2,7 @@
 
 from normlab.linen._batch import BatchNorm, BatchRenorm
 from normlab.linen._frozen import trainable
+from normlab.linen._moving import MABN, PowerNorm
 from normlab.linen._per_example import GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm
 from normlab.linen._queries_and_keys import qk_norm
 from normlab.linen._recurrent import RNN, GRUCell, LSTMCell, SimpleCell
@@ -30,7 +31,9 @@ __all__ = [
     "LSTMCell",
     "LayerNorm",
     "LocalResponseNorm",
+    "MABN",
     "OnlineNorm",
+    "PowerNorm",
     "RMSNorm",
     "RNN",
     "Reparametrized",

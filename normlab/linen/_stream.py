@@ -13,7 +13,7 @@ from normlab.linen._batch import BatchNorm
 from normlab.linen._norm import Initializer, Stateful
 
 
-class _StreamNorm(Stateful):
+class StreamNorm(Stateful):
     """The fields that online and streaming norm share."""
 
     use_running_average: bool | None = None
@@ -28,7 +28,7 @@ class _StreamNorm(Stateful):
     scale_init: Initializer = nn.initializers.ones
 
 
-class OnlineNorm(_StreamNorm):
+class OnlineNorm(StreamNorm):
     """Online norm; see `normlab.functional.online_norm`.
 
     State: `batch_stats` holds `mean` and `var`; `_overwrite_with_gradient` holds `along_y` and `along_one`, whose
@@ -57,7 +57,7 @@ class OnlineNorm(_StreamNorm):
     _kind = OnlineNormLayer
 
 
-class StreamingNorm(_StreamNorm):
+class StreamingNorm(StreamNorm):
     """Streaming norm; see `normlab.functional.streaming_norm`.
 
     State: `batch_stats` holds the memories of mean and variance, and `_overwrite_with_gradient` those of their

@@ -1,6 +1,7 @@
 """Flax NNX modules: parameters and state, then one call into `normlab.functional`."""
 
 from normlab.nnx._batch import BatchNorm, BatchRenorm
+from normlab.nnx._moving import MABN, PowerNorm
 from normlab.nnx._norm import FrozenParam
 from normlab.nnx._per_example import GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm
 from normlab.nnx._queries_and_keys import qk_norm
@@ -31,8 +32,10 @@ __all__ = [
     "LSTMCell",
     "LayerNorm",
     "LocalResponseNorm",
+    "MABN",
     "OnlineNorm",
     "OverwriteWithGradient",
+    "PowerNorm",
     "RMSNorm",
     "RNN",
     "Reparametrized",

@@ -33,7 +33,7 @@ def overwrite_with_gradient(module: nnx.Module, gradients: nnx.State) -> nnx.Sta
     return others
 
 
-class _StreamNorm(Stateful):
+class StreamNorm(Stateful):
     """A norm whose options are set once: a momentum may be traced, and must not be a leaf of the module."""
 
     def _configure(self, **options: Any) -> None:
@@ -45,7 +45,7 @@ class _StreamNorm(Stateful):
         return self._layer
 
 
-class OnlineNorm(_StreamNorm):
+class OnlineNorm(StreamNorm):
     """Online norm; see `normlab.functional.online_norm`.
 
     Attributes:
@@ -118,7 +118,7 @@ class OnlineNorm(_StreamNorm):
         )
 
 
-class StreamingNorm(_StreamNorm):
+class StreamingNorm(StreamNorm):
     """Streaming norm; see `normlab.functional.streaming_norm`.
 
     State: the memories of mean and variance, each an `nnx.BatchStat`, and those of their gradients, each an

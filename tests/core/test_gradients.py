@@ -29,7 +29,7 @@ SMALL = {
     "continual": "continual:num_groups=2",
     "batch_renorm": "batch_renorm:r_max=1.0,d_max=0.0",  # r and d move numerically
 }
-OWN_BACKWARD = ("online", "streaming")  # on purpose no derivative of the forward pass
+OWN_BACKWARD = ("online", "streaming", "power", "mabn")  # on purpose no derivative of the forward pass
 NORMS = tuple(SMALL.get(name, name) for name in ALL if name not in OWN_BACKWARD)
 VARIANTS = (
     "batch:ghost_batch_size=2",

@@ -94,6 +94,7 @@ def test_an_operation_that_an_accelerator_lacks_is_refused_in_a_gradient() -> No
 
 RENORM = F.RenormStatistics(jnp.zeros(8), jnp.ones(8), jnp.zeros((), jnp.int32))
 ONLINE = (F.RunningStatistics(jnp.zeros(8), jnp.ones(8), jnp.zeros((), jnp.int32)), F.OnlineErrors(*jnp.zeros((2, 8))))
+POWER = (F.PowerMemory(jnp.ones(8), jnp.zeros((), jnp.int32)), F.PowerSlopes(jnp.zeros(8)))
 CALLS: dict[str, Callable[..., Any]] = {
     "batch_renorm": lambda x, *affine, where: F.batch_renorm(x, RENORM, *affine, where=where),
     "rms_norm": lambda x, scale, _, where: F.rms_norm(x, scale, where=where),
@@ -105,6 +106,8 @@ CALLS: dict[str, Callable[..., Any]] = {
     "evonorm_sample": partial(F.evonorm_sample, num_groups=2),
     "online_norm": lambda x, *affine, where: F.online_norm(x, *ONLINE, *affine, where=where),
     "evaluate_online_norm": lambda x, *affine, where: F.evaluate_online_norm(x, ONLINE[0], *affine, where=where),
+    "power_norm": lambda x, *affine, where: F.power_norm(x, *POWER, *affine, where=where),
+    "evaluate_power_norm": lambda x, *affine, where: F.evaluate_power_norm(x, POWER[0].phi, *affine, where=where),
     "streaming_norm": lambda x, *affine, where: F.streaming_norm(x, *F.initial_streaming((8,)), *affine, where=where),
 }
 """Functions that take more than activations, scale and bias, or less."""

@@ -117,7 +117,7 @@ def test_evaluation_from_half_precision_does_not_square_in_it() -> None:
     chex.assert_trees_all_equal(*(module.apply({"batch_stats": s}, X) for s in (half, {**wide, "step": stats["step"]})))
 
 
-@pytest.mark.parametrize("norm", ["online", "streaming"])
+@pytest.mark.parametrize("norm", ["online", "streaming", "power", "mabn"])
 def test_a_gradient_in_half_precision_cannot_be_a_state(norm: str) -> None:
     module = norms.get(norm).linen(train=True)
     variables = module.init(KEY, X)

@@ -47,6 +47,11 @@ ONE_BY_ONE = f"{STREAM}[online:guard=None,momentum=0.8,backward_momentum=0.7-sha
 SHARES = "mix=(0.2,0.5,0.3),backward_mix=(0.2,0.5,0.3)"
 MEMORIES = f"{STREAM}[streaming:{SHARES},calls_per_update=3,backward_momentum=0.4-shape5-all]"
 REFUSED = "cli/test_inputs.py::test_what_is_wrong_is_said_in_one_line_before_anything_is_trained_or_written"
+MOVING = "functional/moving/test_moving.py"
+MABN = (
+    f"{MOVING}::test_both_passes_are_those_of_the_reference_call_after_call"
+    "[mabn:buffer_size=3,warmup_steps=0,clip_from=0-2-shape3-all]"
+)
 AVERAGE = '        new = {"mean": batch.mean, "std": jnp.sqrt(var + self.epsilon)}\n'
 KERNELS = "functional/test_kernels.py::test_"
 
@@ -549,6 +554,21 @@ MUTANTS = (
         STREAMING,
         ("share * (part.var + lax.square(part.mean - mean))", "share * part.var"),
         (MEMORIES,),
+    ),
+    Mutant(
+        "power norm: the gradient keeps its component along the output",
+        "functional/moving/power_norm.py",
+        ("t = _shown(cotangents[0], where) - nu * z", "t = _shown(cotangents[0], where)"),
+        (
+            f"{MOVING}::test_both_passes_are_those_of_the_reference_call_after_call[power-3-shape0-all]",
+            f"{MOVING}::test_power_norm_gives_the_published_numbers[float64]",
+        ),
+    ),
+    Mutant(
+        "moving average batch norm: the window leaves out this batch",
+        "functional/moving/mabn.py",
+        ("(age >= 0) & (age < size)", "(age >= 1) & (age < size)"),
+        (f"{MOVING}::test_pairs_are_as_batches_of_two_but_for_their_running_mean_square", MABN),
     ),
     Mutant(
         "running statistics that normalize leave out the spread between batches",

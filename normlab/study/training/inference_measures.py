@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from normlab import norms
 from normlab.functional import StatisticsError
 from normlab.introspect.pure import Network
+from normlab.norms import Norm
 from normlab.notation import PyTree
 from normlab.study.training.supervised import Fitted
 from normlab.tools import recalibrate
@@ -33,7 +34,7 @@ def reestimated(model: Fitted) -> PyTree:
     Returns:
         The state that `model.network.evaluate` takes in place of `model.model_state`.
     """
-    if not model.norm.entry.ghost_batches:
+    if not _is_batch_norm(model.norm):
         return model.model_state
     of_batch, size = model.variant(recalibrate.latest_only(model.norm)), len(model.batch[1])
     examples = model.train[: min(len(model.train), REESTIMATED_FROM) // size * size].reshape(-1, size)
@@ -59,7 +60,7 @@ def by_batches(model: Fitted, inputs: Array, size: int) -> Array:
         StatisticsError: If a batch has one element to average over.
     """
     network = model.network
-    if model.norm.entry.ghost_batches:
+    if _is_batch_norm(model.norm):
         network = model.variant(norms.get(model.norm, statistics="batch"))
     return _evaluated(model, network, inputs, size)
 
@@ -106,6 +107,11 @@ def in_batches(model: Fitted, batches: Array) -> tuple[Array, Array]:
     both = by_batches(model, inputs, size), _evaluated(model, model.network, inputs, size)
     own, deployed = (model.error(outputs, labels).mean() for outputs in both)
     return own, deployed
+
+
+def _is_batch_norm(norm: Norm) -> bool:
+    """Check for batch norm or a variant of it, which takes an option for the statistics that normalize."""
+    return norm.entry.ghost_batches and hasattr(norm.linen(train=False), "statistics")
 
 
 def _evaluated(model: Fitted, network: Network, inputs: Array, size: int) -> Array:

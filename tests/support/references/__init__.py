@@ -5,3 +5,5 @@ from tests.support.references import combined, moving, responses, squashing, whi
 
 NORMS = {**reference.NORMS, **squashing.NORMS, **responses.NORMS, **combined.NORMS, **whitening.NORMS, **moving.NORMS}
 """`(x, variables, where, **options) -> output, state` by name; see `tests.support.reference`."""
+EVALUATED = {**moving.EVALUATED}
+"""`(x, variables, **options) -> output` at evaluation, of norms whose state is no mean and variance."""
