@@ -41,6 +41,12 @@ def spread_like(x: Array, like: Array) -> Array:
     return placed(x, sharding.mesh, sharding.spec) if is_explicit(sharding.mesh) else x
 
 
+def whole_last(x: Array) -> Array:
+    """Put all of the last axis on every device, on a mesh with explicit axes."""
+    sharding = jax.typeof(x).sharding
+    return placed(x, sharding.mesh, (*sharding.spec[:-1], None)) if is_explicit(sharding.mesh) else x
+
+
 def is_sharded(x: Array) -> bool:
     """Return whether `x` is sharded over explicit axes of a mesh."""
     sharding = jax.typeof(x).sharding

@@ -31,6 +31,8 @@ from normlab.functional.rms_norm import rms_norm
 from normlab.functional.squashing.dyt import dyt
 from normlab.functional.state import as_batch_norm, as_batch_renorm
 from normlab.functional.streaming_norm import StreamingMemory, StreamingSlopes, initial_streaming, streaming_norm
+from normlab.functional.whitening.group_whiten import group_whiten
+from normlab.functional.whitening.whiten import Whitening, whiten, whiten_by
 
 __all__ = [
     "Activations",
@@ -50,6 +52,7 @@ __all__ = [
     "StreamingMemory",
     "StreamingSlopes",
     "TimedCarry",
+    "Whitening",
     "as_batch_norm",
     "as_batch_renorm",
     "batch_elements",
@@ -61,6 +64,7 @@ __all__ = [
     "evaluate_online_norm",
     "first_batch",
     "group_norm",
+    "group_whiten",
     "guarded",
     "initial_carry",
     "initial_rows",
@@ -78,4 +82,6 @@ __all__ = [
     "unroll",
     "update_batch_norm",
     "update_batch_renorm",
+    "whiten",
+    "whiten_by",
 ]

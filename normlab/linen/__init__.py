@@ -5,6 +5,7 @@ from normlab.linen._frozen import trainable
 from normlab.linen._per_example import DyT, GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm
 from normlab.linen._recurrent import RNN, GRUCell, LSTMCell, SimpleCell
 from normlab.linen._stream import ContinualNorm, OnlineNorm, StreamingNorm
+from normlab.linen._whitening import GroupWhiten, Whiten
 
 __all__ = [
     "BatchNorm",
@@ -13,6 +14,7 @@ __all__ = [
     "DyT",
     "GRUCell",
     "GroupNorm",
+    "GroupWhiten",
     "Identity",
     "InstanceNorm",
     "LSTMCell",
@@ -22,5 +24,6 @@ __all__ = [
     "RNN",
     "SimpleCell",
     "StreamingNorm",
+    "Whiten",
     "trainable",
 ]

@@ -5,6 +5,7 @@ from normlab.nnx._norm import FrozenParam
 from normlab.nnx._per_example import DyT, GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm
 from normlab.nnx._recurrent import RNN, GRUCell, LSTMCell, SimpleCell
 from normlab.nnx._stream import ContinualNorm, OnlineNorm, OverwriteWithGradient, StreamingNorm, overwrite_with_gradient
+from normlab.nnx._whitening import GroupWhiten, Whiten
 
 __all__ = [
     "BatchNorm",
@@ -14,6 +15,7 @@ __all__ = [
     "FrozenParam",
     "GRUCell",
     "GroupNorm",
+    "GroupWhiten",
     "Identity",
     "InstanceNorm",
     "LSTMCell",
@@ -24,5 +26,6 @@ __all__ = [
     "RNN",
     "SimpleCell",
     "StreamingNorm",
+    "Whiten",
     "overwrite_with_gradient",
 ]

@@ -1,0 +1,101 @@
+"""Inverse square roots of covariances: by Newton's iteration, and exact with a derivative that is always finite."""
+
+import numbers
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from normlab._core.checks import check_epsilon, check_flag
+from normlab._core.roots import reciprocal_root
+
+__all__ = ["check_root", "inverse_root"]
+
+_product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+"""Half the digits of an accelerator's default are lost by the powers of an iteration."""
+
+
+def check_root(epsilon: float, steps: int, exact: bool) -> None:
+    """Raise unless the options of `inverse_root` are a small number, a positive whole number and a bool."""
+    check_epsilon(epsilon)
+    check_flag("exact", exact)
+    if isinstance(steps, bool) or not isinstance(steps, numbers.Integral) or int(steps) < 1:
+        raise ValueError(
+            f"Expected `steps`, of Newton's iteration, to be a positive whole number, got {steps!r}. Use 5 as published."
+        )
+
+
+def inverse_root(covariance: Array, *, steps: int, exact: bool, epsilon: float) -> Array:
+    """Return `covariance^(-1/2)`, symmetric.
+
+    Newton's iteration starts from the identity, `P = 1.5 P - 0.5 P^3 S / trace(S)`, and each step widens the range of
+    variances that it takes to 1: directions with the least of them stay short of it.
+
+    Args:
+        covariance: Symmetric matrices `[..., k, k]` with `epsilon` on their diagonals.
+        steps: Of the iteration.
+        exact: Whether to decompose instead.
+        epsilon: The least eigenvalue there can be, beyond rounding.
+
+    Returns:
+        Matrices of the same shape; NaN where squares have left the range of their dtype.
+    """
+    root = partial(_exact, epsilon) if exact else partial(_newton, steps, epsilon)
+    return root(covariance)
+
+
+def _newton(steps: int, epsilon: float, covariance: Array) -> Array:
+    identity = jnp.broadcast_to(jnp.eye(covariance.shape[-1], dtype=covariance.dtype), covariance.shape)
+    trace = jnp.trace(covariance, axis1=-2, axis2=-1)[..., None, None]
+    scaled = covariance / trace
+    root = 1.5 * identity - 0.5 * scaled
+    for _ in range(steps - 1):
+        root = 1.5 * root - 0.5 * _product(_product(root, root), _product(root, scaled))
+    return root * reciprocal_root(trace, epsilon)
+
+
+def _exact(epsilon: float, covariance: Array) -> Array:
+    return _decomposed(epsilon, covariance)[0]
+
+
+_Roots = tuple[Array, Array, Array, Array]
+"""Inverse square root, square root, eigenvectors, and roots of the eigenvalues."""
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _decomposed(epsilon: float, covariance: Array) -> _Roots:
+    values, vectors = jnp.linalg.eigh(covariance)
+    values = jnp.sqrt(jnp.maximum(values, epsilon))
+    turned = jnp.swapaxes(vectors, -1, -2)
+    inverse = _product(vectors / values[..., None, :], turned)
+    return inverse, _product(vectors * values[..., None, :], turned), vectors, values
+
+
+@_decomposed.defjvp
+def _decomposed_jvp(epsilon: float, primals: tuple[Array], tangents: tuple[Array]) -> tuple[_Roots, _Roots]:
+    """The root of `S` solves `R R = S`, so that `R dR + dR R = dS`, and its inverse `W dS W = -(R dW + dW R)`.
+
+    Eigenvectors of equal eigenvalues have no derivative, and need none here: they only solve these equations.
+    """
+    inverse, root, vectors, values = roots = _decomposed(epsilon, *primals)
+    change = 0.5 * (tangents[0] + jnp.swapaxes(tangents[0], -1, -2))
+    solved = partial(_solved, root, vectors, values)
+    along = solved(-_product(_product(inverse, change), inverse)), solved(change)
+    return roots, (*along, jnp.zeros_like(vectors), jnp.zeros_like(values))
+
+
+@jax.custom_jvp
+def _solved(root: Array, vectors: Array, values: Array, right: Array) -> Array:
+    """Return `X` of `root X + X root = right`; eigenvectors and eigenvalues of `root` are constants to autodiff."""
+    turned = jnp.swapaxes(vectors, -1, -2)
+    apart = _product(_product(turned, right), vectors) / (values[..., :, None] + values[..., None, :])
+    return _product(_product(vectors, apart), turned)
+
+
+@_solved.defjvp
+def _solved_jvp(primals: _Roots, tangents: _Roots) -> tuple[Array, Array]:
+    root, vectors, values, _ = primals
+    x = _solved(*primals)
+    moved = _product(tangents[0], x) + _product(x, tangents[0])
+    return x, _solved(root, vectors, values, tangents[3] - moved)
