@@ -797,4 +797,16 @@ MUTANTS = (
         ("if why := self._not_in_key():", "if why := '':"),
         ("study/design/test_identity.py::TestFiles::test_a_run_that_imports_what_no_key_has_is_refused[alone]",),
     ),
+    Mutant(
+        "whitening without the identity in the covariance",
+        "functional/whitening/covariance.py",
+        ("    diagonal = epsilon * jnp.eye(", "    diagonal = 0.5 * epsilon * jnp.eye("),
+        (f"{ROUNDS}[whiten:group_size=2-float32-1e-3]",),
+    ),
+    Mutant(
+        "the root's derivative forgets that it does not commute",
+        "functional/whitening/inverse_root.py",
+        ("    moved = _product(tangents[0], x) + _product(x, tangents[0])", "    moved = 2 * _product(tangents[0], x)"),
+        ("functional/whitening/test_whitening.py::test_the_exact_root_has_derivatives_where_eigenvalues_are_equal",),
+    ),
 )

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
-import jax.numpy as jnp
 from jax import Array
 
 from normlab._core.checks import AxisName, check_features, check_flags, resolve_groups

@@ -22,7 +22,7 @@ def check_root(epsilon: float, steps: int, exact: bool) -> None:
     check_flag("exact", exact)
     if isinstance(steps, bool) or not isinstance(steps, numbers.Integral) or int(steps) < 1:
         raise ValueError(
-            f"Expected `steps`, of Newton's iteration, to be a positive whole number, got {steps!r}. Use 5 as published."
+            f"Expected `steps`, of Newton's iteration, to be a positive whole number, got {steps!r}. Published are 5."
         )
 
 
