@@ -1,5 +1,6 @@
 """Covariances of neighbouring features or groups: two passes, masked, across devices; and the map that undoes them."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -101,6 +102,14 @@ def check_enough(shape: tuple[int, ...], over: Reduction, rows: str, remedy: str
 
 def _gram(z: Array, kept: tuple[int, ...]) -> Array:
     """Return the sums of products of any two rows of a set."""
+    first, chains = next(a for a in range(z.ndim) if a not in kept), _chains(z, kept)
+    if chains > 1:  # every so many elements are a chain of their own, so that a device's share of them is not cut
+        z = z.reshape(*z.shape[:first], z.shape[first] // chains, chains, *z.shape[first + 1 :])
+        sets, rows = (a + (a > first) for a in kept)
+        axes = list(range(z.ndim))
+        other = [z.ndim if a == rows else a for a in axes]
+        out = [first + 1, sets, rows, z.ndim]
+        return jnp.einsum(z, axes, z, other, out, precision=lax.Precision.HIGHEST).sum(0)
     axes, sharding = list(range(z.ndim)), jax.typeof(z).sharding
     other = [z.ndim if a == kept[1] else a for a in axes]
     of_sets = NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[kept[0]], None, None))
@@ -109,6 +118,19 @@ def _gram(z: Array, kept: tuple[int, ...]) -> Array:
         precision=lax.Precision.HIGHEST,
         out_sharding=of_sets if is_explicit(sharding.mesh) else None,
     )  # fmt: skip
+
+
+_LONG, _CHAINS = 2**14, 64
+"""Elements of a sum beyond which float32 loses digits if they are added up one after the other, and parts of it."""
+
+
+def _chains(z: Array, kept: tuple[int, ...]) -> int:
+    """Return the number of parts in which sums over all axes but `kept` are to be taken."""
+    sizes = [z.shape[a] for a in range(z.ndim) if a not in kept]
+    known = all(isinstance(n, int) for n in sizes) and not is_explicit(jax.typeof(z).sharding.mesh)
+    if not known or math.prod(sizes) <= _LONG:
+        return 1
+    return max(n for n in range(1, _CHAINS + 1) if sizes[0] % n == 0)
 
 
 def _of_pairs(count: Array | float) -> Array | float:

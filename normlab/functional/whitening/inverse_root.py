@@ -48,10 +48,12 @@ def inverse_root(covariance: Array, *, steps: int, exact: bool, epsilon: float) 
 def _newton(steps: int, epsilon: float, covariance: Array) -> Array:
     identity = jnp.broadcast_to(jnp.eye(covariance.shape[-1], dtype=covariance.dtype), covariance.shape)
     trace = jnp.trace(covariance, axis1=-2, axis2=-1)[..., None, None]
-    scaled = covariance / trace
-    root = 1.5 * identity - 0.5 * scaled
-    for _ in range(steps - 1):
-        root = 1.5 * root - 0.5 * _product(_product(root, root), _product(root, scaled))
+    rest = covariance / trace
+    root = change = 1.5 * identity - 0.5 * rest
+    for _ in range(steps - 1):  # `rest` is `P S`: computed from `P` alone, roundings grow until the iteration diverges
+        rest = _product(rest, change)
+        change = 1.5 * identity - 0.5 * _product(root, rest)
+        root = _product(change, root)
     return root * reciprocal_root(trace, epsilon)
 
 
@@ -85,17 +87,15 @@ def _decomposed_jvp(epsilon: float, primals: tuple[Array], tangents: tuple[Array
     return roots, (*along, jnp.zeros_like(vectors), jnp.zeros_like(values))
 
 
-@jax.custom_jvp
 def _solved(root: Array, vectors: Array, values: Array, right: Array) -> Array:
-    """Return `X` of `root X + X root = right`; eigenvectors and eigenvalues of `root` are constants to autodiff."""
-    turned = jnp.swapaxes(vectors, -1, -2)
-    apart = _product(_product(turned, right), vectors) / (values[..., :, None] + values[..., None, :])
-    return _product(_product(vectors, apart), turned)
+    """Return `X` of `root X + X root = right`; eigenvectors and roots of eigenvalues are constants to autodiff."""
 
+    def both(x: Array) -> Array:
+        return _product(root, x) + _product(x, root)
 
-@_solved.defjvp
-def _solved_jvp(primals: _Roots, tangents: _Roots) -> tuple[Array, Array]:
-    root, vectors, values, _ = primals
-    x = _solved(*primals)
-    moved = _product(tangents[0], x) + _product(x, tangents[0])
-    return x, _solved(root, vectors, values, tangents[3] - moved)
+    def solve(_: object, right: Array) -> Array:
+        turned = jnp.swapaxes(vectors, -1, -2)
+        apart = _product(_product(turned, right), vectors) / (values[..., :, None] + values[..., None, :])
+        return _product(_product(vectors, apart), turned)
+
+    return lax.custom_linear_solve(both, right, solve, symmetric=True)

@@ -1,5 +1,6 @@
 """Batch whitening: mean 0, variance 1 and no correlation within groups of features."""
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple, Self, get_args
@@ -219,6 +220,8 @@ class WhitenLayer(Layer):
         check_flags(self, "allow")
         check_ghost(self.ghost_batch_size)
         check_momentum(self.momentum)
+        if not isinstance(self.axis, numbers.Integral):
+            raise ValueError(f"Expected `axis` to name one feature axis, got {self.axis}. Merge the axes beforehand.")
         if self.average not in get_args(Average):
             raise ValueError(f"Expected `average` to be one of {get_args(Average)}, got {self.average!r}.")
 
@@ -266,8 +269,6 @@ class WhitenLayer(Layer):
         self, x: Array, parameters: Parameters, features: tuple[int, ...], where: Array | None
     ) -> tuple[Array, Whitening]:
         """Whiten by the batch; the output is in float32 or wider."""
-        if len(features) != 1:
-            raise ValueError(f"Expected `axis` to name one feature axis, got {self.axis}. Merge the axes beforehand.")
         (axis,), width = features, x.shape[features[0]]
         over = all_but(features, x.ndim, axis_name=self.axis_name, axis_index_groups=self.axis_index_groups)
         check_more_than_one(x.shape, over, REMEDY)
