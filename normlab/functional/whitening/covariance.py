@@ -1,7 +1,7 @@
 """Covariances of neighbouring features or groups: two passes, masked, across devices; and the map that undoes them."""
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,8 @@ from normlab.errors import StatisticsError
 __all__ = ["Spread", "check_enough", "mapped", "spread"]
 
 
-class Spread(NamedTuple):
+@dataclass(frozen=True)
+class Spread:
     """Elements without their mean, and the covariance of the rows they are in.
 
     An array has two axes that are not reduced: that of the sets, each with a covariance of its own, and that of the
@@ -120,8 +121,9 @@ def _gram(z: Array, kept: tuple[int, ...]) -> Array:
     )  # fmt: skip
 
 
-_LONG, _CHAINS = 2**14, 64
-"""Elements of a sum beyond which float32 loses digits if they are added up one after the other, and parts of it."""
+_LONG, _CHAINS, _SMALLER = 2**14, 256, 16
+"""Elements of a sum beyond which float32 loses digits if they are added up one after the other; the most parts of it;
+and how much smaller than what is summed all parts are at least."""
 
 
 def _chains(z: Array, kept: tuple[int, ...]) -> int:
@@ -130,7 +132,8 @@ def _chains(z: Array, kept: tuple[int, ...]) -> int:
     known = all(isinstance(n, int) for n in sizes) and not is_explicit(jax.typeof(z).sharding.mesh)
     if not known or math.prod(sizes) <= _LONG:
         return 1
-    return max(n for n in range(1, _CHAINS + 1) if sizes[0] % n == 0)
+    most = min(_CHAINS, math.prod(sizes) // (_SMALLER * z.shape[kept[1]]))
+    return max((n for n in range(1, most + 1) if sizes[0] % n == 0), default=1)
 
 
 def _of_pairs(count: Array | float) -> Array | float:

@@ -129,7 +129,8 @@ class GroupWhitenLayer(Layer):
             return float32_or_wider(x), state
         split = (*x.shape[:-1], groups, x.shape[-1] // groups)
         rows = whole_last(float32_or_wider(x)).reshape(split)
-        where = mask if mask is None else _split(expand_where(mask, x.ndim), groups)
+        where = expand_where(mask, x.ndim)
+        where = where if where is None else _split(where, groups)
         over = reduction(
             (*range(1, x.ndim - 1), x.ndim), axis_name=self.axis_name, axis_index_groups=self.axis_index_groups
         )

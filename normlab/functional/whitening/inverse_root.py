@@ -2,6 +2,7 @@
 
 import numbers
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +42,10 @@ def inverse_root(covariance: Array, *, steps: int, exact: bool, epsilon: float) 
     Returns:
         Matrices of the same shape; NaN where squares have left the range of their dtype.
     """
-    root = partial(_exact, epsilon) if exact else partial(_newton, steps, epsilon)
-    return root(covariance)
+    if exact:
+        roots: _Roots = _decomposed(epsilon, covariance)
+        return roots[0]
+    return _newton(steps, epsilon, covariance)
 
 
 def _newton(steps: int, epsilon: float, covariance: Array) -> Array:
@@ -57,21 +60,19 @@ def _newton(steps: int, epsilon: float, covariance: Array) -> Array:
     return root * reciprocal_root(trace, epsilon)
 
 
-def _exact(epsilon: float, covariance: Array) -> Array:
-    return _decomposed(epsilon, covariance)[0]
-
-
 _Roots = tuple[Array, Array, Array, Array]
 """Inverse square root, square root, eigenvectors, and roots of the eigenvalues."""
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _decomposed(epsilon: float, covariance: Array) -> _Roots:
-    values, vectors = jnp.linalg.eigh(covariance)
+def _decompose(epsilon: float, covariance: Array) -> _Roots:
+    values, vectors = cast("tuple[Array, Array]", jnp.linalg.eigh(covariance))
     values = jnp.sqrt(jnp.maximum(values, epsilon))
     turned = jnp.swapaxes(vectors, -1, -2)
     inverse = _product(vectors / values[..., None, :], turned)
     return inverse, _product(vectors * values[..., None, :], turned), vectors, values
+
+
+_decomposed = jax.custom_jvp(_decompose, nondiff_argnums=(0,))
 
 
 @_decomposed.defjvp

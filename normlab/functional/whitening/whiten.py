@@ -3,8 +3,9 @@
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, NamedTuple, Self, get_args
+from typing import ClassVar, Literal, Self, get_args
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -33,7 +34,9 @@ Average = Literal["matrix", "covariance"]
 """Running average that whitens at evaluation: that of the whitening matrices, or the root of that of covariances."""
 
 
-class Whitening(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Whitening:
     """Statistics of a batch; constants to autodiff.
 
     Attributes:
@@ -276,7 +279,8 @@ class WhitenLayer(Layer):
         check_whole_groups(x, self.group_size, axis)
         affine = _of_groups(parameters, width, self.group_size)
         z = _split(float32_or_wider(x), axis, self.group_size)
-        where = where if where is None else _split(expand_where(where, x.ndim), axis, self.group_size)
+        where = expand_where(where, x.ndim)
+        where = where if where is None else _split(where, axis, self.group_size)
         over = over._replace(axis=other_axes((axis, axis + 1), z.ndim))
         size, devices = self.ghost_batch_size, over.devices
         if size is not None:
@@ -288,13 +292,14 @@ class WhitenLayer(Layer):
 
             def chunk(z: Array, where: Array | None) -> tuple[Array, Whitening]:
                 y, batch = self.whitened(z, over, affine, where)
-                return y, batch._replace(count=jnp.broadcast_to(jnp.asarray(batch.count, z.dtype), batch.mean.shape))
+                return y, replace(batch, count=jnp.broadcast_to(jnp.asarray(batch.count, z.dtype), batch.mean.shape))
 
             y, batch = each_ghost(chunk, z, where, size)
             batch = _averaged(batch, devices)
         count = batch.count.reshape(width) if isinstance(batch.count, Array) else batch.count
-        mean, *matrices = map(lax.stop_gradient, batch[:3])
-        return y.reshape(x.shape), Whitening(mean.reshape(width), *matrices, count)
+        mean = lax.stop_gradient(batch.mean.reshape(width))
+        matrix, covariance = lax.stop_gradient((batch.matrix, batch.covariance))
+        return y.reshape(x.shape), Whitening(mean, matrix, covariance, count)
 
     def whitened(
         self, z: Array, over: Reduction, affine: dict[str, Array], where: Array | None

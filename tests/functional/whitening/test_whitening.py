@@ -149,7 +149,7 @@ def test_evaluation_by_the_statistics_of_a_batch_is_training_on_it(average: str,
     y, after = norm.linen(train=True).apply(variables, x, mutable=["batch_stats"])
     evaluated = norm.linen(train=False).apply({**variables, **after}, x)
     chex.assert_trees_all_close(evaluated, y, rtol=1e-4, atol=1e-4)
-    state = after["batch_stats"]
+    state: Any = after["batch_stats"]
     by = F.whiten_by(x, state["mean"], state["matrix"])
     assert bool(jnp.allclose(by, y, atol=1e-4)) == (average == "matrix")
 
