@@ -798,7 +798,7 @@ MUTANTS = (
         ("study/design/test_identity.py::TestFiles::test_a_run_that_imports_what_no_key_has_is_refused[alone]",),
     ),
     Mutant(
-        "whitening without the identity in the covariance",
+        "half of epsilon in the covariance of whitening",
         "functional/whitening/covariance.py",
         ("    diagonal = epsilon * jnp.eye(", "    diagonal = 0.5 * epsilon * jnp.eye("),
         (f"{ROUNDS}[whiten:group_size=2-float32-1e-3]",),
