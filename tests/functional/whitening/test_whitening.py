@@ -55,10 +55,15 @@ def trained(norm: str, x: jax.Array, mask: Any = None) -> Any:
 def test_vectors(wide: bool) -> None:
     with jax.enable_x64(wide):
         dtype, digits = (np.float64, 2e-8) if wide else (np.float32, 1e-6)
-        f = functools.partial(trained, "whiten:group_size=2")
-        y, pull, state = jax.vjp(f, jnp.asarray(X, dtype), has_aux=True)
+
+        @jax.jit
+        def run(x: jax.Array, dy: jax.Array) -> Any:
+            y, pull, state = jax.vjp(functools.partial(trained, "whiten:group_size=2"), x, has_aux=True)
+            return y, pull(dy)[0], state
+
+        y, dx, state = run(jnp.asarray(X, dtype), jnp.asarray(DY, dtype))
         np.testing.assert_allclose(y, numbers(Y, 2, 2, 4), rtol=digits, atol=digits)
-        np.testing.assert_allclose(pull(jnp.asarray(DY, dtype))[0], numbers(DX, 2, 2, 4), rtol=digits, atol=digits)
+        np.testing.assert_allclose(dx, numbers(DX, 2, 2, 4), rtol=digits, atol=digits)
         np.testing.assert_allclose(state["batch_stats"]["matrix"], numbers(W, 2, 2, 2), rtol=max(digits, 1e-6))
         np.testing.assert_allclose(state["batch_stats"]["mean"], X.mean((0, 1)), rtol=1e-6)
 
@@ -181,22 +186,22 @@ def test_devices_are_one_batch(norm: str, rows: tuple[int, ...]) -> None:
 def test_group_whitening_joins_devices_that_share_positions() -> None:
     x = correlated(2, 8, 4)
     whole = F.group_whiten(x, num_groups=2)
-    parts = jax.vmap(lambda x: F.group_whiten(x, num_groups=2, axis_name="d"), 1, 1, axis_name="d")(
-        x.reshape(2, 4, 2, 4)
-    )
+    f = jax.vmap(lambda x: F.group_whiten(x, num_groups=2, axis_name="d"), 1, 1, axis_name="d")
+    parts = jax.jit(f)(x.reshape(2, 4, 2, 4))
     chex.assert_trees_all_close(parts.reshape(x.shape), whole, rtol=1e-5, atol=1e-5)
 
 
 def test_statistics_of_ghost_batches_are_averages_and_devices_join_them() -> None:
     x = correlated(12, 8)
-    y, batch = F.whiten(x, group_size=2, ghost_batch_size=4)
-    parts = [F.whiten(x[i : i + 4], group_size=2) for i in (0, 4, 8)]
+    y, batch = jax.jit(functools.partial(F.whiten, group_size=2, ghost_batch_size=4))(x)
+    chunk = jax.jit(functools.partial(F.whiten, group_size=2))
+    parts = [chunk(x[i : i + 4]) for i in (0, 4, 8)]
     chex.assert_trees_all_close(y, jnp.concatenate([part for part, _ in parts]), rtol=1e-5, atol=1e-5)
     for name in ("mean", "matrix", "covariance"):
         average = sum(getattr(part, name) for _, part in parts) / 3
         np.testing.assert_allclose(getattr(batch, name), average, rtol=1e-5, atol=1e-6)
     f = functools.partial(F.whiten, group_size=2, ghost_batch_size=4, axis_name="d")
-    spread, joined = jax.vmap(f, axis_name="d")(x.reshape(3, 4, 8))
+    spread, joined = jax.jit(jax.vmap(f, axis_name="d"))(x.reshape(3, 4, 8))
     chex.assert_trees_all_close(spread.reshape(y.shape), y, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(joined.matrix[0], batch.matrix, rtol=1e-5, atol=1e-6)
 
@@ -253,6 +258,7 @@ def test_layers_and_norms_are_pickled() -> None:
         assert pickle.loads(pickle.dumps(norms.get(norm))) == norms.get(norm)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [3, 5])
 def test_gradients_are_those_of_torch(steps: int) -> None:
     torch: Any = pytest.importorskip("torch")
