@@ -313,7 +313,32 @@ _RESPONSES: tuple[Description, ...] = (
 _COMBINED: tuple[Description, ...] = ()
 """Norms made of several, or with statistics for several sets."""
 
-_WHITENING: tuple[Description, ...] = ()
+_WHITENING = (
+    Description(
+        name="whiten",
+        title="whitening",
+        module="Whiten",
+        ghost_batches=True,
+        **_BATCH,
+        formula="(covariance + ε I)^(-1/2) (x - mean), by Newton's iteration",
+        over="batch and positions, for each two features of a group",
+        paper="Huang et al. 2019",
+        url="https://arxiv.org/abs/1904.03441",
+        colour=_VERMILION,
+        marker="X",
+    ),
+    Description(
+        name="group_whiten",
+        title="group whitening",
+        module="GroupWhiten",
+        formula="(covariance + ε I)^(-1/2) (x - mean), a row for each group of features",
+        over="features of a group and positions, for each two groups",
+        paper="Huang et al. 2021",
+        url="https://arxiv.org/abs/2009.13333",
+        colour=_VIOLET,
+        marker="H",
+    ),
+)
 """Norms that take out the correlation of features, too."""
 
 _MOVING = (

@@ -3,7 +3,7 @@
 import math
 import numbers
 from collections.abc import Callable
-from dataclasses import replace
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +12,20 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from normlab._core.checks import one_element_allowed
 from normlab._core.collectives import Devices, names_in
-from normlab._core.reduction import Moments, Reduction, elements
+from normlab._core.reduction import Reduction, elements
 from normlab._core.sharding import explicit_of, is_explicit, placed
 from normlab.errors import StatisticsError
 
-Chunk = Callable[[Array, Array | None], tuple[Array, Moments]]
-"""Normalize a chunk under its mask, and return the chunk's moments, too."""
+Statistics = TypeVar("Statistics")
 
 
-def each_ghost(normalize: Chunk, x: Array, where: Array | None, size: int) -> tuple[Array, Moments]:
-    """Normalize full chunks under `vmap` and the remainder on its own; moments get a leading axis of chunks.
+def each_ghost(
+    normalize: Callable[[Array, Array | None], tuple[Array, Statistics]], x: Array, where: Array | None, size: int
+) -> tuple[Array, Statistics]:
+    """Normalize full chunks under `vmap` and the remainder on its own; statistics get a leading axis of chunks.
 
     Args:
-        normalize: Takes a chunk.
+        normalize: Takes a chunk and its mask, and returns arrays as the chunk's statistics, too.
         x: Activations.
         where: Mask, of the rank of `x`.
         size: Examples in a chunk.
@@ -32,16 +33,11 @@ def each_ghost(normalize: Chunk, x: Array, where: Array | None, size: int) -> tu
     full = x.shape[0] // size * size
     if where is not None:
         where = beside(jnp.broadcast_to(where, x.shape[:1] + where.shape[1:]), x)
-
-    def chunk(x: Array, where: Array | None) -> tuple[Array, Moments]:
-        y, m = normalize(x, where)
-        return y, replace(m, count=jnp.broadcast_to(jnp.asarray(m.count, x.dtype), m.var.shape))
-
-    y, m = jax.vmap(chunk)(split_first(x, size), where if where is None else split_first(where, size))
+    y, m = jax.vmap(normalize)(split_first(x, size), where if where is None else split_first(where, size))
     y = join_first(y)
     if full == x.shape[0]:
         return y, m
-    rest, last = chunk(x[full:], where if where is None else where[full:])
+    rest, last = normalize(x[full:], where if where is None else where[full:])
     return jnp.concatenate([y, rest]), jax.tree.map(_appended, m, last)
 
 
@@ -119,7 +115,7 @@ def split_first(x: Array, size: int) -> Array:
 
 
 def check_whole_groups(x: Array, size: int, axis: int = -1) -> None:
-    """Raise a `ValueError` where groups of neighbours on a feature axis lie on several devices of an explicit axis."""
+    """Raise a `ValueError` where groups of neighbours on an axis lie on several devices of an explicit mesh axis."""
     sharding = jax.typeof(x).sharding
     explicit = any(kind == AxisType.Explicit for kind in sharding.mesh.axis_types)
     names = names_in(sharding.spec[axis]) if explicit and x.ndim else ()

@@ -48,6 +48,8 @@ from normlab.functional.squashing.dyt import dyt
 from normlab.functional.squashing.seednorm import seednorm
 from normlab.functional.state import as_batch_norm, as_batch_renorm
 from normlab.functional.streaming_norm import StreamingMemory, StreamingSlopes, initial_streaming, streaming_norm
+from normlab.functional.whitening.group_whiten import group_whiten
+from normlab.functional.whitening.whiten import Whitening, whiten, whiten_by
 
 __all__ = [
     "Activations",
@@ -71,6 +73,7 @@ __all__ = [
     "StreamingMemory",
     "StreamingSlopes",
     "TimedCarry",
+    "Whitening",
     "as_batch_norm",
     "as_batch_renorm",
     "batch_elements",
@@ -90,6 +93,7 @@ __all__ = [
     "frn",
     "grn",
     "group_norm",
+    "group_whiten",
     "guarded",
     "initial_carry",
     "initial_mabn",
@@ -117,4 +121,6 @@ __all__ = [
     "update_batch_norm",
     "update_batch_renorm",
     "weight_norm",
+    "whiten",
+    "whiten_by",
 ]

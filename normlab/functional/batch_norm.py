@@ -462,7 +462,12 @@ class BatchNormLayer(Layer):
         if size is None or (devices is None and size >= x.shape[0]):
             y, m = self.standardized(x, over, affine, where, state)
             return y, BatchMoments.of(m, shape)
-        y, m = each_ghost(lambda x, where: self.standardized(x, over, affine, where, state), x, where, size)
+
+        def chunk(x: Array, where: Array | None) -> tuple[Array, Moments]:
+            y, m = self.standardized(x, over, affine, where, state)
+            return y, replace(m, count=jnp.broadcast_to(jnp.asarray(m.count, x.dtype), m.var.shape))
+
+        y, m = each_ghost(chunk, x, where, size)
         return y, BatchMoments.averaged(m, devices, shape)
 
     def standardized(

@@ -11,6 +11,7 @@ from normlab.linen._responses import FRN, GRN, EvoNormBatch, EvoNormSample
 from normlab.linen._squashing import BHyT, Derf, DyT, SeeDNorm
 from normlab.linen._stream import ContinualNorm, OnlineNorm, StreamingNorm
 from normlab.linen._unit import L2Norm, LocalResponseNorm
+from normlab.linen._whitening import GroupWhiten, Whiten
 
 __all__ = [
     "BHyT",
@@ -25,6 +26,7 @@ __all__ = [
     "GRN",
     "GRUCell",
     "GroupNorm",
+    "GroupWhiten",
     "Identity",
     "InstanceNorm",
     "L2Norm",
@@ -42,6 +44,7 @@ __all__ = [
     "StandardizedConv",
     "StandardizedDense",
     "StreamingNorm",
+    "Whiten",
     "qk_norm",
     "trainable",
 ]

@@ -11,6 +11,7 @@ from normlab.nnx._responses import FRN, GRN, EvoNormBatch, EvoNormSample
 from normlab.nnx._squashing import BHyT, Derf, DyT, SeeDNorm
 from normlab.nnx._stream import ContinualNorm, OnlineNorm, OverwriteWithGradient, StreamingNorm, overwrite_with_gradient
 from normlab.nnx._unit import L2Norm, LocalResponseNorm
+from normlab.nnx._whitening import GroupWhiten, Whiten
 
 __all__ = [
     "BHyT",
@@ -26,6 +27,7 @@ __all__ = [
     "GRN",
     "GRUCell",
     "GroupNorm",
+    "GroupWhiten",
     "Identity",
     "InstanceNorm",
     "L2Norm",
@@ -44,6 +46,7 @@ __all__ = [
     "StandardizedConv",
     "StandardizedLinear",
     "StreamingNorm",
+    "Whiten",
     "overwrite_with_gradient",
     "qk_norm",
 ]

@@ -44,6 +44,9 @@ VARIANTS = (
     "group:num_groups=2,reduction_axes=-1",
     "group:num_groups=2,use_bias=False",
     "instance:use_scale=False",
+    "whiten:group_size=4,exact=True",
+    "whiten:group_size=2,ghost_batch_size=2",
+    "group_whiten:num_groups=2,exact=True",
 )
 
 
@@ -234,7 +237,9 @@ def test_batch_renorm_takes_r_and_d_for_constants(limits: dict[str, float]) -> N
 
 
 STATEFUL = [SMALL.get(name, name).partition(":r_max")[0] for name in ALL if norms.get(name).stateful]
-BATCH = [norm for norm in STATEFUL if norm not in OWN_BACKWARD]
+BATCH = [
+    norm for norm in STATEFUL if norm not in OWN_BACKWARD and hasattr(norms.get(norm).linen(train=True), "statistics")
+]
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,11 @@ def test_rounds_to_the_float64_reference(norm: str, dtype: str, inputs: str) -> 
     check(norm, draw(*INPUTS[inputs], dtype), dtype=dtype)
 
 
+def vars_of(norm: str) -> set[str]:
+    """Names of a norm's state."""
+    return {*variables_of(norm).get("batch_stats", {})}
+
+
 OPTIONS = [
     ("batch:axis=1", SHAPE),
     ("batch:axis=(1,-1)", SHAPE),
@@ -161,6 +166,11 @@ OPTIONS = [
     ("streaming:mix=(0.2,0.5,0.3),calls_per_update=3", (7, 5)),
     ("continual:num_groups=2,ghost_batch_size=4", (8, 3, 6)),
     ("continual:group_size=4,statistics='running'", (1, 3, 8)),
+    ("whiten:group_size=4,steps=3", SHAPE),
+    ("whiten:axis=1,group_size=3,exact=True,average='covariance',use_scale=False", (7, 3, 5)),
+    ("whiten:group_size=4,ghost_batch_size=3,momentum=None,allow=True", (7, 2, 8)),
+    ("group_whiten:num_groups=8,exact=True", SHAPE),
+    ("group_whiten:num_groups=4,use_bias=False,epsilon=0.1", (3, 5, 8)),
 ]
 
 
@@ -292,7 +302,7 @@ def test_a_training_loop_traces_once(norm: str) -> None:
         variables = step(variables, draw(size=size))
 
 
-@pytest.mark.parametrize("norm", [n for n in ALL if norms.get(n).stateful and not n.startswith("evonorm")])
+@pytest.mark.parametrize("norm", [n for n in ALL if {"var", "std"} & vars_of(n) and not n.startswith("evonorm")])
 def test_evaluation_uses_the_running_statistics_and_leaves_them(norm: str) -> None:
     variables = variables_of(norm)
     y, after = norms.get(norm).linen(train=False).apply(variables, draw(), mutable=["batch_stats"])

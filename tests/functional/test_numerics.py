@@ -70,8 +70,8 @@ EVERY = [(norm, shape) for norm in ALL if norm not in CANCELS for shape in shape
 @pytest.mark.parametrize(("norm", "shape"), EVERY)
 def test_an_offset_costs_no_digits(norm: str, shape: str, masked: bool) -> None:
     """At 1e6 numbers are 0.06 apart in float32; the output is that of these numbers, to 3e-6."""
-    if shape == "long" and norm == "online":
-        pytest.skip("The reference of online norm is a Python loop over examples.")
+    if shape == "long" and norm.startswith(("online", "group_whiten")):
+        pytest.skip("The reference is a Python loop over examples.")
     x0, variables = SHAPES[shape], initial(norm, SHAPES[shape])
     where = mask_of((x0[0], *[1] * (len(x0) - 1))) if masked else None
     run = jax.jit(functools.partial(train, norm))

@@ -959,4 +959,16 @@ MUTANTS = (
         ("variance(over, x, batch, where), affine", "variance(positions, x, m, where), affine"),
         ("functional/responses/test_responses.py::test_vectors[evonorm_b0-True-2]",),
     ),
+    Mutant(
+        "half of epsilon in the covariance of whitening",
+        "functional/whitening/covariance.py",
+        ("    diagonal = epsilon * jnp.eye(", "    diagonal = 0.5 * epsilon * jnp.eye("),
+        (f"{ROUNDS}[whiten:group_size=2-float32-1e-3]",),
+    ),
+    Mutant(
+        "the root's derivative forgets that it does not commute",
+        "functional/whitening/inverse_root.py",
+        ("        return _product(root, x) + _product(x, root)", "        return 2 * _product(root, x)"),
+        ("functional/whitening/test_whitening.py::test_the_exact_root_has_derivatives_where_eigenvalues_are_equal",),
+    ),
 )
