@@ -106,7 +106,7 @@ comparison = study.Comparison(
             _TIERS["smoke"],
             epochs=1,
             norms=("none", "rms"),
-            values={"placement": ("pre", REZERO), "qk_norm": ("none",)},
+            values={"placement": ("pre",), "qk_norm": ("none",)},
         ),
         "quick": replace(
             _TIERS["quick"],

@@ -797,4 +797,16 @@ MUTANTS = (
         ("if why := self._not_in_key():", "if why := '':"),
         ("study/design/test_identity.py::TestFiles::test_a_run_that_imports_what_no_key_has_is_refused[alone]",),
     ),
+    Mutant(
+        "a norm of a language model is over positions",
+        "models/transformer.py",
+        ("        if self.causal:\n", "        if False:\n"),
+        ("models/test_transformer.py::TestCausality::test_later_tokens_change_no_earlier_logit[group]",),
+    ),
+    Mutant(
+        "weights of the placement `deep` start too small",
+        "models/transformer.py",
+        ("std * (8 * self.depth) ** -0.25", "std * (12 * self.depth) ** -0.25"),
+        ("models/test_transformer.py::TestStart::test_standard_deviations[deep-0.5-0.5]",),
+    ),
 )
