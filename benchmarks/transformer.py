@@ -19,7 +19,8 @@ from normlab.study.problems import text
 
 BATCH = 32
 PLACES = ("pre", "post", "peri", "res_post", "deep", "scaled", "parallel")
-REZERO = "pre, rezero"
+REZERO = "rezero"
+"""Place of norms as with `pre`, and branches that start at zero."""
 
 _OVER_TRAINING: dict[str, Any] = {"x_label": "", "x": (0,), "log": True}
 _SERIES = (
@@ -120,7 +121,8 @@ comparison = study.Comparison(
         "x + N2(f(N1(x))); res_post x + N(f(x)); deep N(a x + f(x)) with a = (2 L)^(1/4) for L layers and initial "
         "weights (8 L)^(-1/4) times as large; scaled x + f(N(x) / sqrt(l)) in layer l; parallel x + attention(N(x)) + "
         "MLP(N(x)). All except post and deep have a norm after the last layer, and peri one after the embedding. With "
-        "rezero, f is multiplied by a learned number that starts at 0, and dense layers have no biases.",
+        "rezero, f is multiplied by a learned number that starts at 0, dense layers have no biases, and norms stand as "
+        "with pre.",
         f"Model: {text.DEPTH} layers, width {text.WIDTH}, {text.HEADS} heads, rotary positions, GELU, tied "
         "embedding; initial weights as in GPT-2. Split, initial weights and order are the same for every norm. Each "
         "character is an example for a norm.",
