@@ -17,7 +17,7 @@ from normlab import norms, study
 from normlab.study.data import sequences
 from normlab.study.problems import text
 
-BATCH = 32
+BATCH = 16
 PLACES = ("pre", "post", "peri", "res_post", "deep", "scaled", "parallel")
 REZERO = "rezero"
 """Place of norms as with `pre`, and branches that start at zero."""

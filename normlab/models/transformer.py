@@ -31,7 +31,7 @@ from normlab import norms
 from normlab.errors import nearest
 from normlab.norms import Norm
 
-__all__ = ["INITIAL", "OBSERVED", "STD", "Attention", "Block", "Placement", "Residual", "Stack", "rotated"]
+__all__ = ["INITIAL", "OBSERVED", "STD", "Attention", "Block", "Placement", "Residual", "Stack", "rotated", "visible"]
 
 Placement = Literal["pre", "post", "peri", "res_post", "deep", "scaled", "parallel"]
 """Places of the norms of a block; see `Stack`."""
@@ -248,9 +248,9 @@ class Attention(nn.Module):
             query, key = normalized(query, "norm_query"), normalized(key, "norm_key")
         if stack.rotary:
             query, key = rotated(query), rotated(key)
-        visible = _visible(tokens, mask, causal=stack.causal)
-        _observe(self, "largest_logit", lambda: _largest_logit(query, key, visible))
-        mixed = nn.dot_product_attention(query, key, value, mask=visible)
+        seen = visible(tokens, mask, causal=stack.causal)
+        _observe(self, "largest_logit", lambda: _largest_logit(query, key, seen))
+        mixed = nn.dot_product_attention(query, key, value, mask=seen)
         return nn.DenseGeneral(
             width, axis=(-2, -1), use_bias=stack.biased, kernel_init=stack.initial(last=True), name="out"
         )(mixed)
@@ -279,16 +279,16 @@ def rotated(x: jax.Array) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
+def visible(tokens: int, mask: jax.Array | None, *, causal: bool) -> jax.Array | None:
+    """Return which tokens see which, broadcastable to (batch, heads, tokens, tokens); `None` if all see all."""
+    earlier = jnp.tri(tokens, dtype=bool)[None, None] if causal else None
+    return nn.combine_masks(earlier, None if mask is None else mask[:, None, None, :], dtype=bool)
+
+
 def _counting_tokens(norm: Norm, tokens: int) -> Norm:
     """Return the norm for tokens as examples: ghost batches are as many whole sequences as before."""
     size = norm.options.get("ghost_batch_size")
     return norms.get(norm, ghost_batch_size=size * tokens) if isinstance(size, int) else norm
-
-
-def _visible(tokens: int, mask: jax.Array | None, *, causal: bool) -> jax.Array | None:
-    """Return which tokens see which, broadcastable to (batch, heads, tokens, tokens); `None` if all see all."""
-    earlier = jnp.tri(tokens, dtype=bool)[None, None] if causal else None
-    return nn.combine_masks(earlier, None if mask is None else mask[:, None, None, :], dtype=bool)
 
 
 def _observe(module: nn.Module, name: str, value: Callable[[], jax.Array]) -> None:
@@ -302,7 +302,7 @@ def _variance(x: jax.Array, mask: jax.Array | None) -> jax.Array:
     return x.var(-1).mean(where=mask)
 
 
-def _largest_logit(query: jax.Array, key: jax.Array, visible: jax.Array | None) -> jax.Array:
+def _largest_logit(query: jax.Array, key: jax.Array, seen: jax.Array | None) -> jax.Array:
     """Compute the largest absolute logit of attention."""
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / query.shape[-1] ** 0.5
-    return jnp.abs(logits).max(where=visible, initial=0.0)
+    return jnp.abs(logits).max(where=seen, initial=0.0)
