@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from jax.tree_util import KeyPath, keystr, tree_map_with_path
 from jax.typing import DTypeLike
 
 from normlab.models.transformer import rotated, visible
@@ -119,13 +120,14 @@ def on_the_sphere() -> optax.GradientTransformation:
         >>> optimizer = optax.chain(optax.adam(1e-3), on_the_sphere())
     """
 
-    def projected(path: tuple[jax.tree_util.DictKey, ...], update: jax.Array, parameter: jax.Array) -> jax.Array:
-        if path[-1].key not in ("kernel", "embedding"):
+    def projected(path: KeyPath, update: jax.Array, parameter: jax.Array) -> jax.Array:
+        *_, module, leaf = ["", *keystr(path, simple=True, separator="/").split("/")]
+        if leaf not in ("kernel", "embedding"):
             return update
-        return unit(parameter + update, _EMBEDDING_AXIS[path[-2].key]) - parameter
+        return unit(parameter + update, _EMBEDDING_AXIS[module]) - parameter
 
     def of(updates: PyTree, params: PyTree) -> PyTree:
-        return jax.tree_util.tree_map_with_path(projected, updates, params)
+        return tree_map_with_path(projected, updates, params)
 
     return optax.stateless(of)
 
