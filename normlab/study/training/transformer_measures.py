@@ -26,7 +26,7 @@ def observed(model: Fitted) -> dict[str, Array]:
     variables = {"params": model.params, **model.model_state[0]}
     inputs = model.test[0][:EXAMPLES]
     outputs, found = module.apply(variables, inputs, train=False, mutable=[OBSERVED])
-    by_name: Mapping[str, Any] = found[OBSERVED]
+    by_name = cast(Mapping[str, Any], found[OBSERVED])
     layers = [by_name[f"layer_{i}"] for i in range(len(by_name))]
     return {
         "attention_logit": jnp.stack([layer["attention"]["largest_logit"][0] for layer in layers]).max()[None],
