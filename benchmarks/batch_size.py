@@ -2,6 +2,7 @@
 
     normlab run batch_size
     normlab run batch_size --data tfds:cifar10 --data-dir DIR --problems resnet20 --augment crop flip
+    normlab run batch_size --problems gpt --text tfds:tiny_shakespeare
 
 Statistics over several examples are noisier in smaller batches, and so is the gradient. The curve `deployed` shrinks
 both together, as on an accelerator whose memory fits only a few examples; the curve `isolated` shrinks only the
@@ -12,14 +13,14 @@ that are not used for evaluation; within a run, validation and test examples are
 from dataclasses import replace
 
 from normlab import study
-from normlab.study.problems import zoo
+from normlab.study.problems import text, zoo
 
 _TIERS = study.tiers(problems=("mlp", "conv"))
 
 comparison = study.Comparison(
     name="batch_size",
     title="Test error against batch size",
-    problems=zoo.problems(*zoo.MEMBERS),
+    problems=(*zoo.problems(*zoo.MEMBERS), text.gpt(rate=zoo.VIT_RATE)),
     norms=("none", "batch", "batch_renorm", "layer", "rms", "group", "instance"),
     curves=study.batch_size_curves(reference=32),
     tiers={

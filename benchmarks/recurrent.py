@@ -1,7 +1,7 @@
 """Which norm inside a recurrent cell?
 
     normlab run recurrent
-    normlab run recurrent --problems text --text PATH
+    normlab run recurrent --problems text --text tfds:tiny_shakespeare
 
 An LSTM reads digits row by row or pixel by pixel, in order and under a fixed permutation; sequences of different
 lengths of the adding problem; and text. Besides the error, the report shows gradients along a sequence, the statistics
@@ -12,7 +12,6 @@ Rows with `epsilon=1e-05` are the norms as published. From a zero state with zer
 step; the defaults of the cells prevent this.
 """
 
-import math
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,6 +20,8 @@ from normlab import study
 from normlab.norms import Norm
 from normlab.study.data import sequences
 from normlab.study.data.dataset import TEST, TRAIN, VALIDATION
+from normlab.study.data.options import TEXT_OPTION
+from normlab.study.training.objectives import BITS_PER_CHARACTER, mean_cross_entropy
 
 BATCH, WIDTH, TEXT_WIDTH = 64, 32, 64
 LONGER = (8, 9, 10, 12, 16)
@@ -174,16 +175,6 @@ def _digits(name: str, title: str, data: Any, steps: int) -> study.Problem:
     )
 
 
-def _nats(outputs: Any, labels: Any) -> Any:
-    import optax
-
-    return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).mean(-1)
-
-
-def _bits(outputs: Any, labels: Any) -> Any:
-    return _nats(outputs, labels) / math.log(2)
-
-
 def _text() -> study.Problem:
     window = sequences.WINDOW
     ends = tuple(range(window // 4, 4 * window + 1, window // 4))
@@ -201,20 +192,13 @@ def _text() -> study.Problem:
         f"LSTM-{TEXT_WIDTH}, text by character",
         sequences.characters,
         window,
-        study.Error(name="bits per character", function=_bits, margin=0.05),
+        BITS_PER_CHARACTER,
         error,
         partial(_joined, ends=ends),
         model=partial(_net, features=TEXT_WIDTH, outputs=sequences.SYMBOLS, symbols=sequences.SYMBOLS, every_step=True),
-        loss=_nats,
+        loss=mean_cross_entropy,
         chance=sequences.unigram_bits,
-        options=(
-            study.Option(
-                name="text",
-                kind=study.FILE,
-                metavar="PATH",
-                help="text for the problem `text`, in UTF-8 (default: the topics of Python's `help`)",
-            ),
-        ),
+        options=(TEXT_OPTION,),
     )
 
 

@@ -22,6 +22,7 @@ SECONDS: Mapping[str, tuple[float, float]] = {
     "inference_gap": (10.0, 0.6),
     "online": (3.0, 0.15),
     "recurrent": (10.0, 4.0),
+    "transformer": (6.0, 25.0),
 }
 """Seconds of one core to compile a program and to make a run, by comparison: means over problems, rounded.
 

@@ -11,57 +11,55 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from normlab.models.transformer import INITIAL, Placement, Residual, Stack
 from normlab.norms import Norm
 
-_WIDTH, _HEADS, _HIDDEN = 192, 3, 768
-_INITIAL = nn.initializers.normal(0.02)
-_dense = partial(nn.Dense, kernel_init=_INITIAL)
+_WIDTH, _HEADS = 192, 3
+_dense = partial(nn.Dense, kernel_init=INITIAL)
 
 
 class ViTTiny(nn.Module):
     """DeiT-Ti: patches as tokens of width 192, a class token, learned positions, and 12 layers with 3 heads.
 
-    The norm is applied to (batch, tokens, 192), before attention, before each MLP, and before the last dense layer.
-    Weights start from a normal distribution of standard deviation 0.02, biases at 0. No dropout, no stochastic depth.
+    The norm is applied to (batch, tokens, 192): before attention, before each MLP, and before the last dense layer, or
+    where `placement` says. Weights start from a normal distribution of standard deviation 0.02, biases at 0. No
+    dropout, no stochastic depth.
 
     Attributes:
         norm: Norm in place of layer norm.
         classes: Number of outputs.
         patch: Height and width of a patch: 16 for 224 x 224 pixels, 4 for 32 x 32.
         depth: Number of layers.
+        placement: Places of the norms; see [`Stack`][normlab.models.transformer.Stack].
+        residual: Learned factors of the branches, likewise.
+        qk_norm: Norm of queries and keys, likewise.
     """
 
     norm: Norm
     classes: int = 1000
     patch: int = 16
     depth: int = 12
+    placement: Placement = "pre"
+    residual: Residual = "none"
+    qk_norm: Norm | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map images (batch, height, width, channels) to logits (batch, classes)."""
         x = _dense(_WIDTH, name="embedding")(squares(x, self.patch))
-        token = self.param("class_token", _INITIAL, (1, 1, _WIDTH))
+        token = self.param("class_token", INITIAL, (1, 1, _WIDTH))
         x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, _WIDTH)), x], axis=1)
-        x = x + self.param("positions", _INITIAL, (1, *x.shape[1:]))
-        for i in range(self.depth):
-            x = _EncoderLayer(self.norm, name=f"layer_{i}")(x, train=train)
-        x = self.norm.linear.linen(train=train, name="norm_last")(x)
+        x = x + self.param("positions", INITIAL, (1, *x.shape[1:]))
+        stack = Stack(
+            norm=self.norm,
+            depth=self.depth,
+            heads=_HEADS,
+            placement=self.placement,
+            residual=self.residual,
+            qk_norm=self.qk_norm,
+        )
+        x = stack.apply(x, train=train)
         return _dense(self.classes, name="head")(x[:, 0])
-
-
-class _EncoderLayer(nn.Module):
-    """Attention and MLP, each after a norm and with a shortcut."""
-
-    norm: Norm
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Map (batch, tokens, width) to the same shape."""
-        y = self.norm.linear.linen(train=train, name="norm_0")(x)
-        x = x + nn.MultiHeadDotProductAttention(_HEADS, kernel_init=_INITIAL, name="attention")(y)
-        y = self.norm.linear.linen(train=train, name="norm_1")(x)
-        y = nn.gelu(_dense(_HIDDEN, name="dense_0")(y), approximate=False)
-        return x + _dense(_WIDTH, name="dense_1")(y)
 
 
 def squares(x: jax.Array, size: int) -> jax.Array:

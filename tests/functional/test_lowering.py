@@ -232,7 +232,7 @@ def test_recurrent_cells_of_nnx(cell: str, norm: str) -> None:
     lower_gradient(*nnx_outputs(module), shaped(SEQUENCES))
 
 
-IMAGES, DIGITS = (4, 16, 16, 3), (4, 8, 8, 1)
+IMAGES, DIGITS, TOKENS = (4, 16, 16, 3), (4, 8, 8, 1), (4, 8)
 NETWORKS: dict[str, tuple[Callable[..., Any], str, tuple[int, ...]]] = {
     "MLP": (models.MLP, "batch", DIGITS),
     "ConvNet": (models.ConvNet, "batch", DIGITS),
@@ -240,6 +240,7 @@ NETWORKS: dict[str, tuple[Callable[..., Any], str, tuple[int, ...]]] = {
     "ResNet": (partial(models.ResNet, depth=8), "batch", IMAGES),
     "ResNet50": (models.ResNet50, "batch", (2, 32, 32, 3)),
     "ViTTiny": (partial(models.ViTTiny, depth=2), "layer", IMAGES),
+    "GPT": (partial(models.GPT, vocabulary=8, depth=2), "rms", TOKENS),
     "LSTMNet": (models.LSTMNet, "batch_step", SEQUENCES),
     "MLP of NNX": (partial(nnx_models.MLP, inputs=64), "batch", DIGITS),
     "ResNet of NNX": (partial(nnx_models.ResNet, depth=8), "batch", IMAGES),
@@ -253,7 +254,8 @@ def test_every_network_is_lowered() -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_training_step_of_a_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, norm, shape = NETWORKS[name]
-    net = network(model, norms.get(norm), np.zeros(shape, np.float32))
+    dtype, labels = ("int32", shape) if shape == TOKENS else ("float32", shape[:1])
+    net = network(model, norms.get(norm), np.zeros(shape, dtype))
     params, model_state = jax.eval_shape(lambda: net.init(0))
     optimizer = optax.sgd(0.1, momentum=0.9)
 
@@ -267,8 +269,8 @@ def test_a_training_step_of_a_network(name: str, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # the networks choose their convolution by it
     opt_state = jax.eval_shape(optimizer.init, params)
-    lower(step, params, model_state, opt_state, shaped(shape), shaped(shape[:1], "int32"))
-    lower(net.evaluate, params, model_state, shaped(shape))
+    lower(step, params, model_state, opt_state, shaped(shape, dtype), shaped(labels, "int32"))
+    lower(net.evaluate, params, model_state, shaped(shape, dtype))
 
 
 def test_a_stack_of_runs_of_the_study() -> None:

@@ -971,4 +971,16 @@ MUTANTS = (
         ("        return _product(root, x) + _product(x, root)", "        return 2 * _product(root, x)"),
         ("functional/whitening/test_whitening.py::test_the_exact_root_has_derivatives_where_eigenvalues_are_equal",),
     ),
+    Mutant(
+        "a norm of a language model is over positions",
+        "models/transformer.py",
+        ("        if self.causal:\n", "        if False:\n"),
+        ("models/test_transformer.py::TestCausality::test_later_tokens_change_no_earlier_logit[group]",),
+    ),
+    Mutant(
+        "weights of the placement `deep` start too small",
+        "models/transformer.py",
+        ("std * (8 * self.depth) ** -0.25", "std * (12 * self.depth) ** -0.25"),
+        ("models/test_transformer.py::TestStart::test_standard_deviations[deep-0.5-0.5]",),
+    ),
 )

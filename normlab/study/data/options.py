@@ -122,6 +122,13 @@ def _named(data: str) -> str:
     return Path(name).stem if kind == "npz" else (name or kind).replace("/", "-").replace(":", "-")
 
 
+def _text(value: object) -> str:
+    """Make the path of a text absolute, for workers in other folders."""
+    if isinstance(value, str) and value.startswith("tfds:") and value != "tfds:":
+        return value
+    return str(FILE.convert(value))
+
+
 def _way(value: object) -> str:
     if not isinstance(value, str) or value not in AUGMENTATIONS:
         raise ValueError(value)
@@ -175,3 +182,12 @@ DATA_OPTIONS = (
     ),
 )
 """For `normlab.study.supervised`, whose `data` is `chosen`."""
+
+TEXT_OPTION = Option(
+    name="text",
+    kind=Kind("the path of a file or `tfds:NAME`", _text, "Write one of them."),
+    metavar="TEXT",
+    help="text to learn, as the path of a file in UTF-8, or `tfds:NAME` for a text of TensorFlow Datasets that is in "
+    "$TFDS_DATA_DIR or ~/tensorflow_datasets, such as tiny_shakespeare (default: the topics of Python's `help`)",
+)
+"""For problems whose `data` are `normlab.study.data.sequences.characters`."""

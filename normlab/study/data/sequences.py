@@ -92,15 +92,16 @@ def characters(text: str | None = None) -> Data:
     share the last number.
 
     Args:
-        text: The path of a file in UTF-8; unless given, the topics of Python's own `help`.
+        text: The path of a file in UTF-8, or `tfds:NAME` for a text of TensorFlow Datasets, such as
+            `tfds:tiny_shakespeare`. Unless given, the text is the topics of Python's own `help`.
 
     Returns:
         Inputs and labels of shape (windows, `WINDOW`): characters, and the characters that follow them.
 
     Raises:
-        ValueError: If the file cannot be read, is not UTF-8, or is too short.
+        ValueError: If the text cannot be read, is not UTF-8, or is too short.
     """
-    name, content = _topics() if text is None else (f"`{Path(text).name}`", _read(text))
+    name, content = _topics() if text is None else _named(text)
     whole = content.decode()
     if len(whole) < SHORTEST:
         raise ValueError(f"Expected a text of at least {SHORTEST} characters, got {len(whole)} in {name}.")
@@ -143,6 +144,15 @@ def _topics() -> tuple[str, bytes]:
     from pydoc_data.topics import topics  # part of Python: what `help("SEQUENCES")` and its like print
 
     return "The topics of Python's `help`", "\n".join(topics[name] for name in sorted(topics)).encode()
+
+
+def _named(text: str) -> tuple[str, bytes]:
+    kind, _, name = text.partition(":")
+    if kind == "tfds":
+        from normlab.study.data.tfds.text import read_text
+
+        return read_text(name)
+    return f"`{Path(text).name}`", _read(text)
 
 
 def _read(path: str) -> bytes:

@@ -1,5 +1,6 @@
 """Losses and errors."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -70,8 +71,18 @@ def cross_entropy(outputs: "jax.Array", labels: "jax.Array") -> "jax.Array":
     return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
 
 
+def mean_cross_entropy(outputs: "jax.Array", labels: "jax.Array") -> "jax.Array":
+    """Softmax cross entropy of logits for sequences of labels, one number for each sequence."""
+    return cross_entropy(outputs, labels).mean(-1)
+
+
+def _bits(outputs: "jax.Array", labels: "jax.Array") -> "jax.Array":
+    return mean_cross_entropy(outputs, labels) / math.log(2)
+
+
 MISCLASSIFICATION = Error(name="test error", function=_misclassified, percent=True)
 MEAN_SQUARED_ERROR = Error(name="mean squared error", function=_squared_error)
+BITS_PER_CHARACTER = Error(name="bits per character", function=_bits, margin=0.05)
 
 
 def check_transformation(made: object) -> None:

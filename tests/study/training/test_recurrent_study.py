@@ -193,7 +193,7 @@ class TestText:
 
     def test_help_names_it(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["run", "recurrent", "--help"]) == 0
-        assert "--text PATH" in capsys.readouterr().out
+        assert "--text TEXT" in capsys.readouterr().out
 
     def test_it_needs_its_problem(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["run", "recurrent", "--problems", "rows", "--text", __file__]) == 2
