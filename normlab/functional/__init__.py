@@ -4,6 +4,7 @@ from normlab._core.checks import one_element
 from normlab._core.collectives import one_device
 from normlab._core.standardize import normalize
 from normlab.errors import StatisticsError
+from normlab.functional.adain import adain
 from normlab.functional.batch_norm import (
     BatchMoments,
     RunningStatistics,
@@ -20,6 +21,11 @@ from normlab.functional.batch_renorm import (
     merge_batch_renorm,
     update_batch_renorm,
 )
+from normlab.functional.combined.batch_channel import batch_channel_norm
+from normlab.functional.combined.domain_batch import domain_batch_norm
+from normlab.functional.combined.mean_only_batch import mean_only_batch_norm
+from normlab.functional.combined.representative import representative_batch_norm
+from normlab.functional.combined.switchable import switchable_norm
 from normlab.functional.group_norm import group_norm
 from normlab.functional.instance_norm import instance_norm
 from normlab.functional.layer_norm import layer_norm
@@ -50,13 +56,16 @@ __all__ = [
     "StreamingMemory",
     "StreamingSlopes",
     "TimedCarry",
+    "adain",
     "as_batch_norm",
     "as_batch_renorm",
+    "batch_channel_norm",
     "batch_elements",
     "batch_moments",
     "batch_norm",
     "batch_renorm",
     "cell_norm",
+    "domain_batch_norm",
     "dyt",
     "evaluate_online_norm",
     "first_batch",
@@ -67,14 +76,17 @@ __all__ = [
     "initial_streaming",
     "instance_norm",
     "layer_norm",
+    "mean_only_batch_norm",
     "merge_batch_norm",
     "merge_batch_renorm",
     "normalize",
     "one_device",
     "one_element",
     "online_norm",
+    "representative_batch_norm",
     "rms_norm",
     "streaming_norm",
+    "switchable_norm",
     "unroll",
     "update_batch_norm",
     "update_batch_renorm",

@@ -8,14 +8,14 @@ from flax import linen as nn
 from flax.core import unfreeze
 from flax.linen.module import InterceptorContext
 
-from normlab.linen._batch import BatchNorm
+from normlab.linen._norm import Stateful
 
 Path = tuple[str, ...]
 """Names of a module and those around it, the outermost first."""
 
 
 def trainable(model: nn.Module, variables: Mapping[str, Any], *inputs: object, **options: Any) -> dict[str, Any]:
-    """Return which parameters are to be trained: all but scale and bias of norms with `frozen=True`.
+    """Return which parameters are to be trained: all but those of norms with `frozen=True`.
 
     These have a gradient of zero, which weight decay does not ask for: mask it, as in
     `optax.adamw(0.001, mask=trainable(model, variables, x))`, or the whole optimizer by `optax.masked`.
@@ -58,7 +58,7 @@ def _norms(
 
     def note(call: Callable[..., Any], given: Any, options: Any, context: InterceptorContext) -> Any:
         called.add(context.module.path)
-        if isinstance(context.module, BatchNorm) and context.module.frozen:
+        if isinstance(context.module, Stateful) and getattr(context.module, "frozen", False):
             frozen.add(context.module.path)
         return call(*given, **options)
 

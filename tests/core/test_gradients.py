@@ -26,6 +26,7 @@ SHAPE = (4, 3, 4)
 SMALL = {
     "group": "group:num_groups=2",
     "continual": "continual:num_groups=2",
+    "batch_channel": "batch_channel:num_groups=2",
     "batch_renorm": "batch_renorm:r_max=1.0,d_max=0.0",  # r and d move numerically
 }
 OWN_BACKWARD = ("online", "streaming")  # on purpose no derivative of the forward pass
