@@ -9,6 +9,7 @@ from normlab.linen._combined import (
     SwitchableNorm,
 )
 from normlab.linen._frozen import trainable
+from normlab.linen._modulated import Modulated
 from normlab.linen._per_example import DyT, GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm
 from normlab.linen._recurrent import RNN, GRUCell, LSTMCell, SimpleCell
 from normlab.linen._stream import ContinualNorm, OnlineNorm, StreamingNorm
@@ -27,6 +28,7 @@ __all__ = [
     "LSTMCell",
     "LayerNorm",
     "MeanOnlyBatchNorm",
+    "Modulated",
     "OnlineNorm",
     "RMSNorm",
     "RNN",

@@ -8,6 +8,7 @@ from normlab.nnx._combined import (
     RepresentativeBatchNorm,
     SwitchableNorm,
 )
+from normlab.nnx._modulated import Modulated
 from normlab.nnx._norm import FrozenParam
 from normlab.nnx._per_example import DyT, GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm
 from normlab.nnx._recurrent import RNN, GRUCell, LSTMCell, SimpleCell
@@ -28,6 +29,7 @@ __all__ = [
     "LSTMCell",
     "LayerNorm",
     "MeanOnlyBatchNorm",
+    "Modulated",
     "OnlineNorm",
     "OverwriteWithGradient",
     "RMSNorm",

@@ -171,12 +171,10 @@ class DomainBatchNormLayer(BatchNormLayer):
                 f"Expected `domain` to be one number, or one for each of the {x.shape[0]} examples, got shape "
                 f"{domain.shape}."
             )
-        if not isinstance(domain, Tracer):
-            unknown = sorted({*np.asarray(domain).ravel().tolist()}.difference(range(self.domains)))
-            if unknown:
-                raise ValueError(
-                    f"Expected `domain` to lie in [0, {self.domains}), got {unknown[0]}. Raise `num_domains`."
-                )
+        concrete = () if isinstance(domain, Tracer) else np.asarray(domain).ravel().tolist()
+        unknown = sorted({*concrete}.difference(range(self.domains)))
+        if unknown:
+            raise ValueError(f"Expected `domain` to lie in [0, {self.domains}), got {unknown[0]}. Raise `num_domains`.")
         return jnp.broadcast_to(domain, x.shape[:1])
 
     def _of_parts(self, batch: int) -> Array:
