@@ -40,6 +40,11 @@ _MEANT: Mapping[str, str] = {
     "none": "identity nonorm noop off null",
     "dyt": "dynamictanh tanh",
     "continual": "cn",
+    "mean_only_batch": "mobn meanonly",
+    "batch_channel": "bcn",
+    "representative": "rbn",
+    "switchable": "sn switch",
+    "domain_batch": "dsbn domainspecificbatch splitbatch auxbatch",
     # networks
     "conv": "cnn convnet",
     # commands

@@ -93,6 +93,7 @@ def _joined(parts: Parts, axis: Sequence[int]) -> Parts:
         return (n * a).sum(axis, keepdims=True) / jnp.maximum(total, 1)
 
     rest = averaged(apart)
+    rest = rest + averaged(jnp.where(counted, apart - rest, 0))  # what rounding left of a sum of many
     between = averaged(parts.between) + averaged(lax.square(apart - rest))
     return Parts(near, rest, averaged(parts.within), between, total)
 

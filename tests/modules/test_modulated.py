@@ -33,7 +33,10 @@ def with_kernel(module: nn.Module, kernel: Any, *given: Any) -> Any:
     """Variables of a Linen module whose dense layer has a kernel."""
     variables = module.init(KEY, *given)
     dense = variables["params"]["modulation"]
-    return {**variables, "params": {**variables["params"], "modulation": {**dense, "kernel": jnp.asarray(kernel, "float32")}}}
+    return {
+        **variables,
+        "params": {**variables["params"], "modulation": {**dense, "kernel": jnp.asarray(kernel, "float32")}},
+    }
 
 
 def test_gives_the_vector_of_the_specification() -> None:
@@ -79,7 +82,10 @@ def test_nnx_gives_what_linen_gives(norm: str) -> None:
         ours.train() if train else ours.eval()
         variables = with_kernel(module, kernel, x, condition)
         if norm == "batch":
-            variables = {**variables, "batch_stats": {"BatchNorm_0": {n: getattr(ours.norm, n)[...] for n in ("mean", "var")}}}
+            variables = {
+                **variables,
+                "batch_stats": {"BatchNorm_0": {n: getattr(ours.norm, n)[...] for n in ("mean", "var")}},
+            }
         y, _ = module.apply(variables, x, condition, mutable=["batch_stats"])
         chex.assert_trees_all_close(ours(x, condition), y, rtol=1e-5, atol=1e-5)
 
@@ -94,7 +100,10 @@ def test_the_gain_is_added_in_float32() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 4), (3, 6, 4), (3, 5, 1, 4), (4,)])
 def test_conditions_of_the_wrong_batch_or_rank_are_refused(shape: tuple[int, ...]) -> None:
-    x, message = draw(0, 3, 5, 8), r"`condition` of shape \[batch, d\] or \[batch, \*positions, d\] for `x` of shape .*got"
+    x, message = (
+        draw(0, 3, 5, 8),
+        r"`condition` of shape \[batch, d\] or \[batch, \*positions, d\] for `x` of shape .*got",
+    )
     with pytest.raises(ValueError, match=message):
         linen.Modulated("layer").init(KEY, x, jnp.ones(shape))
     with pytest.raises(ValueError, match=message):

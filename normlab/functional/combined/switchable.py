@@ -162,8 +162,8 @@ class SwitchableNormLayer(BatchNormLayer):
         positions = tuple(a for a in range(1, x.ndim) if a not in features)
         _check_examples(x.shape, positions, features)
         layer, near = joined(examples, features), batch.near
-        assert near is not None
-        means = [each.mean_minus(near) for each in (examples, layer, batch)]
+        assert near is not None and batch.rest is not None
+        means = [each.mean_minus(near) - batch.rest for each in (examples, layer, batch)]  # shares add up to 1
         spreads = [examples.var, layer.var if positions else layer.unbiased_var, batch.var]
         means, spreads = (each if positions else each[1:] for each in (means, spreads))
         shares = (affine[name].astype(x.dtype) for name in self.parameters)
@@ -171,7 +171,7 @@ class SwitchableNormLayer(BatchNormLayer):
             sum((share[k] * statistic for k, statistic in enumerate(statistics)), jnp.zeros((), x.dtype))
             for share, statistics in zip(shares, (means, spreads), strict=True)
         )
-        y = ((x - near) - shift) * reciprocal_root(var + self.epsilon, self.epsilon)
+        y = (((x - near) - batch.rest) - shift) * reciprocal_root(var + self.epsilon, self.epsilon)
         y = y * affine["scale"].astype(x.dtype) if "scale" in affine else y
         return y + affine["bias"].astype(x.dtype) if "bias" in affine else y
 

@@ -304,7 +304,7 @@ def call(norm: str, x: Any = IMAGES, **given: Any) -> Callable[[], object]:
 WRONG = {
     "channel affine": (call("batch_channel:channel_affine='groups'"), ValueError, "'group', 'feature' or None, got"),
     "groups": (call("batch_channel:num_groups=4"), ValueError, "`num_groups` to divide the 6 features"),
-    "grouped axis": (call("batch_channel:axis=1"), ValueError, "`axis` to be the last, along which"),
+    "grouped axis": (call("batch_channel:axis=1,num_groups=3"), ValueError, "`axis` to be the last, along which"),
     "unknown domain": (call("domain_batch", domain=2), ValueError, r"`domain` to lie in \[0, 2\), got 2\. Raise"),
     "negative domain": (call("domain_batch", domain=[0, 0, -1, 0]), ValueError, r"`domain` to lie in .*got -1"),
     "domains of another batch": (
