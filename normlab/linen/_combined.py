@@ -22,7 +22,7 @@ from normlab.linen._norm import Initializer, Stateful, normalize
 class MeanOnlyBatchNorm(Stateful):
     """Mean-only batch norm; see `normlab.functional.mean_only_batch_norm`.
 
-    `batch_stats` holds `mean`. There is no scale; put `WeightNorm`, or a kernel norm of its kind, on the layer before.
+    `batch_stats` holds `mean`. There is no scale; the layer before has one, by weight norm.
 
     Attributes:
         use_running_average: True at evaluation, False in training; or `None`, and given in the call.

@@ -171,8 +171,7 @@ class DomainBatchNormLayer(BatchNormLayer):
                 f"Expected `domain` to be one number, or one for each of the {x.shape[0]} examples, got shape "
                 f"{domain.shape}."
             )
-        concrete = () if isinstance(domain, Tracer) else np.asarray(domain).ravel().tolist()
-        unknown = sorted({*concrete}.difference(range(self.domains)))
+        unknown = sorted(_known(domain).difference(range(self.domains)))
         if unknown:
             raise ValueError(f"Expected `domain` to lie in [0, {self.domains}), got {unknown[0]}. Raise `num_domains`.")
         return jnp.broadcast_to(domain, x.shape[:1])
@@ -272,3 +271,8 @@ class DomainBatchNormLayer(BatchNormLayer):
             x = x - of_each(mean)
         y = x * of_each(rstd * affine["scale"] if "scale" in affine else rstd)
         return y + of_each(affine["bias"]) if "bias" in affine else y
+
+
+def _known(domain: Array) -> set[int]:
+    """Return the domains of examples as far as they are known, which those that are traced are not."""
+    return set() if isinstance(domain, Tracer) else {*np.asarray(domain).ravel().tolist()}
