@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from normlab._core.checks import choose_mode
+from normlab._core.dtypes import float32_or_wider
 from normlab._core.modulation import BareNorm, bare, check_condition, conditioned
 from normlab.linen._norm import Initializer
 
@@ -75,7 +76,7 @@ class Modulated(nn.Module):
         Raises:
             ValueError: If the condition does not fit `x`.
         """
-        norm, x, condition = bare(self.norm), jnp.asarray(x), jnp.asarray(condition)
+        norm, x, condition = bare(self.norm), jnp.asarray(x), float32_or_wider(jnp.asarray(condition))
         check_condition(condition, x.shape)
         train = norm.stateful and not choose_mode(self.use_running_average, use_running_average)
         parts, features = 3 if self.gate else 2, x.shape[-1]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from normlab._core.dtypes import float32_or_wider
 from normlab._core.modulation import BareNorm, bare, check_condition, conditioned
 from normlab.nnx._norm import Initializer, zeros
 
@@ -69,7 +70,7 @@ class Modulated(nnx.Module):
         Raises:
             ValueError: If the condition does not fit `x`.
         """
-        x, condition = jnp.asarray(x), jnp.asarray(condition)
+        x, condition = jnp.asarray(x), float32_or_wider(jnp.asarray(condition))
         check_condition(condition, x.shape)
         given = self.modulation(self.activation(condition))
         by, gate = conditioned(given, 3 if self.gate else 2, self.offset, x.ndim)
