@@ -89,11 +89,14 @@ def _joined(parts: Parts, axis: Sequence[int]) -> Parts:
     near = jnp.where(total > 0, near, 0)
     apart = jnp.where(counted, parts.mean_minus(near), 0)
 
-    def averaged(a: Array) -> Array:
+    def mean(a: Array) -> Array:
         return (n * a).sum(axis, keepdims=True) / jnp.maximum(total, 1)
 
+    def averaged(a: Array) -> Array:
+        about = mean(a)  # the sum of many numbers of one sign has lost digits, which their differences have
+        return about + mean(jnp.where(counted, a - about, 0))
+
     rest = averaged(apart)
-    rest = rest + averaged(jnp.where(counted, apart - rest, 0))  # what rounding left of a sum of many
     between = averaged(parts.between) + averaged(lax.square(apart - rest))
     return Parts(near, rest, averaged(parts.within), between, total)
 
