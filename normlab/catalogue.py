@@ -310,7 +310,73 @@ _RESPONSES: tuple[Description, ...] = (
 )
 """Norms that divide and do not subtract a mean; some are activations, too."""
 
-_COMBINED: tuple[Description, ...] = ()
+_COMBINED = (
+    Description(
+        name="mean_only_batch",
+        title="mean-only batch norm",
+        module="MeanOnlyBatchNorm",
+        ghost_batches=True,
+        **_BATCH,
+        formula="x - mean; running averages at inference",
+        over="batch and positions",
+        paper="Salimans & Kingma 2016",
+        url="https://arxiv.org/abs/1602.07868",
+        colour=_GREEN,
+        marker="s",
+    ),
+    Description(
+        name="batch_channel",
+        title="batch-channel norm",
+        module="BatchChannelNorm",
+        ghost_batches=True,
+        **_BATCH,
+        formula="group norm of batch norm",
+        over="batch and positions, then a group of features",
+        paper="Qiao et al. 2019",
+        url="https://arxiv.org/abs/1911.09738",
+        colour=_VIOLET,
+        marker="d",
+    ),
+    Description(
+        name="representative",
+        title="representative batch norm",
+        module="RepresentativeBatchNorm",
+        ghost_batches=True,
+        **_BATCH,
+        formula="batch norm, centred and gated by means over positions",
+        over="batch and positions; positions",
+        paper="Gao et al. 2021",
+        url="https://openaccess.thecvf.com/content/CVPR2021/html/"
+        "Gao_Representative_Batch_Normalization_With_Feature_Calibration_CVPR_2021_paper.html",
+        colour=_PINK,
+        marker="D",
+    ),
+    Description(
+        name="switchable",
+        title="switchable norm",
+        module="SwitchableNorm",
+        ghost_batches=True,
+        **_BATCH,
+        formula="(x - Σ a mean) / sqrt(Σ b var + ε), shares a and b learned",
+        over="positions; features and positions; batch and positions",
+        paper="Luo et al. 2019",
+        url="https://arxiv.org/abs/1806.10779",
+        colour=_SKY,
+        marker="D",
+    ),
+    Description(
+        name="domain_batch",
+        title="domain batch norm",
+        module="DomainBatchNorm",
+        **_BATCH,
+        formula="batch norm for each domain",
+        over="batch and positions of a domain",
+        paper="Chang et al. 2019",
+        url="https://arxiv.org/abs/1906.03950",
+        colour=_VIOLET,
+        marker="s",
+    ),
+)
 """Norms made of several, or with statistics for several sets."""
 
 _WHITENING = (

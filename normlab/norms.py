@@ -129,6 +129,15 @@ class Norm:
         """The norm without its activation: itself unless it `activates`."""
         return get(self, nonlinear=False) if self.activates else self
 
+    @property
+    def bare(self) -> "Norm":
+        """The norm without `scale` and `bias` of its own, as `Modulated` takes it."""
+        known = ("use_scale", "use_bias")
+        if self.entry.module:
+            kind = getattr(importlib.import_module("normlab.linen"), self.entry.module)
+            known = tuple(field.name for field in dataclasses.fields(kind) if field.name in known)
+        return get(self, **dict.fromkeys(known, False))
+
     def activate(self, x: "Array", activation: "Callable[[Array], Array]") -> "Array":
         """Return the activation of what this norm gave: `x` itself where the norm `activates`.
 

@@ -43,6 +43,11 @@ _MEANT: Mapping[str, str] = {
     "l2": "unit unitnorm",
     "local_response": "lrn",
     "continual": "cn",
+    "mean_only_batch": "mobn meanonly",
+    "batch_channel": "bcn",
+    "representative": "rbn",
+    "switchable": "sn switch",
+    "domain_batch": "dsbn domainspecificbatch splitbatch auxbatch",
     # networks
     "conv": "cnn convnet",
     # commands

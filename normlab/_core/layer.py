@@ -57,6 +57,10 @@ class Layer(ABC):
         """Return the initializer of `scale` or `bias` by the one that the module has."""
         return given
 
+    def parameter_of(self, ndim: int, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """Return `parameter` for inputs of a known rank, on which few depend."""
+        return self.parameter(name, shape, dtype)
+
     def names(self, train: bool) -> tuple[Sequence[str], Sequence[str]]:
         """Return names of the state that the forward pass changes, and those that may be missing or in excess."""
         return (), ()

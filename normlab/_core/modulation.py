@@ -1,12 +1,24 @@
 """Scale and bias that a call gives for each example or position, applied after a norm's own."""
 
-from typing import NamedTuple
+import importlib
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 from jax import Array
 
 from normlab._core.dtypes import float32_or_wider, output_dtype
 
-__all__ = ["Modulation", "modulated", "modulated_alone", "separated", "spread"]
+__all__ = [
+    "BareNorm",
+    "Modulation",
+    "bare",
+    "check_condition",
+    "conditioned",
+    "modulated",
+    "modulated_alone",
+    "separated",
+    "spread",
+]
 
 
 class Modulation(NamedTuple):
@@ -58,6 +70,67 @@ def modulated_alone(x: Array, by: Modulation) -> Array:
     if by.scale is None and by.bias is None:
         return x
     return modulated(float32_or_wider(x), by, (x.ndim - 1,)).astype(output_dtype(x))
+
+
+@runtime_checkable
+class BareNorm(Protocol):
+    """A norm as a value, `normlab.norms.Norm`, as far as `Modulated` needs it."""
+
+    @property
+    def stateful(self) -> bool:
+        """True if the norm keeps running statistics."""
+        ...
+
+    @property
+    def bare(self) -> "BareNorm":
+        """The norm without scale and bias of its own."""
+        ...
+
+    def linen(self, *, train: bool, **overrides: object) -> Any:
+        """Return the Linen module."""
+        ...
+
+    def nnx(self, num_features: Any, *, rngs: Any, **overrides: object) -> Any:
+        """Return the NNX module."""
+        ...
+
+
+def bare(norm: BareNorm | str) -> BareNorm:
+    """Return a norm without scale and bias of its own, from a norm or the registry's string of one.
+
+    Raises:
+        TypeError: If `norm` is neither.
+    """
+    if isinstance(norm, str):  # the registry knows the modules, and not the other way around
+        norm = importlib.import_module("normlab.norms").get(norm)
+    if not isinstance(norm, BareNorm):
+        raise TypeError(f"Expected `norm` to be a norm or its string, got {norm!r}. Pass `normlab.norms.get('layer')`.")
+    return norm.bare
+
+
+def check_condition(condition: Array, shape: tuple[int, ...]) -> None:
+    """Raise a `ValueError` unless there is a condition for each example of `x` of `shape`, or for each position."""
+    rank, ndim = condition.ndim, len(shape)
+    positions = zip(condition.shape[1:-1], shape[1:-1], strict=False)
+    if rank not in (2, ndim) or condition.shape[0] != shape[0] or any(n not in (1, size) for n, size in positions):
+        raise ValueError(
+            f"Expected `condition` of shape [batch, d] or [batch, *positions, d] for `x` of shape {shape}, got "
+            f"{condition.shape}."
+        )
+
+
+def conditioned(given: Array, parts: int, offset: float, ndim: int) -> tuple[Modulation, Array | None]:
+    """Return what a layer made of a condition: gain and shift, in float32 or wider, and a gate, of the rank of `x`.
+
+    Args:
+        given: `[batch, parts * features]`, or with positions: shift, gain, and the gate where there are three parts.
+        parts: 2 or 3.
+        offset: Added to the gain.
+        ndim: Rank of `x`.
+    """
+    shape = given.shape if given.ndim == ndim else (given.shape[0], *(1,) * (ndim - 2), given.shape[-1])
+    shift, gain, *gate = jnp.split(float32_or_wider(given).reshape(shape), parts, axis=-1)
+    return Modulation(gain + offset, shift), gate[0] if gate else None
 
 
 def spread(name: str, array: Array, shape: tuple[int, ...], features: tuple[int, ...]) -> Array:

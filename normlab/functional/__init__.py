@@ -4,6 +4,7 @@ from normlab._core.checks import one_element
 from normlab._core.collectives import one_device
 from normlab._core.standardize import normalize
 from normlab.errors import StatisticsError
+from normlab.functional.adain import adain
 from normlab.functional.batch_norm import (
     BatchMoments,
     RunningStatistics,
@@ -20,6 +21,11 @@ from normlab.functional.batch_renorm import (
     merge_batch_renorm,
     update_batch_renorm,
 )
+from normlab.functional.combined.batch_channel import batch_channel_norm
+from normlab.functional.combined.domain_batch import domain_batch_norm
+from normlab.functional.combined.mean_only_batch import mean_only_batch_norm
+from normlab.functional.combined.representative import representative_batch_norm
+from normlab.functional.combined.switchable import switchable_norm
 from normlab.functional.group_norm import group_norm
 from normlab.functional.instance_norm import instance_norm
 from normlab.functional.kernels import (
@@ -74,8 +80,10 @@ __all__ = [
     "StreamingSlopes",
     "TimedCarry",
     "Whitening",
+    "adain",
     "as_batch_norm",
     "as_batch_renorm",
+    "batch_channel_norm",
     "batch_elements",
     "batch_moments",
     "batch_norm",
@@ -84,6 +92,7 @@ __all__ = [
     "cell_norm",
     "centralize",
     "derf",
+    "domain_batch_norm",
     "dyt",
     "evaluate_online_norm",
     "evaluate_power_norm",
@@ -104,6 +113,7 @@ __all__ = [
     "layer_norm",
     "local_response",
     "mabn",
+    "mean_only_batch_norm",
     "merge_batch_norm",
     "merge_batch_renorm",
     "normalize",
@@ -111,12 +121,14 @@ __all__ = [
     "one_element",
     "online_norm",
     "power_norm",
+    "representative_batch_norm",
     "rms_norm",
     "scaled_standardize",
     "seednorm",
     "spectral_norm",
     "standardize",
     "streaming_norm",
+    "switchable_norm",
     "unroll",
     "update_batch_norm",
     "update_batch_renorm",

@@ -1,6 +1,7 @@
 """Batch norm: statistics of a batch, and their running averages."""
 
 import numbers
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple, Self, get_args
@@ -212,7 +213,7 @@ def batch_moments(
     layer = BatchNormLayer(
         axis_name=axis_name, axis_index_groups=axis_index_groups, use_fast_variance=use_fast_variance
     )
-    return layer.moments(x, feature_axes(x.ndim, axis), where)
+    return layer.moments(x, {}, feature_axes(x.ndim, axis), where)
 
 
 def update_batch_norm(
@@ -345,30 +346,24 @@ def batch_elements(x: Array, axis: Axes, axis_name: AxisName | None = None) -> i
 
 
 @dataclass(frozen=True)
-class BatchNormLayer(Layer):
-    """Batch norm with its options.
+class BatchLayer(Layer):
+    """A norm by statistics of a batch, which it keeps running averages of; a subclass says which statistics.
 
     Attributes:
         axis: Feature axis or axes.
         momentum: Weight of the OLD running value; see `update_batch_norm`.
-        epsilon: Inside the root.
         axis_name: See `batch_norm`.
         axis_index_groups: See `batch_norm`.
-        use_fast_variance: See `batch_norm`.
-        unbiased_running_var: See `update_batch_norm`.
         ghost_batch_size: See `batch_norm`.
         statistics: Statistics that normalize; `running` in training means those before this batch, as constants, which
             then take up the batch by `merge_batch_norm`, so that one element is enough and ghosts make no difference.
-        frozen: Running statistics always, no update, no gradient into scale and bias.
+        frozen: Running statistics always, no update, no gradient into parameters.
     """
 
     axis: Axes = -1
     momentum: Momentum = 0.99
-    epsilon: float = 1e-5
     axis_name: AxisName | None = None
     axis_index_groups: Sequence[Sequence[int]] | None = None
-    use_fast_variance: bool = False
-    unbiased_running_var: bool = False
     ghost_batch_size: int | None = None
     statistics: Statistics = "auto"
     frozen: bool = False
@@ -380,10 +375,8 @@ class BatchNormLayer(Layer):
 
     def __post_init__(self) -> None:
         """Check the options."""
-        if type(self.epsilon) is not float or not 0 <= self.epsilon < 1:
-            check_epsilon(self.epsilon)
-        if {*map(type, (self.use_fast_variance, self.unbiased_running_var, self.frozen))} != {bool}:
-            check_flags(self, "use_fast_variance", "unbiased_running_var", "frozen")
+        if type(self.frozen) is not bool:
+            check_flags(self, "frozen")
         if self.statistics not in get_args(Statistics):
             raise ValueError(f"Expected `statistics` to be one of {get_args(Statistics)}, got {self.statistics!r}.")
         if self.ghost_batch_size is not None:
@@ -423,23 +416,24 @@ class BatchNormLayer(Layer):
         if self.frozen:
             parameters = jax.tree.map(lax.stop_gradient, dict(parameters))
         if self.frozen or not (train or self.statistics == "batch"):
-            return self.by_running(x, state, parameters, features), state
+            return self.by_running(x, state, parameters, features, mask), state
         if train and self.statistics == "running":
             return self.before_batch(x, state, parameters, features, mask)
         y, batch = self.by_batch(x, parameters, features, mask, state if train else None)
         return y, self.update(state, batch) if train else state
 
-    def by_running(self, x: Array, state: State, parameters: Parameters, features: tuple[int, ...]) -> Array:
+    @abstractmethod
+    def by_running(
+        self, x: Array, state: State, parameters: Parameters, features: tuple[int, ...], where: Array | None
+    ) -> Array:
         """Normalize by the running statistics."""
-        axis = other_axes(features, x.ndim)
-        return normalize(x, state["mean"], state["var"], **parameters, axis=axis, epsilon=self.epsilon)
 
     def before_batch(
         self, x: Array, state: State, parameters: Parameters, features: tuple[int, ...], mask: Array | None
     ) -> tuple[Array, State]:
         """Normalize by the running statistics before the batch, then let them take it up."""
-        y, batch = self.by_running(x, state, parameters, features), self.moments(x, features, mask)
-        return y, self.merge(state, batch)
+        y = self.by_running(x, state, parameters, features, mask)
+        return y, self.merge(state, self.moments(x, parameters, features, mask))
 
     def by_batch(
         self,
@@ -453,7 +447,7 @@ class BatchNormLayer(Layer):
         over = all_but(features, x.ndim, axis_name=self.axis_name, axis_index_groups=self.axis_index_groups)
         shape = tuple(map(x.shape.__getitem__, features))
         x = x if x.dtype == jnp.float32 else float32_or_wider(x)
-        affine = expand_affine(parameters, x.shape, features)
+        affine = self.expanded(parameters, x.shape, features)
         where = where if where is None else expand_where(where, x.ndim)
         size, devices = self.ghost_batch_size, over.devices
         if size is not None:
@@ -470,6 +464,65 @@ class BatchNormLayer(Layer):
         y, m = each_ghost(chunk, x, where, size)
         return y, BatchMoments.averaged(m, devices, shape)
 
+    def expanded(
+        self, parameters: Parameters, shape: tuple[int, ...], features: tuple[int, ...]
+    ) -> Mapping[str, Array]:
+        """Return parameters by name, checked, as `standardized` takes them."""
+        return expand_affine(parameters, shape, features)
+
+    @abstractmethod
+    def standardized(
+        self,
+        x: Array,
+        over: Reduction,
+        affine: Mapping[str, Array],
+        where: Array | None,
+        state: State | None,
+    ) -> tuple[Array, Moments]:
+        """Normalize a batch, or a chunk of it, by its own moments."""
+
+    @abstractmethod
+    def moments(self, x: Array, parameters: Parameters, features: tuple[int, ...], where: Array | None) -> BatchMoments:
+        """Return the moments of a batch, which may be one element."""
+
+    @abstractmethod
+    def update(self, state: State, batch: BatchMoments) -> State:
+        """Move the running statistics towards those of a batch."""
+
+    @abstractmethod
+    def merge(self, state: State, batch: BatchMoments) -> State:
+        """Move the running statistics towards those of a batch, which may be one element."""
+
+
+@dataclass(frozen=True)
+class BatchNormLayer(BatchLayer):
+    """Batch norm with its options.
+
+    Attributes:
+        epsilon: Inside the root.
+        use_fast_variance: See `batch_norm`.
+        unbiased_running_var: See `update_batch_norm`.
+    """
+
+    epsilon: float = 1e-5
+    use_fast_variance: bool = False
+    unbiased_running_var: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if type(self.epsilon) is not float or not 0 <= self.epsilon < 1:
+            check_epsilon(self.epsilon)
+        if {*map(type, (self.use_fast_variance, self.unbiased_running_var))} != {bool}:
+            check_flags(self, "use_fast_variance", "unbiased_running_var")
+        super().__post_init__()
+
+    def by_running(
+        self, x: Array, state: State, parameters: Parameters, features: tuple[int, ...], where: Array | None
+    ) -> Array:
+        """Normalize by the running statistics."""
+        axis = other_axes(features, x.ndim)
+        return normalize(x, state["mean"], state["var"], **parameters, axis=axis, epsilon=self.epsilon)
+
     def standardized(
         self,
         x: Array,
@@ -482,7 +535,7 @@ class BatchNormLayer(Layer):
         m = moments(x, over, where, use_fast_variance=self.use_fast_variance, remedy=REMEDY)
         return standardize(over, x, m, self.epsilon, **affine, where=where), m
 
-    def moments(self, x: Array, features: tuple[int, ...], where: Array | None) -> BatchMoments:
+    def moments(self, x: Array, parameters: Parameters, features: tuple[int, ...], where: Array | None) -> BatchMoments:
         """Return the moments of a batch, which may be one element."""
         over = all_but(features, x.ndim, axis_name=self.axis_name, axis_index_groups=self.axis_index_groups)
         where = expand_where(where, x.ndim)

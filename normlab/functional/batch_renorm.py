@@ -244,11 +244,13 @@ class BatchRenormLayer(BatchNormLayer):
         """Normalize as `BatchNormLayer`; the first batch may give the statistics that it is corrected towards."""
         if self.initialize_from_first_batch and train and not self.frozen:
             running = self.statistics == "running"
-            batch = self.moments(x, features, mask) if running else self.by_batch(x, {}, features, mask)[1]
+            batch = self.moments(x, {}, features, mask) if running else self.by_batch(x, {}, features, mask)[1]
             state = first_batch(RenormStatistics.named(state), batch, epsilon=self.epsilon).by_name()
         return super().apply(x, parameters, state, gradient_state, features=features, train=train, mask=mask)
 
-    def by_running(self, x: Array, state: State, parameters: Parameters, features: tuple[int, ...]) -> Array:
+    def by_running(
+        self, x: Array, state: State, parameters: Parameters, features: tuple[int, ...], where: Array | None
+    ) -> Array:
         """Normalize by the running statistics, whose deviation includes `epsilon`."""
         axis, var = other_axes(features, x.ndim), lax.square(float32_or_wider(state["std"]))
         return normalize(x, state["mean"], var, **parameters, axis=axis, epsilon=0.0)

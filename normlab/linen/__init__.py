@@ -1,7 +1,15 @@
 """Flax Linen modules: parameters and state, then one call into `normlab.functional`."""
 
 from normlab.linen._batch import BatchNorm, BatchRenorm
+from normlab.linen._combined import (
+    BatchChannelNorm,
+    DomainBatchNorm,
+    MeanOnlyBatchNorm,
+    RepresentativeBatchNorm,
+    SwitchableNorm,
+)
 from normlab.linen._frozen import trainable
+from normlab.linen._modulated import Modulated
 from normlab.linen._moving import MABN, PowerNorm
 from normlab.linen._per_example import GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm
 from normlab.linen._queries_and_keys import qk_norm
@@ -15,10 +23,12 @@ from normlab.linen._whitening import GroupWhiten, Whiten
 
 __all__ = [
     "BHyT",
+    "BatchChannelNorm",
     "BatchNorm",
     "BatchRenorm",
     "ContinualNorm",
     "Derf",
+    "DomainBatchNorm",
     "DyT",
     "EvoNormBatch",
     "EvoNormSample",
@@ -34,16 +44,20 @@ __all__ = [
     "LayerNorm",
     "LocalResponseNorm",
     "MABN",
+    "MeanOnlyBatchNorm",
+    "Modulated",
     "OnlineNorm",
     "PowerNorm",
     "RMSNorm",
     "RNN",
     "Reparametrized",
+    "RepresentativeBatchNorm",
     "SeeDNorm",
     "SimpleCell",
     "StandardizedConv",
     "StandardizedDense",
     "StreamingNorm",
+    "SwitchableNorm",
     "Whiten",
     "qk_norm",
     "trainable",

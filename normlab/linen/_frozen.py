@@ -7,12 +7,12 @@ import jax
 from flax import linen as nn
 from flax.core import unfreeze
 
-from normlab.linen._batch import BatchNorm
 from normlab.linen._calls import Path, is_boxed, owner, visit
+from normlab.linen._norm import Stateful
 
 
 def trainable(model: nn.Module, variables: Mapping[str, Any], *inputs: object, **options: Any) -> dict[str, Any]:
-    """Return which parameters are to be trained: all but scale and bias of norms with `frozen=True`.
+    """Return which parameters are to be trained: all but those of norms with `frozen=True`.
 
     These have a gradient of zero, which weight decay does not ask for: mask it, as in
     `optax.adamw(0.001, mask=trainable(model, variables, x))`, or the whole optimizer by `optax.masked`.
@@ -35,7 +35,7 @@ def trainable(model: nn.Module, variables: Mapping[str, Any], *inputs: object, *
     frozen: set[Path] = set()
 
     def note(module: nn.Module) -> None:
-        if isinstance(module, BatchNorm) and module.frozen:
+        if isinstance(module, Stateful) and getattr(module, "frozen", False):
             frozen.add(module.path)
 
     visit(model, variables, inputs, options, note)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -156,7 +157,7 @@ def normalize(
         variables = state_variables(module, names, lambda c: start[c](shape), optional)
         for name, variable in variables.items():
             (slopes if name in layer.gradient_state_names else state)[name] = variable.value
-    affine = _parameters(module, layer, shape)
+    affine = _parameters(module, layer, shape, x.ndim)
     dtype = _FLOAT32
     if module.dtype is not None or {x.dtype, *map(_DTYPE, affine.values())} != {dtype}:
         x, dtype = _promoted(x, affine, module.dtype)
@@ -174,7 +175,7 @@ def normalize(
     return y.astype(dtype)
 
 
-def _parameters(module: NormModule, layer: Layer, shape: tuple[int, ...]) -> dict[str, jax.Array]:
+def _parameters(module: NormModule, layer: Layer, shape: tuple[int, ...], ndim: int) -> dict[str, jax.Array]:
     """Make or find scale and bias, as far as the module has them, and the layer's own parameters."""
     parameters: dict[str, jax.Array] = {}
     sets = getattr(layer, layer.affine_sets, 0)
@@ -188,7 +189,8 @@ def _parameters(module: NormModule, layer: Layer, shape: tuple[int, ...]) -> dic
             parameters[name] = module.param(name, init, affine, module.param_dtype)
     for name in layer.parameters:
         if getattr(layer, layer.switches.get(name, ""), True):
-            parameters[name] = module.param(name, lambda key, n=name: layer.parameter(n, shape, module.param_dtype))
+            make = partial(layer.parameter_of, ndim, name, shape, module.param_dtype)
+            parameters[name] = module.param(name, lambda key, make=make: make())
     return parameters
 
 

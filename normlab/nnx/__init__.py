@@ -1,6 +1,14 @@
 """Flax NNX modules: parameters and state, then one call into `normlab.functional`."""
 
 from normlab.nnx._batch import BatchNorm, BatchRenorm
+from normlab.nnx._combined import (
+    BatchChannelNorm,
+    DomainBatchNorm,
+    MeanOnlyBatchNorm,
+    RepresentativeBatchNorm,
+    SwitchableNorm,
+)
+from normlab.nnx._modulated import Modulated
 from normlab.nnx._moving import MABN, PowerNorm
 from normlab.nnx._norm import FrozenParam
 from normlab.nnx._per_example import GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm
@@ -15,10 +23,12 @@ from normlab.nnx._whitening import GroupWhiten, Whiten
 
 __all__ = [
     "BHyT",
+    "BatchChannelNorm",
     "BatchNorm",
     "BatchRenorm",
     "ContinualNorm",
     "Derf",
+    "DomainBatchNorm",
     "DyT",
     "EvoNormBatch",
     "EvoNormSample",
@@ -35,17 +45,21 @@ __all__ = [
     "LayerNorm",
     "LocalResponseNorm",
     "MABN",
+    "MeanOnlyBatchNorm",
+    "Modulated",
     "OnlineNorm",
     "OverwriteWithGradient",
     "PowerNorm",
     "RMSNorm",
     "RNN",
     "Reparametrized",
+    "RepresentativeBatchNorm",
     "SeeDNorm",
     "SimpleCell",
     "StandardizedConv",
     "StandardizedLinear",
     "StreamingNorm",
+    "SwitchableNorm",
     "Whiten",
     "overwrite_with_gradient",
     "qk_norm",

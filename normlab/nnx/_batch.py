@@ -24,7 +24,26 @@ from normlab.nnx._norm import (
 )
 
 
-class BatchNorm(Stateful):
+class OverBatch(Stateful):
+    """A norm with running averages of a batch's statistics, which can be frozen."""
+
+    @property
+    def frozen(self) -> bool:
+        """True if running statistics normalize, nothing is updated, and parameters are no `nnx.Param`."""
+        return self._frozen
+
+    @frozen.setter
+    def frozen(self, frozen: bool) -> None:
+        check_flag("frozen", frozen)
+        self._frozen = frozen
+        kind = FrozenParam if frozen else nnx.Param
+        for name in ("scale", "bias", *self._kind.parameters):
+            variable = getattr(self, name, None)
+            if variable is not None and type(variable) is not kind:
+                setattr(self, name, kind(variable.get_raw_value(), **variable.get_metadata()))
+
+
+class BatchNorm(OverBatch):
     """Batch norm; see `normlab.functional.batch_norm`.
 
     Flax's arguments, then our own; `use_fast_variance` is off by default, statistics are in float32 or wider, and
@@ -115,21 +134,6 @@ class BatchNorm(Stateful):
             frozen=frozen,
         )
         self.frozen = frozen  # again, for the parameters, which are there now
-
-    @property
-    def frozen(self) -> bool:
-        """True if running statistics normalize, nothing is updated, and scale and bias are no `nnx.Param`."""
-        return self._frozen
-
-    @frozen.setter
-    def frozen(self, frozen: bool) -> None:
-        check_flag("frozen", frozen)
-        self._frozen = frozen
-        kind = FrozenParam if frozen else nnx.Param
-        for name in ("scale", "bias"):
-            variable = getattr(self, name)
-            if variable is not None and type(variable) is not kind:
-                setattr(self, name, kind(variable.get_raw_value(), **variable.get_metadata()))
 
 
 class BatchNormOptions(NormOptions, total=False):

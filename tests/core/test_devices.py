@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from normlab import functional as F
 from normlab import linen, norms
-from tests.support.registered import ALL
+from tests.support.registered import ALL, GROUPED
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -668,7 +668,7 @@ def stepped(norm: str) -> Function:
 
 def many(names: tuple[str, ...]) -> list[str]:
     """Norms, with groups that devices do not cut."""
-    return [f"{name}:num_groups=8" if name in ("group", "continual") else name for name in names]
+    return [f"{name}:num_groups=8" if name in GROUPED else name for name in names]
 
 
 VARIANTS = (

@@ -13,7 +13,7 @@ from normlab import functional as F
 from normlab import linen, nnx, norms
 from normlab.functional import StatisticsError
 from normlab.norms import Ramp, UnknownNorm
-from tests.support.registered import ALL
+from tests.support.registered import ALL, GROUPED
 
 X = jnp.ones((4, 3, 2, 6))
 SIX = jnp.ones(6)
@@ -318,7 +318,7 @@ MODULES: dict[str, Callable[[Any], Any]] = {
     f"{api} {name}": call
     for name in ALL
     if name != "none"
-    for options in ({"num_groups": 2} if name == "continual" or "a group" in norms.get(name).entry.over else {},)
+    for options in ({"num_groups": 2} if name in GROUPED else {},)
     for api, call in {
         "linen": lambda x, name=name, o=options: init(norms.get(name, **o).linen(train=True), x),
         "linen, evaluating": lambda x, name=name, o=options: init(norms.get(name, **o).linen(train=False), x),

@@ -27,6 +27,7 @@ SMALL = {
     "group": "group:num_groups=2",
     **{f"evonorm_s{i}": f"evonorm_s{i}:num_groups=2" for i in range(3)},
     "continual": "continual:num_groups=2",
+    "batch_channel": "batch_channel:num_groups=2",
     "batch_renorm": "batch_renorm:r_max=1.0,d_max=0.0",  # r and d move numerically
 }
 OWN_BACKWARD = ("online", "streaming", "power", "mabn")  # on purpose no derivative of the forward pass

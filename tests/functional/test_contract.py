@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from normlab import norms
 from normlab.functional import StatisticsError, one_element
 from tests.support import reference, references
+from tests.support.references import combined
 from tests.support.registered import ALL
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -57,7 +58,7 @@ def variables_of(norm: str, shape: tuple[int, ...] = SHAPE) -> Any:
 
     def draw(leaf: jax.Array) -> jax.Array:
         whole = jnp.issubdtype(leaf.dtype, jnp.integer)
-        return jnp.asarray(3 if whole else rng.uniform(0.5, 1.5, leaf.shape), leaf.dtype)
+        return jnp.asarray(np.full(leaf.shape, 3) if whole else rng.uniform(0.5, 1.5, leaf.shape), leaf.dtype)
 
     return jax.tree.map(draw, variables)
 
@@ -171,6 +172,19 @@ OPTIONS = [
     ("whiten:group_size=4,ghost_batch_size=3,momentum=None,allow=True", (7, 2, 8)),
     ("group_whiten:num_groups=8,exact=True", SHAPE),
     ("group_whiten:num_groups=4,use_bias=False,epsilon=0.1", (3, 5, 8)),
+    ("mean_only_batch:axis=1,momentum=None,ghost_batch_size=3", (7, 3, 2)),
+    ("mean_only_batch:statistics='running',momentum=0.5", (1, 5)),
+    ("batch_channel:num_groups=2,ghost_batch_size=4,momentum=None", (8, 3, 6)),
+    ("batch_channel:group_size=4,channel_affine='feature',statistics='running'", (1, 3, 8)),
+    ("batch_channel:num_groups=2,channel_affine=None,use_bias=False", (4, 6)),
+    ("representative:axis=1,momentum=0.5,ghost_batch_size=3", (7, 3, 2)),
+    ("representative:momentum=None,unbiased_running_var=True", (7, 5)),
+    ("switchable:axis=1,momentum=0.5,ghost_batch_size=3,unbiased_running_var=True", (7, 3, 2)),
+    ("switchable:momentum=None", (7, 5)),
+    ("switchable:axis=(1,3),use_scale=False,statistics='running'", (4, 3, 2, 3)),
+    ("domain_batch:splits=3,unbiased_running_var=True,momentum=None", (6, 2, 5)),
+    ("domain_batch:splits=2,share_affine=True,axis=1,momentum=0.5", (4, 3, 2)),
+    ("domain_batch:num_domains=3,statistics='running'", (1, 5)),
 ]
 
 
@@ -312,6 +326,8 @@ def test_evaluation_uses_the_running_statistics_and_leaves_them(norm: str) -> No
     def expected(x: np.ndarray) -> np.ndarray:
         if norm in references.EVALUATED:
             return references.EVALUATED[norm](x, v)
+        if norm in combined.NORMS:
+            return combined.evaluated(norm, x, v)
         if norm == "continual":
             x, _ = reference.group(x, {}, epsilon=1e-5)
         std = v["std"] if "std" in v else np.sqrt(v["var"] + 1e-5)

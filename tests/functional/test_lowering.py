@@ -29,7 +29,7 @@ from normlab.norms import Norm
 from normlab.study import supervised
 from normlab.study.data.dataset import digits
 from normlab.study.training.loop import training
-from tests.support.registered import ALL
+from tests.support.registered import ALL, GROUPED
 
 PLATFORMS = ("tpu", "cuda")
 DTYPES = ("float32", "bfloat16")
@@ -59,9 +59,7 @@ def shaped(shape: Sequence[Any], dtype: DTypeLike = "float32") -> jax.ShapeDtype
 
 
 def norm_of(name: str, **options: Any) -> Norm:
-    return norms.get(
-        name, **({"num_groups": 2} if name == "continual" or "a group" in norms.get(name).entry.over else {}), **options
-    )
+    return norms.get(name, **({"num_groups": 2} if name in GROUPED else {}), **options)
 
 
 def of_the_cpu(x: jax.Array) -> jax.Array:
@@ -108,6 +106,9 @@ CALLS: dict[str, Callable[..., Any]] = {
     "evaluate_online_norm": lambda x, *affine, where: F.evaluate_online_norm(x, ONLINE[0], *affine, where=where),
     "power_norm": lambda x, *affine, where: F.power_norm(x, *POWER, *affine, where=where),
     "evaluate_power_norm": lambda x, *affine, where: F.evaluate_power_norm(x, POWER[0].phi, *affine, where=where),
+    "mean_only_batch_norm": lambda x, _, bias, where: F.mean_only_batch_norm(x, bias, where=where),
+    "batch_channel_norm": partial(F.batch_channel_norm, num_groups=2),
+    "domain_batch_norm": lambda x, *affine, where: F.domain_batch_norm(x, 1, *affine, num_domains=2, where=where),
     "streaming_norm": lambda x, *affine, where: F.streaming_norm(x, *F.initial_streaming((8,)), *affine, where=where),
 }
 """Functions that take more than activations, scale and bias, or less."""

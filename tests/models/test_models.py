@@ -26,7 +26,7 @@ from normlab.models.vgg import VGG
 from normlab.models.vit import ViTTiny
 from normlab.norms import Norm
 from normlab.study.training.compilation import collective_bytes
-from tests.support.registered import ALL
+from tests.support.registered import ALL, GROUPED
 
 Tree = Mapping[str, Any]
 QUICK = {"xla_backend_optimization_level": 0}
@@ -37,9 +37,7 @@ KEY = jax.random.key(7, impl="unsafe_rbg")
 
 
 def norm_of(name: str, groups: int = 4) -> Norm:
-    return norms.get(
-        name, **({"num_groups": groups} if name == "continual" or "a group" in norms.get(name).entry.over else {})
-    )
+    return norms.get(name, **({"num_groups": groups} if name in GROUPED else {}))
 
 
 def images(*shape: int, seed: int = 0) -> np.ndarray:

@@ -983,4 +983,27 @@ MUTANTS = (
         ("std * (8 * self.depth) ** -0.25", "std * (12 * self.depth) ** -0.25"),
         ("models/test_transformer.py::TestStart::test_standard_deviations[deep-0.5-0.5]",),
     ),
+    Mutant(
+        "examples of all domains share statistics",
+        "functional/combined/domain_batch.py",
+        (
+            "counts = jnp.where(self._members(parameters, x.ndim), examples.counts[:, None], 0)",
+            "counts = examples.counts[:, None] + 0 * self._members(parameters, x.ndim)",
+        ),
+        (
+            "functional/combined/test_combined.py::test_gives_the_vectors_of_the_specification[domain_batch:momentum=0.9]",
+        ),
+    ),
+    Mutant(
+        "variances of switchable norm without positions are biased",
+        "functional/combined/switchable.py",
+        ("var = batch.var if len(over.axis) > 1 else batch.unbiased_var", "var = batch.var"),
+        ("functional/combined/test_combined.py::test_weights_decide_between_layer_and_batch_without_positions",),
+    ),
+    Mutant(
+        "the gain of a condition is added in half precision",
+        "_core/modulation.py",
+        ("jnp.split(float32_or_wider(given).reshape(shape)", "jnp.split(given.astype('bfloat16').reshape(shape)"),
+        ("modules/test_modulated.py::test_the_gain_is_added_in_float32",),
+    ),
 )

@@ -239,17 +239,16 @@ class EvoNormBatchLayer(BatchNormLayer):
         mask: Array | None,
     ) -> tuple[Array, State]:
         """Normalize by the batch or by the running variance; see `Layer`."""
-        if self.frozen:
-            parameters = jax.tree.map(lax.stop_gradient, dict(parameters))
         if not self.nonlinear:
+            parameters = jax.tree.map(lax.stop_gradient, dict(parameters)) if self.frozen else parameters
             return _affine(float32_or_wider(x), expand_affine(parameters, x.shape, features)), state
-        if self.frozen or not (train or self.statistics == "batch"):
-            return self.by_given(x, state["var"], parameters, features, mask), state
-        if train and self.statistics == "running":
-            y = self.by_given(x, lax.stop_gradient(state["var"]), parameters, features, mask)
-            return y, self.update(state, self.moments(x, features, mask))
-        y, batch = self.by_batch(x, parameters, features, mask)
-        return y, self.update(state, batch) if train else state
+        return super().apply(x, parameters, state, gradient_state, features=features, train=train, mask=mask)
+
+    def by_running(
+        self, x: Array, state: State, parameters: Parameters, features: tuple[int, ...], where: Array | None
+    ) -> Array:
+        """Normalize by the running variance, a constant."""
+        return self.by_given(x, lax.stop_gradient(state["var"]), parameters, features, where)
 
     def by_given(
         self, x: Array, var: Array, parameters: Parameters, features: tuple[int, ...], where: Array | None
@@ -283,6 +282,10 @@ class EvoNormBatchLayer(BatchNormLayer):
         """Move the running variance towards that of a batch."""
         var = batch.unbiased_var if self.unbiased_running_var else batch.var
         return moved(state, {"var": var}, self.momentum, batch.count)
+
+    def merge(self, state: State, batch: BatchMoments) -> State:
+        """Move the running variance towards that of a batch: there is no mean whose spread would count."""
+        return self.update(state, batch)
 
     def _over_positions(self, x: Array, features: tuple[int, ...]) -> Reduction:
         """Describe statistics per feature and example."""
