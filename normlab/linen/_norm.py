@@ -185,7 +185,8 @@ def _parameters(module: NormModule, layer: Layer, shape: tuple[int, ...], ndim: 
         if type(used) is not bool:
             check_flag(f"use_{name}", used)
         if used:
-            init = layer.affine_initializer(name, getattr(module, f"{name}_init"))
+            init = getattr(module, f"{name}_init")
+            init = layer.affine_initializer(name, init) if module.is_initializing() else init
             parameters[name] = module.param(name, init, affine, module.param_dtype)
     for name in layer.parameters:
         if getattr(layer, layer.switches.get(name, ""), True):
