@@ -10,7 +10,8 @@ import jax
 from flax import linen as nn
 
 from normlab.errors import nearest
-from normlab.models.transformer import INITIAL, STD, Placement, Residual, Stack
+from normlab.models.residual import Residual
+from normlab.models.transformer import INITIAL, STD, Placement, Stack
 from normlab.norms import Norm
 
 __all__ = ["GPT", "Positions"]

@@ -9,10 +9,6 @@ References:
     Wang et al. DeepNet: Scaling Transformers to 1,000 Layers. 2022 (`deep`). https://arxiv.org/abs/2203.00555
     Sun et al. The Curse of Depth in Large Language Models. 2025 (`scaled`). https://arxiv.org/abs/2502.05795
     Chowdhery et al. PaLM. JMLR 2023 (`parallel`). https://arxiv.org/abs/2204.02311
-    De & Smith. Batch Normalization Biases Residual Blocks Towards the Identity Function. NeurIPS 2020 (`skipinit`).
-        https://arxiv.org/abs/2002.10444
-    Bachlechner et al. ReZero is All You Need. UAI 2021 (`rezero`). https://arxiv.org/abs/2003.04887
-    Touvron et al. Going deeper with Image Transformers. ICCV 2021 (`layer_scale`). https://arxiv.org/abs/2103.17239
     Henry et al. Query-Key Normalization for Transformers. EMNLP Findings 2020. https://arxiv.org/abs/2010.04245
     Su et al. RoFormer. 2021 (rotary positions). https://arxiv.org/abs/2104.09864
 """
@@ -29,24 +25,19 @@ from flax import linen as nn
 
 from normlab import norms
 from normlab.errors import nearest
+from normlab.models.residual import Residual, check_residual, weighted
 from normlab.norms import Norm
 
-__all__ = ["INITIAL", "OBSERVED", "STD", "Attention", "Block", "Placement", "Residual", "Stack", "rotated", "visible"]
+__all__ = ["INITIAL", "OBSERVED", "STD", "Attention", "Block", "Placement", "Stack", "rotated", "visible"]
 
 Placement = Literal["pre", "post", "peri", "res_post", "deep", "scaled", "parallel"]
 """Places of the norms of a block; see `Stack`."""
-
-Residual = Literal["none", "rezero", "skipinit", "layer_scale"]
-"""Factors of the branches of a block; see `Stack`."""
 
 STD = 0.02
 """Standard deviation of initial weights."""
 
 INITIAL = nn.initializers.normal(STD)
 """Initializer of weights."""
-
-LAYER_SCALE = 1e-5
-"""Initial factor of `layer_scale`."""
 
 ROTARY_BASE = 10_000.0
 """Ratio of the fastest to the slowest rotation, nearly."""
@@ -104,9 +95,10 @@ class Stack:
         Raises:
             ValueError: If a placement or a factor is unknown.
         """
-        for name, known in (("placement", get_args(Placement)), ("residual", get_args(Residual))):
-            if (given := getattr(self, name)) not in known:
-                raise ValueError(f"Expected a known `{name}`, got {given!r}. {nearest(str(given), known)}")
+        if self.placement not in get_args(Placement):
+            hint = nearest(str(self.placement), get_args(Placement))
+            raise ValueError(f"Expected a known `placement`, got {self.placement!r}. {hint}")
+        check_residual(self.residual)
 
     def apply(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """Apply the blocks and the norms around them.
@@ -208,10 +200,7 @@ class Block(nn.Module):
 
     def _weighted(self, i: int, h: jax.Array) -> jax.Array:
         """Multiply branch i by its learned factor."""
-        if self.stack.residual == "none":
-            return h
-        shape, start = ((h.shape[-1],), LAYER_SCALE) if self.stack.residual == "layer_scale" else ((), 0.0)
-        return h * self.param(f"residual_{i}", nn.initializers.constant(start), shape)
+        return weighted(self, self.stack.residual, f"residual_{i}", h)
 
     def _mlp(self, h: jax.Array) -> jax.Array:
         width, dense = h.shape[-1], partial(nn.Dense, use_bias=self.stack.biased)

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from normlab.models.transformer import INITIAL, Placement, Residual, Stack
+from normlab.models.residual import Residual
+from normlab.models.transformer import INITIAL, Placement, Stack
 from normlab.norms import Norm
 
 _WIDTH, _HEADS = 192, 3

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import optax
 
     from normlab.models.gpt import GPT
-    from normlab.models.transformer import Placement, Residual
+    from normlab.models.residual import Residual
+    from normlab.models.transformer import Placement
 
 DEPTH, WIDTH, HEADS = 4, 64, 4
 """Size of the model."""

@@ -25,6 +25,9 @@ VIT_WEIGHT_DECAY, VIT_RATE = 0.05, 0.01
 same for all networks."""
 
 
+NF_CLIPPING = 0.16
+"""Adaptive clipping of gradients, for batches that are small beside the published ones of 4096, which take 0.01."""
+
 FIXED = (
     "Networks: the norm stands before each nonlinearity (in the ViT before attention and MLP). Split, initial weights "
     "and order are the same for every norm.",
@@ -34,9 +37,14 @@ FIXED = (
     "Batch renorm: r_max from 1 to 3 and d_max from 0 to 5 between 10 % and 35 % of the updates; running statistics "
     "start from the first batch.",
     "Group norm: 10 groups in the MLPs, 4 in the conv net and in ResNet-20 and 56, 16 in VGG, 32 in ResNet-50, 12 in "
-    "the ViT.",
+    "the ViT. The same for other norms that group features; half as many for group whitening. Whitening takes 10 "
+    "features together in the MLPs, 8 in the conv net, 16 in the others, also where a batch has fewer elements.",
 )
 """Sentences for a comparison's report."""
+
+
+GROUPED = ("group", "continual", "batch_channel", "evonorm_s0", "evonorm_s1", "evonorm_s2")
+"""Norms with statistics of groups of features, into 32 unless told otherwise."""
 
 
 class Architecture(NamedTuple):
@@ -47,7 +55,8 @@ class Architecture(NamedTuple):
         module: Module of `normlab.models` that contains the class.
         kind: Name of the class, which takes a norm and the number of `classes`.
         fields: Further fields of the class.
-        groups: Groups of group norm and continual norm.
+        groups: Groups of norms that group features.
+        whitened: Features that whitening takes together.
         spatial: Whether activations have axes between batch and features.
         optimizer: See `supervised`.
     """
@@ -57,6 +66,7 @@ class Architecture(NamedTuple):
     kind: str
     fields: Mapping[str, object]
     groups: int
+    whitened: int = 16
     spatial: bool = True
     optimizer: Optimizer | None = None
 
@@ -76,7 +86,7 @@ def _problem(name: str, member: Architecture, fields: Measures) -> Problem:
         name=name,
         title=member.title,
         model=partial(_made, member),
-        norm_options={norm: {"num_groups": member.groups} for norm in ("group", "continual")},
+        norm_options=_norm_options(member),
         spatial=member.spatial,
         optimizer=member.optimizer,
         data=partial(_suitable, name, member),
@@ -84,6 +94,15 @@ def _problem(name: str, member: Architecture, fields: Measures) -> Problem:
         options=DATA_OPTIONS,
         **fields,
     )
+
+
+def _norm_options(member: Architecture) -> dict[str, dict[str, object]]:
+    """Return the options of norms that group features."""
+    return {
+        **{norm: {"num_groups": member.groups} for norm in GROUPED},
+        "whiten": {"group_size": member.whitened, "allow": True},
+        "group_whiten": {"num_groups": member.groups // 2},
+    }
 
 
 def _suitable(name: str, member: Architecture, **options: Unpack[DataOptions]) -> Dataset:
@@ -121,6 +140,20 @@ def _adamw(schedule: "optax.Schedule") -> "optax.GradientTransformation":
     return optax.adamw(lambda t: VIT_RATE * schedule(t), weight_decay=VIT_WEIGHT_DECAY)
 
 
+def _fixup(schedule: "optax.Schedule") -> "optax.GradientTransformation":
+    import optax
+
+    from normlab.models.fixup import fixup_optimizer
+
+    return optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), fixup_optimizer(schedule))
+
+
+def _nf(schedule: "optax.Schedule") -> "optax.GradientTransformation":
+    from normlab.models.nfnet import nf_optimizer
+
+    return nf_optimizer(schedule, clipping=NF_CLIPPING, weight_decay=WEIGHT_DECAY)
+
+
 def _resnet(title: str, groups: int = 4, kind: str = "ResNet", **fields: object) -> Architecture:
     return Architecture(title, "resnet", kind, fields, groups, optimizer=_sgd_with_decay)
 
@@ -130,20 +163,24 @@ def _vgg(depth: int) -> Architecture:
 
 
 MEMBERS: Mapping[str, Architecture] = {
-    "mlp": Architecture("MLP 100-100", "mlp", "MLP", {}, groups=10, spatial=False),
+    "mlp": Architecture("MLP 100-100", "mlp", "MLP", {}, groups=10, whitened=10, spatial=False),
     "mlp-sigmoid": Architecture(
         "MLP 100-100-100, sigmoid units",
         "mlp",
         "MLP",
         {"hidden": (100, 100, 100), "activation": "sigmoid"},
         groups=10,
+        whitened=10,
         spatial=False,
     ),
-    "conv": Architecture("conv net 16-16-32", "mlp", "ConvNet", {}, groups=4),
+    "conv": Architecture("conv net 16-16-32", "mlp", "ConvNet", {}, groups=4, whitened=8),
     "vgg11": _vgg(11),
     "vgg16": _vgg(16),
     "resnet20": _resnet("ResNet-20", depth=20),
     "resnet20-pre": _resnet("ResNet-20, pre-activation", depth=20, placement="pre"),
+    "resnet20-skipinit": _resnet("ResNet-20, SkipInit", depth=20, placement="pre", residual="skipinit"),
+    "resnet20-fixup": Architecture("ResNet-20, Fixup", "fixup", "FixupResNet", {}, groups=4, optimizer=_fixup),
+    "resnet20-nf": Architecture("ResNet-20, NF", "nfnet", "NFResNet", {}, groups=4, optimizer=_nf),
     "resnet56": _resnet("ResNet-56", depth=56),
     "resnet50": _resnet("ResNet-50", groups=32, kind="ResNet50"),
     "vit": Architecture("ViT-tiny, patches of 4", "vit", "ViTTiny", {"patch": 4}, groups=12, optimizer=_adamw),

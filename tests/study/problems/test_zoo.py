@@ -29,8 +29,9 @@ def problem(name: str) -> Problem:
 @pytest.mark.parametrize("name", sorted(zoo.MEMBERS.keys() - {"resnet56", "vgg16"}))  # deeper, of the same classes
 def test_is_trained_on_the_data_that_are_chosen(name: str, images: str) -> None:
     config = {"batch_size": 8, "epochs": 1, "data": images}
-    options = problem(name).norm_options("group", config)
-    program = problem(name).build(norms.get("group", **options), config)
+    norm = "none" if name in ("resnet20-fixup", "resnet20-nf") else "group"
+    options = problem(name).norm_options(norm, config)
+    program = problem(name).build(norms.get(norm, **options), config)
     check(program)
     state = jax.eval_shape(lambda: program.init(0))
     sizes = [leaf.shape for leaf in jax.tree.leaves(state.params)]
@@ -50,6 +51,19 @@ def test_says_whether_there_are_positions(name: str, images: str) -> None:
     else:
         with pytest.raises(ValueError, match="positions"):
             traced()
+
+
+def test_networks_without_norms_refuse_one(images: str) -> None:
+    with pytest.raises(ValueError, match="Expected the norm 'none' in a network without norms, got 'batch'"):
+        check(problem("resnet20-nf").build(norms.get("batch"), {"batch_size": 8, "epochs": 1, "data": images}))
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv"])
+def test_norms_of_groups_have_groups_that_fit(name: str, images: str) -> None:
+    config = {"batch_size": 8, "epochs": 1, "data": images}
+    for norm in (*zoo.GROUPED, "whiten", "group_whiten"):
+        if not norms.get(norm).needs_spatial or problem(name).spatial:
+            check(problem(name).build(norms.get(norm, **problem(name).norm_options(norm, config)), config))
 
 
 def test_digits_unless_chosen() -> None:
