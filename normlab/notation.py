@@ -20,12 +20,17 @@ class UnknownNorm(ValueError):
     """Error for an unknown name."""
 
 
+_LISTED = 15
+"""Most names that an error lists."""
+
+
 def unknown(name: str, what: str, known: Iterable[str]) -> UnknownNorm:
     """Make the error for an unknown name, which suggests the nearest known one."""
     known = list(known)
     meant = suggestion(name, known)
     hint = f" Did you mean {meant!r}?" if meant else ""
-    return UnknownNorm(f"Expected {what} among {', '.join(known)}, got {name!r}.{hint}")
+    listed = ", ".join(known[:_LISTED]) + f" and {len(known) - _LISTED} more" * (len(known) > _LISTED)
+    return UnknownNorm(f"Expected {what} among {listed}, got {name!r}.{hint}")
 
 
 def check_options(kind: str, norm: str, options: Iterable[str], known: Iterable[str]) -> None:

@@ -31,6 +31,9 @@ TOLERANCE = {"float32": 3e-5, "bfloat16": 1e-2}
 OFFSETS = {"float32": [(0.0, 2.0), (1e4, 2.0)], "bfloat16": [(0.0, 2.0), (1e4, 300.0)]}
 """Means and deviations of the inputs. In bfloat16 numbers about 1e4 are 64 apart."""
 
+OPTIONS = {"whiten": ":group_size=8"}
+"""Options of norms whose defaults do not fit the inputs."""
+
 GHOST = "batch:ghost_batch_size=5"
 """Ghost batches with a remainder."""
 
@@ -187,9 +190,10 @@ class Exported(Norm):
 def norm_checks(tiny: bool = False) -> Iterator[Check]:
     """Yield the checks of one norm after the other; `tiny` keeps two norms."""
     for name in ("batch", "streaming") if tiny else (*norms.names(), GHOST, CLIPPED, UNGUARDED):
-        yield from (Norm(name, dtype).check() for dtype in TOLERANCE)
+        spec = name + OPTIONS.get(name, "")
+        yield from (Norm(spec, dtype).check() for dtype in TOLERANCE)
         if name not in (CLIPPED, UNGUARDED):
-            yield Norm(name, "float32", "masked").check()
+            yield Norm(spec, "float32", "masked").check()
 
 
 def special_checks(tiny: bool = False) -> Iterator[Check]:

@@ -55,7 +55,12 @@ CASES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         ValueError,
         r"`scale` to have shape \(6,\) \(the feature axes of `x`\), got \(5,\)\. Pass `scale=None` for no scale",
     ),
-    ("bias", lambda: F.batch_norm(X, SIX, jnp.ones((1, 6))), ValueError, r"`bias` to have shape \(6,\).*got \(1, 6\)"),
+    (
+        "bias",
+        lambda: F.batch_norm(X, SIX, jnp.ones((2, 5))),
+        ValueError,
+        r"`bias` with one value for each feature.*got \(2, 5\)",
+    ),
     ("group scale", lambda: F.group_norm(X, jnp.ones(3), num_groups=3), ValueError, r"`scale` to have shape \(6,\)"),
     (
         "running",

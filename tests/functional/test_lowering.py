@@ -117,7 +117,7 @@ FUNCTIONS = [
     name
     for name in F.__all__
     if re.fullmatch(r"\w+_(re)?norm|dyt|derf|seednorm|bhyt|local_response|frn|grn|evonorm_\w+", name)
-    and not re.match("as_|cell_|merge_|update_", name)
+    and not re.match("as_|cell_|merge_|update_|weight_|spectral_", name)
 ]
 
 

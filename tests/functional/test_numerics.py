@@ -160,7 +160,7 @@ def test_an_offset_costs_a_cell_no_digits(norm: str) -> None:
     assert not np.asarray(constant).any()
 
 
-@pytest.mark.parametrize("norm", [n for n in ALL if n != "none"])
+@pytest.mark.parametrize("norm", [n for n in ALL if n not in ("none", "mean_only_batch")])  # which square nothing
 @pytest.mark.parametrize("size", [1e25, 1e30])
 def test_squares_that_overflow_are_loud(norm: str, size: float) -> None:
     """Never the bias in silence: NaN, or the right answer."""

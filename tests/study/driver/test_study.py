@@ -24,6 +24,7 @@ from normlab.study.executors.local import Local
 from normlab.study.worker.identity import describe
 from normlab.study.worker.outcome import status_of
 from normlab.study.worker.strategy import Strategy, Task
+from tests.support.registered import GROUPED
 from tests.support.toys import TOY, settings_for
 
 
@@ -59,7 +60,8 @@ class TestModels:
     def test_shared_parameters_start_the_same_for_every_norm(self, model: Any) -> None:
         spatial = ["none", "batch_renorm", "instance"]  # the rest are the MLP's
         names = [n for n in norms.names() if not norms.get(n).needs_spatial] if model is MLP else spatial
-        options = {name: {"num_groups": 4} for name in ("group", "continual")}
+        options = {name: {"num_groups": 4} for name in GROUPED} | {"whiten": {"group_size": 4, "allow": True}}
+        options["group_whiten"] = {"num_groups": 4}
         starts = {}
         for name in names:
             variables = model(norms.get(name, **options.get(name, {}))).init(
