@@ -364,20 +364,33 @@ def _ours(row: Description) -> Entry:
 
     def linen(train: bool, options: Mapping[str, object]) -> "nn.Module":
         kind = getattr(importlib.import_module("normlab.linen"), row.module)
-        check_options(row.module, row.name, options, [f.name for f in dataclasses.fields(kind) if f.name not in fixed])
+        known = [f.name for f in dataclasses.fields(kind) if f.name not in fixed]
+        options = _axes(row.name, options)
+        check_options(row.module, row.name, options, known)
         if row.stateful:
             importlib.import_module("normlab._core.checks").check_flag("train", train)
         return kind(**({"use_running_average": not train} if row.stateful else {}), **fixed, **options)
 
     def nnx(num_features: int | tuple[int, ...], rngs: "Rngs", options: Mapping[str, object]) -> "Module":
         kind = getattr(importlib.import_module("normlab.nnx"), row.module)
-        check_options(row.module, row.name, options, [name for name in _arguments(kind) if name not in fixed])
+        known = [name for name in _arguments(kind) if name not in fixed]
+        options = _axes(row.name, options)
+        check_options(row.module, row.name, options, known)
         return kind(num_features, rngs=rngs, **fixed, **options)
 
     cell = _in_cells(row.name) if row.cell_only or row.name in IN_CELLS else None
     if row.cell_only:
         return Entry(**vars(row), linen=partial(_no_layer, row.name), nnx=partial(_no_layer, row.name), cell=cell)
     return Entry(**vars(row), linen=linen, nnx=nnx, cell=cell)
+
+
+def _axes(name: str, options: Mapping[str, object]) -> Mapping[str, object]:
+    """Take the option `axis`, as functions have it, for both axes of modules that scale what they reduce."""
+    if "axis" not in options or name not in ("layer", "rms", "l2", "seednorm", "bhyt"):
+        return options
+    axis = options["axis"]
+    others = {name: value for name, value in options.items() if name != "axis"}
+    return {"reduction_axes": axis, "feature_axes": axis, **others}
 
 
 def _no_layer(name: str, *_: object) -> NoReturn:

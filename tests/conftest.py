@@ -8,10 +8,23 @@ from typing import Any
 import jax
 import pytest
 
+from normlab import norms
 from normlab.study.training.compilation_cache import use_cache
 from normlab.study.worker.strategy import THREADS_PER_DEVICE, environment
 from tests.support.registered import ALL  # noqa: F401  (first of all)
 from tests.support.toys import TOY
+
+RARE = frozenset(norms.names()[norms.names().index("continual") + 1 :])
+"""Norms whose long tests run with the slow ones."""
+
+LONG = {
+    "test_rounds_to_the_float64_reference": "float16",  # and bfloat16
+    "test_every_norm_on_every_mesh_is_that_of_one_device": "",
+    "test_every_norm_trains_a_residual_network": "",
+    "test_models_under_vmap_are_never_mixed": "",
+    "test_taylor_mode_is_forward_mode_twice": "",
+}
+"""Tests of every norm that take long, with a part of the identifiers of those that do."""
 
 ROAMING = ("test_the_code_of_a_page_runs", "test_fifty_kills")
 
@@ -33,6 +46,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
             return nodeid if any(name in nodeid for name in ROAMING) else nodeid.partition("::")[0]
 
     return ByFile(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark long tests of rare norms as slow."""
+    for item in items:
+        name, _, identifier = item.name.partition("[")
+        parameters: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
+        norm = str(parameters.get("norm", parameters.get("name", ""))).partition(":")[0]
+        if norm in RARE and name in LONG and LONG[name] in identifier:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -137,5 +137,5 @@ def run(
     features = canonical_axes(getattr(layer, layer.feature_option), x.ndim, layer.feature_option)
     own, by = separated(scale, bias, x.shape, features)
     y, _ = layer.apply(x, own | parameters, {}, {}, features=features, train=True, mask=where)
-    y = modulated(y, by, features)
+    y = modulated(y, by, features, where)
     return (layer.activated(y, parameters, features) if layer.activates else y).astype(output_dtype(x))

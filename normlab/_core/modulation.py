@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from normlab._core.dtypes import float32_or_wider, output_dtype
+from normlab._core.hidden import without_hidden
 
 __all__ = [
     "BareNorm",
@@ -47,17 +48,20 @@ def separated(
     return ({"scale": scale}, Modulation(bias=bias)) if own[0] else ({}, Modulation(scale, bias))
 
 
-def modulated(y: Array, by: Modulation, features: tuple[int, ...]) -> Array:
+def modulated(y: Array, by: Modulation, features: tuple[int, ...], where: Array | None = None) -> Array:
     """Return `y * scale + bias`, in the dtype of `y`.
 
     Args:
         y: Normalized activations, of the shape of `x`.
         by: Arrays of the shape of the features; `[batch, features]`; or broadcastable to `y`, of its rank.
         features: Feature axes, canonical.
+        where: True where an element counts: NaN elsewhere is 0, so that gradients of the arrays do not see it.
 
     Raises:
         ValueError: If a shape does not fit.
     """
+    if by.scale is not None:
+        y = without_hidden(y, where)
     for name, array in by._asdict().items():
         if array is not None:
             array = spread(name, array, y.shape, features).astype(y.dtype)
@@ -65,11 +69,11 @@ def modulated(y: Array, by: Modulation, features: tuple[int, ...]) -> Array:
     return y
 
 
-def modulated_alone(x: Array, by: Modulation) -> Array:
+def modulated_alone(x: Array, by: Modulation, where: Array | None) -> Array:
     """Return `x * scale + bias` with features on the last axis, in float32 or wider inside, in the dtype of `x`."""
     if by.scale is None and by.bias is None:
         return x
-    return modulated(float32_or_wider(x), by, (x.ndim - 1,)).astype(output_dtype(x))
+    return modulated(float32_or_wider(x), by, (x.ndim - 1,), where).astype(output_dtype(x))
 
 
 @runtime_checkable

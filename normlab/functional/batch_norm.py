@@ -15,6 +15,7 @@ from normlab._core.checks import AxisName, check_epsilon, check_flags, check_rea
 from normlab._core.collectives import Devices
 from normlab._core.dtypes import float32_or_wider, output_dtype, whole
 from normlab._core.ghost import check_chunks, check_ghost, each_ghost
+from normlab._core.hidden import without_hidden
 from normlab._core.layer import Layer, Parameters, State
 from normlab._core.modulation import modulated, separated
 from normlab._core.reduction import (
@@ -180,7 +181,7 @@ def batch_norm(
     features = feature_axes(x.ndim, axis)
     own, by = separated(scale, bias, x.shape, features)
     y, batch = layer.by_batch(x, own, features, where)
-    return modulated(y, by, features).astype(output_dtype(x)), batch
+    return modulated(y, by, features, where).astype(output_dtype(x)), batch
 
 
 def feature_axes(ndim: int, axis: Axes | None) -> tuple[int, ...]:
@@ -521,6 +522,7 @@ class BatchNormLayer(BatchLayer):
     ) -> Array:
         """Normalize by the running statistics."""
         axis = other_axes(features, x.ndim)
+        x = without_hidden(x, where)
         return normalize(x, state["mean"], state["var"], **parameters, axis=axis, epsilon=self.epsilon)
 
     def standardized(

@@ -9,6 +9,7 @@ from jax import Array, lax
 
 from normlab._core.checks import AxisName, check_flags, check_real, check_statistics, check_where
 from normlab._core.dtypes import float32_or_wider, output_dtype, whole
+from normlab._core.hidden import without_hidden
 from normlab._core.layer import Parameters, State
 from normlab._core.modulation import modulated, separated
 from normlab._core.reduction import Axes, Moments, Reduction, expand, moments, other_axes
@@ -125,7 +126,7 @@ def batch_renorm(
     features = feature_axes(x.ndim, axis)
     own, by = separated(scale, bias, x.shape, features)
     y, batch = layer.by_batch(x, own, features, where, running.by_name())
-    return modulated(y, by, features).astype(output_dtype(x)), batch
+    return modulated(y, by, features, where).astype(output_dtype(x)), batch
 
 
 def update_batch_renorm(
@@ -253,7 +254,7 @@ class BatchRenormLayer(BatchNormLayer):
     ) -> Array:
         """Normalize by the running statistics, whose deviation includes `epsilon`."""
         axis, var = other_axes(features, x.ndim), lax.square(float32_or_wider(state["std"]))
-        return normalize(x, state["mean"], var, **parameters, axis=axis, epsilon=0.0)
+        return normalize(without_hidden(x, where), state["mean"], var, **parameters, axis=axis, epsilon=0.0)
 
     def standardized(
         self,

@@ -48,6 +48,7 @@ def instance_norm(
         ValueError: If a shape, an axis or `epsilon` does not fit.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> instance_norm(jnp.array([[[1.0], [3.0]]]), epsilon=0.0)
         Array([[[-1.],
                 [ 1.]]], dtype=float32)

@@ -15,6 +15,7 @@ from normlab._core.checks import (
     check_where,
 )
 from normlab._core.dtypes import float32_or_wider, output_dtype
+from normlab._core.hidden import without_hidden
 from normlab._core.layer import Layer, Parameters, State
 from normlab._core.modulation import modulated, separated
 from normlab._core.reduction import Axes, Reduction, expand, expand_where, means, moments, other_axes, reduction
@@ -143,7 +144,7 @@ def online_norm(
     y, after = result
     mean, var = (kept_wide(a, old) for a, old in zip(after, averages, strict=True))
     y = guarded(scaled(y, scale, bias), guard, epsilon=epsilon, where=where)
-    return modulated(y, by, features).astype(output_dtype(x)), running._replace(mean=mean, var=var)
+    return modulated(y, by, features, where).astype(output_dtype(x)), running._replace(mean=mean, var=var)
 
 
 def evaluate_online_norm(
@@ -180,8 +181,10 @@ def evaluate_online_norm(
     check_guard(guard)
     check_where(where, x.shape)
     own, by = separated(scale, bias, x.shape, features)
-    y = normalize(float32_or_wider(x), running.mean, running.var, **own, axis=axis, epsilon=epsilon)
-    return modulated(guarded(y, guard, epsilon=epsilon, where=where), by, features).astype(output_dtype(x))
+    y = normalize(
+        without_hidden(float32_or_wider(x), where), running.mean, running.var, **own, axis=axis, epsilon=epsilon
+    )
+    return modulated(guarded(y, guard, epsilon=epsilon, where=where), by, features, where).astype(output_dtype(x))
 
 
 def guarded(x: Array, guard: Guard, *, epsilon: float = 1e-5, where: Array | None = None) -> Array:

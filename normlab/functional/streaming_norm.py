@@ -13,6 +13,7 @@ from jax import Array, lax
 
 from normlab._core.checks import check_epsilon, check_where
 from normlab._core.dtypes import float32_or_wider, output_dtype, whole
+from normlab._core.hidden import without_hidden
 from normlab._core.layer import Layer, Parameters, State
 from normlab._core.modulation import modulated, separated
 from normlab._core.reduction import Axes, Reduction, expand, expand_where, means, moments, other_axes, reduction
@@ -162,7 +163,7 @@ def streaming_norm(
     result: Any = _streaming(static, wide, before, carried, where, *weights, jnp.asarray(epsilon, wide.dtype))
     y, after = result
     after = StreamingMemory(*map(kept_wide, after[:-1], memory[:-1]), step=after.step)
-    return modulated(scaled(y, scale, bias), by, features).astype(output_dtype(x)), after
+    return modulated(scaled(y, scale, bias), by, features, where).astype(output_dtype(x)), after
 
 
 def initial_streaming(shape: Sequence[int]) -> tuple[StreamingMemory, StreamingSlopes]:
@@ -385,6 +386,7 @@ class StreamingNormLayer(Layer):
         """Normalize by the memories, or by the long one, which has taken up the short one at an update; see `Layer`."""
         memory, axis = StreamingMemory(**state), other_axes(features, x.ndim)
         if not train:
+            x = without_hidden(x, mask)
             return normalize(x, memory.mean, memory.var, **parameters, axis=axis, epsilon=self.epsilon), state
         slopes = StreamingSlopes(**gradient_state)
         y, memory = streaming_norm(x, memory, slopes, **parameters, **self._options(), axis=axis, where=mask)

@@ -60,6 +60,7 @@ class Modulated(nn.Module):
         use_running_average: bool | None = None,
         *,
         mask: jax.Array | None = None,
+        **inputs: jax.Array,
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """Normalize `x` under a condition.
 
@@ -69,6 +70,7 @@ class Modulated(nn.Module):
             use_running_average: Mode of this call, of a norm that trains and evaluates by different statistics; give it
                 here or to the module, not both.
             mask: True where an element counts for the norm, broadcastable to `x`.
+            **inputs: Further inputs of the norm, such as `domain`.
 
         Returns:
             `y`, and with `gate` also the gate, which is broadcastable to `x`.
@@ -87,5 +89,5 @@ class Modulated(nn.Module):
         dense = nn.Dense(parts * features, kernel_init=self.kernel_init, name="modulation")
         given = dense(self.activation(condition))
         by, gate = conditioned(given, parts, self.offset, x.ndim)
-        y = norm.linen(train=train)(x, mask=mask, scale=by.scale, bias=by.bias)
+        y = norm.linen(train=train)(x, mask=mask, scale=by.scale, bias=by.bias, **inputs)
         return y if gate is None else (y, gate.astype(y.dtype))

@@ -166,7 +166,7 @@ def normalize(
     parameters = affine | given if given else affine
     y, after = layer.apply(x, parameters, state, slopes, features=features, train=train, mask=mask)
     if scale is not None or bias is not None:
-        y = modulated(y, Modulation(scale, bias), features)
+        y = modulated(y, Modulation(scale, bias), features, mask)
     if layer.activates:
         y = layer.activated(y, parameters, features)
     if after is not state and not making:

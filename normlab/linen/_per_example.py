@@ -28,7 +28,7 @@ class Identity(nn.Module):
         bias: jax.Array | None = None,
     ) -> jax.Array:
         """Return `x`, after scale and bias of this call if there are any; see `LayerNorm`."""
-        return modulated_alone(x, Modulation(scale, bias))
+        return modulated_alone(x, Modulation(scale, bias), mask)
 
 
 class LayerNorm(PerExample):

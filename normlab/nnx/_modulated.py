@@ -55,7 +55,7 @@ class Modulated(nnx.Module):
         )
 
     def __call__(
-        self, x: jax.Array, condition: jax.Array, *, mask: jax.Array | None = None
+        self, x: jax.Array, condition: jax.Array, *, mask: jax.Array | None = None, **inputs: jax.Array
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """Normalize `x` under a condition.
 
@@ -63,6 +63,7 @@ class Modulated(nnx.Module):
             x: Activations, `[batch, *positions, features]`.
             condition: `[batch, d]`, or `[batch, *positions, d]`, where positions may be of size 1.
             mask: True where an element counts for the norm, broadcastable to `x`.
+            **inputs: Further inputs of the norm, such as `domain`.
 
         Returns:
             `y`, and with `gate` also the gate, which is broadcastable to `x`.
@@ -74,5 +75,5 @@ class Modulated(nnx.Module):
         check_condition(condition, x.shape)
         given = self.modulation(self.activation(condition))
         by, gate = conditioned(given, 3 if self.gate else 2, self.offset, x.ndim)
-        y = self.norm(x, mask=mask, scale=by.scale, bias=by.bias)
+        y = self.norm(x, mask=mask, scale=by.scale, bias=by.bias, **inputs)
         return y if gate is None else (y, gate.astype(y.dtype))

@@ -250,7 +250,7 @@ def normalize(
     inputs = parameters | given if given else parameters
     y, after = layer.apply(x, inputs, state, slopes, features=features, train=train, mask=mask)
     if scale is not None or bias is not None:
-        y = modulated(y, Modulation(scale, bias), features)
+        y = modulated(y, Modulation(scale, bias), features, mask)
     if layer.activates:
         y = layer.activated(y, inputs, features)
     if after is not state:

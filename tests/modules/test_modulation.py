@@ -1,5 +1,7 @@
 """Scale and bias of a call: for each example and position, after a norm's own, in every norm."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,3 +99,34 @@ def test_half_precision_is_rounded_once() -> None:
     narrow = functional.layer_norm(x, scale, bias)
     assert narrow.dtype == jnp.bfloat16
     np.testing.assert_array_equal(narrow, wide.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("name", ALL)
+def test_what_a_mask_hides_reaches_no_gradient(name: str, train: bool) -> None:
+    """The gradients of parameters and of scale and bias of the call stay finite beside hidden NaN."""
+    norm, mask = norms.get(name), jnp.arange(3)[None, :, None, None] < 2
+    x = jnp.where(mask, draw(0, SHAPE), jnp.nan)
+    module = norm.linen(train=train)
+    variables = dict(module.init(jax.random.key(0), draw(0, SHAPE)))
+
+    def loss(params: Any, scale: jax.Array, bias: jax.Array) -> jax.Array:
+        y, _ = module.apply({**variables, **params}, x, mask=mask, scale=scale, bias=bias, mutable=["batch_stats"])
+        return jnp.sum(jnp.where(mask, y, 0) * draw(3, SHAPE))
+
+    params = {"params": variables["params"]} if "params" in variables else {}
+    gradients = jax.grad(loss, (0, 1, 2))(params, draw(1, (4, 64)), draw(2, (4, 64)))
+    assert all(bool(jnp.all(jnp.isfinite(g))) for g in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("name", ["layer", "rms", "l2"])
+def test_the_axis_of_functions_is_both_axes_of_modules(name: str) -> None:
+    axes: tuple[int, ...] = (-2, -1)
+    both, one = norms.get(name, reduction_axes=axes, feature_axes=axes), norms.get(name, axis=axes)
+    x = draw(0, SHAPE)
+
+    def results(norm: norms.Norm) -> Any:
+        linen = norm.linen(train=True).init_with_output(jax.random.key(0), x)
+        return linen, norm.nnx((2, 64), rngs=nnx.Rngs(0))(x)
+
+    jax.tree.map(np.testing.assert_array_equal, results(one), results(both))

@@ -137,7 +137,7 @@ MUTANTS = (
     Mutant(
         "no spread between devices",
         MOMENTS,
-        ("(squares + n * lax.square(apart - rest[None]))", "squares"),
+        ("(squares + n * lax.square(apart - rest))", "squares"),
         (f"{DEVICES}[vmap-batch-all]",),
     ),
     Mutant(
@@ -149,7 +149,7 @@ MUTANTS = (
     Mutant(
         "rounding of each device's mean forgotten",
         MOMENTS,
-        ("(nears - near[None]) + rests, 0)", "nears - near[None], 0)"),
+        ("(nears - near) + rests, 0)", "nears - near, 0)"),
         (f"{OFFSET}[vmap-batch-all]",),
     ),
     Mutant(

@@ -73,7 +73,7 @@ def mean_only_batch_norm(
     features = feature_axes(x.ndim, axis)
     own, by = separated(None, bias, x.shape, features)
     y, batch = layer.by_batch(x, own, features, where)
-    return modulated(y, by, features).astype(output_dtype(x)), batch
+    return modulated(y, by, features, where).astype(output_dtype(x)), batch
 
 
 @dataclass(frozen=True)

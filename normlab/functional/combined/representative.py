@@ -96,7 +96,7 @@ def representative_batch_norm(
     own, by = separated(scale, bias, x.shape, features)
     own |= {"center_weight": center_weight, "scale_weight": scale_weight, "scale_bias": scale_bias}
     y, batch = layer.by_batch(x, own, features, where)
-    return modulated(y, by, features).astype(output_dtype(x)), batch
+    return modulated(y, by, features, where).astype(output_dtype(x)), batch
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def switchable_norm(
     own, by = separated(scale, bias, x.shape, features)
     own |= {"mean_weight": mean_weight, "var_weight": var_weight}
     y, batch = layer.by_batch(x, own, features, where)
-    return modulated(y, by, features).astype(output_dtype(x)), batch
+    return modulated(y, by, features, where).astype(output_dtype(x)), batch
 
 
 @dataclass(frozen=True)

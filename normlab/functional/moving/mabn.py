@@ -13,6 +13,7 @@ from jax import Array
 from normlab._core.checks import AxisName, check_epsilon, check_real, check_where
 from normlab._core.dtypes import float32_or_wider, output_dtype, whole
 from normlab._core.ghost import beside, check_chunks, check_ghost, join_first, split_first, whole_first
+from normlab._core.hidden import without_hidden
 from normlab._core.layer import Layer, Parameters, State
 from normlab._core.modulation import modulated, separated
 from normlab._core.reduction import (
@@ -158,7 +159,7 @@ def mabn(
     features = feature_axes(x.ndim, axis)
     own, by = separated(scale, bias, x.shape, features)
     y, memory = layer.in_training(x, memory, slopes, own, features, where)
-    return modulated(y, by, features).astype(output_dtype(x)), memory
+    return modulated(y, by, features, where).astype(output_dtype(x)), memory
 
 
 def initial_mabn(shape: Sequence[int], *, buffer_size: int = 16) -> tuple[MABNMemory, MABNSlopes]:
@@ -249,6 +250,7 @@ class MABNLayer(Layer):
         if not train:
             run, axis = state["run"], other_axes(features, x.ndim)
             affine = {name: parameters.get(name) for name in ("scale", "bias")}
+            x = without_hidden(x, mask)
             return normalize(x, jnp.zeros_like(run), run, **affine, axis=axis, epsilon=self.epsilon), state
         y, memory = self.in_training(x, MABNMemory(**state), MABNSlopes(**gradient_state), parameters, features, mask)
         return y, memory._asdict()

@@ -13,6 +13,7 @@ from jax import Array
 from normlab._core.checks import AxisName, check_epsilon, check_real, check_where, resolve_groups
 from normlab._core.dtypes import float32_or_wider, output_dtype, whole
 from normlab._core.ghost import check_whole_groups
+from normlab._core.hidden import without_hidden
 from normlab._core.layer import Layer, Parameters, State
 from normlab._core.modulation import modulated, separated
 from normlab._core.reduction import (
@@ -40,7 +41,7 @@ class PowerMemory(NamedTuple):
 
     Attributes:
         phi: Running mean square, of the shape of the feature axes; ones at the start.
-        step: Calls so far in which anything counted, an int32 scalar.
+        step: Calls so far in which more than one element counted, an int32 scalar.
     """
 
     phi: Array
@@ -150,7 +151,7 @@ def power_norm(
     features = feature_axes(x.ndim, axis)
     own, by = separated(scale, bias, x.shape, features)
     y, memory = layer.in_training(x, memory, slopes, own, features, where)
-    return modulated(y, by, features).astype(output_dtype(x)), memory
+    return modulated(y, by, features, where).astype(output_dtype(x)), memory
 
 
 def evaluate_power_norm(
@@ -189,7 +190,7 @@ def evaluate_power_norm(
     check_where(where, x.shape)
     features = feature_axes(x.ndim, axis)
     own, by = separated(scale, bias, x.shape, features)
-    return modulated(layer.at_inference(x, phi, own, features, where), by, features).astype(output_dtype(x))
+    return modulated(layer.at_inference(x, phi, own, features, where), by, features, where).astype(output_dtype(x))
 
 
 @dataclass(frozen=True)
@@ -300,7 +301,7 @@ class PowerNormLayer(Layer):
     ) -> Array:
         """Divide by `phi`, which stays; the output is in float32 or wider."""
         split = self.split(x, features)
-        wide, masked = float32_or_wider(x).reshape(split.shape), split.mask(where, x.shape)
+        wide, masked = without_hidden(float32_or_wider(x), where).reshape(split.shape), split.mask(where, x.shape)
         h = (wide * _of_groups(wide, split.within, masked, self.epsilon)[0]).reshape(x.shape)
         square = wide_state("phi", phi, x.shape, features, wide.dtype) + self.epsilon
         affine = (expand(name, parameters.get(name), x.shape, features) for name in ("scale", "bias"))
@@ -429,7 +430,7 @@ def _forward(
     psi, phi = aligned(found.var, phi)
     warm = step < static.warmup_steps
     by_feature = reciprocal_root(jnp.where(warm, psi, phi) + epsilon, epsilon)
-    counted = jnp.asarray(found.count) > 0
+    counted = jnp.asarray(found.count) > 1
     share = 1 / (step + 1).astype(wide.dtype)
     old, new = (jnp.where(warm, a, b) for a, b in zip((1 - share, share), weights, strict=True))
     condition, moved, kept = aligned(jnp.broadcast_to(counted, psi.shape), old * phi + new * psi, phi)
@@ -447,7 +448,8 @@ def _backward(static: _Static, saved: _PowerResiduals, cotangents: tuple[Array, 
     dh = t * by_feature
     (within,) = means([dh * h], static.within, where, size)
     dx = _shown(by_group * (dh - h * within), where)
-    return dx.astype(x.dtype), None, None, nu + rate * along, None, None, None, None
+    nu = nu + rate * jnp.where(jnp.asarray(count) > 1, along, 0)
+    return dx.astype(x.dtype), None, None, nu, None, None, None, None
 
 
 _power.defvjp(_forward, _backward)

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from normlab._core.checks import AxisName, check_flags, check_real, check_where
 from normlab._core.dtypes import float32_or_wider, output_dtype
+from normlab._core.hidden import without_hidden
 from normlab._core.layer import Parameters, State, run
 from normlab._core.modulation import modulated, separated
 from normlab._core.reduction import (
@@ -118,7 +119,7 @@ def evonorm_batch(
         y, batch = layer.by_given(x, var, own, features, where), None
     else:
         y, batch = layer.by_batch(x, own, features, where)
-    return modulated(y, by, features).astype(output_dtype(x)), batch
+    return modulated(y, by, features, where).astype(output_dtype(x)), batch
 
 
 def evonorm_sample(
@@ -241,7 +242,8 @@ class EvoNormBatchLayer(BatchNormLayer):
         """Normalize by the batch or by the running variance; see `Layer`."""
         if not self.nonlinear:
             parameters = jax.tree.map(lax.stop_gradient, dict(parameters)) if self.frozen else parameters
-            return _affine(float32_or_wider(x), expand_affine(parameters, x.shape, features)), state
+            x = without_hidden(float32_or_wider(x), mask)
+            return _affine(x, expand_affine(parameters, x.shape, features)), state
         return super().apply(x, parameters, state, gradient_state, features=features, train=train, mask=mask)
 
     def by_running(
@@ -369,7 +371,8 @@ class EvoNormSampleLayer(GroupNormLayer):
         """Normalize each group; see `Layer`."""
         if not self.nonlinear:
             features = one_feature_axis(features, x.ndim)
-            return _affine(float32_or_wider(x), expand_affine(parameters, x.shape, features)), state
+            x = without_hidden(float32_or_wider(x), mask)
+            return _affine(x, expand_affine(parameters, x.shape, features)), state
         return super().apply(x, parameters, state, gradient_state, features=features, train=train, mask=mask)
 
     def normalized(

@@ -121,5 +121,10 @@ class SeeDNormLayer(MagnitudeLayer):
                 f"Expected `num_heads=1` where other axes than the last are reduced or devices share them, got "
                 f"{self.num_heads}. Leave it out."
             )
+        if x.shape[-1] % self.num_heads:
+            raise ValueError(
+                f"Expected `num_heads` to divide the {x.shape[-1]} features of `x`, got {self.num_heads}. Choose a "
+                "divisor."
+            )
         size = x.shape[-1] // resolve_groups(x.shape[-1], self.num_heads, None)
         return Reduction((), pool=size)

@@ -62,6 +62,7 @@ def group_whiten(
         ValueError: If the features cannot be split so, or a shape or an option does not fit.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> x = jnp.array([[1.0, 2.0, 3.0, 4.0, 4.0, 3.0, 2.0, 9.0]])
         >>> y = group_whiten(x, num_groups=2, exact=True, epsilon=0.0).reshape(2, 4)
         >>> bool(jnp.allclose(y @ y.T / 4, jnp.eye(2), atol=1e-5))

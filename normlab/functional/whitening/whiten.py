@@ -13,6 +13,7 @@ from normlab._core.checks import AxisName, check_features, check_flags, check_re
 from normlab._core.collectives import Devices
 from normlab._core.dtypes import float32_or_wider, output_dtype
 from normlab._core.ghost import check_chunks, check_ghost, check_whole_groups, each_ghost
+from normlab._core.hidden import without_hidden
 from normlab._core.layer import Layer, Parameters, State
 from normlab._core.modulation import modulated, separated
 from normlab._core.reduction import (
@@ -132,7 +133,7 @@ def whiten(
     features = canonical_axes(axis, x.ndim)
     own, by = separated(scale, bias, x.shape, features)
     y, batch = layer.by_batch(x, own, features, where)
-    return modulated(y, by, features).astype(output_dtype(x)), batch
+    return modulated(y, by, features, where).astype(output_dtype(x)), batch
 
 
 def whiten_by(
@@ -266,6 +267,7 @@ class WhitenLayer(Layer):
         matrix = float32_or_wider(state["matrix"])
         if self.average == "covariance":
             matrix = self._root(matrix)
+        x = without_hidden(x, mask)
         return _by_given(x, state["mean"], matrix, parameters, features), state
 
     def by_batch(

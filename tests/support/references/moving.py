@@ -24,9 +24,9 @@ def power(
     z, _, _, psi, count = power_parts(x, variables, where, axis, epsilon, num_groups, warmup_steps)
     step, flat = variables["step"], variables["phi"].shape
     old = step / (step + 1) if step < warmup_steps else momentum
-    moved = np.where(count > 0, old * variables["phi"].reshape(psi.shape) + (1 - old) * psi, 0)
-    phi = np.where(count > 0, moved, variables["phi"].reshape(psi.shape))
-    return affine(z, variables, axis), {"phi": phi.reshape(flat), "step": step + np.any(count > 0)}
+    moved = np.where(count > 1, old * variables["phi"].reshape(psi.shape) + (1 - old) * psi, 0)
+    phi = np.where(count > 1, moved, variables["phi"].reshape(psi.shape))
+    return affine(z, variables, axis), {"phi": phi.reshape(flat), "step": step + np.any(count > 1)}
 
 
 def power_parts(
@@ -66,7 +66,7 @@ def power_vjp(
     q = np.where(counted, affine(dy, {k: v for k, v in variables.items() if k == "scale"}, axis), 0)
     nu = variables["nu"].reshape(count.shape)
     t = q - nu * z
-    along = np.where(counted, t * z, 0).sum(others(axis, x.ndim), keepdims=True) / np.maximum(count, 1)
+    along = np.where(counted, t * z, 0).sum(others(axis, x.ndim), keepdims=True) / np.maximum(count, 1) * (count > 1)
     dh = t * by_feature
     mean, _ = group_means(dh * x * by_group, where, axis, given["num_groups"])
     dx = by_group * dh - x * by_group**2 * mean
