@@ -20,6 +20,7 @@ from flax import nnx
 import normlab
 from normlab import linen, norms
 from normlab import nnx as our_nnx
+from normlab.catalogue import ROWS
 from normlab.norms import Entry, Norm, Ramp, UnknownNorm
 from tests.support.registered import ALL
 
@@ -149,8 +150,7 @@ def test_a_third_party_joins(halve: Norm) -> None:
 
 
 def test_every_norm_has_a_colour_and_marker_of_its_own() -> None:
-    known = [*norms.names(), *norms.cell_names()]
-    assert len({(norms.colour(name), norms.marker(name)) for name in known}) == len(set(known))
+    assert len({(norms.colour(row.name), norms.marker(row.name)) for row in ROWS}) == len(ROWS)
 
 
 def _contrast(colour: str, other: str) -> float:
@@ -177,9 +177,9 @@ def test_options_do_not_change_the_style() -> None:
 
 
 def test_a_third_party_has_a_spare_style(halve: Norm) -> None:
-    taken = {(norms.colour(name), norms.marker(name)) for name in (*norms.names(), *norms.cell_names())}
+    taken = {(norms.colour(row.name), norms.marker(row.name)) for row in ROWS}
     spare = norms.colour("halve"), norms.marker("halve")
-    assert len(taken) == len({*norms.names(), *norms.cell_names()})
+    assert len(taken) == len(ROWS) and spare not in taken
     norms.unregister("halve")
     assert (norms.colour("halve"), norms.marker("halve")) == spare  # of the name alone
     norms.register(dataclasses.replace(halve.entry, colour="#123456", marker="o"))

@@ -125,8 +125,8 @@ def test_the_page_of_the_command_line_lists_every_option(site: Path) -> None:
     assert all(f"<code>{option}" in page for option in ("--tier NAME", "--batch-sizes VALUE", "--trust"))
 
 
-NO_FIELDS = {"RNN", "qk_norm", "trainable"}
-"""Functions, and a class whose fields are those of Flax's."""
+NO_FIELDS = {"RNN", "StandardizedConv", "StandardizedDense", "qk_norm", "trainable"}
+"""Functions, and classes whose fields are those of Flax's."""
 
 
 @pytest.mark.parametrize("name", sorted({*linen.__all__} - NO_FIELDS))

@@ -1,6 +1,6 @@
 """Filter response norm, EvoNorm and global response norm for Linen."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from flax import linen as nn
 
@@ -31,7 +31,7 @@ class FRN(Affine):
     axis_name: AxisName | None = None
     axis_index_groups: Groups | None = None
 
-    use_fast_variance: ClassVar[bool] = False  # a mean square is one pass
+    use_fast_variance = False  # a mean square is one pass
     _kind = FRNLayer
 
 
@@ -82,5 +82,5 @@ class GRN(Affine):
     axis_name: AxisName | None = None
     axis_index_groups: Groups | None = None
 
-    use_fast_variance: ClassVar[bool] = False  # a sum of squares is one pass
+    use_fast_variance = False  # a sum of squares is one pass
     _kind = GRNLayer
