@@ -250,7 +250,7 @@ MUTANTS = (
         BATCH_RENORM,
         (
             RENORM,
-            RENORM + "        state = self.update(state, self.moments(x, features, where))\n",
+            RENORM + "        state = self.update(state, self.moments(x, {}, features, where))\n",
         ),
         (f"{ROUNDS}[batch_renorm-float32-1]",),
     ),
