@@ -55,7 +55,7 @@ class Description:
 
 
 class _OfBatch(TypedDict):
-    """What norms over the batch share, or those over an example."""
+    """Fields that all norms over a batch, or all over an example, have in common."""
 
     needs_batch: bool
     stateful: bool

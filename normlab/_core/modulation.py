@@ -94,7 +94,7 @@ class BareNorm(Protocol):
         """Return the Linen module."""
         ...
 
-    def nnx(self, num_features: Any, *, rngs: Any, **overrides: object) -> Any:
+    def nnx(self, num_features: int | tuple[int, ...], *, rngs: Any, **overrides: object) -> Any:
         """Return the NNX module."""
         ...
 

@@ -107,7 +107,7 @@ def standardize(
     scale = scale if scale is None else scale.astype(x.dtype)
     bias = bias if bias is None else bias.astype(x.dtype)
     by = _standardize
-    if "jax.experimental.jet" in sys.modules and any(map(_in_taylor_mode, (x, scale, bias))):
+    if "jax.experimental.jet" in sys.modules and any(map(in_taylor_mode, (x, scale, bias))):
         by = _formula
     elif not over.inner and takes_rows(over, x, m, epsilon, where):
         return row_norm(over, x, m, rstd, epsilon, scale, bias)
@@ -123,7 +123,7 @@ def variance(over: Reduction, x: Array, m: Moments, where: Array | None = None) 
         m: Moments of `x`.
         where: The mask that `m` was taken with.
     """
-    if "jax.experimental.jet" in sys.modules and _in_taylor_mode(x):
+    if "jax.experimental.jet" in sys.modules and in_taylor_mode(x):
         return m.var
     return _variance(over, x, m.near, m.rest, m.var, m.count, where)
 
@@ -156,9 +156,10 @@ def _variance_jvp(over: Reduction, primals: _Spread, tangents: _Spread) -> tuple
     return var, 2 * means([centered * tangents[0]], over, where, count)[0]
 
 
-def _in_taylor_mode(x: Array | None) -> bool:
+def in_taylor_mode(x: Array | None) -> bool:
     """Check for tracing by `jax.experimental.jet`, which fails on `jax.custom_jvp` and needs no closed form."""
-    return isinstance(x, sys.modules["jax.experimental.jet"].JetTracer)
+    jet = sys.modules.get("jax.experimental.jet")
+    return jet is not None and isinstance(x, jet.JetTracer)
 
 
 _Operands = tuple[Array, Array | None, Array | None, Array, Array | None, Array | None, Array | float, Array | None]

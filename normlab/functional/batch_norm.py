@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, NamedTuple, Self, get_args
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from normlab._core.checks import AxisName, check_epsilon, check_flags, check_real, check_statistics, check_where
 from normlab._core.collectives import Devices
@@ -168,9 +168,6 @@ def batch_norm(
         Ioffe, Szegedy. Batch Normalization. ICML 2015. https://arxiv.org/abs/1502.03167
         Hoffer, Hubara, Soudry. Train longer, generalize better. NeurIPS 2017. https://arxiv.org/abs/1705.08741
     """
-    x = jnp.asarray(x)
-    check_real(x)
-    check_where(where, x.shape)
     layer = BatchNormLayer(
         epsilon=epsilon,
         axis_name=axis_name,
@@ -178,9 +175,40 @@ def batch_norm(
         use_fast_variance=use_fast_variance,
         ghost_batch_size=ghost_batch_size,
     )
+    return run_batch(layer, x, where, axis, scale, bias)
+
+
+def run_batch(
+    layer: "BatchLayer",
+    x: ArrayLike,
+    where: Array | None,
+    axis: Axes | None,
+    scale: Array | None,
+    bias: Array | None,
+    state: State | None = None,
+    **parameters: Array | None,
+) -> tuple[Array, BatchMoments]:
+    """Run a norm over a batch as a function of arrays, as `normlab._core.layer.run` does norms without state.
+
+    Args:
+        layer: The norm.
+        x: Activations.
+        where: True where an element counts, broadcastable to `x`.
+        axis: Axes reduced; `None` means all but the last.
+        scale: Gain for each feature; for each example and feature; or broadcastable to `x`.
+        bias: Shift of the same kind.
+        state: Statistics before the batch, of a norm that looks at them in training.
+        **parameters: The norm's own, by name.
+
+    Returns:
+        The output, with the shape and dtype of `x` (float32 for whole numbers), and the moments of the batch.
+    """
+    x = jnp.asarray(x)
+    check_real(x)
+    check_where(where, x.shape)
     features = feature_axes(x.ndim, axis)
     own, by = separated(scale, bias, x.shape, features)
-    y, batch = layer.by_batch(x, own, features, where)
+    y, batch = layer.by_batch(x, own | parameters, features, where, state)
     return modulated(y, by, features, where).astype(output_dtype(x)), batch
 
 

@@ -7,11 +7,10 @@ from typing import ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from normlab._core.checks import AxisName, check_flags, check_real, check_statistics, check_where
-from normlab._core.dtypes import float32_or_wider, output_dtype, whole
+from normlab._core.checks import AxisName, check_flags, check_statistics
+from normlab._core.dtypes import float32_or_wider, whole
 from normlab._core.hidden import without_hidden
 from normlab._core.layer import Parameters, State
-from normlab._core.modulation import modulated, separated
 from normlab._core.reduction import Axes, Moments, Reduction, expand, moments, other_axes
 from normlab._core.standardize import normalize, standardize
 from normlab.functional.batch_norm import (
@@ -19,9 +18,9 @@ from normlab.functional.batch_norm import (
     BatchMoments,
     BatchNormLayer,
     Momentum,
-    feature_axes,
     merged,
     moved,
+    run_batch,
     where_counted,
 )
 
@@ -110,9 +109,6 @@ def batch_renorm(
     References:
         Ioffe. Batch Renormalization. NeurIPS 2017. https://arxiv.org/abs/1702.03275
     """
-    x = jnp.asarray(x)
-    check_real(x)
-    check_where(where, x.shape)
     check_statistics(running, RenormStatistics, _REMEDY)
     layer = BatchRenormLayer(
         epsilon=epsilon,
@@ -123,10 +119,7 @@ def batch_renorm(
         r_max=r_max,
         d_max=d_max,
     )
-    features = feature_axes(x.ndim, axis)
-    own, by = separated(scale, bias, x.shape, features)
-    y, batch = layer.by_batch(x, own, features, where, running.by_name())
-    return modulated(y, by, features, where).astype(output_dtype(x)), batch
+    return run_batch(layer, x, where, axis, scale, bias, state=running.by_name())
 
 
 def update_batch_renorm(

@@ -7,10 +7,11 @@ References:
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from normlab.models.convolution import HE_NORMAL, Conv
 from normlab.models.resnet import ConvLayer, basic_blocks, padded
@@ -84,7 +85,7 @@ class _Block(nn.Module):
         shortcut = x if first.stride == 1 else padded(shifted[:, :: first.stride, :: first.stride], last.features)
         return nn.relu(y + shortcut)
 
-    def _shrunk(self, key: jax.Array, shape: Sequence[int], dtype: Any = float) -> jax.Array:
+    def _shrunk(self, key: jax.Array, shape: Sequence[int], dtype: DTypeLike = float) -> jax.Array:
         return HE_NORMAL(key, tuple(shape), dtype) * self.blocks**-0.5
 
 
@@ -102,5 +103,5 @@ def fixup_optimizer(
     return optax.chain(optax.sgd(learning_rate, momentum=momentum), optax.masked(optax.scale(0.1), _scalars))
 
 
-def _scalars(params: Any) -> Any:
+def _scalars(params: "optax.Params") -> "optax.Params":
     return jax.tree.map(lambda parameter: parameter.ndim == 0, params)

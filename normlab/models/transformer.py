@@ -142,7 +142,7 @@ class Stack:
 
     @property
     def biased(self) -> bool:
-        """Whether dense layers have biases."""
+        """True if dense layers have biases."""
         return self.residual != "rezero"
 
     def initial(self, *, last: bool) -> nn.initializers.Initializer:

@@ -50,7 +50,9 @@ def variables_of(norm: KernelNorm, kernel: Any) -> dict[str, np.ndarray]:
 
 def parts(norm: KernelNorm, variables: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parameters and state."""
-    return tuple({name: variables[name] for name in names} for names in (norm.parameter_names, norm.state_names))  # type: ignore[return-value]
+    names = norm.parameter_names, norm.state_names
+    parameters, state = ({name: variables[name] for name in part} for part in names)
+    return parameters, state
 
 
 def single(tree: Any) -> Any:

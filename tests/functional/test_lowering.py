@@ -175,9 +175,7 @@ def test_a_symbolic_batch(train: bool) -> None:
 
 
 OVER_POSITIONS = {"reduction_axes": (1, 2, 3), "feature_axes": -1}
-NO_STATISTICS = ("dyt", "derf")
-"""Norms that take `axis_name` without effect; some versions of JAX cannot take `erf` of what varies over devices."""
-ACROSS = [name for name in ALL if name not in NO_STATISTICS and hasattr(norm_of(name).linen(train=True), "axis_name")]
+ACROSS = [name for name in ALL if hasattr(norm_of(name).linen(train=True), "axis_name")]
 
 
 @each_dtype

@@ -57,14 +57,11 @@ def shapes_of(norm: str) -> list[str]:
     return [name for name in SHAPES if name != "rows" or not (norm in GROUPED or norms.get(norm).needs_spatial)]
 
 
-CANCELS = ("evonorm_b2",)
-"""Norms that are not centred, with a difference of `x` and its root mean square: at an offset its digits are lost."""
-
 LARGE = {"batch_channel": "batch_channel:num_groups=4"}
 """Norms that divide what they have rounded, which groups of few elements magnify, with larger groups."""
 
-CENTRED = [LARGE.get(norm, norm) for norm in ALL if norm not in CANCELS]
-EVERY = [(norm, shape) for norm in CENTRED for shape in shapes_of(norm)]
+EXACT = [LARGE.get(norm, norm) for norm in ALL]
+EVERY = [(norm, shape) for norm in EXACT for shape in shapes_of(norm)]
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
@@ -84,7 +81,7 @@ def test_an_offset_costs_no_digits(norm: str, shape: str, masked: bool) -> None:
         assert np.abs(kept - expected).max() <= 3e-6 * max(1, np.abs(expected).max() / 8)
 
 
-@pytest.mark.parametrize("norm", CENTRED)
+@pytest.mark.parametrize("norm", EXACT)
 def test_an_offset_costs_no_digits_of_the_gradient(norm: str) -> None:
     """Beside the same derivative of the same numbers in float64."""
 

@@ -16,7 +16,7 @@ from normlab.functional.batch_norm import BatchMoments, BatchNormLayer, batch_no
 from normlab.functional.group_norm import group_norm
 
 ChannelAffine = Literal["group", "feature"] | None
-"""Whether the second scale and bias are for each group or each feature; `None` is none."""
+"""Extent of the second scale and bias: one for each group, or for each feature; `None` leaves them out."""
 
 
 def batch_channel_norm(

@@ -4,23 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import jax.numpy as jnp
 from jax import Array
 
-from normlab._core.checks import AxisName, check_real, check_where
-from normlab._core.dtypes import float32_or_wider, output_dtype
+from normlab._core.checks import AxisName
+from normlab._core.dtypes import float32_or_wider
 from normlab._core.layer import Parameters, State
-from normlab._core.modulation import modulated, separated
 from normlab._core.reduction import Axes, Moments, Reduction, expand, expand_affine, moments, other_axes
-from normlab.functional.batch_norm import (
-    REMEDY,
-    BatchLayer,
-    BatchMoments,
-    batch_moments,
-    feature_axes,
-    merged,
-    moved,
-)
+from normlab.functional.batch_norm import REMEDY, BatchLayer, BatchMoments, batch_moments, merged, moved, run_batch
 
 
 def mean_only_batch_norm(
@@ -64,16 +54,10 @@ def mean_only_batch_norm(
     References:
         Salimans, Kingma. Weight Normalization. NeurIPS 2016. https://arxiv.org/abs/1602.07868
     """
-    x = jnp.asarray(x)
-    check_real(x)
-    check_where(where, x.shape)
     layer = MeanOnlyBatchNormLayer(
         axis_name=axis_name, axis_index_groups=axis_index_groups, ghost_batch_size=ghost_batch_size
     )
-    features = feature_axes(x.ndim, axis)
-    own, by = separated(None, bias, x.shape, features)
-    y, batch = layer.by_batch(x, own, features, where)
-    return modulated(y, by, features, where).astype(output_dtype(x)), batch
+    return run_batch(layer, x, where, axis, None, bias)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from normlab._core.checks import AxisName, check_real, check_where
-from normlab._core.dtypes import float32_or_wider, output_dtype
+from normlab._core.checks import AxisName
+from normlab._core.dtypes import float32_or_wider
 from normlab._core.joined import Parts, joined, of_examples, visible
 from normlab._core.layer import Parameters, State
-from normlab._core.modulation import modulated, separated
 from normlab._core.reduction import (
     Axes,
     Moments,
@@ -25,7 +24,7 @@ from normlab._core.reduction import (
     other_axes,
 )
 from normlab._core.roots import reciprocal_root
-from normlab.functional.batch_norm import REMEDY, BatchMoments, BatchNormLayer, feature_axes
+from normlab.functional.batch_norm import REMEDY, BatchMoments, BatchNormLayer, run_batch
 
 
 def representative_batch_norm(
@@ -82,9 +81,6 @@ def representative_batch_norm(
     References:
         Gao, Han, Li, Peng, Cheng. Representative Batch Normalization with Feature Calibration. CVPR 2021.
     """
-    x = jnp.asarray(x)
-    check_real(x)
-    check_where(where, x.shape)
     layer = RepresentativeBatchNormLayer(
         epsilon=epsilon,
         axis_name=axis_name,
@@ -92,11 +88,17 @@ def representative_batch_norm(
         use_fast_variance=use_fast_variance,
         ghost_batch_size=ghost_batch_size,
     )
-    features = feature_axes(x.ndim, axis)
-    own, by = separated(scale, bias, x.shape, features)
-    own |= {"center_weight": center_weight, "scale_weight": scale_weight, "scale_bias": scale_bias}
-    y, batch = layer.by_batch(x, own, features, where)
-    return modulated(y, by, features, where).astype(output_dtype(x)), batch
+    return run_batch(
+        layer,
+        x,
+        where,
+        axis,
+        scale,
+        bias,
+        center_weight=center_weight,
+        scale_weight=scale_weight,
+        scale_bias=scale_bias,
+    )
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from normlab._core.checks import AxisName, check_real, check_where
-from normlab._core.dtypes import float32_or_wider, output_dtype
+from normlab._core.checks import AxisName
+from normlab._core.dtypes import float32_or_wider
 from normlab._core.joined import Parts, joined, of_examples, visible
 from normlab._core.layer import Parameters, State
-from normlab._core.modulation import modulated, separated
 from normlab._core.reduction import (
     Axes,
     Moments,
@@ -25,7 +24,7 @@ from normlab._core.reduction import (
     other_axes,
 )
 from normlab._core.roots import reciprocal_root
-from normlab.functional.batch_norm import REMEDY, BatchMoments, BatchNormLayer, feature_axes
+from normlab.functional.batch_norm import REMEDY, BatchMoments, BatchNormLayer, run_batch
 
 
 def switchable_norm(
@@ -86,9 +85,6 @@ def switchable_norm(
         Luo, Ren, Peng, Zhang, Li. Differentiable Learning-to-Normalize via Switchable Normalization. ICLR 2019.
         https://arxiv.org/abs/1806.10779
     """
-    x = jnp.asarray(x)
-    check_real(x)
-    check_where(where, x.shape)
     layer = SwitchableNormLayer(
         epsilon=epsilon,
         axis_name=axis_name,
@@ -96,11 +92,7 @@ def switchable_norm(
         use_fast_variance=use_fast_variance,
         ghost_batch_size=ghost_batch_size,
     )
-    features = feature_axes(x.ndim, axis)
-    own, by = separated(scale, bias, x.shape, features)
-    own |= {"mean_weight": mean_weight, "var_weight": var_weight}
-    y, batch = layer.by_batch(x, own, features, where)
-    return modulated(y, by, features, where).astype(output_dtype(x)), batch
+    return run_batch(layer, x, where, axis, scale, bias, mean_weight=mean_weight, var_weight=var_weight)
 
 
 @dataclass(frozen=True)

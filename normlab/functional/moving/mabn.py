@@ -13,7 +13,7 @@ from jax import Array
 from normlab._core.checks import AxisName, check_epsilon, check_real, check_where
 from normlab._core.dtypes import float32_or_wider, output_dtype, whole
 from normlab._core.ghost import beside, check_chunks, check_ghost, join_first, split_first, whole_first
-from normlab._core.hidden import without_hidden
+from normlab._core.hidden import shown, without_hidden
 from normlab._core.layer import Layer, Parameters, State
 from normlab._core.modulation import modulated, separated
 from normlab._core.reduction import (
@@ -302,7 +302,7 @@ def _chunks(x: Array, where: Array | None, size: int | None) -> tuple[Array, Arr
 
 
 class _Static(NamedTuple):
-    """What is no array.
+    """Options and reductions, which are no arrays.
 
     Attributes:
         over: The elements of a chunk that share a statistic.
@@ -359,7 +359,7 @@ def _forward(
     weights: tuple[Array, Array],
     epsilon: Array,
 ) -> tuple[tuple[Array, MABNMemory], _MABNResiduals]:
-    wide, step = _shown(float32_or_wider(x), where), memory.step + 1
+    wide, step = shown(float32_or_wider(x), where), memory.step + 1
     found = moments(wide, static.over, where, remedy=REMEDY)
     counted = jnp.asarray(found.count) > 1
     lately, chi = _slid(found.var, memory.chi, counted)
@@ -380,12 +380,12 @@ def _forward(
 
 def _backward(static: _Static, saved: _MABNResiduals, cotangents: tuple[Array, Any]) -> tuple[Any, ...]:
     x, rstd, r, count, plain, gz, where = saved
-    z = _shown(float32_or_wider(x), where) * rstd
-    q = _shown(cotangents[0], where) * r
+    z = shown(float32_or_wider(x), where) * rstd
+    q = shown(cotangents[0], where) * r
     (now,) = means([q * z], static.over, where, count)
     lately, gz = _slid(now, gz, jnp.asarray(count) > 1)
     now, lately = aligned(now, lately)
-    dx = _shown((q - z * jnp.where(plain, now, lately)) * rstd, where)
+    dx = shown((q - z * jnp.where(plain, now, lately)) * rstd, where)
     return dx.astype(x.dtype), None, gz, None, None, None
 
 
@@ -412,8 +412,3 @@ def _slid(new: Array, buffer: Array, counted: Array) -> tuple[Array, Array]:
     window = jnp.where(come[None] & (age >= 0) & (age < size), values[None], 0).sum(1) / size
     last = come[None] & (age[-1:] == jnp.arange(size).reshape(-1, *(1,) * new.ndim))
     return window, jnp.where(last, values[None], 0).sum(1)
-
-
-def _shown(x: Array, where: Array | None) -> Array:
-    """Return `x`, and 0 for what a mask hides."""
-    return x if where is None else jnp.where(where, x, 0)

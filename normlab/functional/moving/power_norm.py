@@ -13,7 +13,7 @@ from jax import Array
 from normlab._core.checks import AxisName, check_epsilon, check_real, check_where, resolve_groups
 from normlab._core.dtypes import float32_or_wider, output_dtype, whole
 from normlab._core.ghost import check_whole_groups
-from normlab._core.hidden import without_hidden
+from normlab._core.hidden import shown, without_hidden
 from normlab._core.layer import Layer, Parameters, State
 from normlab._core.modulation import modulated, separated
 from normlab._core.reduction import (
@@ -362,7 +362,7 @@ class _Split(NamedTuple):
 
 
 class _Static(NamedTuple):
-    """What is no array.
+    """Options and reductions, which are no arrays.
 
     Attributes:
         within: The features that are scaled together.
@@ -425,7 +425,7 @@ def _forward(
 ) -> tuple[tuple[Array, Array, Array], _PowerResiduals]:
     wide = float32_or_wider(x)
     by_group, size = _of_groups(wide, static.within, where, epsilon)
-    h = _shown(wide * by_group, where)
+    h = shown(wide * by_group, where)
     found = moments(h, static.over, where)
     psi, phi = aligned(found.var, phi)
     warm = step < static.warmup_steps
@@ -436,18 +436,18 @@ def _forward(
     condition, moved, kept = aligned(jnp.broadcast_to(counted, psi.shape), old * phi + new * psi, phi)
     after = jnp.where(condition, moved, kept), step + jnp.any(counted).astype(step.dtype)
     saved = _PowerResiduals(x, by_group, by_feature, (size, found.count), nu, where, rate)
-    return (_shown(h * by_feature, where), *after), saved
+    return (shown(h * by_feature, where), *after), saved
 
 
 def _backward(static: _Static, saved: _PowerResiduals, cotangents: tuple[Array, Any, Any]) -> tuple[Any, ...]:
     x, by_group, by_feature, (size, count), nu, where, rate = saved
-    h = _shown(float32_or_wider(x) * by_group, where)
+    h = shown(float32_or_wider(x) * by_group, where)
     z = h * by_feature
-    t = _shown(cotangents[0], where) - nu * z
+    t = shown(cotangents[0], where) - nu * z
     (along,) = means([t * z], static.over, where, count)
     dh = t * by_feature
     (within,) = means([dh * h], static.within, where, size)
-    dx = _shown(by_group * (dh - h * within), where)
+    dx = shown(by_group * (dh - h * within), where)
     nu = nu + rate * jnp.where(jnp.asarray(count) > 1, along, 0)
     return dx.astype(x.dtype), None, None, nu, None, None, None, None
 
@@ -459,8 +459,3 @@ def _of_groups(x: Array, within: Reduction, where: Array | None, epsilon: Array 
     """Return reciprocal root mean squares of groups, and the number of elements behind each."""
     found = moments(x, within, where)
     return reciprocal_root(found.var + epsilon, epsilon), found.count
-
-
-def _shown(x: Array, where: Array | None) -> Array:
-    """Return `x`, and 0 for what a mask hides."""
-    return x if where is None else jnp.where(where, x, 0)

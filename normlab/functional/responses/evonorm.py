@@ -213,7 +213,7 @@ class EvoNormBatchLayer(BatchNormLayer):
 
     @property
     def weighs(self) -> bool:
-        """Whether there is a parameter `v`."""
+        """True if there is a parameter `v`."""
         return self.nonlinear and self.variant == "b0"
 
     def parameter(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
@@ -316,11 +316,17 @@ class EvoNormBatchLayer(BatchNormLayer):
             weighed = x * affine["v"].astype(x.dtype) if "v" in affine else x
             other = weighed + self._root(variance(over, x, m, where))
         else:
-            over = over._replace(center=False)
             square = Moments(None, None, m.var + lax.square(m.mean), m.count)
-            size = self._root(variance(over, x, square, where))
-            other = (x + 1) * size if self.variant == "b1" else size - x
+            size = self._root(variance(over._replace(center=False), x, square, where))
+            other = (x + 1) * size if self.variant == "b1" else self._size_minus(x, size, over, m, where)
         return _affine(x / jnp.maximum(self._root(of_batch), other), affine)
+
+    def _size_minus(self, x: Array, size: Array, over: Reduction, m: Moments, where: Array | None) -> Array:
+        """Return `size - x`, to the digits of the difference: `size^2` is the variance plus `mean^2` plus `epsilon`."""
+        assert m.near is not None
+        centred = x - m.near if m.rest is None else (x - m.near) - m.rest
+        above = (variance(over, x, m, where) + self.epsilon) / (size + jnp.maximum(m.mean, 0))
+        return jnp.where(m.mean > 0, above, size - m.mean) - centred
 
     def _root(self, square: Array) -> Array:
         """Return a deviation, NaN where squares have left the range of their dtype."""
@@ -350,7 +356,7 @@ class EvoNormSampleLayer(GroupNormLayer):
 
     @property
     def slopes(self) -> bool:
-        """Whether there is a parameter `v`."""
+        """True if there is a parameter `v`."""
         return self.nonlinear and self.variant == "s0"
 
     def parameter(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:

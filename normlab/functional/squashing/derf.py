@@ -1,9 +1,11 @@
 """Dynamic erf, which stands where a norm would and takes no statistics."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
@@ -11,6 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 from normlab._core.elementwise import ElementwiseLayer
 from normlab._core.layer import run
 from normlab._core.reduction import Axes
+from normlab._core.standardize import in_taylor_mode
 
 
 def derf(
@@ -73,4 +76,17 @@ class DerfLayer(ElementwiseLayer):
 
     def squashed(self, x: Array, parameters: Mapping[str, Array]) -> Array:
         """Return `erf(alpha * x + shift)`."""
-        return lax.erf(parameters["alpha"] * x + parameters["shift"])
+        z = parameters["alpha"] * x + parameters["shift"]
+        return lax.erf(z) if in_taylor_mode(z) else _erf(z)
+
+
+@jax.custom_jvp
+def _erf(x: Array) -> Array:
+    """Return `erf(x)`, with a derivative that works inside of `jax.shard_map`, where that of JAX 0.12 fails."""
+    return lax.erf(x)
+
+
+@_erf.defjvp
+def _erf_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    return _erf(x), dx * (2 / math.sqrt(math.pi)) * jnp.exp(-lax.square(x))

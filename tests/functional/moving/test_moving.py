@@ -382,3 +382,18 @@ def test_a_buffer_of_another_length_is_refused() -> None:
     variables = split(drawn("mabn:buffer_size=3", 4, 0))
     with pytest.raises(ValueError, match=r"`chi` to have shape \(4, 4\).*got \(3, 4\)"):
         norms.get("mabn:buffer_size=4").linen(train=True).apply(variables, jnp.ones((2, 4)), mutable=["batch_stats"])
+
+
+@pytest.mark.parametrize("norm", ["power", "mabn"])
+def test_a_batch_of_one_counted_element_moves_nothing(norm: str) -> None:
+    module, x = norms.get(norm).linen(train=True), jnp.arange(24.0).reshape(4, 6)
+    variables, alone = module.init(jax.random.key(0), x), (jnp.arange(4) == 1)[:, None]
+    _, after = module.apply(variables, x, mask=alone, mutable=["batch_stats"])
+    chex.assert_trees_all_equal(after["batch_stats"], variables["batch_stats"])
+    learned = "_overwrite_with_gradient"
+
+    def output(slopes: object) -> jax.Array:
+        y, _ = module.apply({**variables, learned: slopes}, x, mask=alone, mutable=["batch_stats"])
+        return jnp.sum(y * x)
+
+    chex.assert_trees_all_equal(jax.grad(output)(variables[learned]), variables[learned])
