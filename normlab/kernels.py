@@ -16,11 +16,7 @@ Array([6., 8.], dtype=float32)
 from collections.abc import Mapping
 from typing import Any
 
-from flax import nnx
-
 from normlab.functional.kernels import ACTIVATION_GAINS, KernelNorm, get, kinds, names, register, unregister
-from normlab.linen import _kernels as _linen
-from normlab.nnx import _kernels as _nnx
 
 __all__ = [
     "ACTIVATION_GAINS",
@@ -76,9 +72,13 @@ def apply(
         >>> bool(jnp.allclose(plain.apply(apply(model, variables, x), x), model.apply(variables, x)))
         True
     """
-    if isinstance(model, nnx.Module):
-        return _nnx.normalized(model, update_stats=update_stats)
-    return _linen.normalized(model, variables or {}, inputs, options, update_stats=update_stats, keep_state=True)
+    if not _is_linen(model):
+        from normlab.nnx import _kernels
+
+        return _kernels.normalized(model, update_stats=update_stats)
+    from normlab.linen import _kernels
+
+    return _kernels.normalized(model, variables or {}, inputs, options, update_stats=update_stats, keep_state=True)
 
 
 def fold(model: Any, variables: Mapping[str, Any] | None = None, *inputs: object, **options: Any) -> Any:
@@ -95,14 +95,21 @@ def fold(model: Any, variables: Mapping[str, Any] | None = None, *inputs: object
         kernels. NNX: a model that shares nothing with `model`, in which the layers stand for themselves.
 
     Example:
+        >>> from flax import nnx
         >>> from normlab.nnx import Reparametrized
         >>> layer = Reparametrized(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), "spectral_norm")
         >>> type(fold(layer)).__name__
         'Linear'
     """
-    if isinstance(model, nnx.Module):
-        return _nnx.normalized(nnx.clone(model), update_stats=False)
-    return _linen.normalized(model, variables or {}, inputs, options, update_stats=False, keep_state=False)
+    if not _is_linen(model):
+        from flax import nnx
+
+        from normlab.nnx import _kernels
+
+        return _kernels.normalized(nnx.clone(model), update_stats=False)
+    from normlab.linen import _kernels
+
+    return _kernels.normalized(model, variables or {}, inputs, options, update_stats=False, keep_state=False)
 
 
 def initialize_weight_norm(model: Any, *inputs: object, **options: Any) -> Any:
@@ -124,15 +131,27 @@ def initialize_weight_norm(model: Any, *inputs: object, **options: Any) -> Any:
 
     Example:
         >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
         >>> from normlab.nnx import Reparametrized
         >>> layer = Reparametrized(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), "weight_norm")
         >>> x = jax.random.normal(jax.random.key(0), (64, 3))
         >>> initialize_weight_norm(layer, x)(x).std(0).round(3)
         Array([1., 1.], dtype=float32)
     """
-    if isinstance(model, nnx.Module):
-        _nnx.initialize(model, inputs, options)
+    if not _is_linen(model):
+        from normlab.nnx import _kernels
+
+        _kernels.initialize(model, inputs, options)
         return model
+    from normlab.linen import _kernels
+
     variables, *rest = inputs
     assert isinstance(variables, Mapping)
-    return _linen.initialized(model, variables, tuple(rest), options)
+    return _kernels.initialized(model, variables, tuple(rest), options)
+
+
+def _is_linen(model: object) -> bool:
+    """Check which of Flax's kinds a model is; the other kind is not imported."""
+    from flax import linen
+
+    return isinstance(model, linen.Module)

@@ -1,7 +1,6 @@
 """Parse the text of norms: `batch`, `group:num_groups=8,epsilon=1e-3`, and lists of them."""
 
 import ast
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -48,8 +47,8 @@ def check_options(kind: str, norm: str, options: Iterable[str], known: Iterable[
     known = list(known)
     for option in options:
         if option not in known:
-            nearest = difflib.get_close_matches(option, known, n=1)
-            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            meant = suggestion(option, known)
+            hint = f" Did you mean {meant!r}?" if meant else ""
             raise ValueError(f"Expected an option of {kind}, got {option!r} for norm {norm!r}.{hint}")
 
 

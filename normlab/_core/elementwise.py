@@ -12,6 +12,7 @@ from normlab._core.dtypes import float32_or_wider
 from normlab._core.hidden import without_hidden
 from normlab._core.layer import Layer, Parameters, State
 from normlab._core.reduction import Axes, expand_affine
+from normlab._core.standardize import scaled
 
 __all__ = ["ElementwiseLayer"]
 
@@ -49,6 +50,4 @@ class ElementwiseLayer(Layer):
         affine = expand_affine({name: parameters.get(name) for name in ("scale", "bias")}, x.shape, features)
         wide = without_hidden(float32_or_wider(x), mask)
         scalars = {name: jnp.asarray(parameters[name], wide.dtype) for name in self.parameters}
-        y = self.squashed(wide, scalars)
-        y = y * affine["scale"].astype(wide.dtype) if "scale" in affine else y
-        return y + affine["bias"].astype(wide.dtype) if "bias" in affine else y, state
+        return scaled(self.squashed(wide, scalars), affine.get("scale"), affine.get("bias")), state

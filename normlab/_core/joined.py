@@ -9,7 +9,7 @@ from jax import Array, lax
 from normlab._core.collectives import Devices
 from normlab._core.reduction import Moments, Reduction, moments
 
-__all__ = ["Parts", "joined", "of_examples", "visible"]
+__all__ = ["Parts", "joined", "of_examples"]
 
 
 class Parts(NamedTuple):
@@ -99,8 +99,3 @@ def _joined(parts: Parts, axis: Sequence[int]) -> Parts:
     rest = averaged(apart)
     between = averaged(parts.between) + averaged(lax.square(apart - rest))
     return Parts(near, rest, averaged(parts.within), between, total)
-
-
-def visible(x: Array, where: Array | None) -> Array:
-    """Return `x` with 0 in place of NaN and infinity that a mask hides, whose product with no gradient is NaN."""
-    return x if where is None else jnp.where(where | jnp.isfinite(x), x, 0)

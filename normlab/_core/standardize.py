@@ -26,6 +26,12 @@ def affine(centered: Array, rstd: Array, scale: Array | None, bias: Array | None
     return y if bias is None else y + bias
 
 
+def scaled(y: Array, scale: Array | None, bias: Array | None) -> Array:
+    """Return `y * scale + bias` in the dtype of `y`."""
+    scale, bias = (a if a is None else a.astype(y.dtype) for a in (scale, bias))
+    return affine(y, jnp.ones((1,) * y.ndim, y.dtype), scale, bias)
+
+
 def normalize(
     x: Array,
     mean: Array,

@@ -13,7 +13,6 @@ from normlab._core.dtypes import wide_dtype
 from normlab._core.ghost import whole_first
 from normlab._core.reduction import Axes, canonical_axes, expand
 from normlab._core.sharding import aligned, spread_like
-from normlab._core.standardize import affine
 
 States = TypeVar("States", bound=NamedTuple)
 
@@ -74,12 +73,6 @@ _not_its_gradient.defvjp(_refuse_gradient, _pass_on)
 def kept_wide(state: Array, old: Array) -> Array:
     """Give a new state the shape of the old one, and its dtype, or float32 where that is narrower."""
     return state.reshape(old.shape).astype(wide_dtype(old.dtype))
-
-
-def scaled(y: Array, scale: Array | None, bias: Array | None) -> Array:
-    """Return `y * scale + bias` in the dtype of `y`."""
-    scale, bias = (a if a is None else a.astype(y.dtype) for a in (scale, bias))
-    return affine(y, jnp.ones((1,) * y.ndim, y.dtype), scale, bias)
 
 
 def as_weights(momentum: Array | float, dtype: DTypeLike) -> tuple[Array, Array]:

@@ -101,7 +101,8 @@ class LayerNormLayer(PerExampleLayer):
 
     def affine_initializer(self, name: str, given: Initializer) -> Initializer:
         """Return zeros in place of ones for a scale that has an offset."""
-        return initializers.zeros if self.scale_offset and given is initializers.ones else given
+        offset = name == "scale" and self.scale_offset
+        return initializers.zeros if offset and given is initializers.ones else given
 
     def normalized(
         self,

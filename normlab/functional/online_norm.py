@@ -21,14 +21,13 @@ from normlab._core.modulation import modulated, separated
 from normlab._core.reduction import Axes, Reduction, expand, expand_where, means, moments, other_axes, reduction
 from normlab._core.roots import reciprocal_root
 from normlab._core.sharding import spread_like
-from normlab._core.standardize import normalize
+from normlab._core.standardize import normalize, scaled
 from normlab._core.stream import (
     as_weights,
     check_weight,
     kept_wide,
     own_gradient,
     recurrence,
-    scaled,
     stream_features,
     wide_state,
 )

@@ -19,8 +19,8 @@ from normlab._core.modulation import modulated, separated
 from normlab._core.reduction import Axes, Reduction, expand, expand_where, means, moments, other_axes, reduction
 from normlab._core.roots import reciprocal_root
 from normlab._core.sharding import aligned, spread_like
-from normlab._core.standardize import normalize
-from normlab._core.stream import as_weights, check_weight, kept_wide, own_gradient, scaled, stream_features, wide_state
+from normlab._core.standardize import normalize, scaled
+from normlab._core.stream import as_weights, check_weight, kept_wide, own_gradient, stream_features, wide_state
 
 Mix = Sequence[float]
 """Weights of the long, the short and the current memory; without the last, it is 0."""

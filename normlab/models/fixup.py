@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from normlab.models.convolution import HE_NORMAL, Conv
+from normlab.models.residual import check_no_norm
 from normlab.models.resnet import ConvLayer, basic_blocks, padded
 from normlab.norms import Norm
 
@@ -51,8 +52,7 @@ class FixupResNet(nn.Module):
         Raises:
             ValueError: If `norm` is one, or `depth` is not 6n + 2.
         """
-        if self.norm.name != "none":
-            raise ValueError(f"Expected the norm 'none' in a network without norms, got {str(self.norm)!r}.")
+        check_no_norm(self.norm)
         x = _conv(16, kernel_init=HE_NORMAL, name="stem")(x)
         x = nn.relu(x + self.param("bias_stem", _zeros, ()))
         blocks = basic_blocks(self.depth)

@@ -15,6 +15,7 @@ from flax import linen as nn
 
 from normlab.functional.kernels import ACTIVATION_GAINS, scaled_standardize
 from normlab.models.convolution import HE_NORMAL, convolve
+from normlab.models.residual import check_no_norm
 from normlab.models.resnet import ConvLayer, basic_blocks
 from normlab.norms import Norm
 
@@ -53,8 +54,7 @@ class NFResNet(nn.Module):
         Raises:
             ValueError: If `norm` is one, or `depth` is not 6n + 2.
         """
-        if self.norm.name != "none":
-            raise ValueError(f"Expected the norm 'none' in a network without norms, got {str(self.norm)!r}.")
+        check_no_norm(self.norm)
         x = _StandardizedConv(ConvLayer(16), name="stem")(x)
         variance = 1.0
         for i, layers in enumerate(basic_blocks(self.depth)):

@@ -14,10 +14,11 @@ from flax import linen as nn
 from jax.tree_util import KeyPath, keystr, tree_map_with_path
 from jax.typing import DTypeLike
 
+from normlab.functional import l2_norm
 from normlab.models.transformer import rotated, visible
 from normlab.notation import PyTree
 
-__all__ = ["NGPT", "on_the_sphere", "unit"]
+__all__ = ["NGPT", "on_the_sphere"]
 
 STEP = 0.05
 """Initial share of the way that a branch moves a token."""
@@ -31,7 +32,7 @@ _EMBEDDING_AXIS = {
 class NGPT(nn.Module):
     """nGPT: a GPT whose tokens, queries, keys and rows of kernels have length 1.
 
-    A branch f moves a token h along the sphere: `unit(h + |step| (unit(f(h)) - h))`, with a learned `step` for each
+    A branch f moves a token h along the sphere: `l2(h + |step| (l2(f(h)) - h))`, with a learned `step` for each
     feature that starts at 0.05. Learned factors give queries and keys, the MLP and the logits their size. There are no
     norms, no biases and no tied embedding; positions are rotary.
 
@@ -80,7 +81,7 @@ class _Block(nn.Module):
     def _moved(self, name: str, h: jax.Array, branch: jax.Array) -> jax.Array:
         width = h.shape[-1]
         step = jnp.abs(_factor(self, name, (width,), base=width**-0.5, start=STEP))
-        return unit(h + step * (unit(branch) - h))
+        return l2_norm(h + step * (l2_norm(branch) - h))
 
     def _attention(self, h: jax.Array, mask: jax.Array | None) -> jax.Array:
         _, time, width = h.shape
@@ -90,7 +91,7 @@ class _Block(nn.Module):
             project(kernel_init=partial(_start, name=name), name=name)(h) for name in ("query", "key", "value")
         )
         factor = _factor(self, "qk_scale", (self.heads, features), base=width**-0.5)
-        query, key = (factor * unit(rotated(x)) for x in (query, key))
+        query, key = (factor * l2_norm(rotated(x)) for x in (query, key))
         query = (
             query * features
         )  # attention divides logits by sqrt(features), and they are to be as many times as large
@@ -106,13 +107,6 @@ class _Block(nn.Module):
         return _dense(width, "dense_1")(up * nn.silu(gate))
 
 
-def unit(x: jax.Array, axis: int = -1) -> jax.Array:
-    """Divide by the length along an axis, in float32; zeros stay zeros, with finite gradients."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    squares = jnp.sum(wide**2, axis, keepdims=True)
-    return (wide * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))).astype(x.dtype)
-
-
 def on_the_sphere() -> optax.GradientTransformation:
     """Make the last part of an optimizer of `NGPT`: after an update each kernel's rows have length 1 again.
 
@@ -124,7 +118,7 @@ def on_the_sphere() -> optax.GradientTransformation:
         *_, module, leaf = ["", *keystr(path, simple=True, separator="/").split("/")]
         if leaf not in ("kernel", "embedding"):
             return update
-        return unit(parameter + update, _EMBEDDING_AXIS[module]) - parameter
+        return l2_norm(parameter + update, axis=_EMBEDDING_AXIS[module]) - parameter
 
     def of(updates: PyTree, params: PyTree) -> PyTree:
         return tree_map_with_path(projected, updates, params)
@@ -134,7 +128,7 @@ def on_the_sphere() -> optax.GradientTransformation:
 
 def _start(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32, *, name: str) -> jax.Array:
     """Draw a kernel whose rows have length 1 and any direction."""
-    return unit(jax.random.normal(key, shape, dtype), _EMBEDDING_AXIS[name])
+    return l2_norm(jax.random.normal(key, shape, dtype), axis=_EMBEDDING_AXIS[name])
 
 
 def _dense(features: int, name: str) -> nn.Dense:

@@ -13,8 +13,9 @@ import jax
 from flax import linen as nn
 
 from normlab.errors import nearest
+from normlab.norms import Norm
 
-__all__ = ["LAYER_SCALE", "Residual", "check_residual", "weighted"]
+__all__ = ["LAYER_SCALE", "Residual", "check_no_norm", "check_residual", "weighted"]
 
 Residual = Literal["none", "rezero", "skipinit", "layer_scale"]
 """Factor of each branch: none; a number from 0 on, without or with biases in the branch; a number for each feature."""
@@ -45,3 +46,9 @@ def check_residual(residual: str) -> None:
         raise ValueError(
             f"Expected `residual` to be one of {', '.join(known)}, got {residual!r}. {nearest(residual, known)}"
         )
+
+
+def check_no_norm(norm: Norm) -> None:
+    """Raise a `ValueError` unless a network that is made without norms was given `none`."""
+    if norm.name != "none":
+        raise ValueError(f"Expected the norm 'none' in a network without norms, got {str(norm)!r}.")

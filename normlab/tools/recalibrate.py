@@ -23,10 +23,11 @@ def latest_only(norm: Norm) -> Norm:
     """Return a norm whose running statistics after a training call are the statistics of that call's batch.
 
     Args:
-        norm: Batch norm or a variant of it; see `Entry.ghost_batches`.
+        norm: Batch norm or a variant of it, by running mean and variance or deviation.
     """
     blind = {"r_max": 1.0, "d_max": 0.0} if norm.name == "batch_renorm" else {}  # to the earlier running statistics
-    return norms.get(norm, momentum=0.0, unbiased_running_var=False, **blind)
+    biased = {"unbiased_running_var": False} if hasattr(norm.linen(train=False), "unbiased_running_var") else {}
+    return norms.get(norm, momentum=0.0, **biased, **blind)
 
 
 def reestimated(batch_stats: Collection, statistics_of: Callable[[Array], Collection], batches: Array) -> Collection:
@@ -55,6 +56,7 @@ def _merged(stacked: Mapping[Path, Array]) -> dict[Path, Array]:
             merged[(*path, name)] = values.mean(0)
         elif name in ("var", "std"):
             power = 2 if name == "std" else 1
-            total = (values**power).mean(0) + stacked[(*path, "mean")].var(0)
+            means = stacked.get((*path, "mean"))  # which a norm that does not centre lacks
+            total = (values**power).mean(0) + (0 if means is None else means.var(0))
             merged[(*path, name)] = total ** (1 / power)
     return merged

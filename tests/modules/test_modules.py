@@ -589,3 +589,9 @@ def test_numpy_is_taken_as_flax_takes_it() -> None:
 def test_making_parameters_needs_no_whole_chunks() -> None:
     module = linen.BatchNorm(use_running_average=False, ghost_batch_size=2)
     assert module.init(jax.random.key(0), jnp.ones((3, 4)))["params"]["scale"].shape == (4,)
+
+
+def test_an_offset_of_the_scale_leaves_the_bias_alone() -> None:
+    module = linen.LayerNorm(scale_offset=1.0, bias_init=nn.initializers.ones)
+    params = module.init(jax.random.key(0), X)["params"]
+    assert not np.any(params["scale"]) and np.all(params["bias"] == 1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +113,7 @@ class BatchChannelNormLayer(BatchNormLayer):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        if self.channel_affine not in (*get_args(Literal["group", "feature"]), None):
+        if self.channel_affine not in ("group", "feature", None):
             raise ValueError(
                 f"Expected `channel_affine` to be 'group', 'feature' or None, got {self.channel_affine!r}."
             )

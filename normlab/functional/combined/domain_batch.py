@@ -13,7 +13,8 @@ from jax.typing import ArrayLike
 
 from normlab._core.checks import AxisName, check_features, check_flags, check_real, check_where
 from normlab._core.dtypes import float32_or_wider, output_dtype
-from normlab._core.joined import Parts, joined, of_examples, visible
+from normlab._core.hidden import without_hidden
+from normlab._core.joined import Parts, joined, of_examples
 from normlab._core.layer import Parameters, State
 from normlab._core.reduction import Axes, all_but, check_more_than_one, expand_where
 from normlab._core.roots import reciprocal_root
@@ -191,7 +192,7 @@ class DomainBatchNormLayer(BatchNormLayer):
         self, x: Array, state: State, parameters: Parameters, features: tuple[int, ...], where: Array | None
     ) -> Array:
         """Normalize by the running statistics of each example's domain."""
-        x = visible(float32_or_wider(x), expand_where(where, x.ndim))
+        x = without_hidden(float32_or_wider(x), expand_where(where, x.ndim))
         running = {name: self._expanded(name, state[name], x, features) for name in self.averages}
         rstd = reciprocal_root(running["var"] + self.epsilon, self.epsilon)
         return self._normalized(x, (running["mean"],), rstd, parameters, features)
@@ -208,7 +209,7 @@ class DomainBatchNormLayer(BatchNormLayer):
         over = all_but(features, x.ndim, axis_name=self.axis_name, axis_index_groups=self.axis_index_groups)
         check_more_than_one(x.shape, over, REMEDY)
         x, where = float32_or_wider(x), expand_where(where, x.ndim)
-        x = visible(x, where)
+        x = without_hidden(x, where)
         m = self._joined(x, parameters, features, where)
         rstd = jnp.where(m.counts > 0, reciprocal_root(m.var + self.epsilon, self.epsilon), 0)
         return self._normalized(x, (m.near, m.rest), rstd, parameters, features), self._moments(m, x, features)

@@ -10,6 +10,7 @@ from normlab._core.checks import AxisName
 from normlab._core.dtypes import float32_or_wider
 from normlab._core.layer import Parameters, State
 from normlab._core.reduction import Axes, Moments, Reduction, expand, expand_affine, moments, other_axes
+from normlab._core.standardize import scaled
 from normlab.functional.batch_norm import REMEDY, BatchLayer, BatchMoments, batch_moments, merged, moved, run_batch
 
 
@@ -72,7 +73,7 @@ class MeanOnlyBatchNormLayer(BatchLayer):
         """Subtract the running mean."""
         mean = expand("mean", state["mean"], x.shape, features)
         assert mean is not None
-        return _shifted(float32_or_wider(x) - mean, expand_affine(parameters, x.shape, features))
+        return scaled(float32_or_wider(x) - mean, None, expand_affine(parameters, x.shape, features).get("bias"))
 
     def standardized(
         self,
@@ -85,7 +86,7 @@ class MeanOnlyBatchNormLayer(BatchLayer):
         """Subtract the mean of a batch, or of a chunk of it."""
         m = moments(x, over, where, remedy=REMEDY)
         assert m.near is not None and m.rest is not None
-        return _shifted((x - m.near) - m.rest, affine), m
+        return scaled((x - m.near) - m.rest, None, affine.get("bias")), m
 
     def moments(self, x: Array, parameters: Parameters, features: tuple[int, ...], where: Array | None) -> BatchMoments:
         """Return the moments of a batch, which may be one element."""
@@ -100,7 +101,3 @@ class MeanOnlyBatchNormLayer(BatchLayer):
         """Move the running mean towards that of a batch, which may be one element."""
         after = merged({**state, "var": batch.var}, batch.mean, batch.var, self.momentum, batch.count)
         return {name: after[name] for name in state}
-
-
-def _shifted(y: Array, affine: Mapping[str, Array]) -> Array:
-    return y + affine["bias"].astype(y.dtype) if "bias" in affine else y

@@ -11,7 +11,8 @@ from jax.typing import DTypeLike
 
 from normlab._core.checks import AxisName
 from normlab._core.dtypes import float32_or_wider
-from normlab._core.joined import Parts, joined, of_examples, visible
+from normlab._core.hidden import without_hidden
+from normlab._core.joined import Parts, joined, of_examples
 from normlab._core.layer import Parameters, State
 from normlab._core.reduction import (
     Axes,
@@ -24,6 +25,7 @@ from normlab._core.reduction import (
     other_axes,
 )
 from normlab._core.roots import reciprocal_root
+from normlab._core.standardize import scaled
 from normlab.functional.batch_norm import REMEDY, BatchMoments, BatchNormLayer, run_batch
 
 
@@ -126,7 +128,7 @@ class RepresentativeBatchNormLayer(BatchNormLayer):
         x, where = float32_or_wider(x), expand_where(where, x.ndim)
         affine = _as(x, self.expanded(parameters, x.shape, features))
         running = _as(x, expand_affine({name: state[name] for name in self.averages}, x.shape, features))
-        x = visible(x, where)
+        x = without_hidden(x, where)
         pooled = self.examples(x, features, where).mean_minus(running["mean"])
         shift = affine["center_weight"] * (pooled + running["mean"])
         rstd = reciprocal_root(running["var"] + self.epsilon, self.epsilon)
@@ -142,7 +144,7 @@ class RepresentativeBatchNormLayer(BatchNormLayer):
     ) -> tuple[Array, Moments]:
         """Normalize a batch, or a chunk of it."""
         check_more_than_one(x.shape, over, REMEDY)
-        x, affine = visible(x, where), _as(x, affine)
+        x, affine = without_hidden(x, where), _as(x, affine)
         examples = self.examples(x, other_axes(over.axis, x.ndim), where)
         batch = joined(examples, (0,), over.devices)
         apart = examples.mean_minus(batch.near) - batch.rest
@@ -179,5 +181,4 @@ def _stretched(batch: Parts, by: Array) -> Parts:
 def _gated(z: Array, pooled: Array, affine: Mapping[str, Array]) -> Array:
     """Scale by the gate, then by scale and bias."""
     y = z * jax.nn.sigmoid(affine["scale_weight"] * pooled + affine["scale_bias"])
-    y = y * affine["scale"] if "scale" in affine else y
-    return y + affine["bias"] if "bias" in affine else y
+    return scaled(y, affine.get("scale"), affine.get("bias"))

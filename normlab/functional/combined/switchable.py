@@ -12,7 +12,8 @@ from jax.typing import DTypeLike
 
 from normlab._core.checks import AxisName
 from normlab._core.dtypes import float32_or_wider
-from normlab._core.joined import Parts, joined, of_examples, visible
+from normlab._core.hidden import without_hidden
+from normlab._core.joined import Parts, joined, of_examples
 from normlab._core.layer import Parameters, State
 from normlab._core.reduction import (
     Axes,
@@ -24,6 +25,7 @@ from normlab._core.reduction import (
     other_axes,
 )
 from normlab._core.roots import reciprocal_root
+from normlab._core.standardize import scaled
 from normlab.functional.batch_norm import REMEDY, BatchMoments, BatchNormLayer, run_batch
 
 
@@ -125,7 +127,7 @@ class SwitchableNormLayer(BatchNormLayer):
         affine = self.expanded(parameters, x.shape, features)
         running = expand_affine({name: state[name] for name in self.averages}, x.shape, features)
         mean, var = (running[name].astype(x.dtype) for name in self.averages)
-        x = visible(x, where)
+        x = without_hidden(x, where)
         examples = of_examples(x, features, where, use_fast_variance=self.use_fast_variance)
         return self.mixed(x, examples, Moments(mean, jnp.zeros_like(mean), var, 1.0), features, affine)
 
@@ -139,7 +141,7 @@ class SwitchableNormLayer(BatchNormLayer):
     ) -> tuple[Array, Moments]:
         """Normalize a batch, or a chunk of it."""
         check_more_than_one(x.shape, over, REMEDY)
-        x, features = visible(x, where), other_axes(over.axis, x.ndim)
+        x, features = without_hidden(x, where), other_axes(over.axis, x.ndim)
         examples = of_examples(x, features, where, use_fast_variance=self.use_fast_variance)
         batch = joined(examples, (0,), over.devices)
         var = batch.var if len(over.axis) > 1 else batch.unbiased_var
@@ -164,8 +166,7 @@ class SwitchableNormLayer(BatchNormLayer):
             for share, statistics in zip(shares, (means, spreads), strict=True)
         )
         y = (((x - near) - batch.rest) - shift) * reciprocal_root(var + self.epsilon, self.epsilon)
-        y = y * affine["scale"].astype(x.dtype) if "scale" in affine else y
-        return y + affine["bias"].astype(x.dtype) if "bias" in affine else y
+        return scaled(y, affine.get("scale"), affine.get("bias"))
 
 
 def _shares(name: str, weight: Array | None, positions: bool) -> Array:

@@ -98,7 +98,7 @@ class KernelNorm(ABC):
         if set(given) != set(needed):
             raise ValueError(
                 f"Expected the {what} of {self.name!r} to be {sorted(needed)}, got {sorted(given)}. "
-                f"`{'parameters' if what == 'parameters' else 'state'}(kernel)` makes them."
+                f"`{what}(kernel)` makes them."
             )
 
     def __str__(self) -> str:

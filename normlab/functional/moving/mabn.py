@@ -29,8 +29,8 @@ from normlab._core.reduction import (
 )
 from normlab._core.roots import reciprocal_root
 from normlab._core.sharding import aligned, explicit_of, spread_like
-from normlab._core.standardize import normalize
-from normlab._core.stream import as_weights, check_weight, kept_wide, own_gradient, scaled, wide_state
+from normlab._core.standardize import normalize, scaled
+from normlab._core.stream import as_weights, check_weight, kept_wide, own_gradient, wide_state
 from normlab.functional.batch_norm import REMEDY, feature_axes
 from normlab.functional.moving.power_norm import check_steps
 
@@ -211,7 +211,7 @@ class MABNLayer(Layer):
         check_ghost(self.ghost_batch_size)
         check_steps("warmup_steps", self.warmup_steps)
         check_steps("clip_from", self.clip_from)
-        if not isinstance(self.buffer_size, numbers.Integral) or self.buffer_size < 1:
+        if type(self.buffer_size) is bool or not isinstance(self.buffer_size, numbers.Integral) or self.buffer_size < 1:
             raise ValueError(f"Expected `buffer_size` to be a positive whole number, got {self.buffer_size!r}.")
         if self.ghost_batch_size is not None and self.axis_name is not None:
             raise ValueError(

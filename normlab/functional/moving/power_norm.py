@@ -30,7 +30,8 @@ from normlab._core.reduction import (
 )
 from normlab._core.roots import reciprocal_root
 from normlab._core.sharding import aligned, spread_like
-from normlab._core.stream import as_weights, check_weight, kept_wide, own_gradient, scaled, wide_state
+from normlab._core.standardize import scaled
+from normlab._core.stream import as_weights, check_weight, kept_wide, own_gradient, wide_state
 from normlab.functional.batch_norm import feature_axes
 
 __all__ = ["PowerMemory", "PowerNormLayer", "PowerSlopes", "evaluate_power_norm", "power_norm"]

@@ -29,7 +29,7 @@ from normlab._core.reduction import (
     reduction,
 )
 from normlab._core.roots import reciprocal_root
-from normlab._core.standardize import variance
+from normlab._core.standardize import scaled, variance
 from normlab.errors import StatisticsError
 from normlab.functional.batch_norm import REMEDY, BatchMoments, BatchNormLayer, moved
 from normlab.functional.group_norm import GroupNormLayer, one_feature_axis
@@ -243,7 +243,8 @@ class EvoNormBatchLayer(BatchNormLayer):
         if not self.nonlinear:
             parameters = jax.tree.map(lax.stop_gradient, dict(parameters)) if self.frozen else parameters
             x = without_hidden(float32_or_wider(x), mask)
-            return _affine(x, expand_affine(parameters, x.shape, features)), state
+            affine = expand_affine(parameters, x.shape, features)
+            return scaled(x, affine.get("scale"), affine.get("bias")), state
         return super().apply(x, parameters, state, gradient_state, features=features, train=train, mask=mask)
 
     def by_running(
@@ -257,7 +258,7 @@ class EvoNormBatchLayer(BatchNormLayer):
     ) -> Array:
         """Normalize by a variance that does not depend on the batch; the output is in float32 or wider."""
         where = expand_where(where, x.ndim)
-        x = _finite(float32_or_wider(x), where)
+        x = without_hidden(float32_or_wider(x), where)
         affine, of_batch = expand_affine(parameters, x.shape, features), expand("var", var, x.shape, features)
         assert of_batch is not None
         over = self._over_positions(x, features)
@@ -274,7 +275,7 @@ class EvoNormBatchLayer(BatchNormLayer):
     ) -> tuple[Array, Moments]:
         """Normalize a batch, or a chunk of it, by its own variance."""
         check_more_than_one(x.shape, over, REMEDY)
-        x = _finite(x, where)
+        x = without_hidden(x, where)
         positions = self._over_positions(x, tuple(a for a in range(x.ndim) if a not in over.axis))
         m = moments(x, positions, where, use_fast_variance=self.use_fast_variance)
         batch = moments_of_union(m, x.shape[0], over.devices)
@@ -319,7 +320,7 @@ class EvoNormBatchLayer(BatchNormLayer):
             square = Moments(None, None, m.var + lax.square(m.mean), m.count)
             size = self._root(variance(over._replace(center=False), x, square, where))
             other = (x + 1) * size if self.variant == "b1" else self._size_minus(x, size, over, m, where)
-        return _affine(x / jnp.maximum(self._root(of_batch), other), affine)
+        return scaled(x / jnp.maximum(self._root(of_batch), other), affine.get("scale"), affine.get("bias"))
 
     def _size_minus(self, x: Array, size: Array, over: Reduction, m: Moments, where: Array | None) -> Array:
         """Return `size - x`, to the digits of the difference: `size^2` is the variance plus `mean^2` plus `epsilon`."""
@@ -378,7 +379,8 @@ class EvoNormSampleLayer(GroupNormLayer):
         if not self.nonlinear:
             features = one_feature_axis(features, x.ndim)
             x = without_hidden(float32_or_wider(x), mask)
-            return _affine(x, expand_affine(parameters, x.shape, features)), state
+            affine = expand_affine(parameters, x.shape, features)
+            return scaled(x, affine.get("scale"), affine.get("bias")), state
         return super().apply(x, parameters, state, gradient_state, features=features, train=train, mask=mask)
 
     def normalized(
@@ -386,7 +388,7 @@ class EvoNormSampleLayer(GroupNormLayer):
     ) -> Array:
         """Divide the swish of `x`, then scale and shift; the output is in float32 or wider."""
         affine, where = expand_affine(parameters, x.shape, features), expand_where(mask, x.ndim)
-        x = _finite(float32_or_wider(x), where)
+        x = without_hidden(float32_or_wider(x), where)
         if self.variant == "s2":
             over = over._replace(center=False)
         m = moments(x, over, where, use_fast_variance=self.use_fast_variance)
@@ -401,14 +403,3 @@ def _check(layer: "EvoNormBatchLayer | EvoNormSampleLayer", variant: str, known:
     check_flags(layer, "nonlinear")
     if variant not in get_args(known):
         raise ValueError(f"Expected `variant` to be one of {get_args(known)}, got {variant!r}.")
-
-
-def _affine(y: Array, affine: Mapping[str, Array]) -> Array:
-    """Return `y * scale + bias`."""
-    y = y * affine["scale"].astype(y.dtype) if "scale" in affine else y
-    return y + affine["bias"].astype(y.dtype) if "bias" in affine else y
-
-
-def _finite(x: Array, where: Array | None) -> Array:
-    """Return `x` with 0 for NaN and infinity where a mask hides them, which would reach the gradient of parameters."""
-    return x if where is None else jnp.where(where | jnp.isfinite(x), x, 0)

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from normlab._core.checks import AxisName, check_flags
 from normlab._core.dtypes import float32_or_wider
+from normlab._core.hidden import without_hidden
 from normlab._core.layer import Parameters, run
 from normlab._core.per_example import PerExampleLayer
 from normlab._core.reduction import (
@@ -132,8 +133,7 @@ class FRNLayer(PerExampleLayer):
         affine, where, wide = expand_affine(own, x.shape, features), expand_where(mask, x.ndim), float32_or_wider(x)
         e = jnp.abs(e.astype(wide.dtype))
         epsilon = self.epsilon + (expand_affine({"e": e}, x.shape, features)["e"] if e.ndim else e)
-        if where is not None:
-            wide = jnp.where(where | jnp.isfinite(wide), wide, 0)
+        wide = without_hidden(wide, where)
         factor = reciprocal_root(moments(wide, over, where).var + epsilon, self.epsilon)
         factor = factor * affine["scale"].astype(wide.dtype) if "scale" in affine else factor
         y = wide * factor

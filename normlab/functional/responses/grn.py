@@ -7,6 +7,7 @@ from jax import Array
 
 from normlab._core.checks import AxisName
 from normlab._core.dtypes import float32_or_wider
+from normlab._core.hidden import without_hidden
 from normlab._core.layer import Parameters, run
 from normlab._core.per_example import PerExampleLayer
 from normlab._core.reduction import Axes, Groups, Reduction, expand_affine, expand_where, moments, reduction
@@ -85,8 +86,7 @@ class GRNLayer(PerExampleLayer):
             expand_where(mask, x.ndim),
             float32_or_wider(x),
         )
-        if where is not None:
-            wide = jnp.where(where | jnp.isfinite(wide), wide, 0)
+        wide = without_hidden(wide, where)
         m = moments(wide, over, where)
         square = m.var * m.count
         there = square != 0  # NaN, too, is there

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from normlab._core.checks import AxisName, resolve_groups
+from normlab._core.checks import AxisName
 from normlab._core.dtypes import float32_or_wider
 from normlab._core.hidden import without_hidden
 from normlab._core.layer import Parameters, State, run
@@ -121,10 +121,9 @@ class SeeDNormLayer(MagnitudeLayer):
                 f"Expected `num_heads=1` where other axes than the last are reduced or devices share them, got "
                 f"{self.num_heads}. Leave it out."
             )
-        if x.shape[-1] % self.num_heads:
+        if self.num_heads < 1 or x.shape[-1] % self.num_heads:
             raise ValueError(
                 f"Expected `num_heads` to divide the {x.shape[-1]} features of `x`, got {self.num_heads}. Choose a "
                 "divisor."
             )
-        size = x.shape[-1] // resolve_groups(x.shape[-1], self.num_heads, None)
-        return Reduction((), pool=size)
+        return Reduction((), pool=x.shape[-1] // self.num_heads)

@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from normlab._core.checks import one_element_allowed
 from normlab._core.collectives import Devices
+from normlab._core.hidden import without_hidden
 from normlab._core.reduction import Reduction, elements, moments, other_axes
 from normlab._core.sharding import is_explicit
 from normlab.errors import StatisticsError
@@ -65,7 +66,7 @@ def spread(x: Array, over: Reduction, where: Array | None, epsilon: float) -> Sp
         by_axis = [x.shape[a] if a in kept else 1 for a in range(x.ndim)]
         centered = (x - near.reshape(by_axis)) - rest.reshape(by_axis)
     if where is not None:  # hidden rows are part of the outputs of others
-        centered = counted if apart else jnp.where(where | jnp.isfinite(centered), centered, 0)
+        centered = counted if apart else without_hidden(centered, where)
     diagonal = epsilon * jnp.eye(scatter.shape[-1], dtype=x.dtype)
     return Spread(centered, near + rest, scatter / _of_pairs(count) + diagonal[None], count)
 

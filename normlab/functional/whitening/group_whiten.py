@@ -11,6 +11,7 @@ from normlab._core.dtypes import float32_or_wider
 from normlab._core.layer import Layer, Parameters, State, run
 from normlab._core.reduction import expand_affine, expand_where, reduction
 from normlab._core.sharding import spread_like, whole_along
+from normlab._core.standardize import scaled
 from normlab.functional.whitening.covariance import check_enough, mapped, spread
 from normlab.functional.whitening.inverse_root import check_root, inverse_root
 
@@ -140,8 +141,7 @@ class GroupWhitenLayer(Layer):
         matrix = inverse_root(s.covariance, steps=self.steps, exact=self.exact, epsilon=self.epsilon)
         y = spread_like(mapped(matrix, s.centered, (0, x.ndim - 1)).reshape(x.shape), x)
         affine = expand_affine(parameters, x.shape, features)
-        y = y * affine["scale"].astype(y.dtype) if "scale" in affine else y
-        return y + affine["bias"].astype(y.dtype) if "bias" in affine else y, state
+        return scaled(y, affine.get("scale"), affine.get("bias")), state
 
 
 def _split(where: Array, groups: int) -> Array:

@@ -8,6 +8,7 @@ from normlab.norms import Norm
 from normlab.study.data import sequences
 from normlab.study.data.options import TEXT_OPTION
 from normlab.study.design.problem import Problem
+from normlab.study.problems import zoo
 from normlab.study.problems.supervised import Measures, supervised
 from normlab.study.training.objectives import BITS_PER_CHARACTER, mean_cross_entropy
 
@@ -43,7 +44,7 @@ def gpt(*, rate: float = 1.0, **fields: Unpack[Measures]) -> Problem:
         metric=BITS_PER_CHARACTER,
         chance=sequences.unigram_bits,
         optimizer=partial(_adamw, rate),
-        norm_options={norm: {"num_groups": 4} for norm in ("group", "continual")},
+        norm_options=zoo.norm_options(groups=4, whitened=16),
         options=(TEXT_OPTION,),
         **fields,
     )

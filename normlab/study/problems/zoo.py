@@ -86,7 +86,7 @@ def _problem(name: str, member: Architecture, fields: Measures) -> Problem:
         name=name,
         title=member.title,
         model=partial(_made, member),
-        norm_options=_norm_options(member),
+        norm_options=norm_options(member.groups, member.whitened),
         spatial=member.spatial,
         optimizer=member.optimizer,
         data=partial(_suitable, name, member),
@@ -96,12 +96,17 @@ def _problem(name: str, member: Architecture, fields: Measures) -> Problem:
     )
 
 
-def _norm_options(member: Architecture) -> dict[str, dict[str, object]]:
-    """Return the options of norms that group features."""
+def norm_options(groups: int, whitened: int) -> dict[str, dict[str, object]]:
+    """Return the options of norms that group features.
+
+    Args:
+        groups: Groups of features.
+        whitened: Features that whitening takes together.
+    """
     return {
-        **{norm: {"num_groups": member.groups} for norm in GROUPED},
-        "whiten": {"group_size": member.whitened, "allow": True},
-        "group_whiten": {"num_groups": member.groups // 2},
+        **{norm: {"num_groups": groups} for norm in GROUPED},
+        "whiten": {"group_size": whitened, "allow": True},
+        "group_whiten": {"num_groups": groups // 2},
     }
 
 

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from normlab.study.design.program import Program
 from normlab.study.training import inference_measures
 from normlab.study.training.loop import training
 from normlab.study.training.supervised import Fitted
+from normlab.tools import recalibrate
 
 HIDDEN, CLASSES, BATCH, EPSILON = 5, 3, 8, 1e-5
 
@@ -241,3 +243,20 @@ class TestComposed:
         )
         with pytest.raises(ValueError, match="a class for each example"):
             problem.build(norms.get("none"), {"batch_size": 4, "epochs": 1, "classes_per_batch": 1})
+
+
+@pytest.mark.parametrize("name", ["mean_only_batch", "evonorm_b0", "evonorm_b2"])
+def test_norms_that_keep_less_are_estimated_again(name: str) -> None:
+    """A norm without an unbiased variance, and norms without a mean, whose variances are averaged alone."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 2, 8)), jnp.float32)
+    module = recalibrate.latest_only(norms.get(name)).linen(train=True)
+    variables = module.init(jax.random.key(0), x[0])
+
+    def statistics_of(batch: jax.Array) -> Any:
+        return module.apply(variables, batch, mutable=["batch_stats"])[1]["batch_stats"]
+
+    found = recalibrate.reestimated(variables["batch_stats"], statistics_of, x)
+    if "mean" in found:
+        np.testing.assert_allclose(found["mean"], x.mean((0, 1, 2)), rtol=1e-5, atol=1e-6)
+    else:
+        np.testing.assert_allclose(found["var"], x.var((1, 2)).mean(0), rtol=1e-5)
