@@ -667,7 +667,7 @@ MUTANTS = (
     Mutant(
         "re-estimated variance without that of the means",
         "tools/recalibrate.py",
-        ("(0 if means is None else means.var(0))", ""),
+        ("(0 if means is None else means.var(0))", "0"),
         ("study/training/test_inference.py::test_reestimated[batch]",),
     ),
     Mutant(
