@@ -51,6 +51,8 @@ class Reparametrized(nn.Module):
         """
         norm = get(self.norm)
         train = self._trains(norm, update_stats)
+        if not isinstance(self.layer, nn.Module) or isinstance(self.layer, nn.RNNCellBase):
+            raise no_kernel(self.layer)
         check_layer(self.layer, (nn.Einsum, nn.ConvLocal))
         if self.is_initializing():
             self.layer(*args, **kwargs)  # makes the raw parameters

@@ -231,6 +231,7 @@ def test_layers(kind: str) -> None:
     ("ours", "flax", "message"),
     [
         (nn.Embed(3, 2), flax_nnx.Embed(3, 2, rngs=flax_nnx.Rngs(0)), "a parameter `kernel` of its own, got Embed"),
+        (nn.LSTMCell(3), flax_nnx.LSTMCell(3, 3, rngs=flax_nnx.Rngs(0)), "of its own, got LSTMCell"),
         (
             nn.MultiHeadDotProductAttention(1),
             flax_nnx.MultiHeadAttention(1, 3, decode=False, rngs=flax_nnx.Rngs(0)),
