@@ -253,7 +253,7 @@ def test_layers(kind: str) -> None:
             "General with batch dimensions. Wrap",
         ),
     ],
-    ids=["embed", "attention", "transpose_kernel", "einsum", "batch_dims"],
+    ids=["embed", "cell", "attention", "transpose_kernel", "einsum", "batch_dims"],
 )
 def test_layers_that_have_no_kernel_to_normalize_are_refused(ours: Any, flax: Any, message: str) -> None:
     x = jnp.ones((4, 3), jnp.int32) if isinstance(ours, nn.Embed) else X
