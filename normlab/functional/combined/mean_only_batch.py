@@ -49,6 +49,7 @@ def mean_only_batch_norm(
         ValueError: If a shape, an axis or `ghost_batch_size` does not fit.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> mean_only_batch_norm(jnp.array([[1.0], [4.0]]))[0].ravel()
         Array([-1.5,  1.5], dtype=float32)
 
