@@ -22,6 +22,7 @@ class Description:
         averages: What one update of them sees, where the option `momentum` is the weight of the old value: `batch` or
             `example`; empty where there is no such option.
         needs_spatial: Whether it needs axes between batch and features.
+        spatial_unless: The option, and its truth, with which it needs none.
         activates: Whether it is an activation, too, so that none follows; the option `nonlinear=False` leaves the
             activation out.
         cell_only: Whether it is a norm inside recurrent cells and no layer.
@@ -42,6 +43,7 @@ class Description:
     stateful: bool = False
     averages: Literal["batch", "example", ""] = ""
     needs_spatial: bool = False
+    spatial_unless: tuple[str, bool] | None = None
     activates: bool = False
     cell_only: bool = False
     module: str = ""
@@ -243,6 +245,7 @@ def _evonorm(variant: str, formula: str, colour: str) -> Description:
         fixed=(("variant", variant),),
         ghost_batches=of_batch,
         needs_spatial=of_batch,
+        spatial_unless=("nonlinear", False) if of_batch else None,
         activates=True,
         **kinds,
         formula=formula,
@@ -282,6 +285,7 @@ _RESPONSES: tuple[Description, ...] = (
         title="filter response norm",
         module="FRN",
         needs_spatial=True,
+        spatial_unless=("learn_epsilon", True),
         activates=True,
         formula="max(x / sqrt(mean(x²) + ε), tau), tau learned",
         over="positions, for each feature",

@@ -116,8 +116,9 @@ class Norm:
 
     @property
     def needs_spatial(self) -> bool:
-        """True if the norm needs axes between batch and features."""
-        return self.entry.needs_spatial
+        """True if the norm, with its options, needs axes between batch and features."""
+        option, spared = self.entry.spatial_unless or ("", True)
+        return self.entry.needs_spatial and bool(self.options.get(option, not spared)) is not spared
 
     @property
     def activates(self) -> bool:

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import normlab
 from normlab import linen, norms
 from normlab import nnx as our_nnx
 from normlab.catalogue import ROWS
+from normlab.errors import StatisticsError
 from normlab.norms import Entry, Norm, Ramp, UnknownNorm
 from tests.support.registered import ALL
 
@@ -96,6 +98,18 @@ def test_needs_are_what_is_observed(name: str) -> None:
     other, _ = module.apply(variables, x.at[1:].set(jnp.exp(x[1:])), mutable=["batch_stats"])
     assert bool(jnp.any(jnp.abs(y[0] - other[0]) > 1e-3)) == norm.needs_batch
     assert bool(nnx.to_flat_state(nnx.state(norm.nnx(64, rngs=nnx.Rngs(0)), nnx.BatchStat))) == norm.stateful
+
+
+SPATIAL = {"frn": "learn_epsilon=True", "evonorm_b0": "nonlinear=False", "instance": ""}
+
+
+@pytest.mark.parametrize("name", [*SPATIAL, *(f"{name}:{spared}" for name, spared in SPATIAL.items() if spared)])
+def test_a_norm_that_needs_positions_refuses_to_do_without(name: str) -> None:
+    module = norms.get(name).linen(train=True)
+    refused = pytest.raises(StatisticsError, match="positions") if norms.get(name).needs_spatial else nullcontext()
+    with refused:
+        assert module.init_with_output(jax.random.key(0), jnp.ones((4, 6)))[0].shape == (4, 6)
+    assert norms.get(name).needs_spatial == (":" not in name)
 
 
 def test_options_reach_the_modules_and_overrides_come_last() -> None:
