@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -212,12 +212,21 @@ NNX_TRANSFORMS = {
 """Models of NNX under transforms, and what their first norm is like."""
 
 
+def linen(norm: str, transform: str) -> tuple[Model, dict]:
+    """Return a model of Linen and its variables."""
+    model, given = abstract(norm, transform)
+    keys = iter(jax.random.split(jax.random.key(0), 20))
+    return model, jax.tree.map(lambda x: 0.5 + jax.random.uniform(next(keys), x.shape), given)
+
+
+@cache
+def abstract(norm: str, transform: str) -> tuple[Model, dict]:
+    """Return a model of Linen and the shapes of its variables."""
+    model = Model(norm, transform)
+    return model, jax.eval_shape(model.init, jax.random.key(0), inputs())
+
+
+@cache
 def inputs() -> jax.Array:
     """Return a batch."""
     return jax.random.normal(jax.random.key(1), (EXAMPLES, FEATURES))
-
-
-def linen(norm: str, transform: str) -> tuple[Model, dict]:
-    """Return a model of Linen and its variables."""
-    model = Model(norm, transform)
-    return model, model.init(jax.random.key(0), inputs())
