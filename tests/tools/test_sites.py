@@ -281,6 +281,31 @@ def test_a_loop_of_unknown_length_has_unknown_repeats():
     assert (site.lifted, site.repeats, site.before.kind) == (("while",), 0, "unknown")
 
 
+def test_a_norm_in_a_branch_or_in_a_part_of_the_devices_is_found_there():
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    class Branching(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            norm = nn.LayerNorm(name="norm")
+            return nn.cond(x.sum() > 0, lambda module, x: module(x), lambda module, x: x, norm, x)
+
+    class Sharded(nnx.Module):
+        def __init__(self):
+            self.norm = nnx.LayerNorm(4, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            spec = jax.sharding.PartitionSpec("data")
+            return jax.shard_map(self.norm, mesh=mesh, in_specs=spec, out_specs=spec)(x)
+
+    model = Branching()
+    branch = only(sites(model, model.init(jax.random.key(0), normed.inputs()), normed.inputs()))
+    part = only(sites(Sharded(), None, normed.inputs()))
+    assert (branch.lifted, branch.repeats, branch.before) == (("cond",), 1, Source("unknown", operation="cond"))
+    assert (part.lifted, part.repeats, part.before) == (("shard_map",), 1, Source("unknown", operation="shard_map"))
+    assert branch.after == (Source("unknown", operation="cond"),)
+
+
 def test_a_body_that_is_compiled_already_is_traced_again():
     model, variables = normed.linen("flax-batch", "jit")
     for _ in range(2):
