@@ -137,15 +137,16 @@ class _Walker:
             outputs = self.equation(equation, [_at(values, var) for var in equation.invars], around)
             values |= zip(equation.outvars, outputs, strict=True)
         outputs = [_at(values, var) for var in jaxpr.outvars]
-        for value in outputs if end else ():
-            value.uses.append(end)
+        if end is not None:
+            for value in outputs:
+                value.uses.append(end)
         return outputs
 
     def equation(self, equation: JaxprEqn, given: list[Value], around: _Around) -> list[Value]:
         """Walk over an equation; return its outputs."""
         name = equation.primitive.name
         if name == "name" and (mark := self.markers.read(equation.params["name"])):
-            return [self.mark(*mark, given[0], equation.invars[0].aval.shape, around)]
+            return [self.mark(*mark, given[0], getattr(equation.invars[0].aval, "shape", ()), around)]
         if name in SAME:
             return given[: len(equation.outvars)]
         if name in CALLS:
