@@ -141,6 +141,7 @@ def test_casts_and_calls_are_passed_on_the_way_to_the_layer_before():
         (nn.relu, "operation", "max"),
         (lambda x: x + 1, "operation", "add"),
         (lambda x: x.T.T, "operation", "transpose"),
+        (lambda x: x.astype(int).astype(float), "operation", "convert_element_type"),
         (lambda x: jax.lax.cond(x.sum() > 0, lambda x: x, lambda x: -x, x), "unknown", "cond"),
         (lambda x: jax.lax.fori_loop(0, 2, lambda _, x: x * 2, x), "unknown", "scan"),
         (lambda x: jax.lax.while_loop(lambda x: x.sum() > 0, lambda x: x - 1, x), "unknown", "while"),
@@ -234,6 +235,26 @@ def test_an_embedding_is_a_linear_layer_and_a_learned_array_a_variable():
 def test_names_of_modules_do_not_matter():
     site = only(found_in(lambda x: batch(name="dense")(nn.Dense(4, name="LayerNorm_0")(x))))
     assert (site.path, site.kind, site.before.path) == ("dense", "batch", "LayerNorm_0")
+
+
+def test_a_layer_with_a_layer_named_kernel_is_not_linear():
+    class Outer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.relu(nn.Dense(4, name="kernel")(x))
+
+    site = only(found_in(lambda x: nn.LayerNorm()(Outer(name="outer")(x))))
+    assert site.before == Source("operation", operation="max")
+
+
+def test_further_arrays_of_a_call_are_named():
+    def call(x):
+        y = normlab.linen.LayerNorm(name="plain")(x=x)
+        return normlab.linen.LayerNorm(name="given")(mask=x > 0, scale=x.mean(-1, keepdims=True), bias=None, x=y)
+
+    plain, given = found_in(call)
+    assert (plain.given, given.given) == ((), ("mask", "scale"))
+    assert given.before.path == "plain"
 
 
 def test_a_norm_that_is_transformed_itself_is_found_inside():
