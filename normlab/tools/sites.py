@@ -16,8 +16,8 @@ from normlab.introspect import nnx_hook
 from normlab.introspect.applied import Applied, applied, check_model, partitioned
 from normlab.introspect.calls import Module
 from normlab.introspect.graph import Crossing, Neighbour, lifted, repeats, stacked, walk
-from normlab.introspect.kinds import Library, Recognised
-from normlab.introspect.markers import Markers
+from normlab.introspect.kinds import Library, Recognised, norm_inside_cell
+from normlab.introspect.markers import Layer, Markers, inside_cell
 from normlab.introspect.modes import Method, told
 
 __all__ = ["Site", "Sites", "Source", "sites"]
@@ -48,7 +48,7 @@ class Site:
         kind: Name in the registry, such as `batch`; `weight` for a layer whose kernel is normalized.
         library: Whose class the module is; `user` also for a subclass with a call of its own.
         module: The module; of Linen a copy without variables, of NNX the model's own.
-        shape: Shape of the input.
+        shape: Shape of the input; `()` for a norm inside a recurrent cell of this package, of which more is not known.
         dtype: Dtype of the input.
         features: Feature axes of the input, from 0 on.
         count: Elements that one statistic averages over, per call and device; 0 for a norm without statistics.
@@ -179,7 +179,9 @@ def sites(
         _check_variables(model, variables, args, options, method)
         raise
     crossings = walk(jaxpr, markers, traced.inputs())
-    return Sites(_collected(crossings, traced.shapes(), _own(model)), markers.modules)
+    own = _own(model)
+    found = _collected(crossings, traced.shapes(), own)
+    return Sites([*found, *map(_inside_cell, _of_cells(markers, own))], markers.modules)
 
 
 def _told(
@@ -272,6 +274,43 @@ def _site(calls: Sequence[Crossing], top: Mapping[str, tuple[int, ...]], own: Mo
         variables=layer.variables,
         running=layer.running,
         given=tuple(sorted({name for call in calls for name in call.layer.given})),
+    )
+
+
+def _of_cells(markers: Markers, own: Mapping[str, Module]) -> list[Layer]:
+    """Return the norms inside recurrent cells; in NNX, where they are not called, by the cells."""
+    layers = list(markers.inside.values())
+    for path, cell in own.items():
+        norm = norm_inside_cell(cell)
+        if norm is None:
+            continue
+        for name in (f"norm_{one}" for one in norm.paths):
+            if module := getattr(cell, name, None):
+                mode = getattr(cell, "use_running_average", None)
+                layers.append(inside_cell(f"{path}/{name}".lstrip("/"), module, norm, mode))
+    return layers
+
+
+def _inside_cell(layer: Layer) -> Site:
+    """Return a norm inside a recurrent cell, which runs it in a loop that no module sees."""
+    assert layer.kind is not None
+    return Site(
+        path=layer.path,
+        kind=layer.kind.name,
+        library=layer.kind.library,
+        module=layer.module,
+        shape=(),
+        dtype=layer.dtype,
+        features=(),
+        count=0,
+        calls=1,
+        repeats=0,
+        lifted=("scan",),
+        before=Source("unknown", operation="cell"),
+        after=(Source("unknown", operation="cell"),),
+        only_use=False,
+        variables=layer.variables,
+        running=layer.running,
     )
 
 
