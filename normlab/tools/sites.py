@@ -10,10 +10,12 @@ import jax
 import numpy as np
 from flax import linen as nn
 from flax.typing import VariableDict
+from jax import Array
+from jax.extend.core import ClosedJaxpr
 
 from normlab.errors import BadInput
 from normlab.introspect import nnx_hook
-from normlab.introspect.applied import Applied, applied, check_model, partitioned
+from normlab.introspect.applied import Applied, Variables, applied, check_model, partitioned
 from normlab.introspect.calls import Module
 from normlab.introspect.graph import Crossing, Neighbour, lifted, repeats, stacked, walk
 from normlab.introspect.kinds import Library, Recognised, norm_inside_cell
@@ -83,7 +85,7 @@ class Site:
     running: bool | None = None
     given: tuple[str, ...] = ()
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, object]:
         """Return the attributes as plain values."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         plain |= {"module": type(self.module).__name__, "dtype": str(self.dtype), "variables": dict(self.variables)}
@@ -132,12 +134,12 @@ class Sites(Sequence[Site]):
 def sites(
     model: Module,
     variables: VariableDict | None,
-    *args: Any,
-    train: Mapping[str, Any] | bool | None = None,
+    *args: object,
+    train: Mapping[str, object] | bool | None = None,
     method: Method = None,
-    rngs: Mapping[str, Any] | None = None,
+    rngs: Mapping[str, Array] | None = None,
     recognise: Recognised = (),
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Sites:
     """Find the norms of a model, and what stands before and after each; nothing is computed.
 
@@ -187,10 +189,10 @@ def sites(
 def _told(
     model: Module,
     method: Method,
-    train: Mapping[str, Any] | bool | None,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> Mapping[str, Any]:
+    train: Mapping[str, object] | bool | None,
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object],
+) -> Mapping[str, object]:
     """Return the keyword arguments of the call, those that say the mode among them."""
     if isinstance(train, Mapping):
         return {**kwargs, **train}
@@ -202,16 +204,16 @@ class _Trace:
     """A call of a model to be traced over shapes."""
 
     call: Applied
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    rngs: Mapping[str, Any] | None
+    args: tuple[object, ...]
+    kwargs: Mapping[str, object]
+    rngs: Mapping[str, Array] | None
 
-    def jaxpr(self) -> Any:
+    def jaxpr(self) -> ClosedJaxpr:
         """Return the jaxpr of the output alone: a state that the call changes is no use of a value."""
         arrays, joined, _ = partitioned((self.args, self.kwargs))
         rngs = self.rngs or {name: jax.random.key(0) for name in ("params", "dropout")}
 
-        def output(variables: Any, arrays: list[Any]) -> Any:
+        def output(variables: Variables, arrays: list[Array]) -> object:
             args, kwargs = joined(arrays)
             return self.call.call(variables, args, kwargs, rngs)[0]
 
@@ -228,7 +230,7 @@ class _Trace:
         return [*own, *[Neighbour("input")] * len(arrays)]
 
 
-def _name(path: tuple[Any, ...]) -> str:
+def _name(path: Sequence[object]) -> str:
     """Return the name of a variable, without what boxes add to its path."""
     keys = [key for key in path if isinstance(key, jax.tree_util.DictKey | jax.tree_util.SequenceKey)]
     return "/".join(str(getattr(key, "key", getattr(key, "idx", ""))) for key in keys)
@@ -355,8 +357,8 @@ def _short(source: Source) -> str:
 def _check_variables(
     model: Module,
     variables: VariableDict | None,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object],
     method: Method,
 ) -> None:
     """Refuse variables whose shapes are not those that the model makes for these arguments.
@@ -368,7 +370,7 @@ def _check_variables(
         return
     arrays, joined, _ = partitioned((args, kwargs))
 
-    def made(arrays: list[Any]) -> Any:
+    def made(arrays: list[Array]) -> object:
         args, kwargs = joined(arrays)
         rngs = {name: jax.random.key(0) for name in ("params", "dropout")}
         return model.init(rngs, *args, method=method, **kwargs)
@@ -391,5 +393,5 @@ def _check_variables(
             )
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def _shapes(tree: object) -> dict[str, tuple[int, ...]]:
     return {_name(path): tuple(np.shape(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
