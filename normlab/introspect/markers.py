@@ -142,11 +142,7 @@ def _layer(call: Call, role: Role, kind: Kind | None, x: jax.Array) -> Layer:
         {name: f"{collection}{name}" for name, (collection, _) in own.items()},
         {name: shape for name, (_, shape) in own.items()},
         _running(call),
-        tuple(
-            sorted(
-                name for name, value in call.kwargs.items() if isinstance(value, jax.Array) and value is not call.input
-            )
-        ),
+        call.further,
     )
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, TypeAlias, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.core import FrozenDict, freeze
 from jax import Array
@@ -95,6 +97,7 @@ class Capture(Generic[Found]):
         self._outputs: dict[_Key, Found] = {}
         self._received: dict[_Key, list[Found]] = {}
         self._calls: dict[str, int] = {}
+        self._calls_back = False
         self._outermost: object = None
         self._compiled = jax.jit(self._run, static_argnums=0)
 
@@ -116,7 +119,7 @@ class Capture(Generic[Found]):
         given: Any = self._own.variables if variables is None and self._own else variables
         self._received.clear()
         output, after, outputs = self._compiled(_Static(key, joined), given, arrays, rngs)
-        if self._received or self._calls.keys() - {path for path, _ in outputs}:
+        if self._calls_back:
             jax.effects_barrier()
         whole = _replaced(given, after) if isinstance(self._model, nn.Module) else after
         return Captured(output, whole, _by_path(outputs, self._received))
@@ -130,22 +133,23 @@ class Capture(Generic[Found]):
         call = self._own or applied(self._model, variables, self._around, **self._options)
         args, kwargs = static.joined(arrays)
         output, after = call.call(variables, args, kwargs, rngs)
-        return output, after, self._outputs
+        outputs, self._outputs = self._outputs, {}
+        return output, after, outputs
 
     def _around(self, call: Call, /) -> object:
         """Take the statistics of a call of a norm."""
         kind = norm_kind(call.module, self._recognise)
         x, chosen = call.input, self._paths is None or call.path in self._paths
-        if kind is None or kind.name == "weight" or not chosen or not isinstance(x, Array):
+        if kind is None or kind.name == "weight" or not chosen or not isinstance(x, Array | np.ndarray):
             return call.proceed()
         number = self._calls.get(call.path, 0)
         self._calls[call.path] = number + 1
-        y, mask = call.proceed(), call.kwargs.get("mask")
-        counted = mask if isinstance(mask, Array) else None
-        found = self._statistic(call.path, number, _counted(call.module, x, counted), counted, y)
+        y, x, mask = call.proceed(), jnp.asarray(x), call.mask
+        found = self._statistic(call.path, number, _counted(call.module, x, mask), mask, y)
         if get_opaque_trace_state(convention="flax") == self._outermost:
             self._outputs[call.path, number] = found
         else:
+            self._calls_back = True
             received = functools.partial(self._receive, (call.path, number))
             jax.debug.callback(received, _ordered(call.path, jax.lax.stop_gradient(found)), ordered=True)
         return y
