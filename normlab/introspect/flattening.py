@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from jax.extend.core import Jaxpr, JaxprEqn, Var
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 __all__ = ["Flattening", "flattenings"]
 
@@ -51,13 +51,12 @@ def flattenings(jaxpr: Jaxpr) -> dict[str, Flattening]:
 
 def _flattening(var: Var, frame: _Frame) -> Flattening | None:
     for eqn, at in _origins(var, frame):
-        if eqn.primitive.name != "reshape" or len(eqn.invars[0].aval.shape) < 3:
+        if eqn.primitive.name != "reshape":
             continue
-        before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
-        if len(after) == 2 and before[0] == after[0]:
-            operand = eqn.invars[0]
-            reordered = any(one.primitive.name == "transpose" for one, _ in _origins(operand, at))
-            return Flattening(tuple(before[1:]), reordered)
+        before, after = _shape(eqn.invars[0]), _shape(eqn.outvars[0])
+        if len(before) > 2 == len(after) and before[0] == after[0]:
+            reordered = any(one.primitive.name == "transpose" for one, _ in _origins(eqn.invars[0], at))
+            return Flattening(before[1:], reordered)
     return None
 
 
@@ -65,7 +64,7 @@ def _named(frame: _Frame) -> Iterator[tuple[str, Var, _Frame]]:
     """Yield named arrays with their names, in the order of the trace."""
     for eqn in frame.jaxpr.eqns:
         if eqn.primitive.name == "name":
-            yield eqn.params["name"], eqn.invars[0], frame
+            yield eqn.params["name"], cast(Var, eqn.invars[0]), frame
         for inner in _inner(eqn):
             yield from _named(_Frame(inner, eqn, frame))
 
@@ -83,10 +82,14 @@ def _origins(var: Any, frame: _Frame) -> Iterator[tuple[JaxprEqn, _Frame]]:
             waiting += _outside(var, frame)
         elif len(inner := _inner(eqn)) == 1 and len(inner[0].outvars) == len(eqn.outvars):
             waiting.append((inner[0].outvars[eqn.outvars.index(var)], _Frame(inner[0], eqn, frame)))
-        elif alike := [one for one in eqn.invars if one.aval.shape == var.aval.shape and _follows(eqn)]:
+        elif alike := [one for one in eqn.invars if _shape(one) == _shape(var) and _follows(eqn)]:
             waiting += [(one, frame) for one in alike]
         else:
             yield eqn, frame
+
+
+def _shape(array: Var | Literal) -> tuple[int, ...]:
+    return tuple(getattr(array.aval, "shape", ()))
 
 
 def _follows(eqn: JaxprEqn) -> bool:
@@ -100,7 +103,7 @@ def _outside(var: Var, frame: _Frame) -> list[tuple[Any, _Frame]]:
     if var not in frame.jaxpr.invars:
         return []
     given = frame.call.invars[frame.jaxpr.invars.index(var)]
-    return [(given, frame.outer)] if given.aval.shape == var.aval.shape else []
+    return [(given, frame.outer)] if _shape(given) == _shape(var) else []
 
 
 def _inner(eqn: JaxprEqn) -> list[Jaxpr]:

@@ -1,6 +1,6 @@
 """List the modules with arrays of their own that a call of a Flax model reaches, in the order of the calls."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
@@ -185,8 +185,8 @@ def _own_shapes(variables: Mapping[str, Any]) -> dict[str, Shapes]:
     """Return the shapes of arrays by the path of the module that owns them, then by name."""
     shapes: dict[str, Shapes] = {}
     for collection in COLLECTIONS:
-        for path, leaf in flatten_dict(nn.meta.unbox(variables.get(collection, {}))).items():
-            *owner, name = cast(tuple[str, ...], path)
+        flat: dict[tuple[str, ...], Any] = flatten_dict(nn.meta.unbox(variables.get(collection, {})))
+        for (*owner, name), leaf in flat.items():
             shapes.setdefault("/".join(owner), {})[name] = tuple(leaf.shape)
     return shapes
 
@@ -201,11 +201,10 @@ def _check_shapes(path: str, top: Shapes, inside: Shapes) -> None:
             )
 
 
-def _kind(module: nn.Module | nnx.Module, shapes: Iterable[str] | Shapes) -> Kind:
+def _kind(module: nn.Module | nnx.Module, shapes: Shapes) -> Kind:
     for types, kind in _TYPES:
         if isinstance(module, types):
             return kind
-    shapes = cast(Shapes, shapes)
     if "kernel" in shapes and set(shapes) <= {"kernel", "bias"}:
         return "dense" if len(shapes["kernel"]) == 2 else "conv"
     return "other"

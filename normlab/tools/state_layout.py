@@ -39,7 +39,7 @@ Places = Mapping[str, Place]
 SAME = Layout(lambda array: array, lambda array: array)
 
 
-def permuted(axes: Sequence[int], reversed_axes: Sequence[int] = ()) -> Layout:
+def permuted(axes: Sequence[int], reversed_axes: tuple[int, ...] = ()) -> Layout:
     """Return the layout of an array with permuted axes.
 
     Args:

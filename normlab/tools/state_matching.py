@@ -1,20 +1,22 @@
 """Which layer of another library's state belongs to which module of a Flax model: by name, order, kind and shape."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from normlab.errors import BadInput, nearest
+from normlab.expect import refusal
 from normlab.introspect.modules import Owner
 
-__all__ = ["Entry", "Fits", "Matched", "Names", "matched"]
+__all__ = ["Entry", "Fits", "Item", "Matched", "Names", "gathered", "in_order", "items", "matched", "unused"]
 
 Names = Mapping[str, str] | Callable[[str], str | None]
 """Path of a module by the name of a layer; a function returns `None` for a layer that it does not name."""
 
+One = TypeVar("One")
 _COUNT = re.compile(r"_(\d+)$")
 
 _SHOWN = 4
@@ -40,6 +42,46 @@ class Entry:
     def __str__(self) -> str:
         shapes = (f"{key} {array.shape}" for key, array in self.arrays.items())
         return f"`{self.name}` ({', '.join(shapes)})"
+
+
+class Item(NamedTuple):
+    """An array of a state, with the name of its layer, its part of the key, and the whole key."""
+
+    name: str
+    part: str
+    key: str
+    value: Any
+
+
+def items(state: Mapping[str, Any], separator: str) -> list[Item]:
+    """Return the arrays of a flat state, whose keys are the name of a layer and a part.
+
+    Raises:
+        BadInput: If the state is not flat.
+    """
+    found: list[Item] = []
+    for key, value in state.items():
+        if isinstance(value, Mapping):
+            raise refusal("arrays by name in `state`", value, f"Pass what is under `{key}`.")
+        name, _, part = key.rpartition(separator)
+        found.append(Item(name, part, key, value))
+    return found
+
+
+def gathered(items: Iterable[Item], *, counted: bool = False) -> list[Entry]:
+    """Return the layers of a state, in its order."""
+    layers: dict[str, list[Item]] = {}
+    for item in items:
+        layers.setdefault(item.name, []).append(item)
+    return [
+        Entry(
+            name,
+            {item.part: np.asarray(item.value) for item in parts},
+            {item.part: item.key for item in parts},
+            counted,
+        )
+        for name, parts in layers.items()
+    ]
 
 
 Fits = Callable[[Entry, Owner], bool]
@@ -95,6 +137,17 @@ def _counted(entries: Sequence[Entry]) -> bool:
     """Return whether the names are one name that the library counted: `linear`, `linear_1`; or there is one layer."""
     alike = len({_COUNT.sub("", entry.name) for entry in entries}) == 1
     return len(entries) == 1 or (alike and all(entry.counted for entry in entries))
+
+
+def in_order(entries: Sequence[Entry]) -> list[Entry]:
+    """Return layers with those of one counted name in the order of their numbers, at the places that they have."""
+    stems = [_COUNT.sub("", entry.name) for entry in entries]
+    sorted_ = {stem: iter(sorted(_alike(entries, stem), key=lambda entry: _number(entry.name))) for stem in set(stems)}
+    return [next(sorted_[stem]) for stem in stems]
+
+
+def _alike(entries: Sequence[Entry], stem: str) -> list[Entry]:
+    return [entry for entry in entries if _COUNT.sub("", entry.name) == stem]
 
 
 def _number(name: str) -> int:
@@ -154,5 +207,5 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def _without(items: Sequence, left_out: Sequence) -> list:
-    return [item for item in items if not any(item is one for one in left_out)]
+def _without(layers: Sequence[One], left_out: Sequence[One]) -> list[One]:
+    return [layer for layer in layers if not any(layer is one for one in left_out)]

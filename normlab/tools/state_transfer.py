@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,12 @@ from flax.traverse_util import flatten_dict
 from flax.typing import VariableDict
 
 from normlab.errors import BadInput
+from normlab.expect import TEXT, refusal
 from normlab.introspect.modules import Owner, is_norm, own_variables, owners
 from normlab.tools.state_layout import Places
 from normlab.tools.state_matching import Entry, Matched, Names, matched, unused
 
-__all__ = ["Call", "Imported", "Library", "exported", "imported"]
+__all__ = ["Call", "Imported", "Library", "exported", "flat", "imported", "name_of", "paths_of"]
 
 Model = nn.Module | nnx.Module
 Values = Mapping[tuple[str, str], np.ndarray]
@@ -100,6 +101,34 @@ def _first(paths: Sequence[str]) -> str:
     return f"`{paths[0]}`{more}"
 
 
+def paths_of(names: object) -> Names | None:
+    """Return the paths of modules by names of layers as they were given.
+
+    Raises:
+        BadInput: If they are neither a mapping nor a function, and there are some.
+    """
+    if names is None or isinstance(names, Mapping) or callable(names):
+        return cast(Names | None, names)
+    raise refusal("`names` to be a mapping or a function", names, "Leave it out to match by order, kind and shape.")
+
+
+def name_of(names: object, separator: str) -> Callable[[str], str]:
+    """Return the function from the path of a module to the name of a layer: given, or the path.
+
+    Args:
+        names: Paths by names of layers, a function from path to name, or `None`.
+        separator: Replaces `/` in paths that are names.
+
+    Raises:
+        BadInput: If the names are something else; from the function, if a name is no text.
+    """
+    found = paths_of(names)
+    if callable(found):
+        return lambda path: TEXT.of(f"`names({path!r})`", found(path))
+    by_path = {path: name for name, path in (found or {}).items()}
+    return lambda path: by_path.get(path, path.replace("/", separator))
+
+
 Parts = dict[str, np.ndarray]
 Check = Callable[[Entry, Owner, Notes, bool], None]
 
@@ -114,6 +143,7 @@ class Library:
         optional: Parts of keys that a module need not have, or a layer.
         epsilon: Epsilon of a norm of the library, by name of the layer and kind of module.
         momentum: Weight of the old running value in the library, or `None` where nothing is known.
+        unbiased: Whether batch norms average unbiased variances.
         explain: Sentence about layers and modules that do not fit, or nothing.
         check: Checks a pair, by the layer, the module, the notes, and whether to raise.
         added: Further parts of a layer, by the module and the parts that it has.
@@ -124,6 +154,7 @@ class Library:
     optional: frozenset[str]
     epsilon: Callable[[str, str], float]
     momentum: float | Literal["unknown"] | None
+    unbiased: bool = False
     explain: Callable[[Sequence[Entry], Sequence[Owner]], str] = lambda entries, owners: ""
     check: Check = lambda entry, owner, notes, strict: None
     added: Callable[[Owner, Parts], Parts] = lambda owner, parts: {}
@@ -192,6 +223,12 @@ def exported(library: Library, call: Call, name_of: Callable[[str], str]) -> dic
     return state
 
 
+def flat(layers: Mapping[str, Parts], separator: str) -> Parts:
+    """Return the arrays of layers by whole keys."""
+    named = ((name, part, array) for name, parts in layers.items() for part, array in parts.items())
+    return {f"{name}{separator}{part}" if name else part: array for name, part, array in named}
+
+
 def _check_reached(held: Iterable[tuple[str, str]], found: Sequence[Owner]) -> None:
     reached = {owner.path for owner in found}
     missed = [f"`{path}/{name}`" for path, name in held if path not in reached]
@@ -205,6 +242,9 @@ def _account(library: Library, match: Matched, call: Call, notes: Notes, strict:
     missed = [f"`{path}/{name}`" for path, name in call.arrays() if path not in reached]
     places = [f"`{owner.path}/{name}` {shape}" for owner in match.owners for name, shape in owner.shapes.items()]
     entries = [entry for entry in match.entries if not set(entry.arrays) <= library.optional]
+    for entry in match.entries:
+        if entry not in entries:
+            notes.add(entry.name, f"has no counterpart, and was dropped: {', '.join(entry.arrays)}.")
     if not (entries or places or missed):
         return
     sentence = unused(entries, [*places, *missed])
@@ -228,7 +268,8 @@ def _fields(library: Library, entry: Entry, owner: Owner, notes: Notes, strict: 
         notes.add(owner.path, f"expected {said}.")
     if owner.kind != "batch":
         return {"epsilon": theirs}
-    return {"epsilon": theirs, **_momentum(library, owner, notes)}
+    unbiased = {"unbiased_running_var": True} if library.unbiased else {}
+    return {"epsilon": theirs, **unbiased, **_momentum(library, owner, notes)}
 
 
 def _momentum(library: Library, owner: Owner, notes: Notes) -> dict[str, object]:

@@ -14,13 +14,11 @@ from flax import linen as nn
 from flax import nnx
 from flax.typing import VariableDict
 
-from normlab import expect
 from normlab.errors import BadInput
-from normlab.expect import refusal
 from normlab.introspect.modules import Owner, is_norm
 from normlab.tools.state_layout import SAME, Layout, Place, permuted, reshaped, taken
-from normlab.tools.state_matching import Entry, Names
-from normlab.tools.state_transfer import Call, Imported, Library, Notes, exported, imported
+from normlab.tools.state_matching import Entry, Names, gathered, items
+from normlab.tools.state_transfer import Call, Imported, Library, Notes, exported, imported, name_of, paths_of
 from normlab.tools.torch_names import layer_names, module_paths
 
 __all__ = ["Imported", "from_torch", "to_torch"]
@@ -33,6 +31,7 @@ _PLAIN = {"kernel": "weight", "embedding": "weight"}
 _COUNTER = "num_batches_tracked"
 _MACHINE_EPSILON = float(np.finfo(np.float32).eps)
 _PARAMETRIZED = re.compile(r"(^|\.)(parametrizations\.\w+\.\w+|weight_[guv]|weight_orig)$")
+_RESNETS = ("torchvision", "timm")
 _WRAPPERS = ("module.", "_orig_mod.")
 
 
@@ -122,59 +121,35 @@ def to_torch(
     }
 
 
-def _name_of(names: Naming, call: Call) -> Callable[[str], str]:
-    """Return the function from the path of a module to the name of a layer."""
-    if names in ("torchvision", "timm"):
-        return layer_names(owner.path for owner in call.owners())
-    if isinstance(names, Mapping):
-        by_path = {path: name for name, path in names.items()}
-        return lambda path: by_path.get(path, path.replace("/", "."))
-    if callable(names):
-        return lambda path: expect.TEXT.of(f"`names({path!r})`", names(path))
-    check_names(names)
-    return lambda path: path.replace("/", ".")
-
-
 def _paths(names: Naming, entries: Sequence[Entry]) -> Names | None:
-    if names in ("torchvision", "timm"):
+    if isinstance(names, str) and names in _RESNETS:
         return module_paths(entry.name for entry in entries)
-    if isinstance(names, Mapping) or callable(names):
-        return names
-    check_names(names)
-    return None
+    return paths_of(None if names == "auto" else names)
 
 
-def check_names(names: object) -> None:
-    """Refuse names that are neither given nor known.
-
-    Raises:
-        BadInput: If the names are no mapping and no function, and not `auto`, `torchvision` or `timm`.
-    """
-    if names != "auto":
-        raise refusal(
-            "`names` to be a mapping, a function, 'auto', 'torchvision' or 'timm'", names, "Give one of them."
-        )
+def _name_of(names: Naming, call: Call) -> Callable[[str], str]:
+    if isinstance(names, str) and names in _RESNETS:
+        return layer_names(owner.path for owner in call.owners())
+    return name_of(None if names == "auto" else names, ".")
 
 
 def _entries(state: Mapping[str, Any]) -> list[Entry]:
-    """Return the layers of a state, in its order."""
-    layers: dict[str, tuple[dict[str, np.ndarray], dict[str, str]]] = {}
-    prefix = next((one for one in _WRAPPERS if state and all(key.startswith(one) for key in state)), "")
-    for key, value in state.items():
-        if isinstance(value, Mapping):
-            raise refusal("arrays by name in `state`", value, f"Pass what is under `{key}`.")
+    """Return the layers of a state without the prefix of a wrapper."""
+    for key in state:
         if _PARAMETRIZED.search(key):
             raise BadInput(
                 f"Expected plain weights in `state`, got `{key}`. Call `torch.nn.utils.parametrize."
                 "remove_parametrizations(layer, 'weight')` of the layer before `state_dict()`."
             )
-        name, _, part = key.removeprefix(prefix).rpartition(".")
-        arrays, keys = layers.setdefault(name, ({}, {}))
-        arrays[part], keys[part] = array_of(value), key
-    return [Entry(name, arrays, keys) for name, (arrays, keys) in layers.items()]
+    wrapper = next((one for one in _WRAPPERS if all(key.startswith(one) for key in state)), "")
+    found = items(state, ".")
+    return gathered(
+        item._replace(name=f"{item.name}.".removeprefix(wrapper).rstrip("."), value=_array(item.value))
+        for item in found
+    )
 
 
-def array_of(value: Any) -> np.ndarray:
+def _array(value: Any) -> np.ndarray:
     """Return an array or a tensor, on any device, as an array; NumPy knows no bfloat16, which becomes float32."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
@@ -203,6 +178,7 @@ def _library(eps: float | Mapping[str, float] | None, momentum: float | None, fl
         optional=frozenset({_COUNTER}),
         epsilon=epsilon,
         momentum=None if momentum is None else 1 - momentum,
+        unbiased=True,
         explain=_explain,
         check=check,
         added=lambda owner, parts: {_COUNTER: np.zeros((), np.int64)} if _counts(owner) else {},
