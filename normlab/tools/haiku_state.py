@@ -121,16 +121,17 @@ def _entries(state: Mapping[str, Mapping[str, Any]], decay_rate: float | None) -
 
 
 def _averaged(path: str, held: Mapping[str, Any], decay_rate: float | None) -> dict[str, Any]:
-    """Return an average with its value corrected for its start from zero, if only the uncorrected one is there."""
-    if "average" in held or not {"hidden", "counter"} <= set(held):
-        return dict(held)
+    """Return the average alone, corrected for its start from zero if only the uncorrected one is there."""
+    if "average" in held:
+        return {"average": held["average"]}
     if decay_rate is None:
         raise BadInput(
             f"Expected `decay_rate` to correct `{path}/hidden`, which has no `average` beside it, got None. Give the "
-            "batch norm's."
+            "value of the batch norm."
         )
-    hidden = np.asarray(held["hidden"])
-    return {**held, "average": (hidden / (1 - decay_rate ** int(held["counter"]))).astype(hidden.dtype)}
+    hidden, counter = np.asarray(held["hidden"]), int(held["counter"])
+    started = 1 - decay_rate**counter if counter else 1.0
+    return {"average": (hidden / started).astype(hidden.dtype)}
 
 
 def _library(eps: float | Mapping[str, float] | None, decay_rate: float | None) -> Library:
@@ -141,7 +142,7 @@ def _library(eps: float | Mapping[str, float] | None, decay_rate: float | None) 
     return Library(
         title="Haiku",
         places=lambda name, owner: _places(owner),
-        optional=frozenset(f"{average}.{part}" for average in _AVERAGES for part in ("hidden", "counter")),
+        optional=frozenset(),
         epsilon=epsilon,
         momentum="unknown" if decay_rate is None else decay_rate,
         added=lambda owner, parts: _started(parts),

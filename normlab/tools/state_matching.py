@@ -11,7 +11,20 @@ from normlab.errors import BadInput, nearest
 from normlab.expect import refusal
 from normlab.introspect.modules import Owner
 
-__all__ = ["Entry", "Fits", "Item", "Matched", "Names", "gathered", "in_order", "items", "matched", "unused"]
+__all__ = [
+    "Entry",
+    "Fits",
+    "Item",
+    "Matched",
+    "Names",
+    "gathered",
+    "in_order",
+    "items",
+    "matched",
+    "some",
+    "titled",
+    "unused",
+]
 
 Names = Mapping[str, str] | Callable[[str], str | None]
 """Path of a module by the name of a layer; a function returns `None` for a layer that it does not name."""
@@ -41,7 +54,12 @@ class Entry:
 
     def __str__(self) -> str:
         shapes = (f"{key} {array.shape}" for key, array in self.arrays.items())
-        return f"`{self.name}` ({', '.join(shapes)})"
+        return f"{titled(self.name)} ({', '.join(shapes)})"
+
+
+def titled(name: str) -> str:
+    """Return the path of a module or the name of a layer for a message; the model itself has none."""
+    return f"`{name}`" if name else "the model"
 
 
 class Item(NamedTuple):
@@ -127,9 +145,9 @@ def _in_order_or_unique(entries: Sequence[Entry], owners: Sequence[Owner], fits:
             pairs.append((candidates[[other is owner for other in others].index(True)], owner))
             continue
         if len(candidates) > 1:
-            raise _choice(f"`{owner.path}`", [f"`{entry.name}`" for entry in candidates], (candidates[0].name, owner))
+            raise _choice(titled(owner.path), [titled(entry.name) for entry in candidates], (candidates[0].name, owner))
         if len(others) > 1:
-            raise _choice(f"`{candidates[0].name}`", [f"`{one.path}`" for one in others], (candidates[0].name, owner))
+            raise _choice(titled(candidates[0].name), [titled(one.path) for one in others], (candidates[0].name, owner))
     return pairs
 
 
@@ -169,7 +187,7 @@ def _named(entries: Sequence[Entry], owners: Sequence[Owner], fits: Fits, names:
         entry = next(one for one in entries if one.name == entry)
         if path not in by_path:
             remedy = nearest(path, by_path)
-            raise BadInput(f"Expected the path of a module for `{entry.name}`, got `{path}`. {remedy}")
+            raise BadInput(f"Expected the path of a module for {titled(entry.name)}, got `{path}`. {remedy}")
         owner = by_path[path]
         if any(owner is other for _, other in pairs):
             raise BadInput(f"Expected a module for each layer, got `{path}` twice. Change `names`.")
@@ -192,17 +210,18 @@ def _paths(entries: Sequence[Entry], names: Names) -> dict[str, str]:
 def described(owner: Owner) -> str:
     """Return a module's path, kind and arrays, for a message."""
     arrays = ", ".join(f"{name} {shape}" for name, shape in owner.shapes.items())
-    return f"`{owner.path}` ({owner.kind}: {arrays})"
+    return f"{titled(owner.path)} ({owner.kind}: {arrays})"
 
 
 def unused(entries: Sequence[Entry], paths: Sequence[str]) -> str:
     """Return the sentence for layers without a module, and modules or arrays without a layer."""
     keys = [f"`{key}` {entry.arrays[part].shape}" for entry in entries for part, key in entry.keys.items()]
-    sides = [f"no place for {_some(keys)}"] * bool(keys) + [f"nothing for {_some(list(paths))}"] * bool(paths)
+    sides = [f"no place for {some(keys)}"] * bool(keys) + [f"nothing for {some(list(paths))}"] * bool(paths)
     return f"Expected every array to be used once, got {' and '.join(sides)}"
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """Return the first few names and the number of others."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
 

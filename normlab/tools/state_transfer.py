@@ -14,10 +14,10 @@ from flax.traverse_util import flatten_dict
 from flax.typing import VariableDict
 
 from normlab.errors import BadInput
-from normlab.expect import TEXT, refusal
+from normlab.expect import TEXT, refusal, shown
 from normlab.introspect.modules import Owner, is_norm, own_variables, owners
 from normlab.tools.state_layout import Places
-from normlab.tools.state_matching import Entry, Matched, Names, matched, unused
+from normlab.tools.state_matching import Entry, Matched, Names, matched, some, titled, unused
 
 __all__ = ["Call", "Imported", "Library", "exported", "flat", "imported", "name_of", "paths_of"]
 
@@ -67,7 +67,7 @@ class Call:
         for owner in found:
             if owner.kind == "batch_renorm":
                 raise BadInput(
-                    f"Expected a norm that keeps a variance at `{owner.path}`, got batch renorm, which keeps a "
+                    f"Expected a norm that keeps a variance at {titled(owner.path)}, got batch renorm, which keeps a "
                     "standard deviation. Take `BatchNorm` here, and `functional.as_batch_renorm` for its statistics."
                 )
         return found
@@ -98,7 +98,7 @@ class Notes:
 
 def _first(paths: Sequence[str]) -> str:
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-    return f"`{paths[0]}`{more}"
+    return f"{titled(paths[0])}{more}"
 
 
 def paths_of(names: object) -> Names | None:
@@ -233,7 +233,7 @@ def _check_reached(held: Iterable[tuple[str, str]], found: Sequence[Owner]) -> N
     reached = {owner.path for owner in found}
     missed = [f"`{path}/{name}`" for path, name in held if path not in reached]
     if missed:
-        raise BadInput(f"{unused((), missed)}: the call did not reach it. Call the model so that it does.")
+        raise BadInput(f"Expected the call to reach every array, got none of {some(missed)}. Pass arguments that do.")
 
 
 def _account(library: Library, match: Matched, call: Call, notes: Notes, strict: bool) -> None:
@@ -258,14 +258,16 @@ def _fields(library: Library, entry: Entry, owner: Owner, notes: Notes, strict: 
     """Return the fields of a norm of the library, and refuse or note those of the module that differ."""
     theirs = library.epsilon(entry.name, owner.kind)
     ours = getattr(owner.module, "epsilon", None)
-    if isinstance(ours, float) and not math.isclose(ours, theirs, rel_tol=1e-6):
+    if isinstance(ours, float | int) and not math.isclose(ours, theirs, rel_tol=1e-6):
         said = f"`epsilon` {theirs:g} as in {library.title}, got {ours:g}"
         if strict:
             raise BadInput(
-                f"Expected `{owner.path}` to have {said}. Set `epsilon={theirs:g}` in the model, give the epsilon of "
-                f"`{entry.name}` if it is another, or take it as it is by `strict=False`."
+                f"Expected {titled(owner.path)} to have {said}. Set `epsilon={theirs:g}` in the model, give the epsilon "
+                f"of {titled(entry.name)} if it is another, or take it as it is by `strict=False`."
             )
         notes.add(owner.path, f"expected {said}.")
+    if offset := getattr(owner.module, "scale_offset", 0.0):
+        notes.add(owner.path, f"adds {offset:g} to its scale, and so must the layer.")
     if owner.kind != "batch":
         return {"epsilon": theirs}
     unbiased = {"unbiased_running_var": True} if library.unbiased else {}
@@ -273,12 +275,14 @@ def _fields(library: Library, entry: Entry, owner: Owner, notes: Notes, strict: 
 
 
 def _momentum(library: Library, owner: Owner, notes: Notes) -> dict[str, object]:
-    if library.momentum == "unknown":
+    if library.momentum == "unknown" or getattr(owner.module, "frozen", False):
         return {}
     ours, theirs = getattr(owner.module, "momentum", None), library.momentum
     same = isinstance(ours, float | int) and theirs is not None and math.isclose(ours, theirs)
     if not same and ours is not theirs:
-        notes.add(owner.path, f"has `momentum` {ours}; to train on as {library.title} does, set `momentum={theirs}`.")
+        notes.add(
+            owner.path, f"has `momentum` {shown(ours)}; to train on as {library.title} does, set `momentum={theirs}`."
+        )
     return {"momentum": theirs}
 
 
@@ -291,7 +295,8 @@ def _read(library: Library, pairs: Sequence[tuple[Entry, Owner]], notes: Notes) 
                 values[owner.path, name] = places[name].layout.read(entry.arrays[places[name].key])
             else:
                 notes.add(owner.path, f"`{name}` stays as it was: the layer has no `{places[name].key}`.")
-        for key in set(entry.arrays) - {place.key for place in places.values()}:
+        known = {place.key for place in places.values()}
+        for key in (key for key in entry.arrays if key not in known):
             notes.add(owner.path, f"`{key}` has no counterpart, and was dropped.")
     return values
 
@@ -314,8 +319,11 @@ def _written(call: Call, values: Values, notes: Notes, inplace: bool) -> tuple[M
             return leaf.replace_boxed(_cast(values[key], nn.meta.unbox(leaf), key, notes))
         return _cast(values[key], leaf, key, notes)
 
-    boxed = lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)  # noqa: E731
-    return call.model, jax.tree_util.tree_map_with_path(replaced, call.variables, is_leaf=boxed)
+    return call.model, jax.tree_util.tree_map_with_path(replaced, call.variables, is_leaf=_is_boxed)
+
+
+def _is_boxed(leaf: object) -> bool:
+    return isinstance(leaf, nn.meta.AxisMetadata)
 
 
 def _cast(array: np.ndarray, old: Any, key: tuple[str, str], notes: Notes) -> jax.Array:

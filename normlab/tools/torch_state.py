@@ -17,7 +17,7 @@ from flax.typing import VariableDict
 from normlab.errors import BadInput
 from normlab.introspect.modules import Owner, is_norm
 from normlab.tools.state_layout import SAME, Layout, Place, permuted, reshaped, taken
-from normlab.tools.state_matching import Entry, Names, gathered, items
+from normlab.tools.state_matching import Entry, Names, gathered, items, titled
 from normlab.tools.state_transfer import Call, Imported, Library, Notes, exported, imported, name_of, paths_of
 from normlab.tools.torch_names import layer_names, module_paths
 
@@ -250,7 +250,7 @@ def _check_order(name: str, owner: Owner, flatten: Flatten) -> None:
     if max(found.shape) == math.prod(found.shape):  # one position, or one channel
         return
     raise BadInput(
-        f"Expected to see which axes were flattened ahead of `{name}`, got {found.shape}"
+        f"Expected to see which axes were flattened ahead of {titled(name)}, got {found.shape}"
         f"{' after a transposition' if found.reordered else ''}. Give PyTorch's axes without the batch, such as "
         f"`flatten={{'{name}': (channels, length)}}`, or `()` if both models have the same order."
     )
@@ -287,8 +287,8 @@ def _check_counter(entry: Entry, owner: Owner, known: bool, notes: Notes, strict
         return
     if strict and not known:
         raise BadInput(
-            f"Expected `eps` of `{entry.name}`, a frozen batch norm by its lack of `{_COUNTER}`: old ones had 0, newer "
-            f"ones 1e-5. Give `eps={{'{entry.name}': 1e-5}}`, or the value for all norms."
+            f"Expected `eps` of {titled(entry.name)}, a frozen batch norm by its lack of `{_COUNTER}`: old ones had 0, "
+            f"newer ones 1e-5. Give `eps={{'{entry.name}': 1e-5}}`, or the value for all norms."
         )
     if not getattr(owner.module, "frozen", False):
         notes.add(owner.path, "was frozen in PyTorch, by its lack of a counter; set `frozen=True` to keep it so.")
@@ -301,12 +301,12 @@ def _explain(entries: Sequence[Entry], owners: Sequence[Owner]) -> str:
         for owner in owners:
             if owner.kind == "instance" and "running_mean" in entry.arrays:
                 return (
-                    f"`{entry.name}` is an instance norm with running statistics, which Flax has none of: make it with "
-                    "`track_running_stats=False`."
+                    f"{titled(entry.name)} is an instance norm with running statistics, which Flax has none of: make it "
+                    "with `track_running_stats=False`."
                 )
             kernel = owner.shapes.get("kernel", ())
             if owner.kind == "conv_transpose" and weight is not None and weight.ndim == len(kernel):
                 groups = owner.inputs[-1] == weight.shape[0] and weight.shape[1] not in kernel[-2:]
                 if groups:
-                    return f"`{entry.name}` is a transposed convolution in groups, which Flax has none of."
+                    return f"{titled(entry.name)} is a transposed convolution in groups, which Flax has none of."
     return ""
