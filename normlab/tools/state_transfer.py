@@ -231,7 +231,7 @@ def flat(layers: Mapping[str, Parts], separator: str) -> Parts:
 
 def _check_reached(held: Iterable[tuple[str, str]], found: Sequence[Owner]) -> None:
     reached = {owner.path for owner in found}
-    missed = [f"`{path}/{name}`" for path, name in held if path not in reached]
+    missed = [f"`{_joined(path, name)}`" for path, name in held if path not in reached]
     if missed:
         raise BadInput(f"Expected the call to reach every array, got none of {some(missed)}. Pass arguments that do.")
 
@@ -239,8 +239,10 @@ def _check_reached(held: Iterable[tuple[str, str]], found: Sequence[Owner]) -> N
 def _account(library: Library, match: Matched, call: Call, notes: Notes, strict: bool) -> None:
     """Refuse or note arrays without a place, and places without an array."""
     reached = {owner.path for owner in (*match.owners, *(owner for _, owner in match.pairs))}
-    missed = [f"`{path}/{name}`" for path, name in call.arrays() if path not in reached]
-    places = [f"`{owner.path}/{name}` {shape}" for owner in match.owners for name, shape in owner.shapes.items()]
+    missed = [f"`{_joined(path, name)}`" for path, name in call.arrays() if path not in reached]
+    places = [
+        f"`{_joined(owner.path, name)}` {shape}" for owner in match.owners for name, shape in owner.shapes.items()
+    ]
     entries = [entry for entry in match.entries if not set(entry.arrays) <= library.optional]
     for entry in match.entries:
         if entry not in entries:
@@ -254,6 +256,10 @@ def _account(library: Library, match: Matched, call: Call, notes: Notes, strict:
     notes.add(library.title, f"{sentence}; left out.")
 
 
+def _joined(path: str, name: str) -> str:
+    return f"{path}/{name}" if path else name
+
+
 def _fields(library: Library, entry: Entry, owner: Owner, notes: Notes, strict: bool) -> dict[str, object]:
     """Return the fields of a norm of the library, and refuse or note those of the module that differ."""
     theirs = library.epsilon(entry.name, owner.kind)
@@ -262,8 +268,8 @@ def _fields(library: Library, entry: Entry, owner: Owner, notes: Notes, strict: 
         said = f"`epsilon` {theirs:g} as in {library.title}, got {ours:g}"
         if strict:
             raise BadInput(
-                f"Expected {titled(owner.path)} to have {said}. Set `epsilon={theirs:g}` in the model, give the epsilon "
-                f"of {titled(entry.name)} if it is another, or take it as it is by `strict=False`."
+                f"Expected {titled(owner.path)} to have {said}. Set `epsilon={theirs:g}` in the model, give the "
+                f"epsilon of {titled(entry.name)} if it is another, or take it as it is by `strict=False`."
             )
         notes.add(owner.path, f"expected {said}.")
     if offset := getattr(owner.module, "scale_offset", 0.0):

@@ -301,8 +301,8 @@ def _explain(entries: Sequence[Entry], owners: Sequence[Owner]) -> str:
         for owner in owners:
             if owner.kind == "instance" and "running_mean" in entry.arrays:
                 return (
-                    f"{titled(entry.name)} is an instance norm with running statistics, which Flax has none of: make it "
-                    "with `track_running_stats=False`."
+                    f"{titled(entry.name)} is an instance norm with running statistics, which Flax has none of: make "
+                    "it with `track_running_stats=False`."
                 )
             kernel = owner.shapes.get("kernel", ())
             if owner.kind == "conv_transpose" and weight is not None and weight.ndim == len(kernel):

@@ -521,7 +521,7 @@ def test_padding_that_differs_is_said() -> None:
     x = jnp.ones((1, 8, 8, 2))
     state = numbers({f"{i}.weight": (2, 2, 3, 3) for i in range(3)})
     assert from_torch(state, Padded(), jax.eval_shape(Padded().init, KEY, x), x).report == (
-        "`Conv_1`: pads by 'SAME', with a stride mostly at the end alone; PyTorch's `padding=1` is `padding=1` here, "
+        "`Conv_0`: pads by 'SAME', with a stride mostly at the end alone; PyTorch's `padding=1` is `padding=1` here, "
         "too.",
         "`ConvTranspose_0`: pads by 'SAME'; PyTorch's `padding=p` is `padding=((k - 1 - p, k - 1 - p + "
         "output_padding), ...)` here.",
