@@ -17,7 +17,7 @@ from normlab.errors import BadInput
 from normlab.expect import refusal
 from normlab.introspect.modules import Owner, is_norm
 from normlab.tools.state_layout import SAME, Layout, Place, permuted, reshaped
-from normlab.tools.state_matching import Entry, Item, Names, gathered, in_order
+from normlab.tools.state_matching import Entry, Item, Names, check_known, gathered, in_order
 from normlab.tools.state_transfer import Call, Imported, Library, exported, imported, name_of, paths_of
 
 __all__ = ["from_haiku", "to_haiku"]
@@ -68,6 +68,7 @@ def from_haiku(
     """
     call = Call(model, variables, args, kwargs)
     library, entries = _library(eps, decay_rate), _entries(state, decay_rate)
+    check_known("eps", eps, entries)
     return imported(library, entries, call, paths_of(names), strict=strict, inplace=inplace)
 
 

@@ -15,7 +15,7 @@ from flax.typing import VariableDict
 
 from normlab.introspect.modules import Owner, is_norm
 from normlab.tools.state_layout import SAME, Layout, Place, permuted, reshaped
-from normlab.tools.state_matching import Names, gathered, items
+from normlab.tools.state_matching import Names, check_known, gathered, items
 from normlab.tools.state_transfer import Call, Imported, Library, exported, imported, name_of, paths_of
 
 __all__ = ["from_keras", "to_keras"]
@@ -62,10 +62,9 @@ def from_keras(
         Array([0., 0., 0.], dtype=float32)
     """
     call = Call(model, variables, args, kwargs)
-    library = _library(epsilon, momentum)
-    return imported(
-        library, gathered(items(state, "/"), counted=True), call, paths_of(names), strict=strict, inplace=inplace
-    )
+    library, entries = _library(epsilon, momentum), gathered(items(state, "/"), counted=True)
+    check_known("epsilon", epsilon, entries)
+    return imported(library, entries, call, paths_of(names), strict=strict, inplace=inplace)
 
 
 def to_keras(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from normlab.errors import BadInput, nearest
-from normlab.expect import refusal
+from normlab.expect import refusal, shown
 from normlab.introspect.modules import Owner
 
 __all__ = [
@@ -198,13 +198,29 @@ def _named(entries: Sequence[Entry], owners: Sequence[Owner], fits: Fits, names:
 
 
 def _paths(entries: Sequence[Entry], names: Names) -> dict[str, str]:
-    known = [entry.name for entry in entries]
     if callable(names):
-        return {name: path for name in known if (path := names(name)) is not None}
-    for name in names:
-        if name not in known:
-            raise BadInput(f"Expected names of layers of the state in `names`, got `{name}`. {nearest(name, known)}")
+        return {entry.name: path for entry in entries if (path := names(entry.name)) is not None}
+    check_known("names", names, entries)
     return dict(names)
+
+
+def check_known(option: str, value: object, entries: Sequence[Entry]) -> None:
+    """Refuse a mapping by names of layers with a name that no layer has.
+
+    Args:
+        option: Name of the mapping, for the message.
+        value: The mapping; anything else passes.
+        entries: The layers.
+
+    Raises:
+        BadInput: If a name is unknown.
+    """
+    known = [entry.name for entry in entries]
+    for name in value if isinstance(value, Mapping) else ():
+        if name not in known:
+            raise BadInput(
+                f"Expected names of layers of the state in `{option}`, got {shown(name)}. {nearest(str(name), known)}"
+            )
 
 
 def described(owner: Owner) -> str:

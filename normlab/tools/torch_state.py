@@ -17,8 +17,8 @@ from flax.typing import VariableDict
 from normlab.errors import BadInput
 from normlab.introspect.modules import Owner, is_norm
 from normlab.tools.state_layout import SAME, Layout, Place, permuted, reshaped, taken
-from normlab.tools.state_matching import Entry, Names, gathered, items, titled
-from normlab.tools.state_transfer import Call, Imported, Library, Notes, exported, imported, name_of, paths_of
+from normlab.tools.state_matching import Entry, Names, check_known, gathered, items, titled
+from normlab.tools.state_transfer import Call, Imported, Library, Notes, exported, flat, imported, name_of, paths_of
 from normlab.tools.torch_names import layer_names, module_paths
 
 __all__ = ["Imported", "from_torch", "to_torch"]
@@ -81,6 +81,8 @@ def from_torch(
         {'0': 'layers_0', '1': 'layers_1'}
     """
     entries = _entries(state)
+    check_known("eps", eps, entries)
+    check_known("flatten", flatten, entries)
     library = _library(eps, momentum, flatten or {})
     call = Call(model, variables, args, kwargs)
     return imported(library, entries, call, _paths(names, entries), strict=strict, inplace=inplace)
@@ -116,9 +118,7 @@ def to_torch(
     """
     call = Call(model, variables, args, kwargs)
     layers = exported(_library(None, None, flatten or {}), call, _name_of(names, call))
-    return {
-        f"{name}.{part}" if name else part: array for name, parts in layers.items() for part, array in parts.items()
-    }
+    return flat(layers, ".")
 
 
 def _paths(names: Naming, entries: Sequence[Entry]) -> Names | None:
@@ -295,18 +295,20 @@ def _check_counter(entry: Entry, owner: Owner, known: bool, notes: Notes, strict
 
 
 def _explain(entries: Sequence[Entry], owners: Sequence[Owner]) -> str:
-    """Explain pairs of a layer and a module that fit but for one thing."""
-    for entry in entries:
-        weight = entry.arrays.get("weight")
-        for owner in owners:
-            if owner.kind == "instance" and "running_mean" in entry.arrays:
-                return (
-                    f"{titled(entry.name)} is an instance norm with running statistics, which Flax has none of: make "
-                    "it with `track_running_stats=False`."
-                )
-            kernel = owner.shapes.get("kernel", ())
-            if owner.kind == "conv_transpose" and weight is not None and weight.ndim == len(kernel):
-                groups = owner.inputs[-1] == weight.shape[0] and weight.shape[1] not in kernel[-2:]
-                if groups:
-                    return f"{titled(entry.name)} is a transposed convolution in groups, which Flax has none of."
+    """Explain the first pair of a layer and a module that fit but for something that Flax lacks."""
+    pairs = ((entry, owner) for entry in entries for owner in owners)
+    return next((why for entry, owner in pairs if (why := _obstacle(entry, owner))), "")
+
+
+def _obstacle(entry: Entry, owner: Owner) -> str:
+    if owner.kind == "instance" and "running_mean" in entry.arrays:
+        return (
+            f"{titled(entry.name)} is an instance norm with running statistics, which Flax has none of: make it with "
+            "`track_running_stats=False`."
+        )
+    weight, kernel = entry.arrays.get("weight"), owner.shapes.get("kernel", ())
+    if owner.kind == "conv_transpose" and weight is not None and weight.ndim == len(kernel):
+        inputs, features = weight.shape[:2]
+        if inputs == owner.inputs[-1] and features not in kernel[-2:]:
+            return f"{titled(entry.name)} is a transposed convolution in groups, which Flax has none of."
     return ""

@@ -104,7 +104,7 @@ def test_nnx() -> None:
         (
             {"n/gamma": np.ones(2), "n/beta": np.ones(2)},
             {"names": ["n"]},
-            "Expected `names` to be a mapping or a function, got a value of type `list` of 1. Leave it out to match by "
+            "Expected `names` to be a mapping or a function, got ['n']. Leave it out to match by "
             "order, kind and shape.",
         ),
     ],

@@ -417,6 +417,13 @@ def test_arrays_without_a_place_and_wrong_names_are_refused(changes: Any, names:
     assert str(error.value) == sentence
 
 
+@pytest.mark.parametrize("option", ["eps", "flatten"])
+def test_options_of_unknown_layers_are_refused(option: str) -> None:
+    with pytest.raises(BadInput) as error:
+        from_torch(PAIR, Pair(), VARIABLES, ONE, **{option: {"nn": 0}})
+    assert str(error.value) == f"Expected names of layers of the state in `{option}`, got `nn`. Did you mean `n`?"
+
+
 def test_arrays_without_a_place_are_left_out_on_demand() -> None:
     state = {key: array for key, array in PAIR.items() if key[0] != "h"} | {"z.weight": np.zeros((7, 7))}
     found = from_torch(state, Pair(), VARIABLES, ONE, strict=False)
@@ -639,4 +646,8 @@ def test_resnet50_computes_the_same(library: str) -> None:
     model, x = ResNet50(norms.get("batch")), last(images)
     variables = jax.eval_shape(lambda x: model.init(KEY, x, train=False), x)
     found = from_torch(state, model, variables, x, names=library.partition(".")[0], train=False)
-    close(jax.jit(lambda v: model.apply(v, x, train=False))(found.variables), net(torch.tensor(images)).detach(), 2e-6)
+    close(
+        jax.jit(lambda v: model.apply(v, x, train=False))(found.variables),
+        net(torch.tensor(images)).detach().numpy(),
+        2e-6,
+    )
