@@ -214,11 +214,11 @@ def exported(library: Library, call: Call, name_of: Callable[[str], str]) -> dic
     for owner in found:
         name = name_of(owner.path)
         places = library.places(name, owner)
-        library.check(Entry(name, {}, {}), owner, Notes(), True)
+        library.check(Entry(name, {}, {}), owner, Notes(), True)  # whether the order of its inputs is known
         parts = {
             places[part].key: places[part].layout.write(np.asarray(held[owner.path, part])) for part in owner.shapes
         }
-        parts = {key: np.ascontiguousarray(array).reshape(array.shape) for key, array in parts.items()}
+        parts = {key: np.array(array, order="C") for key, array in parts.items()}
         state[name] = {**parts, **library.added(owner, parts)}
     return state
 

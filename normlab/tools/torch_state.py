@@ -217,7 +217,7 @@ def _dense(owner: Owner, name: str, own: Layout) -> Layout:
     """Return the layout of a dense layer, whose inputs and outputs can be several axes in Flax."""
     kernel = owner.shapes["kernel"]
     features = getattr(owner.module, "features", getattr(owner.module, "out_features", kernel[-1]))
-    outputs = math.prod(np.ravel(features).tolist())
+    outputs = kernel[-1] if len(kernel) == 2 else math.prod(np.ravel(features).tolist())
     if name == "bias":
         return reshaped((outputs,), owner.shapes["bias"])
     return permuted((1, 0)).then(own).then(reshaped((math.prod(kernel) // outputs, outputs), kernel))
@@ -309,6 +309,6 @@ def _obstacle(entry: Entry, owner: Owner) -> str:
     weight, kernel = entry.arrays.get("weight"), owner.shapes.get("kernel", ())
     if owner.kind == "conv_transpose" and weight is not None and weight.ndim == len(kernel):
         inputs, features = weight.shape[:2]
-        if inputs == owner.inputs[-1] and features not in kernel[-2:]:
+        if owner.inputs[-1:] == (inputs,) and features not in kernel[-2:]:
             return f"{titled(entry.name)} is a transposed convolution in groups, which Flax has none of."
     return ""

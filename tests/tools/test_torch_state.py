@@ -103,7 +103,7 @@ def test_the_state_comes_back_bit_by_bit() -> None:
     assert set(back) == set(recorded.state)
     for key, array in without_counters(recorded.state).items():
         np.testing.assert_array_equal(back[key], array)
-        assert back[key].dtype == array.dtype and back[key].flags.c_contiguous
+        assert back[key].dtype == array.dtype and back[key].flags.c_contiguous and back[key].flags.writeable
     assert back["1.num_batches_tracked"].dtype == np.int64
 
 
@@ -651,3 +651,24 @@ def test_resnet50_computes_the_same(library: str) -> None:
         net(torch.tensor(images)).detach().numpy(),
         2e-6,
     )
+
+
+def test_a_norm_after_a_flatten_has_the_order_of_its_inputs() -> None:
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            x = x.reshape(x.shape[0], -1)
+            return nn.Dense(2, use_bias=False)(linen.BatchNorm(True, momentum=0.9, unbiased_running_var=True)(x))
+
+    state = numbers(
+        {f"bn.{part}": (24,) for part in ("weight", "bias", "running_mean", "running_var")}
+        | {"bn.num_batches_tracked": (), "fc.weight": (2, 24)}
+    )
+    x = np.random.default_rng(1).uniform(size=(5, 4, 3, 2)).astype(np.float32)  # N, C, H, W
+    normalized = (x.reshape(5, 24) - state["bn.running_mean"]) / np.sqrt(state["bn.running_var"] + 1e-5)
+    expected = (normalized * state["bn.weight"] + state["bn.bias"]) @ state["fc.weight"].T
+    found = from_torch(state, Model(), jax.eval_shape(Model().init, KEY, last(x)), last(x))
+    close(Model().apply(found.variables, last(x)), expected, 2e-6)
+    back = to_torch(Model(), found.variables, last(x), names=found.names)
+    for key, array in without_counters(state).items():
+        np.testing.assert_array_equal(back[key], array)
