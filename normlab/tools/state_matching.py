@@ -17,6 +17,7 @@ __all__ = [
     "Item",
     "Matched",
     "Names",
+    "check_known",
     "gathered",
     "in_order",
     "items",

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from flax.typing import VariableDict
 
 from normlab.errors import BadInput
-from normlab.expect import TEXT, refusal, shown
+from normlab.expect import refusal, shown
 from normlab.introspect.modules import Owner, is_norm, own_variables, owners
 from normlab.tools.state_layout import Places
 from normlab.tools.state_matching import Entry, Matched, Names, matched, some, titled, unused
@@ -120,13 +120,19 @@ def name_of(names: object, separator: str) -> Callable[[str], str]:
         separator: Replaces `/` in paths that are names.
 
     Raises:
-        BadInput: If the names are something else; from the function, if a name is no text.
+        BadInput: If the names are something else; from the function, if a name is none.
     """
     found = paths_of(names)
     if callable(found):
-        return lambda path: TEXT.of(f"`names({path!r})`", found(path))
+        return lambda path: _text(path, found(path))
     by_path = {path: name for name, path in (found or {}).items()}
     return lambda path: by_path.get(path, path.replace("/", separator))
+
+
+def _text(path: str, name: object) -> str:
+    if not isinstance(name, str):
+        raise refusal(f"`names({path!r})` to be the name of a layer", name, "Return one for every path.")
+    return name
 
 
 Parts = dict[str, np.ndarray]
@@ -142,7 +148,7 @@ class Library:
         places: Places of a module's arrays in a layer of a name.
         optional: Parts of keys that a module need not have, or a layer.
         epsilon: Epsilon of a norm of the library, by name of the layer and kind of module.
-        momentum: Weight of the old running value in the library, or `None` where nothing is known.
+        momentum: Weight of the old running value in the library; `None` is the plain average of all batches.
         unbiased: Whether batch norms average unbiased variances.
         explain: Sentence about layers and modules that do not fit, or nothing.
         check: Checks a pair, by the layer, the module, the notes, and whether to raise.
@@ -205,7 +211,7 @@ def exported(library: Library, call: Call, name_of: Callable[[str], str]) -> dic
     """Return the arrays of a model as the library keeps them, by name of the layer and part of the key.
 
     Raises:
-        BadInput: If an array belongs to no module that the call reaches.
+        BadInput: If an array belongs to no module that the call reaches, or two modules have one name.
     """
     held = call.arrays()
     state: dict[str, Parts] = {}
@@ -213,6 +219,8 @@ def exported(library: Library, call: Call, name_of: Callable[[str], str]) -> dic
     _check_reached(held, found)
     for owner in found:
         name = name_of(owner.path)
+        if name in state:
+            raise BadInput(f"Expected a name for each module, got {titled(name)} twice. Change `names`.")
         places = library.places(name, owner)
         library.check(Entry(name, {}, {}), owner, Notes(), True)  # whether the order of its inputs is known
         parts = {

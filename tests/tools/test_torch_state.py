@@ -589,6 +589,13 @@ def test_names_in_to_torch() -> None:
         "Expected the paths of a residual network of `normlab.models.resnet`, such as `block_0/conv_0`, got `a`. Say "
         "`names='auto'`, or give the names of the layers."
     )
+    wrong: Any = lambda path: None  # noqa: E731
+    with pytest.raises(BadInput) as error:
+        to_torch(Pair(), VARIABLES, ONE, names=wrong)
+    assert str(error.value) == ("Expected `names('a')` to be the name of a layer, got None. Return one for every path.")
+    with pytest.raises(BadInput) as error:
+        to_torch(Pair(), VARIABLES, ONE, names=lambda path: "net")
+    assert str(error.value) == "Expected a name for each module, got `net` twice. Change `names`."
     more = {"params": {**VARIABLES["params"], "aside": {"kernel": jnp.ones(1)}}}
     with pytest.raises(BadInput) as error:
         to_torch(Pair(), more, ONE)
