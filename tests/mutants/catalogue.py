@@ -56,6 +56,7 @@ AVERAGE = '        new = {"mean": batch.mean, "std": jnp.sqrt(var + self.epsilon
 KERNELS = "functional/test_kernels.py::test_"
 
 SQUASHING = "functional/squashing/test_squashing.py"
+TORCH = "tools/test_torch_state.py::test_"
 UNIT = "functional/responses/test_unit.py"
 
 MUTANTS = (
@@ -1086,5 +1087,47 @@ MUTANTS = (
             '("deterministic", "eval", "use_running_average"), True',
         ),
         ("introspect/test_modes.py::test_arguments_that_are_true_at_evaluation",),
+    ),
+    Mutant(
+        "PyTorch's momentum is taken for the weight of the old value",
+        "tools/torch_state.py",
+        ("None if momentum is None else 1 - momentum", "None if momentum is None else momentum"),
+        (f"{TORCH}the_running_variance_is_unbiased_and_momentum_the_weight_of_the_old_value",),
+    ),
+    Mutant(
+        "kernels of square convolutions keep inputs before outputs",
+        "tools/torch_state.py",
+        ("return permuted((*space, 1, 0))", "return permuted((*space, 0, 1))"),
+        (f"{TORCH}a_recorded_network_computes_and_trains_as_in_torch",),
+    ),
+    Mutant(
+        "kernels of transposed convolutions are not flipped",
+        "tools/torch_state.py",
+        ("return permuted((*space, 0, 1), tuple(range(rank - 2)))", "return permuted((*space, 0, 1))"),
+        (f"{TORCH}a_recorded_network_computes_and_trains_as_in_torch",),
+    ),
+    Mutant(
+        "rows after a flatten stay channels first",
+        "tools/torch_state.py",
+        ("return np.moveaxis(theirs, 0, -1).ravel()", "return theirs.ravel()"),
+        (f"{TORCH}rows_after_a_flatten_are_those_of_channels_last",),
+    ),
+    Mutant(
+        "a transposition before a flatten is overlooked",
+        "introspect/flattening.py",
+        ('one.primitive.name == "transpose" for', "False for"),
+        (f"{TORCH}rows_after_a_flatten_are_those_of_channels_last",),
+    ),
+    Mutant(
+        "the start of Haiku's averages is corrected by one update too many",
+        "tools/haiku_state.py",
+        ("1 - decay_rate**counter if", "1 - decay_rate ** (counter + 1) if"),
+        ("tools/test_haiku_state.py::test_averages_are_corrected_for_their_start",),
+    ),
+    Mutant(
+        "layers of one shape are in the order of the mapping and not of their numbers",
+        "tools/state_matching.py",
+        ("    return int(found.group(1)) if (found := _COUNT.search(name)) else 0", "    return 0"),
+        ("tools/test_haiku_state.py::test_a_recorded_network_computes_and_trains_as_in_haiku[False]",),
     ),
 )
