@@ -1,4 +1,4 @@
-"""Tools for a model one already has: find its norms, estimate their statistics, fold, convert and freeze them, import."""
+"""Tools for a model one already has: find its norms, estimate, fold, convert, freeze, import and export."""
 
 from normlab.tools.capture import Capture, Captured
 from normlab.tools.haiku_state import from_haiku, to_haiku
