@@ -73,7 +73,9 @@ def modes(
         >>> dict(found.train), dict(found.evaluate)
         ({'train': True}, {'train': False})
     """
-    found = {name: value for name, value in _TRAINING.items() if name in _parameters(model, method)}
+    taken = _parameters(model, method)
+    said = {name for name in taken if getattr(model, name, None) is not None}  # by the module, and not twice
+    found = {name: value for name, value in _TRAINING.items() if name in taken and name not in said}
     opposite = {name: not value for name, value in found.items()}
     return Modes(
         MappingProxyType(dict(found if train is None else train)),

@@ -17,6 +17,7 @@ from normlab.introspect.applied import partitioned
 from normlab.introspect.calls import Module
 from normlab.introspect.kinds import norm_kind
 from normlab.introspect.modes import modes
+from normlab.introspect.replaced import is_replaced
 
 __all__ = ["Owner", "Path", "is_boxed", "linen_owners", "nnx_owners", "path_of"]
 
@@ -90,7 +91,8 @@ def _traced(
         options: Mapping[str, object],
         context: InterceptorContext,
     ) -> object:
-        found.extend(_owned(context.module.path, context.module))
+        if not is_replaced(context.module.path):
+            found.extend(_owned(context.module.path, context.module))
         return call(*given, **options)
 
     def apply(variables: VariableDict, arrays: list[object]) -> object:

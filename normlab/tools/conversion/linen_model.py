@@ -1,0 +1,178 @@
+"""A Linen model inside which other norms take the places of some."""
+
+import inspect
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import linen as nn
+from flax.linen.module import InterceptorContext
+from jax.experimental.xla_metadata import set_xla_metadata
+
+from normlab.errors import BadInput
+from normlab.introspect.modes import Method, modes
+from normlab.introspect.replaced import Path, is_replaced, placed, replacing
+
+__all__ = ["Place", "WithNorms"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place in a model where another norm is.
+
+    Attributes:
+        path: Path of the place in the model.
+        norm: The norm, not bound to variables.
+    """
+
+    path: Path
+    norm: nn.Module
+
+
+class WithNorms(nn.Module):
+    """A model inside which other norms take the places of some.
+
+    The paths of variables are those of the model, as are the fields and public methods; `apply`, `init` and `tabulate`
+    work with a method of the model, too.
+
+    Attributes:
+        inner: The model.
+        places: The places, and the norms that are there.
+    """
+
+    inner: nn.Module
+    places: tuple[Place, ...]
+
+    def setup(self) -> None:
+        """Take the model's scope, so that no path changes."""
+        nn.share_scope(self, self.inner)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model."""
+        return self._called("__call__", args, kwargs)
+
+    @nn.nowrap
+    def __getattr__(self, name: str) -> Any:
+        """Return a field or a public method of the model."""
+        inner = vars(self).get("inner")
+        if isinstance(inner, nn.Module) and not name.startswith("_") and hasattr(type(inner), name):
+            if callable(getattr(type(inner), name)):
+                return lambda *args, **kwargs: self._called(name, args, kwargs)
+            return getattr(inner, name)
+        if isinstance(inner, nn.Module) and name in getattr(inner, "__dataclass_fields__", {}):
+            return getattr(inner, name)
+        return super().__getattr__(name)
+
+    @nn.nowrap
+    def apply(self, *args: Any, method: Method = None, **kwargs: Any) -> Any:
+        """Apply the model, or a method of it; see `flax.linen.Module.apply`."""
+        return super().apply(*args, method=_inside(method), **kwargs)
+
+    @nn.nowrap
+    def init_with_output(self, *args: Any, method: Method = None, **kwargs: Any) -> Any:
+        """Initialize the model by a call, or by a call of a method; see `flax.linen.Module.init_with_output`."""
+        return super().init_with_output(*args, method=_inside(method), **kwargs)
+
+    @nn.nowrap
+    def _called(self, method: Method, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Call a method of the model with the norms in their places."""
+        here = self.path
+        norms = {(*here, *place.path): place.norm for place in self.places}
+        function = method.__get__(self.inner) if callable(method) else getattr(self.inner, method or "__call__")
+        known = set_xla_metadata(
+            normlab_norms=_mark(self.places)
+        )  # `nn.jit` is not to use what other norms had compiled
+        with replacing(norms), known, nn.intercept_methods(_interceptor(norms)):
+            return function(*args, **kwargs)
+
+
+def _mark(places: Sequence[Place]) -> str:
+    """Return a number that is the same in every process, and another for other norms in a model."""
+    described = (f"{place.path}{place.norm}" for place in places)
+    return str(zlib.crc32(re.sub(" at 0x[0-9a-f]+", "", "".join(described)).encode()))
+
+
+def _inside(method: Method) -> Callable[..., Any] | None:
+    """Return a method of the wrapper that calls one of the model."""
+    return None if method is None else lambda module, *args, **kwargs: module._called(method, args, kwargs)
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A call that is under way."""
+
+    module: nn.Module
+    method: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def evaluates(self) -> bool | None:
+        """Return whether the call says that the model evaluates; `None` where it says nothing."""
+        training = modes(self.module, self.method).train
+        bound = inspect.signature(getattr(type(self.module), self.method)).bind(self.module, *self.args, **self.kwargs)
+        bound.apply_defaults()
+        given = {name: bound.arguments.get(name) for name in training}
+        said = [value != training[name] for name, value in given.items() if isinstance(value, bool)]
+        return said[0] if said else None
+
+
+def _interceptor(norms: Mapping[Path, nn.Module]) -> Callable[..., Any]:
+    """Return an interceptor that runs norms in the places of others."""
+    running: list[_Running] = []
+
+    def intercept(
+        call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], context: InterceptorContext
+    ) -> Any:
+        module, path = context.module, context.module.path
+        if context.method_name == "__call__" and path in norms and is_replaced(path):
+            new = norms[path].clone(parent=module.scope)
+            with placed(path):
+                given = _arguments(module, args, kwargs)
+                return new(given.pop("x"), **_taken(new, given, running, "/".join(path)))
+        running.append(_Running(module, context.method_name, args, kwargs))
+        try:
+            return call(*args, **kwargs)
+        finally:
+            running.pop()
+
+    return intercept
+
+
+def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call of a norm by name, the first as `x`."""
+    bound = inspect.signature(type(module).__call__).bind(module, *args, **kwargs).arguments
+    (_, _), (_, x), *others = bound.items()
+    flat: dict[str, Any] = {"x": x}
+    for name, value in others:
+        flat |= value if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _taken(new: nn.Module, given: Mapping[str, Any], running: Sequence[_Running], path: str) -> Mapping[str, Any]:
+    """Return the arguments that a norm takes from the call of the one before it.
+
+    Raises:
+        BadInput: If the norm cannot know its mode, or does not take an array of the call.
+    """
+    names = inspect.signature(type(new).__call__).parameters
+    lost = [name for name, value in given.items() if name not in names and isinstance(value, jax.Array)]
+    if lost:
+        raise BadInput(
+            f"Expected norms that take `{lost[0]}` of their calls, `{path}` would be a `{type(new).__name__}`, which does "
+            "not. Leave it out by `where=`."
+        )
+    taken = {name: value for name, value in given.items() if name in names and value is not None}
+    if "use_running_average" not in names or "use_running_average" in taken:
+        return taken
+    if getattr(new, "use_running_average", None) is not None:
+        return taken
+    said = next((told for one in reversed(running) if (told := one.evaluates()) is not None), None)
+    if said is None:
+        raise BadInput(
+            f"Expected to know whether `{path}` trains, got no `train` or the like in the calls around it. Let the call "
+            "of the model or of a block take `train`."
+        )
+    return {**taken, "use_running_average": said}
