@@ -142,8 +142,8 @@ def _check_carried(report: Report) -> None:
         lost = [name for name in row.fresh if name != "step"]
         if lost:
             raise BadInput(
-                f"Expected variables that `{row.after}` takes over from `{row.before}`, got none for {', '.join(lost)} of "
-                f"`{row.path}`. Pass `fresh='init'` to start them anew; `keep=('affine', ...)` carries scale and bias."
+                f"Expected variables that `{row.after}` takes over from `{row.before}`, got none for {', '.join(lost)} "
+                f"of `{row.path}`. Pass `fresh='init'` to start them anew; `keep=('affine', ...)` carries scale and bias."
             )
 
 

@@ -94,8 +94,8 @@ def _meant(found: Sites, where: Where, statistics: bool) -> tuple[Site, ...]:
     if not meant:
         kinds = ", ".join(site.kind for site in found)
         raise BadInput(
-            f"Expected a model with running statistics, found none among its {len(found)} norms ({kinds or 'none'}). Pass "
-            "`statistics=False` to freeze scale and bias alone."
+            f"Expected a model with running statistics, found none among its {len(found)} norms ({kinds or 'none'}). "
+            "Pass `statistics=False` to freeze scale and bias alone."
         )
     for site in meant:
         if where is None and statistics:

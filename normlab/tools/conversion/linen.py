@@ -17,7 +17,7 @@ from jax import Array
 
 from normlab.introspect.owners import is_boxed
 from normlab.norms import Norm
-from normlab.tools.conversion.linen_model import Place, WithNorms
+from normlab.tools.conversion.linen_model import Place, Plan, WithNorms
 from normlab.tools.conversion.report import Converted, How, Path, Report, Row
 from normlab.tools.conversion.targets import FLAX, Target, check_groups, kept_options
 from normlab.tools.conversion.values import Before, Values, advice, new_values, started
@@ -146,9 +146,9 @@ def _wrapped(model: nn.Module, changes: Sequence[Change]) -> nn.Module:
     """Put a module around a model in which norms are in their places; conversions of conversions are one."""
     places = {tuple(change.site.path.split("/")) if change.site.path else (): change.norm for change in changes}
     if isinstance(model, WithNorms):
-        places = {**{place.path: place.norm for place in model.places}, **places}
-        model = model.inner
-    return WithNorms(model, tuple(Place(path, norm) for path, norm in places.items()))
+        places = {**{place.path: place.norm for place in model.plan.places}, **places}
+        model = model.plan.model
+    return WithNorms(Plan(model, tuple(Place(path, norm) for path, norm in places.items())))
 
 
 def _by_field(

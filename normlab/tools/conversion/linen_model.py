@@ -16,7 +16,7 @@ from normlab.errors import BadInput
 from normlab.introspect.modes import Method, modes
 from normlab.introspect.replaced import Path, is_replaced, placed, replacing
 
-__all__ = ["Place", "WithNorms"]
+__all__ = ["Place", "Plan", "WithNorms"]
 
 
 @dataclass(frozen=True)
@@ -32,23 +32,30 @@ class Place:
     norm: nn.Module
 
 
-class WithNorms(nn.Module):
-    """A model inside which other norms take the places of some.
-
-    The paths of variables are those of the model, as are the fields and public methods; `apply`, `init` and `tabulate`
-    work with a method of the model, too.
+@dataclass(frozen=True)
+class Plan:
+    """A model, and the norms that are inside it in the places of others.
 
     Attributes:
-        inner: The model.
+        model: The model.
         places: The places, and the norms that are there.
     """
 
-    inner: nn.Module
+    model: nn.Module
     places: tuple[Place, ...]
 
-    def setup(self) -> None:
-        """Take the model's scope, so that no path changes."""
-        nn.share_scope(self, self.inner)
+
+class WithNorms(nn.Module):
+    """A model inside which other norms are in the places of some.
+
+    The paths of variables are those of the model, and so are fields and public methods; `apply`, `init` and `tabulate`
+    take a method of the model, too.
+
+    Attributes:
+        plan: The model and its norms, which are no submodules of this module: they have its variables.
+    """
+
+    plan: Plan
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model."""
@@ -57,13 +64,11 @@ class WithNorms(nn.Module):
     @nn.nowrap
     def __getattr__(self, name: str) -> Any:
         """Return a field or a public method of the model."""
-        inner = vars(self).get("inner")
-        if isinstance(inner, nn.Module) and not name.startswith("_") and hasattr(type(inner), name):
-            if callable(getattr(type(inner), name)):
-                return lambda *args, **kwargs: self._called(name, args, kwargs)
-            return getattr(inner, name)
-        if isinstance(inner, nn.Module) and name in getattr(inner, "__dataclass_fields__", {}):
-            return getattr(inner, name)
+        plan = vars(self).get("plan")
+        if isinstance(plan, Plan) and not name.startswith("_") and hasattr(plan.model, name):
+            found = getattr(plan.model, name)
+            method = callable(getattr(type(plan.model), name, None))
+            return (lambda *args, **kwargs: self._called(name, args, kwargs)) if method else found
         return super().__getattr__(name)
 
     @nn.nowrap
@@ -79,19 +84,19 @@ class WithNorms(nn.Module):
     @nn.nowrap
     def _called(self, method: Method, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Call a method of the model with the norms in their places."""
-        here = self.path
-        norms = {(*here, *place.path): place.norm for place in self.places}
-        function = method.__get__(self.inner) if callable(method) else getattr(self.inner, method or "__call__")
-        known = set_xla_metadata(
-            normlab_norms=_mark(self.places)
-        )  # `nn.jit` is not to use what other norms had compiled
+        if self.scope is None:
+            raise BadInput("Expected a model with variables, got one without. Call it by `apply`, or after `bind`.")
+        norms = {(*self.path, *place.path): place.norm for place in self.plan.places}
+        model = self.plan.model.clone(parent=self.scope.rewound())
+        function = method.__get__(model) if callable(method) else getattr(model, method or "__call__")
+        known = set_xla_metadata(normlab_norms=_mark(self.plan))  # `nn.jit` is not to use what other norms had compiled
         with replacing(norms), known, nn.intercept_methods(_interceptor(norms)):
             return function(*args, **kwargs)
 
 
-def _mark(places: Sequence[Place]) -> str:
+def _mark(plan: Plan) -> str:
     """Return a number that is the same in every process, and another for other norms in a model."""
-    described = (f"{place.path}{place.norm}" for place in places)
+    described = (f"{place.path}{place.norm}" for place in plan.places)
     return str(zlib.crc32(re.sub(" at 0x[0-9a-f]+", "", "".join(described)).encode()))
 
 
@@ -161,8 +166,8 @@ def _taken(new: nn.Module, given: Mapping[str, Any], running: Sequence[_Running]
     lost = [name for name, value in given.items() if name not in names and isinstance(value, jax.Array)]
     if lost:
         raise BadInput(
-            f"Expected norms that take `{lost[0]}` of their calls, `{path}` would be a `{type(new).__name__}`, which does "
-            "not. Leave it out by `where=`."
+            f"Expected norms that take `{lost[0]}` of their calls, `{path}` would be a `{type(new).__name__}`, which "
+            "does not. Leave it out by `where=`."
         )
     taken = {name: value for name, value in given.items() if name in names and value is not None}
     if "use_running_average" not in names or "use_running_average" in taken:
@@ -172,7 +177,7 @@ def _taken(new: nn.Module, given: Mapping[str, Any], running: Sequence[_Running]
     said = next((told for one in reversed(running) if (told := one.evaluates()) is not None), None)
     if said is None:
         raise BadInput(
-            f"Expected to know whether `{path}` trains, got no `train` or the like in the calls around it. Let the call "
-            "of the model or of a block take `train`."
+            f"Expected to know whether `{path}` trains, got no `train` or the like in the calls around it. Let the "
+            "call of the model or of a block take `train`."
         )
     return {**taken, "use_running_average": said}

@@ -107,8 +107,8 @@ def check_plain(site: Site) -> None:
     """
     if site.library == "user":
         raise BadInput(
-            f"Expected plain {norms.get(site.kind).title}s, `{site.path}` is a `{type(site.module).__name__}`, which does "
-            "more in `__call__`. Name it in `where=` to replace it all the same."
+            f"Expected plain {norms.get(site.kind).title}s, `{site.path}` is a `{type(site.module).__name__}`, which "
+            "does more in `__call__`. Name it in `where=` to replace it all the same."
         )
 
 
@@ -194,8 +194,8 @@ def _check_flax(site: Site, options: Options) -> None:
     """Refuse a norm that Flax does not have, or not with its options."""
     if site.kind not in FLAX:
         raise BadInput(
-            f"Expected norms that Flax has, `{site.path}` is {norms.get(site.kind).title}. Convert it to another, or leave "
-            "it out by `where=`."
+            f"Expected norms that Flax has, `{site.path}` is {norms.get(site.kind).title}. Convert it to another, or "
+            "leave it out by `where=`."
         )
     ours, theirs = (getattr(package, FLAX[site.kind]) for package in (normlab.linen, nn))
     known = {field.name for field in dataclasses.fields(theirs)}
@@ -205,8 +205,8 @@ def _check_flax(site: Site, options: Options) -> None:
         lacking.append("momentum")
     if lacking:
         raise BadInput(
-            f"Expected options that Flax has, `{site.path}` has `{lacking[0]}={options[lacking[0]]!r}`. Leave it out by "
-            "`where=`."
+            f"Expected options that Flax has, `{site.path}` has `{lacking[0]}={options[lacking[0]]!r}`. Leave it out "
+            "by `where=`."
         )
 
 
