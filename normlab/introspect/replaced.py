@@ -1,14 +1,25 @@
-"""Norms whose place another norm takes when the model is called, so that hooks meet the other alone."""
+"""Modules that stand for others, and norms whose place another norm takes when a model is called."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-__all__ = ["Path", "is_replaced", "placed", "replacing"]
+from flax import linen as nn
+
+__all__ = ["Path", "Standing", "is_replaced", "placed", "replacing"]
 
 Path = tuple[str, ...]
 
 _replaced: ContextVar[frozenset[Path]] = ContextVar("replaced", default=frozenset())
+
+
+class Standing(nn.Module):
+    """A module that stands for another: it is called as the other is, and has its variables."""
+
+    @property
+    def original(self) -> nn.Module:
+        """The other module."""
+        raise NotImplementedError
 
 
 def is_replaced(path: Path) -> bool:

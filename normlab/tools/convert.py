@@ -143,7 +143,7 @@ def _check_carried(report: Report) -> None:
         if lost:
             raise BadInput(
                 f"Expected variables that `{row.after}` takes over from `{row.before}`, got none for {', '.join(lost)} "
-                f"of `{row.path}`. Pass `fresh='init'` to start them anew; `keep=('affine', ...)` carries scale and bias."
+                f"of `{row.path}`. Pass `fresh='init'` to start anew; `keep=('affine', ...)` carries scale and bias."
             )
 
 

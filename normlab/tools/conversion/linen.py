@@ -26,6 +26,8 @@ from normlab.tools.sites import Site, Sites, sites
 __all__ = ["convert_linen"]
 
 Flat = dict[tuple[str, ...], Any]
+_OF_CALL = ("parent", "name", "use_running_average")
+"""Fields of a norm that differ between calls of a model."""
 
 
 class Change(NamedTuple):
@@ -71,15 +73,12 @@ def convert_linen(
 def _change(site: Site, target: Target, keep: Collection[str]) -> Change:
     """Return the new norm for a place, without variables."""
     options = kept_options(site, target, keep)
+    options.pop("use_running_average", None)  # each call has the mode of the norm that was there
     if target.norm.name == "group":
         check_groups(site.path, {**options, **target.norm.options}, prod(site.shape[axis] for axis in site.features))
     if target.library == "flax":
         return Change(site, target, getattr(nn, FLAX[target.norm.name])(**options, **target.norm.options))
-    mode = {name: options.pop(name) for name in ("use_running_average",) if name in options}
-    norm = target.norm.linen(train=False, **options)
-    if hasattr(norm, "use_running_average"):
-        norm = norm.clone(use_running_average=mode.get("use_running_average"))
-    return Change(site, target, norm)
+    return Change(site, target, target.norm.linen(train=False, **options))
 
 
 @dataclass(frozen=True)
@@ -106,10 +105,9 @@ def _move(change: Change, flat: Flat, keep: Collection[str]) -> _Moved:
     values = new_values(before, change.target.norm.name, getattr(change.norm, "epsilon", 0.0), starts, keep)
     for path in places.values():
         flat.pop(path, None)
-    at = tuple(site.path.split("/")) if site.path else ()
     for name, value in values.values.items():
         box = boxes.get(values.sources.get(name, name))
-        flat[(collections[name], *at, name)] = box.replace_boxed(value) if is_boxed(box) else value
+        flat[(collections[name], *_path(site), name)] = box.replace_boxed(value) if is_boxed(box) else value
     dropped = tuple(name for name in old if name not in values.values and name not in values.sources.values())
     return _Moved(values, dropped, collections)
 
@@ -144,11 +142,19 @@ def _extra(site: Site, old: Mapping[str, Array]) -> tuple[int, ...]:
 
 def _wrapped(model: nn.Module, changes: Sequence[Change]) -> nn.Module:
     """Put a module around a model in which norms are in their places; conversions of conversions are one."""
-    places = {tuple(change.site.path.split("/")) if change.site.path else (): change.norm for change in changes}
+    places = {_path(change.site): _without_mode(change.norm) for change in changes}
     if isinstance(model, WithNorms):
         places = {**{place.path: place.norm for place in model.plan.places}, **places}
         model = model.plan.model
     return WithNorms(Plan(model, tuple(Place(path, norm) for path, norm in places.items())))
+
+
+def _path(site: Site) -> tuple[str, ...]:
+    return tuple(site.path.split("/")) if site.path else ()
+
+
+def _without_mode(norm: nn.Module) -> nn.Module:
+    return norm.clone(use_running_average=None) if hasattr(norm, "use_running_average") else norm
 
 
 def _by_field(
@@ -179,7 +185,6 @@ def _other(held: object, changes: Sequence[Change]) -> object:
         for name, value in _set(first.norm).items()
         if all(_set(one.norm).get(name) == value for one in changes)
     }
-    shared.pop("use_running_average", None)  # the model says it
     if isinstance(held, Norm) and first.target.library == "normlab":
         return Norm(first.target.norm.entry, tuple(sorted({**shared, **first.target.norm.options}.items())))
     kind = held.func if isinstance(held, functools.partial) else held
@@ -190,12 +195,13 @@ def _other(held: object, changes: Sequence[Change]) -> object:
 
 def _set(norm: nn.Module) -> dict[str, object]:
     """Return the options of a norm that are not the default."""
-    fields = [field for field in dataclasses.fields(norm) if field.name not in ("parent", "name")]
+    fields = [field for field in dataclasses.fields(norm) if field.name not in _OF_CALL]
     return {f.name: getattr(norm, f.name) for f in fields if getattr(norm, f.name) is not f.default}
 
 
 def _same(one: nn.Module, other: nn.Module) -> bool:
-    names = [field.name for field in dataclasses.fields(one) if field.name not in ("parent", "name")]
+    """Return whether two norms are the same but for their mode."""
+    names = [field.name for field in dataclasses.fields(one) if field.name not in _OF_CALL]
     return type(one) is type(other) and all(getattr(one, name) == getattr(other, name) for name in names)
 
 
@@ -204,7 +210,7 @@ def _report(changes: Sequence[Change], moved: Sequence[_Moved], how: How, variab
     fresh: dict[Path, jax.ShapeDtypeStruct] = {}
     dropped: list[Path] = []
     for change, one in zip(changes, moved, strict=True):
-        at: Path = tuple(change.site.path.split("/")) if change.site.path else ()
+        at: Path = _path(change.site)
         rows.append(_row(change, one, how))
         for name in one.values.fresh:
             if one.collections[name] == "params":

@@ -14,7 +14,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 from normlab.errors import BadInput
 from normlab.introspect.modes import Method, modes
-from normlab.introspect.replaced import Path, is_replaced, placed, replacing
+from normlab.introspect.replaced import Path, Standing, is_replaced, placed, replacing
 
 __all__ = ["Place", "Plan", "WithNorms"]
 
@@ -45,7 +45,7 @@ class Plan:
     places: tuple[Place, ...]
 
 
-class WithNorms(nn.Module):
+class WithNorms(Standing):
     """A model inside which other norms are in the places of some.
 
     The paths of variables are those of the model, and so are fields and public methods; `apply`, `init` and `tabulate`
@@ -56,6 +56,11 @@ class WithNorms(nn.Module):
     """
 
     plan: Plan
+
+    @property
+    def original(self) -> nn.Module:
+        """The model."""
+        return self.plan.model
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model."""
@@ -147,16 +152,16 @@ def _interceptor(norms: Mapping[Path, nn.Module]) -> Callable[..., Any]:
 
 
 def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call of a norm by name, the first as `x`."""
+    """Return the arguments of a call of a norm by name, the first as `x`, and the mode that the norm has."""
     bound = inspect.signature(type(module).__call__).bind(module, *args, **kwargs).arguments
     (_, _), (_, x), *others = bound.items()
-    flat: dict[str, Any] = {"x": x}
+    flat: dict[str, Any] = {"x": x, "use_running_average": getattr(module, "use_running_average", None)}
     for name, value in others:
-        flat |= value if isinstance(value, dict) else {name: value}
+        flat |= value if isinstance(value, dict) else {name: value} if value is not None else {}
     return flat
 
 
-def _taken(new: nn.Module, given: Mapping[str, Any], running: Sequence[_Running], path: str) -> Mapping[str, Any]:
+def _taken(new: nn.Module, given: Mapping[str, Any], running: Sequence[_Running], path: str) -> dict[str, Any]:
     """Return the arguments that a norm takes from the call of the one before it.
 
     Raises:
@@ -170,14 +175,17 @@ def _taken(new: nn.Module, given: Mapping[str, Any], running: Sequence[_Running]
             "does not. Leave it out by `where=`."
         )
     taken = {name: value for name, value in given.items() if name in names and value is not None}
-    if "use_running_average" not in names or "use_running_average" in taken:
-        return taken
-    if getattr(new, "use_running_average", None) is not None:
-        return taken
-    said = next((told for one in reversed(running) if (told := one.evaluates()) is not None), None)
-    if said is None:
-        raise BadInput(
-            f"Expected to know whether `{path}` trains, got no `train` or the like in the calls around it. Let the "
-            "call of the model or of a block take `train`."
-        )
-    return {**taken, "use_running_average": said}
+    if "use_running_average" in names and "use_running_average" not in taken:
+        taken["use_running_average"] = _told(running, path)
+    return taken
+
+
+def _told(running: Sequence[_Running], path: str) -> bool:
+    """Return whether the calls around a norm say that the model evaluates, the nearest first."""
+    for one in reversed(running):
+        if (said := one.evaluates()) is not None:
+            return said
+    raise BadInput(
+        f"Expected to know whether `{path}` trains, got no `train` or the like in the calls around it. Let the call of "
+        "the model or of a block take `train`."
+    )
