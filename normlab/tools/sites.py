@@ -62,6 +62,7 @@ class Site:
             the collection in NNX.
         running: Whether the norm used running statistics in this pass; `None` for a norm that keeps none, or is not
             told.
+        given: Names of further arrays that the call gives to the norm: `mask`, `scale`, `bias`, `domain`.
     """
 
     path: str
@@ -80,6 +81,7 @@ class Site:
     only_use: bool
     variables: Mapping[str, str]
     running: bool | None = None
+    given: tuple[str, ...] = ()
 
     def described(self) -> dict[str, Any]:
         """Return the attributes as plain values."""
@@ -269,6 +271,7 @@ def _site(calls: Sequence[Crossing], top: Mapping[str, tuple[int, ...]], own: Mo
         only_use=all(len(list(call.before.root().consumers())) == 1 for call in calls),
         variables=layer.variables,
         running=layer.running,
+        given=tuple(sorted({name for call in calls for name in call.layer.given})),
     )
 
 

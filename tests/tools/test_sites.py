@@ -141,6 +141,7 @@ def test_casts_and_calls_are_passed_on_the_way_to_the_layer_before():
         (nn.relu, "operation", "max"),
         (lambda x: x + 1, "operation", "add"),
         (lambda x: x.T.T, "operation", "transpose"),
+        (lambda x: x.astype(int).astype(float), "operation", "convert_element_type"),
         (lambda x: jax.lax.cond(x.sum() > 0, lambda x: x, lambda x: -x, x), "unknown", "cond"),
         (lambda x: jax.lax.fori_loop(0, 2, lambda _, x: x * 2, x), "unknown", "scan"),
         (lambda x: jax.lax.while_loop(lambda x: x.sum() > 0, lambda x: x - 1, x), "unknown", "while"),
@@ -236,6 +237,26 @@ def test_names_of_modules_do_not_matter():
     assert (site.path, site.kind, site.before.path) == ("dense", "batch", "LayerNorm_0")
 
 
+def test_a_layer_with_a_layer_named_kernel_is_not_linear():
+    class Outer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.relu(nn.Dense(4, name="kernel")(x))
+
+    site = only(found_in(lambda x: nn.LayerNorm()(Outer(name="outer")(x))))
+    assert site.before == Source("operation", operation="max")
+
+
+def test_further_arrays_of_a_call_are_named():
+    def call(x):
+        y = normlab.linen.LayerNorm(name="plain")(x=x)
+        return normlab.linen.LayerNorm(name="given")(mask=x > 0, scale=x.mean(-1, keepdims=True), bias=None, x=y)
+
+    plain, given = found_in(call)
+    assert (plain.given, given.given) == ((), ("mask", "scale"))
+    assert given.before.path == "plain"
+
+
 def test_a_norm_that_is_transformed_itself_is_found_inside():
     remat = only(found_in(lambda x: nn.remat(nn.BatchNorm)(use_running_average=True, name="norm")(nn.Dense(4)(x))))
     assert (remat.path, remat.library, remat.lifted) == ("norm", "flax", ("remat",)) and remat.before.kind == "linear"
@@ -279,6 +300,33 @@ def test_a_loop_of_unknown_length_has_unknown_repeats():
     model = Looping()
     site = only(sites(model, model.init(jax.random.key(0), normed.inputs()), normed.inputs()))
     assert (site.lifted, site.repeats, site.before.kind) == (("while",), 0, "unknown")
+
+
+def test_a_norm_in_a_branch_or_in_a_part_of_the_devices_is_found_there():
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    class Branching(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            norm = nn.LayerNorm(name="norm")
+            if self.is_initializing():
+                return norm(x)
+            return nn.cond(x.sum() > 0, lambda module, x: module(x), lambda module, x: x, norm, x)
+
+    class Sharded(nnx.Module):
+        def __init__(self):
+            self.norm = nnx.LayerNorm(4, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            spec = jax.sharding.PartitionSpec("data")
+            return jax.shard_map(self.norm, mesh=mesh, in_specs=spec, out_specs=spec)(x)
+
+    model = Branching()
+    branch = only(sites(model, model.init(jax.random.key(0), normed.inputs()), normed.inputs()))
+    part = only(sites(Sharded(), None, normed.inputs()))
+    assert (branch.lifted, branch.repeats, branch.before) == (("cond",), 1, Source("unknown", operation="cond"))
+    assert (part.lifted, part.repeats, part.before) == (("shard_map",), 1, Source("unknown", operation="shard_map"))
+    assert branch.after == (Source("unknown", operation="cond"),)
 
 
 def test_a_body_that_is_compiled_already_is_traced_again():
