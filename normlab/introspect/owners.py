@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeAlias, cast
 
 import jax
 from flax import linen as nn
 from flax import nnx
 from flax.linen.module import InterceptorContext
-from flax.typing import VariableDict
+from flax.typing import PathParts, VariableDict
 
 from normlab import linen as our_linen
 from normlab import nnx as our_nnx
@@ -21,7 +21,7 @@ from normlab.introspect.replaced import is_replaced
 
 __all__ = ["Owner", "Path", "is_boxed", "linen_owners", "nnx_owners", "path_of"]
 
-Path = tuple[str | int, ...]
+Path: TypeAlias = PathParts
 """Names of a module and those around it, the outermost first."""
 
 _LINEN_CELLS = our_linen.SimpleCell | our_linen.LSTMCell | our_linen.GRUCell

@@ -181,7 +181,9 @@ def _edited(moments: Mapping[str, Any] | nnx.State, report: Report) -> Mapping[s
     """Return a tree of moments for the new parameters."""
     if isinstance(moments, nnx.State):
         return nnx.from_flat_state(_edited_flat(dict(nnx.to_flat_state(moments)), report))
-    plain = flatten_dict(unfreeze(moments), is_leaf=lambda _, value: not isinstance(value, dict))
+    plain = flatten_dict(
+        unfreeze(cast("dict[str, Any]", moments)), is_leaf=lambda _, value: not isinstance(value, dict)
+    )
     new = unflatten_dict(_edited_flat(plain, report))
     return freeze(new) if isinstance(moments, FrozenDict) else new
 

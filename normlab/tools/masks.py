@@ -7,9 +7,11 @@ from typing import TypeVar, cast
 import jax
 from flax import linen as nn
 from flax import nnx
+from flax.typing import VariableDict
 from jax import Array
 
 from normlab.expect import refusal
+from normlab.introspect.applied import check_model
 from normlab.introspect.owners import Owner, Path, is_boxed, linen_owners, nnx_owners, path_of
 from normlab.nnx import FrozenParam
 
@@ -19,12 +21,11 @@ Tree = Mapping[str, object] | nnx.State
 """Parameters, or a value for each of them: in Linen as in `variables["params"]`, in NNX a state of `nnx.Param`."""
 
 Said = TypeVar("Said", str, bool)
-_REMEDY = "Pass the module itself, not its `apply`."
 
 
 def labels(
     model: nn.Module | nnx.Module,
-    variables: Mapping[str, object] | None = None,
+    variables: VariableDict | None = None,
     *args: object,
     norm: str = "norm",
     bias: str = "bias",
@@ -71,7 +72,7 @@ def labels(
 
 def decay_mask(
     model: nn.Module | nnx.Module,
-    variables: Mapping[str, object] | None = None,
+    variables: VariableDict | None = None,
     *args: object,
     biases: bool = False,
     norms: bool = False,
@@ -114,7 +115,7 @@ def decay_mask(
 
 def norm_parameters(
     model: nn.Module | nnx.Module,
-    variables: Mapping[str, object] | None = None,
+    variables: VariableDict | None = None,
     *args: object,
     roles: Collection[str] = ("scale", "bias"),
 ) -> dict[str, Array]:
@@ -190,20 +191,19 @@ def nnx_filter(
 
 
 def _owners(
-    model: nn.Module | nnx.Module, variables: Mapping[str, object] | None, args: tuple[object, ...]
+    model: nn.Module | nnx.Module, variables: VariableDict | None, args: tuple[object, ...]
 ) -> dict[Path, Owner]:
+    check_model(model)
     if isinstance(model, nnx.Module):
         return nnx_owners(model)
-    if not isinstance(model, nn.Module):
-        raise refusal("a module of Flax", model, _REMEDY)
     if variables is None:
-        raise refusal("the variables of a Linen model", variables, "Pass those of `model.init`, then the inputs.")
+        raise refusal("the variables of a Linen model", variables, "Give those of `model.init`, then the inputs.")
     return linen_owners(model, variables, args)
 
 
 def _said(
     model: nn.Module | nnx.Module,
-    variables: Mapping[str, object] | None,
+    variables: VariableDict | None,
     args: tuple[object, ...],
     say: Callable[[Owner, str], Said],
 ) -> Tree:
@@ -222,7 +222,7 @@ def _said(
     return cast(Tree, jax.tree_util.tree_map_with_path(at, tree, is_leaf=is_boxed))
 
 
-def _leaves(model: nn.Module | nnx.Module, variables: Mapping[str, object] | None) -> dict[Path, Array]:
+def _leaves(model: nn.Module | nnx.Module, variables: VariableDict | None) -> dict[Path, Array]:
     """Return the parameters of a model, without metadata, by their paths."""
     if isinstance(model, nnx.Module):
         kinds = (nnx.Param, FrozenParam)

@@ -268,11 +268,11 @@ def test_nnx_optimizers_take_both() -> None:
 REFUSALS = [
     (
         lambda: labels(nn.Dense(1).apply, {}),
-        "Expected a module of Flax, got the function `apply`. Pass the module itself, not its `apply`.",
+        "Expected a Flax module, got a function. Pass the module; the call is built from it.",
     ),
     (
         lambda: decay_mask(nn.Dense(1)),
-        "Expected the variables of a Linen model, got None. Pass those of `model.init`, then the inputs.",
+        "Expected the variables of a Linen model, got None. Give those of `model.init`, then the inputs.",
     ),
     (
         lambda: nnx_filter(nn.Dense(1)),  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ def convert_linen(
         keep: What is kept; see `normlab.tools.convert`.
     """
     changes = [_change(found.by_path[path], target, keep) for path, target in chosen.items()]
-    after = flatten_dict(unfreeze(variables), is_leaf=lambda _, value: is_boxed(value))
+    after = flatten_dict(unfreeze(cast("dict[str, Any]", variables)), is_leaf=lambda _, value: is_boxed(value))
     moved = [_move(change, after, keep) for change in changes]
     new: VariableDict = unflatten_dict(after)
     new = {
@@ -107,28 +107,30 @@ def _move(change: Change, flat: Flat, keep: Collection[str]) -> _Moved:
         flat.pop(path, None)
     for name, value in values.values.items():
         box = boxes.get(values.sources.get(name, name))
-        flat[(collections[name], *_path(site), name)] = box.replace_boxed(value) if is_boxed(box) else value
+        boxed = isinstance(box, nn.meta.AxisMetadata)
+        flat[(collections[name], *_path(site), name)] = box.replace_boxed(value) if boxed else value
     dropped = tuple(name for name in old if name not in values.values and name not in values.sources.values())
     return _Moved(values, dropped, collections)
 
 
 def _probe(norm: nn.Module) -> nn.Module:
     """Return a norm that can be initialized by itself: it evaluates, on one device, with no metadata."""
-    fields = {field.name: field.default for field in dataclasses.fields(norm)}
-    own = {"use_running_average": True, "axis_name": None}
-    plain = {name: fields[name] for name in ("scale_init", "bias_init") if name in fields}
-    return norm.clone(**{name: value for name, value in own.items() if name in fields}, **plain)
+    defaults = {field.name: field.default for field in dataclasses.fields(norm)}
+    plain: dict[str, Any] = {"use_running_average": True, "axis_name": None}
+    plain |= {name: defaults.get(name) for name in ("scale_init", "bias_init")}
+    return norm.clone(**{name: value for name, value in plain.items() if name in defaults})
 
 
 def _initial(norm: nn.Module, site: Site) -> dict[str, Array]:
     init = jax.jit(lambda key: _probe(norm).init(key, jnp.zeros(site.shape, site.dtype)))
-    return {path[-1]: value for path, value in flatten_dict(init(jax.random.key(0))).items()}
+    made: Flat = flatten_dict(init(jax.random.key(0)))
+    return {path[-1]: value for path, value in made.items()}
 
 
 def _shapes(norm: nn.Module, site: Site) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, str]]:
     """Return the shapes of a norm's variables, and their collections, by name."""
     x = jax.ShapeDtypeStruct(site.shape, site.dtype)
-    found = flatten_dict(jax.eval_shape(_probe(norm).init, jax.random.key(0), x))
+    found: Flat = flatten_dict(jax.eval_shape(_probe(norm).init, jax.random.key(0), x))
     return {path[-1]: shape for path, shape in found.items()}, {path[-1]: path[0] for path in found}
 
 
@@ -167,7 +169,8 @@ def _by_field(
         other = _other(held, changes)
         if other is None:
             continue
-        new = model.clone(**{field.name: other})
+        changed: dict[str, Any] = {field.name: other}
+        new = model.clone(**changed)
         try:
             made = {site.path: site.module for site in sites(new, variables, *args)}
         except (TypeError, ValueError):  # the field takes norms with other arguments

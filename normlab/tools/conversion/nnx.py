@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.typing import Key
 
 from normlab.introspect.kinds import norm_kind
 from normlab.tools.conversion.report import Converted, Path, Report, Row
@@ -190,7 +191,7 @@ def _items(node: object) -> Iterator[tuple[object, object]]:
         yield from vars(node).items()
 
 
-def _report(changes: Sequence[Change], names: frozenset[str | int]) -> Report:
+def _report(changes: Sequence[Change], names: frozenset[Key]) -> Report:
     rows: list[Row] = []
     fresh: dict[Path, jax.ShapeDtypeStruct] = {}
     dropped: list[Path] = []

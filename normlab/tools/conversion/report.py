@@ -7,12 +7,12 @@ from typing import Generic, Literal, TypeAlias, TypeVar, overload
 import jax
 from flax import linen as nn
 from flax import nnx
-from flax.typing import VariableDict
+from flax.typing import Key, PathParts, VariableDict
 
 __all__ = ["Converted", "How", "Path", "Report", "Row"]
 
 How: TypeAlias = Literal["field", "wrapper", "module"]
-Path: TypeAlias = tuple[str | int, ...]
+Path: TypeAlias = PathParts
 Model = TypeVar("Model", bound=nn.Module | nnx.Module)
 
 
@@ -54,7 +54,7 @@ class Report(Sequence[Row]):
     """
 
     rows: tuple[Row, ...]
-    names: frozenset[str | int] = frozenset()
+    names: frozenset[Key] = frozenset()
     fresh: Mapping[Path, jax.ShapeDtypeStruct] = field(default_factory=dict)
     dropped: tuple[Path, ...] = ()
 
