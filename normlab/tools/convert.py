@@ -4,17 +4,15 @@ from collections.abc import Collection, Mapping
 from typing import Any, Literal, TypeVar, cast
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
-from flax.core import FrozenDict, freeze, unfreeze
-from flax.traverse_util import flatten_dict, unflatten_dict
 from flax.typing import VariableDict
 
 from normlab.errors import BadInput
 from normlab.expect import refusal
 from normlab.introspect.applied import check_model
 from normlab.tools.conversion.linen import convert_linen
+from normlab.tools.conversion.moments import new_moments
 from normlab.tools.conversion.nnx import convert_nnx, nnx_sites
 from normlab.tools.conversion.report import Converted, Report, Row
 from normlab.tools.conversion.targets import Target, To, targets
@@ -23,7 +21,7 @@ from normlab.tools.sites import Sites, sites
 
 __all__ = ["Converted", "Report", "Row", "convert", "convert_state"]
 
-Model = TypeVar("Model", bound=nn.Module | nnx.Module)
+State = TypeVar("State")
 KEPT = ("epsilon", "momentum", "axis_name", "dtype")
 _KEPT = (*KEPT, "affine")
 
@@ -34,7 +32,7 @@ def convert(
     to: To = "normlab",
     *,
     args: tuple[object, ...] = (),
-    rngs: Mapping[str, Any] | None = None,
+    rngs: Mapping[str, jax.Array] | None = None,
     where: Where = None,
     keep: Collection[str] = KEPT,
     fresh: Literal["raise", "init"] = "raise",
@@ -66,7 +64,7 @@ def convert(
 
     Example:
         >>> model = nn.Sequential([nn.Dense(4), nn.BatchNorm(use_running_average=True)])
-        >>> x = jnp.ones((2, 3))
+        >>> x = jax.numpy.ones((2, 3))
         >>> variables = model.init(jax.random.key(0), x)
         >>> converted = convert(model, variables, "batch_renorm", args=(x,))
         >>> print(converted.report.table())
@@ -109,8 +107,6 @@ def converted_to(
         converted = convert_linen(model, cast(VariableDict, variables), found, chosen, args, keep)
     if fresh == "raise":
         _check_carried(converted.report)
-    if isinstance(model, nn.Module):
-        sites(converted.model, converted.variables, *args)  # which says where a norm cannot know its mode
     return converted
 
 
@@ -118,7 +114,7 @@ def model_sites(
     model: nn.Module | nnx.Module,
     variables: VariableDict | None,
     args: tuple[object, ...],
-    rngs: Mapping[str, Any] | None = None,
+    rngs: Mapping[str, jax.Array] | None = None,
 ) -> Sites:
     """Return the norms of a model; those of NNX without a call."""
     check_model(model)
@@ -147,7 +143,7 @@ def _check_carried(report: Report) -> None:
             )
 
 
-def convert_state(opt_state: Any, report: Report) -> Any:
+def convert_state(opt_state: State, report: Report) -> State:
     """Return the state of an optimizer for a converted model: moments of parameters that start anew are zero.
 
     Args:
@@ -160,50 +156,11 @@ def convert_state(opt_state: Any, report: Report) -> Any:
 
     Example:
         >>> import optax
-        >>> model, x = nn.BatchNorm(use_running_average=True), jnp.ones((2, 3))
+        >>> model, x = nn.BatchNorm(use_running_average=True), jax.numpy.ones((2, 3))
         >>> variables = model.init(jax.random.key(0), x)
         >>> state = optax.adam(0.1).init(variables["params"])
         >>> converted = convert(model, variables, "rms", args=(x,), fresh="init")
         >>> convert_state(state, converted.report)[0].mu
         {'scale': Array([0., 0., 0.], dtype=float32)}
     """
-
-    def meant(node: object) -> bool:
-        return isinstance(node, Mapping) and set(node) == report.names
-
-    def edited(node: object) -> object:
-        return _edited(cast(Mapping[str, object], node), report) if meant(node) else node
-
-    return jax.tree.map(edited, opt_state, is_leaf=meant)
-
-
-def _edited(moments: Mapping[str, Any] | nnx.State, report: Report) -> Mapping[str, Any] | nnx.State:
-    """Return a tree of moments for the new parameters."""
-    if isinstance(moments, nnx.State):
-        return nnx.from_flat_state(_edited_flat(dict(nnx.to_flat_state(moments)), report))
-    plain = flatten_dict(
-        unfreeze(cast("dict[str, Any]", moments)), is_leaf=lambda _, value: not isinstance(value, dict)
-    )
-    new = unflatten_dict(_edited_flat(plain, report))
-    return freeze(new) if isinstance(moments, FrozenDict) else new
-
-
-def _edited_flat(flat: Mapping[Any, Any], report: Report) -> dict[Any, Any]:
-    new = {path: leaf for path, leaf in flat.items() if path not in report.dropped}
-    for path, shape in report.fresh.items():
-        beside = (leaf for other, leaf in flat.items() if other[:-1] == path[:-1])
-        like = flat[path] if path in flat else next(beside, None)
-        new[path] = _zeros(like, shape, path in flat)
-    return new
-
-
-def _zeros(like: Any, shape: jax.ShapeDtypeStruct, same: bool) -> Any:
-    """Return moments of zero of the kind of others, which a mask may leave out."""
-    if isinstance(like, nn.meta.AxisMetadata):
-        zeros = jnp.zeros(shape.shape, nn.unbox(like).dtype)
-        return like.replace_boxed(zeros) if same else zeros
-    if isinstance(like, nnx.Variable):
-        return like.replace(jnp.zeros(shape.shape, like.dtype))
-    if like is None or hasattr(like, "dtype"):
-        return jnp.zeros(shape.shape, shape.dtype if like is None else like.dtype)
-    return like
+    return new_moments(opt_state, report)

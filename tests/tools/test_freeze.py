@@ -71,9 +71,13 @@ def step_of_linen(frozen: Converted[Any]) -> set[str]:
         y, after = frozen.model.apply(variables, X, train=True, mutable=["batch_stats"])
         return jnp.sum(y**3), after
 
-    gradients, after = jax.grad(loss, has_aux=True)(params)
-    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
-    new = {**after, "params": optax.apply_updates(params, updates)}
+    @jax.jit
+    def step(params: Any) -> dict[str, Any]:
+        gradients, after = jax.grad(loss, has_aux=True)(params)
+        updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+        return {**after, "params": optax.apply_updates(params, updates)}
+
+    new = step(params)
     return differing(flatten_dict(frozen.variables, sep="/"), flatten_dict(new, sep="/"))
 
 

@@ -15,6 +15,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from flax.typing import VariableDict
 from jax import Array
 
+from normlab.introspect.applied import partitioned
+from normlab.introspect.modes import modes
 from normlab.introspect.owners import is_boxed
 from normlab.norms import Norm
 from normlab.tools.conversion.linen_model import Place, Plan, WithNorms
@@ -59,13 +61,12 @@ def convert_linen(
     changes = [_change(found.by_path[path], target, keep) for path, target in chosen.items()]
     after = flatten_dict(unfreeze(cast("dict[str, Any]", variables)), is_leaf=lambda _, value: is_boxed(value))
     moved = [_move(change, after, keep) for change in changes]
-    new: VariableDict = unflatten_dict(after)
-    new = {
-        name: new.get(name, {}) for name in [*dict.fromkeys([*variables, *new])] if new.get(name) or name in variables
-    }
+    new: VariableDict = {**{name: {} for name in variables}, **unflatten_dict(after)}
     by_field = _by_field(model, changes, found, new, args)
     converted = _wrapped(model, changes) if by_field is None else by_field
     how: How = "wrapper" if by_field is None else "field"
+    if by_field is None:
+        _check_call(converted, new, args)
     report = _report(changes, moved, how, variables)
     return Converted(converted, freeze(new) if isinstance(variables, FrozenDict) else new, report)
 
@@ -149,6 +150,13 @@ def _wrapped(model: nn.Module, changes: Sequence[Change]) -> nn.Module:
         places = {**{place.path: place.norm for place in model.plan.places}, **places}
         model = model.plan.model
     return WithNorms(Plan(model, tuple(Place(path, norm) for path, norm in places.items())))
+
+
+def _check_call(model: nn.Module, variables: VariableDict, args: tuple[object, ...]) -> None:
+    """Trace a call, so that a norm that cannot know its mode is refused now."""
+    arrays, joined, _ = partitioned(args)
+    options: dict[str, Any] = {"mutable": True, "rngs": {"params": jax.random.key(0)}, **modes(model).evaluate}
+    jax.eval_shape(lambda variables, arrays: model.apply(variables, *joined(arrays), **options), variables, arrays)
 
 
 def _path(site: Site) -> tuple[str, ...]:

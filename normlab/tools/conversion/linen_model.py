@@ -87,7 +87,7 @@ class WithNorms(Standing):
         return super().init_with_output(*args, method=_inside(method), **kwargs)
 
     @nn.nowrap
-    def _called(self, method: Method, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _called(self, method: Method, args: Sequence[object], kwargs: Mapping[str, object]) -> object:
         """Call a method of the model with the norms in their places."""
         if self.scope is None:
             raise BadInput("Expected a model with variables, got one without. Call it by `apply`, or after `bind`.")
@@ -105,7 +105,7 @@ def _mark(plan: Plan) -> str:
     return str(zlib.crc32(re.sub(" at 0x[0-9a-f]+", "", "".join(described)).encode()))
 
 
-def _inside(method: Method) -> Callable[..., Any] | None:
+def _inside(method: Method) -> Callable[..., object] | None:
     """Return a method of the wrapper that calls one of the model."""
     return None if method is None else lambda module, *args, **kwargs: module._called(method, args, kwargs)
 
@@ -116,8 +116,8 @@ class _Running:
 
     module: nn.Module
     method: str
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    args: tuple[object, ...]
+    kwargs: Mapping[str, object]
 
     def evaluates(self) -> bool | None:
         """Return whether the call says that the model evaluates; `None` where it says nothing."""
@@ -129,13 +129,16 @@ class _Running:
         return said[0] if said else None
 
 
-def _interceptor(norms: Mapping[Path, nn.Module]) -> Callable[..., Any]:
+def _interceptor(norms: Mapping[Path, nn.Module]) -> Callable[..., object]:
     """Return an interceptor that runs norms in the places of others."""
     running: list[_Running] = []
 
     def intercept(
-        call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], context: InterceptorContext
-    ) -> Any:
+        call: Callable[..., object],
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        context: InterceptorContext,
+    ) -> object:
         module, path = context.module, context.module.path
         if context.method_name == "__call__" and path in norms and is_replaced(path):
             new = norms[path].clone(parent=module.scope)
@@ -151,17 +154,17 @@ def _interceptor(norms: Mapping[Path, nn.Module]) -> Callable[..., Any]:
     return intercept
 
 
-def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _arguments(module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> dict[str, object]:
     """Return the arguments of a call of a norm by name, the first as `x`, and the mode that the norm has."""
     bound = inspect.signature(type(module).__call__).bind(module, *args, **kwargs).arguments
     (_, _), (_, x), *others = bound.items()
-    flat: dict[str, Any] = {"x": x, "use_running_average": getattr(module, "use_running_average", None)}
+    flat: dict[str, object] = {"x": x, "use_running_average": getattr(module, "use_running_average", None)}
     for name, value in others:
         flat |= value if isinstance(value, dict) else {name: value} if value is not None else {}
     return flat
 
 
-def _taken(new: nn.Module, given: Mapping[str, Any], running: Sequence[_Running], path: str) -> dict[str, Any]:
+def _taken(new: nn.Module, given: Mapping[str, object], running: Sequence[_Running], path: str) -> dict[str, object]:
     """Return the arguments that a norm takes from the call of the one before it.
 
     Raises:
