@@ -13,6 +13,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 from flax.core import FrozenDict, freeze
+from flax.training.train_state import TrainState
 from flax.traverse_util import flatten_dict
 
 import normlab.linen
@@ -75,6 +76,12 @@ def net() -> tuple[Net, dict[str, Any]]:
     return Net(), filled(Net().init(KEY, X))
 
 
+@functools.cache
+def one() -> tuple[nn.Module, dict[str, Any]]:
+    model = nn.Sequential([nn.Dense(4), nn.BatchNorm(use_running_average=True, momentum=0.9, epsilon=1e-3)])
+    return model, filled(model.init(KEY, X))
+
+
 def of_nnx() -> OfNNX:
     model = OfNNX(nnx.Rngs(0))
     nnx.update(model, filled(nnx.state(model)))
@@ -100,7 +107,7 @@ def same(one: object, other: object) -> bool:
 @pytest.mark.parametrize("first", FORMS)
 @pytest.mark.parametrize("library", ["linen", "nnx"])
 def test_forms_of_batch_norm_give_the_same_bits_at_evaluation(library: str, first: str) -> None:
-    model, variables = net() if library == "linen" else (of_nnx(), None)
+    model, variables = one() if library == "linen" else (of_nnx(), None)
     start = convert(model, variables, first, args=(X,))
     expected = model(X) if isinstance(model, nnx.Module) else model.apply(variables, X)
     assert np.array_equal(out(start), expected)
@@ -217,6 +224,11 @@ def test_paths_methods_fields_and_table_are_those_of_the_model() -> None:
     assert np.array_equal(converted.model.bind(converted.variables).double(X), 2 * X)
     assert "BatchNorm_0" in converted.model.tabulate(KEY, X, console_kwargs={"width": 150})
     assert pickle.loads(pickle.dumps(converted.model)).init(KEY, X).keys() == made.keys()
+    params = converted.variables["params"]
+    state = TrainState.create(apply_fn=converted.model.apply, params=params, tx=optax.sgd(0.1))
+    stats = {"batch_stats": converted.variables["batch_stats"]}
+    y = jax.jit(lambda state: state.apply_fn({"params": state.params, **stats}, X))(state)
+    np.testing.assert_allclose(y, out(converted), rtol=1e-5, atol=1e-5)
     with pytest.raises(BadInput, match=r"^Expected a model with variables, got one without. Call it by `apply`"):
         converted.model.double(X)
     with pytest.raises(AttributeError):
@@ -467,6 +479,16 @@ def test_a_norm_that_does_more_is_replaced_only_by_name() -> None:
     held = nnx.Dict({"bn2": NormActNNX(6, rngs=nnx.Rngs(0))})
     assert refused(lambda: convert(held, None, "normlab")) == sentence.format("NormActNNX")
     assert isinstance(convert(held, None, "normlab", where="bn*").model["bn2"], normlab.nnx.BatchNorm)
+
+
+def test_a_place_without_a_norm_is_one_if_it_is_named() -> None:
+    model = nn.Sequential([nn.Dense(4), normlab.linen.Identity(), nn.LayerNorm()])
+    variables = model.init(KEY, X)
+    assert [row.path for row in convert(model, variables, "normlab", args=(X,)).report] == ["layers_2"]
+    named = convert(model, variables, "rms", args=(X,), where="layers_1", fresh="init")
+    assert np.array_equal(named.variables["params"]["layers_1"]["scale"], np.ones(4))
+    none = convert(named.model, named.variables, "none", args=(X,), where="layers_1")
+    assert np.array_equal(out(none), model.apply(variables, X)) and none.report[0].dropped == ("scale",)
 
 
 def linen(model: nn.Module, to: Any, x: jax.Array = X, **options: Any) -> Callable[[], object]:
