@@ -95,7 +95,7 @@ def _traced(
             found.extend(_owned(context.module.path, context.module))
         return call(*given, **options)
 
-    def apply(variables: VariableDict, arrays: list[object]) -> object:
+    def apply(variables: VariableDict, arrays: list[jax.Array]) -> object:
         options = {"mutable": True, "rngs": {"params": jax.random.key(0)}, **keywords}
         return model.apply(variables, *joined(arrays), **options)
 

@@ -491,6 +491,13 @@ def test_a_place_without_a_norm_is_one_if_it_is_named() -> None:
     assert np.array_equal(out(none), model.apply(variables, X)) and none.report[0].dropped == ("scale",)
 
 
+def test_norms_of_domains_start_anew() -> None:
+    module = normlab.nnx.DomainBatchNorm(6, num_domains=2, rngs=nnx.Rngs(0))
+    converted = convert(module, None, "batch", fresh="init").model
+    assert converted.mean.shape == converted.scale.shape == (6,)
+    assert convert(converted, None, "domain_batch:num_domains=2", fresh="init").model.mean.shape == (2, 6)
+
+
 def linen(model: nn.Module, to: Any, x: jax.Array = X, **options: Any) -> Callable[[], object]:
     return lambda: convert(model, model.init(KEY, x), to, args=(x,), **options)
 

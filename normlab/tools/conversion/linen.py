@@ -21,7 +21,7 @@ from normlab.introspect.owners import is_boxed
 from normlab.norms import Norm
 from normlab.tools.conversion.linen_model import Place, Plan, WithNorms
 from normlab.tools.conversion.report import Converted, How, Path, Report, Row
-from normlab.tools.conversion.targets import FLAX, Target, check_groups, kept_options
+from normlab.tools.conversion.targets import FLAX, SETS, Target, check_groups, kept_options
 from normlab.tools.conversion.values import Before, Values, advice, new_values, started
 from normlab.tools.sites import Site, Sites, sites
 
@@ -137,10 +137,11 @@ def _shapes(norm: nn.Module, site: Site) -> tuple[dict[str, jax.ShapeDtypeStruct
 
 def _extra(site: Site, old: Mapping[str, Array]) -> tuple[int, ...]:
     """Return the leading axes along which a scan or a vmap stacks the variables of a norm."""
+    if site.kind in SETS or not old:
+        return ()
     shapes, _ = _shapes(site.module, site)
-    for name, value in old.items():
-        return value.shape[: value.ndim - len(shapes[name].shape)]
-    return ()
+    extras = [value.shape[: value.ndim - len(shapes[name].shape)] for name, value in old.items() if name in shapes]
+    return extras[0] if extras else ()
 
 
 def _wrapped(model: nn.Module, changes: Sequence[Change]) -> nn.Module:

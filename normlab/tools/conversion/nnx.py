@@ -12,7 +12,7 @@ from flax.typing import Key
 
 from normlab.introspect.kinds import norm_kind
 from normlab.tools.conversion.report import Converted, Path, Report, Row
-from normlab.tools.conversion.targets import FLAX, Target, check_groups, kept_options
+from normlab.tools.conversion.targets import FLAX, SETS, Target, check_groups, kept_options
 from normlab.tools.conversion.values import Before, Values, advice, new_values
 from normlab.tools.sites import Site, Sites, Source
 
@@ -119,7 +119,8 @@ def _change(
     variables = _variables(old)
     own = {name: variable[...] for name, variable in variables.items()}
     starts = {name: variable[...] for name, variable in _variables(norm).items()}
-    extra = next((own[n].shape[: own[n].ndim - x.ndim] for n, x in starts.items() if n in own), ())
+    stacked = (own[n].shape[: own[n].ndim - x.ndim] for n, x in starts.items() if n in own and site.kind not in SETS)
+    extra = next(stacked, ())
     starts = {name: jnp.broadcast_to(x, (*extra, *x.shape)) for name, x in starts.items()}
     before = Before(site.kind, getattr(old, "epsilon", 0.0), own)
     values = new_values(before, target.norm.name, getattr(norm, "epsilon", 0.0), starts, keep)

@@ -17,7 +17,18 @@ from normlab.norms import Norm
 from normlab.tools.select import Where, select
 from normlab.tools.sites import Site, Sites
 
-__all__ = ["FLAX", "Options", "Target", "To", "check_groups", "check_plain", "kept_options", "same_family", "targets"]
+__all__ = [
+    "FLAX",
+    "SETS",
+    "Options",
+    "Target",
+    "To",
+    "check_groups",
+    "check_plain",
+    "kept_options",
+    "same_family",
+    "targets",
+]
 
 To: TypeAlias = str | Norm | Mapping[str, str | Norm]
 Options: TypeAlias = dict[str, object]
@@ -30,6 +41,9 @@ FLAX: Mapping[str, str] = {
     "instance": "InstanceNorm",
 }
 """Classes of Flax by kind, of the same name in Linen and NNX."""
+
+SETS = ("domain_batch",)
+"""Kinds whose variables have an axis for sets of examples."""
 
 _LIBRARIES = ("flax", "normlab")
 _BY_CHOICE = ("epsilon", "momentum", "axis_name", "dtype")
