@@ -7,6 +7,7 @@ from flax import linen as nn
 from flax.linen.module import InterceptorContext
 
 from normlab.introspect.calls import Call, Hook
+from normlab.introspect.replaced import is_replaced
 
 __all__ = ["hooked"]
 
@@ -15,7 +16,8 @@ __all__ = ["hooked"]
 def hooked(hook: Hook) -> Iterator[None]:
     """Let a hook stand around each call of a Linen module, inside lifted transforms, too.
 
-    A call that a method makes of the method of the same name of its base class belongs to the same call.
+    A call that a method makes of the method of the same name of its base class belongs to the same call. A norm whose
+    place another one takes is not called.
 
     Args:
         hook: Called with each call of a module.
@@ -29,7 +31,7 @@ def hooked(hook: Hook) -> Iterator[None]:
         context: InterceptorContext,
     ) -> object:
         module = context.module
-        if context.method_name != "__call__" or any(module is one for one in running):
+        if context.method_name != "__call__" or any(module is one for one in running) or is_replaced(module.path):
             return method(*args, **kwargs)
         running.append(module)
         try:

@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from normlab.errors import BadInput
 from normlab.introspect.calls import Module
+from normlab.introspect.replaced import Standing
 
 __all__ = ["Method", "Modes", "modes", "told", "unknown_mode"]
 
@@ -74,6 +75,8 @@ def modes(
         >>> dict(found.train), dict(found.evaluate)
         ({'train': True}, {'train': False})
     """
+    if isinstance(model, Standing):
+        return modes(model.original, method, train=train, evaluate=evaluate)
     found = {name: value for name, value in _TRAINING.items() if name in _parameters(model, method)}
     if isinstance(model, nn.Module):  # whose arguments must not say again what a field says
         found = {name: value for name, value in found.items() if getattr(model, name, None) is None}

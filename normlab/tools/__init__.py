@@ -1,8 +1,11 @@
 """Tools for a model one already has: find its norms, estimate, fold, convert, freeze, import and export."""
 
 from normlab.tools.capture import Capture, Captured
+from normlab.tools.convert import Converted, convert, convert_state
+from normlab.tools.freeze import freeze
 from normlab.tools.haiku_state import from_haiku, to_haiku
 from normlab.tools.keras_state import from_keras, to_keras
+from normlab.tools.masks import decay_mask, labels, nnx_filter, norm_parameters
 from normlab.tools.select import Where, select
 from normlab.tools.sites import Site, Sites, Source, sites
 from normlab.tools.torch_state import Imported, from_torch, to_torch
@@ -10,14 +13,22 @@ from normlab.tools.torch_state import Imported, from_torch, to_torch
 __all__ = [
     "Capture",
     "Captured",
+    "Converted",
     "Imported",
     "Site",
     "Sites",
     "Source",
     "Where",
+    "convert",
+    "convert_state",
+    "decay_mask",
+    "freeze",
     "from_haiku",
     "from_keras",
     "from_torch",
+    "labels",
+    "nnx_filter",
+    "norm_parameters",
     "select",
     "sites",
     "to_haiku",

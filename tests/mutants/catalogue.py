@@ -1130,4 +1130,37 @@ MUTANTS = (
         ("    return int(found.group(1)) if (found := _COUNT.search(name)) else 0", "    return 0"),
         ("tools/test_haiku_state.py::test_a_recorded_network_computes_and_trains_as_in_haiku[False]",),
     ),
+    Mutant(
+        "a converted batch renorm has the deviation without epsilon",
+        "tools/conversion/values.py",
+        ("jnp.sqrt(wide + before)", "jnp.sqrt(wide)"),
+        ("tools/test_convert.py::test_the_deviation_of_batch_renorm_has_epsilon_inside",),
+    ),
+    Mutant(
+        "a converted batch norm has the variance with epsilon",
+        "tools/conversion/values.py",
+        ("jnp.square(wide) - after", "jnp.square(wide)"),
+        ("tools/test_convert.py::test_batch_renorm_and_back",),
+    ),
+    Mutant(
+        "the mask of weight decay is negated",
+        "tools/masks.py",
+        (
+            "return _said(model, variables, args, decays)",
+            "return _said(model, variables, args, lambda *of: not decays(*of))",
+        ),
+        ("tools/test_masks.py::test_weight_decay_alone_shrinks_only_what_decays",),
+    ),
+    Mutant(
+        "a frozen norm has the label of one that learns",
+        "tools/masks.py",
+        ("return frozen if owner.frozen else norm", "return norm"),
+        ("tools/test_masks.py::test_frozen_norms_have_a_label_of_their_own_and_never_decay",),
+    ),
+    Mutant(
+        "a shared norm of NNX is replaced in its first place alone",
+        "tools/conversion/nnx.py",
+        ("        return replaced.get(id(value), value)\n", "        return replaced.pop(id(value), value)\n"),
+        ("tools/test_convert.py::test_nnx_shares_what_was_shared_and_keeps_mode_types_and_metadata",),
+    ),
 )
