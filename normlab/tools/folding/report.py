@@ -1,0 +1,76 @@
+"""What a fold did with each norm, and why."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, overload
+
+__all__ = ["FoldError", "How", "Report", "Row"]
+
+How = Literal["identity", "bias", "affine", "variables", "kept"]
+"""Fate of a norm: it is gone; its shift is left; a multiplication and an addition are left; it runs with statistics
+that change nothing but add its shift; it is as it was."""
+
+
+class FoldError(RuntimeError):
+    """Error for a folded model whose outputs differ though no fold is the cause."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Fate of one norm.
+
+    Attributes:
+        path: Path of the norm.
+        into: Path of the layer that has taken it up; empty where none has.
+        how: See `How`.
+        reason: Why it is not in a layer; empty where it is.
+        notes: Advice on rounding the folded weights.
+    """
+
+    path: str
+    into: str
+    how: How
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report(Sequence[Row]):
+    """A row for each norm, in the order of the model."""
+
+    rows: tuple[Row, ...]
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Report": ...
+    def __getitem__(self, index: int | slice) -> "Row | Report":
+        return Report(self.rows[index]) if isinstance(index, slice) else self.rows[index]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    @property
+    def by_path(self) -> dict[str, Row]:
+        """Rows by the path of the norm."""
+        return {row.path: row for row in self.rows}
+
+    @property
+    def folded(self) -> int:
+        """Number of norms that are in a layer, or gone as they changed nothing."""
+        return sum(not row.reason for row in self.rows)
+
+    def table(self) -> str:
+        """Return the rows as text, a column for each attribute, and notes below."""
+        head = ("path", "into", "how", "reason")
+        lines = [head, *((row.path, row.into, row.how, row.reason) for row in self.rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+        notes = [f"{row.path}: {note}" for row in self.rows for note in row.notes]
+        return "\n".join(line.rstrip() for line in [*text, *notes])
+
+    def __str__(self) -> str:
+        return self.table()
