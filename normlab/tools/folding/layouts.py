@@ -27,7 +27,7 @@ def layout_of(layer: object, shape: tuple[int, ...]) -> Layout | None:
         layer: The layer.
         shape: Shape of its kernel.
     """
-    if isinstance(layer, _PER_POSITION) or getattr(layer, "batch_dims", ()) or getattr(layer, "batch_axis", {}):
+    if isinstance(layer, _PER_POSITION) or _has_batch_axes(layer):
         return None
     if isinstance(layer, _EMBED):
         return Layout(inputs=(), table=True)
@@ -51,6 +51,12 @@ def is_known(layer: object) -> bool:
 def normalizes_kernel(module: object) -> bool:
     """Return whether a module normalizes its kernel, or the kernel of a layer inside of it."""
     return any(kind.__name__ in _KERNEL_NORMS for kind in type(module).__mro__)
+
+
+def _has_batch_axes(layer: object) -> bool:
+    """Return whether a layer has a kernel for each index along some axes."""
+    dims = getattr(layer, "batch_dims", ())
+    return isinstance(dims, int) or len(dims) > 0 or bool(getattr(layer, "batch_axis", {}))
 
 
 def _general(layer: nn.DenseGeneral | nnx.LinearGeneral) -> tuple[int, int]:
