@@ -90,10 +90,8 @@ def _replaced(
 
 def folded_model(model: nn.Module, decisions: Collection[Decision]) -> nn.Module:
     """Return the model with replacements for the norms that are no longer run."""
-    replaced = {
-        one.site.path: Replacement.of(one.site) for one in decisions if one.how in ("identity", "bias", "affine")
-    }
-    return FoldedModel(model, FrozenDict(replaced))
+    replaced = {one.site.path: Replacement.of(one.site) for one in decisions if one.is_gone}
+    return FoldedModel(model, FrozenDict(replaced)) if replaced else model
 
 
 def reader(variables: VariableDict) -> Callable[[str, str], np.ndarray | None]:
@@ -122,7 +120,7 @@ def folded_variables(
         values: New values of variables by the path of their module and by name; see `normlab.tools.folding.values`.
     """
     flat = _flat(variables)
-    gone = {_parts(one.site.path) for one in decisions if one.how in ("identity", "bias", "affine")}
+    gone = {_parts(one.site.path) for one in decisions if one.is_gone}
     kept = {key: value for key, value in flat.items() if key[1:-1] not in gone}
     for path, new in values.items():
         for name, value in new.items():

@@ -1,15 +1,18 @@
 """Advice on rounding folded weights to fewer bits."""
 
+import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from normlab.tools.folding.affine import Affine, Numbers
+from normlab.tools.folding.layouts import is_known
 
-__all__ = ["WHEN", "notes_on"]
+__all__ = ["ADVICE", "notes_on"]
 
 _SPREAD = 10
 _FLOAT16 = 65504
 
-WHEN = (
+ADVICE = (
     "Estimate running statistics (precise statistics) before a fold, not after it.",
     "Fold in float32, and round the folded weights to bfloat16 or int8 afterwards.",
     "Quantization-aware training: freeze the norms first, then fold.",
@@ -17,12 +20,15 @@ WHEN = (
 """Advice that holds for every fold."""
 
 
-def notes_on(affine: Affine, kernel: Numbers) -> tuple[str, ...]:
+def notes_on(layer: str, module: object, affine: Affine, kernel: Numbers, dtype: DTypeLike) -> tuple[str, ...]:
     """Return what rounding a folded kernel costs.
 
     Args:
+        layer: Path of the layer.
+        module: The layer.
         affine: The map that was folded.
         kernel: The kernel after the fold.
+        dtype: Dtype in which it is kept.
     """
     notes: list[str] = []
     sizes = np.abs(affine.factor)
@@ -32,4 +38,10 @@ def notes_on(affine: Affine, kernel: Numbers) -> tuple[str, ...]:
         notes.append(f"int8 with one scale for the tensor loses {lost}; take a scale for each output channel.")
     if (most := float(np.abs(kernel).max())) > _FLOAT16:
         notes.append(f"float16 has no number above {_FLOAT16}, and the kernel reaches {most:.6g}; take bfloat16.")
+    if jnp.dtype(dtype).itemsize < 4:
+        notes.append(f"The kernel of `{layer}` is {jnp.dtype(dtype)} already; fold in float32, and round afterwards.")
+    if not is_known(module):
+        notes.append(
+            f"`{layer}` is of a class that Flax does not have: the last axis of its kernel was taken for its outputs."
+        )
     return tuple(notes)

@@ -1,7 +1,7 @@
 """Decide where each norm goes."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from normlab.tools.folding.reasons import not_affine, not_before, not_behind
 from normlab.tools.folding.report import How
 from normlab.tools.sites import Site
 
-__all__ = ["Decision", "Form", "folded_weights", "plan"]
+__all__ = ["Decision", "Form", "Planner", "folded_weights"]
 
 Form = Literal["model", "variables"]
 
@@ -38,80 +38,87 @@ class Decision:
     side: Literal["output", "input"] = "output"
     reason: str = ""
 
+    @property
+    def is_gone(self) -> bool:
+        """Return whether the norm runs no more."""
+        return self.how in ("identity", "bias", "affine")
 
-def plan(
-    network: Network, chosen: Collection[str], *, form: Form, follow: bool, refused: Mapping[str, str]
-) -> list[Decision]:
-    """Decide where each norm goes.
 
-    Args:
+@dataclass(frozen=True)
+class Planner:
+    """Decides where each norm goes.
+
+    Attributes:
         network: The network.
         chosen: Paths of the norms that may be folded.
         form: Whether norms may disappear.
         follow: Whether a norm may go into the layer behind it.
-        refused: Reasons against norms that are not to be folded, by path.
     """
-    decisions: list[Decision] = []
-    for site in network.sites:
-        refusal = refused.get(site.path, "" if site.path in chosen else f"`{site.path}` is not chosen by `where`.")
-        decisions.append(Decision(site, "kept", reason=refusal) if refusal else _decided(site, network, form))
-    if form == "variables":
-        decisions = [_within_variables(one, network) for one in decisions]
-    holders = {one.into: one.site.path for one in decisions if one.into}
-    return [_followed(one, network, form, holders) if follow else one for one in decisions]
 
+    network: Network
+    chosen: frozenset[str]
+    form: Form
+    follow: bool
 
-def _decided(site: Site, network: Network, form: Form) -> Decision:
-    """Decide on a norm for the layer before it."""
-    seen = network.seen.get(site.path)
-    if site.kind == "none" and not (seen and seen.given):
-        return Decision(site, "identity" if form == "model" else "variables")
-    if reason := not_affine(site, network):
-        return Decision(site, "kept", reason=reason)
-    affine = affine_at(network, site)
-    if affine.is_identity and form == "model":
-        return Decision(site, "identity", affine)
-    if reason := not_before(site, network):
-        return Decision(site, "affine" if form == "model" else "kept", affine, reason=reason)
-    return Decision(site, _how(network, site.before.path), affine, site.before.path)
+    def plan(self, refused: Mapping[str, str]) -> list[Decision]:
+        """Decide where each norm goes.
 
+        Args:
+            refused: Reasons against norms that are not to be folded, by path.
+        """
+        decisions = [self._before(site, refused) for site in self.network.sites]
+        holders = {one.into for one in decisions if one.into}
+        return [self._behind(one, holders) if self.follow else one for one in decisions]
 
-def _how(network: Network, layer: str) -> How:
-    """Return whether a shift has to find another place than the layer before the norm."""
-    held = network.read(layer, "bias") is not None or network.kernel_name(layer) == "embedding"
-    return "identity" if held else "bias"
+    def _before(self, site: Site, refused: Mapping[str, str]) -> Decision:
+        """Decide on a norm for the layer before it."""
+        if site.path in refused:
+            return Decision(site, "kept", reason=refused[site.path])
+        if site.path not in self.chosen:
+            return Decision(site, "kept", reason=f"`{site.path}` is not chosen by `where`.")
+        gone = self.form == "model"
+        if reason := not_affine(site, self.network):
+            return Decision(site, "kept", reason=reason)
+        if site.kind == "none":
+            return Decision(site, "identity" if gone else "variables")
+        affine = affine_at(self.network, site)
+        if affine.is_identity and gone:
+            return Decision(site, "identity", affine)
+        if reason := not_before(site, self.network) or self._no_place(site):
+            return Decision(site, "affine" if gone else "kept", affine, reason=reason)
+        return Decision(site, self._how(site), affine, site.before.path)
 
+    def _how(self, site: Site) -> How:
+        """Return how a norm is folded into the layer before it."""
+        if self.form == "variables":
+            return "variables"
+        return "identity" if self._holds(site.before.path) else "bias"
 
-def _within_variables(decision: Decision, network: Network) -> Decision:
-    """Keep the norm of a decision, where it can add its shift."""
-    if not decision.into:
-        return decision
-    path = decision.site.path
-    if decision.how == "bias" and network.read(path, "bias") is None:
-        reason = f"Neither `{path}` nor `{decision.into}` has a bias to take up the shift."
-        return Decision(decision.site, "kept", decision.affine, reason=reason)
-    return Decision(decision.site, "variables", decision.affine, decision.into)
+    def _holds(self, layer: str) -> bool:
+        """Return whether a layer has a place for a shift."""
+        return self.network.read(layer, "bias") is not None or self.network.kernel_name(layer) == "embedding"
 
+    def _no_place(self, site: Site) -> str:
+        """Return why a shift finds no place in a model whose modules are to stay."""
+        layer = site.before.path
+        if self.form == "model" or self._holds(layer) or self.network.read(site.path, "bias") is not None:
+            return ""
+        return f"Neither `{site.path}` nor `{layer}` has a bias to take up the shift."
 
-def _followed(decision: Decision, network: Network, form: Form, holders: Mapping[str, str]) -> Decision:
-    """Decide on a norm that no layer before it takes up, for the layer behind it."""
-    site, affine = decision.site, decision.affine
-    if affine is None or not decision.reason:
-        return decision
-    direct = len(site.after) == 1 and site.after[0].kind == "linear"
-    reason = not_behind(site, network, affine)
-    if direct and not reason:
-        reason = _no_bias(site.after[0].path, network, affine, holders)
-    if not reason:
-        return Decision(site, "identity" if form == "model" else "variables", affine, site.after[0].path, "input")
-    both = f"{decision.reason} {reason}" if direct else decision.reason
-    return Decision(site, decision.how, affine, reason=both)
+    def _behind(self, decision: Decision, holders: Collection[str]) -> Decision:
+        """Decide on a norm that no layer before it takes up, for the layer behind it."""
+        site, affine, after = decision.site, decision.affine, decision.site.after
+        if affine is None or not decision.reason or len(after) != 1 or after[0].kind != "linear":
+            return decision
+        layer = after[0].path
+        if reason := not_behind(site, self.network, affine) or self._no_bias(layer, affine, holders):
+            return replace(decision, reason=f"{decision.reason} {reason}")
+        return Decision(site, "identity" if self.form == "model" else "variables", affine, layer, "input")
 
-
-def _no_bias(layer: str, network: Network, affine: Affine, holders: Mapping[str, str]) -> str:
-    """Return why the shift of a norm has no place in the layer behind it."""
-    held = network.read(layer, "bias") is not None or layer in holders or network.takes_bias(layer)
-    return "" if held or not affine.shift.any() else f"`{layer}` has no bias to take up the shift."
+    def _no_bias(self, layer: str, affine: Affine, holders: Collection[str]) -> str:
+        """Return why the shift of a norm has no place in the layer behind it."""
+        held = self._holds(layer) or layer in holders or self.network.takes_bias(layer)
+        return "" if held or not affine.shift.any() else f"`{layer}` has no bias to take up the shift."
 
 
 def folded_weights(decisions: Collection[Decision], network: Network) -> dict[str, Weights]:

@@ -5,9 +5,11 @@ from normlab.tools.folding.kernels import Layout
 from normlab.tools.folding.network import Network, divisor_of
 from normlab.tools.sites import Site, Source
 
-__all__ = ["not_affine", "not_before", "not_behind"]
+__all__ = ["FOLDED", "not_affine", "not_before", "not_behind"]
 
-_FOLDED = ("batch", "batch_renorm")
+FOLDED = ("batch", "batch_renorm")
+"""Kinds of norms that are fixed maps at evaluation."""
+
 _HARMLESS = ("remat", "checkpoint", "jit")
 
 
@@ -16,14 +18,16 @@ def not_affine(site: Site, network: Network) -> str:
     seen, name = network.seen.get(site.path), f"`{site.path}`"
     if site.library == "user":
         return f"{name} is a `{type(site.module).__name__}`, which does more in `__call__` than a norm."
-    if site.kind not in _FOLDED:
+    if seen is not None and seen.given:
+        return f"{name} is given `{seen.given[0]}` in its call."
+    if site.kind == "none":
+        return ""
+    if site.kind not in FOLDED:
         return f"{name} takes its statistics from its input (kind `{site.kind}`)."
     if getattr(site.module, "statistics", "auto") == "batch":
         return f"{name} normalizes by its batch at evaluation, too (`statistics='batch'`)."
     if stacked := [one for one in site.lifted if one not in _HARMLESS]:
         return f"{name} runs inside `{stacked[0]}`, with parameters for many calls."
-    if seen is not None and seen.given:
-        return f"{name} is given `{seen.given[0]}` in its call."
     if reason := _not_positive(name, divisor_of(network, site)):
         return reason
     return ""
@@ -74,10 +78,8 @@ def _fits(site: Site, network: Network, layer: str, axes: tuple[int, ...]) -> bo
 
 
 def not_behind(site: Site, network: Network, affine: Affine) -> str:
-    """Return why a norm cannot go into the layer behind it."""
+    """Return why a norm whose only consumer is a layer cannot go into this layer."""
     name, after = f"`{site.path}`", site.after
-    if len(after) != 1 or after[0].kind != "linear":
-        return f"{name} comes before no layer, or more than a layer."
     layer = after[0].path
     if reason := _called_again(site, network, layer):
         return reason

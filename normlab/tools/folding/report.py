@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, overload
 
+from normlab.tools.folding.notes import ADVICE
+
 __all__ = ["FoldError", "How", "Report", "Row"]
 
 How = Literal["identity", "bias", "affine", "variables", "kept"]
@@ -62,6 +64,11 @@ class Report(Sequence[Row]):
     def folded(self) -> int:
         """Number of norms that are in a layer, or gone as they changed nothing."""
         return sum(not row.reason for row in self.rows)
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """When to fold, among other steps before deployment."""
+        return ADVICE
 
     def table(self) -> str:
         """Return the rows as text, a column for each attribute, and notes below."""

@@ -2,11 +2,12 @@
 
 import jax
 from flax import nnx
-from jax.typing import DTypeLike
 
 from normlab.tools.folding.replacement import Replacement, in_training
 
 __all__ = ["Shift"]
+
+_LAST = Replacement()
 
 
 class Shift(nnx.Module):
@@ -29,9 +30,7 @@ class Shift(nnx.Module):
         bias: jax.Array | None = None,
         scale: jax.Array | None = None,
         *,
-        axes: tuple[int, ...] = (-1,),
-        dtype: DTypeLike | None = None,
-        promotes: tuple[DTypeLike, ...] = (),
+        replacement: Replacement = _LAST,
         path: str = "shift",
     ) -> None:
         """Make the parameters.
@@ -39,14 +38,12 @@ class Shift(nnx.Module):
         Args:
             bias: Added to each feature; `None` for nothing.
             scale: Multiplies each feature; `None` for nothing.
-            axes: Feature axes, counted from the end.
-            dtype: Dtype of the output; `None` promotes the input.
-            promotes: Dtypes with which the input is promoted.
+            replacement: Feature axes, and dtype of the output.
             path: Path of the norm, for messages.
         """
         self.bias = nnx.data(None if bias is None else nnx.Param(bias))
         self.scale = nnx.data(None if scale is None else nnx.Param(scale))
-        self.replacement = Replacement(axes, dtype, promotes)
+        self.replacement = replacement
         self.path = path
         self.use_running_average = True
 

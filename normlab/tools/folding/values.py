@@ -46,7 +46,7 @@ def _biases(path: str, weights: Weights, norm: Decision | None, network: Network
     if bias is None:
         return {}
     held = network.read(path, "bias") is not None
-    if norm is None or norm.affine is None or norm.how == "identity":
+    if norm is None or norm.affine is None or norm.how == "identity" or network.takes_bias(path):
         return {path: bias}
     if norm.how == "variables" and held:
         if network.read(norm.site.path, "bias") is None:
