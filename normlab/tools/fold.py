@@ -13,6 +13,7 @@ from normlab.errors import BadInput
 from normlab.expect import POSITIVE, refusal
 from normlab.introspect.calls import Module
 from normlab.tools.folding.calls import evaluates
+from normlab.tools.folding.layouts import is_known
 from normlab.tools.folding.network import Network
 from normlab.tools.folding.notes import notes_on
 from normlab.tools.folding.plan import Decision, Form, Planner
@@ -143,7 +144,7 @@ class _Attempt:
         decisions = self.planner.plan(refused)
         values = new_values(decisions, network)
         model, variables = self.target.built(decisions, values)
-        rows = tuple(_row(one, network, values) for one in decisions)
+        rows = tuple(_row(one, network, values, difference is not None) for one in decisions)
         options = {**self.target.options, **self.target.evaluate}
         return Folded(model, variables, Report(rows), difference, options)
 
@@ -184,7 +185,7 @@ def _tolerance(network: Network, expected: object) -> float:
     return default_tolerance([*dtypes, *(site.dtype for site in network.sites)])
 
 
-def _row(decision: Decision, network: Network, values: Mapping[str, Values]) -> Row:
+def _row(decision: Decision, network: Network, values: Mapping[str, Values], checked: bool) -> Row:
     """Return the row of a report for a norm."""
     notes: tuple[str, ...] = ()
     path, into = decision.site.path, decision.into
@@ -192,7 +193,9 @@ def _row(decision: Decision, network: Network, values: Mapping[str, Values]) -> 
         name = network.kernel_name(into)
         kernel = network.read(into, name)
         assert kernel is not None
-        notes = notes_on(into, network.seen[into].module, decision.affine, values[into][name], kernel.dtype)
+        notes = notes_on(into, decision.affine, values[into][name], kernel.dtype)
+        if not checked and not is_known(network.seen[into].module):
+            notes = (*notes, f"Nothing shows that outputs are the last axis of the kernel of `{into}`; check the fold.")
     if decision.how == "variables":
         notes = (*notes, f"`{path}` still runs, as one addition.")
     return Row(path, into, decision.how, decision.reason, notes)

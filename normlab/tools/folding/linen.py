@@ -1,6 +1,8 @@
 """Folds in Linen: new variables, and a model in which folded norms run no more."""
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from types import MethodType
 from typing import Any
 
@@ -24,38 +26,47 @@ __all__ = ["FoldedModel", "folded_model", "folded_variables", "reader"]
 _BIAS, _SCALE = "bias", "scale"
 
 
+@dataclass(frozen=True)
+class Held:
+    """A model that no module adopts as a part of its own."""
+
+    model: nn.Module
+
+
 class FoldedModel(nn.Module):
     """A model in which some norms are replaced; its variables have the paths that they had.
 
     Public methods of the model are methods of this one, too.
 
     Attributes:
-        model: The model.
+        held: The model.
         replacements: Replacements by the paths of norms.
     """
 
-    model: nn.Module
+    held: Held
     replacements: Mapping[str, Replacement]
 
-    def setup(self) -> None:
-        """Share the variables of the model."""
-        nn.share_scope(self, self.model)
-
+    @nn.nowrap
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model."""
         return self._run("__call__", args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
         """Return a method of the model, in which the norms are replaced, too."""
-        model = self.__dict__.get("model")
-        if model is None or name.startswith("_") or not callable(getattr(type(model), name, None)):
+        held = self.__dict__.get("held")
+        if held is None or name.startswith("_") or not callable(getattr(type(held.model), name, None)):
             return super().__getattr__(name)
         return MethodType(lambda self, *args, **kwargs: self._run(name, args, kwargs), self)
+
+    @cached_property
+    def _bound(self) -> nn.Module:
+        """The model, with the variables of this module as its own."""
+        return self.held.model.clone(parent=self.scope)
 
     @nn.nowrap
     def _run(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         with nn.intercept_methods(_replacing(self.replacements, len(self.path))):
-            return getattr(self.model, name)(*args, **kwargs)
+            return getattr(self._bound, name)(*args, **kwargs)
 
 
 def _replacing(replacements: Mapping[str, Replacement], depth: int) -> Callable[..., Any]:
@@ -91,7 +102,7 @@ def _replaced(
 def folded_model(model: nn.Module, decisions: Collection[Decision]) -> nn.Module:
     """Return the model with replacements for the norms that are no longer run."""
     replaced = {one.site.path: Replacement.of(one.site) for one in decisions if one.is_gone}
-    return FoldedModel(model, FrozenDict(replaced)) if replaced else model
+    return FoldedModel(Held(model), FrozenDict(replaced)) if replaced else model
 
 
 def reader(variables: VariableDict) -> Callable[[str, str], np.ndarray | None]:

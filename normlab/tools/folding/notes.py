@@ -5,7 +5,6 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from normlab.tools.folding.affine import Affine, Numbers
-from normlab.tools.folding.layouts import is_known
 
 __all__ = ["ADVICE", "notes_on"]
 
@@ -20,12 +19,11 @@ ADVICE = (
 """Advice that holds for every fold."""
 
 
-def notes_on(layer: str, module: object, affine: Affine, kernel: Numbers, dtype: DTypeLike) -> tuple[str, ...]:
+def notes_on(layer: str, affine: Affine, kernel: Numbers, dtype: DTypeLike) -> tuple[str, ...]:
     """Return what rounding a folded kernel costs.
 
     Args:
         layer: Path of the layer.
-        module: The layer.
         affine: The map that was folded.
         kernel: The kernel after the fold.
         dtype: Dtype in which it is kept.
@@ -40,8 +38,4 @@ def notes_on(layer: str, module: object, affine: Affine, kernel: Numbers, dtype:
         notes.append(f"float16 has no number above {_FLOAT16}, and the kernel reaches {most:.6g}; take bfloat16.")
     if jnp.dtype(dtype).itemsize < 4:
         notes.append(f"The kernel of `{layer}` is {jnp.dtype(dtype)} already; fold in float32, and round afterwards.")
-    if not is_known(module):
-        notes.append(
-            f"`{layer}` is of a class that Flax does not have: the last axis of its kernel was taken for its outputs."
-        )
     return tuple(notes)

@@ -141,6 +141,8 @@ def target_of(
             "`jax.ShapeDtypeStruct((1, 32, 32, 3), 'float32')`."
         )
     told = dict(modes(model, options.get("method"), evaluate=evaluate).evaluate)
+    if evaluate is None:  # `nn.merge_param` takes a mode from the call or from a field, not from both
+        told = {name: value for name, value in told.items() if getattr(model, name, None) is None}
     told |= {name: value for name, value in options.items() if name in told}
     others = {name: value for name, value in options.items() if name not in told}
     if isinstance(model, nn.Module):
