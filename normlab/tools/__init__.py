@@ -1,7 +1,8 @@
-"""Tools for a trained model: find its norms, capture their statistics, estimate its running statistics again."""
+"""Tools for a trained model: find its norms, capture their statistics, estimate them again, fold them away."""
 
 from normlab.tools.capture import Capture, Captured
+from normlab.tools.fold import Folded, FoldError, Shift, fold
 from normlab.tools.select import Where, select
 from normlab.tools.sites import Site, Sites, Source, sites
 
-__all__ = ["Capture", "Captured", "Site", "Sites", "Source", "Where", "select", "sites"]
+__all__ = ["Capture", "Captured", "FoldError", "Folded", "Shift", "Site", "Sites", "Source", "Where", "fold", "select", "sites"]

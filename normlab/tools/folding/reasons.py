@@ -41,11 +41,13 @@ def _not_positive(name: str, variance: Numbers) -> str:
 def not_before(site: Site, network: Network) -> str:
     """Return why a norm cannot go into the layer before it."""
     name, before = f"`{site.path}`", site.before
+    if site.calls > 1:
+        return f"{name} is called {site.calls} times."
     if before.kind != "linear":
         return _no_layer(name, before)
     if not site.only_use:
         return f"The output of `{before.path}` is used elsewhere, not only by {name}."
-    if reason := _called_again(site, network, before.path):
+    if reason := _not_once(network, before.path):
         return reason
     layout = network.layout(before.path)
     if layout is None or not _fits(site, network, before.path, layout.outputs):
@@ -60,10 +62,8 @@ def _no_layer(name: str, before: Source) -> str:
     return f"{name} follows {where.get(before.kind, f'`{before.operation}`')}, not a layer."
 
 
-def _called_again(site: Site, network: Network, layer: str) -> str:
-    """Return whether a norm or a layer is called more than once, or the layer normalizes its kernel."""
-    if site.calls > 1:
-        return f"`{site.path}` is called {site.calls} times."
+def _not_once(network: Network, layer: str) -> str:
+    """Return why a layer does not use its kernel once, and as it is."""
     seen = network.seen[layer]
     if seen.calls > 1:
         return f"`{layer}` is called {seen.calls} times."
@@ -81,7 +81,7 @@ def not_behind(site: Site, network: Network, affine: Affine) -> str:
     """Return why a norm whose only consumer is a layer cannot go into this layer."""
     name, after = f"`{site.path}`", site.after
     layer = after[0].path
-    if reason := _called_again(site, network, layer):
+    if reason := _not_once(network, layer):
         return reason
     layout = network.layout(layer)
     if layout is None or not _reads(site, network, layer, layout):
