@@ -5,4 +5,17 @@ from normlab.tools.fold import Folded, FoldError, Shift, fold
 from normlab.tools.select import Where, select
 from normlab.tools.sites import Site, Sites, Source, sites
 
-__all__ = ["Capture", "Captured", "FoldError", "Folded", "Shift", "Site", "Sites", "Source", "Where", "fold", "select", "sites"]
+__all__ = [
+    "Capture",
+    "Captured",
+    "FoldError",
+    "Folded",
+    "Shift",
+    "Site",
+    "Sites",
+    "Source",
+    "Where",
+    "fold",
+    "select",
+    "sites",
+]

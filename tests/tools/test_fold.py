@@ -350,7 +350,12 @@ def test_a_norm_that_no_layer_takes_is_a_multiplication_and_an_addition(name: st
     result = folded(body, x)
     row = result.report.by_path[path]
     assert (row.how, row.into, row.reason) == ("affine", "", reason)
-    assert "rsqrt" not in str(jax.make_jaxpr(result)(x)) or name in ("norm before", "weight norm", "reparametrized", "standardized")
+    assert "rsqrt" not in str(jax.make_jaxpr(result)(x)) or name in (
+        "norm before",
+        "weight norm",
+        "reparametrized",
+        "standardized",
+    )
     assert "batch_stats" not in result.variables
 
 
@@ -426,6 +431,14 @@ def test_variables_for_a_model_that_stays(kind: type[nn.Module], use_bias: bool)
     if use_bias:
         kept = result.variables["params"]["dense"]["bias"]
         np.testing.assert_allclose(kept, dense_bias * old["scale"] / divisor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["model", "variables"])
+def test_the_deviation_of_batch_renorm_has_epsilon_inside(form: Any) -> None:
+    net = Net(lambda x: linen.BatchRenorm(use_running_average=True, epsilon=0.5, name="bn")(dense()(x)))
+    variables = shaken(net.init(jax.random.key(0), ROWS))
+    result = fold(net, variables, ROWS, form=form, check=False)
+    np.testing.assert_allclose(result(ROWS), net.apply(variables, ROWS), rtol=1e-5, atol=1e-5)
 
 
 def test_variables_need_a_bias_somewhere() -> None:
@@ -680,6 +693,4 @@ def test_table() -> None:
         "ln           kept      `ln` takes its statistics from its input (kind `layer`)."
     )
     assert isinstance(result.report[:1], Report) and len(result.report[:1]) == 1
-    assert result.report.advice[1] == (
-        "Fold in float32, and round the folded weights to bfloat16 or int8 afterwards."
-    )
+    assert result.report.advice[1] == ("Fold in float32, and round the folded weights to bfloat16 or int8 afterwards.")
