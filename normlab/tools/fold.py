@@ -1,15 +1,12 @@
 """Fold batch norms that evaluate by running statistics into the layers around them."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import numpy as np
 from flax.typing import VariableDict
 
-from normlab.errors import BadInput
 from normlab.expect import POSITIVE, refusal
 from normlab.introspect.calls import Module
 from normlab.tools.folding.calls import evaluates
@@ -25,7 +22,7 @@ from normlab.tools.folding.target import Target, Variables, called, target_of
 from normlab.tools.folding.values import Values, new_values
 from normlab.tools.folding.verify import Comparison, compare, default_tolerance, first_bad
 from normlab.tools.select import Where, select
-from normlab.tools.sites import Site, Sites
+from normlab.tools.sites import Site
 
 __all__ = ["FoldError", "Folded", "How", "Report", "Row", "Shift", "fold"]
 
@@ -72,9 +69,10 @@ def fold(
 ) -> Folded:
     """Fold batch norms into the layers before them, or behind them, for a model that only evaluates.
 
-    With a = scale / sqrt(var + epsilon) and c = bias - mean * a, the layer before takes `kernel * a` and `bias * a + c`.
-    Where another operation is before the norm, and a layer right behind it, this layer takes them on its input axis. A
-    norm between other operations becomes one multiplication and one addition. The arithmetic is in float64.
+    With a = scale / sqrt(var + epsilon) and c = bias - mean * a, the layer before takes `kernel * a` and
+    `bias * a + c`. If another operation is before the norm and a layer right behind it, this layer takes them on its
+    input axis. A norm between other operations becomes one multiplication and one addition. The arithmetic is in
+    float64.
 
     Args:
         model: A module of Linen or NNX; it stays as it is, as its variables do.

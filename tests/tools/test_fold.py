@@ -158,8 +158,8 @@ def test_two_norms_into_one_layer() -> None:
 
 
 PADS = (
-    "`bn` follows an input of the model, not a layer. `bn` comes before `conv_1`, which pads with zeros: its shift would "
-    "be missing at the border. Use padding='VALID' or leave it."
+    "`bn` follows an input of the model, not a layer. `bn` comes before `conv_1`, which pads with zeros: its shift "
+    "would be missing at the border. Use padding='VALID' or leave it."
 )
 
 
@@ -453,8 +453,8 @@ def test_training_is_refused() -> None:
     net = ResNet(norms.get("batch"), depth=8)
     variables = drawn(net, IMAGES, train=False)
     sentence = (
-        "Expected a model that evaluates by running statistics, got train=True for `norm_stem`: a fold is exact only at "
-        "evaluation."
+        "Expected a model that evaluates by running statistics, got train=True for `norm_stem`: a fold is exact only "
+        "at evaluation."
     )
     with pytest.raises(BadInput) as error:
         fold(net, variables, IMAGES, train=True)
@@ -581,6 +581,20 @@ def test_half_precision_keeps_dtypes() -> None:
     assert result.report[0].notes == (
         "The kernel of `dense` is bfloat16 already; fold in float32, and round afterwards.",
     )
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("kind", [nn.BatchNorm, linen.BatchNorm])
+def test_outputs_have_the_dtype_of_the_norm(kind: Any, affine: bool) -> None:
+    def body(x: jax.Array) -> jax.Array:
+        x = nn.Dense(4, dtype=jnp.bfloat16, name="dense")(x)
+        return kind(use_running_average=True, use_scale=affine, use_bias=affine, name="bn")(x)
+
+    net = Net(body)
+    variables = shaken(net.init(jax.random.key(0), ROWS))
+    result = fold(net, variables, ROWS)
+    assert result.report.folded == 1
+    assert result(ROWS).dtype == net.apply(variables, ROWS).dtype == (jnp.float32 if affine else jnp.bfloat16)
 
 
 def test_float64() -> None:

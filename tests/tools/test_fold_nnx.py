@@ -176,6 +176,19 @@ def test_norms_of_this_package() -> None:
     assert hows(folded(net)) == {"no": ("identity", ""), "ln": ("kept", "")}
 
 
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("kind", [nnx.BatchNorm, ours.BatchNorm])
+def test_outputs_have_the_dtype_of_the_norm(kind: Any, affine: bool) -> None:
+    layer = nnx.Linear(4, 4, dtype=jnp.bfloat16, rngs=RNGS)
+    bn = kind(4, use_scale=affine, use_bias=affine, rngs=RNGS)
+    net = Net(lambda net, x: net.bn(net.dense(x)), dense=layer, bn=bn)
+    shake(net)
+    result = fold(net, None, ROWS)
+    assert result.report.folded == 1
+    net.eval()
+    assert result(ROWS).dtype == net(jnp.asarray(ROWS)).dtype
+
+
 def test_a_norm_alone() -> None:
     result = folded(norm())
     assert isinstance(result.model, Shift)

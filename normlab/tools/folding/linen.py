@@ -16,14 +16,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from flax.typing import VariableDict
 
 from normlab.tools.folding.calls import evaluates
-from normlab.tools.folding.network import KERNELS
 from normlab.tools.folding.plan import Decision
 from normlab.tools.folding.replacement import Replacement, in_training
 from normlab.tools.folding.values import Values
 
-__all__ = ["FoldedModel", "folded_model", "folded_variables", "reader"]
-
-_BIAS, _SCALE = "bias", "scale"
+__all__ = ["FoldedModel", "Held", "folded_model", "folded_variables", "reader"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def _replacing(replacements: Mapping[str, Replacement], depth: int) -> Callable[
     ) -> Any:
         module = context.module
         path = "/".join(module.path[depth:])
-        if path not in replacements or context.method_name != "__call__" or isinstance(module, FoldedModel):
+        if path not in replacements or context.method_name != "__call__":
             return method(*args, **kwargs)
         return _replaced(module, path, replacements[path], *args, **kwargs)
 
@@ -96,7 +93,7 @@ def _replaced(
     if hasattr(module, "use_running_average") and not evaluates(module, use_running_average):
         raise in_training(path)
     parameters = nn.unbox(module.variables.get("params", {}))
-    return replacement(x, parameters.get(_SCALE), parameters.get(_BIAS))
+    return replacement(x, parameters.get("scale"), parameters.get("bias"))
 
 
 def folded_model(model: nn.Module, decisions: Collection[Decision]) -> nn.Module:
@@ -131,24 +128,20 @@ def folded_variables(
         values: New values of variables by the path of their module and by name; see `normlab.tools.folding.values`.
     """
     flat = _flat(variables)
+    norms = {one.site.path: one.site.module for one in decisions}
     gone = {_parts(one.site.path) for one in decisions if one.is_gone}
     kept = {key: value for key, value in flat.items() if key[1:-1] not in gone}
     for path, new in values.items():
+        own = {key[-1]: key for key in flat if key[1:-1] == _parts(path)}
         for name, value in new.items():
-            key = next((key for key in flat if key[1:] == (*_parts(path), name)), ("params", *_parts(path), name))
-            kernel = next((flat[k] for k in flat if k[1:-1] == _parts(path) and k[-1] in (*KERNELS, *_AFFINE)), None)
-            kept[key] = _like(flat.get(key), value, kernel)
+            key = own.get(name, ("params", *_parts(path), name))
+            kept[key] = _like(flat[key], value) if key in flat else jnp.asarray(value, norms[path].param_dtype)
     new = unflatten_dict(kept)
     return freeze(new) if isinstance(variables, FrozenDict) else new
 
 
-_AFFINE = (_SCALE, _BIAS, "mean")
-
-
-def _like(old: Any, value: np.ndarray, other: Any) -> Any:
-    """Return a value as the old variable was kept: dtype, device and metadata; or in the dtype of another."""
-    if old is None:
-        return jnp.asarray(value, nn.unbox(other).dtype)
+def _like(old: Any, value: np.ndarray) -> Any:
+    """Return a value as the old one was kept: its dtype, devices and metadata."""
     raw = nn.unbox(old)
     new = jnp.asarray(value, raw.dtype)
     if isinstance(raw, jax.Array):
@@ -157,7 +150,7 @@ def _like(old: Any, value: np.ndarray, other: Any) -> Any:
 
 
 def _flat(variables: VariableDict) -> dict[tuple[str, ...], Any]:
-    return flatten_dict(unfreeze(variables), keep_empty_nodes=False)
+    return flatten_dict(unfreeze({**variables}))
 
 
 def _parts(path: str) -> tuple[str, ...]:

@@ -64,7 +64,7 @@ def _put(module: nnx.Module, name: str, value: np.ndarray) -> None:
     kernel = next(getattr(module, kernel) for kernel in KERNELS if hasattr(module, kernel))
     setattr(module, name, nnx.data(nnx.Param(jnp.asarray(value, kernel[...].dtype))))
     if hasattr(module, "use_bias"):
-        module.use_bias = True
+        setattr(module, "use_bias", True)  # noqa: B010 - no class says that it has one
 
 
 def _shift(norm: nnx.Module, site: Site, values: Values) -> Shift:

@@ -1,10 +1,11 @@
-"""What stands in the place of a norm that was folded."""
+"""Arithmetic in the place of a norm that was folded."""
 
 from dataclasses import dataclass
 from typing import Self
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.typing import DTypeLike
 
 from normlab.errors import BadInput
@@ -31,8 +32,9 @@ class Replacement:
     def of(cls, site: Site) -> Self:
         """Return the replacement of a norm."""
         module, ndim = site.module, len(site.shape)
-        promotes = getattr(module, "use_scale", False) or getattr(module, "use_bias", False)
-        parameters = (jnp.dtype(module.param_dtype),) if promotes else ()
+        parameters = (jnp.dtype(module.param_dtype),) if _has(module, "scale") or _has(module, "bias") else ()
+        if isinstance(module, nnx.BatchNorm):  # which promotes with its statistics, too
+            parameters = (*parameters, jnp.dtype(jnp.float32))
         dtype = getattr(module, "dtype", None)
         axes = tuple(axis - ndim for axis in site.features)
         return cls(axes, None if dtype is None else jnp.dtype(dtype), parameters)
@@ -55,6 +57,12 @@ class Replacement:
         for size, axis in zip(values.shape, self.axes, strict=True):
             shape[axis] = size
         return values.reshape(shape)
+
+
+def _has(module: object, name: str) -> bool:
+    """Return whether a norm of Linen or NNX has a parameter."""
+    used = getattr(module, f"use_{name}", None)
+    return used if isinstance(used, bool) else getattr(module, name, None) is not None
 
 
 def in_training(path: str) -> BadInput:
