@@ -129,6 +129,15 @@ def test_embedding_takes_the_shift_too() -> None:
     assert set(flatten_dict(result.variables)) == {("params", "table", "embedding")}
 
 
+def test_a_table_that_gives_logits_too_stays() -> None:
+    def tied(x: jax.Array) -> jax.Array:
+        table = nn.Embed(7, 4, name="table")
+        return table.attend(norm(name="bn")(table(x)))
+
+    result = folded(tied, np.arange(6), check=False)
+    assert reasons(result) == {"bn": "`table` is called 2 times."}
+
+
 def test_several_feature_axes() -> None:
     general = partial(nn.DenseGeneral, (2, 3), name="dense")
     result = folded(lambda x: norm(name="bn", axis=(-2, -1))(general()(x)))
@@ -645,8 +654,14 @@ def test_methods_are_those_of_the_model() -> None:
         else:
             found, expected = result(ROWS), net.apply(variables, ROWS)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    partly = fold(net, variables, ROWS, method="encode", flip=True)
-    np.testing.assert_allclose(partly(ROWS), net.apply(variables, ROWS, method="encode", flip=True), atol=1e-5)
+    for method in ("encode", TwoMethods.encode):
+        partly = fold(net, variables, ROWS, method=method, flip=True)
+        np.testing.assert_allclose(partly(ROWS), net.apply(variables, ROWS, method="encode", flip=True), atol=1e-5)
+    with pytest.raises(BadInput) as error:
+        fold(net, variables, ROWS, method=lambda self, x: x)
+    assert str(error.value) == (
+        "Expected `method` to be a method of the model, got the function `<lambda>`. Write its name."
+    )
     with pytest.raises(AttributeError):
         result.model.decode  # noqa: B018
 

@@ -1,10 +1,12 @@
 """How a model calls its modules at evaluation, as far as a fold has to know."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+from flax import linen as nn
+from flax.linen.module import InterceptorContext
 from flax.typing import VariableDict
 
 from normlab.introspect.applied import applied, partitioned
@@ -40,6 +42,18 @@ class _Record:
     seen: dict[str, Seen] = field(default_factory=dict)
     running: list[Module] = field(default_factory=list)
 
+    def attending(
+        self,
+        method: Callable[..., object],
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        context: InterceptorContext,
+    ) -> object:
+        """Note that a table of embeddings is used as a kernel, too."""
+        if context.method_name == "attend":
+            self.seen.setdefault("/".join(context.module.path), Seen(context.module)).calls += 1
+        return method(*args, **kwargs)
+
     def __call__(self, call: Call, /) -> object:
         """Run a module and note the call."""
         self.running.append(call.module)
@@ -73,7 +87,8 @@ def seen(
         given, options = joined(arrays)
         return call.call(variables, given, options, rngs)[0]
 
-    jax.eval_shape(run, call.variables, arrays)
+    with nn.intercept_methods(record.attending):
+        jax.eval_shape(run, call.variables, arrays)
     return record.seen
 
 

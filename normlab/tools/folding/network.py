@@ -44,15 +44,19 @@ class Network:
             values = values * np.asarray(mask)
         return Weights(values, None if bias is None else as_float64(bias))
 
+    def kernel_shape(self, path: str) -> tuple[int, ...]:
+        """Return the shape of the kernel of a layer."""
+        kernel = self.read(path, self.kernel_name(path))
+        assert kernel is not None
+        return kernel.shape
+
     def kernel_name(self, path: str) -> str:
         """Return the name of the kernel of a layer."""
         return next(name for name in KERNELS if self.read(path, name) is not None)
 
     def layout(self, path: str) -> Layout | None:
         """Return the layout of the kernel of a layer; see `layout_of`."""
-        kernel = self.read(path, self.kernel_name(path))
-        assert kernel is not None
-        return layout_of(self.seen[path].module, kernel.shape)
+        return layout_of(self.seen[path].module, self.kernel_shape(path))
 
 
 def divisor_of(network: Network, site: Site) -> Numbers:

@@ -72,7 +72,7 @@ def _not_once(network: Network, layer: str) -> str:
 
 def _fits(site: Site, network: Network, layer: str, axes: tuple[int, ...]) -> bool:
     """Return whether the features of a norm are the last axes of its input, and as many as some of a kernel."""
-    ndim, shape = len(site.shape), network.weights(layer).kernel.shape
+    ndim, shape = len(site.shape), network.kernel_shape(layer)
     last = tuple(range(ndim - len(axes), ndim))
     return tuple(site.features) == last and [site.shape[i] for i in last] == [shape[i] for i in axes]
 
@@ -98,7 +98,7 @@ def _reads(site: Site, network: Network, layer: str, layout: Layout) -> bool:
     """Return whether a layer reads the features of a norm along the input axes of its kernel."""
     ndim, axes = len(site.shape), layout.inputs
     last = tuple(range(ndim - len(axes), ndim))
-    shape = network.weights(layer).kernel.shape
+    shape = network.kernel_shape(layer)
     read = getattr(network.seen[layer].module, "axis", -1)
     chosen = tuple(axis % ndim for axis in ((read,) if isinstance(read, int) else read))
     sizes = [shape[i] * layout.groups for i in axes]

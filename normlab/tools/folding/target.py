@@ -11,6 +11,7 @@ from flax import nnx
 from flax.typing import VariableDict
 
 from normlab.errors import BadInput
+from normlab.expect import refusal
 from normlab.introspect.applied import check_model, partitioned
 from normlab.introspect.calls import Module
 from normlab.introspect.modes import modes
@@ -140,6 +141,7 @@ def target_of(
             "Expected the inputs of a call of the model, got none. Give arrays; or with `check=False` shapes, such as "
             "`jax.ShapeDtypeStruct((1, 32, 32, 3), 'float32')`."
         )
+    options = _named(model, options)
     told = dict(modes(model, options.get("method"), evaluate=evaluate).evaluate)
     if evaluate is None:  # `nn.merge_param` takes a mode from the call or from a field, not from both
         told = {name: value for name, value in told.items() if getattr(model, name, None) is None}
@@ -154,6 +156,17 @@ def target_of(
     return _Nnx(twin, None, args, told, others)
 
 
+def _named(model: Module, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with the name of the method, by which the folded model has it, too."""
+    method = options.get("method")
+    if not callable(method):
+        return dict(options)
+    name = getattr(method, "__name__", "")
+    if not callable(getattr(type(model), name, None)):
+        raise refusal("`method` to be a method of the model", method, "Write its name.")
+    return {**options, "method": name}
+
+
 def called(model: Module, variables: Variables, args: tuple[Any, ...], options: Mapping[str, Any]) -> object:
     """Call a model of Linen or NNX with variables."""
     if isinstance(model, nn.Module):
@@ -161,5 +174,4 @@ def called(model: Module, variables: Variables, args: tuple[Any, ...], options: 
     others = dict(options)
     method = others.pop("method", None) or "__call__"
     module = nnx.merge(nnx.graphdef(model), variables)
-    function = method.__get__(module) if callable(method) else getattr(module, method)
-    return function(*args, **others)
+    return getattr(module, method)(*args, **others)
