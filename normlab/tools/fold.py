@@ -27,9 +27,9 @@ from normlab.tools.sites import Site
 __all__ = ["FoldError", "Folded", "How", "Report", "Row", "Shift", "fold"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Folded:
-    """A model whose batch norms are in its layers.
+    """A model whose batch norms are in its layers; called with inputs, it evaluates, also in `jax.jit`.
 
     Attributes:
         model: The model. That of Linen has the paths of the model before, and runs no norm that was folded; that of NNX

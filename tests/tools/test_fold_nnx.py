@@ -12,12 +12,10 @@ from flax import nnx
 from normlab import nnx as ours
 from normlab import norms
 from normlab.errors import BadInput
-from normlab.models.nnx import ResNet
 from normlab.tools import Shift, fold
 from normlab.tools.fold import Folded
 from tests.support.shaken import fingerprint, shake
 
-IMAGES = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
 ROWS = np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)
 RNGS = nnx.Rngs(0)
 
@@ -61,18 +59,6 @@ def folded(model: nnx.Module, x: np.ndarray = ROWS, **options: Any) -> Folded:
 
 def hows(result: Folded) -> dict[str, tuple[str, str]]:
     return {row.path: (row.how, row.into) for row in result.report}
-
-
-@pytest.mark.parametrize("name", ["batch", "batch_renorm"])
-def test_resnet(name: str) -> None:
-    result = folded(ResNet(norms.get(name), rngs=nnx.Rngs(0)), IMAGES)
-    assert (result.report.folded, len(result.report)) == (19, 19)
-    assert {row.how for row in result.report} == {"bias"}
-    model: Any = result.model
-    assert isinstance(model.block_2.norm_1, Shift)
-    assert model.block_2.norm_1.scale is None and model.block_2.norm_1.bias.shape == (16,)
-    assert not jax.tree.leaves(nnx.state(model, nnx.BatchStat))
-    assert "rsqrt" not in str(jax.make_jaxpr(result)(IMAGES))
 
 
 def test_a_layer_of_flax_is_given_a_bias() -> None:

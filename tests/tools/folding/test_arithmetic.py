@@ -235,15 +235,22 @@ def test_layers_whose_kernel_is_normalized() -> None:
 
 def test_notes_on_rounding() -> None:
     even, spread = np.ones(3), np.array([1.0, 1.0, 10.1])
-    assert notes_on(Affine(even, even), even[None]) == ()
-    assert notes_on(Affine(np.array([1.0, 1.0, 10.0]), even), even[None]) == ()
-    assert notes_on(Affine(spread, even), even[None]) == (
+
+    def notes(factor: np.ndarray, kernel: np.ndarray, dtype: str = "float32") -> tuple[str, ...]:
+        return notes_on("conv", Affine(factor, even), kernel, dtype)
+
+    assert notes(even, even[None]) == ()
+    assert notes(np.array([1.0, 1.0, 10.0]), even[None]) == ()
+    assert notes(spread, even[None]) == (
         "int8 with one scale for the tensor loses log2(10.1) = 3.3 bits; take a scale for each output channel.",
     )
-    assert notes_on(Affine(np.array([0.0, 0.0, 1.0]), even), even[None]) == (
+    assert notes(np.array([0.0, 0.0, 1.0]), even[None]) == (
         "int8 with one scale for the tensor loses all bits; take a scale for each output channel.",
     )
-    assert notes_on(Affine(even, even), np.array([[65505.0]])) == (
+    assert notes(even, np.array([[-65505.0]])) == (
         "float16 has no number above 65504, and the kernel reaches 65505; take bfloat16.",
     )
-    assert notes_on(Affine(even, even), np.array([[65504.0]])) == ()
+    assert notes(even, np.array([[65504.0]])) == ()
+    assert notes(even, even[None], "bfloat16") == (
+        "The kernel of `conv` is bfloat16 already; fold in float32, and round afterwards.",
+    )
