@@ -218,6 +218,11 @@ def dense(features: int = 4, **options: Any) -> nn.Dense:
     return nn.Dense(features, name="dense", **options)
 
 
+def stacked(features: int = 4) -> nn.Module:
+    kind = nn.vmap(nn.Dense, variable_axes={"params": 0}, split_rngs={"params": True})
+    return kind(features, name="dense")
+
+
 OTHERS: dict[str, tuple[Body, np.ndarray, str, str]] = {
     "used elsewhere": (elsewhere, ROWS, "bn", "The output of `dense` is used elsewhere, not only by `bn`."),
     "norm twice": (twice, ROWS, "bn", "`bn` is called 2 times."),
@@ -254,6 +259,18 @@ OTHERS: dict[str, tuple[Body, np.ndarray, str, str]] = {
         ROWS,
         "bn",
         "The kernel of `dense` is normalized on its way.",
+    ),
+    "stack before": (
+        lambda x: norm(name="bn")(stacked()(x)),
+        POSITIONS,
+        "bn",
+        "`dense` has a stack of kernels, as under `nn.vmap`.",
+    ),
+    "stack behind": (
+        lambda x: stacked(2)(norm(name="bn")(jnp.sin(x))),
+        POSITIONS,
+        "bn",
+        "`bn` follows `sin`, not a layer. `dense` has a stack of kernels, as under `nn.vmap`.",
     ),
     "axis": (
         lambda x: norm(name="bn", axis=1)(dense()(x)),

@@ -11,7 +11,7 @@ from flax.typing import VariableDict
 
 from normlab.introspect.applied import applied, partitioned
 from normlab.introspect.calls import Call, Module
-from normlab.tools.folding.layouts import normalizes_kernel
+from normlab.tools.folding.layouts import KERNELS, normalizes_kernel
 
 __all__ = ["Seen", "evaluates", "seen"]
 
@@ -27,12 +27,14 @@ class Seen:
         calls: Number of calls.
         wrapped: Whether it ran inside of a module that normalizes its kernel, or is one.
         given: Names of the further arrays of its calls: a mask, or scale and bias.
+        kernel: Shape of its kernel inside of the call; `None` where it has none.
     """
 
     module: Module
     calls: int = 0
     wrapped: bool = False
     given: tuple[str, ...] = ()
+    kernel: tuple[int, ...] | None = None
 
 
 @dataclass
@@ -60,6 +62,7 @@ class _Record:
         seen = self.seen.setdefault(call.path, Seen(call.module))
         seen.calls += 1
         seen.wrapped |= any(normalizes_kernel(one) for one in self.running)
+        seen.kernel = _kernel_of(call.module)
         seen.given += tuple(name for name in _OF_A_CALL if call.kwargs.get(name) is not None)
         try:
             return call.proceed()
@@ -90,6 +93,13 @@ def seen(
     with nn.intercept_methods(record.attending):
         jax.eval_shape(run, call.variables, arrays)
     return record.seen
+
+
+def _kernel_of(module: Module) -> tuple[int, ...] | None:
+    """Return the shape of the kernel of a module, which is a part of what the model keeps under `nn.vmap`."""
+    own = nn.unbox(module.variables.get("params", {})) if isinstance(module, nn.Module) else vars(module)
+    kernel = next((own[name] for name in KERNELS if own.get(name) is not None), None)
+    return None if kernel is None else kernel.shape
 
 
 def evaluates(module: object, use_running_average: bool | None) -> bool:

@@ -7,7 +7,10 @@ from flax import nnx
 
 from normlab.tools.folding.kernels import Layout
 
-__all__ = ["is_known", "layout_of", "normalizes_kernel"]
+__all__ = ["KERNELS", "is_known", "layout_of", "normalizes_kernel"]
+
+KERNELS = ("kernel", "embedding")
+"""Names of the variable that a norm is folded into."""
 
 _PER_POSITION = (nn.Einsum, nn.ConvLocal, nnx.Einsum)
 _EMBED, _GENERAL = (nn.Embed, nnx.Embed), (nn.DenseGeneral, nnx.LinearGeneral)

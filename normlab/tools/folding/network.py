@@ -8,13 +8,10 @@ import numpy as np
 from normlab.tools.folding.affine import Affine, Numbers, affine_of, as_float64
 from normlab.tools.folding.calls import Seen
 from normlab.tools.folding.kernels import Layout, Weights
-from normlab.tools.folding.layouts import layout_of
+from normlab.tools.folding.layouts import KERNELS, layout_of
 from normlab.tools.sites import Site
 
-__all__ = ["KERNELS", "Network", "affine_at", "divisor_of"]
-
-KERNELS = ("kernel", "embedding")
-"""Names of the variable that a norm is folded into."""
+__all__ = ["Network", "affine_at", "divisor_of"]
 
 
 @dataclass(frozen=True)

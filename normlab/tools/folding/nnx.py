@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from normlab.introspect.nnx_hook import modules
-from normlab.tools.folding.network import KERNELS
+from normlab.tools.folding.layouts import KERNELS
 from normlab.tools.folding.plan import Decision
 from normlab.tools.folding.replacement import Replacement
 from normlab.tools.folding.shift import Shift

@@ -108,7 +108,9 @@ class Planner:
     def _behind(self, decision: Decision, holders: Collection[str]) -> Decision:
         """Decide on a norm that no layer before it takes up, for the layer behind it."""
         site, affine, after = decision.site, decision.affine, decision.site.after
-        if affine is None or not decision.reason or len(after) != 1 or after[0].kind != "linear":
+        if affine is None or not decision.reason or site.calls > 1:
+            return decision
+        if len(after) != 1 or after[0].kind != "linear":
             return decision
         layer = after[0].path
         if reason := not_behind(site, self.network, affine) or self._no_bias(layer, affine, holders):

@@ -67,7 +67,10 @@ def _not_once(network: Network, layer: str) -> str:
     seen = network.seen[layer]
     if seen.calls > 1:
         return f"`{layer}` is called {seen.calls} times."
-    return f"The kernel of `{layer}` is normalized on its way." if seen.wrapped else ""
+    if seen.wrapped:
+        return f"The kernel of `{layer}` is normalized on its way."
+    stacked = seen.kernel != network.kernel_shape(layer)
+    return f"`{layer}` has a stack of kernels, as under `nn.vmap`." if stacked else ""
 
 
 def _fits(site: Site, network: Network, layer: str, axes: tuple[int, ...]) -> bool:
