@@ -1057,6 +1057,8 @@ MUTANTS = (
         f"{FOLDING}/verify.py",
         ("return self.difference <= self.limit", "return not self.difference > self.limit"),
         ("tools/folding/test_verify.py::test_nan_is_not_close",),
+    ),
+    Mutant(
         "a norm of the bits of a rounded value follows the layer before",
         "introspect/graph.py",
         ("if name in SAME and not _rounds(equation):", "if name in SAME:"),
