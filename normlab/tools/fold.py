@@ -16,7 +16,7 @@ from normlab.tools.folding.notes import notes_on
 from normlab.tools.folding.plan import Decision, Form, Planner
 from normlab.tools.folding.reasons import FOLDED
 from normlab.tools.folding.replacement import in_training
-from normlab.tools.folding.report import FoldError, How, Report, Row
+from normlab.tools.folding.report import FoldError, FoldReport, FoldRow, How
 from normlab.tools.folding.shift import Shift
 from normlab.tools.folding.target import Target, Variables, called, target_of
 from normlab.tools.folding.values import Values, new_values
@@ -24,7 +24,7 @@ from normlab.tools.folding.verify import Comparison, compare, default_tolerance,
 from normlab.tools.select import Where, select
 from normlab.tools.sites import Site
 
-__all__ = ["FoldError", "Folded", "How", "Report", "Row", "Shift", "fold"]
+__all__ = ["FoldError", "Folded", "How", "FoldReport", "FoldRow", "Shift", "fold"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Folded:
 
     model: Module
     variables: Variables
-    report: Report
+    report: FoldReport
     difference: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -144,7 +144,7 @@ class _Attempt:
         model, variables = self.target.built(decisions, values)
         rows = tuple(_row(one, network, values, difference is not None) for one in decisions)
         options = {**self.target.options, **self.target.evaluate}
-        return Folded(model, variables, Report(rows), difference, options)
+        return Folded(model, variables, FoldReport(rows), difference, options)
 
     def compared(self, expected: object, refused: Mapping[str, str], tolerance: float) -> Comparison:
         """Compare the outputs of a fold with others."""
@@ -183,7 +183,7 @@ def _tolerance(network: Network, expected: object) -> float:
     return default_tolerance([*dtypes, *(site.dtype for site in network.sites)])
 
 
-def _row(decision: Decision, network: Network, values: Mapping[str, Values], checked: bool) -> Row:
+def _row(decision: Decision, network: Network, values: Mapping[str, Values], checked: bool) -> FoldRow:
     """Return the row of a report for a norm."""
     notes: tuple[str, ...] = ()
     path, into = decision.site.path, decision.into
@@ -196,4 +196,4 @@ def _row(decision: Decision, network: Network, values: Mapping[str, Values], che
             notes = (*notes, f"Nothing shows that outputs are the last axis of the kernel of `{into}`; check the fold.")
     if decision.how == "variables":
         notes = (*notes, f"`{path}` still runs, as one addition.")
-    return Row(path, into, decision.how, decision.reason, notes)
+    return FoldRow(path, into, decision.how, decision.reason, notes)

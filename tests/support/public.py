@@ -25,7 +25,6 @@ MODULES = (
     "normlab.introspect.statistics",
     "normlab.tools",
     "normlab.tools.recalibrate",
-    "normlab.tools.fold",
     "normlab.tools.export",
     "normlab.river",
     "normlab.study",

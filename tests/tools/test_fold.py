@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from normlab import linen, norms
 from normlab.errors import BadInput
 from normlab.models.resnet import ResNet
-from normlab.tools.fold import Folded, FoldError, Report, fold
+from normlab.tools.fold import Folded, FoldError, FoldReport, fold
 from tests.support.shaken import drawn, fingerprint, shaken
 
 Body = Callable[..., jax.Array]
@@ -711,5 +711,5 @@ def test_table() -> None:
         "bn    dense  identity\n"
         "ln           kept      `ln` takes its statistics from its input (kind `layer`)."
     )
-    assert isinstance(result.report[:1], Report) and len(result.report[:1]) == 1
+    assert isinstance(result.report[:1], FoldReport) and len(result.report[:1]) == 1
     assert result.report.advice[1] == ("Fold in float32, and round the folded weights to bfloat16 or int8 afterwards.")

@@ -1,4 +1,4 @@
-"""What a fold did with each norm, and why."""
+"""Report on a fold: where each norm went, and why."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,11 +6,10 @@ from typing import Literal, overload
 
 from normlab.tools.folding.notes import ADVICE
 
-__all__ = ["FoldError", "How", "Report", "Row"]
+__all__ = ["FoldError", "How", "FoldReport", "FoldRow"]
 
 How = Literal["identity", "bias", "affine", "variables", "kept"]
-"""Fate of a norm: it is gone; its shift is left; a multiplication and an addition are left; it runs with statistics
-that change nothing but add its shift; it is as it was."""
+"""Fate of a norm; see `FoldRow`."""
 
 
 class FoldError(RuntimeError):
@@ -18,13 +17,14 @@ class FoldError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Row:
+class FoldRow:
     """Fate of one norm.
 
     Attributes:
         path: Path of the norm.
         into: Path of the layer that has taken it up; empty where none has.
-        how: See `How`.
+        how: `identity`: the norm is gone. `bias`: its shift is left. `affine`: a multiplication and an addition are
+            left. `variables`: it runs, and adds its shift alone. `kept`: it is as it was.
         reason: Why it is not in a layer; empty where it is.
         notes: Advice on rounding the folded weights.
     """
@@ -37,26 +37,30 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report(Sequence[Row]):
-    """A row for each norm, in the order of the model."""
+class FoldReport(Sequence[FoldRow]):
+    """A row for each norm, in the order of the model.
 
-    rows: tuple[Row, ...]
+    Attributes:
+        rows: The rows.
+    """
+
+    rows: tuple[FoldRow, ...]
 
     @overload
-    def __getitem__(self, index: int) -> Row: ...
+    def __getitem__(self, index: int) -> FoldRow: ...
     @overload
-    def __getitem__(self, index: slice) -> "Report": ...
-    def __getitem__(self, index: int | slice) -> "Row | Report":
-        return Report(self.rows[index]) if isinstance(index, slice) else self.rows[index]
+    def __getitem__(self, index: slice) -> "FoldReport": ...
+    def __getitem__(self, index: int | slice) -> "FoldRow | FoldReport":
+        return FoldReport(self.rows[index]) if isinstance(index, slice) else self.rows[index]
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[FoldRow]:
         return iter(self.rows)
 
     @property
-    def by_path(self) -> dict[str, Row]:
+    def by_path(self) -> dict[str, FoldRow]:
         """Rows by the path of the norm."""
         return {row.path: row for row in self.rows}
 
