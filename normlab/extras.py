@@ -13,6 +13,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "data": ("tensorflow_datasets", "array_record", "grain", "importlib_resources", "cv2"),
     "online": (*_STUDY, "river"),
     "cluster": ("submitit", "ray"),
+    "export": ("jax2onnx", "onnxruntime", "flatbuffers"),
 }
 """Packages of each extra, by their import names."""
 

@@ -1,7 +1,9 @@
 """Tools for a model one already has: find its norms, estimate, fold, convert, freeze, import and export."""
 
+from normlab.tools import export
 from normlab.tools.capture import Capture, Captured
 from normlab.tools.convert import Converted, convert, convert_state
+from normlab.tools.fold import Folded, FoldError, FoldReport, FoldRow, Shift, fold
 from normlab.tools.freeze import freeze
 from normlab.tools.haiku_state import from_haiku, to_haiku
 from normlab.tools.keras_state import from_keras, to_keras
@@ -14,7 +16,12 @@ __all__ = [
     "Capture",
     "Captured",
     "Converted",
+    "FoldError",
+    "FoldReport",
+    "FoldRow",
+    "Folded",
     "Imported",
+    "Shift",
     "Site",
     "Sites",
     "Source",
@@ -22,6 +29,8 @@ __all__ = [
     "convert",
     "convert_state",
     "decay_mask",
+    "export",
+    "fold",
     "freeze",
     "from_haiku",
     "from_keras",

@@ -58,6 +58,7 @@ KERNELS = "functional/test_kernels.py::test_"
 SQUASHING = "functional/squashing/test_squashing.py"
 TORCH = "tools/test_torch_state.py::test_"
 UNIT = "functional/responses/test_unit.py"
+FOLDING, ARITHMETIC = "tools/folding", "tools/folding/test_arithmetic.py::test_"
 
 MUTANTS = (
     Mutant(
@@ -1006,6 +1007,57 @@ MUTANTS = (
         "_core/modulation.py",
         ("jnp.split(float32_or_wider(given).reshape(shape)", "jnp.split(given.astype('bfloat16').reshape(shape)"),
         ("modules/test_modulated.py::test_the_gain_is_added_in_float32",),
+    ),
+    Mutant(
+        "a fold scales the inputs of a transposed kernel",
+        f"{FOLDING}/layouts.py",
+        ("Layout((-2,), (-1,), pads=True) if swapped else Layout(pads=True)", "Layout(pads=True)"),
+        (f"{ARITHMETIC}into_the_layer_before_in_float64[transposed kernel]",),
+    ),
+    Mutant(
+        "a fold adds the mean",
+        f"{FOLDING}/affine.py",
+        ("- mean * factor", "+ mean * factor"),
+        (f"{ARITHMETIC}vector_of_a_dense_layer",),
+    ),
+    Mutant(
+        "a fold adds epsilon to the deviation of batch renorm",
+        f"{FOLDING}/network.py",
+        ("0.0 if renorm else site.module.epsilon", "site.module.epsilon"),
+        ("tools/test_fold.py::test_the_deviation_of_batch_renorm_has_epsilon_inside[model]",),
+    ),
+    Mutant(
+        "a fold takes inputs of grouped convolutions from the wrong groups",
+        f"{FOLDING}/kernels.py",
+        (
+            "np.repeat(values.reshape(groups, -1), outputs // groups, axis=0).T",
+            "np.tile(values.reshape(groups, -1), (outputs // groups, 1)).T",
+        ),
+        (f"{ARITHMETIC}groups_in_numpy",),
+    ),
+    Mutant(
+        "a fold forgets the bias of the layer before",
+        f"{FOLDING}/kernels.py",
+        ("bias * affine.factor + affine.shift", "bias + affine.shift"),
+        (f"{ARITHMETIC}vector_of_a_dense_layer",),
+    ),
+    Mutant(
+        "a shift goes into a layer that pads",
+        f"{FOLDING}/reasons.py",
+        ("if layout.pads and affine.shift.any():", "if False:"),
+        ("tools/test_fold.py::test_a_layer_behind_that_pads",),
+    ),
+    Mutant(
+        "a norm whose input is used elsewhere is folded",
+        f"{FOLDING}/reasons.py",
+        ("if not site.only_use:", "if False:"),
+        ("tools/test_fold.py::test_a_norm_that_no_layer_takes_is_a_multiplication_and_an_addition[used elsewhere]",),
+    ),
+    Mutant(
+        "a fold with a difference of NaN counts as close",
+        f"{FOLDING}/verify.py",
+        ("return self.difference <= self.limit", "return not self.difference > self.limit"),
+        ("tools/folding/test_verify.py::test_nan_is_not_close",),
     ),
     Mutant(
         "a norm of the bits of a rounded value follows the layer before",

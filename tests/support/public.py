@@ -28,6 +28,7 @@ MODULES = (
     "normlab.tools.torch_state",
     "normlab.tools.keras_state",
     "normlab.tools.haiku_state",
+    "normlab.tools.export",
     "normlab.river",
     "normlab.study",
     "normlab.study.streams",

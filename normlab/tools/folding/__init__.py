@@ -1,0 +1,1 @@
+"""Parts of `normlab.tools.fold`: arithmetic, layers, decisions, and the two APIs of Flax."""
