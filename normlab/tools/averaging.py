@@ -7,7 +7,7 @@ References:
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Generic, Literal, NoReturn, TypeVar, get_args
+from typing import Generic, Literal, NoReturn, TypeVar, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -139,7 +139,7 @@ def ema(
 
 def without_check(variables: Variables | Unestimated[Variables]) -> Variables:
     """Return the variables behind `Unestimated`, or the variables as they are."""
-    return variables.variables if isinstance(variables, Unestimated) else variables
+    return cast(Variables, variables.variables if isinstance(variables, Unestimated) else variables)
 
 
 def _with_check(variables: Variables, statistics: Statistics) -> Variables | Unestimated[Variables]:

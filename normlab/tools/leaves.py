@@ -78,9 +78,10 @@ def _like(leaf: Array | np.ndarray, value: np.ndarray) -> Array | np.ndarray:
 
 def _path(keys: tuple[object, ...]) -> str:
     """Join the keys of containers; the attributes of boxes are no part of a path."""
-    parts = [key.key if isinstance(key, DictKey | FlattenedIndexKey) else key.idx for key in keys if _names(key)]
+    parts: list[object] = []
+    for key in keys:
+        if isinstance(key, SequenceKey):
+            parts.append(key.idx)
+        elif isinstance(key, DictKey | FlattenedIndexKey):
+            parts.append(key.key)
     return "/".join(map(str, parts))
-
-
-def _names(key: object) -> bool:
-    return isinstance(key, DictKey | FlattenedIndexKey | SequenceKey)
