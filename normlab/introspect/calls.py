@@ -1,0 +1,54 @@
+"""Calls of the layers of a model, of Linen or of NNX, as a hook meets them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from flax import linen as nn
+from flax import nnx
+
+__all__ = ["Call", "Hook", "Module"]
+
+Module: TypeAlias = nn.Module | nnx.Module
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A call of a module inside a model.
+
+    Attributes:
+        path: Path of the module in the model, joined by `/`.
+        module: The module, with its variables; a module of Linen is bound.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        run: Calls the module itself.
+    """
+
+    path: str
+    module: Module
+    args: tuple[object, ...]
+    kwargs: Mapping[str, object]
+    run: Callable[..., object]
+
+    def proceed(self) -> object:
+        """Call the module with the arguments as they are."""
+        return self.run(*self.args, **self.kwargs)
+
+    @property
+    def input(self) -> object:
+        """The first argument, by whatever name it is given."""
+        return self.args[0] if self.args else next(iter(self.kwargs.values()), None)
+
+    def given(self, x: object) -> object:
+        """Call the module with another first argument."""
+        if self.args:
+            return self.run(x, *self.args[1:], **self.kwargs)
+        return self.run(**{**self.kwargs, next(iter(self.kwargs)): x})
+
+
+class Hook(Protocol):
+    """A function that stands around each call of a module, and returns its output."""
+
+    def __call__(self, call: Call, /) -> object:
+        """Return the output of the call."""
+        ...

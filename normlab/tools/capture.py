@@ -1,0 +1,204 @@
+"""Statistics of what goes into the norms of a model, and of what comes out, reduced on the device."""
+
+import functools
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import flax
+import jax
+from flax import linen as nn
+from jax import Array
+from jax.custom_batching import custom_vmap
+from jax.extend.core import get_opaque_trace_state
+
+from normlab._core.reduction import canonical_axes
+from normlab.errors import BadInput
+from normlab.functional.continual_norm import ContinualNormLayer
+from normlab.introspect.applied import Variables, applied, partitioned
+from normlab.introspect.calls import Call, Module
+from normlab.introspect.kinds import Recognised, norm_kind
+from normlab.introspect.modes import Method
+from normlab.linen import ContinualNorm
+from normlab.nnx import ContinualNorm as NNXContinualNorm
+
+__all__ = ["Capture", "Captured", "Statistic"]
+
+Statistic: TypeAlias = Callable[[str, int, Array, Array | None, Any], Any]
+"""`(path, call, input, mask, output) -> tree of arrays` of a norm, traced as a part of the model."""
+
+_Key: TypeAlias = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One call of a model, with statistics of its norms.
+
+    Attributes:
+        output: Output of the model.
+        variables: Variables after the call: of Linen all, those that the call changed replaced; of NNX the state.
+        statistics: By path of a norm: for each of its calls in order, for each run of this call in order, what the
+            statistic returned. A call has several runs under `scan`.
+    """
+
+    output: Any
+    variables: Variables
+    statistics: Mapping[str, tuple[tuple[Any, ...], ...]]
+
+
+class Capture:
+    """A compiled model that returns statistics of its norms with each call.
+
+    Statistics are a part of the compiled program, so that no activation outlives its layer. Those of norms inside
+    `scan`, `remat`, `nn.jit` and other transforms reach the host by ordered callbacks; all others are outputs.
+
+    Example:
+        >>> model, x = nn.Sequential([nn.Dense(4), nn.LayerNorm()]), jax.numpy.ones((2, 3))
+        >>> variables = model.init(jax.random.key(0), x)
+        >>> means = Capture(model, lambda path, call, x, mask, y: x.mean(0))
+        >>> ((mean,),) = means(variables, x).statistics["layers_1"]
+        >>> mean.shape
+        (4,)
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        statistic: Statistic,
+        *,
+        paths: Collection[str] | None = None,
+        method: Method = None,
+        train: bool | None = None,
+        recognise: Recognised = (),
+    ) -> None:
+        """Prepare a model; it stays as it is.
+
+        Args:
+            model: A module of Linen or NNX.
+            statistic: `(path, call, input, mask, output) -> tree of arrays`, called with each call of a norm while the
+                model is traced. `call` counts the calls of the norm in the trace; `input` is the array whose
+                statistics the norm takes, which is its first argument, in continual norm after the group norm; `mask`
+                is `None` unless the call has one.
+            paths: Paths of the norms; `None` is all, but not the norms of kernels.
+            method: The method to be called; `None` is `__call__`.
+            train: The mode of an NNX model; `None` leaves it. The call of a Linen model says its own.
+            recognise: Further types of norms, each with its kind.
+
+        Raises:
+            BadInput: If the model is no Flax module.
+        """
+        self._model, self._statistic, self._paths = model, statistic, paths
+        self._recognise = recognise
+        self._options: dict[str, Any] = {"method": method, "train": train, "recognise": recognise}
+        self._own = None if isinstance(model, nn.Module) else applied(model, None, self._around, **self._options)
+        self._outputs: dict[_Key, Any] = {}
+        self._received: dict[_Key, list[Any]] = {}
+        self._calls: dict[str, int] = {}
+        self._outermost: object = None
+        self._compiled = jax.jit(self._run, static_argnums=0)
+
+    def __call__(
+        self, variables: Variables | None, *args: Any, rngs: Mapping[str, Array] | None = None, **kwargs: Any
+    ) -> Captured:
+        """Call the model.
+
+        Args:
+            variables: Variables of a Linen model; the state of an NNX model, `None` for its own.
+            *args: Arguments of the call.
+            rngs: Random streams of the call.
+            **kwargs: Keyword arguments of the call.
+
+        Raises:
+            BadInput: If a norm is under `vmap`, where its runs have no order.
+        """
+        arrays, joined, key = partitioned((args, kwargs))
+        given = self._own.variables if variables is None and self._own else variables
+        self._received.clear()
+        output, after, outputs = self._compiled(_Static(key, joined), given, arrays, rngs)
+        if self._received or self._calls.keys() - {path for path, _ in outputs}:
+            jax.effects_barrier()
+        if isinstance(self._model, nn.Module):
+            after = flax.core.copy(given, after)
+        return Captured(output, after, _by_path(outputs, self._received))
+
+    def _run(self, static: "_Static", variables: Any, arrays: list[Any], rngs: Any) -> tuple[Any, Any, dict[_Key, Any]]:
+        """Call the model while it is traced; return output, variables and statistics."""
+        self._outputs, self._calls = {}, {}
+        self._outermost = get_opaque_trace_state(convention="flax")
+        call = self._own or applied(self._model, variables, self._around, **self._options)
+        args, kwargs = static.joined(arrays)
+        output, after = call.call(variables, args, kwargs, rngs)
+        return output, after, self._outputs
+
+    def _around(self, call: Call, /) -> Any:
+        """Take the statistics of a call of a norm."""
+        kind = norm_kind(call.module, self._recognise)
+        x, chosen = call.input, self._paths is None or call.path in self._paths
+        if kind is None or kind.name == "weight" or not chosen or not isinstance(x, Array):
+            return call.proceed()
+        number = self._calls.get(call.path, 0)
+        self._calls[call.path] = number + 1
+        y, mask = call.proceed(), call.kwargs.get("mask")
+        counted = mask if isinstance(mask, Array) else None
+        found = self._statistic(call.path, number, _counted(call.module, x, counted), counted, y)
+        if get_opaque_trace_state(convention="flax") == self._outermost:
+            self._outputs[call.path, number] = found
+        else:
+            received = functools.partial(self._receive, (call.path, number))
+            jax.debug.callback(received, _ordered(call.path, jax.lax.stop_gradient(found)), ordered=True)
+        return y
+
+    def _receive(self, key: _Key, found: Any) -> None:
+        """Keep the statistics of a run of a call."""
+        self._received.setdefault(key, []).append(found)
+
+
+@dataclass(frozen=True, eq=False)
+class _Static:
+    """What is static in the arguments of a call, equal if its key is."""
+
+    key: tuple[object, ...]
+    joined: Callable[[list[Any]], Any]
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Static) and self.key == other.key
+
+
+def _by_path(outputs: Mapping[_Key, Any], received: Mapping[_Key, list[Any]]) -> dict[str, tuple[tuple[Any, ...], ...]]:
+    """Return statistics by path, calls in the order in which they were traced."""
+    runs = {key: (found,) for key, found in outputs.items()} | {key: tuple(all) for key, all in received.items()}
+    calls: dict[str, list[tuple[Any, ...]]] = {}
+    for path, number in sorted(runs):  # the body of a scan is traced twice, and its first calls are never run
+        calls.setdefault(path, []).append(runs[path, number])
+    return {path: tuple(several) for path, several in calls.items()}
+
+
+def _ordered(path: str, found: Any) -> Any:
+    """Return statistics as they are; refuse them under `vmap`.
+
+    Raises:
+        BadInput: If they are batched.
+    """
+
+    @custom_vmap
+    def same(found: Any) -> Any:
+        return found
+
+    @same.def_vmap
+    def _(*_: object) -> Any:
+        raise BadInput(
+            f"Expected norms whose runs have an order, got `{path}` under `vmap`. Leave it out, or use a `scan`."
+        )
+
+    return same(found)
+
+
+def _counted(module: Module, x: Array, mask: Array | None) -> Array:
+    """Return the array whose statistics a norm takes, given its input."""
+    layer = module.layer() if isinstance(module, ContinualNorm | NNXContinualNorm) else None
+    if not isinstance(layer, ContinualNormLayer):
+        return x
+    return layer.normalized(x, canonical_axes(layer.axis, x.ndim), mask)

@@ -1,0 +1,353 @@
+"""Which norms a model has, and what stands before and after each."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, overload
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax import nnx
+from flax.typing import VariableDict
+
+from normlab.errors import BadInput
+from normlab.introspect import nnx_hook
+from normlab.introspect.applied import Applied, applied, partitioned
+from normlab.introspect.calls import Module
+from normlab.introspect.graph import Crossing, Neighbour, lifted, repeats, stacked, walk
+from normlab.introspect.kinds import Library, Recognised
+from normlab.introspect.markers import Markers
+from normlab.introspect.modes import Method, modes
+
+__all__ = ["Site", "Sites", "Source", "sites"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A neighbour of a norm.
+
+    Attributes:
+        kind: `input` and `output` are the model's; `linear` is a layer whose own parameters are `kernel` and perhaps
+            `bias`, or an embedding; `unknown` lies outside of a loop's body, or inside of another's.
+        path: Path of a layer, or of a variable.
+        operation: Name of the primitive, or of the layer's class.
+    """
+
+    kind: Literal["input", "linear", "norm", "dropout", "operation", "output", "unknown"]
+    path: str = ""
+    operation: str = ""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A norm in a model.
+
+    Attributes:
+        path: Path of the module, joined by `/`.
+        kind: Name in the registry, such as `batch`; `weight` for a layer whose kernel is normalized.
+        library: Whose class the module is; `user` also for a subclass with a call of its own.
+        module: The module; of Linen a copy without variables, of NNX the model's own.
+        shape: Shape of the input.
+        dtype: Dtype of the input.
+        features: Feature axes of the input, from 0 on.
+        count: Elements that one statistic averages over, per call and device; 0 for a norm without statistics.
+        calls: Calls in one pass through the model.
+        repeats: Runs of a call, under `scan` and `vmap`; 0 for an unknown number.
+        lifted: Transforms around the norm: `remat`, `scan`, `vmap`, `while`, `cond`, `shard_map`.
+        before: Nearest producer of the input; `unknown` where calls differ.
+        after: Nearest consumer of the output, for each use of it.
+        only_use: Whether the norm is the only consumer of its producer's output.
+        variables: Names of the norm's variables in the model by role, such as `params/norm/scale` for `scale`; without
+            the collection in NNX.
+        running: Whether the norm used running statistics in this pass; `None` for a norm that keeps none, or is not
+            told.
+    """
+
+    path: str
+    kind: str
+    library: Library
+    module: Any
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    features: tuple[int, ...]
+    count: int
+    calls: int
+    repeats: int
+    lifted: tuple[str, ...]
+    before: Source
+    after: tuple[Source, ...]
+    only_use: bool
+    variables: Mapping[str, str]
+    running: bool | None = None
+
+    def described(self) -> dict[str, Any]:
+        """Return the attributes as plain values."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain |= {"module": type(self.module).__name__, "dtype": str(self.dtype), "variables": dict(self.variables)}
+        plain |= {"before": vars(self.before), "after": [vars(one) for one in self.after]}
+        return plain
+
+
+class Sites(Sequence[Site]):
+    """The norms of a model in the order of their first calls.
+
+    Attributes:
+        by_path: The norms by path.
+        modules: Paths of all modules that were called; of NNX, of norms, linear layers and dropout.
+    """
+
+    def __init__(self, sites: Iterable[Site], modules: Iterable[str] = ()) -> None:
+        """Keep the norms, and the paths of the model's modules."""
+        self.by_path: Mapping[str, Site] = {site.path: site for site in sites}
+        self.modules = tuple(modules)
+
+    def __len__(self) -> int:
+        return len(self.by_path)
+
+    @overload
+    def __getitem__(self, index: int) -> Site: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Site]: ...
+    def __getitem__(self, index: int | slice) -> Site | Sequence[Site]:
+        return tuple(self.by_path.values())[index]
+
+    def __repr__(self) -> str:
+        return f"Sites({', '.join(self.by_path)})"
+
+    def table(self) -> str:
+        """Return the norms as a table of text, a row each."""
+        columns = ("path", "kind", "input", "count", "calls", "before", "after")
+        rows = [columns, *(_row(site) for site in self)]
+        wide = [max(len(row[i]) for row in rows) for i in range(len(columns))]
+        return "\n".join("  ".join(map(str.ljust, row, wide)).rstrip() for row in rows)
+
+    def json(self) -> str:
+        """Return the norms as JSON, the same for the same model."""
+        return json.dumps([site.described() for site in self], indent=2, sort_keys=True)
+
+
+def sites(
+    model: Module,
+    variables: VariableDict | None,
+    *args: Any,
+    train: Mapping[str, Any] | bool | None = None,
+    method: Method = None,
+    rngs: Mapping[str, Any] | None = None,
+    recognise: Recognised = (),
+    **kwargs: Any,
+) -> Sites:
+    """Find the norms of a model, and what stands before and after each; nothing is computed.
+
+    The model is traced once, over shapes alone.
+
+    Args:
+        model: A module of Linen or NNX; it stays as it is.
+        variables: Variables of a Linen model; `None` for NNX.
+        *args: Arguments of a call of the model; shapes and dtypes are enough, as `jax.ShapeDtypeStruct`.
+        train: Keyword arguments of the call that say the mode; or the mode itself, for a model whose signature has such
+            an argument. `None` evaluates, unless the other arguments say it.
+        method: The method to be called; `None` is `__call__`.
+        rngs: Random streams of the call.
+        recognise: Further types of norms, each with its kind, as `[(MyNorm, "other")]`.
+        **kwargs: Keyword arguments of the call.
+
+    Returns:
+        The norms.
+
+    Raises:
+        BadInput: If the model is no Flax module, or the variables are of another model.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> model = nn.Sequential([nn.Dense(4), nn.LayerNorm(), nn.relu])
+        >>> variables = model.init(jax.random.key(0), jnp.ones((2, 3)))
+        >>> print(sites(model, variables, jnp.ones((2, 3))).table())
+        path      kind   input   count  calls  before           after
+        layers_1  layer  (2, 4)  4      1      linear layers_0  operation max
+    """
+    markers = Markers(recognise)
+    told = _told(model, method, train, kwargs)
+    mode = train if isinstance(train, bool) else None if train is not None else False
+    model_call = applied(model, variables, markers, method=method, train=mode, recognise=recognise)
+    traced = _Trace(model_call, args, {**kwargs, **told}, rngs)
+    try:
+        jaxpr = traced.jaxpr()
+    except Exception:
+        _check_variables(model, variables, args, {**kwargs, **told}, method)
+        raise
+    crossings = walk(jaxpr, markers, traced.inputs())
+    return Sites(_collected(crossings, traced.shapes(), _own(model)), markers.modules)
+
+
+def _told(
+    model: Module, method: Method, train: Mapping[str, Any] | bool | None, kwargs: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Return the keywords of the call that say the mode."""
+    if isinstance(train, Mapping):
+        return train
+    if not isinstance(model, nn.Module | nnx.Module):  # which is refused later
+        return {}
+    found = modes(model, method).of(bool(train))
+    return {name: value for name, value in found.items() if name not in kwargs}
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """A call of a model to be traced over shapes."""
+
+    call: Applied
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    rngs: Mapping[str, Any] | None
+
+    def jaxpr(self) -> Any:
+        """Return the jaxpr of the output alone: a state that the call changes is no use of a value."""
+        arrays, joined, _ = partitioned((self.args, self.kwargs))
+        rngs = self.rngs or {name: jax.random.key(0) for name in ("params", "dropout")}
+
+        def output(variables: Any, arrays: list[Any]) -> Any:
+            args, kwargs = joined(arrays)
+            return self.call.call(variables, args, kwargs, rngs)[0]
+
+        return jax.make_jaxpr(output)(self.call.variables, arrays)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the model's variables by name."""
+        return _shapes(self.call.variables)
+
+    def inputs(self) -> list[Neighbour]:
+        """Return what each input of the jaxpr is."""
+        arrays, _, _ = partitioned((self.args, self.kwargs))
+        own = [Neighbour("operation", name, "variable") for name in self.shapes()]
+        return [*own, *[Neighbour("input")] * len(arrays)]
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    """Return the name of a variable, without what boxes add to its path."""
+    keys = [key for key in path if isinstance(key, jax.tree_util.DictKey | jax.tree_util.SequenceKey)]
+    return "/".join(str(getattr(key, "key", getattr(key, "idx", ""))) for key in keys)
+
+
+def _own(model: Module) -> Mapping[str, Module]:
+    """Return the modules of an NNX model by path; those of Linen exist in calls alone."""
+    return {} if isinstance(model, nn.Module) else nnx_hook.modules(model)
+
+
+def _collected(
+    crossings: Sequence[Crossing], top: Mapping[str, tuple[int, ...]], own: Mapping[str, Module]
+) -> list[Site]:
+    """Return the norms among the layers of a jaxpr, with all calls of each."""
+    calls: dict[str, list[Crossing]] = {}
+    for crossing in crossings:
+        if crossing.layer.kind is not None:
+            calls.setdefault(crossing.layer.path, []).append(crossing)
+    return [_site(group, top, own.get(path)) for path, group in calls.items()]
+
+
+def _site(calls: Sequence[Crossing], top: Mapping[str, tuple[int, ...]], own: Module | None) -> Site:
+    layer = calls[0].layer
+    assert layer.kind is not None
+    before = {call.before.producer() for call in calls}
+    after = [one for call in calls for value in call.after for one in value.consumers()]
+    transforms, runs = _transforms(calls, top)
+    return Site(
+        path=layer.path,
+        kind=layer.kind.name,
+        library=layer.kind.library,
+        module=layer.module if own is None else own,
+        shape=layer.shape,
+        dtype=layer.dtype,
+        features=layer.features,
+        count=layer.count,
+        calls=len(calls),
+        repeats=runs,
+        lifted=transforms,
+        before=Source(*before.pop()) if len(before) == 1 else Source("unknown", operation="several"),
+        after=tuple(Source(*one) for one in after),
+        only_use=all(len(list(call.before.root().consumers())) == 1 for call in calls),
+        variables=layer.variables,
+        running=layer.running,
+    )
+
+
+def _transforms(calls: Sequence[Crossing], top: Mapping[str, tuple[int, ...]]) -> tuple[tuple[str, ...], int]:
+    """Return the transforms around the calls of a norm, and the runs of the first call."""
+    names = dict.fromkeys(name for call in calls for name in lifted(call))
+    first, runs = calls[0], repeats(calls[0])
+    copies = max(stacked(first), _copies(first, top) // max(1, _stacking(first)))
+    vmapped = max(*map(stacked, calls), copies) > 1
+    return (*names, *(["vmap"] if vmapped else [])), runs * max(1, copies)
+
+
+def _copies(call: Crossing, top: Mapping[str, tuple[int, ...]]) -> int:
+    """Return how many copies of a norm's variables the model has."""
+    shapes = call.layer.shapes
+    pairs = [(top[name], shapes[role]) for role, name in call.layer.variables.items() if name in top]
+    return max((math.prod(whole) // max(1, math.prod(part)) for whole, part in pairs), default=1)
+
+
+def _stacking(call: Crossing) -> int:
+    """Return the runs of the scans around a call, each of which may have a copy of the variables."""
+    return math.prod(runs for name, runs in call.around if name == "scan")
+
+
+def _row(site: Site) -> tuple[str, ...]:
+    after = ", ".join(dict.fromkeys(_short(one) for one in site.after)) or "nothing"
+    return (
+        site.path or "(model)",
+        site.kind,
+        str(site.shape),
+        str(site.count),
+        str(site.calls),
+        _short(site.before),
+        after,
+    )
+
+
+def _short(source: Source) -> str:
+    return f"{source.kind} {source.path or source.operation}".rstrip()
+
+
+def _check_variables(
+    model: Module,
+    variables: VariableDict | None,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    method: Method,
+) -> None:
+    """Refuse variables whose shapes are not those that the model makes for these arguments.
+
+    Raises:
+        BadInput: If a variable is missing or has another shape.
+    """
+    if not isinstance(model, nn.Module) or variables is None:
+        return
+    arrays, joined, _ = partitioned((args, kwargs))
+
+    def made(arrays: list[Any]) -> Any:
+        args, kwargs = joined(arrays)
+        rngs = {name: jax.random.key(0) for name in ("params", "dropout")}
+        return model.init(rngs, *args, method=method, **kwargs)
+
+    try:
+        expected = _shapes(jax.eval_shape(made, arrays))
+    except Exception:
+        return  # the arguments are wrong, not the variables
+    given = _shapes(variables)
+    for name, shape in expected.items():
+        if name in given and given[name] != shape:
+            raise BadInput(
+                f"Expected `{name}` to have shape {shape}, got {given[name]}. Pass the variables of this model, for "
+                "inputs of this shape."
+            )
+        if name not in given:
+            raise BadInput(
+                f"Expected variables with `{name}` of shape {shape}, got none of this name. Pass the variables of "
+                "this model."
+            )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {_name(path): tuple(np.shape(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
