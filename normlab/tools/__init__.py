@@ -1,7 +1,27 @@
 """Tools for a trained model: find its norms, capture their statistics, estimate its running statistics again."""
 
+from normlab.tools import averaging, replicas
 from normlab.tools.capture import Capture, Captured
+from normlab.tools.moments import Moments
+from normlab.tools.precise import Precise, collect, cumulative, precise, reset
 from normlab.tools.select import Where, select
 from normlab.tools.sites import Site, Sites, Source, sites
 
-__all__ = ["Capture", "Captured", "Site", "Sites", "Source", "Where", "select", "sites"]
+__all__ = [
+    "Capture",
+    "Captured",
+    "Moments",
+    "Precise",
+    "Site",
+    "Sites",
+    "Source",
+    "Where",
+    "averaging",
+    "collect",
+    "cumulative",
+    "precise",
+    "replicas",
+    "reset",
+    "select",
+    "sites",
+]

@@ -1,22 +1,19 @@
 """Norms whose running statistics are moments of their input, and these moments."""
 
-from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
+from jax.typing import ArrayLike
 
-import normlab.linen
-import normlab.nnx
 from normlab._core.reduction import canonical_axes, other_axes
 from normlab.errors import BadInput
 from normlab.functional import batch_moments
-from normlab.functional.continual_norm import ContinualNormLayer
 from normlab.tools.moments import Form
-from normlab.tools.sites import Site
+from normlab.tools.select import Where, select
+from normlab.tools.sites import Site, Sites
 
-__all__ = ["Part", "estimated", "form", "is_frozen", "part"]
+__all__ = ["Part", "all_fixed", "chosen", "estimated", "form", "part"]
 
 KINDS = ("batch", "batch_renorm", "continual", "mean_only_batch", "batch_channel", "switchable")
 _KEPT = ("mean", "var", "std", "step")
@@ -26,14 +23,14 @@ class Part(NamedTuple):
     """Moments of one call of a norm, of each feature.
 
     Attributes:
-        count: Elements counted, or the sum of their weights.
+        counted: Elements counted, or the sum of their weights.
         mean: Mean.
         var: Biased variance.
     """
 
-    count: Array
-    mean: Array
-    var: Array
+    counted: ArrayLike
+    mean: ArrayLike
+    var: ArrayLike
 
 
 def estimated(site: Site) -> bool:
@@ -41,9 +38,45 @@ def estimated(site: Site) -> bool:
     return site.kind in KINDS and "mean" in site.variables
 
 
-def is_frozen(site: Site) -> bool:
-    """Return whether a norm keeps its statistics in training, too."""
-    return bool(getattr(site.module, "frozen", False) or getattr(site.module, "use_running_average", None))
+def chosen(found: Sites, where: Where) -> tuple[Site, ...]:
+    """Return the norms whose statistics are to be estimated; without `where`, those that learn them in training.
+
+    Args:
+        found: Norms of a model in training.
+        where: Which of them; see `normlab.tools.select`.
+
+    Raises:
+        BadInput: If the model has no such norm, or `where` names a norm of another kind.
+    """
+    norms = [site for site in found if site.kind != "weight"]
+    running = [site for site in norms if estimated(site)]
+    if not norms:
+        raise BadInput("Expected a model with running statistics, found no norms.")
+    if not running:
+        kinds = ", ".join(site.kind for site in norms)
+        raise BadInput(f"Expected a model with running statistics, found none among its {len(norms)} norms ({kinds}).")
+    if where is None:
+        return tuple(site for site in running if not _is_fixed(site))
+    for site in (meant := select(found, where)):
+        if not estimated(site):
+            raise BadInput(
+                f"Expected norms with a running mean of their input in `where`, got `{site.path}` ({site.kind}). "
+                f"Take norms such as `{running[0].path}`."
+            )
+    return meant
+
+
+def all_fixed(found: Sites) -> BadInput:
+    """Return the error for a model none of whose norms learns its statistics."""
+    paths = [site.path for site in found if estimated(site)]
+    return BadInput(
+        f"Expected a norm that learns its statistics in training, got {len(paths)} with fixed ones, such as "
+        f"`{paths[0]}`. Give `train={{...}}`, the keywords of a call in training, or name norms in `where=`."
+    )
+
+
+def _is_fixed(site: Site) -> bool:
+    return bool(site.running or getattr(site.module, "frozen", False))
 
 
 def form(site: Site) -> Form:
@@ -56,11 +89,11 @@ def form(site: Site) -> Form:
 
 
 def part(site: Site, x: Array, mask: Array | None, weights: Array | None) -> Part:
-    """Return the moments of what a norm normalizes, given its input.
+    """Return the moments of what a norm normalizes, given this array.
 
     Args:
         site: The norm.
-        x: Its input.
+        x: The array whose statistics it takes.
         mask: True where an element counts.
         weights: Weight of each example, (batch,).
 
@@ -68,15 +101,13 @@ def part(site: Site, x: Array, mask: Array | None, weights: Array | None) -> Par
         BadInput: If the first axis of the input is not that of the examples.
     """
     features = canonical_axes(site.module.axis, x.ndim)
-    if isinstance(site.module, normlab.linen.ContinualNorm | normlab.nnx.ContinualNorm):
-        layer = site.module.layer()
-        assert isinstance(layer, ContinualNormLayer)
-        x = layer.normalized(x, features, mask)
     axes = other_axes(features, x.ndim)
     if weights is not None:
         return _weighted(x, axes, mask, _per_element(site, weights, x))
     moments = batch_moments(x, axis=axes, where=mask)
-    return Part(jnp.broadcast_to(jnp.asarray(moments.count, jnp.float32), moments.mean.shape), moments.mean, moments.var)
+    return Part(
+        jnp.broadcast_to(jnp.asarray(moments.count, jnp.float32), moments.mean.shape), moments.mean, moments.var
+    )
 
 
 def _per_element(site: Site, weights: Array, x: Array) -> Array:

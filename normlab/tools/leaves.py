@@ -1,7 +1,7 @@
 """Arrays of a tree of variables by `/`-joined paths, the same for Linen's collections and for a state of NNX."""
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +76,7 @@ def _like(leaf: Array | np.ndarray, value: np.ndarray) -> Array | np.ndarray:
     return jax.device_put(value, leaf.sharding) if isinstance(leaf, Array) else value
 
 
-def _path(keys: tuple[object, ...]) -> str:
+def _path(keys: tuple[Any, ...]) -> str:
     """Join the keys of containers; the attributes of boxes are no part of a path."""
     parts: list[object] = []
     for key in keys:
