@@ -30,8 +30,8 @@ def linen(*, dropout: bool) -> Iterator[None]:
 
     def intercept(
         method: Callable[..., object],
-        args: tuple[object, ...],
-        kwargs: Mapping[str, object],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
         context: InterceptorContext,
     ) -> object:
         module = context.module

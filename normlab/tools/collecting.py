@@ -103,7 +103,7 @@ class Collector:
             BadInput: If there is nothing to estimate, or a moment is not finite.
         """
         total, waiting = Moments(), None
-        variables = self._placed(variables, whole=True)
+        variables = _placed(variables, self._mesh, whole=True)
         for index, batch in enumerate(itertools.islice(batches, self._limit)):
             launched = self._launched(variables, batch, index)
             if waiting is not None:  # one batch behind, so that the device is never idle
@@ -115,20 +115,19 @@ class Collector:
 
     def _launched(self, variables: Variables, batch: Any, index: int) -> tuple[Mapping[str, Any], int, int]:
         """Call the model with a batch; return what its norms were given, and the size and the number of the batch."""
-        args, kwargs = self._placed(self._call(batch))
+        args, kwargs = _placed(self._call(batch), self._mesh)
+        size = examples(args, kwargs)
         told = self._modes.of(self._trains)
         kwargs = {name: value for name, value in kwargs.items() if name not in told}
-        if self._capture is None:
-            self._prepare(args, kwargs)
-        assert self._capture is not None
         rngs = {name: jax.random.fold_in(key, index) for name, key in (self._rngs or {}).items()}
-        given = args if self._weights is None else (self._placed(jax.numpy.asarray(self._weights(batch))), *args)
+        given = args if self._weights is None else (_placed(jax.numpy.asarray(self._weights(batch)), self._mesh), *args)
         with by_batch.linen(dropout=self._dropout) if isinstance(self._given[0], nn.Module) else nullcontext():
-            captured = self._capture(variables, *given, rngs=rngs or None, **{**kwargs, **told})
-        return captured.statistics, examples(args, kwargs), index
+            capture = self._capture = self._capture or self._prepared(args, kwargs)
+            captured = capture(variables, *given, rngs=rngs or None, **{**kwargs, **told})
+        return captured.statistics, size, index
 
-    def _prepare(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Find the norms, and build the program that returns their moments."""
+    def _prepared(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Capture:
+        """Find the norms, and return the program that takes their moments."""
         model, variables = self._given
         told = dict(self._modes.train)
         kwargs = {name: value for name, value in kwargs.items() if name not in told}
@@ -144,15 +143,12 @@ class Collector:
         def statistic(path: str, number: int, x: Array, mask: Array | None, y: Any) -> Part:
             return part(by_path[path], x, mask, self._weights_of_call)
 
-        model = model if isinstance(model, nn.Module) else self._copy(self._trains)
-        self._capture = Capture(
-            model, statistic, paths=by_path, method=None if self._weights is None else self._weighted
-        )
+        def weighted(module: Callable[..., object], weights: Array, *args: Any, **kwargs: Any) -> object:
+            self._weights_of_call = weights
+            return module(*args, **kwargs)
 
-    def _weighted(self, module: Any, weights: Array, *args: Any, **kwargs: Any) -> Any:
-        """Call a model while the weights of its examples are at hand."""
-        self._weights_of_call = weights
-        return module(*args, **kwargs)
+        model = model if isinstance(model, nn.Module) else self._copy(self._trains)
+        return Capture(model, statistic, paths=by_path, method=None if self._weights is None else weighted)
 
     def _copy(self, train: bool) -> nnx.Module:
         model, state = self._given
@@ -162,22 +158,6 @@ class Collector:
             nnx.update(twin, state)
         return twin
 
-    def _placed(self, tree: Any, *, whole: bool = False) -> Any:
-        """Put arrays on the devices of the mesh: examples apart where their number allows it, or all on each."""
-        if self._mesh is None:
-            return tree
-        mesh, axes = self._mesh, PartitionSpec(self._mesh.axis_names)
-
-        def put(leaf: Any) -> Any:
-            placed = leaf.sharding if isinstance(leaf, Array) else None
-            there = isinstance(placed, NamedSharding) and placed.mesh == mesh
-            if there or not isinstance(leaf, Array | np.ndarray):
-                return leaf
-            apart = not whole and leaf.ndim > 0 and leaf.shape[0] % mesh.size == 0
-            return jax.device_put(leaf, NamedSharding(mesh, axes if apart else PartitionSpec()))
-
-        return jax.tree.map(put, tree)
-
     def _received(self, statistics: Mapping[str, Any], size: int, index: int) -> Moments:
         """Return the moments of a batch from what its norms were given."""
         found: dict[str, SiteMoments] = {}
@@ -185,16 +165,32 @@ class Collector:
         statistics = jax.device_get(statistics)
         for site in self.norms:
             for runs in statistics.get(site.path, ()):
-                one = SiteMoments.of_batch(*_joined(site, runs, shapes[site.variables["mean"]]))
+                one = _moments(_joined(site, runs, shapes[site.variables["mean"]]))
                 _check_finite(site, one, index)
                 found[site.path] = found[site.path] + one if site.path in found else one
         forms = {site.path: form(site) for site in self.norms if site.path in found}
         return Moments(found, forms, 1, size, (size,))
 
 
+def _placed(tree: Any, mesh: Mesh | None, *, whole: bool = False) -> Any:
+    """Put arrays on the devices of a mesh: examples apart where their number allows it, or all on each device."""
+    if mesh is None:
+        return tree
+
+    def put(leaf: Any) -> Any:
+        placed = leaf.sharding if isinstance(leaf, Array) else None
+        there = isinstance(placed, NamedSharding) and placed.mesh == mesh
+        if there or not isinstance(leaf, Array | np.ndarray):
+            return leaf
+        apart = not whole and leaf.ndim > 0 and leaf.shape[0] % mesh.size == 0
+        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(mesh.axis_names) if apart else PartitionSpec()))
+
+    return jax.tree.map(put, tree)
+
+
 def _joined(site: Site, runs: tuple[Part, ...], shape: tuple[int, ...]) -> Part:
     """Stack the runs of a call under `scan` as the norm's statistics are, each run having its own."""
-    features = np.shape(runs[0].mean)
+    features = np.shape(runs[0].near)
     if len(runs) == 1 and shape == features:
         return runs[0]
     stacked = Part(*(np.stack(parts) for parts in zip(*runs, strict=True)))
@@ -206,6 +202,10 @@ def _joined(site: Site, runs: tuple[Part, ...], shape: tuple[int, ...]) -> Part:
             "`variable_axes={'batch_stats': 0}` in `nn.scan`, or leave the norm out by `where=`."
         )
     return Part(*(np.reshape(part, shape) for part in stacked))
+
+
+def _moments(part: Part) -> SiteMoments:
+    return SiteMoments.of_batch(part.counted, np.add(part.near, part.rest, dtype=np.float64), part.var)
 
 
 def _check_finite(site: Site, moments: SiteMoments, index: int) -> None:

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from normlab._core.reduction import canonical_axes, other_axes
+from normlab._core.dtypes import float32_or_wider
+from normlab._core.reduction import all_but, canonical_axes, expand_where, moments
 from normlab.errors import BadInput
-from normlab.functional import batch_moments
 from normlab.tools.moments import Form
 from normlab.tools.select import Where, select
 from normlab.tools.sites import Site, Sites
@@ -24,12 +24,14 @@ class Part(NamedTuple):
 
     Attributes:
         counted: Elements counted, or the sum of their weights.
-        mean: Mean.
+        near: A number near the mean.
+        rest: The mean minus this number: far from 0, one float32 has lost digits of the mean.
         var: Biased variance.
     """
 
     counted: ArrayLike
-    mean: ArrayLike
+    near: ArrayLike
+    rest: ArrayLike
     var: ArrayLike
 
 
@@ -101,13 +103,15 @@ def part(site: Site, x: Array, mask: Array | None, weights: Array | None) -> Par
         BadInput: If the first axis of the input is not that of the examples.
     """
     features = canonical_axes(site.module.axis, x.ndim)
-    axes = other_axes(features, x.ndim)
+    over, mask, x = all_but(features, x.ndim), expand_where(mask, x.ndim), float32_or_wider(x)
     if weights is not None:
-        return _weighted(x, axes, mask, _per_element(site, weights, x))
-    moments = batch_moments(x, axis=axes, where=mask)
-    return Part(
-        jnp.broadcast_to(jnp.asarray(moments.count, jnp.float32), moments.mean.shape), moments.mean, moments.var
-    )
+        return _weighted(x, over.axis, mask, _per_element(site, weights, x))
+    found = moments(x, over, mask)
+    assert found.near is not None
+    rest = jnp.zeros_like(found.near) if found.rest is None else found.rest
+    parts = (jnp.asarray(found.count, x.dtype), found.near, rest, found.var)
+    shape = tuple(map(x.shape.__getitem__, features))
+    return Part(*(jnp.broadcast_to(part, found.near.shape).reshape(shape) for part in parts))
 
 
 def _per_element(site: Site, weights: Array, x: Array) -> Array:
@@ -121,12 +125,12 @@ def _per_element(site: Site, weights: Array, x: Array) -> Array:
 
 def _weighted(x: Array, axes: tuple[int, ...], mask: Array | None, weights: Array) -> Part:
     """Return weighted moments in two passes."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     weights = jnp.broadcast_to(weights.astype(x.dtype), x.shape)
     if mask is not None:
         x, weights = jnp.where(mask, x, 0), jnp.where(mask, weights, 0)
-    count = weights.sum(axes)
-    share = weights / jnp.expand_dims(jnp.where(count > 0, count, 1), axes)
-    mean = (x * share).sum(axes, keepdims=True)
-    mean += ((x - mean) * share).sum(axes, keepdims=True)  # the digits that an offset took
-    return Part(count, mean.squeeze(axes), (lax.square(x - mean) * share).sum(axes))
+    count = weights.sum(axes, keepdims=True)
+    share = weights / jnp.where(count > 0, count, 1)
+    near = (x * share).sum(axes, keepdims=True)
+    rest = ((x - near) * share).sum(axes, keepdims=True)
+    var = (lax.square((x - near) - rest) * share).sum(axes)
+    return Part(count.squeeze(axes), near.squeeze(axes), rest.squeeze(axes), var)
