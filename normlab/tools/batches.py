@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
+from normlab.errors import BadInput
 from normlab.expect import refusal
 
 __all__ = ["Arguments", "Call", "default_call", "examples"]
@@ -58,4 +59,4 @@ def examples(args: tuple[object, ...], kwargs: Mapping[str, object]) -> int:
     for leaf in jax.tree.leaves((args, dict(kwargs))):
         if np.ndim(leaf):
             return np.shape(leaf)[0]
-    raise refusal("an array with an axis of examples among the arguments of the model", "none", _REMEDY)
+    raise BadInput(f"Expected an array with an axis of examples among the arguments of the model, got none. {_REMEDY}")

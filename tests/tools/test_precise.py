@@ -1,5 +1,6 @@
 """Statistics estimated from data: those of the arrays that norms are given, in any model and call."""
 
+import functools
 import itertools
 import re
 from collections.abc import Callable, Iterator
@@ -39,7 +40,8 @@ class Net(nn.Module):
         x = self.norm(use_running_average=not train, name="first")(nn.Dense(3)(x), **masked)
         x = nn.Dropout(self.rate, deterministic=not train)(nn.relu(x))
         calls = self.variable("memory", "calls", lambda: jnp.zeros(()))
-        calls.value += train
+        if train:
+            calls.value += 1
         return self.norm(use_running_average=not train, name="second")(nn.Dense(5)(x), **masked)
 
 
@@ -61,6 +63,14 @@ class NNXNet(nnx.Module):
 
 def start(model: nn.Module, x: np.ndarray = X[0], **options: Any) -> Any:
     return model.init(jax.random.key(1), x, train=False, **options)
+
+
+@functools.cache
+def estimated_once() -> tuple[Net, Any, Any]:
+    """Return a network, its variables, and the variables with statistics of `ALIKE`, which many tests compare with."""
+    model = Net()
+    variables = start(model)
+    return model, variables, precise(model, variables, ALIKE).variables
 
 
 def hidden(variables: Any, x: np.ndarray) -> np.ndarray:
@@ -98,9 +108,7 @@ def test_statistics_are_those_of_all_examples(norm: type[nn.Module]) -> None:
 
 
 def test_the_second_norm_is_given_what_the_first_makes_of_a_batch() -> None:
-    model = Net()
-    variables = start(model)
-    found = precise(model, variables, X).variables
+    _, variables, found = estimated_once()
 
     def given(x: np.ndarray) -> np.ndarray:
         h = hidden(variables, x)
@@ -108,29 +116,31 @@ def test_the_second_norm_is_given_what_the_first_makes_of_a_batch() -> None:
         dense = variables["params"]["Dense_1"]
         return h @ np.float64(dense["kernel"]) + np.float64(dense["bias"])
 
-    assert_statistics(found["batch_stats"]["second"], np.concatenate([given(x) for x in X]), rtol=1e-5)
+    assert_statistics(found["batch_stats"]["second"], np.concatenate([given(x) for x in ALIKE]), rtol=1e-5)
 
 
 def test_nothing_but_statistics_changes_and_nothing_given_does() -> None:
-    model = Net()
-    variables = start(model)
+    model, variables, _ = estimated_once()
     before = jax.tree.map(np.array, variables)
-    found = precise(model, variables, X).variables
+    found = precise(model, variables, ALIKE).variables
     same(variables, before)
     same({**found, "batch_stats": 0}, {**before, "batch_stats": 0})
     assert jax.tree.structure(found) == jax.tree.structure(variables)
-    frozen = precise(model, flax.core.freeze(variables), X).variables
+    frozen = precise(model, flax.core.freeze(variables), ALIKE).variables
     assert isinstance(frozen, flax.core.FrozenDict)
     same(frozen, flax.core.freeze(found))
 
 
 def test_estimating_twice_is_estimating_once() -> None:
-    model = Net()
-    once = precise(model, start(model), X)
-    twice = precise(model, once.variables, X)
-    same(once.variables, twice.variables)
+    model, _, once = estimated_once()
+    twice = precise(model, once, ALIKE)
+    same(once, twice.variables)
     assert twice.change == {"first": 0, "second": 0}
-    assert once.change["first"] > 0.1
+    moved = jax.tree.map(lambda leaf: 4 * leaf, once["batch_stats"])
+    again = precise(model, {**once, "batch_stats": moved}, ALIKE).change
+    mean, std = (once["batch_stats"]["first"][name] for name in ("mean", "var"))
+    expected = np.maximum(3 * np.abs(mean), np.sqrt(std)) / np.sqrt(std)
+    assert again["first"] == pytest.approx(expected.max(), rel=1e-6)
 
 
 OPTIONS = {"continual": "num_groups=2", "batch_channel": "num_groups=2"}
@@ -166,15 +176,15 @@ def test_one_batch_gives_the_statistics_that_training_with_momentum_0_keeps(name
 
 def test_corrections_and_running_statistics_of_batch_renorm_play_no_part() -> None:
     renorm = partial(normlab.linen.BatchRenorm, epsilon=0.01, r_max=lambda step: 3.0, initialize_from_first_batch=True)
-    plain, model = Net(partial(normlab.linen.BatchNorm, epsilon=0.01)), Net(renorm)
+    plain, model = Net(partial(normlab.linen.BatchNorm, epsilon=0.01)), Net(renorm)  # which see the same arrays
     variables = start(model)
-    expected = precise(plain, start(plain), X).variables["batch_stats"]
+    expected = precise(plain, start(plain), ALIKE).variables["batch_stats"]
     stats = jax.tree.map(lambda leaf: leaf + 7, variables["batch_stats"])
-    found = precise(model, {**variables, "batch_stats": stats}, X).variables["batch_stats"]
+    found = precise(model, {**variables, "batch_stats": stats}, ALIKE).variables["batch_stats"]
     for name in ("first", "second"):
         np.testing.assert_allclose(found[name]["mean"], expected[name]["mean"], rtol=1e-6, atol=1e-7)
         np.testing.assert_allclose(found[name]["std"], np.sqrt(expected[name]["var"] + 0.01), rtol=1e-6)
-        assert found[name]["step"] == 3
+        assert found[name]["step"] == 2
 
 
 def test_paper_takes_batches_of_one_size() -> None:
@@ -232,8 +242,8 @@ def test_weights_count_examples_as_often(offset: float) -> None:
 
 def test_weights_in_nnx_and_beside_a_mask() -> None:
     model = NNXNet()
-    found = precise(model, None, X, weights=lambda batch: jnp.arange(len(batch)) < 2).model
-    expected = precise(model, None, [x[:2] for x in X]).model
+    found = precise(model, None, ALIKE, weights=lambda batch: jnp.arange(len(batch)) < 2).model
+    expected = precise(model, None, [x[:2] for x in ALIKE]).model
     np.testing.assert_allclose(found.norms[0].mean[...], expected.norms[0].mean[...], rtol=1e-6)
     net = Net()
     variables, mask = start(net), np.arange(6)[:, None] < 3
@@ -255,16 +265,14 @@ def test_the_order_of_batches_does_not_matter(offset: float) -> None:
 
 
 def test_dropout_is_off_unless_training_has_it() -> None:
-    model, without = Net(rate=0.5), Net()
-    variables = start(model)
-    expected = precise(without, variables, X).variables
-    same(precise(model, variables, X).variables, expected)
-    same(precise(model, variables, X, train={"train": True}).variables, expected)
-    on = precise(model, variables, X, train={"train": True}, rngs={"dropout": jax.random.key(0)}).variables
+    model, (_, variables, expected) = Net(rate=0.5), estimated_once()
+    same(precise(model, variables, ALIKE).variables, expected)
+    same(precise(model, variables, ALIKE, train={"train": True}).variables, expected)
+    on = precise(model, variables, ALIKE, train={"train": True}, rngs={"dropout": jax.random.key(0)}).variables
     assert not np.allclose(on["batch_stats"]["second"]["var"], expected["batch_stats"]["second"]["var"], rtol=0.05)
     same(on["batch_stats"]["first"], expected["batch_stats"]["first"])
     same(
-        *(nnx.state(precise(NNXNet(rate=rate), None, X).model, nnx.BatchStat) for rate in (0.5, 0.0)),
+        *(nnx.state(precise(NNXNet(rate=rate), None, ALIKE).model, nnx.BatchStat) for rate in (0.5, 0.0)),
     )
 
 
@@ -272,10 +280,10 @@ def test_nnx_returns_a_copy_in_the_mode_of_the_model() -> None:
     model = NNXNet()
     model.eval()
     before = jax.tree.map(np.array, nnx.state(model, nnx.Param, nnx.BatchStat))
-    found = precise(model, None, X)
+    found = precise(model, None, ALIKE)
     same(nnx.state(model, nnx.Param, nnx.BatchStat), before)
     copy = found.model
-    h = np.concatenate(X).astype(np.float64) @ np.float64(model.dense[0].kernel[...])
+    h = np.concatenate(ALIKE).astype(np.float64) @ np.float64(model.dense[0].kernel[...])
     assert_statistics({"mean": copy.norms[0].mean[...], "var": copy.norms[0].var[...]}, h)
     assert (copy.norms[0].use_running_average, model.norms[0].use_running_average) == (True, True)
     assert list(found.moments) == ["norms/0", "norms/1"]
@@ -292,10 +300,10 @@ def test_calls_are_merged(norm: type[nn.Module]) -> None:
             return shared(x) + shared(10 * x)
 
     model = Twice()
-    found = precise(model, start(model), X)
-    x = np.concatenate(X).astype(np.float64)
+    found = precise(model, start(model), ALIKE)
+    x = np.concatenate(ALIKE).astype(np.float64)
     assert_statistics(found.variables["batch_stats"]["shared"], np.concatenate([x, 10 * x]))
-    assert (found.moments["shared"].batches == 6).all()
+    assert (found.moments["shared"].batches == 4).all()
 
 
 class Layer(nn.Module):
@@ -327,9 +335,9 @@ class Stack(nn.Module):
 def test_layers_in_a_scan_have_statistics_of_their_own() -> None:
     model = Stack({"params": 0, "batch_stats": 0})
     variables = start(model)
-    found = precise(model, variables, X).variables["batch_stats"]["layers"]["bn"]
+    found = precise(model, variables, ALIKE).variables["batch_stats"]["layers"]["bn"]
     assert found["mean"].shape == (3, 4)
-    given = [np.float64(x) for x in X]
+    given = [np.float64(x) for x in ALIKE]
     for i in range(3):
         dense = jax.tree.map(lambda leaf, i=i: np.float64(leaf[i]), variables["params"]["layers"]["Dense_0"])
         given = [h @ dense["kernel"] + dense["bias"] for h in given]
@@ -346,38 +354,38 @@ def test_runs_without_statistics_of_their_own_or_without_an_order_are_refused() 
         "shape (4,) for features of shape (4,). Write `variable_axes={'batch_stats': 0}` in `nn.scan`, or leave the "
         "norm out by `where=`."
     ):
-        precise(model, shared, X)
+        precise(model, shared, ALIKE)
     model = Stack({"params": 0, "batch_stats": 0}, transform="vmap")
     with refused("Expected norms whose runs have an order, got `layers/bn` under `vmap`."):
-        precise(model, start(model), X)
+        precise(model, start(model), ALIKE)
 
 
 @LIBRARIES
 def test_running_statistics_of_two_norms_in_sequence_are_settled_after_two_passes(norm: type[nn.Module]) -> None:
     model = Net(norm)
-    found = precise(model, start(model), X, through="evaluation")
-    assert (found.passes, found.moving, found.examples) == (2, {}, 15)
+    found = precise(model, start(model), ALIKE, through="evaluation")
+    assert (found.passes, found.moving, found.examples) == (2, {}, 12)
     given = []
-    for x in X:
+    for x in ALIKE:
         dense = found.variables["params"]["Dense_1"]
         first = found.variables["batch_stats"]["first"]
         h = (hidden(found.variables, x) - first["mean"]) / np.sqrt(first["var"] + 1e-5)
         given.append(np.maximum(h, 0) @ np.float64(dense["kernel"]) + np.float64(dense["bias"]))
     assert_statistics(found.variables["batch_stats"]["second"], np.concatenate(given), rtol=1e-5)
-    again = precise(model, found.variables, X, through="evaluation")
+    again = precise(model, found.variables, ALIKE, through="evaluation")
     same(again.variables, found.variables)
     assert (again.passes, again.change) == (1, {"first": 0, "second": 0})
 
 
 def test_nnx_by_running_statistics_is_linen() -> None:
     model, linen = NNXNet(), Net()
-    found = precise(model, None, X, through="evaluation")
+    found = precise(model, None, ALIKE, through="evaluation")
     params = {
         f"Dense_{i}": {"kernel": layer.kernel[...], "bias": layer.bias[...]} for i, layer in enumerate(model.dense)
     }
     variables = start(linen)
     variables = {**variables, "params": {**variables["params"], **params}}
-    expected = precise(linen, variables, X, through="evaluation").variables["batch_stats"]
+    expected = precise(linen, variables, ALIKE, through="evaluation").variables["batch_stats"]
     for norm, name in zip(found.model.norms, ("first", "second"), strict=True):
         np.testing.assert_allclose(norm.mean[...], expected[name]["mean"], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(norm.var[...], expected[name]["var"], rtol=1e-5)
@@ -392,7 +400,7 @@ def test_a_norm_that_feeds_itself_keeps_moving() -> None:
             return shared(nn.relu(shared(x)))
 
     model = Again()
-    found = precise(model, start(model), X, through="evaluation")
+    found = precise(model, start(model), ALIKE, through="evaluation")
     assert found.passes == 1
     assert found.moving["shared"] > 0.01
 
@@ -400,18 +408,18 @@ def test_a_norm_that_feeds_itself_keeps_moving() -> None:
 def test_batches_that_are_gone_are_refused_only_where_they_are_read_again() -> None:
     model, one = Net(), nn.BatchNorm(use_running_average=None)
     variables = one.init(jax.random.key(0), X[0], use_running_average=True)
-    assert precise(one, variables, iter(X), through="evaluation").passes == 1
-    assert precise(model, start(model), iter(X)).examples == 15
+    assert precise(one, variables, iter(ALIKE), through="evaluation").passes == 1
+    assert precise(model, start(model), iter(ALIKE)).examples == 12
     sentence = (
         "Expected batches that can be read again, got an iterator that is exhausted on pass 2 "
         "(`through='evaluation'`). Pass a list, or an object whose `__iter__` starts anew."
     )
     with refused(sentence):
-        precise(model, start(model), iter(X), through="evaluation")
+        precise(model, start(model), iter(ALIKE), through="evaluation")
 
     class Once:
         def __init__(self) -> None:
-            self.batches = iter(X)
+            self.batches = iter(ALIKE)
 
         def __iter__(self) -> Iterator[np.ndarray]:
             return self.batches
@@ -421,11 +429,9 @@ def test_batches_that_are_gone_are_refused_only_where_they_are_read_again() -> N
 
 
 def test_only_chosen_norms_change() -> None:
-    model = Net()
-    variables = start(model)
-    everything = precise(model, variables, X).variables
+    model, variables, everything = estimated_once()
     for where in ("s*", ["second"], lambda site: site.path == "second"):
-        found = precise(model, variables, X, where=where)
+        found = precise(model, variables, ALIKE, where=where)
         same(found.variables["batch_stats"]["first"], variables["batch_stats"]["first"])
         same(found.variables["batch_stats"]["second"], everything["batch_stats"]["second"])
         assert list(found.moments) == ["second"]
@@ -440,17 +446,17 @@ def test_frozen_norms_stay_unless_they_are_named() -> None:
             return nn.BatchNorm(use_running_average=not train, name="free")(x)
 
     model = Frozen()
-    assert list(precise(model, start(model), X).moments) == ["free"]
-    assert list(precise(model, start(model), X, where=["ours", "f*"]).moments) == ["ours", "flax", "free"]
+    assert list(precise(model, start(model), ALIKE).moments) == ["free"]
+    assert list(precise(model, start(model), ALIKE, where=["ours", "f*"]).moments) == ["ours", "flax", "free"]
 
 
 def test_models_of_many_devices_are_one_on_one_device() -> None:
     synchronized = Net(partial(normlab.linen.BatchNorm, axis_name="data"))
     flaxs = Net(partial(nn.BatchNorm, axis_name="data"))
-    expected = precise(Net(), start(Net()), X).variables["batch_stats"]
+    _, variables, expected = estimated_once()
     for model in (synchronized, flaxs):
-        found = precise(model, start(Net()), X).variables["batch_stats"]
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, expected)
+        found = precise(model, variables, ALIKE).variables["batch_stats"]
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, expected["batch_stats"])
 
 
 @pytest.mark.parametrize("library", ["linen", "nnx"])
@@ -459,50 +465,49 @@ def test_examples_on_many_devices_are_still_one_batch(library: str) -> None:
     batches = [np.tile(X[0], (4, 1)), X[2]]  # the second does not divide over the devices
     model, variables = (Net(), start(Net())) if library == "linen" else (NNXNet(), None)
     one, many = (collect(model, variables, batches, mesh=where) for where in (None, mesh))
-    sharded = jax.device_put(batches[0], jax.NamedSharding(mesh, jax.P("data")))
-    by_hand = collect(model, variables, [sharded, batches[1]])
     for path in one:
-        for moments in (many[path], by_hand[path]):
-            np.testing.assert_allclose(moments.mean, one[path].mean, rtol=1e-5, atol=1e-6)
-            np.testing.assert_allclose(moments.var, one[path].var, rtol=1e-5)
+        np.testing.assert_allclose(many[path].mean, one[path].mean, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(many[path].var, one[path].var, rtol=1e-5)
     assert many.examples == 27
     if library == "linen":
         placed = jax.device_put(variables, jax.NamedSharding(mesh, jax.P()))
-        found = precise(model, placed, batches, mesh=mesh).variables["batch_stats"]["first"]["mean"]
+        found = precise(model, placed, [jax.device_put(batches[0], jax.NamedSharding(mesh, jax.P("data")))]).variables[
+            "batch_stats"
+        ]["first"]["mean"]
+        np.testing.assert_allclose(found, hidden(variables, X[0]).mean(0), rtol=1e-5, atol=1e-6)
         assert found.sharding == placed["batch_stats"]["first"]["mean"].sharding
 
 
 def test_parts_of_the_data_are_merged_across_files_and_processes(tmp_path: Path) -> None:
-    model = Net()
-    variables = start(model)
-    collect(model, variables, X[:1]).save(tmp_path / "moments")
-    merged = Moments.load(tmp_path / "moments") + collect(model, variables, X[1:]) + collect(model, variables, [])
-    same(replicas.merge(merged).apply(variables), precise(model, variables, X).variables)
+    model, variables, expected = estimated_once()
+    collect(model, variables, ALIKE[:1]).save(tmp_path / "moments")
+    merged = Moments.load(tmp_path / "moments") + collect(model, variables, ALIKE[1:]) + collect(model, variables, [])
+    same(replicas.merge(merged).apply(variables), expected)
 
 
 def test_averages_of_weights_evaluate_after_estimation() -> None:
     model = Net()
     trees = [model.init(jax.random.key(seed), X[0], train=False) for seed in (0, 1)]
     average = averaging.average(trees)
-    found = precise(model, average, X).variables
+    found = precise(model, average, ALIKE).variables
     assert model.apply(found, X[0], train=False).shape == (6, 5)
-    assert_statistics(found["batch_stats"]["first"], hidden(found, np.concatenate(X)))
+    assert_statistics(found["batch_stats"]["first"], hidden(found, np.concatenate(ALIKE)))
     models = [NNXNet(seed=seed) for seed in (0, 1)]
     state = averaging.average([nnx.state(one) for one in models])
-    copy = precise(models[0], state, X).model
+    copy = precise(models[0], state, ALIKE).model
     kernel = np.mean([one.dense[0].kernel[...] for one in models], 0)
     np.testing.assert_allclose(copy.dense[0].kernel[...], kernel, rtol=1e-6)
-    np.testing.assert_allclose(copy.norms[0].mean[...], (np.concatenate(X) @ kernel).mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(copy.norms[0].mean[...], (np.concatenate(ALIKE) @ kernel).mean(0), rtol=1e-5, atol=1e-6)
     assert not np.allclose(models[0].dense[0].kernel[...], kernel)
 
 
 def test_batches_are_counted_and_limited() -> None:
-    model, seen = Net(), []
-    variables = start(model)
-    assert precise(model, variables, X, limit=100, progress=seen.append).examples == 15
-    assert seen == [1, 2, 3]
-    endless = itertools.cycle(X)
-    assert precise(model, variables, endless, limit=4).examples == 21
+    model, seen = nn.BatchNorm(use_running_average=None), []
+    variables = model.init(jax.random.key(0), X[0], use_running_average=True)
+    assert precise(model, variables, ALIKE, limit=100, progress=seen.append).examples == 12
+    assert seen == [1, 2]
+    endless = itertools.cycle(ALIKE)
+    assert precise(model, variables, endless, limit=3).examples == 18
     assert next(endless) is X[1]  # no more was read than asked for
     with refused("Expected `limit` to be a positive whole number, or None, got 0. Give one such as 5."):
         precise(model, variables, X, limit=0)
@@ -516,7 +521,7 @@ def test_batches_are_counted_and_limited() -> None:
 def test_batches_come_in_many_forms(wrap: Callable[[np.ndarray], object]) -> None:
     model = nn.BatchNorm(use_running_average=None)
     variables = model.init(jax.random.key(0), X[0], use_running_average=True)
-    assert precise(model, variables, map(wrap, X)).examples == 15
+    assert collect(model, variables, map(wrap, X[:1])).examples == 6
 
 
 def test_reset_makes_statistics_fresh() -> None:
@@ -527,7 +532,7 @@ def test_reset_makes_statistics_fresh() -> None:
     same(found, {**used, "batch_stats": fresh["batch_stats"]})
     part = reset(model, used, where="sec*")
     same(part["batch_stats"], {**used["batch_stats"], "second": fresh["batch_stats"]["second"]})
-    copy = precise(NNXNet(), None, X).model
+    copy = precise(NNXNet(), None, ALIKE).model
     again = reset(copy, where=["norms/0"])
     assert again.norms[0].mean[...].tolist() == [0, 0, 0]
     same(again.norms[1].mean[...], copy.norms[1].mean[...])
@@ -587,5 +592,5 @@ def test_what_does_not_fit_is_refused_in_a_sentence() -> None:
         precise(model, variables, [{"pixels": X[0]}])
     with refused("Expected a batch of arrays, a tuple or a dict, got `text`. Give `call="):
         precise(model, variables, ["text"])
-    with refused("Expected an array with an axis of examples among the arguments of the model, got none."):
+    with refused("Expected an array with an axis of examples among the arguments of the model, got none. Give `call="):
         precise(model, variables, [1], call=lambda batch: ((np.float32(0),), {}))
