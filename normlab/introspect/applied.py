@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import jax
@@ -101,7 +102,7 @@ def _nnx(model: nnx.Module, hook: Hook, method: Method, train: bool | None, reco
     ) -> tuple[object, nnx.State]:
         del rngs  # which an NNX model has inside
         module: Any = nnx.merge(graph, state)
-        function = getattr(module, method or "__call__") if not callable(method) else method.__get__(module)
+        function = partial(method, module) if callable(method) else getattr(module, method or "__call__")
         with set_xla_metadata(normlab=token):
             output = function(*args, **kwargs)
         return output, nnx.state(module)
@@ -121,9 +122,7 @@ def check_model(model: object) -> None:
     """
     if isinstance(model, nn.Module | nnx.Module):
         return
-    library = type(model).__module__.partition(".")[0]
-    origin = next((base.__module__.partition(".")[0] for base in type(model).__mro__[:-1]), library)
-    bases = {base.__module__.partition(".")[0] for base in type(model).__mro__} | {origin}
+    bases = {base.__module__.partition(".")[0] for base in type(model).__mro__}
     for name, title in (("equinox", "an Equinox"), ("haiku", "a Haiku")):
         if name in bases:
             raise BadInput(

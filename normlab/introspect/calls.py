@@ -36,14 +36,20 @@ class Call:
 
     @property
     def input(self) -> object:
-        """The first argument, by whatever name it is given."""
-        return self.args[0] if self.args else next(iter(self.kwargs.values()), None)
+        """The array that goes in: the first argument, by whatever name it is given."""
+        return self.args[0] if self.args else self.kwargs.get(self._name)
 
     def given(self, x: object) -> object:
-        """Call the module with another first argument."""
+        """Call the module with another array that goes in."""
         if self.args:
             return self.run(x, *self.args[1:], **self.kwargs)
-        return self.run(**{**self.kwargs, next(iter(self.kwargs)): x})
+        return self.run(**{**self.kwargs, self._name: x})
+
+    @property
+    def _name(self) -> str:
+        """Name of the first argument, where it is given by name."""
+        known = [name for name in ("x", "inputs") if name in self.kwargs]
+        return next(iter([*known, *self.kwargs]), "")
 
 
 class Hook(Protocol):

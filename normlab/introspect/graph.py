@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 from jax.extend.core import Literal as Constant
 
@@ -23,7 +24,7 @@ CALLS = {
 """Primitives that only call a jaxpr, and the parameter that has it."""
 
 SAME = ("convert_element_type", "copy", "copy_p", "sharding_constraint", "optimization_barrier", "name")
-"""Primitives whose outputs are their inputs, in another dtype or place."""
+"""Primitives whose outputs are their inputs, in another dtype of real numbers or another place."""
 
 
 class Neighbour(NamedTuple):
@@ -137,16 +138,17 @@ class _Walker:
             outputs = self.equation(equation, [_at(values, var) for var in equation.invars], around)
             values |= zip(equation.outvars, outputs, strict=True)
         outputs = [_at(values, var) for var in jaxpr.outvars]
-        for value in outputs if end else ():
-            value.uses.append(end)
+        if end is not None:
+            for value in outputs:
+                value.uses.append(end)
         return outputs
 
     def equation(self, equation: JaxprEqn, given: list[Value], around: _Around) -> list[Value]:
         """Walk over an equation; return its outputs."""
         name = equation.primitive.name
         if name == "name" and (mark := self.markers.read(equation.params["name"])):
-            return [self.mark(*mark, given[0], equation.invars[0].aval.shape, around)]
-        if name in SAME:
+            return [self.mark(*mark, given[0], getattr(equation.invars[0].aval, "shape", ()), around)]
+        if name in SAME and not _rounds(equation):
             return given[: len(equation.outvars)]
         if name in CALLS:
             inner = (*around, (name, 1)) if name == "remat2" else around
@@ -188,6 +190,12 @@ def _neighbour(layer: Layer) -> Neighbour | None:
     if layer.role == "weight":
         return None
     return Neighbour(layer.role, layer.path, type(layer.module).__name__)
+
+
+def _rounds(equation: JaxprEqn) -> bool:
+    """Return whether an equation makes whole numbers of others, or the reverse."""
+    dtypes = [getattr(var.aval, "dtype", None) for var in (*equation.invars, *equation.outvars)]
+    return any(dtype is not None and not jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes)
 
 
 def _at(values: _Values, var: Var | Constant) -> Value:

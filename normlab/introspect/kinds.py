@@ -1,7 +1,7 @@
 """Which modules are norms, of which kind, and over which elements each takes its statistics."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 from flax import linen as nn
@@ -79,13 +79,7 @@ def _has(module: Module, row: Description) -> bool:
 
 def _overrides(kind: type, base: type) -> bool:
     """Return whether a class of the user's, below one of a library, has a call of its own."""
-    return any("__call__" in vars(one) for one in kind.__mro__[: kind.__mro__.index(base)] if not _lifted(one))
-
-
-def _lifted(kind: type) -> bool:
-    """Return whether a class was made by a transform of Flax, such as `nn.remat`."""
-    call = vars(kind).get("__call__")
-    return getattr(call, "__module__", "").startswith("flax.linen.transforms")
+    return any("__call__" in vars(one) for one in kind.__mro__[: kind.__mro__.index(base)])
 
 
 def is_linear(module: Module) -> bool:
@@ -98,7 +92,10 @@ def is_linear(module: Module) -> bool:
     if isinstance(module, normlab.nnx.StandardizedConv | normlab.nnx.StandardizedLinear):
         return True
     if isinstance(module, nn.Module):
-        names = set(module.variables.get("params", {}))
+        own = module.variables.get("params", {})
+        names = {name for name, value in own.items() if not isinstance(value, Mapping)} if own else set()
+        if len(names) < len(own):
+            return False
     else:
         parts = vars(module).values()
         if any(isinstance(part, nnx.Module) for part in parts):

@@ -46,6 +46,7 @@ class Layer:
         variables: Names in the model of the module's own variables, by role, such as `params/norm/scale` for `scale`.
         shapes: Their shapes as the module saw them, by role.
         running: Whether a norm with running statistics used them.
+        given: Names of further arrays of the call, such as `mask`.
     """
 
     path: str
@@ -59,6 +60,7 @@ class Layer:
     variables: Mapping[str, str] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     running: bool | None = None
+    given: tuple[str, ...] = ()
 
 
 class Markers:
@@ -133,6 +135,11 @@ def _layer(call: Call, role: Role, kind: Kind | None, x: jax.Array) -> Layer:
         {name: f"{collection}{name}" for name, (collection, _) in own.items()},
         {name: shape for name, (_, shape) in own.items()},
         _running(call),
+        tuple(
+            sorted(
+                name for name, value in call.kwargs.items() if isinstance(value, jax.Array) and value is not call.input
+            )
+        ),
     )
 
 

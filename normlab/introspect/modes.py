@@ -1,7 +1,7 @@
 """How a model is told to train or to evaluate."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -12,7 +12,7 @@ from flax import linen as nn
 from normlab.errors import BadInput
 from normlab.introspect.calls import Module
 
-__all__ = ["Method", "Modes", "modes", "unknown_mode"]
+__all__ = ["Method", "Modes", "modes", "told", "unknown_mode"]
 
 Method: TypeAlias = str | Callable[..., object] | None
 """A method of a model, by name or as a function; `None` is `__call__`."""
@@ -54,7 +54,8 @@ def modes(
     """Find out how a model is told to train or to evaluate.
 
     The arguments `train`, `training`, `is_training` and `is_train` are True in training; `deterministic`, `eval` and
-    `use_running_average` are True at evaluation. All that the signature of the call has are set.
+    `use_running_average` are True at evaluation. All that the signature of the call has are set, but those that a field
+    of a Linen model sets.
 
     Args:
         model: The model.
@@ -74,12 +75,37 @@ def modes(
         ({'train': True}, {'train': False})
     """
     found = {name: value for name, value in _TRAINING.items() if name in _parameters(model, method)}
+    if isinstance(model, nn.Module):  # whose arguments must not say again what a field says
+        found = {name: value for name, value in found.items() if getattr(model, name, None) is None}
     opposite = {name: not value for name, value in found.items()}
     return Modes(
         MappingProxyType(dict(found if train is None else train)),
         MappingProxyType(dict(opposite if evaluate is None else evaluate)),
         bool(found) or not isinstance(model, nn.Module) or (train is not None and evaluate is not None),
     )
+
+
+def told(
+    model: Module, method: Method, args: Sequence[object], kwargs: Mapping[str, object], train: bool | None
+) -> Mapping[str, object]:
+    """Return the keywords to add to a call of a model so that it trains or evaluates.
+
+    Args:
+        model: The model.
+        method: The method to be called.
+        args: Positional arguments of the call.
+        kwargs: Keyword arguments of the call.
+        train: The mode. `None` evaluates, unless the arguments say the mode.
+
+    Returns:
+        Keywords that the arguments do not have.
+    """
+    parameters = list(_parameters(model, method))
+    given = {*parameters[: len(args)], *kwargs}
+    found = modes(model, method).of(bool(train))
+    if train is None and given & _TRAINING.keys():
+        return {}
+    return {name: value for name, value in found.items() if name not in given}
 
 
 def unknown_mode() -> BadInput:

@@ -1,6 +1,7 @@
 """Stand around the calls of the modules of an NNX model, which has no hook of its own."""
 
 import functools
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -60,4 +61,4 @@ def _tapped(kind: type[nnx.Module]) -> type[nnx.Module]:
         return tap.hook(Call(tap.path, self, args, kwargs, functools.partial(kind.__call__, self)))
 
     names = {"__call__": call, "__module__": kind.__module__, "__doc__": kind.__doc__, _TAP: None}
-    return type(kind)(kind.__name__, (kind,), names)
+    return types.new_class(kind.__name__, (kind,), exec_body=lambda namespace: namespace.update(names))

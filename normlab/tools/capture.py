@@ -5,9 +5,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import flax
 import jax
 from flax import linen as nn
+from flax.core import FrozenDict, freeze
 from jax import Array
 from jax.custom_batching import custom_vmap
 from jax.extend.core import get_opaque_trace_state
@@ -117,9 +117,8 @@ class Capture:
         output, after, outputs = self._compiled(_Static(key, joined), given, arrays, rngs)
         if self._received or self._calls.keys() - {path for path, _ in outputs}:
             jax.effects_barrier()
-        if isinstance(self._model, nn.Module):
-            after = flax.core.copy(given, after)
-        return Captured(output, after, _by_path(outputs, self._received))
+        whole = _replaced(given, after) if isinstance(self._model, nn.Module) else after
+        return Captured(output, whole, _by_path(outputs, self._received))
 
     def _run(self, static: "_Static", variables: Any, arrays: list[Any], rngs: Any) -> tuple[Any, Any, dict[_Key, Any]]:
         """Call the model while it is traced; return output, variables and statistics."""
@@ -165,6 +164,12 @@ class _Static:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Static) and self.key == other.key
+
+
+def _replaced(variables: Any, changed: Any) -> Any:
+    """Return variables of Linen with some collections replaced, frozen if they were."""
+    whole = {**variables, **changed}
+    return freeze(whole) if isinstance(variables, FrozenDict) else whole
 
 
 def _by_path(outputs: Mapping[_Key, Any], received: Mapping[_Key, list[Any]]) -> dict[str, tuple[tuple[Any, ...], ...]]:

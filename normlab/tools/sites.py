@@ -9,17 +9,16 @@ from typing import Any, Literal, overload
 import jax
 import numpy as np
 from flax import linen as nn
-from flax import nnx
 from flax.typing import VariableDict
 
 from normlab.errors import BadInput
 from normlab.introspect import nnx_hook
-from normlab.introspect.applied import Applied, applied, partitioned
+from normlab.introspect.applied import Applied, applied, check_model, partitioned
 from normlab.introspect.calls import Module
 from normlab.introspect.graph import Crossing, Neighbour, lifted, repeats, stacked, walk
 from normlab.introspect.kinds import Library, Recognised
 from normlab.introspect.markers import Markers
-from normlab.introspect.modes import Method, modes
+from normlab.introspect.modes import Method, told
 
 __all__ = ["Site", "Sites", "Source", "sites"]
 
@@ -55,7 +54,7 @@ class Site:
         count: Elements that one statistic averages over, per call and device; 0 for a norm without statistics.
         calls: Calls in one pass through the model.
         repeats: Runs of a call, under `scan` and `vmap`; 0 for an unknown number.
-        lifted: Transforms around the norm: `remat`, `scan`, `vmap`, `while`, `cond`, `shard_map`.
+        lifted: Transforms around the norm, each once: `remat`, `scan`, `vmap`, `while`, `cond`, `shard_map`.
         before: Nearest producer of the input; `unknown` where calls differ.
         after: Nearest consumer of the output, for each use of it.
         only_use: Whether the norm is the only consumer of its producer's output.
@@ -63,6 +62,7 @@ class Site:
             the collection in NNX.
         running: Whether the norm used running statistics in this pass; `None` for a norm that keeps none, or is not
             told.
+        given: Names of further arrays that the call gives to the norm: `mask`, `scale`, `bias`, `domain`.
     """
 
     path: str
@@ -81,6 +81,7 @@ class Site:
     only_use: bool
     variables: Mapping[str, str]
     running: bool | None = None
+    given: tuple[str, ...] = ()
 
     def described(self) -> dict[str, Any]:
         """Return the attributes as plain values."""
@@ -167,30 +168,31 @@ def sites(
         path      kind   input   count  calls  before           after
         layers_1  layer  (2, 4)  4      1      linear layers_0  operation max
     """
-    markers = Markers(recognise)
-    told = _told(model, method, train, kwargs)
-    mode = train if isinstance(train, bool) else None if train is not None else False
+    check_model(model)
+    markers, options = Markers(recognise), _told(model, method, train, args, kwargs)
+    mode = None if isinstance(train, Mapping) else bool(train)
     model_call = applied(model, variables, markers, method=method, train=mode, recognise=recognise)
-    traced = _Trace(model_call, args, {**kwargs, **told}, rngs)
+    traced = _Trace(model_call, args, options, rngs)
     try:
         jaxpr = traced.jaxpr()
     except Exception:
-        _check_variables(model, variables, args, {**kwargs, **told}, method)
+        _check_variables(model, variables, args, options, method)
         raise
     crossings = walk(jaxpr, markers, traced.inputs())
     return Sites(_collected(crossings, traced.shapes(), _own(model)), markers.modules)
 
 
 def _told(
-    model: Module, method: Method, train: Mapping[str, Any] | bool | None, kwargs: Mapping[str, Any]
+    model: Module,
+    method: Method,
+    train: Mapping[str, Any] | bool | None,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
 ) -> Mapping[str, Any]:
-    """Return the keywords of the call that say the mode."""
+    """Return the keyword arguments of the call, those that say the mode among them."""
     if isinstance(train, Mapping):
-        return train
-    if not isinstance(model, nn.Module | nnx.Module):  # which is refused later
-        return {}
-    found = modes(model, method).of(bool(train))
-    return {name: value for name, value in found.items() if name not in kwargs}
+        return {**kwargs, **train}
+    return {**kwargs, **told(model, method, args, kwargs, train)}
 
 
 @dataclass(frozen=True)
@@ -269,6 +271,7 @@ def _site(calls: Sequence[Crossing], top: Mapping[str, tuple[int, ...]], own: Mo
         only_use=all(len(list(call.before.root().consumers())) == 1 for call in calls),
         variables=layer.variables,
         running=layer.running,
+        given=tuple(sorted({name for call in calls for name in call.layer.given})),
     )
 
 

@@ -1006,4 +1006,79 @@ MUTANTS = (
         ("jnp.split(float32_or_wider(given).reshape(shape)", "jnp.split(given.astype('bfloat16').reshape(shape)"),
         ("modules/test_modulated.py::test_the_gain_is_added_in_float32",),
     ),
+    Mutant(
+        "a norm of the bits of a rounded value follows the layer before",
+        "introspect/graph.py",
+        ("if name in SAME and not _rounds(equation):", "if name in SAME:"),
+        ("tools/test_sites.py::test_an_operation_between_layer_and_norm_is_their_neighbour",),
+    ),
+    Mutant(
+        "an output that is used twice counts as used once",
+        "tools/sites.py",
+        (
+            "only_use=all(len(list(call.before.root().consumers())) == 1",
+            "only_use=all(len(list(call.before.root().consumers())) > 0",
+        ),
+        ("tools/test_sites.py::test_each_use_of_an_output_counts",),
+    ),
+    Mutant(
+        "a loop is taken for a call of its body",
+        "introspect/graph.py",
+        ('"closed_call": "call_jaxpr",', '"closed_call": "call_jaxpr", "scan": "jaxpr",'),
+        ("tools/test_sites.py::test_scans_in_scans_multiply_their_runs",),
+    ),
+    Mutant(
+        "what was compiled before is not traced again",
+        "introspect/applied.py",
+        (
+            "with linen_hook.hooked(hook), set_xla_metadata(normlab=token):",
+            "with linen_hook.hooked(hook), set_xla_metadata():",
+        ),
+        ("tools/test_sites.py::test_a_body_that_is_compiled_already_is_traced_again",),
+    ),
+    Mutant(
+        "the method of a base class is another call",
+        "introspect/linen_hook.py",
+        ("or any(module is one for one in running)", ""),
+        ("tools/test_sites.py::test_a_subclass_with_a_call_of_its_own_is_the_users",),
+    ),
+    Mutant(
+        "dropout at evaluation stands before a norm",
+        "introspect/markers.py",
+        ('if role == "dropout" and y is marked:', "if False:"),
+        ("tools/test_sites.py::test_dropout_is_there_in_training_alone",),
+    ),
+    Mutant(
+        "a ghost batch counts as the whole batch",
+        "introspect/kinds.py",
+        ('min(getattr(module, "ghost_batch_size", None) or batch, batch)', "batch"),
+        ("tools/test_sites.py::test_the_elements_of_a_statistic_are_counted",),
+    ),
+    Mutant(
+        "runs of an earlier call stay among the statistics",
+        "tools/capture.py",
+        ("self._received.clear()", "pass"),
+        ("tools/test_capture.py::test_runs_of_an_earlier_call_do_not_stay",),
+    ),
+    Mutant(
+        "runs under vmap are taken in any order",
+        "tools/capture.py",
+        ("_ordered(call.path, jax.lax.stop_gradient(found))", "jax.lax.stop_gradient(found)"),
+        ("tools/test_capture.py::test_runs_without_an_order_are_refused",),
+    ),
+    Mutant(
+        "continual norm gives its input before the group norm",
+        "tools/capture.py",
+        ("_counted(call.module, x, counted), counted, y)", "x, counted, y)"),
+        ("tools/test_capture.py::test_continual_norm_gives_its_input_after_the_group_norm",),
+    ),
+    Mutant(
+        "a model with `deterministic` evaluates where it is to train",
+        "introspect/modes.py",
+        (
+            '("deterministic", "eval", "use_running_average"), False',
+            '("deterministic", "eval", "use_running_average"), True',
+        ),
+        ("introspect/test_modes.py::test_arguments_that_are_true_at_evaluation",),
+    ),
 )

@@ -23,6 +23,7 @@ MODULES = (
     "normlab.introspect.pure",
     "normlab.introspect.capture",
     "normlab.introspect.statistics",
+    "normlab.tools",
     "normlab.tools.recalibrate",
     "normlab.river",
     "normlab.study",
