@@ -2,7 +2,7 @@
 
 from normlab.tools import averaging, replicas
 from normlab.tools.capture import Capture, Captured
-from normlab.tools.moments import Moments
+from normlab.tools.moments import Estimator, Form, Moments, SiteMoments
 from normlab.tools.precise import Precise, collect, cumulative, precise, reset
 from normlab.tools.select import Where, select
 from normlab.tools.sites import Site, Sites, Source, sites
@@ -10,17 +10,18 @@ from normlab.tools.sites import Site, Sites, Source, sites
 __all__ = [
     "Capture",
     "Captured",
+    "Estimator",
+    "Form",
     "Moments",
     "Precise",
     "Site",
+    "SiteMoments",
     "Sites",
     "Source",
     "Where",
-    "averaging",
     "collect",
     "cumulative",
     "precise",
-    "replicas",
     "reset",
     "select",
     "sites",

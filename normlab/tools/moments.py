@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from normlab.errors import BadInput
 from normlab.tools import leaves
 
-__all__ = ["Estimator", "Form", "Moments", "SiteMoments"]
+__all__ = ["Estimator", "Form", "SiteMoments", "Moments"]
 
 Estimator = Literal["population", "paper", "average"]
 """`population`: mean and total variance of all elements. `paper`: mean of batch means, mean of batch variances times
