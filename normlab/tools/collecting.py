@@ -22,10 +22,10 @@ from normlab.tools import by_batch, leaves
 from normlab.tools.averaging import Unestimated, without_check
 from normlab.tools.batches import Call, default_call, examples
 from normlab.tools.capture import Capture
-from normlab.tools.estimated import Part, all_fixed, chosen, form, part
+from normlab.tools.estimated import Part, all_fixed, chosen, estimated, form, part
 from normlab.tools.moments import Moments, SiteMoments
 from normlab.tools.select import Where
-from normlab.tools.sites import Site, sites
+from normlab.tools.sites import Site, Sites, sites
 
 __all__ = ["Collecting", "Collector", "Through"]
 
@@ -128,11 +128,12 @@ class Collector:
 
     def _prepared(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Capture:
         """Find the norms, and return the program that takes their moments."""
-        model, variables = self._given
-        told = dict(self._modes.train)
-        kwargs = {name: value for name, value in kwargs.items() if name not in told}
-        trained = model if isinstance(model, nn.Module) else self._copy(True)
-        found = sites(trained, variables if isinstance(model, nn.Module) else None, *args, train=told, **kwargs)
+        try:
+            found = self._sites(True, args, kwargs)
+        except ValueError:
+            if (shared := self._shared(args, kwargs)) is not None:
+                raise shared from None
+            raise
         self.norms = chosen(found, self._where)
         if not self.norms and not self._modes.known:
             raise unknown_mode()
@@ -147,8 +148,30 @@ class Collector:
             self._weights_of_call = weights
             return module(*args, **kwargs)
 
-        model = model if isinstance(model, nn.Module) else self._copy(self._trains)
+        model = self._given[0] if isinstance(self._given[0], nn.Module) else self._copy(self._trains)
         return Capture(model, statistic, paths=by_path, method=None if self._weights is None else weighted)
+
+    def _sites(self, train: bool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sites:
+        """Return the norms of the model in a mode."""
+        model, variables = self._given
+        told = dict(self._modes.of(train))
+        kwargs = {name: value for name, value in kwargs.items() if name not in told}
+        if isinstance(model, nn.Module):
+            return sites(model, variables, *args, train=told, **kwargs)
+        return sites(self._copy(train), None, *args, train=told, **kwargs)
+
+    def _shared(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> BadInput | None:
+        """Return the error for statistics that the runs of a scan share, which Flax cannot train, if there are any."""
+        try:
+            found = self._sites(False, args, kwargs)
+        except ValueError:
+            return None
+        shapes = {path: np.shape(leaf) for path, leaf in leaves.by_path(self.variables).items()}
+        for site in filter(estimated, found):
+            features = tuple(map(site.shape.__getitem__, site.features))
+            if "scan" in site.lifted and shapes.get(site.variables["mean"]) == features:
+                return _no_own_statistics(site, site.repeats, features, features)
+        return None
 
     def _copy(self, train: bool) -> nnx.Module:
         model, state = self._given
@@ -196,12 +219,16 @@ def _joined(site: Site, runs: tuple[Part, ...], shape: tuple[int, ...]) -> Part:
     stacked = Part(*(np.stack(parts) for parts in zip(*runs, strict=True)))
     leading = shape[: len(shape) - len(features)]
     if shape != (*leading, *features) or int(np.prod(leading)) != len(runs) or not leading:
-        raise BadInput(
-            f"Expected statistics of its own for each of the {len(runs)} runs of `{site.path}`, along the first axis, "
-            f"got statistics of shape {shape} for features of shape {features}. Write "
-            "`variable_axes={'batch_stats': 0}` in `nn.scan`, or leave the norm out by `where=`."
-        )
+        raise _no_own_statistics(site, len(runs), shape, features)
     return Part(*(np.reshape(part, shape) for part in stacked))
+
+
+def _no_own_statistics(site: Site, runs: int, shape: tuple[int, ...], features: tuple[int, ...]) -> BadInput:
+    return BadInput(
+        f"Expected statistics of its own for each of the {runs} runs of `{site.path}`, along the first axis, got "
+        f"statistics of shape {shape} for features of shape {features}. Write `variable_axes={{'batch_stats': 0}}` in "
+        "`nn.scan`, or leave the norm out by `where=`."
+    )
 
 
 def _moments(part: Part) -> SiteMoments:

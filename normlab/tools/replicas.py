@@ -78,7 +78,9 @@ def reduce(variables: Variables, how: How = "merge", axis: int = 0) -> Variables
         values |= {paths[name]: _reduced(named, name, how) for name in named}
 
     def leaf_of_one(path: str, leaf: Array | np.ndarray) -> Array | np.ndarray:
-        value = values[path].astype(leaf.dtype) if path in values else _agreed(path, leaf, axis)
+        if path not in values:
+            return _agreed(path, leaf, axis)
+        value = values[path].astype(leaf.dtype)
         return jnp.asarray(value) if isinstance(leaf, Array) else value
 
     return leaves.mapped(leaf_of_one, variables)
@@ -146,16 +148,21 @@ def _reduced(named: dict[str, np.ndarray], name: str, how: How) -> np.ndarray:
     return values.mean(0) + between if name == "var" else np.sqrt(np.square(values).mean(0) + between)
 
 
-def _agreed(path: str, leaf: Array | np.ndarray, axis: int) -> np.ndarray:
+def _agreed(path: str, leaf: Array | np.ndarray, axis: int) -> Array | np.ndarray:
     """Return the value of a leaf that is the same in all replicas."""
-    first, *others = np.moveaxis(np.asarray(leaf), axis, 0)
-    for number, other in enumerate(others, 1):
-        if not np.array_equal(first, other):
+    replicas = [leaf[(*[slice(None)] * axis, number)] for number in range(leaf.shape[axis])]
+    for number, other in enumerate(replicas):
+        if not np.array_equal(_plain(replicas[0]), _plain(other)):
             raise BadInput(
                 f"Expected `{path}` to be the same in all replicas, got others in replica {number} than in replica 0. "
                 "Synchronize it, or take the leaf of one replica first."
             )
-    return first
+    return replicas[0]
+
+
+def _plain(leaf: Array | np.ndarray) -> np.ndarray:
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
 
 
 def _over(apart: np.ndarray, std: np.ndarray) -> np.ndarray:

@@ -54,6 +54,7 @@ class Stack(nn.Module):
 
     axes: Any
     carry: Any = False
+    broadcast: Any = False
     transform: str = "scan"
 
     @nn.compact
@@ -61,9 +62,14 @@ class Stack(nn.Module):
         options = {"variable_axes": self.axes, "split_rngs": {"params": True}}
         if self.transform == "vmap":
             return nn.vmap(Layer, in_axes=(None, None), axis_size=3, **options)(name="layers")(x, train)[0].sum(0)
-        return nn.scan(Layer, length=3, in_axes=nn.broadcast, variable_carry=self.carry, **options)(name="layers")(
-            x, train
-        )[0]
+        return nn.scan(
+            Layer,
+            length=3,
+            in_axes=nn.broadcast,
+            variable_carry=self.carry,
+            variable_broadcast=self.broadcast,
+            **options,
+        )(name="layers")(x, train)[0]
 
 
 def test_layers_in_a_scan_have_statistics_of_their_own() -> None:
@@ -83,12 +89,13 @@ def test_runs_without_statistics_of_their_own_or_without_an_order_are_refused() 
     model, apart = Stack({"params": 0}, carry="batch_stats"), Stack({"params": 0, "batch_stats": 0})
     variables = start(apart)
     shared = {**variables, "batch_stats": jax.tree.map(lambda leaf: leaf[0], variables["batch_stats"])}
-    with refused(
-        "Expected statistics of its own for each of the 3 runs of `layers/bn`, along the first axis, got statistics of "
-        "shape (4,) for features of shape (4,). Write `variable_axes={'batch_stats': 0}` in `nn.scan`, or leave the "
-        "norm out by `where=`."
-    ):
-        precise(model, shared, ALIKE)
+    for shares in (model, Stack({"params": 0}, broadcast="batch_stats")):
+        with refused(
+            "Expected statistics of its own for each of the 3 runs of `layers/bn`, along the first axis, got "
+            "statistics of shape (4,) for features of shape (4,). Write `variable_axes={'batch_stats': 0}` in "
+            "`nn.scan`, or leave the norm out by `where=`."
+        ):
+            precise(shares, shared, ALIKE)
     model = Stack({"params": 0, "batch_stats": 0}, transform="vmap")
     with refused("Expected norms whose runs have an order, got `layers/bn` under `vmap`."):
         precise(model, start(model), ALIKE)

@@ -54,6 +54,11 @@ def test_states_of_nnx_are_reduced() -> None:
     assert found["var"][...].tolist() == [2, 2, 2]
 
 
+def test_random_keys_are_those_of_all_replicas() -> None:
+    keys = jnp.stack([jax.random.key(3)] * 2)
+    assert replicas.reduce({"rngs": {"key": keys}})["rngs"]["key"] == jax.random.key(3)
+
+
 def test_spread_is_in_standard_deviations() -> None:
     assert replicas.spread(variables()) == {"a/bn": pytest.approx(1 / np.sqrt(2))}
     equal = {"bn": {"mean": np.ones((2, 4)), "std": np.ones((2, 4))}}
