@@ -11,6 +11,7 @@ import numpy as np
 from flax import linen as nn
 from flax import nnx
 from flax.typing import VariableDict
+from jax import Array
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from normlab.errors import BadInput
@@ -81,7 +82,10 @@ def _linen(model: nn.Module, variables: VariableDict, hook: Hook, method: Method
     token = str(next(_numbers))
 
     def call(
-        variables: VariableDict, args: tuple[object, ...], kwargs: Mapping[str, Any], rngs: Any
+        variables: VariableDict,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        rngs: Mapping[str, Array] | None,
     ) -> tuple[object, VariableDict]:
         options: dict[str, Any] = {"mutable": mutable, "method": method, "rngs": rngs}
         with linen_hook.hooked(hook), set_xla_metadata(normlab=token):
@@ -98,7 +102,7 @@ def _nnx(model: nnx.Module, hook: Hook, method: Method, train: bool | None, reco
     token = str(next(_numbers))
 
     def call(
-        state: nnx.State, args: tuple[object, ...], kwargs: Mapping[str, Any], rngs: object
+        state: nnx.State, args: tuple[object, ...], kwargs: Mapping[str, object], rngs: object
     ) -> tuple[object, nnx.State]:
         del rngs  # which an NNX model has inside
         module: Any = nnx.merge(graph, state)
@@ -134,7 +138,7 @@ def check_model(model: object) -> None:
     raise refusal("a Flax module", model, "Pass an instance of `nn.Module` or `nnx.Module`.")
 
 
-def partitioned(tree: object) -> tuple[list[Any], Callable[[list[Any]], Any], tuple[object, ...]]:
+def partitioned(tree: object) -> tuple[list[Array], Callable[[list[Array]], Any], tuple[object, ...]]:
     """Split a tree into its arrays and what is static.
 
     Args:
@@ -147,7 +151,7 @@ def partitioned(tree: object) -> tuple[list[Any], Callable[[list[Any]], Any], tu
     dynamic = [_is_array(leaf) for leaf in leaves]
     static = tuple(None if yes else leaf for leaf, yes in zip(leaves, dynamic, strict=True))
 
-    def joined(arrays: list[Any]) -> Any:
+    def joined(arrays: list[Array]) -> Any:
         given = iter(arrays)
         parts = [next(given) if yes else leaf for leaf, yes in zip(static, dynamic, strict=True)]
         return jax.tree.unflatten(structure, parts)

@@ -4,6 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import nnx
 
@@ -44,6 +47,20 @@ class Call:
         if self.args:
             return self.run(x, *self.args[1:], **self.kwargs)
         return self.run(**{**self.kwargs, self._name: x})
+
+    @property
+    def mask(self) -> jax.Array | None:
+        """The mask of a norm's call, given by name or as an array of bools after the first argument."""
+        others = [one for one in self.args[1:] if getattr(one, "dtype", None) == np.dtype(bool)]
+        mask = self.kwargs.get("mask", next(iter(others), None))
+        return jnp.asarray(mask) if isinstance(mask, jax.Array | np.ndarray) else None
+
+    @property
+    def further(self) -> tuple[str, ...]:
+        """Names of the arrays that are given beside the first argument."""
+        arrays = {name for name, value in self.kwargs.items() if isinstance(value, jax.Array | np.ndarray)}
+        first = set() if self.args else {self._name}
+        return tuple(sorted(arrays - first | ({"mask"} if self.mask is not None else set())))
 
     @property
     def _name(self) -> str:

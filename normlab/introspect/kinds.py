@@ -11,10 +11,21 @@ import normlab.linen
 import normlab.nnx
 from normlab._core.reduction import canonical_axes
 from normlab.catalogue import ROWS, Description
+from normlab.functional import CellNorm
 from normlab.introspect.calls import Module
 from normlab.introspect.nnx_hook import plain
 
-__all__ = ["Kind", "Library", "Recognised", "elements", "feature_axes", "is_dropout", "is_linear", "norm_kind"]
+__all__ = [
+    "Kind",
+    "Library",
+    "Recognised",
+    "elements",
+    "feature_axes",
+    "is_dropout",
+    "is_linear",
+    "norm_inside_cell",
+    "norm_kind",
+]
 
 Library: TypeAlias = Literal["flax", "normlab", "user"]
 Recognised: TypeAlias = Sequence[tuple[type, str]]
@@ -64,6 +75,17 @@ def norm_kind(module: Module, recognise: Recognised = ()) -> Kind | None:
         if name:
             return Kind(name, "user" if _overrides(kind, base) else library)
     return None
+
+
+def norm_inside_cell(module: Module) -> CellNorm | None:
+    """Return the norm inside a recurrent cell of this package that a module is about; `None` where there is none.
+
+    Args:
+        module: In NNX the cell; in Linen a module such as `norm_h` of the cell, with the variables of one of its paths.
+    """
+    norm = getattr(module, "norm", None)
+    is_cell = isinstance(module, nn.RNNCellBase | nnx.RNNCellBase)
+    return norm if isinstance(norm, CellNorm) and is_cell is isinstance(module, nnx.Module) else None
 
 
 def _name_of(name: str, module: Module) -> str:

@@ -12,6 +12,7 @@ from flax import linen as nn
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from normlab.functional import CellNorm
 from normlab.introspect.calls import Call, Module
 from normlab.introspect.kinds import (
     Kind,
@@ -20,10 +21,11 @@ from normlab.introspect.kinds import (
     feature_axes,
     is_dropout,
     is_linear,
+    norm_inside_cell,
     norm_kind,
 )
 
-__all__ = ["Layer", "Markers", "Role"]
+__all__ = ["Layer", "Markers", "Role", "inside_cell"]
 
 Role: TypeAlias = Literal["norm", "linear", "dropout", "weight"]
 _numbers = itertools.count()
@@ -68,6 +70,7 @@ class Markers:
 
     Attributes:
         layers: What was called, by number of the marker, in the order in which calls were traced.
+        inside: Norms inside recurrent cells, by path, of which only variables are known.
         modules: Paths of all modules that were called.
     """
 
@@ -78,6 +81,7 @@ class Markers:
             recognise: Further types of norms, each with its kind.
         """
         self.layers: dict[int, Layer] = {}
+        self.inside: dict[str, Layer] = {}
         self.modules: dict[str, None] = {}
         self._recognise = recognise
         self._prefix = f"normlab {next(_numbers)} "
@@ -85,6 +89,9 @@ class Markers:
     def __call__(self, call: Call, /) -> object:
         """Mark the input and the output of a call, if it is of a layer."""
         self.modules[call.path] = None
+        if norm := norm_inside_cell(call.module):
+            evaluates = not call.input if isinstance(call.input, bool) else None
+            self.inside[call.path] = inside_cell(call.path, call.module, norm, evaluates)
         role, kind = self._role(call.module)
         x = call.input
         if role is None or not isinstance(x, jax.Array | np.ndarray):
@@ -119,10 +126,10 @@ class Markers:
 
 def _layer(call: Call, role: Role, kind: Kind | None, x: jax.Array) -> Layer:
     module = call.module
-    unbound = module.copy(parent=None) if isinstance(module, nn.Module) else module
+    unbound = _unbound(module)
     if kind is None:
         return Layer(call.path, role, unbound, kind, x.shape, x.dtype)
-    own = _own(call)
+    own = _own(call.path, module)
     return Layer(
         call.path,
         role,
@@ -135,17 +142,40 @@ def _layer(call: Call, role: Role, kind: Kind | None, x: jax.Array) -> Layer:
         {name: f"{collection}{name}" for name, (collection, _) in own.items()},
         {name: shape for name, (_, shape) in own.items()},
         _running(call),
-        tuple(
-            sorted(
-                name for name, value in call.kwargs.items() if isinstance(value, jax.Array) and value is not call.input
-            )
-        ),
+        call.further,
     )
 
 
-def _own(call: Call) -> dict[str, tuple[str, tuple[int, ...]]]:
+def inside_cell(path: str, module: Module, norm: CellNorm, evaluates: bool | None) -> Layer:
+    """Return a norm inside a recurrent cell of this package.
+
+    Args:
+        path: Path of the module.
+        module: The module with the norm's variables.
+        norm: The norm.
+        evaluates: Whether the cell evaluates, if this is known.
+    """
+    own = _own(path, module)
+    return Layer(
+        path,
+        "norm",
+        _unbound(module),
+        Kind(norm.kind, "normlab"),
+        (),
+        np.dtype(np.float32),
+        variables={name: f"{place}{name}" for name, (place, _) in own.items()},
+        running=evaluates if norm.stateful else None,
+    )
+
+
+def _unbound(module: Module) -> Module:
+    """Return a module without variables where it is of Linen."""
+    return module.copy(parent=None) if isinstance(module, nn.Module) else module
+
+
+def _own(path: str, module: Module) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return where the variables are that belong to a module itself, and their shapes, by role."""
-    module, prefix = call.module, f"{call.path}/" if call.path else ""
+    prefix = f"{path}/" if path else ""
     if not isinstance(module, nn.Module):
         own = {name: value for name, value in vars(module).items() if isinstance(value, nnx.Variable)}
         return {name: (prefix, jnp.shape(value[...])) for name, value in own.items()}

@@ -3,9 +3,11 @@
 import functools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Generic, NoReturn, TypeAlias, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.core import FrozenDict, freeze
 from jax import Array
@@ -24,14 +26,15 @@ from normlab.nnx import ContinualNorm as NNXContinualNorm
 
 __all__ = ["Capture", "Captured", "Statistic"]
 
-Statistic: TypeAlias = Callable[[str, int, Array, Array | None, Any], Any]
+Found = TypeVar("Found")
+Statistic: TypeAlias = Callable[[str, int, Array, Array | None, Any], Found]
 """`(path, call, input, mask, output) -> tree of arrays` of a norm, traced as a part of the model."""
 
 _Key: TypeAlias = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class Captured:
+class Captured(Generic[Found]):
     """One call of a model, with statistics of its norms.
 
     Attributes:
@@ -43,10 +46,10 @@ class Captured:
 
     output: Any
     variables: Variables
-    statistics: Mapping[str, tuple[tuple[Any, ...], ...]]
+    statistics: Mapping[str, tuple[tuple[Found, ...], ...]]
 
 
-class Capture:
+class Capture(Generic[Found]):
     """A compiled model that returns statistics of its norms with each call.
 
     Statistics are a part of the compiled program, so that no activation outlives its layer. Those of norms inside
@@ -64,7 +67,7 @@ class Capture:
     def __init__(
         self,
         model: Module,
-        statistic: Statistic,
+        statistic: Statistic[Found],
         *,
         paths: Collection[str] | None = None,
         method: Method = None,
@@ -91,15 +94,16 @@ class Capture:
         self._recognise = recognise
         self._options: dict[str, Any] = {"method": method, "train": train, "recognise": recognise}
         self._own = None if isinstance(model, nn.Module) else applied(model, None, self._around, **self._options)
-        self._outputs: dict[_Key, Any] = {}
-        self._received: dict[_Key, list[Any]] = {}
+        self._outputs: dict[_Key, Found] = {}
+        self._received: dict[_Key, list[Found]] = {}
         self._calls: dict[str, int] = {}
+        self._calls_back = False
         self._outermost: object = None
         self._compiled = jax.jit(self._run, static_argnums=0)
 
     def __call__(
-        self, variables: Variables | None, *args: Any, rngs: Mapping[str, Array] | None = None, **kwargs: Any
-    ) -> Captured:
+        self, variables: Variables | None, *args: object, rngs: Mapping[str, Array] | None = None, **kwargs: object
+    ) -> Captured[Found]:
         """Call the model.
 
         Args:
@@ -112,42 +116,45 @@ class Capture:
             BadInput: If a norm is under `vmap`, where its runs have no order.
         """
         arrays, joined, key = partitioned((args, kwargs))
-        given = self._own.variables if variables is None and self._own else variables
+        given: Any = self._own.variables if variables is None and self._own else variables
         self._received.clear()
         output, after, outputs = self._compiled(_Static(key, joined), given, arrays, rngs)
-        if self._received or self._calls.keys() - {path for path, _ in outputs}:
+        if self._calls_back:
             jax.effects_barrier()
         whole = _replaced(given, after) if isinstance(self._model, nn.Module) else after
         return Captured(output, whole, _by_path(outputs, self._received))
 
-    def _run(self, static: "_Static", variables: Any, arrays: list[Any], rngs: Any) -> tuple[Any, Any, dict[_Key, Any]]:
+    def _run(
+        self, static: "_Static", variables: Any, arrays: list[Any], rngs: Any
+    ) -> tuple[Any, Any, dict[_Key, Found]]:
         """Call the model while it is traced; return output, variables and statistics."""
         self._outputs, self._calls = {}, {}
         self._outermost = get_opaque_trace_state(convention="flax")
         call = self._own or applied(self._model, variables, self._around, **self._options)
         args, kwargs = static.joined(arrays)
         output, after = call.call(variables, args, kwargs, rngs)
-        return output, after, self._outputs
+        outputs, self._outputs = self._outputs, {}
+        return output, after, outputs
 
-    def _around(self, call: Call, /) -> Any:
+    def _around(self, call: Call, /) -> object:
         """Take the statistics of a call of a norm."""
         kind = norm_kind(call.module, self._recognise)
         x, chosen = call.input, self._paths is None or call.path in self._paths
-        if kind is None or kind.name == "weight" or not chosen or not isinstance(x, Array):
+        if kind is None or kind.name == "weight" or not chosen or not isinstance(x, Array | np.ndarray):
             return call.proceed()
         number = self._calls.get(call.path, 0)
         self._calls[call.path] = number + 1
-        y, mask = call.proceed(), call.kwargs.get("mask")
-        counted = mask if isinstance(mask, Array) else None
-        found = self._statistic(call.path, number, _counted(call.module, x, counted), counted, y)
+        y, x, mask = call.proceed(), jnp.asarray(x), call.mask
+        found = self._statistic(call.path, number, _counted(call.module, x, mask), mask, y)
         if get_opaque_trace_state(convention="flax") == self._outermost:
             self._outputs[call.path, number] = found
         else:
+            self._calls_back = True
             received = functools.partial(self._receive, (call.path, number))
             jax.debug.callback(received, _ordered(call.path, jax.lax.stop_gradient(found)), ordered=True)
         return y
 
-    def _receive(self, key: _Key, found: Any) -> None:
+    def _receive(self, key: _Key, found: Found) -> None:
         """Keep the statistics of a run of a call."""
         self._received.setdefault(key, []).append(found)
 
@@ -157,7 +164,7 @@ class _Static:
     """What is static in the arguments of a call, equal if its key is."""
 
     key: tuple[object, ...]
-    joined: Callable[[list[Any]], Any]
+    joined: Callable[[list[Array]], Any]
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -166,22 +173,24 @@ class _Static:
         return isinstance(other, _Static) and self.key == other.key
 
 
-def _replaced(variables: Any, changed: Any) -> Any:
+def _replaced(variables: Variables, changed: Variables) -> Variables:
     """Return variables of Linen with some collections replaced, frozen if they were."""
     whole = {**variables, **changed}
     return freeze(whole) if isinstance(variables, FrozenDict) else whole
 
 
-def _by_path(outputs: Mapping[_Key, Any], received: Mapping[_Key, list[Any]]) -> dict[str, tuple[tuple[Any, ...], ...]]:
+def _by_path(
+    outputs: Mapping[_Key, Found], received: Mapping[_Key, list[Found]]
+) -> dict[str, tuple[tuple[Found, ...], ...]]:
     """Return statistics by path, calls in the order in which they were traced."""
     runs = {key: (found,) for key, found in outputs.items()} | {key: tuple(all) for key, all in received.items()}
-    calls: dict[str, list[tuple[Any, ...]]] = {}
+    calls: dict[str, list[tuple[Found, ...]]] = {}
     for path, number in sorted(runs):  # the body of a scan is traced twice, and its first calls are never run
         calls.setdefault(path, []).append(runs[path, number])
     return {path: tuple(several) for path, several in calls.items()}
 
 
-def _ordered(path: str, found: Any) -> Any:
+def _ordered(path: str, found: Found) -> Found:
     """Return statistics as they are; refuse them under `vmap`.
 
     Raises:
@@ -189,11 +198,11 @@ def _ordered(path: str, found: Any) -> Any:
     """
 
     @custom_vmap
-    def same(found: Any) -> Any:
+    def same(found: Found) -> Found:
         return found
 
     @same.def_vmap
-    def _(*_: object) -> Any:
+    def _(*_: object) -> NoReturn:
         raise BadInput(
             f"Expected norms whose runs have an order, got `{path}` under `vmap`. Leave it out, or use a `scan`."
         )

@@ -10,14 +10,16 @@ import jax
 import numpy as np
 from flax import linen as nn
 from flax.typing import VariableDict
+from jax import Array
+from jax.extend.core import ClosedJaxpr
 
 from normlab.errors import BadInput
 from normlab.introspect import nnx_hook
-from normlab.introspect.applied import Applied, applied, check_model, partitioned
+from normlab.introspect.applied import Applied, Variables, applied, check_model, partitioned
 from normlab.introspect.calls import Module
 from normlab.introspect.graph import Crossing, Neighbour, lifted, repeats, stacked, walk
-from normlab.introspect.kinds import Library, Recognised
-from normlab.introspect.markers import Markers
+from normlab.introspect.kinds import Library, Recognised, norm_inside_cell
+from normlab.introspect.markers import Layer, Markers, inside_cell
 from normlab.introspect.modes import Method, told
 
 __all__ = ["Site", "Sites", "Source", "sites"]
@@ -48,7 +50,7 @@ class Site:
         kind: Name in the registry, such as `batch`; `weight` for a layer whose kernel is normalized.
         library: Whose class the module is; `user` also for a subclass with a call of its own.
         module: The module; of Linen a copy without variables, of NNX the model's own.
-        shape: Shape of the input.
+        shape: Shape of the input; `()` for a norm inside a recurrent cell of this package, of which more is not known.
         dtype: Dtype of the input.
         features: Feature axes of the input, from 0 on.
         count: Elements that one statistic averages over, per call and device; 0 for a norm without statistics.
@@ -83,7 +85,7 @@ class Site:
     running: bool | None = None
     given: tuple[str, ...] = ()
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, object]:
         """Return the attributes as plain values."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         plain |= {"module": type(self.module).__name__, "dtype": str(self.dtype), "variables": dict(self.variables)}
@@ -132,12 +134,12 @@ class Sites(Sequence[Site]):
 def sites(
     model: Module,
     variables: VariableDict | None,
-    *args: Any,
-    train: Mapping[str, Any] | bool | None = None,
+    *args: object,
+    train: Mapping[str, object] | bool | None = None,
     method: Method = None,
-    rngs: Mapping[str, Any] | None = None,
+    rngs: Mapping[str, Array] | None = None,
     recognise: Recognised = (),
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Sites:
     """Find the norms of a model, and what stands before and after each; nothing is computed.
 
@@ -179,16 +181,18 @@ def sites(
         _check_variables(model, variables, args, options, method)
         raise
     crossings = walk(jaxpr, markers, traced.inputs())
-    return Sites(_collected(crossings, traced.shapes(), _own(model)), markers.modules)
+    own = _own(model)
+    found = _collected(crossings, traced.shapes(), own)
+    return Sites([*found, *map(_inside_cell, _of_cells(markers, own))], markers.modules)
 
 
 def _told(
     model: Module,
     method: Method,
-    train: Mapping[str, Any] | bool | None,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> Mapping[str, Any]:
+    train: Mapping[str, object] | bool | None,
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object],
+) -> Mapping[str, object]:
     """Return the keyword arguments of the call, those that say the mode among them."""
     if isinstance(train, Mapping):
         return {**kwargs, **train}
@@ -200,16 +204,16 @@ class _Trace:
     """A call of a model to be traced over shapes."""
 
     call: Applied
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    rngs: Mapping[str, Any] | None
+    args: tuple[object, ...]
+    kwargs: Mapping[str, object]
+    rngs: Mapping[str, Array] | None
 
-    def jaxpr(self) -> Any:
+    def jaxpr(self) -> ClosedJaxpr:
         """Return the jaxpr of the output alone: a state that the call changes is no use of a value."""
         arrays, joined, _ = partitioned((self.args, self.kwargs))
         rngs = self.rngs or {name: jax.random.key(0) for name in ("params", "dropout")}
 
-        def output(variables: Any, arrays: list[Any]) -> Any:
+        def output(variables: Variables, arrays: list[Array]) -> object:
             args, kwargs = joined(arrays)
             return self.call.call(variables, args, kwargs, rngs)[0]
 
@@ -226,7 +230,7 @@ class _Trace:
         return [*own, *[Neighbour("input")] * len(arrays)]
 
 
-def _name(path: tuple[Any, ...]) -> str:
+def _name(path: Sequence[object]) -> str:
     """Return the name of a variable, without what boxes add to its path."""
     keys = [key for key in path if isinstance(key, jax.tree_util.DictKey | jax.tree_util.SequenceKey)]
     return "/".join(str(getattr(key, "key", getattr(key, "idx", ""))) for key in keys)
@@ -275,6 +279,43 @@ def _site(calls: Sequence[Crossing], top: Mapping[str, tuple[int, ...]], own: Mo
     )
 
 
+def _of_cells(markers: Markers, own: Mapping[str, Module]) -> list[Layer]:
+    """Return the norms inside recurrent cells; in NNX, where they are not called, by the cells."""
+    layers = list(markers.inside.values())
+    for path, cell in own.items():
+        norm = norm_inside_cell(cell)
+        if norm is None:
+            continue
+        for name in (f"norm_{one}" for one in norm.paths):
+            if module := getattr(cell, name, None):
+                mode = getattr(cell, "use_running_average", None)
+                layers.append(inside_cell(f"{path}/{name}".lstrip("/"), module, norm, mode))
+    return layers
+
+
+def _inside_cell(layer: Layer) -> Site:
+    """Return a norm inside a recurrent cell, which runs it in a loop that no module sees."""
+    assert layer.kind is not None
+    return Site(
+        path=layer.path,
+        kind=layer.kind.name,
+        library=layer.kind.library,
+        module=layer.module,
+        shape=(),
+        dtype=layer.dtype,
+        features=(),
+        count=0,
+        calls=1,
+        repeats=0,
+        lifted=("scan",),
+        before=Source("unknown", operation="cell"),
+        after=(Source("unknown", operation="cell"),),
+        only_use=False,
+        variables=layer.variables,
+        running=layer.running,
+    )
+
+
 def _transforms(calls: Sequence[Crossing], top: Mapping[str, tuple[int, ...]]) -> tuple[tuple[str, ...], int]:
     """Return the transforms around the calls of a norm, and the runs of the first call."""
     names = dict.fromkeys(name for call in calls for name in lifted(call))
@@ -316,8 +357,8 @@ def _short(source: Source) -> str:
 def _check_variables(
     model: Module,
     variables: VariableDict | None,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object],
     method: Method,
 ) -> None:
     """Refuse variables whose shapes are not those that the model makes for these arguments.
@@ -329,7 +370,7 @@ def _check_variables(
         return
     arrays, joined, _ = partitioned((args, kwargs))
 
-    def made(arrays: list[Any]) -> Any:
+    def made(arrays: list[Array]) -> object:
         args, kwargs = joined(arrays)
         rngs = {name: jax.random.key(0) for name in ("params", "dropout")}
         return model.init(rngs, *args, method=method, **kwargs)
@@ -352,5 +393,5 @@ def _check_variables(
             )
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def _shapes(tree: object) -> dict[str, tuple[int, ...]]:
     return {_name(path): tuple(np.shape(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -1092,6 +1092,12 @@ MUTANTS = (
         ("tools/test_capture.py::test_runs_of_an_earlier_call_do_not_stay",),
     ),
     Mutant(
+        "a mask that is a constant is not seen",
+        "introspect/calls.py",
+        ("isinstance(mask, jax.Array | np.ndarray)", "isinstance(mask, jax.Array)"),
+        ("tools/test_capture.py::test_a_mask_that_is_a_constant_or_has_no_name_counts",),
+    ),
+    Mutant(
         "runs under vmap are taken in any order",
         "tools/capture.py",
         ("_ordered(call.path, jax.lax.stop_gradient(found))", "jax.lax.stop_gradient(found)"),
@@ -1100,7 +1106,7 @@ MUTANTS = (
     Mutant(
         "continual norm gives its input before the group norm",
         "tools/capture.py",
-        ("_counted(call.module, x, counted), counted, y)", "x, counted, y)"),
+        ("_counted(call.module, x, mask), mask, y)", "x, mask, y)"),
         ("tools/test_capture.py::test_continual_norm_gives_its_input_after_the_group_norm",),
     ),
     Mutant(

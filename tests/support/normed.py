@@ -42,6 +42,9 @@ class Block(nn.Module):
         return NORMS[self.norm](self.train)(nn.Dense(FEATURES, name="dense")(x))
 
 
+_Compiled = nn.jit(Block)  # a class is traced again unless it is the same
+
+
 class _Carrying(Block):
     """The block as the body of a scan."""
 
@@ -102,7 +105,7 @@ class Model(nn.Module):
     def __call__(self, x, *, train=False):
         given = {"norm": self.norm, "train": train, "name": "block"}
         if self.transform in ("plain", "jit", "remat"):
-            kind = {"plain": Block, "jit": nn.jit(Block), "remat": nn.remat(Block)}[self.transform]
+            kind = {"plain": Block, "jit": _Compiled, "remat": nn.remat(Block)}[self.transform]
             return kind(**given)(x)
         if self.transform == "setup":
             return _Setup(**given)(x)

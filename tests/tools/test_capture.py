@@ -173,6 +173,18 @@ def test_masks_and_paths_reach_the_statistic():
     assert list(Capture(model, counted, paths={"b"})(variables, normed.inputs(), mask).statistics) == ["b"]
 
 
+def test_a_mask_that_is_a_constant_or_has_no_name_counts():
+    class Masked(nnx.Module):
+        def __init__(self):
+            self.norm = nnx.RMSNorm(normed.FEATURES, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            return self.norm(x, np.arange(normed.FEATURES) < 3)
+
+    captured = Capture(Masked(), lambda path, call, x, mask, y: mask.sum())(None, normed.inputs())
+    assert captured.statistics == {"norm": ((3,),)}
+
+
 @pytest.mark.parametrize("library", ["linen", "nnx"])
 def test_continual_norm_gives_its_input_after_the_group_norm(library):
     def mean(path, call, x, mask, y):

@@ -257,6 +257,31 @@ def test_further_arrays_of_a_call_are_named():
     assert given.before.path == "plain"
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_norms_inside_recurrent_cells_are_found_by_their_variables(train):
+    class Recurrent(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            cell = normlab.linen.LSTMCell(3, norm="batch_shared", use_running_average=not train, name="cell")
+            return normlab.linen.RNN(cell)(x)
+
+    x = jnp.ones((2, 4, 5))
+    model = Recurrent()
+    found = sites(model, jax.eval_shape(model.init, jax.random.key(0), x), x, train=train)
+    assert [site.path for site in found] == ["cell/norm_x", "cell/norm_h", "cell/norm_c"]
+    for site in found:
+        assert (site.kind, site.library, site.lifted, site.repeats) == ("batch", "normlab", ("scan",), 0)
+        assert site.running is not train and site.before == Source("unknown", operation="cell")
+        roles = ["mean", "scale", "var", *(["bias"] if site.path.endswith("c") else [])]
+        assert sorted(site.variables) == sorted(roles)
+    assert found[1].variables["mean"] == "batch_stats/cell/norm_h/mean"
+
+    twin = normlab.nnx.RNN(normlab.nnx.LSTMCell(5, 3, norm="layer", rngs=nnx.Rngs(0)))
+    found = sites(twin, None, x)
+    assert [(site.path, site.kind) for site in found] == [(f"cell/norm_{path}", "layer") for path in "xhc"]
+    assert found[1].variables == {"scale": "cell/norm_h/scale"} and found[1].module is twin.cell.norm_h
+
+
 def test_a_norm_that_is_transformed_itself_is_found_inside():
     remat = only(found_in(lambda x: nn.remat(nn.BatchNorm)(use_running_average=True, name="norm")(nn.Dense(4)(x))))
     assert (remat.path, remat.library, remat.lifted) == ("norm", "flax", ("remat",)) and remat.before.kind == "linear"
