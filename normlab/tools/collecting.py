@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from normlab import expect
 from normlab.errors import BadInput
-from normlab.introspect.applied import Variables
+from normlab.introspect.applied import Variables, check_model
 from normlab.introspect.calls import Module
 from normlab.introspect.modes import modes, unknown_mode
 from normlab.tools import by_batch, leaves
@@ -76,6 +76,7 @@ class Collector:
         progress: Callable[[int], object] | None = None,
     ) -> None:
         """Prepare a model; see `normlab.tools.precise.precise` for the arguments."""
+        check_model(model)
         if through not in ("batch", "evaluation"):
             raise BadInput(f"Expected `through` to be 'batch' or 'evaluation', got {through!r}. Choose one.")
         self._call, self._where, self._rngs, self._weights = call, where, rngs, weights

@@ -215,7 +215,12 @@ class Moments(Mapping[str, SiteMoments]):
         if isinstance(variables, nnx.Module):
             graph, state = nnx.split(variables)
             return cast(Variables, nnx.merge(graph, self.apply(state, estimator)))
-        self._check(estimator)
+        check_estimator(estimator)
+        if estimator == "paper" and len(self.sizes) > 1:
+            raise BadInput(
+                f"Expected batches of one size with `estimator='paper'`, got {self.sizes[0]} and {self.sizes[1]}. "
+                "Drop the remainder or take 'population'."
+            )
         there, values = leaves.by_path(variables), {}
         for path, moments in self.sites.items():
             counted, form = moments.count > 0, self.forms[path]
@@ -270,14 +275,15 @@ class Moments(Mapping[str, SiteMoments]):
         batches, examples, *sizes = header["numbers"]
         return cls(sites, forms, batches, examples, tuple(sizes))
 
-    def _check(self, estimator: Estimator) -> None:
-        if estimator not in get_args(Estimator):
-            raise BadInput(f"Expected `estimator` to be one of {get_args(Estimator)}, got {estimator!r}. Choose one.")
-        if estimator == "paper" and len(self.sizes) > 1:
-            raise BadInput(
-                f"Expected batches of one size with `estimator='paper'`, got {self.sizes[0]} and {self.sizes[1]}. "
-                "Drop the remainder or take 'population'."
-            )
+
+def check_estimator(estimator: str) -> None:
+    """Refuse an unknown estimator.
+
+    Raises:
+        BadInput: If it is none.
+    """
+    if estimator not in get_args(Estimator):
+        raise BadInput(f"Expected `estimator` to be one of {get_args(Estimator)}, got {estimator!r}. Choose one.")
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

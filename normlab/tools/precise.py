@@ -23,7 +23,7 @@ from normlab.tools import leaves
 from normlab.tools.averaging import without_check
 from normlab.tools.batches import Call, default_call
 from normlab.tools.collecting import Collecting, Collector, Given, Through
-from normlab.tools.moments import Estimator, Form, Moments
+from normlab.tools.moments import Estimator, Form, Moments, check_estimator
 from normlab.tools.select import Where
 from normlab.tools.sites import Site
 
@@ -125,6 +125,7 @@ def precise(
     References:
         Wu, Johnson. Rethinking "Batch" in BatchNorm. 2021. https://arxiv.org/abs/2105.07576
     """
+    check_estimator(estimator)
     options: Collecting = {"call": call, "through": through, "where": where, "train": train, "evaluate": evaluate}
     options |= {"rngs": rngs, "limit": limit, "weights": weights, "mesh": mesh, "progress": progress}
     collector = Collector(model, variables, **options)

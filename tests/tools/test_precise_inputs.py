@@ -92,6 +92,12 @@ def test_what_does_not_fit_is_refused_in_a_sentence() -> None:
         cumulative(model, variables, [])
     with refused("Expected `through` to be 'batch' or 'evaluation', got 'train'. Choose one."):
         precise(model, variables, X, through="train")
+    with refused("Expected `estimator` to be one of ('population', 'paper', 'average'), got 'fvcore'. Choose one."):
+        precise(model, variables, iter([]), estimator="fvcore")
+    with refused("Expected a Flax module, got a function."):
+        precise(model.apply, variables, X)
+    with refused("Expected the variables of a Linen model, got None."):
+        precise(model, None, X)
     wrong = X[1].copy()
     wrong[2, 1] = np.nan
     with refused(
