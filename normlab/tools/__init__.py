@@ -1,6 +1,6 @@
 """Tools for a model one already has: find its norms, estimate, fold, convert, freeze, import and export."""
 
-from normlab.tools import export
+from normlab.tools import averaging, export, replicas
 from normlab.tools.capture import Capture, Captured
 from normlab.tools.convert import Converted, convert, convert_state
 from normlab.tools.fold import Folded, FoldError, FoldReport, FoldRow, Shift, fold
@@ -8,6 +8,8 @@ from normlab.tools.freeze import freeze
 from normlab.tools.haiku_state import from_haiku, to_haiku
 from normlab.tools.keras_state import from_keras, to_keras
 from normlab.tools.masks import decay_mask, labels, nnx_filter, norm_parameters
+from normlab.tools.moments import Estimator, Form, Moments, SiteMoments
+from normlab.tools.precise import Precise, collect, cumulative, precise, reset
 from normlab.tools.select import Where, select
 from normlab.tools.sites import Site, Sites, Source, sites
 from normlab.tools.torch_state import Imported, from_torch, to_torch
@@ -16,18 +18,26 @@ __all__ = [
     "Capture",
     "Captured",
     "Converted",
+    "Estimator",
     "FoldError",
     "FoldReport",
     "FoldRow",
     "Folded",
+    "Form",
     "Imported",
+    "Moments",
+    "Precise",
     "Shift",
     "Site",
+    "SiteMoments",
     "Sites",
     "Source",
     "Where",
+    "averaging",
+    "collect",
     "convert",
     "convert_state",
+    "cumulative",
     "decay_mask",
     "export",
     "fold",
@@ -38,6 +48,9 @@ __all__ = [
     "labels",
     "nnx_filter",
     "norm_parameters",
+    "precise",
+    "replicas",
+    "reset",
     "select",
     "sites",
     "to_haiku",

@@ -53,6 +53,7 @@ MABN = (
     "[mabn:buffer_size=3,warmup_steps=0,clip_from=0-2-shape3-all]"
 )
 AVERAGE = '        new = {"mean": batch.mean, "std": jnp.sqrt(var + self.epsilon)}\n'
+SMALL_BATCHES = "tools/test_moments.py::test_statistics_of_small_batches_are_those_by_hand"
 KERNELS = "functional/test_kernels.py::test_"
 
 SQUASHING = "functional/squashing/test_squashing.py"
@@ -671,6 +672,36 @@ MUTANTS = (
         "tools/recalibrate.py",
         ("(0 if means is None else means.var(0))", "0"),
         ("study/training/test_inference.py::test_reestimated[batch]",),
+    ),
+    Mutant(
+        "statistics as published without m / (m - 1)",
+        "tools/moments.py",
+        ("unbiased = var * np.where(count > 1, count / np.where(count > 1, count - 1, 1), 1)", "unbiased = var"),
+        (f"{SMALL_BATCHES}[batches2-paper-4.5-5.0]",),
+    ),
+    Mutant(
+        "batches of any size weigh the same in merged moments",
+        "tools/moments.py",
+        ("share, apart = _share(other.count, count)", "share, apart = _share(other.batches, batches)"),
+        (f"{SMALL_BATCHES}[batches0-population-3.25-5.1875]",),
+    ),
+    Mutant(
+        "no epsilon in an estimated deviation of batch renorm",
+        "tools/moments.py",
+        ('"std": np.sqrt(var + self.epsilon)', '"std": np.sqrt(var)'),
+        ("tools/test_moments.py::test_each_norm_gets_its_own_form",),
+    ),
+    Mutant(
+        "corrections of batch renorm while statistics are estimated",
+        "tools/by_batch.py",
+        ('    "r_max": 1.0,\n    "d_max": 0.0,\n', ""),
+        ("tools/test_precise.py::test_corrections_and_running_statistics_of_batch_renorm_play_no_part",),
+    ),
+    Mutant(
+        "merged replicas without the spread between them",
+        "tools/replicas.py",
+        ('named["mean"].var(0) if "mean" in named else 0', "0"),
+        ("tools/test_replicas.py::test_replicas_are_reduced_to_one[merge-1-3]",),
     ),
     Mutant(
         "augmentations in another order have the same hash",

@@ -24,6 +24,8 @@ MODULES = (
     "normlab.introspect.capture",
     "normlab.introspect.statistics",
     "normlab.tools",
+    "normlab.tools.averaging",
+    "normlab.tools.replicas",
     "normlab.tools.recalibrate",
     "normlab.tools.torch_state",
     "normlab.tools.keras_state",

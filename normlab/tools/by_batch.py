@@ -1,0 +1,74 @@
+"""Let every norm of a model normalize by its batch, and dropout do nothing, without another model."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from flax import linen as nn
+from flax import nnx
+from flax.linen.module import InterceptorContext
+
+__all__ = ["linen", "nnx_copy"]
+
+_PLAIN: Mapping[str, object] = {
+    "r_max": 1.0,
+    "d_max": 0.0,
+    "initialize_from_first_batch": False,
+    "axis_name": None,  # a batch sharded under `jax.jit` is one batch
+    "axis_index_groups": None,
+}
+"""Options by which a norm looks neither at its running statistics in training nor at other calls."""
+
+
+@contextmanager
+def linen(*, dropout: bool) -> Iterator[None]:
+    """Within the context, norms of Linen normalize by the batch of this call alone where they are told to train.
+
+    Args:
+        dropout: Whether dropout does what the call says; it does nothing otherwise.
+    """
+
+    def intercept(
+        method: Callable[..., object],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        context: InterceptorContext,
+    ) -> object:
+        module = context.module
+        if context.method_name != "__call__":
+            return method(*args, **kwargs)
+        if isinstance(module, nn.Dropout) and not dropout:
+            return args[0] if args else kwargs["inputs"]
+        if changes := _changes(module):
+            twin: Callable[..., object] = module.clone(parent=module.scope, name=None, **changes)
+            return twin(*args, **kwargs)
+        return method(*args, **kwargs)
+
+    with nn.intercept_methods(intercept):
+        yield
+
+
+def nnx_copy(model: nnx.Module, *, train: bool, dropout: bool) -> nnx.Module:
+    """Return a copy of an NNX model in which norms normalize by the batch of a call alone where they train.
+
+    Args:
+        model: The model.
+        train: Whether the copy is in training mode.
+        dropout: Whether dropout is on in training; it is off otherwise.
+    """
+    twin = nnx.clone(model)
+    (twin.train if train else twin.eval)()
+    for _, module in nnx.iter_graph(twin):
+        if isinstance(module, nnx.Dropout) and not dropout:
+            module.deterministic = True
+        elif isinstance(module, nnx.Module):
+            for name, value in _changes(module).items():
+                setattr(module, name, value)
+    return twin
+
+
+def _changes(module: nn.Module | nnx.Module) -> dict[str, Any]:
+    """Return the options of a norm that have to be others; none for other modules."""
+    if not hasattr(module, "use_running_average"):
+        return {}
+    return {name: value for name, value in _PLAIN.items() if getattr(module, name, value) is not value}

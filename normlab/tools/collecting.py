@@ -1,0 +1,244 @@
+"""Collect the moments of a model's norms from batches."""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from typing import Any, Literal, TypeAlias, TypedDict
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax import nnx
+from flax.typing import VariableDict
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from normlab import expect
+from normlab.errors import BadInput
+from normlab.introspect.applied import Variables, check_model
+from normlab.introspect.calls import Module
+from normlab.introspect.modes import modes, unknown_mode
+from normlab.tools import by_batch, leaves
+from normlab.tools.averaging import Unestimated, without_check
+from normlab.tools.batches import Call, default_call, examples
+from normlab.tools.capture import Capture
+from normlab.tools.estimated import Part, all_fixed, chosen, estimated, form, part
+from normlab.tools.moments import Moments, SiteMoments
+from normlab.tools.select import Where
+from normlab.tools.sites import Site, Sites, sites
+
+__all__ = ["Collecting", "Collector", "Through"]
+
+Through: TypeAlias = Literal["batch", "evaluation"]
+"""Statistics by which norms normalize meanwhile: those of the batch, or their running statistics."""
+
+Given: TypeAlias = VariableDict | nnx.State | Unestimated[Any] | None
+"""Variables of a Linen model, or an average of them; `None` or another state for an NNX model."""
+
+
+class Collecting(TypedDict, total=False):
+    """Options of collecting; see `normlab.tools.precise.precise`."""
+
+    call: Call
+    through: Through
+    where: Where
+    train: Mapping[str, object] | None
+    evaluate: Mapping[str, object] | None
+    rngs: Mapping[str, Array] | None
+    limit: int | None
+    weights: Callable[[Any], Array] | None
+    mesh: Mesh | None
+    progress: Callable[[int], object] | None
+
+
+class Collector:
+    """A model, compiled to return the moments of what its norms are given.
+
+    Attributes:
+        variables: Variables of the Linen model, or the state of the NNX model.
+        norms: The norms, in the order of their first calls; empty before the first batch.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        variables: Given,
+        *,
+        call: Call = default_call,
+        through: Through = "batch",
+        where: Where = None,
+        train: Mapping[str, object] | None = None,
+        evaluate: Mapping[str, object] | None = None,
+        rngs: Mapping[str, Array] | None = None,
+        limit: int | None = None,
+        weights: Callable[[Any], Array] | None = None,
+        mesh: Mesh | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> None:
+        """Prepare a model; see `normlab.tools.precise.precise` for the arguments."""
+        check_model(model)
+        if through not in ("batch", "evaluation"):
+            raise BadInput(f"Expected `through` to be 'batch' or 'evaluation', got {through!r}. Choose one.")
+        self._call, self._where, self._rngs, self._weights = call, where, rngs, weights
+        self._mesh, self._progress = mesh, progress
+        self._limit = expect.optional(expect.WHOLE).of("`limit`", limit)
+        self._modes = modes(model, train=train, evaluate=evaluate)
+        if through == "evaluation" and not self._modes.known:
+            raise unknown_mode()
+        self._trains = through == "batch"
+        self._dropout = train is not None and "dropout" in (rngs or {})
+        self._given = model, without_check(variables)
+        self.variables = self._given[1] if isinstance(model, nn.Module) else nnx.state(self._copy(self._trains))
+        self.norms: tuple[Site, ...] = ()
+        self._capture: Capture | None = None
+        self._weights_of_call: Array | None = None
+
+    def moments(self, variables: Variables, batches: Iterable[Any]) -> Moments:
+        """Return the moments of the norms' inputs, merged over batches.
+
+        Args:
+            variables: Variables of the model, or the state of the NNX model.
+            batches: Batches of data.
+
+        Raises:
+            BadInput: If there is nothing to estimate, or a moment is not finite.
+        """
+        total, waiting = Moments(), None
+        variables = _placed(variables, self._mesh, whole=True)
+        for index, batch in enumerate(itertools.islice(batches, self._limit)):
+            launched = self._launched(variables, batch, index)
+            if waiting is not None:  # one batch behind, so that the device is never idle
+                total = total + self._received(*waiting)
+            waiting = launched
+            if self._progress is not None:
+                self._progress(index + 1)
+        return total if waiting is None else total + self._received(*waiting)
+
+    def _launched(self, variables: Variables, batch: Any, index: int) -> tuple[Mapping[str, Any], int, int]:
+        """Call the model with a batch; return what its norms were given, and the size and the number of the batch."""
+        args, kwargs = _placed(self._call(batch), self._mesh)
+        size = examples(args, kwargs)
+        told = self._modes.of(self._trains)
+        kwargs = {name: value for name, value in kwargs.items() if name not in told}
+        rngs = {name: jax.random.fold_in(key, index) for name, key in (self._rngs or {}).items()}
+        given = args if self._weights is None else (_placed(jax.numpy.asarray(self._weights(batch)), self._mesh), *args)
+        with by_batch.linen(dropout=self._dropout) if isinstance(self._given[0], nn.Module) else nullcontext():
+            capture = self._capture = self._capture or self._prepared(args, kwargs)
+            captured = capture(variables, *given, rngs=rngs or None, **{**kwargs, **told})
+        return captured.statistics, size, index
+
+    def _prepared(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Capture:
+        """Find the norms, and return the program that takes their moments."""
+        try:
+            found = self._sites(True, args, kwargs)
+        except ValueError:
+            if (shared := self._shared(args, kwargs)) is not None:
+                raise shared from None
+            raise
+        self.norms = chosen(found, self._where)
+        if not self.norms and not self._modes.known:
+            raise unknown_mode()
+        if not self.norms:
+            raise all_fixed(found)
+        by_path = {site.path: site for site in self.norms}
+
+        def statistic(path: str, number: int, x: Array, mask: Array | None, y: Any) -> Part:
+            return part(by_path[path], x, mask, self._weights_of_call)
+
+        def weighted(module: Callable[..., object], weights: Array, *args: Any, **kwargs: Any) -> object:
+            self._weights_of_call = weights
+            return module(*args, **kwargs)
+
+        model = self._given[0] if isinstance(self._given[0], nn.Module) else self._copy(self._trains)
+        return Capture(model, statistic, paths=by_path, method=None if self._weights is None else weighted)
+
+    def _sites(self, train: bool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sites:
+        """Return the norms of the model in a mode."""
+        model, variables = self._given
+        told = dict(self._modes.of(train))
+        kwargs = {name: value for name, value in kwargs.items() if name not in told}
+        if isinstance(model, nn.Module):
+            return sites(model, variables, *args, train=told, **kwargs)
+        return sites(self._copy(train), None, *args, train=told, **kwargs)
+
+    def _shared(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> BadInput | None:
+        """Return the error for statistics that the runs of a scan share, which Flax cannot train, if there are any."""
+        try:
+            found = self._sites(False, args, kwargs)
+        except ValueError:
+            return None
+        shapes = {path: np.shape(leaf) for path, leaf in leaves.by_path(self.variables).items()}
+        for site in filter(estimated, found):
+            features = tuple(map(site.shape.__getitem__, site.features))
+            if "scan" in site.lifted and shapes.get(site.variables["mean"]) == features:
+                return _no_own_statistics(site, site.repeats, features, features)
+        return None
+
+    def _copy(self, train: bool) -> nnx.Module:
+        model, state = self._given
+        assert isinstance(model, nnx.Module)
+        twin = by_batch.nnx_copy(model, train=train, dropout=self._dropout)
+        if state is not None:
+            nnx.update(twin, state)
+        return twin
+
+    def _received(self, statistics: Mapping[str, Any], size: int, index: int) -> Moments:
+        """Return the moments of a batch from what its norms were given."""
+        found: dict[str, SiteMoments] = {}
+        shapes = {path: np.shape(leaf) for path, leaf in leaves.by_path(self.variables).items()}
+        statistics = jax.device_get(statistics)
+        for site in self.norms:
+            for runs in statistics.get(site.path, ()):
+                one = _moments(_joined(site, runs, shapes[site.variables["mean"]]))
+                _check_finite(site, one, index)
+                found[site.path] = found[site.path] + one if site.path in found else one
+        forms = {site.path: form(site) for site in self.norms if site.path in found}
+        return Moments(found, forms, 1, size, (size,))
+
+
+def _placed(tree: Any, mesh: Mesh | None, *, whole: bool = False) -> Any:
+    """Put arrays on the devices of a mesh: examples apart where their number allows it, or all on each device."""
+    if mesh is None:
+        return tree
+
+    def put(leaf: Any) -> Any:
+        placed = leaf.sharding if isinstance(leaf, Array) else None
+        there = isinstance(placed, NamedSharding) and placed.mesh == mesh
+        if there or not isinstance(leaf, Array | np.ndarray):
+            return leaf
+        apart = not whole and leaf.ndim > 0 and leaf.shape[0] % mesh.size == 0
+        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(mesh.axis_names) if apart else PartitionSpec()))
+
+    return jax.tree.map(put, tree)
+
+
+def _joined(site: Site, runs: tuple[Part, ...], shape: tuple[int, ...]) -> Part:
+    """Stack the runs of a call under `scan` as the norm's statistics are, each run having its own."""
+    features = np.shape(runs[0].near)
+    if len(runs) == 1 and shape == features:
+        return runs[0]
+    stacked = Part(*(np.stack(parts) for parts in zip(*runs, strict=True)))
+    leading = shape[: len(shape) - len(features)]
+    if shape != (*leading, *features) or int(np.prod(leading)) != len(runs) or not leading:
+        raise _no_own_statistics(site, len(runs), shape, features)
+    return Part(*(np.reshape(part, shape) for part in stacked))
+
+
+def _no_own_statistics(site: Site, runs: int, shape: tuple[int, ...], features: tuple[int, ...]) -> BadInput:
+    return BadInput(
+        f"Expected statistics of its own for each of the {runs} runs of `{site.path}`, along the first axis, got "
+        f"statistics of shape {shape} for features of shape {features}. Write `variable_axes={{'batch_stats': 0}}` in "
+        "`nn.scan`, or leave the norm out by `where=`."
+    )
+
+
+def _moments(part: Part) -> SiteMoments:
+    return SiteMoments.of_batch(part.counted, np.add(part.near, part.rest, dtype=np.float64), part.var)
+
+
+def _check_finite(site: Site, moments: SiteMoments, index: int) -> None:
+    if not (np.isfinite(moments.mean).all() and np.isfinite(moments.m2).all()):
+        raise BadInput(
+            f"Expected finite inputs of norms, got NaN or infinity at `{site.path}` in batch {index}, counted from 0. "
+            "Look at this batch, and at the weights before this norm."
+        )
