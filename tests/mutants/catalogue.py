@@ -104,7 +104,7 @@ MUTANTS = (
     Mutant(
         "no gradient into scale",
         STANDARDIZE,
-        ("        slope = slope + _product(over, rstd, dscale)\n", "        pass\n"),
+        ("        slope = slope + product(over, rstd, dscale)\n", "        pass\n"),
         ("core/test_gradients.py::test_first_and_second_derivatives_are_central_differences[layer-True]",),
     ),
     Mutant(

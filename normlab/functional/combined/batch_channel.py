@@ -11,9 +11,10 @@ from jax.typing import DTypeLike
 
 from normlab._core.checks import AxisName, check_features, check_real, check_where, choose_groups, resolve_groups
 from normlab._core.dtypes import float32_or_wider, output_dtype
-from normlab._core.layer import Parameters, State
+from normlab._core.layer import Parameters, State, run
+from normlab._core.reduction import Reduction
 from normlab.functional.batch_norm import BatchMoments, BatchNormLayer, batch_norm
-from normlab.functional.group_norm import group_norm
+from normlab.functional.group_norm import GroupNormLayer
 
 ChannelAffine = Literal["group", "feature"] | None
 """Extent of the second scale and bias: one for each group, or for each feature; `None` leaves them out."""
@@ -153,8 +154,16 @@ class BatchChannelNormLayer(BatchNormLayer):
     def by_channel(self, y: Array, channel: Parameters, where: Array | None) -> Array:
         """Normalize groups of features of each example."""
         groups = self.groups(y.shape[-1])
-        affine = [_spread(name, channel.get(name), groups, y.shape[-1]) for name in self.parameters]
-        return group_norm(y, *affine, num_groups=groups, epsilon=self.epsilon, where=where)
+        scale, bias = (_spread(name, channel.get(name), groups, y.shape[-1]) for name in self.parameters)
+        return run(_AfterBatch(self.epsilon, num_groups=groups), y, where, scale, bias)
+
+
+class _AfterBatch(GroupNormLayer):
+    """Group norm of what a batch norm computes."""
+
+    def over(self, x: Array, features: tuple[int, ...]) -> Reduction:
+        """Describe statistics of an array that is computed."""
+        return super().over(x, features)._replace(computed=True)
 
 
 def _spread(name: str, array: Array | None, groups: int, features: int) -> Array | None:

@@ -1,6 +1,6 @@
 """Domain batch norm: batch norm with statistics, scale and bias of its own for each domain."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,8 +16,9 @@ from normlab._core.dtypes import float32_or_wider, output_dtype
 from normlab._core.hidden import without_hidden
 from normlab._core.joined import Parts, joined, of_examples
 from normlab._core.layer import Parameters, State
-from normlab._core.reduction import Axes, all_but, check_more_than_one, expand_where
+from normlab._core.reduction import Axes, Reduction, all_but, check_more_than_one, expand_where, moments
 from normlab._core.roots import reciprocal_root
+from normlab._core.standardize import standardize
 from normlab.functional.batch_norm import REMEDY, BatchMoments, BatchNormLayer, feature_axes
 
 
@@ -210,9 +211,26 @@ class DomainBatchNormLayer(BatchNormLayer):
         check_more_than_one(x.shape, over, REMEDY)
         x, where = float32_or_wider(x), expand_where(where, x.ndim)
         x = without_hidden(x, where)
+        if len(over.axis) == 1 and over.devices is None:
+            return self._one_by_one(x, over, parameters, features, where)
         m = self._joined(x, parameters, features, where)
         rstd = jnp.where(m.counts > 0, reciprocal_root(m.var + self.epsilon, self.epsilon), 0)
         return self._normalized(x, (m.near, m.rest), rstd, parameters, features), self._moments(m, x, features)
+
+    def _one_by_one(
+        self, x: Array, over: Reduction, parameters: Parameters, features: tuple[int, ...], where: Array | None
+    ) -> tuple[Array, BatchMoments]:
+        """Normalize domain after domain, as batch norm under a mask, where an example has no more than features."""
+        y, found, members = jnp.full_like(x, jnp.nan), [], self._members(parameters, x.ndim)
+        affine = self._affine(x, parameters, features)
+        for d in range(self.domains):
+            counted = members[:, d] if where is None else members[:, d] & where
+            m = moments(x, over, counted)
+            own = {name: a[d % a.shape[0]][None] for name, a in affine.items()}
+            y = jnp.where(members[:, d], standardize(over, x, m, self.epsilon, **own, where=counted), y)
+            found.append(m)
+        stacked = jax.tree.map(lambda *each: jnp.stack(each), *found)
+        return y, BatchMoments.of(stacked, (self.domains, *(x.shape[a] for a in features)))
 
     def moments(self, x: Array, parameters: Parameters, features: tuple[int, ...], where: Array | None) -> BatchMoments:
         """Return the moments of each domain, which may be of one element or none."""
@@ -253,6 +271,11 @@ class DomainBatchNormLayer(BatchNormLayer):
         kept = [x.shape[a] if a in features else 1 for a in range(1, x.ndim)]
         return array.reshape(1 if array.shape == shape else self.domains, *kept).astype(x.dtype)
 
+    def _affine(self, x: Array, parameters: Parameters, features: tuple[int, ...]) -> dict[str, Array]:
+        """Return scale and bias that are there, after an axis of domains or of size 1."""
+        given = {name: parameters.get(name) for name in ("scale", "bias")}
+        return {name: self._expanded(name, a, x, features) for name, a in given.items() if a is not None}
+
     def _normalized(
         self, x: Array, means: Sequence[Array], rstd: Array, parameters: Parameters, features: tuple[int, ...]
     ) -> Array:
@@ -263,11 +286,7 @@ class DomainBatchNormLayer(BatchNormLayer):
             picked = jnp.where(members, a[None], 0).sum(1)
             return jnp.where(members.any(1), picked, jnp.nan)
 
-        affine: Mapping[str, Array] = {
-            name: self._expanded(name, a, x, features)
-            for name in ("scale", "bias")
-            if (a := parameters.get(name)) is not None
-        }
+        affine = self._affine(x, parameters, features)
         for mean in means:
             x = x - of_each(mean)
         y = x * of_each(rstd * affine["scale"] if "scale" in affine else rstd)

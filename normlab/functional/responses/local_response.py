@@ -4,12 +4,12 @@ import numbers
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 from normlab._core.checks import check_flag
+from normlab._core.closed_form import Operands, again, closed_form
 from normlab._core.dtypes import float32_or_wider
 from normlab._core.hidden import without_hidden
 from normlab._core.layer import Layer, Parameters, State, run
@@ -109,8 +109,9 @@ class LocalResponseLayer(Layer):
         wide = without_hidden(float32_or_wider(x), mask)
         weight = self.alpha / self.size if self.divide else self.alpha
         window = _Window(features[0], self.size, weight, self.beta, self.k)
+        where = expand_where(mask, x.ndim)
         by = _formula if in_taylor_mode(wide) else _divided
-        return by(window, wide, expand_where(mask, x.ndim)), state
+        return by(window, wide, _divisor(window, wide, where), where), state
 
 
 class _Window(NamedTuple):
@@ -131,30 +132,21 @@ class _Window(NamedTuple):
     k: float
 
 
-def _formula(window: _Window, x: Array, where: Array | None) -> Array:
-    return x * _power(_divisor(window, x, where), -window.beta)
+def _formula(window: _Window, x: Array, divisor: Array, where: Array | None) -> Array:
+    return x * _power(divisor, -window.beta)
 
 
-_divided = jax.custom_jvp(_formula, nondiff_argnums=(0,))
-
-
-@_divided.defjvp
-def _divided_jvp(
-    window: _Window, primals: tuple[Array, Array | None], tangents: tuple[Array, Array | None]
-) -> tuple[Array, Array]:
-    """The tangent is `dx / d^beta - 2 beta weight x / d^(beta + 1) nearby(x dx)`, with the divisor `d`.
-
-    Reverse mode keeps `x` and `d` and adds up neighbours once. Without the barriers XLA:CPU would write each power to
-    memory, as it does with whatever is expensive and used twice; to compute it again from `d` is faster.
-    """
-    (x, where), (dx, _) = primals, tangents
-    divisor = _divisor(window, x, where)
-    first, second = (lax.optimization_barrier(divisor) for _ in range(2))
-    factor = 2 * window.beta * window.weight
+def _tangent(window: _Window, primals: Operands, tangents: Operands) -> Array:
+    """Return `dx / d^beta - 2 beta weight x / d^(beta + 1) nearby(x dx)`, with the divisor `d`."""
+    (x, divisor, where), dx = primals, tangents[0]
+    assert x is not None and divisor is not None and dx is not None
     along = _nearby(window, dx * x if where is None else jnp.where(where, dx * x, 0))
-    return x * _power(divisor, -window.beta), dx * _power(first, -window.beta) - x * (
-        factor * _power(second, -window.beta) / second * along
-    )
+    other = again(divisor)
+    slope = 2 * window.beta * window.weight * _power(other, -window.beta) / other
+    return dx * _power(divisor, -window.beta) - x * slope * along
+
+
+_divided = closed_form(_formula, _tangent)
 
 
 def _divisor(window: _Window, x: Array, where: Array | None) -> Array:
