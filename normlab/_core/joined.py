@@ -75,9 +75,7 @@ def of_examples(x: Array, features: tuple[int, ...], where: Array | None, *, use
     return Parts(m.near, rest, variance(positions, x, m, where), jnp.zeros_like(m.var), count)
 
 
-def of_union(
-    x: Array, parts: Parts, axis: Sequence[int], where: Array | None, devices: Devices | None = None
-) -> Parts:
+def of_union(x: Array, parts: Parts, axis: Sequence[int], where: Array | None, devices: Devices | None = None) -> Parts:
     """Return the moments of the union of parts along axes, and of all devices.
 
     Where each part is a single element they are moments of `x` itself, without a pass over arrays of its size more.

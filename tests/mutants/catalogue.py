@@ -991,7 +991,7 @@ MUTANTS = (
             "counts = examples.counts[:, None] + 0 * self._members(parameters, x.ndim)",
         ),
         (
-            "functional/combined/test_combined.py::test_gives_the_vectors_of_the_specification[domain_batch:momentum=0.9]",
+            "functional/combined/test_combined.py::test_gives_the_vectors_of_the_specification[domain_batch:num_domains=2,momentum=0.9]",
         ),
     ),
     Mutant(

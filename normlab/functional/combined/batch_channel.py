@@ -44,7 +44,7 @@ def batch_channel_norm(
     positions, per example; in float32 or wider. Continual norm has the opposite order.
 
     Args:
-        x: Activations, `[batch, ..., features]`.
+        x: Activations, `[batch, ..., features]`. The features are on the last axis; there is no `axis`.
         scale: Gain between the two, `[features]`; `None` is 1.
         bias: Shift between the two, `[features]`; `None` is 0.
         channel_scale: Gain after both, `[num_groups]` or `[features]`; `None` is 1.
@@ -98,6 +98,8 @@ def batch_channel_norm(
 class BatchChannelNormLayer(BatchNormLayer):
     """Batch-channel norm with its options: those of batch norm, and of the group norm after it.
 
+    Groups are of neighbouring features on the last axis: another `axis`, such as 1, is refused.
+
     Attributes:
         num_groups: Number of groups; leave it out beside `group_size`.
         group_size: Features per group.
@@ -141,7 +143,10 @@ class BatchChannelNormLayer(BatchNormLayer):
     ) -> tuple[Array, State]:
         """Normalize as batch norm, then groups; see `Layer`."""
         if features != (x.ndim - 1,):
-            raise ValueError(f"Expected `axis` to be the last, along which features are grouped, got {self.axis}.")
+            raise ValueError(
+                f"Expected `axis` to be the last, along which features are grouped, got {self.axis}. Move the features "
+                "to the end."
+            )
         channel = {name: a for name, a in parameters.items() if name in self.parameters}
         if self.frozen:
             channel = jax.tree.map(lax.stop_gradient, channel)

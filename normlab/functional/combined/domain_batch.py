@@ -102,14 +102,14 @@ class DomainBatchNormLayer(BatchNormLayer):
     The domain of each example is among the parameters, as `domain`.
 
     Attributes:
-        num_domains: Number of domains.
+        num_domains: Number of domains; `None` is `splits`, or a single domain without it.
         share_affine: Whether all domains have the same scale and bias.
-        splits: Number of domains in place of `num_domains`, where the domain is not given: consecutive parts of the
-            batch, all of a size, are of one domain each in training, and all is of domain 0 at evaluation. `None` takes
-            all for domain 0 in training, too.
+        splits: Number of domains where a call may leave them out: consecutive parts of the batch, all of a size, are
+            then of one domain each in training, and all is of domain 0 at evaluation. With `None` a call has to say of
+            which of several domains each example is.
     """
 
-    num_domains: int = 2
+    num_domains: int | None = None
     share_affine: bool = False
     splits: int | None = None
 
@@ -119,9 +119,14 @@ class DomainBatchNormLayer(BatchNormLayer):
         """Check the options."""
         super().__post_init__()
         check_flags(self, "share_affine")
-        for name, number in (("num_domains", self.num_domains), ("splits", self.domains)):
-            if type(number) is not int or number < 1:
+        for name, number in (("num_domains", self.num_domains), ("splits", self.splits)):
+            if number is not None and (type(number) is not int or number < 1):
                 raise ValueError(f"Expected `{name}` to be a positive whole number, got {number!r}.")
+        if self.splits is not None and self.num_domains not in (None, self.splits):
+            raise ValueError(
+                f"Expected `splits` to be `num_domains`, the {self.num_domains} domains there are, got {self.splits}. "
+                "Leave one of them out."
+            )
         if self.ghost_batch_size is not None:
             raise ValueError(
                 f"Expected no `ghost_batch_size` beside domains, got {self.ghost_batch_size}. Number the chunks as "
@@ -131,7 +136,7 @@ class DomainBatchNormLayer(BatchNormLayer):
     @property
     def domains(self) -> int:
         """Number of domains."""
-        return self.num_domains if self.splits is None else self.splits
+        return self.num_domains or self.splits or 1
 
     @property
     def sets(self) -> int:
@@ -161,11 +166,11 @@ class DomainBatchNormLayer(BatchNormLayer):
         """Return the domain of each example, checked, `[batch]`.
 
         Raises:
-            ValueError: If the shape does not fit, a domain is unknown, or the batch cannot be split.
+            ValueError: If the shape does not fit, a domain is unknown or missing, or the batch cannot be split.
             TypeError: If domains are no whole numbers.
         """
         if domain is None:
-            return self._of_parts(x.shape[0]) if train else jnp.zeros(x.shape[:1], jnp.int32)
+            return self._of_parts(x.shape[0], train)
         if not jnp.issubdtype(domain.dtype, jnp.integer):
             raise TypeError(f"Expected `domain` to be whole numbers, got {domain.dtype}. Number the domains from 0.")
         if domain.shape not in ((), x.shape[:1]):
@@ -178,9 +183,14 @@ class DomainBatchNormLayer(BatchNormLayer):
             raise ValueError(f"Expected `domain` to lie in [0, {self.domains}), got {unknown[0]}. Raise `num_domains`.")
         return jnp.broadcast_to(domain, x.shape[:1])
 
-    def _of_parts(self, batch: int) -> Array:
-        """Return the domains of a training batch that come without."""
-        if self.splits is None:
+    def _of_parts(self, batch: int, train: bool) -> Array:
+        """Return the domains of a batch that comes without."""
+        if self.splits is None and self.domains > 1:
+            raise ValueError(
+                f"Expected `domain`, a number for each example, beside {self.domains} domains, got none. Pass it, or "
+                "say with `splits` that consecutive parts of a batch are of one domain each."
+            )
+        if self.splits is None or not train:
             return jnp.zeros((batch,), jnp.int32)
         if batch % self.splits:
             raise ValueError(
