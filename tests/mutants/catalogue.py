@@ -1006,4 +1006,27 @@ MUTANTS = (
         ("jnp.split(float32_or_wider(given).reshape(shape)", "jnp.split(given.astype('bfloat16').reshape(shape)"),
         ("modules/test_modulated.py::test_the_gain_is_added_in_float32",),
     ),
+    Mutant(
+        "the tangent of a window leaves out its other elements by half",
+        "functional/responses/local_response.py",
+        ("    slope = 2 * window.beta * window.weight", "    slope = window.beta * window.weight"),
+        (
+            "functional/responses/test_unit.py::test_gradients_in_float64_are_differences_of_the_reference"
+            "[local_response:size=4,alpha=0.5,beta=1.5-params2]",
+        ),
+    ),
+    Mutant(
+        "SeeDNorm forgets that its gain depends on the input",
+        "functional/squashing/seednorm.py",
+        ("outer(fall * along + rstd * ((1 - lax.square(along)) * total), alpha)", "outer(fall * along, alpha)"),
+        (
+            "functional/squashing/test_squashing.py::test_gradients_in_float64_are_differences_of_the_reference[seednorm:num_heads=2]",
+        ),
+    ),
+    Mutant(
+        "several domains without `domain` are domain 0",
+        "functional/combined/domain_batch.py",
+        ("if self.splits is None and self.domains > 1:", "if False:"),
+        ("functional/combined/test_combined.py::test_bad_input_is_one_clear_line[no domain]",),
+    ),
 )
