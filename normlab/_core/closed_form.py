@@ -6,13 +6,14 @@ used twice to memory, and allocates this memory in every call; see `again`.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import jax
 from jax import Array, lax
 
-__all__ = ["again", "closed_form"]
+__all__ = ["Formula", "Operands", "again", "closed_form", "recomputed"]
 
+Given = ParamSpec("Given")
 Static = TypeVar("Static")
 Operands = tuple[Array | None, ...]
 """Arrays, or their tangents; `None` is no array, or the tangent of none."""
@@ -37,7 +38,14 @@ def closed_form(formula: Formula, tangent: Callable[[Static, Operands, Operands]
     def _(static: Static, primals: Operands, tangents: Operands) -> tuple[Array, Array]:
         return rule(static, *primals), tangent(static, primals, tangents)
 
-    return jax.checkpoint(rule, static_argnums=(0,))
+    checkpointed: Formula = jax.checkpoint(rule, static_argnums=(0,))
+    return checkpointed
+
+
+def recomputed(function: Callable[Given, Array]) -> Callable[Given, Array]:
+    """Return `function` with the derivative of autodiff, for which reverse mode keeps the arguments alone."""
+    checkpointed: Callable[Given, Array] = jax.checkpoint(function)
+    return checkpointed
 
 
 def again(x: Array) -> Array:

@@ -10,6 +10,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from normlab._core.checks import AxisName
+from normlab._core.closed_form import recomputed
 from normlab._core.dtypes import float32_or_wider
 from normlab._core.hidden import without_hidden
 from normlab._core.joined import Parts, of_examples, of_union
@@ -175,7 +176,7 @@ def _stretched(batch: Parts, by: Array) -> Parts:
     return Parts(by * batch.near, by * batch.rest, batch.within, lax.square(by) * batch.between, batch.counts)
 
 
-@jax.checkpoint
+@recomputed
 def _calibrated(x: Array, examples: Parts, batch: Parts, rstd: Array, affine: Mapping[str, Array]) -> Array:
     """Normalize by moments of examples and of the batch; whatever is as large as `x` is computed again in reverse."""
     apart = examples.mean_minus(batch.near) - batch.rest

@@ -11,6 +11,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from normlab._core.checks import AxisName
+from normlab._core.closed_form import recomputed
 from normlab._core.dtypes import float32_or_wider
 from normlab._core.hidden import without_hidden
 from normlab._core.joined import Parts, of_examples, of_union
@@ -176,7 +177,7 @@ class SwitchableNormLayer(BatchNormLayer):
         return _standardized(x, near, batch.rest, shift, rstd, affine.get("scale"), affine.get("bias"))
 
 
-@jax.checkpoint
+@recomputed
 def _standardized(
     x: Array, near: Array, rest: Array, shift: Array, rstd: Array, scale: Array | None, bias: Array | None
 ) -> Array:

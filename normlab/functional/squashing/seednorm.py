@@ -9,7 +9,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from normlab._core.checks import AxisName
-from normlab._core.closed_form import Operands, closed_form
+from normlab._core.closed_form import Formula, Operands, closed_form
 from normlab._core.dtypes import float32_or_wider
 from normlab._core.hidden import without_hidden
 from normlab._core.layer import Parameters, State, run
@@ -107,14 +107,14 @@ class SeeDNormLayer(MagnitudeLayer):
         over = self.over(x, features)
         m = moments(wide, over, where)
         kind = _Kind(over, None if "beta" not in given else self._heads(x, over))
-        arrays = [given.get(name) for name in ("scale", "alpha", "beta")]
+        scale, alpha, beta = map(given.get, ("scale", "alpha", "beta"))
         along = None
         if kind.heads is not None:
             (along,) = means([wide * given["beta"]], kind.heads, where, count=1.0)  # which is the sum
             along = jnp.tanh(along)
-        by = _formula if any(map(in_taylor_mode, (wide, *arrays))) else _scaled
+        by: Formula = _formula if any(map(in_taylor_mode, (wide, scale, alpha, beta))) else _scaled
         rstd = reciprocal_deviation(m, self.epsilon)
-        return by(kind, wide, rstd, along, *arrays, jnp.asarray(m.count), where), state
+        return by(kind, wide, rstd, along, scale, alpha, beta, jnp.asarray(m.count), where), state
 
     def _heads(self, x: Array, over: Reduction) -> Reduction:
         """Describe the elements whose products with `beta` are added up."""
