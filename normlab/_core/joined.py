@@ -8,8 +8,9 @@ from jax import Array, lax
 
 from normlab._core.collectives import Devices
 from normlab._core.reduction import Moments, Reduction, moments
+from normlab._core.standardize import variance
 
-__all__ = ["Parts", "joined", "of_examples"]
+__all__ = ["Parts", "joined", "of_examples", "of_union"]
 
 
 class Parts(NamedTuple):
@@ -63,11 +64,36 @@ def of_examples(x: Array, features: tuple[int, ...], where: Array | None, *, use
     if 0 in features:
         raise ValueError(f"Expected `axis` without the first axis, the batch, got {features}. Put the batch first.")
     positions = Reduction(tuple(a for a in range(1, x.ndim) if a not in features))
+    if not positions.axis:
+        near, none = x if where is None else jnp.where(where, x, 0), jnp.zeros_like(x)
+        counts = jnp.ones_like(x) if where is None else jnp.broadcast_to(where, x.shape).astype(x.dtype)
+        return Parts(near, none, none, none, counts)
     m = moments(x, positions, where, use_fast_variance=use_fast_variance)
     assert m.near is not None
     rest = jnp.zeros_like(m.near) if m.rest is None else m.rest
     count = jnp.broadcast_to(jnp.asarray(m.count, m.var.dtype), m.var.shape)
-    return Parts(m.near, rest, m.var, jnp.zeros_like(m.var), count)
+    return Parts(m.near, rest, variance(positions, x, m, where), jnp.zeros_like(m.var), count)
+
+
+def of_union(x: Array, parts: Parts, axis: Sequence[int], where: Array | None, devices: Devices | None = None) -> Parts:
+    """Return the moments of the union of parts along axes, and of all devices.
+
+    Where each part is a single element they are moments of `x` itself, without a pass over arrays of its size more.
+
+    Args:
+        x: In float32 or wider; finite, also where the mask hides it.
+        parts: Moments of parts of `x`, axes kept.
+        axis: Axes along which parts are joined.
+        where: True where an element counts, of the rank of `x`.
+        devices: Whose elements count, too.
+    """
+    if parts.near.shape != x.shape:
+        return joined(parts, axis, devices)
+    over = Reduction(tuple(axis), devices=devices)
+    m = moments(x, over, where)
+    assert m.near is not None and m.rest is not None
+    count = jnp.broadcast_to(jnp.asarray(m.count, m.var.dtype), m.var.shape)
+    return Parts(m.near, m.rest, jnp.zeros_like(m.var), variance(over, x, m, where), count)
 
 
 def joined(parts: Parts, axis: Sequence[int], devices: Devices | None = None) -> Parts:

@@ -87,6 +87,8 @@ class Reduction(NamedTuple):
         devices: Whose elements count, too; `None` for this device alone.
         pool: Neighbours on the last axis that share a statistic, which is repeated for each of them.
         center: Whether the mean is subtracted.
+        computed: Whether the array is an expression, and no argument, of the program: XLA:CPU would compute a member of
+            each set of neighbours again for every element.
     """
 
     axis: tuple[int, ...]
@@ -94,6 +96,7 @@ class Reduction(NamedTuple):
     devices: Devices | None = None
     pool: int = 1
     center: bool = True
+    computed: bool = False
 
 
 def reduction(
@@ -224,7 +227,7 @@ def moments(
     near = _member(x, over, where, count)
     at_least_one = jnp.maximum(count, 1) if isinstance(count, Array) else max(count, 1.0)
     by = _by_columns if _side_by_side(x, over) else _by_rows
-    if where is None and over.pool == 1 and not on_accelerator() and isinstance(x.size, int) and x.size >= _LARGE:
+    if where is None and (over.pool == 1 or over.computed) and not on_accelerator() and _is_large(x):
         near = _in_memory(near)
     part = _part(x, over) if where is None and on_accelerator() else None
     if part is not None:
@@ -346,6 +349,10 @@ def _member(x: Array, over: Reduction, where: Array | None, count: Array | float
 
 _LARGE = 2**16
 """Elements from which `_in_memory` pays."""
+
+
+def _is_large(x: Array) -> bool:
+    return isinstance(x.size, int) and x.size >= _LARGE
 
 
 def _in_memory(x: Array) -> Array:

@@ -92,9 +92,7 @@ def standardize(
 ) -> Array:
     """Return `(x - mean) / sqrt(var + epsilon) * scale + bias`, differentiated as the function of `x` it is.
 
-    Where nothing counted the output is the bias. Where squares have left the range of their dtype it is NaN, as in
-    `reciprocal_root`: by the root of a negative number where the reciprocal is 0; elsewhere the subtraction rounds
-    away. A comparison would make two programs of one in XLA:CPU.
+    Where nothing counted the output is the bias.
 
     Args:
         over: The reduction of `m`.
@@ -105,11 +103,7 @@ def standardize(
         bias: Shift of the same kind; `None` is 0.
         where: The mask that `m` was taken with.
     """
-    square, limits = m.var + epsilon, float_limits(m.var.dtype)
-    if isinstance(epsilon, Array) or epsilon < limits.least_square:
-        square = not_vanished(square)
-    rstd = lax.square(jnp.sqrt(lax.rsqrt(square) - limits.tiny**0.75))
-    rstd = jnp.where(m.count > 0, rstd, 0) if isinstance(m.count, Array) else rstd
+    rstd = reciprocal_deviation(m, epsilon)
     scale = scale if scale is None else scale.astype(x.dtype)
     bias = bias if bias is None else bias.astype(x.dtype)
     by = _standardize
@@ -118,6 +112,24 @@ def standardize(
     elif not over.inner and takes_rows(over, x, m, epsilon, where):
         return row_norm(over, x, m, rstd, epsilon, scale, bias)
     return by(over, x, m.near, m.rest, rstd, scale, bias, m.count, where)
+
+
+def reciprocal_deviation(m: Moments, epsilon: float) -> Array:
+    """Return `1 / sqrt(var + epsilon)`, and 0 where nothing counted.
+
+    It is NaN where squares have left the range of their dtype, as in `reciprocal_root`: by the root of a negative
+    number where the reciprocal is 0; elsewhere the subtraction rounds away. A comparison would make two programs of one
+    in XLA:CPU.
+
+    Args:
+        m: The moments.
+        epsilon: Added to the variance; may be traced.
+    """
+    square, limits = m.var + epsilon, float_limits(m.var.dtype)
+    if isinstance(epsilon, Array) or epsilon < limits.least_square:
+        square = not_vanished(square)
+    rstd = lax.square(jnp.sqrt(lax.rsqrt(square) - limits.tiny**0.75))
+    return jnp.where(m.count > 0, rstd, 0) if isinstance(m.count, Array) else rstd
 
 
 def variance(over: Reduction, x: Array, m: Moments, where: Array | None = None) -> Array:
@@ -212,18 +224,18 @@ def _standardize_jvp(over: Reduction, primals: _Operands, tangents: _Operands) -
         shift = None
     else:
         mean_dx, along = means([dx, centered * dx], over, where, count)
-        shift = _product(over, -rstd * mean_dx, scale)
+        shift = product(over, -rstd * mean_dx, scale)
     # The cube of `rstd` leaves the range of float32 where it is 1e-13 or 1e13.
-    slope = _product(over, -rstd * (rstd * (rstd * along)), scale)
+    slope = product(over, -rstd * (rstd * (rstd * along)), scale)
     if dscale is not None:
-        slope = slope + _product(over, rstd, dscale)
+        slope = slope + product(over, rstd, dscale)
     dy = centered * slope + dx * (rstd if scale is None else rstd * scale)
     for part in (shift, dbias):
         dy = dy if part is None else dy + part
     return y, dy
 
 
-def _product(over: Reduction, statistic: Array, factor: Array | None) -> Array:
+def product(over: Reduction, statistic: Array, factor: Array | None) -> Array:
     """Multiply a statistic by scale.
 
     Where the product is as large as `x`, it is a dot product of no contracted axes: its transpose is then a dot

@@ -59,7 +59,8 @@ class BatchChannelNorm(BatchNorm):
     """Batch-channel norm; see `normlab.functional.batch_channel_norm`.
 
     The fields of `BatchNorm`, then those of the group norm after it, with the same `epsilon`. Parameters are `scale`
-    and `bias` between the two norms, and `channel_scale` and `channel_bias` after both.
+    and `bias` between the two norms, and `channel_scale` and `channel_bias` after both. Features are on the last axis:
+    `axis` has to name it, and `axis=1` is refused.
 
     Attributes:
         num_groups: Number of groups; leave it out beside `group_size`.
@@ -87,8 +88,9 @@ class RepresentativeBatchNorm(BatchNorm):
 class SwitchableNorm(BatchNorm):
     """Switchable norm; see `normlab.functional.switchable_norm`.
 
-    The fields of `BatchNorm`. Parameters are `scale`, `bias`, and `mean_weight` and `var_weight`: of instance, layer
-    and batch, or of the latter two where inputs have no positions.
+    The fields of `BatchNorm`. Parameters are `scale`, `bias`, and `mean_weight` and `var_weight`, which start at 1: of
+    instance, layer and batch, `[3]`, or of the latter two, `[2]`, where the first input has no positions. NNX, which
+    sees no input before the first call, has `[3]` in both cases; the outputs are the same.
     """
 
     _kind = SwitchableNormLayer
@@ -101,14 +103,14 @@ class DomainBatchNorm(BatchNorm):
     `BatchNorm` with a first axis of domains.
 
     Attributes:
-        num_domains: Number of domains.
+        num_domains: Number of domains; `None` is `splits`, or a single domain without it.
         share_affine: Whether all domains have the same scale and bias.
-        splits: Number of domains in place of `num_domains`, where a call does not give `domain`: consecutive parts of
-            the batch are of one domain each in training, and all is of domain 0 at evaluation. `None` takes all for
-            domain 0 in training, too.
+        splits: Number of domains where a call may leave `domain` out: consecutive parts of the batch are then of one
+            domain each in training, and all is of domain 0 at evaluation. With `None` a call has to say of which of
+            several domains each example is.
     """
 
-    num_domains: int = 2
+    num_domains: int | None = None
     share_affine: bool = False
     splits: int | None = None
 

@@ -93,7 +93,8 @@ class BatchChannelNorm(BatchNorm):
     """Batch-channel norm; see `normlab.functional.batch_channel_norm`.
 
     The arguments of `BatchNorm`, and those of the group norm after it, with the same `epsilon`. Parameters are `scale`
-    and `bias` between the two norms, and `channel_scale` and `channel_bias` after both.
+    and `bias` between the two norms, and `channel_scale` and `channel_bias` after both. Features are on the last axis:
+    `axis` has to name it, and `axis=1` is refused.
     """
 
     _kind = BatchChannelNormLayer
@@ -135,8 +136,9 @@ class RepresentativeBatchNorm(BatchNorm):
 class SwitchableNorm(BatchNorm):
     """Switchable norm; see `normlab.functional.switchable_norm`.
 
-    The arguments of `BatchNorm`. Parameters are `scale`, `bias`, and `mean_weight` and `var_weight`, of instance, layer
-    and batch; without positions the first is not used.
+    The arguments of `BatchNorm`. Parameters are `scale`, `bias`, and `mean_weight` and `var_weight`, `[3]`, which start
+    at 1: of instance, layer and batch. Without positions the first of three is not used; Linen, which has seen the
+    rank of its input, then has `[2]`.
     """
 
     _kind = SwitchableNormLayer
@@ -155,7 +157,7 @@ class DomainBatchNorm(BatchNorm):
         self,
         num_features: int | Sequence[int],
         *,
-        num_domains: int = 2,
+        num_domains: int | None = None,
         share_affine: bool = False,
         splits: int | None = None,
         rngs: nnx.Rngs,
@@ -165,11 +167,11 @@ class DomainBatchNorm(BatchNorm):
 
         Args:
             num_features: Size of the feature axis, or of each.
-            num_domains: Number of domains.
+            num_domains: Number of domains; `None` is `splits`, or a single domain without it.
             share_affine: Whether all domains have the same scale and bias.
-            splits: Number of domains in place of `num_domains`, where a call does not give `domain`: consecutive parts
-                of the batch are of one domain each in training, and all is of domain 0 at evaluation. `None` takes all
-                for domain 0 in training, too.
+            splits: Number of domains where a call may leave `domain` out: consecutive parts of the batch are then of
+                one domain each in training, and all is of domain 0 at evaluation. With `None` a call has to say of
+                which of several domains each example is.
             rngs: Random streams; `params` is used.
             **options: The arguments of `BatchNorm`.
         """

@@ -1,6 +1,7 @@
 """Test that the measurements of speed complete and refuse bad input; times are not asserted."""
 
 import csv
+import dataclasses
 import os
 import re
 import subprocess
@@ -77,13 +78,46 @@ def test_other_norms_are_measured_beside_norms_of_the_same_statistics(
     rows = rows_of(tmp_path / "variants.csv")
     assert [(row["norm"], row["beside"], row["what"]) for row in rows] == [
         (norm, other, what)
-        for norm, other in (("dyt", "layer"), ("continual:group_size=4", "batch"))
+        for norm, other in (("dyt", "layer"), ("continual:group_size=4", "group, batch"))
         for what in (speed.FORWARD, speed.TRAINING)
     ]
     assert all(float(row["ratio"]) > 0 and float(row["norm_memory"]) >= 0 for row in rows)
     printed = capsys.readouterr().out.splitlines()
     assert printed[1] == variants.Variant.HEADING and printed[-2].endswith("of 4 ratios at most 1.3.")
-    assert variants.beside(norms.get("instance")).name == "instance" and "none" not in variants.default()
+    assert [other.name for other in variants.beside(norms.get("instance"))] == ["instance"]
+    assert "none" not in variants.default() and variants.REASONS.keys() <= {*variants.default()}
+    page = (tmp_path / "variants.md").read_text()
+    assert "The bar is 1.3 times the norm beside it, forward and with the backward pass; `!` marks" in page
+
+
+def test_rows_above_the_bar_are_explained() -> None:
+    row = variants.Variant(
+        norm="whiten:group_size=4",
+        beside="batch",
+        shape="16x8",
+        what=speed.FORWARD,
+        copy_ms=1.0,
+        beside_copies=1.0,
+        norm_copies=2.0,
+        ratio=2.0,
+        ratio_low=2.0,
+        ratio_high=2.0,
+        beside_memory=0.0,
+        norm_memory=0.0,
+        rounds=1,
+    )
+    assert "2.00!" in str(row)
+    text = variants.explained(
+        [row, dataclasses.replace(row, norm="dyt"), dataclasses.replace(row, norm="l2", ratio=1.3)]
+    )
+    assert text.splitlines()[2:] == [
+        "Why they are above it:",
+        "",
+        "- `whiten:group_size=4`: covariance and output are products of matrices, with as many multiplications an "
+        "element as a group has rows.",
+        "- `dyt`: not known.",
+    ]
+    assert "Why" not in variants.explained([dataclasses.replace(row, ratio=1.3)])
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ OPTIONS = [
     ("switchable:axis=(1,3),use_scale=False,statistics='running'", (4, 3, 2, 3)),
     ("domain_batch:splits=3,unbiased_running_var=True,momentum=None", (6, 2, 5)),
     ("domain_batch:splits=2,share_affine=True,axis=1,momentum=0.5", (4, 3, 2)),
-    ("domain_batch:num_domains=3,statistics='running'", (1, 5)),
+    ("domain_batch:splits=1,statistics='running'", (1, 5)),
 ]
 
 

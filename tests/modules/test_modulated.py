@@ -153,10 +153,10 @@ def test_bad_styles_are_refused() -> None:
 def test_further_inputs_reach_the_norm() -> None:
     """Domains are those of the call, in both kinds of module."""
     x, condition, domain = draw(0, 4, 3, 6), draw(1, 4, 5), jnp.array([0, 1, 0, 1])
-    module = linen.Modulated("domain_batch", use_running_average=False)
+    module = linen.Modulated("domain_batch:num_domains=2", use_running_average=False)
     variables = module.init(KEY, x, condition, domain=domain)
     y, _ = module.apply(variables, x, condition, domain=domain, mutable=["batch_stats"])
     plain, _ = functional.domain_batch_norm(x, domain, num_domains=2)
     np.testing.assert_allclose(y, plain, rtol=1e-5, atol=1e-6)
-    ours = our_nnx.Modulated("domain_batch", 6, condition_features=5, rngs=nnx.Rngs(0))
+    ours = our_nnx.Modulated("domain_batch:num_domains=2", 6, condition_features=5, rngs=nnx.Rngs(0))
     np.testing.assert_allclose(ours(x, condition, domain=domain), plain, rtol=1e-5, atol=1e-6)

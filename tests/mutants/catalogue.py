@@ -107,7 +107,7 @@ MUTANTS = (
     Mutant(
         "no gradient into scale",
         STANDARDIZE,
-        ("        slope = slope + _product(over, rstd, dscale)\n", "        pass\n"),
+        ("        slope = slope + product(over, rstd, dscale)\n", "        pass\n"),
         ("core/test_gradients.py::test_first_and_second_derivatives_are_central_differences[layer-True]",),
     ),
     Mutant(
@@ -1024,7 +1024,7 @@ MUTANTS = (
             "counts = examples.counts[:, None] + 0 * self._members(parameters, x.ndim)",
         ),
         (
-            "functional/combined/test_combined.py::test_gives_the_vectors_of_the_specification[domain_batch:momentum=0.9]",
+            "functional/combined/test_combined.py::test_gives_the_vectors_of_the_specification[domain_batch:num_domains=2,momentum=0.9]",
         ),
     ),
     Mutant(
@@ -1245,5 +1245,28 @@ MUTANTS = (
         "tools/conversion/nnx.py",
         ("        return replaced.get(id(value), value)\n", "        return replaced.pop(id(value), value)\n"),
         ("tools/test_convert.py::test_nnx_shares_what_was_shared_and_keeps_mode_types_and_metadata",),
+    ),
+    Mutant(
+        "the tangent of a window leaves out its other elements by half",
+        "functional/responses/local_response.py",
+        ("    slope = 2 * window.beta * window.weight", "    slope = window.beta * window.weight"),
+        (
+            "functional/responses/test_unit.py::test_gradients_in_float64_are_differences_of_the_reference"
+            "[local_response:size=4,alpha=0.5,beta=1.5-params2]",
+        ),
+    ),
+    Mutant(
+        "SeeDNorm forgets that its gain depends on the input",
+        "functional/squashing/seednorm.py",
+        ("outer(fall * along + rstd * ((1 - lax.square(along)) * total), alpha)", "outer(fall * along, alpha)"),
+        (
+            "functional/squashing/test_squashing.py::test_gradients_in_float64_are_differences_of_the_reference[seednorm:num_heads=2]",
+        ),
+    ),
+    Mutant(
+        "several domains without `domain` are domain 0",
+        "functional/combined/domain_batch.py",
+        ("if self.splits is None and self.domains > 1:", "if False:"),
+        ("functional/combined/test_combined.py::test_bad_input_is_one_clear_line[no domain]",),
     ),
 )

@@ -11,9 +11,10 @@ from jax.typing import DTypeLike
 
 from normlab._core.checks import AxisName, check_features, check_real, check_where, choose_groups, resolve_groups
 from normlab._core.dtypes import float32_or_wider, output_dtype
-from normlab._core.layer import Parameters, State
+from normlab._core.layer import Parameters, State, run
+from normlab._core.reduction import Reduction
 from normlab.functional.batch_norm import BatchMoments, BatchNormLayer, batch_norm
-from normlab.functional.group_norm import group_norm
+from normlab.functional.group_norm import GroupNormLayer
 
 ChannelAffine = Literal["group", "feature"] | None
 """Extent of the second scale and bias: one for each group, or for each feature; `None` leaves them out."""
@@ -43,7 +44,7 @@ def batch_channel_norm(
     positions, per example; in float32 or wider. Continual norm has the opposite order.
 
     Args:
-        x: Activations, `[batch, ..., features]`.
+        x: Activations, `[batch, ..., features]`. The features are on the last axis; there is no `axis`.
         scale: Gain between the two, `[features]`; `None` is 1.
         bias: Shift between the two, `[features]`; `None` is 0.
         channel_scale: Gain after both, `[num_groups]` or `[features]`; `None` is 1.
@@ -97,6 +98,8 @@ def batch_channel_norm(
 class BatchChannelNormLayer(BatchNormLayer):
     """Batch-channel norm with its options: those of batch norm, and of the group norm after it.
 
+    Groups are of neighbouring features on the last axis: another `axis`, such as 1, is refused.
+
     Attributes:
         num_groups: Number of groups; leave it out beside `group_size`.
         group_size: Features per group.
@@ -140,7 +143,10 @@ class BatchChannelNormLayer(BatchNormLayer):
     ) -> tuple[Array, State]:
         """Normalize as batch norm, then groups; see `Layer`."""
         if features != (x.ndim - 1,):
-            raise ValueError(f"Expected `axis` to be the last, along which features are grouped, got {self.axis}.")
+            raise ValueError(
+                f"Expected `axis` to be the last, along which features are grouped, got {self.axis}. Move the features "
+                "to the end."
+            )
         channel = {name: a for name, a in parameters.items() if name in self.parameters}
         if self.frozen:
             channel = jax.tree.map(lax.stop_gradient, channel)
@@ -153,8 +159,16 @@ class BatchChannelNormLayer(BatchNormLayer):
     def by_channel(self, y: Array, channel: Parameters, where: Array | None) -> Array:
         """Normalize groups of features of each example."""
         groups = self.groups(y.shape[-1])
-        affine = [_spread(name, channel.get(name), groups, y.shape[-1]) for name in self.parameters]
-        return group_norm(y, *affine, num_groups=groups, epsilon=self.epsilon, where=where)
+        scale, bias = (_spread(name, channel.get(name), groups, y.shape[-1]) for name in self.parameters)
+        return run(_AfterBatch(self.epsilon, num_groups=groups), y, where, scale, bias)
+
+
+class _AfterBatch(GroupNormLayer):
+    """Group norm of what a batch norm computes."""
+
+    def over(self, x: Array, features: tuple[int, ...]) -> Reduction:
+        """Describe statistics of an array that is computed."""
+        return super().over(x, features)._replace(computed=True)
 
 
 def _spread(name: str, array: Array | None, groups: int, features: int) -> Array | None:

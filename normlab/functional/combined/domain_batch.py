@@ -1,6 +1,6 @@
 """Domain batch norm: batch norm with statistics, scale and bias of its own for each domain."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,8 +16,9 @@ from normlab._core.dtypes import float32_or_wider, output_dtype
 from normlab._core.hidden import without_hidden
 from normlab._core.joined import Parts, joined, of_examples
 from normlab._core.layer import Parameters, State
-from normlab._core.reduction import Axes, all_but, check_more_than_one, expand_where
+from normlab._core.reduction import Axes, Reduction, all_but, check_more_than_one, expand_where, moments
 from normlab._core.roots import reciprocal_root
+from normlab._core.standardize import standardize
 from normlab.functional.batch_norm import REMEDY, BatchMoments, BatchNormLayer, feature_axes
 
 
@@ -101,14 +102,14 @@ class DomainBatchNormLayer(BatchNormLayer):
     The domain of each example is among the parameters, as `domain`.
 
     Attributes:
-        num_domains: Number of domains.
+        num_domains: Number of domains; `None` is `splits`, or a single domain without it.
         share_affine: Whether all domains have the same scale and bias.
-        splits: Number of domains in place of `num_domains`, where the domain is not given: consecutive parts of the
-            batch, all of a size, are of one domain each in training, and all is of domain 0 at evaluation. `None` takes
-            all for domain 0 in training, too.
+        splits: Number of domains where a call may leave them out: consecutive parts of the batch, all of a size, are
+            then of one domain each in training, and all is of domain 0 at evaluation. With `None` a call has to say of
+            which of several domains each example is.
     """
 
-    num_domains: int = 2
+    num_domains: int | None = None
     share_affine: bool = False
     splits: int | None = None
 
@@ -118,9 +119,14 @@ class DomainBatchNormLayer(BatchNormLayer):
         """Check the options."""
         super().__post_init__()
         check_flags(self, "share_affine")
-        for name, number in (("num_domains", self.num_domains), ("splits", self.domains)):
-            if type(number) is not int or number < 1:
+        for name, number in (("num_domains", self.num_domains), ("splits", self.splits)):
+            if number is not None and (type(number) is not int or number < 1):
                 raise ValueError(f"Expected `{name}` to be a positive whole number, got {number!r}.")
+        if self.splits is not None and self.num_domains not in (None, self.splits):
+            raise ValueError(
+                f"Expected `splits` to be `num_domains`, the {self.num_domains} domains there are, got {self.splits}. "
+                "Leave one of them out."
+            )
         if self.ghost_batch_size is not None:
             raise ValueError(
                 f"Expected no `ghost_batch_size` beside domains, got {self.ghost_batch_size}. Number the chunks as "
@@ -130,7 +136,7 @@ class DomainBatchNormLayer(BatchNormLayer):
     @property
     def domains(self) -> int:
         """Number of domains."""
-        return self.num_domains if self.splits is None else self.splits
+        return self.num_domains or self.splits or 1
 
     @property
     def sets(self) -> int:
@@ -160,11 +166,11 @@ class DomainBatchNormLayer(BatchNormLayer):
         """Return the domain of each example, checked, `[batch]`.
 
         Raises:
-            ValueError: If the shape does not fit, a domain is unknown, or the batch cannot be split.
+            ValueError: If the shape does not fit, a domain is unknown or missing, or the batch cannot be split.
             TypeError: If domains are no whole numbers.
         """
         if domain is None:
-            return self._of_parts(x.shape[0]) if train else jnp.zeros(x.shape[:1], jnp.int32)
+            return self._of_parts(x.shape[0], train)
         if not jnp.issubdtype(domain.dtype, jnp.integer):
             raise TypeError(f"Expected `domain` to be whole numbers, got {domain.dtype}. Number the domains from 0.")
         if domain.shape not in ((), x.shape[:1]):
@@ -177,9 +183,14 @@ class DomainBatchNormLayer(BatchNormLayer):
             raise ValueError(f"Expected `domain` to lie in [0, {self.domains}), got {unknown[0]}. Raise `num_domains`.")
         return jnp.broadcast_to(domain, x.shape[:1])
 
-    def _of_parts(self, batch: int) -> Array:
-        """Return the domains of a training batch that come without."""
-        if self.splits is None:
+    def _of_parts(self, batch: int, train: bool) -> Array:
+        """Return the domains of a batch that comes without."""
+        if self.splits is None and self.domains > 1:
+            raise ValueError(
+                f"Expected `domain`, a number for each example, beside {self.domains} domains, got none. Pass it, or "
+                "say with `splits` that consecutive parts of a batch are of one domain each."
+            )
+        if self.splits is None or not train:
             return jnp.zeros((batch,), jnp.int32)
         if batch % self.splits:
             raise ValueError(
@@ -210,9 +221,26 @@ class DomainBatchNormLayer(BatchNormLayer):
         check_more_than_one(x.shape, over, REMEDY)
         x, where = float32_or_wider(x), expand_where(where, x.ndim)
         x = without_hidden(x, where)
+        if len(over.axis) == 1 and over.devices is None:
+            return self._one_by_one(x, over, parameters, features, where)
         m = self._joined(x, parameters, features, where)
         rstd = jnp.where(m.counts > 0, reciprocal_root(m.var + self.epsilon, self.epsilon), 0)
         return self._normalized(x, (m.near, m.rest), rstd, parameters, features), self._moments(m, x, features)
+
+    def _one_by_one(
+        self, x: Array, over: Reduction, parameters: Parameters, features: tuple[int, ...], where: Array | None
+    ) -> tuple[Array, BatchMoments]:
+        """Normalize domain after domain, as batch norm under a mask, where an example has no more than features."""
+        y, found, members = jnp.full_like(x, jnp.nan), [], self._members(parameters, x.ndim)
+        affine = self._affine(x, parameters, features)
+        for d in range(self.domains):
+            counted = members[:, d] if where is None else members[:, d] & where
+            m = moments(x, over, counted)
+            own = {name: a[d % a.shape[0]][None] for name, a in affine.items()}
+            y = jnp.where(members[:, d], standardize(over, x, m, self.epsilon, **own, where=counted), y)
+            found.append(m)
+        stacked = jax.tree.map(lambda *each: jnp.stack(each), *found)
+        return y, BatchMoments.of(stacked, (self.domains, *(x.shape[a] for a in features)))
 
     def moments(self, x: Array, parameters: Parameters, features: tuple[int, ...], where: Array | None) -> BatchMoments:
         """Return the moments of each domain, which may be of one element or none."""
@@ -253,6 +281,11 @@ class DomainBatchNormLayer(BatchNormLayer):
         kept = [x.shape[a] if a in features else 1 for a in range(1, x.ndim)]
         return array.reshape(1 if array.shape == shape else self.domains, *kept).astype(x.dtype)
 
+    def _affine(self, x: Array, parameters: Parameters, features: tuple[int, ...]) -> dict[str, Array]:
+        """Return scale and bias that are there, after an axis of domains or of size 1."""
+        given = {name: parameters.get(name) for name in ("scale", "bias")}
+        return {name: self._expanded(name, a, x, features) for name, a in given.items() if a is not None}
+
     def _normalized(
         self, x: Array, means: Sequence[Array], rstd: Array, parameters: Parameters, features: tuple[int, ...]
     ) -> Array:
@@ -263,11 +296,7 @@ class DomainBatchNormLayer(BatchNormLayer):
             picked = jnp.where(members, a[None], 0).sum(1)
             return jnp.where(members.any(1), picked, jnp.nan)
 
-        affine: Mapping[str, Array] = {
-            name: self._expanded(name, a, x, features)
-            for name in ("scale", "bias")
-            if (a := parameters.get(name)) is not None
-        }
+        affine = self._affine(x, parameters, features)
         for mean in means:
             x = x - of_each(mean)
         y = x * of_each(rstd * affine["scale"] if "scale" in affine else rstd)

@@ -10,9 +10,10 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from normlab._core.checks import AxisName
+from normlab._core.closed_form import recomputed
 from normlab._core.dtypes import float32_or_wider
 from normlab._core.hidden import without_hidden
-from normlab._core.joined import Parts, joined, of_examples
+from normlab._core.joined import Parts, of_examples, of_union
 from normlab._core.layer import Parameters, State
 from normlab._core.reduction import (
     Axes,
@@ -146,21 +147,18 @@ class RepresentativeBatchNormLayer(BatchNormLayer):
         check_more_than_one(x.shape, over, REMEDY)
         x, affine = without_hidden(x, where), _as(x, affine)
         examples = self.examples(x, other_axes(over.axis, x.ndim), where)
-        batch = joined(examples, (0,), over.devices)
-        apart = examples.mean_minus(batch.near) - batch.rest
+        batch = of_union(x, examples, (0,), where, over.devices)
         stretched = _stretched(batch, 1 + affine["center_weight"])
         rstd = reciprocal_root(stretched.var + self.epsilon, self.epsilon)
         rstd = jnp.where(batch.counts > 0, rstd, 0)
-        centred = ((x - batch.near) - batch.rest) + affine["center_weight"] * apart
-        pooled = (1 + affine["center_weight"]) * apart
-        return _gated(centred * rstd, pooled * rstd, affine), stretched.moments()
+        return _calibrated(x, examples, batch, rstd, affine), stretched.moments()
 
     def moments(self, x: Array, parameters: Parameters, features: tuple[int, ...], where: Array | None) -> BatchMoments:
         """Return the moments of `u` of a batch, which may be one element."""
         over = all_but(features, x.ndim, axis_name=self.axis_name, axis_index_groups=self.axis_index_groups)
         x, where = float32_or_wider(x), expand_where(where, x.ndim)
         stretch = 1 + _as(x, self.expanded(parameters, x.shape, features))["center_weight"]
-        batch = _stretched(joined(self.examples(x, features, where), (0,), over.devices), stretch)
+        batch = _stretched(of_union(x, self.examples(x, features, where), (0,), where, over.devices), stretch)
         return BatchMoments.of(batch.moments(), tuple(map(x.shape.__getitem__, features)))
 
     def examples(self, x: Array, features: tuple[int, ...], where: Array | None) -> Parts:
@@ -176,6 +174,15 @@ def _as(x: Array, arrays: Mapping[str, Array]) -> dict[str, Array]:
 def _stretched(batch: Parts, by: Array) -> Parts:
     """Return the moments of `u`, whose examples have the spread of `x`, and means that are `by` times those of `x`."""
     return Parts(by * batch.near, by * batch.rest, batch.within, lax.square(by) * batch.between, batch.counts)
+
+
+@recomputed
+def _calibrated(x: Array, examples: Parts, batch: Parts, rstd: Array, affine: Mapping[str, Array]) -> Array:
+    """Normalize by moments of examples and of the batch; whatever is as large as `x` is computed again in reverse."""
+    apart = examples.mean_minus(batch.near) - batch.rest
+    centred = ((x - batch.near) - batch.rest) + affine["center_weight"] * apart
+    pooled = (1 + affine["center_weight"]) * apart
+    return _gated(centred * rstd, pooled * rstd, affine)
 
 
 def _gated(z: Array, pooled: Array, affine: Mapping[str, Array]) -> Array:

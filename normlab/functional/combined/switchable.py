@@ -11,9 +11,10 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from normlab._core.checks import AxisName
+from normlab._core.closed_form import recomputed
 from normlab._core.dtypes import float32_or_wider
 from normlab._core.hidden import without_hidden
-from normlab._core.joined import Parts, joined, of_examples
+from normlab._core.joined import Parts, of_examples, of_union
 from normlab._core.layer import Parameters, State
 from normlab._core.reduction import (
     Axes,
@@ -129,7 +130,8 @@ class SwitchableNormLayer(BatchNormLayer):
         mean, var = (running[name].astype(x.dtype) for name in self.averages)
         x = without_hidden(x, where)
         examples = of_examples(x, features, where, use_fast_variance=self.use_fast_variance)
-        return self.mixed(x, examples, Moments(mean, jnp.zeros_like(mean), var, 1.0), features, affine)
+        batch = Moments(mean, jnp.zeros_like(mean), var, 1.0)
+        return self.mixed(x, examples, batch, features, affine, where)
 
     def standardized(
         self,
@@ -143,19 +145,25 @@ class SwitchableNormLayer(BatchNormLayer):
         check_more_than_one(x.shape, over, REMEDY)
         x, features = without_hidden(x, where), other_axes(over.axis, x.ndim)
         examples = of_examples(x, features, where, use_fast_variance=self.use_fast_variance)
-        batch = joined(examples, (0,), over.devices)
+        batch = of_union(x, examples, (0,), where, over.devices)
         var = batch.var if len(over.axis) > 1 else batch.unbiased_var
-        y = self.mixed(x, examples, Moments(batch.near, batch.rest, var, batch.counts), features, affine)
+        y = self.mixed(x, examples, Moments(batch.near, batch.rest, var, batch.counts), features, affine, where)
         kept = batch.var if self.unbiased_running_var else var  # `update` makes the former unbiased
         return y, Moments(batch.near, batch.rest, kept, batch.counts)
 
     def mixed(
-        self, x: Array, examples: Parts, batch: Moments, features: tuple[int, ...], affine: Mapping[str, Array]
+        self,
+        x: Array,
+        examples: Parts,
+        batch: Moments,
+        features: tuple[int, ...],
+        affine: Mapping[str, Array],
+        where: Array | None,
     ) -> Array:
         """Normalize by the moments of examples, of those joined over features, and of the batch."""
         positions = tuple(a for a in range(1, x.ndim) if a not in features)
         _check_examples(x.shape, positions, features)
-        layer, near = joined(examples, features), batch.near
+        layer, near = of_union(x, examples, features, where), batch.near
         assert near is not None and batch.rest is not None
         means = [each.mean_minus(near) - batch.rest for each in (examples, layer, batch)]  # shares add up to 1
         spreads = [examples.var, layer.var if positions else layer.unbiased_var, batch.var]
@@ -165,8 +173,16 @@ class SwitchableNormLayer(BatchNormLayer):
             sum((share[k] * statistic for k, statistic in enumerate(statistics)), jnp.zeros((), x.dtype))
             for share, statistics in zip(shares, (means, spreads), strict=True)
         )
-        y = (((x - near) - batch.rest) - shift) * reciprocal_root(var + self.epsilon, self.epsilon)
-        return scaled(y, affine.get("scale"), affine.get("bias"))
+        rstd = reciprocal_root(var + self.epsilon, self.epsilon)
+        return _standardized(x, near, batch.rest, shift, rstd, affine.get("scale"), affine.get("bias"))
+
+
+@recomputed
+def _standardized(
+    x: Array, near: Array, rest: Array, shift: Array, rstd: Array, scale: Array | None, bias: Array | None
+) -> Array:
+    """Subtract and multiply; whatever is as large as `x` is computed again in reverse."""
+    return scaled((((x - near) - rest) - shift) * rstd, scale, bias)
 
 
 def _shares(name: str, weight: Array | None, positions: bool) -> Array:

@@ -10,6 +10,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from normlab._core.checks import AxisName, check_flags, check_real, check_where
+from normlab._core.closed_form import Operands, again, closed_form
 from normlab._core.dtypes import float32_or_wider, output_dtype
 from normlab._core.hidden import without_hidden
 from normlab._core.layer import Parameters, State, run
@@ -29,7 +30,7 @@ from normlab._core.reduction import (
     reduction,
 )
 from normlab._core.roots import reciprocal_root
-from normlab._core.standardize import scaled, variance
+from normlab._core.standardize import in_taylor_mode, scaled, variance
 from normlab.errors import StatisticsError
 from normlab.functional.batch_norm import REMEDY, BatchMoments, BatchNormLayer, moved
 from normlab.functional.group_norm import GroupNormLayer, one_feature_axis
@@ -313,21 +314,24 @@ class EvoNormBatchLayer(BatchNormLayer):
         where: Array | None,
     ) -> Array:
         """Divide, scale and shift, with the moments of each example and a variance of the batch."""
+        near = rest = None
+        v = affine["v"].astype(x.dtype) if "v" in affine else None
         if self.variant == "b0":
-            weighed = x * affine["v"].astype(x.dtype) if "v" in affine else x
-            other = weighed + self._root(variance(over, x, m, where))
+            size = self._root(variance(over, x, m, where))
         else:
             square = Moments(None, None, m.var + lax.square(m.mean), m.count)
             size = self._root(variance(over._replace(center=False), x, square, where))
-            other = (x + 1) * size if self.variant == "b1" else self._size_minus(x, size, over, m, where)
-        return scaled(x / jnp.maximum(self._root(of_batch), other), affine.get("scale"), affine.get("bias"))
+        if self.variant == "b2":
+            near, rest, size = m.near, m.rest, self._size_minus_mean(x, size, over, m, where)
+        scale, bias = (a if a is None else a.astype(x.dtype) for a in map(affine.get, ("scale", "bias")))
+        by = _quotient if any(map(in_taylor_mode, (x, v, scale))) else _divided
+        y = by(self.variant, x, near, rest, size, self._root(of_batch), v, scale)
+        return y if bias is None else y + bias
 
-    def _size_minus(self, x: Array, size: Array, over: Reduction, m: Moments, where: Array | None) -> Array:
-        """Return `size - x`, to the digits of the difference: `size^2` is the variance plus `mean^2` plus `epsilon`."""
-        assert m.near is not None
-        centred = x - m.near if m.rest is None else (x - m.near) - m.rest
+    def _size_minus_mean(self, x: Array, size: Array, over: Reduction, m: Moments, where: Array | None) -> Array:
+        """Return `size - mean`, to the digits of the difference: `size^2` is the variance plus `mean^2` and epsilon."""
         above = (variance(over, x, m, where) + self.epsilon) / (size + jnp.maximum(m.mean, 0))
-        return jnp.where(m.mean > 0, above, size - m.mean) - centred
+        return jnp.where(m.mean > 0, above, size - m.mean)
 
     def _root(self, square: Array) -> Array:
         """Return a deviation, NaN where squares have left the range of their dtype."""
@@ -393,9 +397,10 @@ class EvoNormSampleLayer(GroupNormLayer):
             over = over._replace(center=False)
         m = moments(x, over, where, use_fast_variance=self.use_fast_variance)
         factor = reciprocal_root(variance(over, x, m, where) + self.epsilon, self.epsilon)
-        slope = affine["v"].astype(x.dtype) * x if "v" in affine else x
+        v = affine["v"].astype(x.dtype) if "v" in affine else None
+        by = _swish if in_taylor_mode(x) else _scaled_swish
         factor = factor * affine["scale"].astype(x.dtype) if "scale" in affine else factor
-        y = x * jax.nn.sigmoid(slope) * factor
+        y = by(None, x, v, factor)
         return y + affine["bias"].astype(x.dtype) if "bias" in affine else y
 
 
@@ -403,3 +408,87 @@ def _check(layer: "EvoNormBatchLayer | EvoNormSampleLayer", variant: str, known:
     check_flags(layer, "nonlinear")
     if variant not in get_args(known):
         raise ValueError(f"Expected `variant` to be one of {get_args(known)}, got {variant!r}.")
+
+
+def _quotient(
+    variant: OfBatch,
+    x: Array,
+    near: Array | None,
+    rest: Array | None,
+    size: Array,
+    of_batch: Array,
+    v: Array | None,
+    scale: Array | None,
+) -> Array:
+    """Return `x` over the larger of two deviations: `of_batch`, and one of the example.
+
+    The latter is `v x + size`, `(x + 1) size` or, about the mean `near + rest`, `size - (x - mean)`.
+    """
+    y = x / jnp.maximum(of_batch, _of_example(variant, x, near, rest, size, v))
+    return y if scale is None else y * scale
+
+
+def _of_example(
+    variant: OfBatch, x: Array, near: Array | None, rest: Array | None, size: Array, v: Array | None
+) -> Array:
+    if variant == "b0":
+        return (x if v is None else x * v) + size
+    if variant == "b1":
+        return (x + 1) * size
+    assert near is not None
+    return size - (x - near if rest is None else (x - near) - rest)
+
+
+def _quotient_tangent(variant: OfBatch, primals: Operands, tangents: Operands) -> Array:
+    """Return `(dx - x dmax / max) / max`, with the tangent of the larger deviation; each term is computed by itself."""
+    (x, near, rest, size, of_batch, v, scale), (dx, _, drest, dsize, dof_batch, dv, dscale) = primals, tangents
+    assert x is not None and size is not None and of_batch is not None
+    assert dx is not None and dsize is not None and dof_batch is not None
+
+    def terms(x: Array) -> tuple[Array, Array, Array]:
+        """Return the factor of `dx`, that of the tangent of the other deviation, and that of `dof_batch`."""
+        other = _of_example(variant, x, near, rest, size, v)
+        by = 1 / jnp.maximum(of_batch, other)
+        scaled_by = by if scale is None else by * scale
+        fall = -x * by * scaled_by
+        return scaled_by, jnp.where(other > of_batch, fall, 0), jnp.where(other > of_batch, 0, fall)
+
+    apart = [x]
+    for _ in range(4):
+        apart.append(again(apart[-1]))
+    direct, of_other, _ = terms(x)
+    if variant == "b0":
+        dy = dx * (direct + (of_other if v is None else of_other * v)) + terms(apart[1])[1] * dsize
+        dy = dy if dv is None else dy + apart[4] * terms(apart[4])[1] * dv
+    elif variant == "b1":
+        dy = dx * (direct + of_other * size) + (apart[1] + 1) * terms(apart[1])[1] * dsize
+    else:
+        dy = dx * (direct - of_other) + terms(apart[1])[1] * (dsize if drest is None else dsize + drest)
+    dy = dy + terms(apart[2])[2] * dof_batch
+    if dscale is None:
+        return dy
+    return dy + _quotient(variant, apart[3], near, rest, size, of_batch, v, None) * dscale
+
+
+_divided = closed_form(_quotient, _quotient_tangent)
+
+
+def _swish(_: None, x: Array, v: Array | None, factor: Array) -> Array:
+    return x * jax.nn.sigmoid(x if v is None else v * x) * factor
+
+
+def _swish_tangent(_: None, primals: Operands, tangents: Operands) -> Array:
+    """Return the tangent, by the derivative `s (1 + v x (1 - s))` of the swish with the sigmoid `s`."""
+    (x, v, factor), (dx, dv, dfactor) = primals, tangents
+    assert x is not None and factor is not None and dx is not None and dfactor is not None
+    slope = x if v is None else v * x
+    share, once = jax.nn.sigmoid(slope), again(x)
+    dy = dx * (share * (1 + slope * (1 - share)) * factor) + _swish(None, once, v, jnp.ones_like(factor)) * dfactor
+    if dv is None or v is None:
+        return dy
+    x = again(once)
+    share = jax.nn.sigmoid(v * x)
+    return dy + lax.square(x) * (share * (1 - share)) * factor * dv
+
+
+_scaled_swish = closed_form(_swish, _swish_tangent)

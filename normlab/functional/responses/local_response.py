@@ -1,18 +1,21 @@
 """Local response norm of AlexNet."""
 
-import functools
 import numbers
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from normlab._core.checks import check_flag
+from normlab._core.closed_form import Operands, again, closed_form
 from normlab._core.dtypes import float32_or_wider
 from normlab._core.hidden import without_hidden
 from normlab._core.layer import Layer, Parameters, State, run
 from normlab._core.reduction import Axes, expand_where
 from normlab._core.sharding import spread_like, whole_along
+from normlab._core.standardize import in_taylor_mode
 
 
 def local_response(
@@ -104,18 +107,66 @@ class LocalResponseLayer(Layer):
         if len(features) != 1:
             raise ValueError(f"Expected `feature_axes` to name a single axis, got {self.feature_axes}.")
         wide = without_hidden(float32_or_wider(x), mask)
-        where = expand_where(mask, x.ndim)
-        squares = lax.square(wide if where is None else jnp.where(where, wide, 0))
         weight = self.alpha / self.size if self.divide else self.alpha
-        divisor = self.k + weight * self._nearby(squares, features[0])
-        return wide * jnp.where(divisor < jnp.inf, divisor**-self.beta, jnp.nan), state
+        window = _Window(features[0], self.size, weight, self.beta, self.k)
+        where = expand_where(mask, x.ndim)
+        by = _formula if in_taylor_mode(wide) else _divided
+        return by(window, wide, _divisor(window, wide, where), where), state
 
-    def _nearby(self, x: Array, axis: int) -> Array:
-        """Add up the neighbours of each element along an axis."""
-        width, like = x.shape[axis], x
-        before, behind = (min(n, max(width - 1, 0)) for n in (self.size // 2, (self.size - 1) // 2))
-        padding = [(0, 0, 0)] * x.ndim
-        padding[axis] = (before, behind, 0)
-        x = lax.pad(whole_along(x, axis), jnp.zeros((), x.dtype), padding)
-        windows = [lax.slice_in_dim(x, start, start + width, axis=axis) for start in range(before + behind + 1)]
-        return spread_like(functools.reduce(lax.add, windows), like)
+
+class _Window(NamedTuple):
+    """A window and the function of its squares; hashable.
+
+    Attributes:
+        axis: The axis along which elements are neighbours.
+        size: Elements in a window.
+        weight: Weight of the sum of squares.
+        beta: Exponent.
+        k: Added to the squares.
+    """
+
+    axis: int
+    size: int
+    weight: float
+    beta: float
+    k: float
+
+
+def _formula(window: _Window, x: Array, divisor: Array, where: Array | None) -> Array:
+    return x * _power(divisor, -window.beta)
+
+
+def _tangent(window: _Window, primals: Operands, tangents: Operands) -> Array:
+    """Return `dx / d^beta - 2 beta weight x / d^(beta + 1) nearby(x dx)`, with the divisor `d`."""
+    (x, divisor, where), dx = primals, tangents[0]
+    assert x is not None and divisor is not None and dx is not None
+    along = _nearby(window, dx * x if where is None else jnp.where(where, dx * x, 0))
+    other = again(divisor)
+    slope = 2 * window.beta * window.weight * _power(other, -window.beta) / other
+    return dx * _power(divisor, -window.beta) - x * slope * along
+
+
+_divided = closed_form(_formula, _tangent)
+
+
+def _divisor(window: _Window, x: Array, where: Array | None) -> Array:
+    squares = lax.square(x if where is None else jnp.where(where, x, 0))
+    divisor = window.k + window.weight * _nearby(window, squares)
+    return jnp.where(divisor < jnp.inf, divisor, jnp.nan)
+
+
+def _power(x: Array, exponent: float) -> Array:
+    """Return a power; the published one by two roots, which take a tenth of the time of a logarithm."""
+    if exponent != -0.75:
+        return x**exponent
+    root = lax.rsqrt(x)
+    return root * jnp.sqrt(root)
+
+
+def _nearby(window: _Window, x: Array) -> Array:
+    """Add up the neighbours of each element along an axis."""
+    sizes, padding = [1] * x.ndim, [(0, 0)] * x.ndim
+    sizes[window.axis], padding[window.axis] = window.size, (window.size // 2, (window.size - 1) // 2)
+    zero = np.zeros((), x.dtype)
+    sums = lax.reduce_window(whole_along(x, window.axis), zero, lax.add, sizes, [1] * x.ndim, padding)
+    return spread_like(sums, x)

@@ -4,16 +4,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from normlab._core.checks import AxisName, check_flag
+from normlab._core.closed_form import Operands, again, closed_form
 from normlab._core.dtypes import float32_or_wider
 from normlab._core.hidden import without_hidden
 from normlab._core.layer import Parameters, State, run
 from normlab._core.magnitude import MagnitudeLayer
-from normlab._core.reduction import Axes, Groups, canonical_axes, expand_affine, expand_where, moments
-from normlab._core.standardize import standardize
+from normlab._core.reduction import Axes, Groups, Reduction, canonical_axes, expand_affine, expand_where, means, moments
+from normlab._core.standardize import in_taylor_mode, reciprocal_deviation
 
 
 def bhyt(
@@ -108,7 +109,31 @@ class BHyTLayer(MagnitudeLayer):
         """Divide by the root mean square, then squash; see `Layer`."""
         affine = expand_affine({"scale": parameters.get("scale")}, x.shape, features)
         wide, where = without_hidden(float32_or_wider(x), mask), expand_where(mask, x.ndim)
+        scale = affine["scale"].astype(wide.dtype) if affine else None
         over = self.over(x, features)
-        y = standardize(over, wide, moments(wide, over, where), self.epsilon, where=where)
-        y = jnp.tanh(jnp.asarray(parameters.get("lam", self.lam_init), wide.dtype) * self.bound * y)
-        return y * affine["scale"].astype(wide.dtype) if affine else y, state
+        m = moments(wide, over, where)
+        factor = jnp.asarray(parameters.get("lam", self.lam_init), wide.dtype) * self.bound
+        by = _formula if any(map(in_taylor_mode, (wide, factor, scale))) else _squashed
+        return by(over, wide, reciprocal_deviation(m, self.epsilon), factor, scale, jnp.asarray(m.count), where), state
+
+
+def _formula(
+    over: Reduction, x: Array, rstd: Array, factor: Array, scale: Array | None, count: Array, where: Array | None
+) -> Array:
+    y = jnp.tanh(x * (rstd * factor))
+    return y if scale is None else y * scale
+
+
+def _tangent(over: Reduction, primals: Operands, tangents: Operands) -> Array:
+    """Return the tangent, with the tangent of `rstd` as it follows from `dx`: `-rstd^3 mean(x dx)`."""
+    (x, rstd, factor, scale, count, where), (dx, _, dfactor, dscale, *_) = primals, tangents
+    assert x is not None and rstd is not None and factor is not None and count is not None
+    assert dx is not None and dfactor is not None
+    (along,) = means([x * dx], over, where, count)
+    slope = -rstd * (rstd * (rstd * along)) * factor + rstd * dfactor
+    rise = 1 - lax.square(jnp.tanh(x * (rstd * factor)))
+    dy = (dx * (rstd * factor) + x * slope) * (rise if scale is None else rise * scale)
+    return dy if dscale is None else dy + jnp.tanh(again(x) * (rstd * factor)) * dscale
+
+
+_squashed = closed_form(_formula, _tangent)

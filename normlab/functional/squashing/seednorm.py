@@ -1,19 +1,21 @@
 """SeeDNorm: RMS norm with a scale that depends on the input."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 
 from normlab._core.checks import AxisName
+from normlab._core.closed_form import Formula, Operands, closed_form
 from normlab._core.dtypes import float32_or_wider
 from normlab._core.hidden import without_hidden
 from normlab._core.layer import Parameters, State, run
 from normlab._core.magnitude import MagnitudeLayer
 from normlab._core.reduction import Axes, Groups, Reduction, canonical_axes, expand_affine, expand_where, means, moments
-from normlab._core.standardize import standardize
+from normlab._core.standardize import in_taylor_mode, product, reciprocal_deviation
 
 
 def seednorm(
@@ -103,13 +105,16 @@ class SeeDNormLayer(MagnitudeLayer):
         wide, where = without_hidden(float32_or_wider(x), mask), expand_where(mask, x.ndim)
         given = {name: a.astype(wide.dtype) for name, a in expand_affine(parameters, x.shape, features).items()}
         over = self.over(x, features)
-        y = standardize(over, wide, moments(wide, over, where), self.epsilon, where=where)
-        gain = given.get("scale", 1)
-        if "beta" in given:
-            (along,) = means([wide * given["beta"]], self._heads(x, over), where, count=1.0)  # which is the sum
+        m = moments(wide, over, where)
+        kind = _Kind(over, None if "beta" not in given else self._heads(x, over))
+        scale, alpha, beta = map(given.get, ("scale", "alpha", "beta"))
+        along = None
+        if kind.heads is not None:
+            (along,) = means([wide * given["beta"]], kind.heads, where, count=1.0)  # which is the sum
             along = jnp.tanh(along)
-            gain = (along * given["alpha"] if "alpha" in given else along) + gain
-        return y * gain, state
+        by: Formula = _formula if any(map(in_taylor_mode, (wide, scale, alpha, beta))) else _scaled
+        rstd = reciprocal_deviation(m, self.epsilon)
+        return by(kind, wide, rstd, along, scale, alpha, beta, jnp.asarray(m.count), where), state
 
     def _heads(self, x: Array, over: Reduction) -> Reduction:
         """Describe the elements whose products with `beta` are added up."""
@@ -127,3 +132,55 @@ class SeeDNormLayer(MagnitudeLayer):
                 "divisor."
             )
         return Reduction((), pool=x.shape[-1] // self.num_heads)
+
+
+class _Kind(NamedTuple):
+    """Reductions; hashable.
+
+    Attributes:
+        over: The elements of a mean square.
+        heads: The elements of a sum; `None` where there is none.
+    """
+
+    over: Reduction
+    heads: Reduction | None
+
+
+def _gain(along: Array | None, scale: Array | None, alpha: Array | None) -> Array | float:
+    start = 1.0 if scale is None else scale
+    if along is None:
+        return start
+    return (along if alpha is None else along * alpha) + start
+
+
+def _formula(
+    kind: _Kind,
+    x: Array,
+    rstd: Array,
+    along: Array | None,
+    scale: Array | None,
+    alpha: Array | None,
+    beta: Array | None,
+    count: Array,
+    where: Array | None,
+) -> Array:
+    return x * rstd * _gain(along, scale, alpha)
+
+
+def _tangent(kind: _Kind, primals: Operands, tangents: Operands) -> Array:
+    """Return the tangent; the tangents of `rstd` and of the tangent of the sum, `along`, follow from `dx`."""
+    (x, rstd, along, scale, alpha, beta, count, where), (dx, _, _, dscale, dalpha, dbeta, *_) = primals, tangents
+    assert x is not None and rstd is not None and count is not None and dx is not None
+    (square,) = means([x * dx], kind.over, where, count)
+    fall = -rstd * (rstd * (rstd * square))
+    outer = partial(product, kind.over)
+    slope = outer(fall, scale) if dscale is None else outer(fall, scale) + outer(rstd, dscale)
+    if kind.heads is not None and along is not None and beta is not None:
+        products = dx * beta if dbeta is None else dx * beta + x * dbeta
+        (total,) = means([products], kind.heads, where, count=1.0)
+        slope = slope + outer(fall * along + rstd * ((1 - lax.square(along)) * total), alpha)
+        slope = slope if dalpha is None else slope + outer(rstd * along, dalpha)
+    return dx * (rstd * _gain(along, scale, alpha)) + x * slope
+
+
+_scaled = closed_form(_formula, _tangent)

@@ -52,7 +52,7 @@ VECTORS = {
         ".37844594 -.48832891 .13105970 .31022601 -.33716677 .41971814 .03211057 -.27376066 .52857115 .03082432 "
         "-.05555031 -.23499427 -.76389522 .28645770 -.23665480 .27293742",
     ),
-    "domain_batch:momentum=0.9": (
+    "domain_batch:num_domains=2,momentum=0.9": (
         {**DOMAINS, "mean": np.zeros((2, 4)), "var": np.ones((2, 4))},
         "-1.06192557 -1.51177161 1.32106947 -.70606159 1.67201695 -.28617478 -1.74213894 .62299552 -.79696308 "
         "1.79479722 .14491978 -1.26418277 -.08484659 -1.72953187 -.16857754 .54381826 -.78853132 1.01602186 .69708257 "
@@ -116,7 +116,9 @@ def random(seed: int, *shape: int, low: float = -2.0, high: float = 2.0) -> np.n
 
 def filled(norm: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Variables away from their start."""
-    made = jax.eval_shape(lambda: norms.get(norm).linen(train=True).init(jax.random.key(0), jnp.ones(shape)))
+    call = {"domain": jnp.asarray(0)} if norm.startswith("domain") else {}
+    module = norms.get(norm).linen(train=True)
+    made = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.ones(shape), **call))
     leaves = {name: leaf for part in made.values() for name, leaf in part.items()}
     return {name: random(i, *leaf.shape, low=0.5, high=1.5) for i, (name, leaf) in enumerate(sorted(leaves.items()))}
 
@@ -230,7 +232,7 @@ def test_mean_only_norm_and_its_gradient_have_mean_0() -> None:
 @pytest.mark.parametrize("domain", [np.array([0, 2, 0, 2]), 1, np.int32(2)], ids=["mixed", "one", "scalar"])
 def test_only_domains_that_are_there_move(domain: Any) -> None:
     module = norms.get("domain_batch:num_domains=3,momentum=None").linen(train=True)
-    variables = module.init(jax.random.key(0), IMAGES)
+    variables = module.init(jax.random.key(0), IMAGES, domain=0)
     _, after = jax.jit(functools.partial(module.apply, mutable=["batch_stats"]))(variables, IMAGES, domain=domain)
     there = np.isin(np.arange(3), domain)
     np.testing.assert_array_equal(after["batch_stats"]["step"], there.astype(int))
@@ -240,21 +242,19 @@ def test_only_domains_that_are_there_move(domain: Any) -> None:
 
 
 def test_a_domain_of_one_element_gives_its_bias_and_moves_nothing() -> None:
-    flat = {k: v.astype(np.float32) for k, v in filled("domain_batch", (4, 6)).items()}
-    y, after = apply("domain_batch", flat, IMAGES[:, 0, 0], domain=np.array([0, 0, 1, 0]))
+    flat = {k: v.astype(np.float32) for k, v in filled("domain_batch:num_domains=2", (4, 6)).items()}
+    y, after = apply("domain_batch:num_domains=2", flat, IMAGES[:, 0, 0], domain=np.array([0, 0, 1, 0]))
     np.testing.assert_array_equal(y[2], flat["bias"][1])
     np.testing.assert_array_equal(after["batch_stats"]["var"][1], flat["var"][1])
 
 
 def test_splits_are_domains_in_training_and_domain_0_at_evaluation() -> None:
-    flat = filled("domain_batch", IMAGES.shape)
-    split, told = "domain_batch:splits=2", "domain_batch"
+    flat = filled("domain_batch:num_domains=2", IMAGES.shape)
+    split, told = "domain_batch:splits=2", "domain_batch:num_domains=2"
     close(apply(split, flat, IMAGES), apply(told, flat, IMAGES, domain=np.array([0, 0, 1, 1])))
     close(apply(split, flat, IMAGES, train=False), apply(told, flat, IMAGES, train=False, domain=0))
-    assert (
-        jnp.abs(apply(told, flat, IMAGES, train=False, domain=1)[0] - apply(told, flat, IMAGES, train=False)[0]).max()
-        > 0.1
-    )
+    by_second = apply(told, flat, IMAGES, train=False, domain=1)[0]
+    assert jnp.abs(by_second - apply(split, flat, IMAGES, train=False)[0]).max() > 0.1
 
 
 def test_a_traced_domain_that_is_unknown_gives_nan() -> None:
@@ -305,15 +305,37 @@ WRONG = {
     "channel affine": (call("batch_channel:channel_affine='groups'"), ValueError, "'group', 'feature' or None, got"),
     "groups": (call("batch_channel:num_groups=4"), ValueError, "`num_groups` to divide the 6 features"),
     "grouped axis": (call("batch_channel:axis=1,num_groups=3"), ValueError, "`axis` to be the last, along which"),
-    "unknown domain": (call("domain_batch", domain=2), ValueError, r"`domain` to lie in \[0, 2\), got 2\. Raise"),
-    "negative domain": (call("domain_batch", domain=[0, 0, -1, 0]), ValueError, r"`domain` to lie in .*got -1"),
+    "unknown domain": (
+        call("domain_batch:num_domains=2", domain=2),
+        ValueError,
+        r"`domain` to lie in \[0, 2\), got 2\. Raise",
+    ),
+    "negative domain": (
+        call("domain_batch:num_domains=2", domain=[0, 0, -1, 0]),
+        ValueError,
+        r"`domain` to lie in .*got -1",
+    ),
     "domains of another batch": (
-        call("domain_batch", domain=[0, 1]),
+        call("domain_batch:num_domains=2", domain=[0, 1]),
         ValueError,
         r"each of the 4 examples, got .*\(2,\)",
     ),
-    "domains that are no numbers": (call("domain_batch", domain=0.5), TypeError, "whole numbers, got float32"),
+    "domains that are no numbers": (
+        call("domain_batch:num_domains=2", domain=0.5),
+        TypeError,
+        "whole numbers, got float32",
+    ),
     "splits": (call("domain_batch:splits=3"), ValueError, "that `splits` divides, got 4 examples and splits=3"),
+    "no domain": (
+        call("domain_batch:num_domains=2"),
+        ValueError,
+        "`domain`, a number for each example, beside 2 domains, got none. Pass it, or say with `splits` that",
+    ),
+    "splits beside domains": (
+        lambda: call("domain_batch:num_domains=3,splits=2")(),
+        ValueError,
+        "`splits` to be `num_domains`, the 3 domains there are, got 2. Leave one of them out.",
+    ),
     "no splits": (lambda: call("domain_batch:splits=0")(), ValueError, "`splits` to be a positive whole number, got 0"),
     "ghosts": (call("domain_batch:ghost_batch_size=2"), ValueError, "no `ghost_batch_size` beside domains, got 2"),
     "batch axis": (call("representative:axis=0"), ValueError, "`axis` without the first axis, the batch"),

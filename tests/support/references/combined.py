@@ -180,14 +180,14 @@ def domain_batch(
     variables: Variables,
     where: Array | None = None,
     *,
-    num_domains: int = 2,
+    num_domains: int | None = None,
     splits: int | None = None,
     share_affine: bool = False,
     domain: Any = None,
     **options: Any,
 ) -> Result:
     """Chang et al., 2019: batch norm of the examples of each domain."""
-    domains = splits or num_domains
+    domains = splits or num_domains or 1
     if domain is None:
         domain = np.zeros(len(x), int) if splits is None else np.repeat(np.arange(splits), len(x) // splits)
     domain, y = np.broadcast_to(domain, len(x)), np.zeros(x.shape)
