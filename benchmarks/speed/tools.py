@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.speed._timing import at_least_one, environment, interleave, ratio, write
 from normlab import norms
 from normlab.models import MLP, ResNet
-from normlab.tools.collecting import Collector
+from normlab.tools.estimation.collecting import Collector
 
 MODELS: Mapping[str, tuple[Callable[[norms.Norm], nn.Module], tuple[int, ...]]] = {
     "resnet": (lambda norm: ResNet(norm, depth=20), (32, 32, 32, 3)),

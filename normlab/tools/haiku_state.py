@@ -16,9 +16,9 @@ from flax.typing import VariableDict
 from normlab.errors import BadInput
 from normlab.expect import refusal
 from normlab.introspect.modules import Owner, is_norm
-from normlab.tools.state_layout import SAME, Layout, Place, permuted, reshaped
-from normlab.tools.state_matching import Entry, Item, Names, check_known, gathered, in_order
-from normlab.tools.state_transfer import Call, Imported, Library, exported, imported, name_of, paths_of
+from normlab.tools.states.layout import SAME, Layout, Place, permuted, reshaped
+from normlab.tools.states.matching import Entry, Item, Names, check_known, gathered, in_order
+from normlab.tools.states.transfer import Call, Imported, Library, exported, imported, name_of, paths_of
 
 __all__ = ["from_haiku", "to_haiku"]
 

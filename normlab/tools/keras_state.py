@@ -14,9 +14,9 @@ from flax import nnx
 from flax.typing import VariableDict
 
 from normlab.introspect.modules import Owner, is_norm
-from normlab.tools.state_layout import SAME, Layout, Place, permuted, reshaped
-from normlab.tools.state_matching import Names, check_known, gathered, items
-from normlab.tools.state_transfer import Call, Imported, Library, exported, imported, name_of, paths_of
+from normlab.tools.states.layout import SAME, Layout, Place, permuted, reshaped
+from normlab.tools.states.matching import Names, check_known, gathered, items
+from normlab.tools.states.transfer import Call, Imported, Library, exported, imported, name_of, paths_of
 
 __all__ = ["from_keras", "to_keras"]
 

@@ -22,7 +22,7 @@ from normlab.introspect.calls import Module
 from normlab.tools import leaves
 from normlab.tools.averaging import without_check
 from normlab.tools.batches import Call, default_call
-from normlab.tools.collecting import Collecting, Collector, Given, Through
+from normlab.tools.estimation.collecting import Collecting, Collector, Given, Through
 from normlab.tools.moments import Estimator, Form, Moments, check_estimator
 from normlab.tools.select import Where
 from normlab.tools.sites import Site

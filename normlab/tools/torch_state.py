@@ -16,10 +16,10 @@ from flax.typing import VariableDict
 
 from normlab.errors import BadInput
 from normlab.introspect.modules import Owner, is_norm
-from normlab.tools.state_layout import SAME, Layout, Place, permuted, reshaped, taken
-from normlab.tools.state_matching import Entry, Names, check_known, gathered, items, titled
-from normlab.tools.state_transfer import Call, Imported, Library, Notes, exported, flat, imported, name_of, paths_of
-from normlab.tools.torch_names import layer_names, module_paths
+from normlab.tools.states.layout import SAME, Layout, Place, permuted, reshaped, taken
+from normlab.tools.states.matching import Entry, Names, check_known, gathered, items, titled
+from normlab.tools.states.torch_names import layer_names, module_paths
+from normlab.tools.states.transfer import Call, Imported, Library, Notes, exported, flat, imported, name_of, paths_of
 
 __all__ = ["Imported", "from_torch", "to_torch"]
 

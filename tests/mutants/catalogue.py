@@ -693,7 +693,7 @@ MUTANTS = (
     ),
     Mutant(
         "corrections of batch renorm while statistics are estimated",
-        "tools/by_batch.py",
+        "tools/estimation/by_batch.py",
         ('    "r_max": 1.0,\n    "d_max": 0.0,\n', ""),
         ("tools/test_precise.py::test_corrections_and_running_statistics_of_batch_renorm_play_no_part",),
     ),
@@ -1209,7 +1209,7 @@ MUTANTS = (
     ),
     Mutant(
         "layers of one shape are in the order of the mapping and not of their numbers",
-        "tools/state_matching.py",
+        "tools/states/matching.py",
         ("    return int(found.group(1)) if (found := _COUNT.search(name)) else 0", "    return 0"),
         ("tools/test_haiku_state.py::test_a_recorded_network_computes_and_trains_as_in_haiku[False]",),
     ),

@@ -14,7 +14,7 @@ import normlab.linen
 import normlab.nnx
 from normlab import norms
 from normlab.tools import collect, cumulative, precise
-from normlab.tools.estimated import KINDS
+from normlab.tools.estimation.estimated import KINDS
 from tests.tools.nets import (
     ALIKE,
     LIBRARIES,

@@ -18,11 +18,12 @@ from normlab.errors import BadInput
 from normlab.introspect.applied import Variables, check_model
 from normlab.introspect.calls import Module
 from normlab.introspect.modes import modes, unknown_mode
-from normlab.tools import by_batch, leaves
+from normlab.tools import leaves
 from normlab.tools.averaging import Unestimated, without_check
 from normlab.tools.batches import Call, default_call, examples
 from normlab.tools.capture import Capture
-from normlab.tools.estimated import Part, all_fixed, chosen, estimated, form, part
+from normlab.tools.estimation import by_batch
+from normlab.tools.estimation.estimated import Part, all_fixed, chosen, estimated, form, part
 from normlab.tools.moments import Moments, SiteMoments
 from normlab.tools.select import Where
 from normlab.tools.sites import Site, Sites, sites

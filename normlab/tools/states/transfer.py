@@ -16,8 +16,8 @@ from flax.typing import VariableDict
 from normlab.errors import BadInput
 from normlab.expect import refusal, shown
 from normlab.introspect.modules import Owner, is_norm, own_variables, owners
-from normlab.tools.state_layout import Places
-from normlab.tools.state_matching import Entry, Matched, Names, matched, some, titled, unused
+from normlab.tools.states.layout import Places
+from normlab.tools.states.matching import Entry, Matched, Names, matched, some, titled, unused
 
 __all__ = ["Call", "Imported", "Library", "exported", "flat", "imported", "name_of", "paths_of"]
 
