@@ -265,6 +265,7 @@ def test_conversions_of_conversions_are_one_and_inside_a_larger_model() -> None:
     again = convert(larger, inside, "batch_renorm", args=(X,))
     kinds = {site.path: site.kind for site in sites(again.model, again.variables, X)}
     assert kinds == {"inner/BatchNorm_0": "batch_renorm", "inner/last": "batch_renorm"}
+    assert {site.calls for site in sites(again.model, again.variables, X)} == {1}
     np.testing.assert_allclose(out(again), out(twice), rtol=1e-6, atol=2e-6)
 
 
