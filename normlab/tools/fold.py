@@ -95,6 +95,7 @@ def fold(
         FoldError: If the outputs differ and no norm is the cause.
 
     Example:
+        >>> import numpy as np
         >>> from flax import linen as nn
         >>> net, x = nn.Sequential([nn.Dense(3), nn.BatchNorm(use_running_average=True), nn.relu]), np.ones((2, 4))
         >>> folded = fold(net, net.init(jax.random.key(0), x), x)
