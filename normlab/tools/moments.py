@@ -251,7 +251,7 @@ class Moments(Mapping[str, SiteMoments]):
             ) from None
 
     def to_bytes(self) -> bytes:
-        """Return the content of the file that `save` writes."""
+        """Return the content of the file that `save` writes: the same bytes for the same moments."""
         header = {
             "forms": {path: dataclasses.asdict(form) for path, form in self.forms.items()},
             "numbers": [self.batches, self.examples, *self.sizes],
@@ -259,9 +259,9 @@ class Moments(Mapping[str, SiteMoments]):
         arrays = {path: np.stack(dataclasses.astuple(moments)) for path, moments in self.sites.items()}
         file = io.BytesIO()
         with zipfile.ZipFile(file, "w") as folder:
-            folder.writestr("moments.json", json.dumps(header))
+            folder.writestr(zipfile.ZipInfo("moments.json"), json.dumps(header))
             for path, stacked in arrays.items():
-                with folder.open(f"{path}.npy", "w") as entry:
+                with folder.open(zipfile.ZipInfo(f"{path}.npy"), "w") as entry:
                     np.save(entry, stacked)
         return file.getvalue()
 

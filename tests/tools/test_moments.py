@@ -1,6 +1,7 @@
 """Mergeable moments: the values of small batches by hand, merging, files, and writing statistics back."""
 
 import re
+import time
 from pathlib import Path
 
 import flax
@@ -157,7 +158,7 @@ def test_apply_to_an_nnx_module_returns_a_copy() -> None:
     np.testing.assert_array_equal(found.layers[0].kernel[...], model.layers[0].kernel[...])
 
 
-def test_a_file_returns_every_bit(tmp_path: Path) -> None:
+def test_a_file_returns_every_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     sites = {path: (5, rng.normal(size=n), rng.random(n)) for path, n in (("", 3), ("a/b", 2))}
     forms = {"": FORM, "a/b": RENORM}
@@ -167,6 +168,8 @@ def test_a_file_returns_every_bit(tmp_path: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, arrays_of(found), arrays_of(moments))
     assert found.forms == moments.forms
     assert (found.batches, found.examples, found.sizes) == (2, 9, (5, 4))
+    monkeypatch.setattr(time, "localtime", lambda *_: time.gmtime(10**9))
+    assert found.to_bytes() == (tmp_path / "moments").read_bytes()  # whatever the time
     Moments().save(tmp_path / "nothing")
     assert len(Moments.load(tmp_path / "nothing") + moments) == 2
 
