@@ -6,7 +6,7 @@ used twice to memory, and allocates this memory in every call; see `again`.
 """
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 import jax
 from jax import Array, lax
@@ -38,14 +38,12 @@ def closed_form(formula: Formula, tangent: Callable[[Static, Operands, Operands]
     def _(static: Static, primals: Operands, tangents: Operands) -> tuple[Array, Array]:
         return rule(static, *primals), tangent(static, primals, tangents)
 
-    checkpointed: Formula = jax.checkpoint(rule, static_argnums=(0,))
-    return checkpointed
+    return cast("Formula", jax.checkpoint(rule, static_argnums=(0,)))
 
 
 def recomputed(function: Callable[Given, Array]) -> Callable[Given, Array]:
     """Return `function` with the derivative of autodiff, for which reverse mode keeps the arguments alone."""
-    checkpointed: Callable[Given, Array] = jax.checkpoint(function)
-    return checkpointed
+    return cast("Callable[Given, Array]", jax.checkpoint(function))
 
 
 def again(x: Array) -> Array:
