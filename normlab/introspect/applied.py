@@ -40,7 +40,7 @@ class Applied:
     """
 
     variables: Variables
-    call: Callable[..., tuple[Any, Variables]]
+    call: Callable[..., tuple[object, Variables]]
 
 
 def applied(
@@ -105,7 +105,7 @@ def _nnx(model: nnx.Module, hook: Hook, method: Method, train: bool | None, reco
         state: nnx.State, args: tuple[object, ...], kwargs: Mapping[str, object], rngs: object
     ) -> tuple[object, nnx.State]:
         del rngs  # which an NNX model has inside
-        module: Any = nnx.merge(graph, state)
+        module: object = nnx.merge(graph, state)
         function = partial(method, module) if callable(method) else getattr(module, method or "__call__")
         with set_xla_metadata(normlab=token):
             output = function(*args, **kwargs)
@@ -138,7 +138,7 @@ def check_model(model: object) -> None:
     raise refusal("a Flax module", model, "Pass an instance of `nn.Module` or `nnx.Module`.")
 
 
-def partitioned(tree: object) -> tuple[list[Array], Callable[[list[Array]], Any], tuple[object, ...]]:
+def partitioned(tree: object) -> tuple[list[Array], Callable[[list[Array]], object], tuple[object, ...]]:
     """Split a tree into its arrays and what is static.
 
     Args:
@@ -151,7 +151,7 @@ def partitioned(tree: object) -> tuple[list[Array], Callable[[list[Array]], Any]
     dynamic = [_is_array(leaf) for leaf in leaves]
     static = tuple(None if yes else leaf for leaf, yes in zip(leaves, dynamic, strict=True))
 
-    def joined(arrays: list[Array]) -> Any:
+    def joined(arrays: list[Array]) -> object:
         given = iter(arrays)
         parts = [next(given) if yes else leaf for leaf, yes in zip(static, dynamic, strict=True)]
         return jax.tree.unflatten(structure, parts)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
@@ -69,7 +69,7 @@ def _named(frame: _Frame) -> Iterator[tuple[str, Var, _Frame]]:
             yield from _named(_Frame(inner, eqn, frame))
 
 
-def _origins(var: Any, frame: _Frame) -> Iterator[tuple[JaxprEqn, _Frame]]:
+def _origins(var: object, frame: _Frame) -> Iterator[tuple[JaxprEqn, _Frame]]:
     """Yield the operations behind an array, followed back through those that keep shape and order of its elements."""
     waiting, seen = [(var, frame)], set()
     while waiting:
@@ -96,7 +96,7 @@ def _follows(eqn: JaxprEqn) -> bool:
     return eqn.primitive.name not in _REORDERS
 
 
-def _outside(var: Var, frame: _Frame) -> list[tuple[Any, _Frame]]:
+def _outside(var: Var, frame: _Frame) -> list[tuple[object, _Frame]]:
     """Return the argument that an input of a jaxpr is, if the call hands over its arguments as they are."""
     if frame.call is None or frame.outer is None or len(frame.call.invars) != len(frame.jaxpr.invars):
         return []

@@ -18,7 +18,7 @@ Backend = Literal["jax", "tf", "onnx"]
 """Format of the export: StableHLO by `jax.export`, a TensorFlow function, or ONNX."""
 
 
-def check(model: Callable[..., Any], *args: jax.Array | np.ndarray, backend: Backend = "jax") -> float:
+def check(model: Callable[..., object], *args: jax.Array | np.ndarray, backend: Backend = "jax") -> float:
     """Export a model, run the export, and return its largest difference from the model.
 
     Args:
@@ -45,7 +45,7 @@ def check(model: Callable[..., Any], *args: jax.Array | np.ndarray, backend: Bac
     return compare(expected, run(model, args), 0.0).difference
 
 
-def _by_jax(model: Callable[..., Any], args: tuple[Any, ...]) -> object:
+def _by_jax(model: Callable[..., object], args: tuple[object, ...]) -> object:
     """Run a model after it was written as StableHLO and read back."""
     exported = jax.export.export(jax.jit(lambda *args: model(*args)))(*args)
     if find_spec("flatbuffers") is not None:
@@ -53,13 +53,13 @@ def _by_jax(model: Callable[..., Any], args: tuple[Any, ...]) -> object:
     return exported.call(*args)
 
 
-def _by_tensorflow(model: Callable[..., Any], args: tuple[Any, ...]) -> object:
+def _by_tensorflow(model: Callable[..., object], args: tuple[object, ...]) -> object:
     """Run a model as a TensorFlow function."""
     if find_spec("tensorflow") is None:
         raise MissingExtra("Expected `tensorflow` to be installed, got none. Run `pip install tensorflow`.")
     from jax.experimental import jax2tf
 
-    converted: Callable[..., Any] = jax2tf.convert(lambda *args: model(*args))
+    converted: Callable[..., object] = jax2tf.convert(lambda *args: model(*args))
     return jax.tree.map(np.asarray, converted(*args))
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 from flax.typing import VariableDict
@@ -44,13 +43,13 @@ class Folded:
     variables: Variables
     report: FoldReport
     difference: float | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
 
-    def apply(self, variables: Variables, *args: Any, **kwargs: Any) -> Any:
+    def apply(self, variables: Variables, *args: object, **kwargs: object) -> object:
         """Call the model with variables; keywords that say the mode need not be given."""
         return called(self.model, variables, args, {**self.options, **kwargs})
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         """Call the model with its variables."""
         return self.apply(self.variables, *args, **kwargs)
 
@@ -58,14 +57,14 @@ class Folded:
 def fold(
     model: Module,
     variables: VariableDict | None,
-    *args: Any,
+    *args: object,
     where: Where = None,
     form: Form = "model",
     follow: bool = True,
     check: bool = True,
     tolerance: float | None = None,
-    evaluate: Mapping[str, Any] | None = None,
-    **kwargs: Any,
+    evaluate: Mapping[str, object] | None = None,
+    **kwargs: object,
 ) -> Folded:
     """Fold batch norms into the layers before them, or behind them, for a model that only evaluates.
 

@@ -30,7 +30,7 @@ _LONG_AGO = 2**30
 
 
 def from_haiku(
-    state: Mapping[str, Mapping[str, Any]],
+    state: Mapping[str, Mapping[str, object]],
     model: nn.Module | nnx.Module,
     variables: VariableDict | None = None,
     *args: object,
@@ -39,7 +39,7 @@ def from_haiku(
     eps: float | Mapping[str, float] | None = None,
     decay_rate: float | None = None,
     inplace: bool = False,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Imported:
     """Put parameters and state of a Haiku network into a Flax model.
 
@@ -77,7 +77,7 @@ def to_haiku(
     variables: VariableDict | None = None,
     *args: object,
     names: Names | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Return the numbers of a Flax model as parameters and state of a Haiku network, in one mapping.
 
@@ -108,7 +108,7 @@ def to_haiku(
     return state
 
 
-def _entries(state: Mapping[str, Mapping[str, Any]], decay_rate: float | None) -> list[Entry]:
+def _entries(state: Mapping[str, Mapping[str, object]], decay_rate: float | None) -> list[Entry]:
     """Return the modules of a state, each batch norm with its averages."""
     items: list[Item] = []
     for path, held in state.items():

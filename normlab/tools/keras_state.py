@@ -6,7 +6,6 @@ have the same order as in Flax, with channels last, and so have flattened featur
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from flax import linen as nn
@@ -26,7 +25,7 @@ _RANDOM = frozenset({"seed_generator_state"})
 
 
 def from_keras(
-    state: Mapping[str, Any],
+    state: Mapping[str, object],
     model: nn.Module | nnx.Module,
     variables: VariableDict | None = None,
     *args: object,
@@ -35,7 +34,7 @@ def from_keras(
     epsilon: float | Mapping[str, float] | None = None,
     momentum: float = 0.99,
     inplace: bool = False,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Imported:
     """Put the state of a Keras model into a Flax model.
 
@@ -72,7 +71,7 @@ def to_keras(
     variables: VariableDict | None = None,
     *args: object,
     names: Names | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> dict[str, np.ndarray]:
     """Return the numbers of a Flax model by the paths of a Keras model, for `w.assign` of its weights.
 

@@ -36,7 +36,7 @@ _WRAPPERS = ("module.", "_orig_mod.")
 
 
 def from_torch(
-    state: Mapping[str, Any],
+    state: Mapping[str, object],
     model: nn.Module | nnx.Module,
     variables: VariableDict | None = None,
     *args: object,
@@ -46,7 +46,7 @@ def from_torch(
     momentum: float | None = 0.1,
     flatten: Flatten | None = None,
     inplace: bool = False,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Imported:
     """Put the state of a PyTorch module into a Flax model.
 
@@ -94,7 +94,7 @@ def to_torch(
     *args: object,
     names: Naming = "auto",
     flatten: Flatten | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> dict[str, np.ndarray]:
     """Return the numbers of a Flax model as the state of a PyTorch module, for `load_state_dict` as tensors.
 
@@ -133,7 +133,7 @@ def _name_of(names: Naming, call: Call) -> Callable[[str], str]:
     return name_of(None if names == "auto" else names, ".")
 
 
-def _entries(state: Mapping[str, Any]) -> list[Entry]:
+def _entries(state: Mapping[str, object]) -> list[Entry]:
     """Return the layers of a state without the prefix of a wrapper."""
     for key in state:
         if _PARAMETRIZED.search(key):

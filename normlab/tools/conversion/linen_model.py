@@ -62,12 +62,12 @@ class WithNorms(Standing):
         """The model."""
         return self.plan.model
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         """Call the model."""
         return self._called("__call__", args, kwargs)
 
     @nn.nowrap
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         """Return a field or a public method of the model."""
         plan = vars(self).get("plan")
         if isinstance(plan, Plan) and not name.startswith("_") and hasattr(plan.model, name):

@@ -40,13 +40,13 @@ def _edited(moments: Moments, report: Report) -> Moments:
     if isinstance(moments, nnx.State):
         return nnx.from_flat_state(_edited_flat(dict(nnx.to_flat_state(moments)), report))
     plain = flatten_dict(
-        unfreeze(cast("dict[str, Any]", moments)), is_leaf=lambda _, value: not isinstance(value, dict)
+        unfreeze(cast("dict[str, object]", moments)), is_leaf=lambda _, value: not isinstance(value, dict)
     )
     new = unflatten_dict(_edited_flat(plain, report))
     return freeze(new) if isinstance(moments, FrozenDict) else new
 
 
-def _edited_flat(flat: Mapping[Path, object], report: Report) -> dict[Path, Any]:
+def _edited_flat(flat: Mapping[Path, object], report: Report) -> dict[Path, object]:
     new = {path: leaf for path, leaf in flat.items() if path not in report.dropped}
     for path, shape in report.fresh.items():
         beside = (leaf for other, leaf in flat.items() if other[:-1] == path[:-1])

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -69,10 +69,10 @@ class Item(NamedTuple):
     name: str
     part: str
     key: str
-    value: Any
+    value: object
 
 
-def items(state: Mapping[str, Any], separator: str) -> list[Item]:
+def items(state: Mapping[str, object], separator: str) -> list[Item]:
     """Return the arrays of a flat state, whose keys are the name of a layer and a part.
 
     Raises:

@@ -59,7 +59,7 @@ class Call:
     model: Model
     variables: VariableDict | None
     args: tuple[object, ...]
-    kwargs: dict[str, Any]
+    kwargs: dict[str, object]
 
     def owners(self) -> list[Owner]:
         """Return the modules with arrays, in the order of the call."""
@@ -72,7 +72,7 @@ class Call:
                 )
         return found
 
-    def arrays(self) -> dict[tuple[str, str], Any]:
+    def arrays(self) -> dict[tuple[str, str], object]:
         """Return the parameters and statistics."""
         if isinstance(self.model, nnx.Module):
             return {key: variable.get_value() for key, variable in _nnx_variables(self.model)}
@@ -347,6 +347,6 @@ def _cast(array: np.ndarray, old: Any, key: tuple[str, str], notes: Notes) -> ja
     return jnp.asarray(new)
 
 
-def _nnx_variables(model: nnx.Module) -> list[tuple[tuple[str, str], nnx.Variable[Any]]]:
+def _nnx_variables(model: nnx.Module) -> list[tuple[tuple[str, str], nnx.Variable[object]]]:
     found = ((path, own_variables(module)) for path, module in nnx.iter_modules(model))
     return [(("/".join(map(str, path)), name), variable) for path, own in found for name, variable in own]
