@@ -138,7 +138,7 @@ def check_model(model: object) -> None:
     raise refusal("a Flax module", model, "Pass an instance of `nn.Module` or `nnx.Module`.")
 
 
-def partitioned(tree: object) -> tuple[list[Array], Callable[[list[Array]], object], tuple[object, ...]]:
+def partitioned(tree: object) -> tuple[list[Array], Callable[[list[Array]], Any], tuple[object, ...]]:
     """Split a tree into its arrays and what is static.
 
     Args:

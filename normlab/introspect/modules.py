@@ -68,7 +68,7 @@ def is_norm(kind: str) -> bool:
 
 
 def owners(
-    model: nn.Module | nnx.Module, variables: Mapping[str, Any] | None, *args: object, **kwargs: Any
+    model: nn.Module | nnx.Module, variables: Mapping[str, object] | None, *args: object, **kwargs: object
 ) -> list[Owner]:
     """List the modules with arrays of their own that a call reaches, in the order of the calls; nothing is computed.
 
@@ -107,7 +107,7 @@ def _with_flattenings(trace: Callable[[Note], Any]) -> list[Owner]:
 
 
 def _linen_call(
-    model: nn.Module, variables: Mapping[str, Any], note: Note, args: tuple[object, ...], kwargs: dict[str, Any]
+    model: nn.Module, variables: Mapping[str, object], note: Note, args: tuple[object, ...], kwargs: dict[str, object]
 ) -> Any:
     top = _own_shapes(variables)
 
@@ -126,7 +126,7 @@ def _linen_call(
     return _jaxpr(lambda given, options, held: apply(held, given, options), args, kwargs, variables)
 
 
-def _nnx_call(model: nnx.Module, note: Note, args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
+def _nnx_call(model: nnx.Module, note: Note, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
     clone = nnx.clone(model)
     for path, module in nnx.iter_modules(clone):
         shapes = {name: tuple(value.shape) for name, value in own_variables(module)}
@@ -135,7 +135,7 @@ def _nnx_call(model: nnx.Module, note: Note, args: tuple[object, ...], kwargs: d
             module.__class__ = _noting(type(module), owner, note)
     graph, state = nnx.split(clone)
 
-    def call(given: tuple[object, ...], options: dict[str, Any], state: nnx.State) -> object:
+    def call(given: tuple[object, ...], options: dict[str, object], state: nnx.State) -> object:
         return cast(Callable[..., object], nnx.merge(graph, state))(*given, **options)
 
     return _jaxpr(call, args, kwargs, state)
@@ -151,14 +151,14 @@ def own_variables(module: nnx.Module) -> Iterator[tuple[str, nnx.Variable[Any]]]
 def _noting(kind: type[nnx.Module], owner: Owner, note: Note) -> type[nnx.Module]:
     """Return a subclass of a module's class whose calls are noted."""
 
-    def call(self: nnx.Module, *args: Any, **kwargs: Any) -> object:
+    def call(self: nnx.Module, *args: object, **kwargs: object) -> object:
         note(replace(owner, inputs=_shape(args)))
         return kind.__call__(self, *_marked(owner.path, args), **kwargs)
 
     return type(kind.__name__, (kind,), {"__call__": call})
 
 
-def _jaxpr(call: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, Any], held: object) -> Any:
+def _jaxpr(call: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object], held: object) -> Any:
     """Trace a call, with arrays and shapes among its arguments as inputs and everything else as it is."""
     leaves, tree = jax.tree.flatten((args, kwargs))
     traced = [leaf for leaf in leaves if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]
@@ -172,16 +172,16 @@ def _jaxpr(call: Callable[..., object], args: tuple[object, ...], kwargs: dict[s
     return jax.make_jaxpr(run)(traced, held)
 
 
-def _marked(path: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _marked(path: str, args: tuple[object, ...]) -> tuple[object, ...]:
     """Name the first argument in the trace."""
     return (checkpoint_name(args[0], path), *args[1:]) if args and isinstance(args[0], Array) else args
 
 
-def _shape(args: tuple[Any, ...]) -> tuple[int, ...]:
+def _shape(args: tuple[object, ...]) -> tuple[int, ...]:
     return tuple(getattr(args[0], "shape", ())) if args else ()
 
 
-def _own_shapes(variables: Mapping[str, Any]) -> dict[str, Shapes]:
+def _own_shapes(variables: Mapping[str, object]) -> dict[str, Shapes]:
     """Return the shapes of arrays by the path of the module that owns them, then by name."""
     shapes: dict[str, Shapes] = {}
     for collection in COLLECTIONS:

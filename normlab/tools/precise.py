@@ -64,7 +64,7 @@ class Precise:
 def precise(
     model: Module,
     variables: Given,
-    batches: Iterable[Any],
+    batches: Iterable[object],
     *,
     call: Call = default_call,
     estimator: Estimator = "population",
@@ -74,7 +74,7 @@ def precise(
     evaluate: Mapping[str, object] | None = None,
     rngs: Mapping[str, Array] | None = None,
     limit: int | None = None,
-    weights: Callable[[Any], Array] | None = None,
+    weights: Callable[[object], Array] | None = None,
     mesh: Mesh | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Precise:
@@ -141,7 +141,7 @@ def precise(
     )
 
 
-def collect(model: Module, variables: Given, batches: Iterable[Any], **options: Unpack[Collecting]) -> Moments:
+def collect(model: Module, variables: Given, batches: Iterable[object], **options: Unpack[Collecting]) -> Moments:
     """Return the moments of what the norms of a model are given, in one pass.
 
     Moments of different batches, files or processes can be added, and are written into variables by `Moments.apply`.
@@ -182,7 +182,7 @@ def reset(model: Module, variables: Given = None, *, where: str | Iterable[str] 
     return _reset(without_check(variables), where)
 
 
-def cumulative(model: Module, variables: Given, batches: Iterable[Any], **options: Unpack[Collecting]) -> Any:
+def cumulative(model: Module, variables: Given, batches: Iterable[object], **options: Unpack[Collecting]) -> Any:
     """Return running statistics as training with `momentum=None` leaves them: plain averages over the batches.
 
     Args:
@@ -214,7 +214,7 @@ class _Pass(NamedTuple):
     moved: Mapping[str, float]
 
 
-def _passes(collector: Collector, batches: Iterable[Any], estimator: Estimator, *, once: bool) -> _Pass:
+def _passes(collector: Collector, batches: Iterable[object], estimator: Estimator, *, once: bool) -> _Pass:
     """Estimate statistics in passes until they change no more, or as often as there are norms."""
     number, variables = 0, collector.variables
     while True:

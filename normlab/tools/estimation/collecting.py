@@ -47,7 +47,7 @@ class Collecting(TypedDict, total=False):
     evaluate: Mapping[str, object] | None
     rngs: Mapping[str, Array] | None
     limit: int | None
-    weights: Callable[[Any], Array] | None
+    weights: Callable[[object], Array] | None
     mesh: Mesh | None
     progress: Callable[[int], object] | None
 
@@ -72,7 +72,7 @@ class Collector:
         evaluate: Mapping[str, object] | None = None,
         rngs: Mapping[str, Array] | None = None,
         limit: int | None = None,
-        weights: Callable[[Any], Array] | None = None,
+        weights: Callable[[object], Array] | None = None,
         mesh: Mesh | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> None:
@@ -94,7 +94,7 @@ class Collector:
         self._capture: Capture | None = None
         self._weights_of_call: Array | None = None
 
-    def moments(self, variables: Variables, batches: Iterable[Any]) -> Moments:
+    def moments(self, variables: Variables, batches: Iterable[object]) -> Moments:
         """Return the moments of the norms' inputs, merged over batches.
 
         Args:
@@ -115,7 +115,7 @@ class Collector:
                 self._progress(index + 1)
         return total if waiting is None else total + self._received(*waiting)
 
-    def _launched(self, variables: Variables, batch: Any, index: int) -> tuple[Mapping[str, Any], int, int]:
+    def _launched(self, variables: Variables, batch: object, index: int) -> tuple[Mapping[str, object], int, int]:
         """Call the model with a batch; return what its norms were given, and the size and the number of the batch."""
         args, kwargs = _placed(self._call(batch), self._mesh)
         size = examples(args, kwargs)
@@ -128,7 +128,7 @@ class Collector:
             captured = capture(variables, *given, rngs=rngs or None, **{**kwargs, **told})
         return captured.statistics, size, index
 
-    def _prepared(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Capture:
+    def _prepared(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Capture:
         """Find the norms, and return the program that takes their moments."""
         try:
             found = self._sites(True, args, kwargs)
@@ -146,7 +146,7 @@ class Collector:
         def statistic(path: str, number: int, x: Array, mask: Array | None, y: Any) -> Part:
             return part(by_path[path], x, mask, self._weights_of_call)
 
-        def weighted(module: Callable[..., object], weights: Array, *args: Any, **kwargs: Any) -> object:
+        def weighted(module: Callable[..., object], weights: Array, *args: object, **kwargs: object) -> object:
             self._weights_of_call = weights
             return module(*args, **kwargs)
 
@@ -162,7 +162,7 @@ class Collector:
             return sites(model, variables, *args, train=told, **kwargs)
         return sites(self._copy(train), None, *args, train=told, **kwargs)
 
-    def _shared(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> BadInput | None:
+    def _shared(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> BadInput | None:
         """Return the error for statistics that the runs of a scan share, which Flax cannot train, if there are any."""
         try:
             found = self._sites(False, args, kwargs)

@@ -44,7 +44,7 @@ class FoldedModel(nn.Module):
     replacements: Mapping[str, Replacement]
 
     @nn.nowrap
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
         """Call the model."""
         return self._run("__call__", args, kwargs)
 
@@ -61,7 +61,7 @@ class FoldedModel(nn.Module):
         return self.held.model.clone(parent=self.scope)
 
     @nn.nowrap
-    def _run(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def _run(self, name: str, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Any:
         with nn.intercept_methods(_replacing(self.replacements, len(self.path))):
             return getattr(self._bound, name)(*args, **kwargs)
 
