@@ -12,6 +12,9 @@ from normlab._core.dtypes import float32_or_wider
 Tree = Mapping[str, Any]
 """Statistics of a model: arrays by name, in mappings by the names of modules."""
 
+NewTree = dict[str, Any]
+"""Statistics that a caller may change."""
+
 _CONVERTED = {
     ("std", "var"): "Convert a batch norm's by `normlab.functional.as_batch_renorm`.",
     ("var", "std"): "Convert a batch renorm's by `normlab.functional.as_batch_norm`.",
@@ -44,7 +47,7 @@ def check_state(kind: str, found: Collection[str], needed: Collection[str], know
     raise ValueError(f"Expected the state of {kind} to be {_listed(needed)}, got {' and '.join(faults)}. {remedy}")
 
 
-def as_batch_renorm(batch_stats: Tree, *, epsilon: float = 1e-5, step: ArrayLike = 1) -> dict[str, Any]:
+def as_batch_renorm(batch_stats: Tree, *, epsilon: float = 1e-5, step: ArrayLike = 1) -> NewTree:
     """Turn running statistics of batch norms into those of batch renorms: `std = sqrt(var + epsilon)`.
 
     Args:
@@ -62,14 +65,14 @@ def as_batch_renorm(batch_stats: Tree, *, epsilon: float = 1e-5, step: ArrayLike
         Array([2.], dtype=float32)
     """
 
-    def convert(stats: Tree) -> dict[str, Any]:
+    def convert(stats: Tree) -> NewTree:
         std = jnp.sqrt(_wide(stats["var"]) + epsilon)
         return {"mean": stats["mean"], "std": std, "step": stats.get("step", jnp.asarray(step, jnp.int32))}
 
     return _converted(batch_stats, "var", convert)
 
 
-def as_batch_norm(batch_stats: Tree, *, epsilon: float = 1e-5, step: bool = False) -> dict[str, Any]:
+def as_batch_norm(batch_stats: Tree, *, epsilon: float = 1e-5, step: bool = False) -> NewTree:
     """Turn running statistics of batch renorms into those of batch norms: `var = std^2 - epsilon`, at least 0.
 
     Args:
@@ -85,14 +88,14 @@ def as_batch_norm(batch_stats: Tree, *, epsilon: float = 1e-5, step: bool = Fals
         Array([4.], dtype=float32)
     """
 
-    def convert(stats: Tree) -> dict[str, Any]:
+    def convert(stats: Tree) -> NewTree:
         var = jnp.maximum(lax.square(_wide(stats["std"])) - epsilon, 0)
         return {"mean": stats["mean"], "var": var, **({"step": stats["step"]} if step else {})}
 
     return _converted(batch_stats, "std", convert)
 
 
-def _converted(tree: Tree, spread: str, convert: Any) -> dict[str, Any]:
+def _converted(tree: Tree, spread: str, convert: Any) -> NewTree:
     """The tree with what holds exactly `mean` and `spread`, and perhaps `step`, converted."""
     if {"mean", spread} <= tree.keys() <= {"mean", spread, "step"}:
         return convert(tree)

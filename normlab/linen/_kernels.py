@@ -17,6 +17,9 @@ from normlab.linen._reparametrized import Reparametrized, Standardized, raw_kern
 Tree = dict[str, Any]
 """Variables of a model, or a part of them."""
 
+Given = Mapping[str, Any]
+"""Variables or options, as they are given."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -52,9 +55,9 @@ def site_of(module: nn.Module) -> Site | None:
 
 def normalized(
     model: nn.Module,
-    variables: Mapping[str, Any],
+    variables: Given,
     inputs: tuple[object, ...],
-    options: Mapping[str, Any],
+    options: Given,
     *,
     update_stats: bool,
     keep_state: bool,
@@ -94,7 +97,7 @@ def normalized(
     return {name: collection for name, collection in new.items() if collection}
 
 
-def _stacked(site: Site, kernel: jax.Array, update_stats: bool) -> Callable[..., tuple[jax.Array, Mapping[str, Any]]]:
+def _stacked(site: Site, kernel: jax.Array, update_stats: bool) -> Callable[..., tuple[jax.Array, Given]]:
     """Return the norm of a kernel, or of a stack of kernels, as `nn.scan` and `nn.vmap` store them.
 
     Raises:
@@ -107,7 +110,7 @@ def _stacked(site: Site, kernel: jax.Array, update_stats: bool) -> Callable[...,
             f"{'/'.join(site.layer)}. Use `variable_axes={{'params': 0}}`."
         )
 
-    def one(kernel: jax.Array, parameters: Any, state: Any) -> tuple[jax.Array, Mapping[str, Any]]:
+    def one(kernel: jax.Array, parameters: Any, state: Any) -> tuple[jax.Array, Given]:
         new, after = site.norm(flat_outputs(kernel, site.features), parameters, state, train=update_stats)
         return new.reshape(kernel.shape), after
 
@@ -122,7 +125,7 @@ def _at(tree: Tree, path: Path) -> Tree:
     return tree
 
 
-def _take_out(tree: Tree, path: Path, names: Mapping[str, Any]) -> None:
+def _take_out(tree: Tree, path: Path, names: Given) -> None:
     """Remove variables of a module, and what is empty then."""
     for name in names:
         del _at(tree, path)[name]
@@ -132,9 +135,7 @@ def _take_out(tree: Tree, path: Path, names: Mapping[str, Any]) -> None:
             del parent[path[depth - 1]]
 
 
-def initialized(
-    model: nn.Module, variables: Mapping[str, Any], inputs: tuple[object, ...], options: Mapping[str, Any]
-) -> Tree:
+def initialized(model: nn.Module, variables: Given, inputs: tuple[object, ...], options: Given) -> Tree:
     """Return variables in which weight norm gives each layer an output of mean 0 and variance 1.
 
     Args:

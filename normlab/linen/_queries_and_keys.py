@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from normlab._core.queries_and_keys import recipe
+from normlab.functional.queries_and_keys import recipe
 from normlab.linen._norm import NormModule
 from normlab.linen._per_example import LayerNorm, RMSNorm
 from normlab.linen._unit import L2Norm

@@ -38,7 +38,7 @@ class Reparametrized(nn.Module):
     update_stats: bool | None = None
 
     @nn.compact
-    def __call__(self, *args: Any, update_stats: bool | None = None, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, update_stats: bool | None = None, **kwargs: object) -> object:
         """Call the layer with the normalized kernel.
 
         Args:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from flax import nnx
 
-from normlab._core.queries_and_keys import recipe
+from normlab.functional.queries_and_keys import recipe
 from normlab.nnx._norm import NormModule
 from normlab.nnx._per_example import LayerNorm, RMSNorm
 from normlab.nnx._unit import L2Norm

@@ -44,11 +44,11 @@ class FoldedModel(nn.Module):
     replacements: Mapping[str, Replacement]
 
     @nn.nowrap
-    def __call__(self, *args: object, **kwargs: object) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         """Call the model."""
         return self._run("__call__", args, kwargs)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         """Return a method of the model, in which the norms are replaced, too."""
         held = self.__dict__.get("held")
         if held is None or name.startswith("_") or not callable(getattr(type(held.model), name, None)):
@@ -61,12 +61,12 @@ class FoldedModel(nn.Module):
         return self.held.model.clone(parent=self.scope)
 
     @nn.nowrap
-    def _run(self, name: str, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Any:
+    def _run(self, name: str, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
         with nn.intercept_methods(_replacing(self.replacements, len(self.path))):
             return getattr(self._bound, name)(*args, **kwargs)
 
 
-def _replacing(replacements: Mapping[str, Replacement], depth: int) -> Callable[..., Any]:
+def _replacing(replacements: Mapping[str, Replacement], depth: int) -> Callable[..., object]:
     """Return an interceptor that runs replacements; the model is at a path of `depth` names."""
 
     def intercept(
@@ -140,7 +140,7 @@ def folded_variables(
     return freeze(new) if isinstance(variables, FrozenDict) else new
 
 
-def _like(old: Any, value: np.ndarray) -> Any:
+def _like(old: object, value: np.ndarray) -> object:
     """Return a value as the old one was kept: its dtype, devices and metadata."""
     raw = nn.unbox(old)
     new = jnp.asarray(value, raw.dtype)

@@ -28,6 +28,9 @@ __all__ = ["Target", "Variables", "called", "target_of"]
 Variables = VariableDict | nnx.State
 """Variables of a Linen model, or the state of a model of NNX."""
 
+Options = Mapping[str, Any]
+"""Keywords of a call."""
+
 
 @dataclass(frozen=True)
 class Target(ABC):
@@ -44,8 +47,8 @@ class Target(ABC):
     model: Module
     variables: VariableDict | None
     args: tuple[object, ...]
-    evaluate: Mapping[str, Any]
-    options: Mapping[str, Any]
+    evaluate: Options
+    options: Options
 
     def sites(self) -> Sites:
         """Return the norms of activations of the model."""
@@ -58,7 +61,7 @@ class Target(ABC):
         return self._network(found, calls, form)
 
     @abstractmethod
-    def _network(self, found: Sites, calls: Mapping[str, Any], form: Form) -> Network: ...
+    def _network(self, found: Sites, calls: Options, form: Form) -> Network: ...
 
     @abstractmethod
     def built(self, decisions: Collection[Decision], values: Mapping[str, Values]) -> tuple[Module, Variables]:
@@ -92,7 +95,7 @@ class Target(ABC):
 class _Linen(Target):
     """A Linen model."""
 
-    def _network(self, found: Sites, calls: Mapping[str, Any], form: Form) -> Network:
+    def _network(self, found: Sites, calls: Options, form: Form) -> Network:
         return Network(found, calls, in_linen.reader(self.state()), lambda path: False)
 
     def built(self, decisions: Collection[Decision], values: Mapping[str, Values]) -> tuple[Module, Variables]:
@@ -108,7 +111,7 @@ class _Linen(Target):
 class _Nnx(Target):
     """A model of NNX."""
 
-    def _network(self, found: Sites, calls: Mapping[str, Any], form: Form) -> Network:
+    def _network(self, found: Sites, calls: Options, form: Form) -> Network:
         model = cast(nnx.Module, self.model)
         takes = in_nnx.takes_bias(model) if form == "model" else lambda path: False
         return Network(found, calls, in_nnx.reader(model), takes)
@@ -127,8 +130,8 @@ def target_of(
     model: Module,
     variables: VariableDict | None,
     args: tuple[object, ...],
-    evaluate: Mapping[str, Any] | None,
-    options: Mapping[str, Any],
+    evaluate: Options | None,
+    options: Options,
 ) -> Target:
     """Return the model of a fold and its call.
 
@@ -156,7 +159,7 @@ def target_of(
     return _Nnx(twin, None, args, told, others)
 
 
-def _named(model: Module, options: Mapping[str, Any]) -> dict[str, Any]:
+def _named(model: Module, options: Options) -> dict[str, Any]:
     """Return options with the name of the method, by which the folded model has it, too."""
     method = options.get("method")
     if not callable(method):
@@ -167,7 +170,7 @@ def _named(model: Module, options: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, "method": name}
 
 
-def called(model: Module, variables: Variables, args: tuple[Any, ...], options: Mapping[str, Any]) -> object:
+def called(model: Module, variables: Variables, args: tuple[Any, ...], options: Options) -> object:
     """Call a model of Linen or NNX with variables."""
     if isinstance(model, nn.Module):
         return model.apply(cast(VariableDict, variables), *args, **options)
