@@ -26,6 +26,8 @@ LONG = {
 }
 """Tests of every norm that take long, with a part of the identifiers of those that do."""
 
+collect_ignore = ["support/record_states.py"]  # imports what the extra `peers` installs
+
 ROAMING = ("test_the_code_of_a_page_runs", "test_fifty_kills")
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a shell, and in all that tests start

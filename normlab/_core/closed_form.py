@@ -6,10 +6,13 @@ used twice to memory, and allocates this memory in every call; see `again`.
 """
 
 from collections.abc import Callable
+from functools import wraps
 from typing import ParamSpec, TypeVar, cast
 
 import jax
 from jax import Array, lax
+
+from normlab._core.standardize import in_taylor_mode
 
 __all__ = ["Formula", "Operands", "again", "closed_form", "recomputed"]
 
@@ -43,7 +46,14 @@ def closed_form(formula: Formula, tangent: Callable[[Static, Operands, Operands]
 
 def recomputed(function: Callable[Given, Array]) -> Callable[Given, Array]:
     """Return `function` with the derivative of autodiff, for which reverse mode keeps the arguments alone."""
-    return cast("Callable[Given, Array]", jax.checkpoint(function))
+    checkpointed = cast("Callable[Given, Array]", jax.checkpoint(function))
+
+    @wraps(function)
+    def called(*args: Given.args, **kwargs: Given.kwargs) -> Array:
+        taylor = any(map(in_taylor_mode, jax.tree.leaves((args, kwargs))))
+        return function(*args, **kwargs) if taylor else checkpointed(*args, **kwargs)
+
+    return called
 
 
 def again(x: Array) -> Array:

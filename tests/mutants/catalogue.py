@@ -384,7 +384,7 @@ MUTANTS = (
     Mutant(
         "windows of an even size are one feature late",
         "functional/responses/local_response.py",
-        ("(self.size // 2, (self.size - 1) // 2)", "((self.size - 1) // 2, self.size // 2)"),
+        ("(window.size // 2, (window.size - 1) // 2)", "((window.size - 1) // 2, window.size // 2)"),
         (f"{UNIT}::test_a_window_of_an_even_size_has_one_more_neighbour_before",),
     ),
     Mutant(

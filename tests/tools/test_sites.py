@@ -16,6 +16,7 @@ from normlab.errors import BadInput
 from normlab.models import nnx as nnx_models
 from normlab.tools import Site, Source, sites
 from tests.support import normed
+from tests.support.registered import ALL
 
 IMAGES = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
 
@@ -95,14 +96,14 @@ def test_all_norms_of_a_residual_network_of_nnx_are_found():
     assert found.by_path["block_3/norm_1"].before.path == "block_3/conv_1"
 
 
-@pytest.mark.parametrize("name", norms.names())
+@pytest.mark.parametrize("name", ALL)
 def test_each_kind_of_the_registry_has_its_name(name):
     x = jnp.ones((4, 8, 8, 64))
     model = nn.Sequential([nn.Dense(64), norms.get(name).linen(train=False), nn.Dense(2)])
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), x))
-    assert only(sites(model, variables, x)).kind == name
+    assert only(sites(model, variables, x)).kind == norms.get(name).name
     twin = nnx.eval_shape(lambda: nnx.Sequential(norms.get(name).nnx(64, rngs=nnx.Rngs(0)), nnx.relu))
-    assert only(sites(twin, None, x)).kind == name
+    assert only(sites(twin, None, x)).kind == norms.get(name).name
 
 
 class Net(nn.Module):
