@@ -130,7 +130,7 @@ class _Walker:
             jaxpr: The jaxpr.
             given: Its inputs.
             around: Primitives in whose bodies it is.
-            end: Consumer of its outputs; `None` where whoever calls it goes on with them.
+            end: Consumer of its outputs; `None` where the equation around the body passes them on.
         """
         values: _Values = dict(zip(jaxpr.invars, given, strict=True))
         values |= {var: Value(Neighbour("operation", operation="constant")) for var in jaxpr.constvars}

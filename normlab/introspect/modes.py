@@ -1,4 +1,4 @@
-"""How a model is told to train or to evaluate."""
+"""Arguments that select training or evaluation in a call of a model."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -52,7 +52,7 @@ def modes(
     train: Mapping[str, object] | None = None,
     evaluate: Mapping[str, object] | None = None,
 ) -> Modes:
-    """Find out how a model is told to train or to evaluate.
+    """Find the arguments that switch a model between training and evaluation.
 
     The arguments `train`, `training`, `is_training` and `is_train` are True in training; `deterministic`, `eval` and
     `use_running_average` are True at evaluation. All that the signature of the call has are set, but those that a field

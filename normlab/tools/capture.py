@@ -161,7 +161,7 @@ class Capture(Generic[Found]):
 
 @dataclass(frozen=True, eq=False)
 class _Static:
-    """What is static in the arguments of a call, equal if its key is."""
+    """Static parts of the arguments of a call; equal keys make them equal."""
 
     key: tuple[object, ...]
     joined: Callable[[list[Array]], Any]

@@ -122,7 +122,7 @@ def fold(
 
 
 def _check_modes(found: Collection[Site]) -> None:
-    """Refuse norms that are told to train."""
+    """Refuse norms in training mode."""
     for site in found:
         of_batch = getattr(site.module, "statistics", "auto") == "batch"
         if site.kind in FOLDED and not of_batch and not evaluates(site.module, site.running):

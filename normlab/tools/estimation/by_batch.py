@@ -22,7 +22,7 @@ _PLAIN: Mapping[str, object] = {
 
 @contextmanager
 def linen(*, dropout: bool) -> Iterator[None]:
-    """Within the context, norms of Linen normalize by the batch of this call alone where they are told to train.
+    """Within the context, norms of Linen normalize by the batch of this call alone in training mode.
 
     Args:
         dropout: Whether dropout does what the call says; it does nothing otherwise.

@@ -66,7 +66,7 @@ def _has(module: object, name: str) -> bool:
 
 
 def in_training(path: str) -> BadInput:
-    """Return the error for a norm that is told to train."""
+    """Return the error for a norm in training mode."""
     return BadInput(
         f"Expected a model that evaluates by running statistics, got train=True for `{path}`: a fold is exact only at "
         "evaluation."
