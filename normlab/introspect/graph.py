@@ -11,7 +11,7 @@ from jax.extend.core import Literal as Constant
 
 from normlab.introspect.markers import Layer, Markers
 
-__all__ = ["CALLS", "SAME", "Crossing", "Neighbour", "Value", "lifted", "repeats", "stacked", "walk"]
+__all__ = ["CALLS", "SAME", "Crossing", "Source", "Value", "lifted", "repeats", "stacked", "walk"]
 
 CALLS = {
     "jit": "jaxpr",
@@ -27,11 +27,12 @@ SAME = ("convert_element_type", "copy", "copy_p", "sharding_constraint", "optimi
 """Primitives whose outputs are their inputs, in another dtype of real numbers or another place."""
 
 
-class Neighbour(NamedTuple):
-    """A layer, or an operation, next to another.
+class Source(NamedTuple):
+    """A neighbour of a layer: what produces its input, or consumes its output.
 
     Attributes:
-        kind: `input` and `output` are the model's; `unknown` is outside of a loop's body, or inside another's.
+        kind: `input` and `output` are the model's; `linear` is a layer whose own parameters are `kernel` and perhaps
+            `bias`, or an embedding; `unknown` lies outside of a loop's body, or inside of another's.
         path: Path of a layer, or of a variable.
         operation: Name of the primitive, or of the layer's class.
     """
@@ -50,10 +51,10 @@ class Value:
         uses: Its consumers; for a layer's mark, the value behind it.
     """
 
-    origin: "Neighbour | Value"
-    uses: "list[Neighbour | Value]" = field(default_factory=list)
+    origin: "Source | Value"
+    uses: "list[Source | Value]" = field(default_factory=list)
 
-    def producer(self) -> Neighbour:
+    def producer(self) -> Source:
         """Return the nearest producer."""
         origin = self.root().origin
         assert not isinstance(origin, Value)
@@ -66,7 +67,7 @@ class Value:
             value = value.origin
         return value
 
-    def consumers(self) -> Iterator[Neighbour]:
+    def consumers(self) -> Iterator[Source]:
         """Yield a consumer for each use."""
         for use in self.uses:
             if isinstance(use, Value):
@@ -99,7 +100,7 @@ _Values = dict[Var, Value]
 _Around = tuple[tuple[str, int], ...]
 
 
-def walk(jaxpr: ClosedJaxpr, markers: Markers, inputs: Sequence[Neighbour]) -> list[Crossing]:
+def walk(jaxpr: ClosedJaxpr, markers: Markers, inputs: Sequence[Source]) -> list[Crossing]:
     """Find the calls of layers in a jaxpr, and their neighbours.
 
     Args:
@@ -111,7 +112,7 @@ def walk(jaxpr: ClosedJaxpr, markers: Markers, inputs: Sequence[Neighbour]) -> l
         The calls, in the order in which they run.
     """
     walker = _Walker(markers)
-    walker.body(jaxpr.jaxpr, [Value(one) for one in inputs], (), Neighbour("output"))
+    walker.body(jaxpr.jaxpr, [Value(one) for one in inputs], (), Source("output"))
     return walker.crossings
 
 
@@ -123,7 +124,7 @@ class _Walker:
     crossings: list[Crossing] = field(default_factory=list)
     latest: dict[Layer, Crossing] = field(default_factory=dict)
 
-    def body(self, jaxpr: Jaxpr, given: Sequence[Value], around: _Around, end: Neighbour | None) -> list[Value]:
+    def body(self, jaxpr: Jaxpr, given: Sequence[Value], around: _Around, end: Source | None) -> list[Value]:
         """Walk over a jaxpr; return its outputs.
 
         Args:
@@ -133,7 +134,7 @@ class _Walker:
             end: Consumer of its outputs; `None` where the equation around the body passes them on.
         """
         values: _Values = dict(zip(jaxpr.invars, given, strict=True))
-        values |= {var: Value(Neighbour("operation", operation="constant")) for var in jaxpr.constvars}
+        values |= {var: Value(Source("operation", operation="constant")) for var in jaxpr.constvars}
         for equation in jaxpr.eqns:
             outputs = self.equation(equation, [_at(values, var) for var in equation.invars], around)
             values |= zip(equation.outvars, outputs, strict=True)
@@ -162,7 +163,7 @@ class _Walker:
     def operation(self, equation: JaxprEqn, given: list[Value], around: _Around) -> list[Value]:
         """Walk over an operation, and over the bodies that it has, each on its own."""
         name, bodies = equation.primitive.name, list(_bodies(equation))
-        this = Neighbour("unknown" if bodies else "operation", operation=name)
+        this = Source("unknown" if bodies else "operation", operation=name)
         for value in given:
             value.uses.append(this)
         for body in bodies:
@@ -185,11 +186,11 @@ class _Walker:
         return behind
 
 
-def _neighbour(layer: Layer) -> Neighbour | None:
+def _neighbour(layer: Layer) -> Source | None:
     """Return a layer as the neighbour of others; `None` for one that values pass."""
     if layer.role == "weight":
         return None
-    return Neighbour(layer.role, layer.path, type(layer.module).__name__)
+    return Source(layer.role, layer.path, type(layer.module).__name__)
 
 
 def _rounds(equation: JaxprEqn) -> bool:
@@ -200,7 +201,7 @@ def _rounds(equation: JaxprEqn) -> bool:
 
 def _at(values: _Values, var: Var | Constant) -> Value:
     if isinstance(var, Constant):
-        return Value(Neighbour("operation", operation="constant"))
+        return Value(Source("operation", operation="constant"))
     return values[var]
 
 

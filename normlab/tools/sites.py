@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import jax
 import numpy as np
@@ -17,28 +17,12 @@ from normlab.errors import BadInput
 from normlab.introspect import nnx_hook
 from normlab.introspect.applied import Applied, Variables, applied, check_model, partitioned
 from normlab.introspect.calls import Module
-from normlab.introspect.graph import Crossing, Neighbour, lifted, repeats, stacked, walk
+from normlab.introspect.graph import Crossing, Source, lifted, repeats, stacked, walk
 from normlab.introspect.kinds import Library, Recognised, norm_inside_cell
 from normlab.introspect.markers import Layer, Markers, inside_cell
 from normlab.introspect.modes import Method, told
 
 __all__ = ["Site", "Sites", "Source", "sites"]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A neighbour of a norm.
-
-    Attributes:
-        kind: `input` and `output` are the model's; `linear` is a layer whose own parameters are `kernel` and perhaps
-            `bias`, or an embedding; `unknown` lies outside of a loop's body, or inside of another's.
-        path: Path of a layer, or of a variable.
-        operation: Name of the primitive, or of the layer's class.
-    """
-
-    kind: Literal["input", "linear", "norm", "dropout", "operation", "output", "unknown"]
-    path: str = ""
-    operation: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,7 +73,7 @@ class Site:
         """Return the attributes as plain values."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         plain |= {"module": type(self.module).__name__, "dtype": str(self.dtype), "variables": dict(self.variables)}
-        plain |= {"before": vars(self.before), "after": [vars(one) for one in self.after]}
+        plain |= {"before": self.before._asdict(), "after": [one._asdict() for one in self.after]}
         return plain
 
 
@@ -223,11 +207,11 @@ class _Trace:
         """Return the shapes of the model's variables by name."""
         return _shapes(self.call.variables)
 
-    def inputs(self) -> list[Neighbour]:
+    def inputs(self) -> list[Source]:
         """Return what each input of the jaxpr is."""
         arrays, _, _ = partitioned((self.args, self.kwargs))
-        own = [Neighbour("operation", name, "variable") for name in self.shapes()]
-        return [*own, *[Neighbour("input")] * len(arrays)]
+        own = [Source("operation", name, "variable") for name in self.shapes()]
+        return [*own, *[Source("input")] * len(arrays)]
 
 
 def _name(path: Sequence[object]) -> str:
@@ -270,8 +254,8 @@ def _site(calls: Sequence[Crossing], top: Mapping[str, tuple[int, ...]], own: Mo
         calls=len(calls),
         repeats=runs,
         lifted=transforms,
-        before=Source(*before.pop()) if len(before) == 1 else Source("unknown", operation="several"),
-        after=tuple(Source(*one) for one in after),
+        before=before.pop() if len(before) == 1 else Source("unknown", operation="several"),
+        after=tuple(after),
         only_use=all(len(list(call.before.root().consumers())) == 1 for call in calls),
         variables=layer.variables,
         running=layer.running,
