@@ -18,6 +18,7 @@ from normlab import norms
 from normlab.errors import BadInput
 from normlab.introspect.kinds import norm_kind
 from normlab.tools.masks import decay_mask, labels, nnx_filter, norm_parameters
+from tests.support.registered import ALL
 
 KEY = jax.random.key(0)
 
@@ -129,7 +130,7 @@ def test_a_norm_that_only_training_runs_is_found() -> None:
     assert flat(labels(model, variables, x))["aux/scale"] == "norm"
 
 
-@pytest.mark.parametrize("norm", norms.names())
+@pytest.mark.parametrize("norm", ALL)
 @pytest.mark.parametrize("library", ["linen", "nnx"])
 def test_every_norm_of_the_registry_is_one_with_all_its_parameters(library: str, norm: str) -> None:
     x = jax.ShapeDtypeStruct((2, 8, 8, 64), jnp.float32)
@@ -142,7 +143,7 @@ def test_every_norm_of_the_registry_is_one_with_all_its_parameters(library: str,
         found = labels(module)
     assert set(jax.tree.leaves(found)) <= {"norm"}
     kind = norm_kind(module)
-    assert norm == "none" or (kind is not None and kind.name == norm)
+    assert norm == "none" or (kind is not None and kind.name == norms.get(norm).name)
 
 
 @pytest.mark.parametrize("cell", ["SimpleCell", "LSTMCell", "GRUCell"])
