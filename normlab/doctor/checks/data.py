@@ -26,7 +26,7 @@ def _sound(patient: Patient) -> list[str]:
 
 def _of_batches(patient: Patient) -> list[str]:
     """Return those of them that take batch statistics in training."""
-    return [path for path in _sound(patient) if _learns(patient.site_of(path))]
+    return [path for path in _sound(patient) if _learns(site := patient.site_of(path)) and site.count > 1]
 
 
 def _learns(site: Site) -> bool:
