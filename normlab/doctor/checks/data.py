@@ -302,9 +302,7 @@ def constant_channels(patient: Patient) -> Found:
         if given
         else "# look at learning rate and weight decay before `{path}`",
     )
-    for severity, faults in (("warning", many), ("note", few)):
-        if faults:
-            yield texts.finding("NL307", severity, faults, threshold=patient.thresholds.channels, certain=False)
+    yield from texts.by_share("NL307", many, few, threshold=patient.thresholds.channels)
 
 
 def constant(patient: Patient, path: str) -> np.ndarray:
@@ -338,9 +336,7 @@ def variance_below_epsilon(patient: Patient) -> Found:
         source="Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167, algorithm 1",
         remedy="epsilon=1e-8  # at `{path}`, or scale the input up",
     )
-    for severity, faults in (("warning", many), ("note", few)):
-        if faults:
-            yield texts.finding("NL308", severity, faults, threshold=patient.thresholds.channels, certain=False)
+    yield from texts.by_share("NL308", many, few, threshold=patient.thresholds.channels)
 
 
 def _small(patient: Patient, path: str, site: Site) -> float:

@@ -220,9 +220,10 @@ def norm_at_the_end(patient: Patient) -> Found:
         source=f"{_IOFFE}, section 3.2 (norms stand before nonlinearities)",
         remedy="# leave out `{path}`, or put it before the last layer",
     )
-    for severity, of_batch in (("warning", True), ("note", False)):
-        if faults := [Fault(site.path, {}) for site in ends if takes_batch_statistics(site) is of_batch]:
-            yield texts.finding("NL106", severity, faults)
+    if of_batch := [Fault(site.path, {}) for site in ends if takes_batch_statistics(site)]:
+        yield texts.finding("NL106", "warning", of_batch)
+    if others := [Fault(site.path, {}) for site in ends if not takes_batch_statistics(site)]:
+        yield texts.finding("NL106", "note", others)
 
 
 @check("NL108")
