@@ -191,6 +191,32 @@ def inference_gap() -> str:
     return _svg(figure)
 
 
+def folding() -> str:
+    """Draw the error of networks as deployed, with norms folded into layers, and with norms deleted."""
+    found = _read("inference_gap-digits-folded")
+    ways = {
+        "as deployed": "error",
+        "folded": "test error with norms folded into layers",
+        "deleted": "test error with norms deleted",
+    }
+    labels = {"batch": "batch", "batch_renorm": "batch renorm", "group": "group", "layer": "layer"}
+    with _canvas(4.6, TITLE) as figure:
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, problem, title in zip(panels, ("mlp", "conv"), ("MLP", "conv net"), strict=True):
+            rows = [row for row in found if row["problem"] == problem]
+            lines = [
+                (f"{label}, {way}", norm, _estimate(_cell(rows, norm, "32"), column))
+                for norm, label in labels.items()
+                for way, column in ways.items()
+                if way != "folded" or norms.get(norm).entry.averages
+            ]
+            _dots(axes, lines)
+            axes.set_title(title, fontsize=9.75)
+            axes.set_xlim(0, 100)
+        figure.supxlabel("test error on digits (%)", fontsize=9.75)
+    return _svg(figure)
+
+
 def recurrent() -> str:
     """Draw the error of an LSTM for each norm inside it."""
     rows = _read("recurrent-permuted-standard")
