@@ -33,7 +33,11 @@ FOLDED, FOLDED_LARGEST, FOLDED_FLIPPED = (
     "largest change of an output by folding",
     "predictions changed by folding",
 )
-REMOVED, REMOVED_FLIPPED = "test error with norms deleted", "predictions changed by deleting"
+REMOVED, COST, REMOVED_FLIPPED = (
+    "test error with norms deleted",
+    "test error with norms deleted minus as deployed",
+    "predictions changed by deleting",
+)
 NUMBERS = (LOGIT, SINGLY, FOLDED_LARGEST)
 """Metrics that are no shares."""
 
@@ -57,6 +61,7 @@ def _assess(model: Any, outputs: Any) -> dict[str, Any]:
         ALONE: alone,
         SINGLY: singly["largest"],
         REMOVED: removed["error"],
+        COST: -removed["gap"],
         REMOVED_FLIPPED: removed["flipped"],
     }
 
@@ -101,7 +106,7 @@ comparison = study.Comparison(
             study.Metric(name=name, percent=name not in NUMBERS)
             for name in (
                 *(REESTIMATED, GAP, LOGIT, FLIPPED, OWN, ALONE, SINGLY),
-                *(FOLDED, FOLDED_LARGEST, FOLDED_FLIPPED, REMOVED, REMOVED_FLIPPED),
+                *(FOLDED, FOLDED_LARGEST, FOLDED_FLIPPED, REMOVED, COST, REMOVED_FLIPPED),
             )
         ),
         assess=_assess,
