@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import batch_composition, inference_gap
 from normlab import norms, study
 from normlab.functional import StatisticsError
 from normlab.models.mlp import MLP, ConvNet
@@ -310,3 +311,30 @@ def test_deleted_norms_leave_the_layers_as_they_are(norm: str) -> None:
 def test_one_example_at_a_time_is_evaluated_like_many(norm: str) -> None:
     model, outputs = fitted(norm)
     np.testing.assert_allclose(inference_measures.one_by_one(model, model.test[0]), outputs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer", "mabn:buffer_size=2"])
+def test_the_comparison_measures_all_of_its_metrics(norm: str) -> None:
+    model, outputs = fitted(norm)
+    found = {**inference_gap._assess(model, outputs), **inference_gap._examine(model)}
+    assert all(np.shape(value) == () for value in found.values())
+    metrics = {metric.name for metric in inference_gap.comparison.problems[0].extra_metrics}
+    again = {inference_gap.REESTIMATED, inference_gap.GAP, inference_gap.LOGIT, inference_gap.FLIPPED}
+    assert metrics - set(found) == (again if norm.startswith("mabn") else set())
+    error = float(model.error(outputs, model.test[1]).mean())
+    assert found[inference_gap.FOLDED] == pytest.approx(error) and found[inference_gap.FOLDED_FLIPPED] == 0
+    assert found[inference_gap.REMOVED] == pytest.approx(error + found[inference_gap.COST])
+    assert np.isnan(found[inference_gap.ALONE]) == (norm == "batch")
+    if norm == "layer":
+        assert found[inference_gap.OWN] == found[inference_gap.ALONE] == found[inference_gap.GAP] == 0
+
+
+def test_batches_of_few_classes_are_compared_with_a_random_order() -> None:
+    model, outputs = fitted("batch", classes_per_batch=1)
+    found = {**batch_composition._assess(model, outputs), **batch_composition._examine(model)}
+    assert set(found) == {metric.name for metric in batch_composition.comparison.problems[0].extra_metrics}
+    state = inference_measures.reestimated(model)
+    error = model.error(model.evaluate(state), model.test[1]).mean()
+    assert found[batch_composition.REESTIMATED] == pytest.approx(float(error))
+    unknown, _ = fitted("mabn:buffer_size=2", classes_per_batch=1)
+    assert batch_composition._examine(unknown) == {}
