@@ -1284,4 +1284,94 @@ MUTANTS = (
         ("if self.splits is None and self.domains > 1:", "if False:"),
         ("functional/combined/test_combined.py::test_bad_input_is_one_clear_line[no domain]",),
     ),
+    Mutant(
+        "rows are worth what positions are worth alone",
+        "doctor/pooled.py",
+        (
+            "size * (within + of_examples) / of_examples",
+            "size * within / of_examples",
+        ),
+        ("doctor/test_numbers.py::test_rows_are_worth_their_number",),
+    ),
+    Mutant(
+        "a ghost batch is worth the whole batch",
+        "doctor/pooled.py",
+        (
+            'min(getattr(site.module, "ghost_batch_size", None) or examples, examples)',
+            "examples",
+        ),
+        ("doctor/test_numbers.py::test_a_ghost_batch_is_worth_its_own_examples",),
+    ),
+    Mutant(
+        "pooled variance forgets the spread of the batches",
+        "doctor/pooled.py",
+        (
+            "((variances + np.square(means - mean)) * share)",
+            "(variances * share)",
+        ),
+        ("doctor/test_numbers.py::test_pooled_moments_are_those_of_all_elements",),
+    ),
+    Mutant(
+        "examples whose mask is empty count",
+        "doctor/measure.py",
+        (
+            "counted = where.any((1, 2)).sum()",
+            "counted = examples",
+        ),
+        ("doctor/test_numbers.py::test_masked_elements_do_not_count",),
+    ),
+    Mutant(
+        "an update is counted by the wrong way",
+        "doctor/stepping.py",
+        (
+            "np.sum((new - old) * way)",
+            "np.sum((new - batch) * way)",
+        ),
+        ("doctor/test_numbers.py::test_updates_of_a_step_are_counted[0.9-1]",),
+    ),
+    Mutant(
+        "the degrees of freedom of F are exchanged",
+        "doctor/checks/data.py",
+        (
+            "betainc(within / 2, between / 2,",
+            "betainc(between / 2, within / 2,",
+        ),
+        ("doctor/test_numbers.py::test_the_tail_of_f_is_that_of_scipy",),
+    ),
+    Mutant(
+        "layer norm takes a bias out, too",
+        "doctor/checks/kinds.py",
+        (
+            'frozenset({"batch", "batch_renorm"',
+            'frozenset({"layer", "batch", "batch_renorm"',
+        ),
+        ("doctor/test_numbers.py::test_kinds_that_centre_each_feature",),
+    ),
+    Mutant(
+        "a lag below its threshold is a fault",
+        "doctor/checks/data.py",
+        (
+            "far = mean > max(bounds.lag, bounds.standard_errors * error)",
+            "far = mean < max(bounds.lag, bounds.standard_errors * error)",
+        ),
+        ("doctor/test_planted.py::test_the_mended_twin_is_silent[statistics from before a layer was scaled]",),
+    ),
+    Mutant(
+        "a transposed feature axis goes unseen",
+        "introspect/graph.py",
+        (
+            "order = tuple(value.permutation[axis] for axis in order) if order else value.permutation",
+            "order = value.permutation",
+        ),
+        ("doctor/test_numbers.py::test_what_a_norm_is_computed_from[steps5-dropout-order5]",),
+    ),
+    Mutant(
+        "momentum counts the wrong way",
+        "doctor/checks/static.py",
+        (
+            "left = momentum ** (steps * max(1, site.calls))",
+            "left = 1 - momentum ** (steps * max(1, site.calls))",
+        ),
+        ("doctor/test_planted.py::test_the_mended_twin_is_silent[a slow momentum]",),
+    ),
 )
