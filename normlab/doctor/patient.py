@@ -28,6 +28,7 @@ from normlab.introspect.calls import Module
 from normlab.introspect.modes import Modes, modes, unknown_mode
 from normlab.tools import Captured, Site, Sites, leaves
 from normlab.tools.batches import Arguments
+from normlab.tools.estimation import by_batch
 
 __all__ = ["Patient", "Series", "limited"]
 
@@ -116,14 +117,23 @@ class Patient:
     def _survey(self, *, train: bool) -> Survey:
         if not self.calls:
             raise Skip("no batch was given, not even its shape")
-        args, kwargs = self.calls[0]
         model = self.model if isinstance(self.model, nn.Module) else _in_mode(self.model, train)
-        variables = self._linen_variables(args, kwargs) if self._linen else None
-        told, method = self.modes.of(train), self.options.method
-        found = survey(model, variables, args, kwargs, told=told, train=train, method=method, rngs=self.rngs)
+        found = self._survey_of(model, train=train)
+        if unbound := tuple(one for one in found.failures if one.unbound):
+            with by_batch.linen(dropout=True, options=by_batch.ONE_DEVICE):
+                if isinstance(model, nnx.Module):
+                    model = by_batch.nnx_copy(model, train=train, dropout=True, options=by_batch.ONE_DEVICE)
+                alone = self._survey_of(model, train=train)
+            found = Survey(alone.sites, (*unbound, *alone.failures))
         if self._linen and not self.modes.known and any("mean" in site.variables for site in found.sites):
             raise unknown_mode()
         return found
+
+    def _survey_of(self, model: Module, *, train: bool) -> Survey:
+        args, kwargs = self.calls[0]
+        variables = self._linen_variables(args, kwargs) if self._linen else None
+        told, method = self.modes.of(train), self.options.method
+        return survey(model, variables, args, kwargs, told=told, train=train, method=method, rngs=self.rngs)
 
     def _linen_variables(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> VariableDict:
         """Return the variables of a Linen model, or their shapes where none were given."""
@@ -160,8 +170,8 @@ class Patient:
             raise Skip("no batch was given")
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(self.calls)):
             raise Skip("the batches are shapes without numbers")
-        if self.training.failures:
-            failure = self.training.failures[0]
+        if failures := [one for one in self.training.failures if not one.unbound]:
+            failure = failures[0]
             raise Skip(f"the model cannot be called in training: {one_line(failure.error, 120)}")
         if not self.lifted_out[0]:
             raise Skip("the model has no norm that can be measured")
@@ -337,6 +347,8 @@ class Patient:
         if not self._linen:
             raise Skip("the norms of an NNX model inside of a step are not followed")
         assert self.options.step is not None
+        if self.stepped.lost:
+            raise Skip("the step fails, see NL205")
         return marked(self.options.step, self.options.state, self.batches[0])
 
     @functools.cached_property

@@ -35,6 +35,11 @@ class Failure:
     count: int
     error: Exception
 
+    @property
+    def unbound(self) -> bool:
+        """Whether the norm reduces over an axis of devices that is not there."""
+        return bool(getattr(self.module, "axis_name", None)) and "axis" in str(self.error)
+
 
 @dataclass(frozen=True)
 class Survey:

@@ -97,7 +97,9 @@ def batch_of_one_element(patient: Patient) -> Found:
 
     A batch norm in training covers one element on a device; with `axis_name`, on all devices together.
     """
-    faults = [Fault(site.path, {"elements": 1}) for site in patient.training.sites if _is_single(site)]
+    spread = {one.path for one in patient.training.failures if one.unbound}  # over an unknown number of devices
+    single = [site for site in patient.training.sites if _is_single(site) and site.path not in spread]
+    faults = [Fault(site.path, {"elements": 1}) for site in single]
     failed = [one for one in patient.training.failures if isinstance(one.error, StatisticsError)]
     faults += [Fault(one.path, {"elements": one.count}) for one in failed if one.kind.name not in _SINGLE]
     texts = Texts(
@@ -232,8 +234,7 @@ def axis_name_not_bound(patient: Patient) -> Found:
 
     The call in training fails with it; a `step` that binds it clears the finding.
     """
-    failed = [one for one in patient.training.failures if getattr(one.module, "axis_name", None)]
-    failed = [one for one in failed if "axis" in str(one.error)]
+    failed = [one for one in patient.training.failures if one.unbound]
     if not failed:
         return
     if patient.options.step is not None and patient.step_works:
