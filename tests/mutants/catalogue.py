@@ -1159,7 +1159,7 @@ MUTANTS = (
     Mutant(
         "continual norm gives its input before the group norm",
         "tools/capture.py",
-        ("_counted(call.module, x, mask), mask, y)", "x, mask, y)"),
+        ("counted(call.module, x, mask), mask, y)", "x, mask, y)"),
         ("tools/test_capture.py::test_continual_norm_gives_its_input_after_the_group_norm",),
     ),
     Mutant(
