@@ -160,7 +160,7 @@ def blended(
         >>> model = nn.BatchNorm(use_running_average=True, epsilon=0.0)
         >>> variables = model.init(jax.random.key(0), jnp.ones((1, 1)))
         >>> x = jnp.array([[0.0], [4.0]])  # mean 2 and variance 4, where 0 and 1 are kept
-        >>> blended(model, variables, [x], alpha=0.25).outputs[0] * 1.75**0.5
+        >>> (blended(model, variables, [x], alpha=0.25).outputs[0] * 1.75**0.5).round(3)
         Array([[-0.5],
                [ 3.5]], dtype=float32)
 

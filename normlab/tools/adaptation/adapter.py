@@ -43,7 +43,7 @@ class _State(NamedTuple):
 
     variables: Variables
     moments: Moments
-    optimizer: "optax.OptState" = None
+    optimizer: "optax.OptState" = ()
 
 
 class Adapter:

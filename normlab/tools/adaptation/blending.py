@@ -49,7 +49,7 @@ class Blending:
         mask, kept = call.mask, form(site)
         x = counted(call.module, jnp.asarray(call.input), mask)
         if self.weight == 1:
-            over = all_but(canonical_axes(call.module.axis, x.ndim), x.ndim)
+            over = all_but(canonical_axes(site.module.axis, x.ndim), x.ndim)
             check_more_than_one(x.shape, over, REMEDY.format(site.path))
         names = {name: path for name, path in kept.variables.items() if name != "step"}
         values = {name: _value(call.module, name, path) for name, path in names.items()}

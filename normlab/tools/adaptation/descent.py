@@ -90,4 +90,4 @@ class Descent:
 
 def _with(variables: Variables, affine: Affine) -> Variables:
     """Return variables with other parameters at some paths."""
-    return leaves.mapped(lambda path, leaf: affine.get(path, leaf), variables)
+    return leaves.mapped(lambda path, leaf: affine[path] if path in affine else leaf, variables)

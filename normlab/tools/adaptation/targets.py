@@ -34,8 +34,8 @@ def adapting(found: Sites, where: Where, *, affine: bool) -> tuple[Site, ...]:
             _check_evaluates(site)
         elif not affine:
             raise BadInput(
-                f"Expected batch norms in `where`, got `{site.path}` ({site.kind}), which keeps no statistics. Leave it "
-                "out, or take `tent`, which adapts its scale and bias."
+                f"Expected batch norms in `where`, got `{site.path}` ({site.kind}), which keeps no statistics. Leave "
+                "it out, or take `tent`, which adapts its scale and bias."
             )
     return meant
 
