@@ -17,7 +17,7 @@ from normlab.tools.sites import Site
 
 __all__ = ["Blending"]
 
-REMEDY = "Give `{}` more than one example at a time, or take `blended`, which keeps a share of the running statistics"
+REMEDY = "Adapt to several examples at once, or take `blended`, which keeps a share of the running statistics"
 
 
 class Blending:
@@ -50,7 +50,7 @@ class Blending:
         x = counted(call.module, jnp.asarray(call.input), mask)
         if self.weight == 1:
             over = all_but(canonical_axes(site.module.axis, x.ndim), x.ndim)
-            check_more_than_one(x.shape, over, REMEDY.format(site.path))
+            check_more_than_one(x.shape, over, REMEDY)
         names = {name: path for name, path in kept.variables.items() if name != "step"}
         values = {name: _value(call.module, name, path) for name, path in names.items()}
         blended = self._blend.statistics(values, part(site, x, mask, None), self.weight, kept.epsilon)

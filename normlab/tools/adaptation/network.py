@@ -9,6 +9,7 @@ from flax import nnx
 from flax.typing import VariableDict
 from jax import Array
 
+from normlab.errors import BadInput
 from normlab.introspect.applied import Variables
 from normlab.introspect.calls import Module
 from normlab.introspect.modes import modes
@@ -124,9 +125,13 @@ def evaluating(model: Module, variables: Variables | None) -> tuple[Module, Vari
     Args:
         model: The model; it stays as it is.
         variables: Variables of a Linen model; `None` or another state for NNX.
+
+    Raises:
+        BadInput: If a Linen model comes without variables.
     """
     if isinstance(model, nn.Module):
-        assert variables is not None
+        if variables is None:
+            raise BadInput("Expected the variables of a Linen model, got None. Give those of `model.init`.")
         return model, variables
     twin = nnx.clone(model)
     if variables is not None:
