@@ -78,3 +78,23 @@ def test_large_statistics_are_those_of_the_batch_exactly() -> None:
     variables = model.init(jax.random.key(0), x)
     kept = {**variables, "batch_stats": {"mean": jnp.array([1e30]), "var": jnp.array([1e30])}}
     np.testing.assert_array_equal(Adapter(model, kept, "prediction_time")(x), [[-1.0], [1.0]])
+
+
+def test_a_norm_that_is_called_twice_blends_with_what_it_keeps_each_time() -> None:
+    class Twice(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            norm = nn.BatchNorm(use_running_average=True, epsilon=0.0)
+            return norm(x), norm(3 * x + 1)
+
+    class NNXTwice(nnx.Module):
+        def __init__(self) -> None:
+            self.norm = nnx.BatchNorm(1, epsilon=0.0, rngs=nnx.Rngs(0))
+
+        def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return self.norm(x), self.norm(3 * x + 1)
+
+    x = jnp.array([[0.0], [4.0]])
+    expected = [(each - each.mean() / 2) / jnp.sqrt((1 + each.var()) / 2) for each in (x, 3 * x + 1)]
+    for model, variables in ((Twice(), Twice().init(jax.random.key(0), x)), (NNXTwice(), None)):
+        close(list(Adapter(model, variables, "blended", alpha=0.5)(x)), expected)
