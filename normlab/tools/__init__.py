@@ -1,7 +1,7 @@
 """Tools for a model one already has: find its norms, estimate, adapt, fold, convert, freeze, import and export."""
 
 from normlab.tools import averaging, export, replicas
-from normlab.tools.adapt import Adapted, Adapter, Record, adabn, blended, prediction_time, tent
+from normlab.tools.adapt import Adaptation, Adapted, Adapter, Record, adabn, blended, prediction_time, tent
 from normlab.tools.capture import Capture, Captured
 from normlab.tools.convert import Converted, convert, convert_state
 from normlab.tools.fold import Folded, FoldError, FoldReport, FoldRow, Shift, fold
@@ -16,6 +16,7 @@ from normlab.tools.sites import Site, Sites, Source, sites
 from normlab.tools.torch_state import Imported, from_torch, to_torch
 
 __all__ = [
+    "Adaptation",
     "Adapted",
     "Adapter",
     "Capture",

@@ -26,7 +26,7 @@ from normlab.tools.select import Where
 if TYPE_CHECKING:
     import optax
 
-__all__ = ["Adaptation", "Adapted", "Adapter", "Adapting", "Record", "adabn", "blended", "prediction_time", "tent"]
+__all__ = ["Adaptation", "Adapted", "Adapter", "Record", "adabn", "blended", "prediction_time", "tent"]
 
 
 @dataclass(frozen=True, eq=False)

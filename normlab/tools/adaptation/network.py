@@ -12,7 +12,7 @@ from jax import Array
 from normlab.errors import BadInput
 from normlab.introspect.applied import Variables
 from normlab.introspect.calls import Module
-from normlab.introspect.modes import modes
+from normlab.introspect.modes import told
 from normlab.tools.adaptation.blend import Blend
 from normlab.tools.adaptation.blending import Blending
 from normlab.tools.adaptation.targets import adapting, is_batch_norm
@@ -50,22 +50,22 @@ class Caller:
     """Makes the arguments of a call at evaluation from a batch."""
 
     def __init__(self, model: Module, call: Call, evaluate: Mapping[str, object] | None, seed: int) -> None:
-        """Find the keywords.
+        """Keep what every call is made with.
 
         Args:
             model: The model.
             call: `batch -> (args, kwargs)`.
-            evaluate: Keywords of a call at evaluation; `None` finds them.
+            evaluate: Keywords of a call at evaluation; `None` finds those that the arguments do not have.
             seed: Of the random streams.
         """
-        self._call, self._key = call, jax.random.key(seed)
-        self._told = modes(model, evaluate=evaluate).evaluate
+        self._model, self._call, self._evaluate, self._key = model, call, evaluate, jax.random.key(seed)
 
     def __call__(self, batch: object, number: int) -> Batch:
         """Return the arguments of the call."""
         args, kwargs = self._call(batch)
+        evaluates = told(self._model, None, args, kwargs, False) if self._evaluate is None else self._evaluate
         rngs = {"dropout": jax.random.fold_in(self._key, number)}
-        return Batch(args, {**kwargs, **self._told}, rngs, examples(args, kwargs), number)
+        return Batch(args, {**kwargs, **evaluates}, rngs, examples(args, kwargs), number)
 
 
 class Network:

@@ -167,6 +167,14 @@ def test_keywords_of_evaluation_and_of_a_call() -> None:
     call = Adapter(model, variables, "prediction_time", call=lambda batch: ((batch["a"], "serve"), {}))
     np.testing.assert_array_equal(call({"a": X[0]}), found)
 
+    class Placed(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+            return nn.BatchNorm(use_running_average=not train)(x)
+
+    for call in (lambda x: ((x, False), {}), lambda x: ((x,), {"train": False}), lambda x: ((x,), {})):
+        np.testing.assert_array_equal(Adapter(Placed(), variables, "prediction_time", call=call)(X[0]), found)
+
 
 def test_a_model_that_draws_at_evaluation_draws_by_the_seed() -> None:
     model = nn.Sequential([nn.BatchNorm(use_running_average=True), nn.Dropout(0.5, deterministic=False)])
