@@ -159,10 +159,10 @@ def blended(
         >>> from flax import linen as nn
         >>> model = nn.BatchNorm(use_running_average=True, epsilon=0.0)
         >>> variables = model.init(jax.random.key(0), jnp.ones((1, 1)))
-        >>> x = jnp.array([[0.0], [4.0]])  # mean 2 and variance 4, where 0 and 1 are kept
-        >>> (blended(model, variables, [x], alpha=0.25).outputs[0] * 1.75**0.5).round(3)
-        Array([[-0.5],
-               [ 3.5]], dtype=float32)
+        >>> x = jnp.array([[0.0], [6.0]])  # mean 3 and variance 9, where 0 and 1 are kept
+        >>> blended(model, variables, [x], alpha=0.375).outputs[0]  # by mean 1.125 and variance 4
+        Array([[-0.5625],
+               [ 2.4375]], dtype=float32)
 
     References:
         Schneider et al. Improving Robustness Against Common Corruptions by Covariate Shift Adaptation. NeurIPS 2020.

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import normlab.linen
 from normlab.errors import StatisticsError
 from normlab.functional import one_element
-from normlab.tools import Adapter, adabn, blended, precise, prediction_time, tent
+from normlab.tools import Adapter, adabn, averaging, blended, precise, prediction_time, tent
 from tests.tools.nets import Net, NNXNet, X, refused, same, start
 
 SERVED = {"use_running_average": True}
@@ -233,9 +233,7 @@ def test_without_optax_all_but_tent_work(monkeypatch: pytest.MonkeyPatch) -> Non
         tent(model, variables, [X[0]])
 
 
-def test_averages_of_models_are_taken() -> None:
-    from normlab.tools import averaging
-
+def test_averages_of_models_are_taken_where_the_batch_alone_counts() -> None:
     model = Net()
     variables = start(model)
     average: Any = averaging.average([variables, variables])
@@ -243,3 +241,6 @@ def test_averages_of_models_are_taken() -> None:
         prediction_time(model, average, [X[0]]).outputs[0],
         prediction_time(model, variables, [jnp.asarray(X[0])]).outputs[0],
     )
+    for method, options in (("blended", {"alpha": 0.5}), ("prediction_time", {"where": "first"})):
+        with refused("Expected running statistics of these weights, got an average of models: `first` has the "):
+            Adapter(model, average, method, **options)  # type: ignore[arg-type]

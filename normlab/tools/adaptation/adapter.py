@@ -18,7 +18,7 @@ from normlab.tools.adaptation.descent import Descent
 from normlab.tools.adaptation.network import Batch, Caller, Network, evaluating
 from normlab.tools.adaptation.predictions import are_logits, entropy, largest_share
 from normlab.tools.adaptation.record import Record, has_collapsed
-from normlab.tools.averaging import without_check
+from normlab.tools.averaging import Unestimated, without_check
 from normlab.tools.batches import Call, default_call
 from normlab.tools.estimation.changes import changes
 from normlab.tools.estimation.collecting import Given
@@ -122,6 +122,8 @@ class Adapter:
         self._optimizer = _checked(optimizer) if method == "tent" else None
         self._caller = Caller(model, call, evaluate, expect.COUNT.of("`seed`", seed))
         self._given = model if isinstance(model, nn.Module) else nnx.clone(model)
+        if isinstance(variables, Unestimated) and (method == "blended" or where is not None):
+            iter(variables)  # which refuses: statistics of other weights would normalize
         self._model, given = evaluating(model, without_check(variables))
         self._start = self._state = _State(given, Moments())
         self._network: Network | None = None
@@ -213,10 +215,10 @@ class Adapter:
         return Record(
             step=batch.number,
             entropy=float(entropy(output)) if logits else nan,
-            share=largest_share(output) if logits else nan,
             shift=max(shift.values(), default=0.0),
             examples=batch.examples,
             seconds=time.perf_counter() - started,
+            share=largest_share(output) if logits else nan,
         )
 
 

@@ -16,19 +16,19 @@ class Record:
         step: Number of the batch, from 0 on.
         entropy: Mean entropy of the predictions that were returned, in nats; NaN where the output is no array of
             logits `[batch, ..., classes]`.
-        share: Share of the class that was predicted most often; NaN likewise, and for a single prediction.
         shift: Distance of the batch's statistics from those of the model as it was given, in standard deviations of
             the latter, at the feature that is furthest.
         examples: Examples in the batch.
         seconds: Seconds that the batch took, compilation included.
+        share: Share of the class that was predicted most often; NaN as the entropy, and for a single prediction.
     """
 
     step: int
     entropy: float
-    share: float
     shift: float
     examples: int
     seconds: float
+    share: float
 
 
 def has_collapsed(curve: Sequence[Record]) -> bool:

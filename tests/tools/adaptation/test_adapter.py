@@ -137,8 +137,8 @@ def test_records_say_what_happened() -> None:
     adapter(x[::-1])
     first, second = adapter.curve
     expected = float(entropy(jnp.array([[-1.0, 1.0], [1.0, -1.0]])))
-    assert first == Record(0, pytest.approx(expected), 0.5, 10.0, 2, first.seconds)
-    assert second == Record(1, pytest.approx(expected), 0.5, 10.0, 2, second.seconds)
+    assert first == Record(0, pytest.approx(expected), 10.0, 2, first.seconds, 0.5)
+    assert second == Record(1, pytest.approx(expected), 10.0, 2, second.seconds, 0.5)
     assert first.seconds > 0
 
 

@@ -21,5 +21,5 @@ from normlab.tools.adaptation.record import has_collapsed
     ],
 )
 def test_three_batches_in_a_row(shares: list[float], expected: bool) -> None:
-    curve = [Record(step, 0.1, share, 0.0, 8, 0.0) for step, share in enumerate(shares)]
+    curve = [Record(step, 0.1, 0.0, 8, 0.0, share) for step, share in enumerate(shares)]
     assert has_collapsed(curve) is expected
