@@ -218,3 +218,14 @@ def test_predictions_of_one_class_have_collapsed() -> None:
     assert one.curve[0].share > 0.9 and mixed.curve[0].share < 0.5
     one.reset()
     assert not one.collapsed
+
+
+@pytest.mark.parametrize("method", ["adabn", "tent"])
+def test_examples_on_many_devices_are_one_batch(method: Adaptation) -> None:
+    model = Net()
+    variables, x = start(model), np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
+    apart = jax.device_put(x, jax.NamedSharding(jax.make_mesh((8,), ("data",)), jax.P("data")))
+    one, many = (Adapter(model, variables, method) for _ in range(2))
+    for _ in range(2):
+        np.testing.assert_allclose(many(apart), one(x), rtol=1e-5, atol=1e-5)
+    assert len(apart.sharding.device_set) == 8
