@@ -21,7 +21,7 @@ from normlab.introspect.calls import Hook, Module
 from normlab.introspect.kinds import Recognised, is_dropout, is_linear, norm_kind
 from normlab.introspect.modes import Method
 
-__all__ = ["Applied", "Variables", "applied", "check_model", "partitioned"]
+__all__ = ["Applied", "Static", "Variables", "applied", "check_model", "partitioned"]
 
 Variables: TypeAlias = VariableDict | nnx.State
 """Variables of a Linen model, or the state of one of NNX."""
@@ -158,6 +158,25 @@ def partitioned(tree: object) -> tuple[list[Array], Callable[[list[Array]], Any]
 
     arrays = [leaf for leaf, yes in zip(leaves, dynamic, strict=True) if yes]
     return arrays, joined, (structure, tuple(dynamic), static)
+
+
+@dataclass(frozen=True, eq=False)
+class Static:
+    """Static parts of the arguments of a call, from `partitioned`; equal keys make them equal.
+
+    Attributes:
+        key: The key.
+        joined: Puts arrays in their places among the static parts.
+    """
+
+    key: tuple[object, ...]
+    joined: Callable[[list[Array]], Any]
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Static) and self.key == other.key
 
 
 def _is_array(leaf: object) -> bool:

@@ -1,6 +1,7 @@
-"""Tools for a model one already has: find its norms, estimate, fold, convert, freeze, import and export."""
+"""Tools for a model one already has: find its norms, estimate, adapt, fold, convert, freeze, import and export."""
 
 from normlab.tools import averaging, export, replicas
+from normlab.tools.adapt import Adaptation, Adapted, Adapter, Record, adabn, blended, prediction_time, tent
 from normlab.tools.capture import Capture, Captured
 from normlab.tools.convert import Converted, convert, convert_state
 from normlab.tools.fold import Folded, FoldError, FoldReport, FoldRow, Shift, fold
@@ -15,6 +16,9 @@ from normlab.tools.sites import Site, Sites, Source, sites
 from normlab.tools.torch_state import Imported, from_torch, to_torch
 
 __all__ = [
+    "Adaptation",
+    "Adapted",
+    "Adapter",
     "Capture",
     "Captured",
     "Converted",
@@ -27,12 +31,15 @@ __all__ = [
     "Imported",
     "Moments",
     "Precise",
+    "Record",
     "Shift",
     "Site",
     "SiteMoments",
     "Sites",
     "Source",
     "Where",
+    "adabn",
+    "blended",
     "collect",
     "convert",
     "convert_state",
@@ -47,9 +54,11 @@ __all__ = [
     "nnx_filter",
     "norm_parameters",
     "precise",
+    "prediction_time",
     "reset",
     "select",
     "sites",
+    "tent",
     "to_haiku",
     "to_keras",
     "to_torch",

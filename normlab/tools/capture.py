@@ -17,14 +17,14 @@ from jax.extend.core import get_opaque_trace_state
 from normlab._core.reduction import canonical_axes
 from normlab.errors import BadInput
 from normlab.functional.continual_norm import ContinualNormLayer
-from normlab.introspect.applied import Variables, applied, partitioned
-from normlab.introspect.calls import Call, Module
+from normlab.introspect.applied import Static, Variables, applied, partitioned
+from normlab.introspect.calls import Call, Hook, Module
 from normlab.introspect.kinds import Recognised, norm_kind
 from normlab.introspect.modes import Method
 from normlab.linen import ContinualNorm
 from normlab.nnx import ContinualNorm as NNXContinualNorm
 
-__all__ = ["Capture", "Captured", "Statistic"]
+__all__ = ["Capture", "Captured", "Statistic", "counted"]
 
 Found = TypeVar("Found")
 Statistic: TypeAlias = Callable[[str, int, Array, Array | None, Any], Found]
@@ -73,6 +73,7 @@ class Capture(Generic[Found]):
         method: Method = None,
         train: bool | None = None,
         recognise: Recognised = (),
+        run: Hook = Call.proceed,
     ) -> None:
         """Prepare a model; it stays as it is.
 
@@ -86,12 +87,13 @@ class Capture(Generic[Found]):
             method: The method to be called; `None` is `__call__`.
             train: The mode of an NNX model; `None` leaves it. The call of a Linen model says its own.
             recognise: Further types of norms, each with its kind.
+            run: Calls a norm whose statistics are taken, as `Call.proceed` does, or in another way.
 
         Raises:
             BadInput: If the model is no Flax module.
         """
         self._model, self._statistic, self._paths = model, statistic, paths
-        self._recognise = recognise
+        self._recognise, self._run_norm = recognise, run
         self._options: dict[str, Any] = {"method": method, "train": train, "recognise": recognise}
         self._own = None if isinstance(model, nn.Module) else applied(model, None, self._around, **self._options)
         self._outputs: dict[_Key, Found] = {}
@@ -118,15 +120,13 @@ class Capture(Generic[Found]):
         arrays, joined, key = partitioned((args, kwargs))
         given: Any = self._own.variables if variables is None and self._own else variables
         self._received.clear()
-        output, after, outputs = self._compiled(_Static(key, joined), given, arrays, rngs)
+        output, after, outputs = self._compiled(Static(key, joined), given, arrays, rngs)
         if self._calls_back:
             jax.effects_barrier()
         whole = _replaced(given, after) if isinstance(self._model, nn.Module) else after
         return Captured(output, whole, _by_path(outputs, self._received))
 
-    def _run(
-        self, static: "_Static", variables: Any, arrays: list[Any], rngs: Any
-    ) -> tuple[Any, Any, dict[_Key, Found]]:
+    def _run(self, static: Static, variables: Any, arrays: list[Any], rngs: Any) -> tuple[Any, Any, dict[_Key, Found]]:
         """Call the model while it is traced; return output, variables and statistics."""
         self._outputs, self._calls = {}, {}
         self._outermost = get_opaque_trace_state(convention="flax")
@@ -144,8 +144,8 @@ class Capture(Generic[Found]):
             return call.proceed()
         number = self._calls.get(call.path, 0)
         self._calls[call.path] = number + 1
-        y, x, mask = call.proceed(), jnp.asarray(x), call.mask
-        found = self._statistic(call.path, number, _counted(call.module, x, mask), mask, y)
+        y, x, mask = self._run_norm(call), jnp.asarray(x), call.mask
+        found = self._statistic(call.path, number, counted(call.module, x, mask), mask, y)
         if get_opaque_trace_state(convention="flax") == self._outermost:
             self._outputs[call.path, number] = found
         else:
@@ -157,20 +157,6 @@ class Capture(Generic[Found]):
     def _receive(self, key: _Key, found: Found) -> None:
         """Keep the statistics of a run of a call."""
         self._received.setdefault(key, []).append(found)
-
-
-@dataclass(frozen=True, eq=False)
-class _Static:
-    """Static parts of the arguments of a call; equal keys make them equal."""
-
-    key: tuple[object, ...]
-    joined: Callable[[list[Array]], Any]
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Static) and self.key == other.key
 
 
 def _replaced(variables: Variables, changed: Variables) -> Variables:
@@ -210,7 +196,7 @@ def _ordered(path: str, found: Found) -> Found:
     return same(found)
 
 
-def _counted(module: Module, x: Array, mask: Array | None) -> Array:
+def counted(module: Module, x: Array, mask: Array | None) -> Array:
     """Return the array whose statistics a norm takes, given its input."""
     layer = module.layer() if isinstance(module, ContinualNorm | NNXContinualNorm) else None
     if not isinstance(layer, ContinualNormLayer):

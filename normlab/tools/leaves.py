@@ -73,7 +73,9 @@ def replaced(tree: Tree, values: Mapping[str, np.ndarray]) -> Tree:
 def _like(leaf: Array | np.ndarray, value: np.ndarray) -> Array | np.ndarray:
     dtype = jnp.promote_types(leaf.dtype, jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
     value = value.astype(dtype)
-    return jax.device_put(value, leaf.sharding) if isinstance(leaf, Array) else value
+    if not isinstance(leaf, Array):
+        return value
+    return jax.device_put(value, leaf.sharding if leaf.committed else None)  # else JAX may still move it
 
 
 def _path(keys: tuple[Any, ...]) -> str:

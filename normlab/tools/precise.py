@@ -22,8 +22,9 @@ from normlab.introspect.calls import Module
 from normlab.tools import leaves
 from normlab.tools.averaging import without_check
 from normlab.tools.batches import Call, default_call
+from normlab.tools.estimation.changes import changes
 from normlab.tools.estimation.collecting import Collecting, Collector, Given, Through
-from normlab.tools.moments import Estimator, Form, Moments, check_estimator
+from normlab.tools.moments import Estimator, Moments, check_estimator
 from normlab.tools.select import Where
 from normlab.tools.sites import Site
 
@@ -134,7 +135,7 @@ def precise(
         variables=found.variables,
         model=model if isinstance(model, nn.Module) else _with_statistics(model, variables, found.moments, estimator),
         moments=found.moments,
-        change=_changes(found.moments, collector.variables, found.variables),
+        change=changes(found.moments, collector.variables, found.variables),
         examples=found.moments.examples,
         passes=found.number,
         moving={} if through == "batch" else _moving(found, collector.norms),
@@ -223,7 +224,7 @@ def _passes(collector: Collector, batches: Iterable[object], estimator: Estimato
         if not moments.batches:
             raise _none(number)
         before, variables = variables, moments.apply(variables, estimator)
-        moved = _changes(moments, before, variables)
+        moved = changes(moments, before, variables)
         if once or number == len(collector.norms) or max(moved.values(), default=0) <= STILL:
             return _Pass(number, moments, variables, moved)
         if isinstance(batches, Iterator):
@@ -245,28 +246,6 @@ def _moving(found: _Pass, norms: Sequence[Site]) -> dict[str, float]:
     moved = {path: change for path, change in found.moved.items() if change > STILL}
     last = norms[found.number - 1]
     return {} if set(moved) == {last.path} and last.calls == 1 else moved
-
-
-def _changes(moments: Moments, before: Variables, after: Variables) -> dict[str, float]:
-    """Return how far the statistics of each norm moved, in standard deviations."""
-    old, new = leaves.by_path(before), leaves.by_path(after)
-    changes: dict[str, float] = {}
-    for path in moments:
-        form, otherwise = moments.forms[path], np.sqrt(moments[path].var)
-        (mean, std), (new_mean, new_std) = (_mean_and_std(form, tree, otherwise) for tree in (old, new))
-        apart = np.maximum(np.abs(new_mean - mean), np.abs(new_std - std))
-        unit = np.where(new_std > 0, new_std, 1)
-        changes[path] = float((apart / unit).max(initial=0))
-    return changes
-
-
-def _mean_and_std(
-    form: Form, tree: Mapping[str, Array | np.ndarray], otherwise: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    kept = {name: np.asarray(tree[path], np.float64) for name, path in form.variables.items()}
-    if "var" in kept:
-        return kept["mean"], np.sqrt(np.maximum(kept["var"], 0))
-    return kept["mean"], kept.get("std", otherwise)
 
 
 def _with_statistics(model: nnx.Module, variables: Given, moments: Moments, estimator: Estimator) -> nnx.Module:

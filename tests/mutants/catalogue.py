@@ -55,6 +55,7 @@ MABN = (
 AVERAGE = '        new = {"mean": batch.mean, "std": jnp.sqrt(var + self.epsilon)}\n'
 SMALL_BATCHES = "tools/test_moments.py::test_statistics_of_small_batches_are_those_by_hand"
 KERNELS = "functional/test_kernels.py::test_"
+ADAPTATION = "tools/adaptation"
 
 SQUASHING = "functional/squashing/test_squashing.py"
 TORCH = "tools/test_torch_state.py::test_"
@@ -707,6 +708,54 @@ MUTANTS = (
         ("tools/test_moments.py::test_each_norm_gets_its_own_form",),
     ),
     Mutant(
+        "many examples count less than few beside the running statistics",
+        "tools/adaptation/blend.py",
+        ("return size / (size + self.source_count)", "return self.source_count / (size + self.source_count)"),
+        (f"{ADAPTATION}/test_blend.py::test_the_weight_of_a_batch_is_its_share_of_the_examples",),
+    ),
+    Mutant(
+        "the distance of two means counts without the weight of the running one",
+        "tools/adaptation/blend.py",
+        ("weight * (1 - weight) * jnp.square(new - mean)", "weight * jnp.square(new - mean)"),
+        (f"{ADAPTATION}/test_blend.py::test_statistics_are_those_by_hand",),
+    ),
+    Mutant(
+        "entropy goes up",
+        "tools/adaptation/predictions.py",
+        ("return -jnp.where(possible", "return jnp.where(possible"),
+        (f"{ADAPTATION}/test_predictions.py::test_entropy_and_its_gradient_are_those_by_hand",),
+    ),
+    Mutant(
+        "predictions after the last step by default",
+        "tools/adaptation/adapter.py",
+        ("self._steps if self._after else self._steps - 1", "self._steps"),
+        (f"{ADAPTATION}/test_tent.py::test_predictions_are_those_before_the_last_step_unless_they_are_to_be_after",),
+    ),
+    Mutant(
+        "a reset model keeps the state of the optimizer",
+        "tools/adaptation/adapter.py",
+        ("self.curve = self._start, []", "self.curve = self._state._replace(variables=self._start.variables), []"),
+        (f"{ADAPTATION}/test_adapter.py::test_a_reset_model_begins_again_bit_by_bit[tent]",),
+    ),
+    Mutant(
+        "elements and not examples count beside the running statistics",
+        "tools/adaptation/network.py",
+        ("self._blend.weight(batch.examples)", "self._blend.weight(jax.tree.leaves(batch.args)[0].size)"),
+        (f"{ADAPTATION}/test_adapter.py::test_the_weight_counts_examples_and_not_elements",),
+    ),
+    Mutant(
+        "blended statistics are kept until the next call",
+        "tools/adaptation/blending.py",
+        ("            _put(module, name, path, before[name])", "            pass"),
+        (f"{ADAPTATION}/test_blending.py::test_a_norm_that_is_called_twice_blends_with_what_it_keeps_each_time",),
+    ),
+    Mutant(
+        "one element per statistic is no error",
+        "tools/adaptation/blending.py",
+        ("if self.weight == 1:", "if self.weight > 1:"),
+        ("tools/test_adapt.py::test_one_element_per_statistic_is_refused_where_it_is_all_that_counts",),
+    ),
+    Mutant(
         "corrections of batch renorm while statistics are estimated",
         "tools/estimation/by_batch.py",
         ('    "r_max": 1.0,\n    "d_max": 0.0,\n', ""),
@@ -1174,7 +1223,7 @@ MUTANTS = (
     Mutant(
         "continual norm gives its input before the group norm",
         "tools/capture.py",
-        ("_counted(call.module, x, mask), mask, y)", "x, mask, y)"),
+        ("counted(call.module, x, mask), mask, y)", "x, mask, y)"),
         ("tools/test_capture.py::test_continual_norm_gives_its_input_after_the_group_norm",),
     ),
     Mutant(

@@ -24,17 +24,21 @@ from normlab.tools.batches import Call, default_call, examples
 from normlab.tools.capture import Capture
 from normlab.tools.estimation import by_batch
 from normlab.tools.estimation.estimated import Part, all_fixed, chosen, estimated, form, part
-from normlab.tools.moments import Moments, SiteMoments
+from normlab.tools.moments import Form, Moments, SiteMoments
 from normlab.tools.select import Where
 from normlab.tools.sites import Site, Sites, sites
 
-__all__ = ["Collecting", "Collector", "Through"]
+__all__ = ["Calls", "Collecting", "Collector", "Through", "received"]
 
 Through: TypeAlias = Literal["batch", "evaluation"]
 """Statistics by which norms normalize meanwhile: those of the batch, or their running statistics."""
 
 Given: TypeAlias = VariableDict | nnx.State | Unestimated[Any] | None
 """Variables of a Linen model, or an average of them; `None` or another state for an NNX model."""
+
+
+Calls: TypeAlias = tuple[tuple[Part, ...], ...]
+"""For each call of a norm, for each run of the call: the moments."""
 
 
 class Collecting(TypedDict, total=False):
@@ -91,7 +95,7 @@ class Collector:
         self._given = model, without_check(variables)
         self.variables = self._given[1] if isinstance(model, nn.Module) else nnx.state(self._copy(self._trains))
         self.norms: tuple[Site, ...] = ()
-        self._capture: Capture | None = None
+        self._capture: Capture[Part] | None = None
         self._weights_of_call: Array | None = None
 
     def moments(self, variables: Variables, batches: Iterable[object]) -> Moments:
@@ -109,13 +113,13 @@ class Collector:
         for index, batch in enumerate(itertools.islice(batches, self._limit)):
             launched = self._launched(variables, batch, index)
             if waiting is not None:  # one batch behind, so that the device is never idle
-                total = total + self._received(*waiting)
+                total = total + received(self.norms, self.variables, *waiting)
             waiting = launched
             if self._progress is not None:
                 self._progress(index + 1)
-        return total if waiting is None else total + self._received(*waiting)
+        return total if waiting is None else total + received(self.norms, self.variables, *waiting)
 
-    def _launched(self, variables: Variables, batch: object, index: int) -> tuple[Mapping[str, object], int, int]:
+    def _launched(self, variables: Variables, batch: object, index: int) -> tuple[Mapping[str, Calls], int, int]:
         """Call the model with a batch; return what its norms were given, and the size and the number of the batch."""
         args, kwargs = _placed(self._call(batch), self._mesh)
         size = examples(args, kwargs)
@@ -128,7 +132,7 @@ class Collector:
             captured = capture(variables, *given, rngs=rngs or None, **{**kwargs, **told})
         return captured.statistics, size, index
 
-    def _prepared(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Capture:
+    def _prepared(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Capture[Part]:
         """Find the norms, and return the program that takes their moments."""
         try:
             found = self._sites(True, args, kwargs)
@@ -183,18 +187,33 @@ class Collector:
             nnx.update(twin, state)
         return twin
 
-    def _received(self, statistics: Mapping[str, Any], size: int, index: int) -> Moments:
-        """Return the moments of a batch from what its norms were given."""
-        found: dict[str, SiteMoments] = {}
-        shapes = {path: np.shape(leaf) for path, leaf in leaves.by_path(self.variables).items()}
-        statistics = jax.device_get(statistics)
-        for site in self.norms:
-            for runs in statistics.get(site.path, ()):
-                one = _moments(_joined(site, runs, shapes[site.variables["mean"]]))
-                _check_finite(site, one, index)
-                found[site.path] = found[site.path] + one if site.path in found else one
-        forms = {site.path: form(site) for site in self.norms if site.path in found}
-        return Moments(found, forms, 1, size, (size,))
+
+def received(
+    norms: Iterable[Site], variables: Variables, statistics: Mapping[str, Calls], size: int, index: int
+) -> Moments:
+    """Return the moments of a batch from what norms were given.
+
+    Args:
+        norms: The norms.
+        variables: Variables of the model, whose statistics have the shapes that the moments take.
+        statistics: By path of a norm, for each of its calls, for each run of this call: the moments.
+        size: Examples in the batch.
+        index: Number of the batch, for messages.
+
+    Raises:
+        BadInput: If a moment is not finite, or the runs of a scan share statistics.
+    """
+    found: dict[str, SiteMoments] = {}
+    forms: dict[str, Form] = {}
+    shapes = {path: np.shape(leaf) for path, leaf in leaves.by_path(variables).items()}
+    statistics = jax.device_get(statistics)
+    for site in norms:
+        for runs in statistics.get(site.path, ()):
+            one = _moments(_joined(site, runs, shapes[site.variables["mean"]]))
+            _check_finite(site, one, index)
+            found[site.path] = found[site.path] + one if site.path in found else one
+            forms[site.path] = form(site)
+    return Moments(found, forms, 1, size, (size,))
 
 
 def _placed(tree: Any, mesh: Mesh | None, *, whole: bool = False) -> Any:
