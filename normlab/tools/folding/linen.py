@@ -96,10 +96,9 @@ def _replaced(
     return replacement(x, parameters.get("scale"), parameters.get("bias"))
 
 
-def folded_model(model: nn.Module, decisions: Collection[Decision]) -> nn.Module:
-    """Return the model with replacements for the norms that are no longer run."""
-    replaced = {one.site.path: Replacement.of(one.site) for one in decisions if one.is_gone}
-    return FoldedModel(Held(model), FrozenDict(replaced)) if replaced else model
+def folded_model(model: nn.Module, replacements: Mapping[str, Replacement]) -> nn.Module:
+    """Return the model with replacements for the norms that are no longer run, by path."""
+    return FoldedModel(Held(model), FrozenDict(replacements)) if replacements else model
 
 
 def reader(variables: VariableDict) -> Callable[[str, str], np.ndarray | None]:
