@@ -2,6 +2,7 @@
 
 from normlab.tools import averaging, export, replicas
 from normlab.tools.capture import Capture, Captured
+from normlab.tools.checkpoint import Restored, restore
 from normlab.tools.convert import Converted, convert, convert_state
 from normlab.tools.fold import Folded, FoldError, FoldReport, FoldRow, Shift, fold
 from normlab.tools.freeze import freeze
@@ -27,6 +28,7 @@ __all__ = [
     "Imported",
     "Moments",
     "Precise",
+    "Restored",
     "Shift",
     "Site",
     "SiteMoments",
@@ -48,6 +50,7 @@ __all__ = [
     "norm_parameters",
     "precise",
     "reset",
+    "restore",
     "select",
     "sites",
     "to_haiku",
