@@ -26,11 +26,13 @@ class Built:
     """A model and a call of it, as a function of the user's returned them.
 
     Attributes:
+        file: The file, as it was given.
         function: Name of the function.
         form: Whether it returned a model alone, a tuple with the inputs of a call, or a dictionary of keywords.
         keywords: The keywords; those of a tuple are `model` and `args`.
     """
 
+    file: str
     function: str
     form: Literal["model", "inputs", "keywords"]
     keywords: Mapping[str, object]
@@ -52,11 +54,11 @@ def built(source: str, known: Collection[str]) -> Built:
     path, name = _located(source)
     returned = _called(_function(path, name), source)
     if isinstance(returned, tuple) and returned:
-        found = Built(name, "inputs", {"model": returned[0], "args": returned[1:]})
+        found = Built(str(path), name, "inputs", {"model": returned[0], "args": returned[1:]})
     elif isinstance(returned, Mapping):
-        found = Built(name, "keywords", {str(key): value for key, value in returned.items()})
+        found = Built(str(path), name, "keywords", {str(key): value for key, value in returned.items()})
     else:
-        found = Built(name, "model", {"model": returned})
+        found = Built(str(path), name, "model", {"model": returned})
     if not isinstance(found.keywords.get("model"), nn.Module | nnx.Module):
         raise refusal(f"`{source}` to return a Flax model", found.keywords.get("model", returned), _FORMS)
     for key in found.keywords:

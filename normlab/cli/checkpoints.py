@@ -31,8 +31,9 @@ __all__ = ["run_convert", "run_fold"]
 Parsed: TypeAlias = Mapping[str, Any]
 """Values of the arguments that were given, by name."""
 
-_OF_MODEL = ("model", "args", "rngs", "evaluate", "variables")
-_OF_CALL = ("kwargs", "method")
+_NAMED = ("method", "rngs", "evaluate", "variables")
+_KEYWORDS = ("model", "args", "kwargs", *_NAMED)
+"""Keywords that a function of the user's may return; a conversion has no use for two of them."""
 _WIDTH = 100
 _LIBRARIES = ("flax", "normlab")
 
@@ -63,13 +64,14 @@ class _Job:
         """Write the report and the checkpoint, and say how to load it."""
         for line in lines:
             print(line)
+        if "dry_run" not in self.parsed:
+            write(self.parsed["output"], saved)
         if "json" in self.parsed:
             self.parsed["json"].write_text(json.dumps(report, indent=2) + "\n")
         if "dry_run" in self.parsed:
-            print("Nothing was written (`--dry-run`).")
+            print("No checkpoint was written (`--dry-run`).")
             return 0
-        write(self.parsed["output"], saved)
-        print(f"Wrote {self.parsed['output']}. Load it, with `{self.built.function}` of {self.parsed['source']}:")
+        print(f"Wrote `{self.parsed['output']}`. Load it, with `{self.built.function}` of `{self.built.file}`:")
         print("    from normlab.tools import restore")
         for line in _loading(self.built, str(self.parsed["output"])):
             print(f"    {line}")
@@ -86,7 +88,7 @@ def run_fold(parsed: Parsed) -> int:
         BadInput: If anything that was given cannot be used.
     """
     tolerance = _tolerance(parsed.get("tolerance"))
-    job = _Job.of(parsed, (*_OF_MODEL, *_OF_CALL))
+    job = _Job.of(parsed, _KEYWORDS)
     found, example = job.found, job.found.example
     options = {name: parsed[name] for name in ("where", "form") if name in parsed}
     switches = {name: f"no_{name}" not in parsed for name in ("follow", "check")}
@@ -114,7 +116,7 @@ def run_convert(parsed: Parsed) -> int:
         BadInput: If anything that was given cannot be used.
     """
     to = parsed["to"] if parsed["to"] in _LIBRARIES else norm_of(parsed["to"])
-    job = _Job.of(parsed, _OF_MODEL)
+    job = _Job.of(parsed, [name for name in _KEYWORDS if name not in ("kwargs", "method")])
     found, where, keep = job.found, parsed.get("where"), tuple(parsed.get("keep", KEPT))
     converted = _converted(found, to, where, keep, parsed.get("fresh", "raise"))
     change = Conversion(to, None if where is None else tuple(where), keep)
@@ -155,10 +157,9 @@ def _check_outputs(parsed: Parsed) -> None:
     if report is None:
         return
     folder = report.resolve().parent
-    if not folder.is_dir() or report.is_dir() or folder.is_relative_to(Path(checkpoint).resolve()):
-        raise refusal(
-            "`--json` to be a file in a folder that exists, outside of the checkpoint", str(report), "Give another."
-        )
+    if os.path.lexists(report) or not folder.is_dir() or folder.is_relative_to(Path(checkpoint).resolve()):
+        remedy = "Nothing is overwritten; its folder has to exist, outside of the checkpoint."
+        raise refusal("`--json` to be a new file", str(report), remedy)
 
 
 def _example(made: Built) -> Example:
@@ -194,13 +195,10 @@ def _loading(made: Built, output: str) -> list[str]:
     call, path = f"{made.function}()", json.dumps(output)
     if made.form != "keywords":
         return [f"model, variables = restore({path}, {'*' * (made.form == 'inputs')}{call})"]
-    parts = ['built["model"]']
-    for name in made.keywords.keys() - {"model"}:
-        parts.append({"args": '*built["args"]', "kwargs": '**built["kwargs"]'}.get(name, f'{name}=built["{name}"]'))
-    order = sorted(
-        parts, key=lambda part: (part != parts[0], not part.startswith("*built"), part.startswith("**"), part)
-    )
-    return [f"built = {call}", f"model, variables = restore({path}, {', '.join(order)})"]
+    written = {"model": 'built["model"]', "args": '*built["args"]', "kwargs": '**built["kwargs"]'}
+    named = [name for name in (*written, *_NAMED) if name in made.keywords]
+    parts = [written.get(name, f'{name}=built["{name}"]') for name in named]
+    return [f"built = {call}", f"model, variables = restore({path}, {', '.join(parts)})"]
 
 
 def _fold_summary(report: FoldReport, difference: float | None, beside: Sequence[str]) -> list[str]:

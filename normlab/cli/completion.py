@@ -32,9 +32,8 @@ def complete(commands: "dict[str, Callable[[], Parser]]") -> None:
     top.add_argument("--version", action="store_true")
     known = top.add_subparsers()
     for name in ("run", *commands):
-        parser = (
-            _run(words) if name == "run" else _completed(commands[name](), _FILES if name in _ON_FILES else _FOLDERS)
-        )
+        completers = _FILES if name in _ON_FILES else _FOLDERS
+        parser = _run(words) if name == "run" else _completed(commands[name](), completers)
         known.add_parser(name, parents=[parser], add_help=False, help=parser.description)
     argcomplete.autocomplete(top, always_complete_options=False)
 

@@ -205,8 +205,8 @@ def _add_checkpoints(parser: Parser) -> None:
     parser.add_argument(
         "source",
         metavar="FILE.py:build",
-        help="a Python file and its function, which returns a Flax model and the inputs of a call, as in `return model, "
-        "x`, or a dict of model, args, kwargs, method, rngs, evaluate and variables",
+        help="a Python file and its function, which returns a Flax model and the inputs of a call, as in "
+        "`return model, x`, or a dict of model, args, kwargs, method, rngs, evaluate and variables",
     )
     parser.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="a folder that Orbax wrote; it is read, never changed"
@@ -220,7 +220,7 @@ def _add_checkpoints(parser: Parser) -> None:
 def _add_outputs(parser: Parser) -> None:
     """Add the arguments that say what is written."""
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON, too")
-    parser.add_argument("--dry-run", action="store_true", help="print the report and write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print the report and write no checkpoint")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
 
 

@@ -14,7 +14,7 @@ from flax.typing import VariableDict
 from normlab.errors import BadInput, one_line
 from normlab.introspect.applied import check_model, partitioned
 from normlab.introspect.calls import Module
-from normlab.introspect.modes import modes
+from normlab.introspect.modes import Method, modes
 from normlab.tools.checkpoints.trees import Expected, Flat, Keys
 
 __all__ = ["Example", "expected_of", "flat_state", "flat_variables", "variables_of", "with_state"]
@@ -64,8 +64,9 @@ def _initial(example: Example) -> VariableDict:
     model, options = cast(nn.Module, example.model), dict(example.options)
     if not example.args:
         raise BadInput("Expected the inputs of a call of a Linen model, got none. Give them after the model.")
-    method, rngs = options.pop("method", None), cast("Mapping[str, jax.Array]", options.pop("rngs", None) or {})
-    told = modes(model, cast("str | None", method), evaluate=example.evaluate).evaluate
+    method = cast(Method, options.pop("method", None))
+    rngs = cast("Mapping[str, jax.Array]", options.pop("rngs", None) or {})
+    told = modes(model, method, evaluate=example.evaluate).evaluate
     arrays, joined, _ = partitioned((example.args, {**told, **options}))
 
     def init(arrays: list[jax.Array]) -> VariableDict:

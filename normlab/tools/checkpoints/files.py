@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from normlab.expect import refusal
 
 __all__ = ["Recorded", "Saved", "check_new", "read", "write"]
 
-Recorded: TypeAlias = dict[str, object]
+Recorded: TypeAlias = dict[str, Any]
 """A change of a model, as values for JSON; see `normlab.tools.checkpoints.changes`."""
 
 _KEY = "normlab"
