@@ -82,16 +82,14 @@ class TestPlaces:
         write_folded(found, tmp_path / "new")
         model, folded = restore(tmp_path / "new", *net.build())
         x = net.x
-        assert jnp.allclose(evaluated(model, folded, x), evaluated(net.Net(), ema, x), rtol=1e-5, atol=1e-5)
+        assert jnp.allclose(evaluated(model, folded, x), evaluated(net.Net(), ema, x), atol=1e-4)
         assert same(orbax(tmp_path / "new")["state"], jax.tree.map(np.asarray, variables))
 
     def test_a_key_above_no_variables_is_refused(self, net: ModuleType, variables: Any, tmp_path: Path) -> None:
         path = save(tmp_path / "old", {"state": variables, "step": np.int32(7)})
-        with pytest.raises(BadInput, match="Expected `step` to be the variables of a model, got 7. Name the key above"):
+        with pytest.raises(BadInput, match="Expected `step` to be the variables of a model, got a value of type"):
             opened(path, Example(*model_and_args(net)), "step")
-        with pytest.raises(
-            BadInput, match=r"Expected `state/para` in the checkpoint, got none\. Did you mean `params`"
-        ):
+        with pytest.raises(BadInput, match=r"Expected `state/para` in the checkpoint, got none\."):
             opened(path, Example(*model_and_args(net)), "state/para")
 
     def test_boxes_stay_boxes(self, tmp_path: Path) -> None:
@@ -99,12 +97,12 @@ class TestPlaces:
         model = nn.Sequential([nn.Dense(3, kernel_init=init), nn.BatchNorm(use_running_average=True)])
         x = jnp.ones((2, 4))
         boxed = model.init(jax.random.key(0), x)
-        kernel = {"params": {"layers_0": {"kernel": boxed["params"]["layers_0"]["kernel"]}}}
-        path = save(tmp_path / "old", jax.tree.map(lambda leaf: {"value": leaf}, nn.unbox(boxed)))
-        assert kernel
+        path = save(tmp_path / "old", boxed)
+        assert orbax(path)["params"]["layers_0"]["kernel"].keys() == {"value"}
         write_folded(opened(path, Example(model, (x,))), tmp_path / "new")
         new = orbax(tmp_path / "new")
         assert new["params"]["layers_0"]["kernel"].keys() == {"value"}
+        assert new["params"]["layers_0"]["bias"].shape == (3,)
         folded, values = restore(tmp_path / "new", model, x)
         assert jnp.allclose(folded.apply(values, x), model.apply(boxed, x), atol=1e-5)
 
@@ -197,8 +195,7 @@ class TestFiles:
 
     def test_a_damaged_checkpoint(self, tmp_path: Path) -> None:
         path = save(tmp_path / "old", {"x": jnp.ones(3)})
-        for file in path.rglob("d/*"):
-            file.unlink()
+        (path / "manifest.ocdbt").write_text("damaged")
         with pytest.raises(BadInput, match="Expected a checkpoint that Orbax reads, got "):
             read(path)
 
@@ -222,14 +219,20 @@ class TestRestore:
         assert same(values, converted.variables)
         assert jnp.array_equal(evaluated(restored, values, x), evaluated(converted.model, values, x))
 
-    def test_with_a_method_and_keywords(self, net: ModuleType, variables: Any, tmp_path: Path) -> None:
-        model, x = net.build()
-        head = {"params": {name: variables["params"][name] for name in ("head", "last")}}
-        path = save(tmp_path / "old", head)
-        y = jnp.ones((2, 4, 4, 4))
-        restored, values = restore(path, model, y, method="head", scale=2.0)
+    def test_with_a_method_and_keywords(self, tmp_path: Path) -> None:
+        class Pair(nn.Module):
+            def setup(self) -> None:
+                self.dense = nn.Dense(2)
+
+            def encode(self, x: jax.Array, *, scale: float) -> jax.Array:
+                return scale * self.dense(x)
+
+        model, x = Pair(), jnp.ones((2, 3))
+        variables = model.init(jax.random.key(0), x, method="encode", scale=2.0)
+        path = save(tmp_path / "old", variables)
+        restored, values = restore(path, model, x, method="encode", scale=2.0)
         assert restored is model
-        assert same(values, head)
+        assert same(values, variables)
 
     def test_with_variables_of_the_user(self, net: ModuleType, variables: Any, tmp_path: Path) -> None:
         model, _ = net.build()
@@ -241,7 +244,7 @@ class TestRestore:
         write(tmp_path / "new", Saved(variables, ({"change": "prune"},), ""))
         with pytest.raises(
             BadInput,
-            match="Expected a checkpoint of this version of normlab, got `prune`. Load it with the version that wrote it.",
+            match=r"Expected a checkpoint of this version of normlab, got `prune`\. Load it with the version that wrote it\.",
         ):
             restore(tmp_path / "new", *net.build())
 

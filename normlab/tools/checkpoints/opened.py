@@ -58,7 +58,7 @@ class Opened:
     @property
     def opt_state(self) -> object:
         """State of an optimizer beside the variables; `None` where there is none, or its arrays are boxed."""
-        return None if self.place.boxed else part(self.saved.tree, self.place, OPT_STATE)
+        return None if self.place.all_boxed else part(self.saved.tree, self.place, OPT_STATE)
 
     def after(self, change: Change, model: Module, variables: object, opt_state: object = None) -> Saved:
         """Return the content of a new checkpoint.

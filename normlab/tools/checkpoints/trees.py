@@ -1,7 +1,7 @@
 """Variables of a model inside the tree of a checkpoint, which may have an optimizer's state and more beside them."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -49,11 +49,21 @@ class Place:
 
     Attributes:
         keys: Keys of the tree above the variables.
-        boxed: Whether each array is below one more key, as of `nnx.State`.
+        boxed: Keys of arrays that are below one more key.
+        all_boxed: Whether all are, as in `nnx.State`.
     """
 
     keys: Keys = ()
-    boxed: bool = False
+    boxed: frozenset[Keys] = frozenset()
+    all_boxed: bool = False
+
+    def key_of(self, variable: Keys) -> Keys:
+        """Return the keys of the array of a variable."""
+        return (*variable, _BOX) if self.all_boxed or variable in self.boxed else variable
+
+    def variable_of(self, keys: Keys) -> Keys:
+        """Return the keys of the variable of an array."""
+        return keys[:-1] if keys[:-1] in self.boxed and keys[-1] == _BOX else keys
 
 
 def found(tree: object, expected: Expected, key: str | None = None) -> Place:
@@ -67,15 +77,15 @@ def found(tree: object, expected: Expected, key: str | None = None) -> Place:
     Raises:
         BadInput: If the variables are not there, or several dictionaries have such keys.
     """
-    shapes, first = expected.shapes, sorted({keys[0] for keys in expected.shapes})
+    first = sorted({keys[0] for keys in expected.shapes})
     if key is not None:
         keys = tuple(part for part in key.split("/") if part)
-        return Place(keys, _is_boxed(_node(tree, keys), shapes))
+        return _place(keys, _node(tree, keys), expected)
     places = [()] if isinstance(tree, Mapping) else []
     for _ in range(_DEPTH):
         fitting = [keys for keys in places if set(first) <= _dictionary(tree, keys).keys()]
         if len(fitting) == 1:
-            return Place(fitting[0], _is_boxed(_dictionary(tree, fitting[0]), shapes))
+            return _place(fitting[0], _dictionary(tree, fitting[0]), expected)
         if fitting:
             several = ", ".join(f"`{'/'.join(keys)}`" for keys in fitting[:_SHOWN])
             raise BadInput(f"Expected the variables of one model, got {several}. Choose one of them by `key`.")
@@ -117,10 +127,11 @@ def _node(tree: object, keys: Keys) -> Mapping[str, object]:
     return node
 
 
-def _is_boxed(node: Mapping[str, object], shapes: Shapes) -> bool:
-    """Return whether arrays are below one more key."""
+def _place(above: Keys, node: Mapping[str, object], expected: Expected) -> Place:
+    """Return the place of the variables in a dictionary."""
     flat = _flat(node)
-    return any((*keys, _BOX) in flat for keys in shapes) and not any(keys in flat for keys in shapes)
+    boxed = frozenset(keys for keys in (*expected.shapes, *expected.optional) if (*keys, _BOX) in flat)
+    return Place(above, boxed, expected.shapes.keys() <= boxed)
 
 
 def _flat(node: Mapping[str, object], above: Keys = ()) -> Flat:
@@ -144,7 +155,7 @@ def values_at(tree: object, place: Place, expected: Expected) -> Flat:
         BadInput: If one is missing, has another shape, or is not the model's.
     """
     there = _flat(_dictionary(tree, place.keys))
-    values = {_unboxed(keys, place): leaf for keys, leaf in there.items() if expected.owns(keys[0])}
+    values = {place.variable_of(keys): leaf for keys, leaf in there.items() if expected.owns(keys[0])}
     for keys, wanted in expected.shapes.items():
         shape = np.shape(values[keys]) if keys in values else None
         if shape != wanted.shape:
@@ -161,10 +172,6 @@ def _mismatch(keys: Keys, wanted: str, got: str) -> BadInput:
         f"Expected `{'/'.join(keys)}` {wanted} in the checkpoint, as in the model, got {got}. Give the checkpoint of "
         "the same model."
     )
-
-
-def _unboxed(keys: Keys, place: Place) -> Keys:
-    return keys[:-1] if place.boxed and keys[-1] == _BOX else keys
 
 
 def beside(tree: object, place: Place, expected: Expected) -> tuple[str, ...]:
@@ -196,7 +203,7 @@ def with_values(
     node = _dictionary(tree, ())
     if place.keys:
         first, *rest = place.keys
-        return {**node, first: with_values(node[first], Place(tuple(rest), place.boxed), values, expected, others)}
+        return {**node, first: with_values(node[first], replace(place, keys=tuple(rest)), values, expected, others)}
     new: dict[str, object] = {name: part for name, part in node.items() if not expected.owns(str(name))}
-    nested: dict[str, object] = unflatten_dict({(*k, _BOX) if place.boxed else k: v for k, v in values.items()})
+    nested: dict[str, object] = unflatten_dict({place.key_of(keys): value for keys, value in values.items()})
     return {**new, **others, **nested}
