@@ -64,7 +64,7 @@ def read(path: str | os.PathLike[str]) -> Saved:
     except BadInput:
         raise
     except Exception as error:  # a damaged file can raise anything
-        raise BadInput(f"Expected a checkpoint that Orbax reads, got {one_line(error)} for `{path}`.") from error
+        raise _damaged(path, one_line(error)) from error
     metadata = dict(found.custom_metadata or {})
     ours = metadata.pop(_KEY, {})
     return Saved(tree, tuple(ours.get("changes", ())), ours.get("key"), metadata)
@@ -85,10 +85,16 @@ def _restored(leaf: object) -> object:
 def _no_checkpoint(path: str | os.PathLike[str]) -> BadInput:
     """Return the error for a folder that is none, with the checkpoints inside it."""
     folder = Path(path)
+    if (folder / _STRUCTURE).is_file():
+        return _damaged(path, "no structure of its tree")
     inside = sorted({file.parent for depth in ("*", "*/*") for file in folder.glob(f"{depth}/{_STRUCTURE}")})
     listed = ", ".join(f"`{one}`" for one in inside[-_LISTED:])
     remedy = f"It contains {listed}." if inside else "Give the folder that `save` was given."
     return refusal("the folder of a checkpoint that Orbax wrote", str(path), remedy)
+
+
+def _damaged(path: str | os.PathLike[str], found: str) -> BadInput:
+    return BadInput(f"Expected a checkpoint that Orbax reads, got {found.rstrip('.')} in `{path}`. Take another one.")
 
 
 def check_new(path: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:
