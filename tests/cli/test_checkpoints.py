@@ -217,11 +217,12 @@ MORE_BAD: dict[str, tuple[list[str], str]] = {
     ),
     "an option of a norm": (
         [*CONVERT, "--to", "batch:momentun=0.5", "--where", "norm_*", *OUTPUT],
-        "Expected an option of BatchNorm, got 'momentun' for norm 'batch:momentun=0.5'.",
+        "Expected an option of BatchNorm, got 'momentun' for norm 'batch'. Did you mean 'momentum'? See `normlab list "
+        "norms`.",
     ),
     "a key that is not there": (
         [*FOLD, "--key", "state", *OUTPUT],
-        "Expected `state` in the checkpoint, got none. Known: batch_stats, opt_state, params, step.",
+        "Expected `state` in the checkpoint, got none. Did you mean `opt_state`?",
     ),
     "a checkpoint without the model's keys": (
         ["fold", "net.py:build", "layers", *OUTPUT],
