@@ -80,9 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     Returns:
-        0; 1 if no run succeeded, a verification failed, or something outside failed; 2 for bad input, with one line on
-        stderr and nothing written; 3 if the time budget ended before the last run; 128 and the number of the signal if
-        interrupted, by Ctrl-C (130), SIGTERM or SIGHUP.
+        0; 1 if no run succeeded, no norm was folded, a verification failed, or something outside failed; 2 for bad
+        input, with one line on stderr and nothing written; 3 if the time budget ended before the last run; 128 and the
+        number of the signal if interrupted, by Ctrl-C (130), SIGTERM or SIGHUP.
     """
     given, ended = list(sys.argv[1:] if argv is None else argv), list[int]()
     try:

@@ -151,7 +151,7 @@ def fold_parser() -> Parser:
         usage="normlab fold FILE.py:build CHECKPOINT --output NEW [OPTION ...]",
         epilog=_OF_CHECKPOINTS.format(none="no norm was folded, or outputs differ"),
     )
-    _add_checkpoints(parser)
+    _add_checkpoints(parser, "model, args, kwargs, method, rngs, evaluate and variables")
     parser.add_argument("--where", nargs="+", metavar="GLOB", help="paths of the norms to fold, as in 'stage_1/*'")
     parser.add_argument(
         "--form",
@@ -174,7 +174,7 @@ def convert_parser() -> Parser:
         usage="normlab convert FILE.py:build CHECKPOINT --to NORM --output NEW [OPTION ...]",
         epilog=_OF_CHECKPOINTS.format(none="the machine failed"),
     )
-    _add_checkpoints(parser)
+    _add_checkpoints(parser, "model, args, rngs, evaluate and variables")
     parser.add_argument(
         "--to",
         required=True,
@@ -200,13 +200,13 @@ def convert_parser() -> Parser:
     return parser
 
 
-def _add_checkpoints(parser: Parser) -> None:
+def _add_checkpoints(parser: Parser, keywords: str) -> None:
     """Add the arguments that say which model and which checkpoint are read."""
     parser.add_argument(
         "source",
         metavar="FILE.py:build",
         help="a Python file and its function, which returns a Flax model and the inputs of a call, as in "
-        "`return model, x`, or a dict of model, args, kwargs, method, rngs, evaluate and variables",
+        f"`return model, x`, or a dict of {keywords}",
     )
     parser.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="a folder that Orbax wrote; it is read, never changed"

@@ -58,6 +58,7 @@ KERNELS = "functional/test_kernels.py::test_"
 
 SQUASHING = "functional/squashing/test_squashing.py"
 TORCH = "tools/test_torch_state.py::test_"
+CHECKPOINTS = "cli/test_checkpoints.py::TestBadInput::test_one_line_code_2_and_nothing_written"
 UNIT = "functional/responses/test_unit.py"
 FOLDING, ARITHMETIC = "tools/folding", "tools/folding/test_arithmetic.py::test_"
 
@@ -1268,5 +1269,35 @@ MUTANTS = (
         "functional/combined/domain_batch.py",
         ("if self.splits is None and self.domains > 1:", "if False:"),
         ("functional/combined/test_combined.py::test_bad_input_is_one_clear_line[no domain]",),
+    ),
+    Mutant(
+        "a new checkpoint may be inside the old one",
+        "tools/checkpoints/files.py",
+        ("if new == old or old in new.parents:", "if new == old:"),
+        (f"{CHECKPOINTS}[an output inside the checkpoint]",),
+    ),
+    Mutant(
+        "variables of another shape are taken",
+        "tools/checkpoints/trees.py",
+        ("        if shape != wanted.shape:\n", "        if shape is None:\n"),
+        (f"{CHECKPOINTS}[the checkpoint of another model]",),
+    ),
+    Mutant(
+        "a changed checkpoint loses the random streams of the old one",
+        "tools/checkpoints/opened.py",
+        ("    return new | {keys: value for", "    return new or {keys: value for"),
+        ("tools/test_checkpoint.py::TestNnx::test_random_streams_stay_as_they_were",),
+    ),
+    Mutant(
+        "a folded model that is loaded runs the norms that are gone",
+        "tools/checkpoints/changes.py",
+        ("in_linen.folded_model(example.model, replacements)", "in_linen.folded_model(example.model, {})"),
+        ("tools/test_checkpoint.py::TestPlaces::test_of_several_one_is_chosen_and_remembered",),
+    ),
+    Mutant(
+        "the next tool finds norms that were folded",
+        "tools/folding/linen.py",
+        ("with replacing(gone), ", "with replacing([]), "),
+        ("tools/test_fold_convert.py::test_a_folded_norm_is_no_norm_any_more_and_the_next_tool_knows_the_call",),
     ),
 )
