@@ -133,7 +133,7 @@ def _converted(found: Opened, to: str, where: Sequence[str] | None, keep: Sequen
     except BadInput:
         raise
     except (ValueError, TypeError) as error:  # of the new norm's options
-        raise BadInput(f"{one_line(error)} See `normlab list norms`.") from error
+        raise BadInput(f"{one_line(error, kind=False)} See `normlab list norms`.") from error
 
 
 def _with_moments(found: Opened, change: Change, converted: Converted[Any]) -> tuple[Saved, str]:

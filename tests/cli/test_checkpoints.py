@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 
 from normlab.cli.main import main
-from normlab.tools import restore
+from normlab.tools import FoldError, restore
 from tests.support import checkpoints
 from tests.support.checkpoints import digest, evaluated, save
 from tests.support.paths import ENVIRONMENT
@@ -37,9 +37,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def loaded(folder: Path) -> ModuleType:
+def loaded(folder: Path, name: str = "net.py") -> ModuleType:
     net = ModuleType("net")
-    exec((folder / "net.py").read_text(), net.__dict__)
+    exec((folder / name).read_text(), net.__dict__)
     return net
 
 
@@ -220,6 +220,10 @@ MORE_BAD: dict[str, tuple[list[str], str]] = {
         "Expected an option of BatchNorm, got 'momentun' for norm 'batch'. Did you mean 'momentum'? See `normlab list "
         "norms`.",
     ),
+    "an option that is no number": (
+        [*CONVERT, "--to", "group:num_groups=two", "--where", "norm_*", "--fresh", "init", *OUTPUT],
+        "Expected `num_groups` to be a whole number, got 'two'. See `normlab list norms`.",
+    ),
     "a key that is not there": (
         [*FOLD, "--key", "state", *OUTPUT],
         "Expected `state` in the checkpoint, got none. Did you mean `opt_state`?",
@@ -317,6 +321,57 @@ class TestFold:
         assert err == "normlab: No norm was folded. Nothing was written.\n"
         assert out.startswith("path    into  how   reason\n")
         assert not (there / "new").exists()
+
+    def test_code_1_where_outputs_differ(
+        self, there: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def differs(*_: Any, **__: Any) -> None:
+            raise FoldError("Expected outputs within 1e-05 of those before the fold, got a difference of 0.5.")
+
+        monkeypatch.setattr("normlab.cli.checkpoints.fold", differs)
+        assert main([*FOLD, *OUTPUT]) == 1
+        assert capsys.readouterr() == (
+            "",
+            "normlab: Expected outputs within 1e-05 of those before the fold, got a difference of 0.5. Nothing was "
+            "written.\n",
+        )
+
+    def test_long_paths_and_reasons_are_wrapped(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "long.py").write_text(LONG)
+        model, x = loaded(tmp_path, "long.py").build()
+        save(tmp_path / "old", model.init(jax.random.key(0), x, train=False))
+        files = [str(tmp_path / name) for name in ("long.py", "old", "new")]
+        assert main(["fold", files[0], files[1], "--dry-run"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines[:-1])) <= 100
+        assert "2 of 3 norms are in a layer or gone" in "\n".join(lines)
+        assert "".join(line[:60].strip() for line in lines[1:4]).startswith("a_block_with_a_long_name/")
+        assert not (tmp_path / "new").exists()
+
+
+LONG = """
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dense(4, name="a_projection_with_a_name_that_is_even_longer_than_usual")(x)
+        return nn.BatchNorm(use_running_average=not train, name="the_norm_behind_the_projection_with_a_long_name")(x)
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        for name in ("a", "another"):
+            x = Block(name=f"{name}_block_with_a_long_name")(x, train)
+        return nn.LayerNorm(name="the_last_of_the_norms_whose_name_is_not_short_at_all")(x)
+
+
+def build():
+    return Net(), jnp.ones((2, 3))
+"""
 
 
 class TestConvert:

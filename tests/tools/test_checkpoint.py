@@ -180,6 +180,15 @@ class TestFiles:
         assert (tree["wide"].dtype, tree["wide"].tolist()) == (np.float64, [1 / 3, 1 / 3])
         assert saved.metadata == {"who": "me"}
 
+    def test_orbax_alone_reads_the_new_checkpoint(self, net: ModuleType, variables: Any, tmp_path: Path) -> None:
+        path = save(tmp_path / "old", {**variables, "step": jnp.int32(7)})
+        write_folded(opened(path, Example(*model_and_args(net))), tmp_path / "new")
+        _, folded = restore(tmp_path / "new", *net.build())
+        with ocp.StandardCheckpointer() as checkpointer:
+            target = jax.tree.map(jnp.zeros_like, {**folded, "step": jnp.int32(0)})
+            found = checkpointer.restore(tmp_path / "new", target)
+        assert same(found, {**folded, "step": jnp.int32(7)})
+
     def test_a_step_of_a_manager(self, net: ModuleType, variables: Any, tmp_path: Path) -> None:
         with ocp.CheckpointManager(tmp_path / "run") as manager:
             manager.save(3, args=ocp.args.StandardSave(variables))
