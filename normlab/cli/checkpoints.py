@@ -60,7 +60,7 @@ class _Job:
         made = built(parsed["source"], keywords)
         return cls(parsed, made, opened(parsed["checkpoint"], _example(made), parsed.get("key")))
 
-    def end(self, report: dict[str, object], lines: Iterable[str], saved: Saved) -> int:
+    def end(self, report: dict[str, object], lines: Iterable[str], saved: Saved) -> None:
         """Write the report and the checkpoint, and say how to load it."""
         for line in lines:
             print(line)
@@ -70,12 +70,11 @@ class _Job:
             self.parsed["json"].write_text(json.dumps(report, indent=2) + "\n")
         if "dry_run" in self.parsed:
             print("No checkpoint was written (`--dry-run`).")
-            return 0
+            return
         print(f"Wrote `{self.parsed['output']}`. Load it, with `{self.built.function}` of `{self.built.file}`:")
         print("    from normlab.tools import restore")
         for line in _loading(self.built, str(self.parsed["output"])):
             print(f"    {line}")
-        return 0
 
 
 def run_fold(parsed: Parsed) -> int:
@@ -103,7 +102,8 @@ def run_fold(parsed: Parsed) -> int:
         return _nothing("No norm was folded.")
     report = _described(parsed, folded.report, difference=folded.difference)
     saved = found.after(Fold.of(folded, found.expected), folded.model, folded.variables)
-    return job.end(report, _fold_summary(folded.report, folded.difference, found.beside), saved)
+    job.end(report, _fold_summary(folded.report, folded.difference, found.beside), saved)
+    return 0
 
 
 def run_convert(parsed: Parsed) -> int:
@@ -122,10 +122,12 @@ def run_convert(parsed: Parsed) -> int:
     change = Conversion(to, None if where is None else tuple(where), keep)
     saved, note = _with_moments(found, change, converted)
     lines = [*_convert_table(converted.report), *_kept(found.beside, note)]
-    return job.end(_described(parsed, converted.report), lines, saved)
+    job.end(_described(parsed, converted.report), lines, saved)
+    return 0
 
 
 def _converted(found: Opened, to: str, where: Sequence[str] | None, keep: Sequence[str], fresh: Any) -> Converted[Any]:
+    """Convert the model; what is wrong with an option of the new norm is the user's error."""
     args, rngs = found.example.args, found.example.options.get("rngs")
     options: dict[str, Any] = {"args": args, "rngs": rngs, "where": where, "keep": keep, "fresh": fresh}
     try:

@@ -435,5 +435,6 @@ def test_a_crash_leaves_no_checkpoint(there: Path) -> None:
     )
     assert done.returncode == 9
     assert not (there / "new").exists()
+    assert main([*FOLD, *OUTPUT]) == 0
     for left in there.glob("new.*"):
         remove(left)

@@ -13,7 +13,7 @@ from normlab.introspect.calls import Module
 from normlab.tools.checkpoints.changes import Change, changed, recorded
 from normlab.tools.checkpoints.example import Example, flat_state, flat_variables, variables_of, with_state
 from normlab.tools.checkpoints.files import Saved, read
-from normlab.tools.checkpoints.trees import Expected, Flat, Place, beside, found, part, values_at, with_values
+from normlab.tools.checkpoints.trees import Expected, Flat, Place, beside, found, sibling, values_at, with_values
 
 __all__ = ["OPT_STATE", "Opened", "opened"]
 
@@ -58,7 +58,7 @@ class Opened:
     @property
     def opt_state(self) -> object:
         """State of an optimizer beside the variables; `None` where there is none, or its arrays are boxed."""
-        return None if self.place.all_boxed else part(self.saved.tree, self.place, OPT_STATE)
+        return None if self.place.all_boxed else sibling(self.saved.tree, self.place, OPT_STATE)
 
     def after(self, change: Change, model: Module, variables: object, opt_state: object = None) -> Saved:
         """Return the content of a new checkpoint.

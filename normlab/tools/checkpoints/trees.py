@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -12,7 +13,7 @@ from flax.traverse_util import unflatten_dict
 from normlab.errors import BadInput, nearest
 from normlab.expect import refusal
 
-__all__ = ["Expected", "Flat", "Keys", "Place", "beside", "found", "part", "values_at", "with_values"]
+__all__ = ["Expected", "Flat", "Keys", "Place", "beside", "found", "sibling", "values_at", "with_values"]
 
 Keys: TypeAlias = tuple[str, ...]
 Flat: TypeAlias = dict[Keys, Any]
@@ -40,7 +41,12 @@ class Expected:
 
     def owns(self, name: str) -> bool:
         """Return whether what is below a first key belongs to the variables."""
-        return self.alone or any(keys[0] == name for keys in self.shapes)
+        return self.alone or name in self.first
+
+    @cached_property
+    def first(self) -> frozenset[str]:
+        """First keys of the variables, such as the names of collections."""
+        return frozenset(keys[0] for keys in self.shapes)
 
 
 @dataclass(frozen=True)
@@ -77,13 +83,12 @@ def found(tree: object, expected: Expected, key: str | None = None) -> Place:
     Raises:
         BadInput: If the variables are not there, or several dictionaries have such keys.
     """
-    first = sorted({keys[0] for keys in expected.shapes})
     if key is not None:
         keys = tuple(part for part in key.split("/") if part)
         return _place(keys, _node(tree, keys), expected)
     places = [()] if isinstance(tree, Mapping) else []
     for _ in range(_DEPTH):
-        fitting = [keys for keys in places if set(first) <= _dictionary(tree, keys).keys()]
+        fitting = [keys for keys in places if expected.first <= _dictionary(tree, keys).keys()]
         if len(fitting) == 1:
             return _place(fitting[0], _dictionary(tree, fitting[0]), expected)
         if fitting:
@@ -97,7 +102,7 @@ def found(tree: object, expected: Expected, key: str | None = None) -> Place:
         ]
     there = ", ".join(map(str, tree)) if isinstance(tree, Mapping) else "none"
     raise BadInput(
-        f"Expected a checkpoint with {_named(first)}, as the model has them, got the keys {there}. Give the checkpoint "
+        f"Expected a checkpoint with {_named(sorted(expected.first))}, as the model has them, got the keys {there}. Give the checkpoint "
         "of the same model."
     )
 
@@ -183,7 +188,7 @@ def beside(tree: object, place: Place, expected: Expected) -> tuple[str, ...]:
     return tuple("/".join(path) for path in paths)
 
 
-def part(tree: object, place: Place, name: str) -> object:
+def sibling(tree: object, place: Place, name: str) -> object:
     """Return what is beside the variables by a name; `None` where nothing is."""
     return _dictionary(tree, place.keys).get(name)
 
