@@ -102,8 +102,8 @@ def found(tree: object, expected: Expected, key: str | None = None) -> Place:
         ]
     there = ", ".join(map(str, tree)) if isinstance(tree, Mapping) else "none"
     raise BadInput(
-        f"Expected a checkpoint with {_named(sorted(expected.first))}, as the model has them, got the keys {there}. Give the checkpoint "
-        "of the same model."
+        f"Expected a checkpoint with {_named(sorted(expected.first))}, as the model has them, got the keys {there}. "
+        "Give the checkpoint of the same model."
     )
 
 
