@@ -224,8 +224,7 @@ def _described(parsed: Parsed, report: FoldReport | Report, **numbers: float | N
 
 def _fold_table(report: FoldReport) -> list[str]:
     rows = [(row.path, row.into, row.how, row.reason) for row in report]
-    notes = [f"{row.path}: {note}" for row in report for note in row.notes]
-    return _table(("path", "into", "how", "reason"), rows, notes)
+    return [*_table(("path", "into", "how", "reason"), rows), *_notes(report)]
 
 
 def _convert_table(report: Report) -> list[str]:
@@ -233,12 +232,21 @@ def _convert_table(report: Report) -> list[str]:
         (row.path, row.before, row.after, *(", ".join(names) or "-" for names in (row.carried, row.fresh, row.dropped)))
         for row in report
     ]
-    notes = [f"{row.path or '(model)'}: {note}" for row in report for note in row.notes]
-    return _table(("path", "before", "after", "carried", "fresh", "dropped"), rows, notes)
+    return [*_table(("path", "before", "after", "carried", "fresh", "dropped"), rows), *_notes(report)]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], notes: Iterable[str]) -> list[str]:
-    """Return the lines of a table, and notes below it; long cells are wrapped."""
+def _notes(report: FoldReport | Report) -> list[str]:
+    """Return the lines of notes, each once, with the norms that it is on."""
+    paths: dict[str, list[str]] = {}
+    for row in report:
+        for note in row.notes:
+            paths.setdefault(note, []).append(row.path or "(model)")
+    texts = [f"{on[0]}{f' and {len(on) - 1} more' * (len(on) > 1)}: {note}" for note, on in paths.items()]
+    return [line for text in texts for line in textwrap.wrap(text, _WIDTH)]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table; long cells are wrapped."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
     for name in head:
         table.add_column(name, overflow="fold")
@@ -247,5 +255,4 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], notes: Iterable[s
     console = Console(file=io.StringIO(), width=_WIDTH, color_system=None, legacy_windows=False)
     with console.capture() as captured:
         console.print(table)
-    lines = [line.rstrip() for line in captured.get().splitlines()]
-    return [*lines, *(line for note in dict.fromkeys(notes) for line in textwrap.wrap(note, _WIDTH))]
+    return [line.rstrip() for line in captured.get().splitlines()]

@@ -85,8 +85,7 @@ RENORMED = """\
 path    before  after         carried                 fresh  dropped
 norm_0  batch   batch_renorm  scale, bias, mean, std  step   -
 norm_1  batch   batch_renorm  scale, bias, mean, std  step   -
-norm_0: Start with `r_max=1, d_max=0`, then let them grow, as `normlab.norms.Ramp` does.
-norm_1: Start with `r_max=1, d_max=0`, then let them grow, as `normlab.norms.Ramp` does.
+norm_0 and 1 more: Start with `r_max=1, d_max=0`, then let them grow, as `normlab.norms.Ramp` does.
 Copied with it: `opt_state`, `step`.
 """
 
