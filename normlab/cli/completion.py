@@ -18,6 +18,7 @@ from normlab.study.design.request import EXECUTORS
 __all__ = ["complete"]
 
 Completer = Callable[..., Iterable[str]]
+_ON_FILES = ("fold", "convert")
 
 
 def complete(commands: "dict[str, Callable[[], Parser]]") -> None:
@@ -31,7 +32,8 @@ def complete(commands: "dict[str, Callable[[], Parser]]") -> None:
     top.add_argument("--version", action="store_true")
     known = top.add_subparsers()
     for name in ("run", *commands):
-        parser = _run(words) if name == "run" else _completed(commands[name](), _FOLDERS)
+        completers = _FILES if name in _ON_FILES else _FOLDERS
+        parser = _run(words) if name == "run" else _completed(commands[name](), completers)
         known.add_parser(name, parents=[parser], add_help=False, help=parser.description)
     argcomplete.autocomplete(top, always_complete_options=False)
 
@@ -85,4 +87,14 @@ _FOLDERS: dict[str, Completer] = {
     "output": DirectoriesCompleter(),
     "kind": _from(listing.KINDS),
     "source": _sources,
+}
+_FILES: dict[str, Completer] = {
+    "source": FilesCompleter(("py",)),
+    "checkpoint": DirectoriesCompleter(),
+    "output": DirectoriesCompleter(),
+    "json": FilesCompleter(("json",)),
+    "to": lambda **_: ("flax", "normlab", *norms.names()),
+    "keep": _from(("epsilon", "momentum", "axis_name", "dtype", "affine")),
+    "form": _from(("model", "variables")),
+    "fresh": _from(("raise", "init")),
 }

@@ -143,6 +143,87 @@ def verify_parser() -> Parser:
     return parser
 
 
+def fold_parser() -> Parser:
+    """Make the parser of `normlab fold`."""
+    parser = Parser(
+        "normlab fold",
+        "Fold batch norms into the layers around them, for a model that only evaluates, and write a new checkpoint.",
+        usage="normlab fold FILE.py:build CHECKPOINT --output NEW [OPTION ...]",
+        epilog=_OF_CHECKPOINTS.format(none="no norm was folded, or outputs differ"),
+    )
+    _add_checkpoints(parser, "model, args, kwargs, method, rngs, evaluate and variables")
+    parser.add_argument("--where", nargs="+", metavar="GLOB", help="paths of the norms to fold, as in 'stage_1/*'")
+    parser.add_argument(
+        "--form",
+        choices=("model", "variables"),
+        metavar="FORM",
+        help="model (default): folded norms run no more; variables: the model stays, and its norms add a shift",
+    )
+    parser.add_argument("--no-follow", action="store_true", help="fold into the layer before a norm, not behind it")
+    parser.add_argument("--no-check", action="store_true", help="do not compare outputs; shapes are enough as inputs")
+    parser.add_argument("--tolerance", metavar="NUMBER", help="largest difference of outputs, relative to the largest")
+    _add_outputs(parser)
+    return parser
+
+
+def convert_parser() -> Parser:
+    """Make the parser of `normlab convert`."""
+    parser = Parser(
+        "normlab convert",
+        "Replace the norms of a trained model by others, and write a new checkpoint.",
+        usage="normlab convert FILE.py:build CHECKPOINT --to NORM --output NEW [OPTION ...]",
+        epilog=_OF_CHECKPOINTS.format(none="the machine failed"),
+    )
+    _add_checkpoints(parser, "model, args, rngs, evaluate and variables")
+    parser.add_argument(
+        "--to",
+        required=True,
+        metavar="NORM",
+        help="the new norm, as in group:num_groups=8 (see `normlab list norms`); flax or normlab for the same norms of "
+        "that library",
+    )
+    parser.add_argument("--where", nargs="+", metavar="GLOB", help="paths of the norms to convert, as in 'stage_1/*'")
+    parser.add_argument(
+        "--keep",
+        nargs="+",
+        metavar="NAME",
+        help="options that are kept (default: epsilon momentum axis_name dtype), and affine, which carries scale and "
+        "bias to norms of another kind",
+    )
+    parser.add_argument(
+        "--fresh",
+        choices=("raise", "init"),
+        metavar="HOW",
+        help="variables that nothing can be carried to: raise (default) refuses, init starts them anew",
+    )
+    _add_outputs(parser)
+    return parser
+
+
+def _add_checkpoints(parser: Parser, keywords: str) -> None:
+    """Add the arguments that say which model and which checkpoint are read."""
+    parser.add_argument(
+        "source",
+        metavar="FILE.py:build",
+        help="a Python file and its function, which returns a Flax model and the inputs of a call, as in "
+        f"`return model, x`, or a dict of {keywords}",
+    )
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a folder that Orbax wrote; it is read, never changed"
+    )
+    parser.add_argument("--output", type=Path, metavar="NEW", help="folder of the new checkpoint, which must not exist")
+    parser.add_argument(
+        "--key", metavar="KEYS", help="keys above the variables in the checkpoint, as in state/ema (default: found)"
+    )
+
+
+def _add_outputs(parser: Parser) -> None:
+    """Add the arguments that say what is written."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON, too")
+    parser.add_argument("--dry-run", action="store_true", help="print the report and write no checkpoint")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+
+
 def list_parser() -> Parser:
     """Make the parser of `normlab list`."""
     parser = Parser(
@@ -225,6 +306,10 @@ def without(arguments: Sequence[str], *options: str) -> list[str]:
     ]
 
 
+_OF_CHECKPOINTS = (
+    "Exit codes: 0; 1 if {none}; 2 for bad input. A checkpoint is written only with code 0. `normlab.tools.restore` "
+    "loads it."
+)
 _RUN = "Run a comparison, or resume it, and write its report."
 _OWN_OPTIONS = (
     "Each comparison has further options, for its curves and its data: `normlab run batch_size --help` shows those of "

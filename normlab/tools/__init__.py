@@ -3,6 +3,7 @@
 from normlab.tools import averaging, export, replicas
 from normlab.tools.adapt import Adaptation, Adapted, Adapter, Record, adabn, blended, prediction_time, tent
 from normlab.tools.capture import Capture, Captured
+from normlab.tools.checkpoint import Restored, restore
 from normlab.tools.convert import Converted, convert, convert_state
 from normlab.tools.fold import Folded, FoldError, FoldReport, FoldRow, Shift, fold
 from normlab.tools.freeze import freeze
@@ -32,6 +33,7 @@ __all__ = [
     "Moments",
     "Precise",
     "Record",
+    "Restored",
     "Shift",
     "Site",
     "SiteMoments",
@@ -56,6 +58,7 @@ __all__ = [
     "precise",
     "prediction_time",
     "reset",
+    "restore",
     "select",
     "sites",
     "tent",

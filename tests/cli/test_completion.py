@@ -30,7 +30,10 @@ def completed(line: str, folder: Path, code: str = "") -> list[str]:
 @pytest.mark.parametrize(
     ("line", "expected", "without"),
     [
-        ("normlab ", "run report merge verify list", ""),
+        ("normlab ", "run report merge verify list fold convert", ""),
+        ("normlab fold net.py:build checkpoint --no", "--no-check --no-follow", "--where"),
+        ("normlab convert net.py:build old --to group", "group", "batch"),
+        ("normlab convert net.py:build old --fresh ", "raise init", "batch"),
         ("normlab run batch_", "batch_size batch_composition", "online"),
         ("normlab run batch_size --batch", "--batch-sizes", "--seeds"),
         ("normlab run batch_size --norms batch r", "rms", "layer"),

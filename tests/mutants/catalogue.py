@@ -59,6 +59,7 @@ ADAPTATION = "tools/adaptation"
 
 SQUASHING = "functional/squashing/test_squashing.py"
 TORCH = "tools/test_torch_state.py::test_"
+CHECKPOINTS = "cli/test_checkpoints.py::TestBadInput::test_one_line_code_2_and_nothing_written"
 UNIT = "functional/responses/test_unit.py"
 FOLDING, ARITHMETIC = "tools/folding", "tools/folding/test_arithmetic.py::test_"
 
@@ -1422,5 +1423,35 @@ MUTANTS = (
             "left = 1 - momentum ** (steps * max(1, site.calls))",
         ),
         ("doctor/test_planted.py::test_the_mended_twin_is_silent[a slow momentum]",),
+    ),
+    Mutant(
+        "a new checkpoint may be inside the old one",
+        "tools/checkpoints/files.py",
+        ("if new == old or old in new.parents:", "if new == old:"),
+        (f"{CHECKPOINTS}[an output inside the checkpoint]",),
+    ),
+    Mutant(
+        "variables of another shape are taken",
+        "tools/checkpoints/trees.py",
+        ("        if shape != wanted.shape:\n", "        if shape is None:\n"),
+        (f"{CHECKPOINTS}[the checkpoint of another model]",),
+    ),
+    Mutant(
+        "a changed checkpoint loses the random streams of the old one",
+        "tools/checkpoints/opened.py",
+        ("    return new | {keys: value for", "    return new or {keys: value for"),
+        ("tools/test_checkpoint.py::TestNnx::test_random_streams_stay_as_they_were",),
+    ),
+    Mutant(
+        "a folded model that is loaded runs the norms that are gone",
+        "tools/checkpoints/changes.py",
+        ("in_linen.folded_model(example.model, replacements)", "in_linen.folded_model(example.model, {})"),
+        ("tools/test_checkpoint.py::TestPlaces::test_of_several_one_is_chosen_and_remembered",),
+    ),
+    Mutant(
+        "the next tool finds norms that were folded",
+        "tools/folding/linen.py",
+        ("with replacing(gone), ", "with replacing([]), "),
+        ("tools/test_fold_convert.py::test_a_folded_norm_is_no_norm_any_more_and_the_next_tool_knows_the_call",),
     ),
 )

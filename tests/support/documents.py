@@ -131,22 +131,37 @@ def is_of_own_file(command: list[str]) -> bool:
     return command[:2] == ["normlab", "run"] and command[2].endswith(".py")
 
 
+def is_on_checkpoint(command: list[str]) -> bool:
+    """Check whether a command writes a new checkpoint from one that the page wrote."""
+    return command[:2] in (["normlab", "fold"], ["normlab", "convert"])
+
+
+def run_on_checkpoint(command: list[str], shown: str) -> None:
+    """Run a command that writes a checkpoint, and compare its output with that of the page."""
+    done = subprocess.run([sys.executable, "-m", *command], check=True, capture_output=True, text=True)
+    alike = (re.sub(r"differ by \S+", "differ by ...", text) for text in (done.stdout, shown))
+    assert next(alike) == next(alike)
+
+
 def run_page(page: Path) -> None:
     """Run the code of a page in the working directory.
 
     Scripts share a namespace. Among the commands, those of files that the page shows are run; budgets beyond smoke are
-    only planned, and each plan once, in this process.
+    only planned, and each plan once, in this process. Those that write a checkpoint print the next block.
     """
     main = sys.modules["__main__"] = ModuleType("__main__")
     write_files(page, Path())
     planned: list[list[str]] = []
-    for block in blocks_of(page):
+    blocks = blocks_of(page)
+    for block, following in zip(blocks, [*blocks[1:], None], strict=True):
         if block.reason or block.file:
             continue
         if block.language == "python":
             code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
             exec(code, main.__dict__)
         elif block.language == "sh":
+            for command in filter(is_on_checkpoint, commands_of(block.text)):
+                run_on_checkpoint(command, following.text if following else "")
             for command in filter(is_of_own_file, commands_of(block.text)):
                 if "smoke" in command:
                     subprocess.run([sys.executable, "-m", *command], check=True)

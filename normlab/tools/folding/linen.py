@@ -15,6 +15,7 @@ from flax.linen.module import InterceptorContext
 from flax.traverse_util import flatten_dict, unflatten_dict
 from flax.typing import VariableDict
 
+from normlab.introspect.replaced import Standing, replacing
 from normlab.tools.folding.calls import evaluates
 from normlab.tools.folding.plan import Decision
 from normlab.tools.folding.replacement import Replacement, in_training
@@ -30,7 +31,7 @@ class Held:
     model: nn.Module
 
 
-class FoldedModel(nn.Module):
+class FoldedModel(Standing):
     """A model in which some norms are replaced; its variables have the paths that they had.
 
     Public methods of the model are methods of this one, too.
@@ -42,6 +43,11 @@ class FoldedModel(nn.Module):
 
     held: Held
     replacements: Mapping[str, Replacement]
+
+    @property
+    def original(self) -> nn.Module:
+        """The model."""
+        return self.held.model
 
     @nn.nowrap
     def __call__(self, *args: object, **kwargs: object) -> object:
@@ -62,7 +68,8 @@ class FoldedModel(nn.Module):
 
     @nn.nowrap
     def _run(self, name: str, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
-        with nn.intercept_methods(_replacing(self.replacements, len(self.path))):
+        gone = [(*self.path, *_parts(path)) for path in self.replacements]
+        with replacing(gone), nn.intercept_methods(_replacing(self.replacements, len(self.path))):
             return getattr(self._bound, name)(*args, **kwargs)
 
 
@@ -96,10 +103,9 @@ def _replaced(
     return replacement(x, parameters.get("scale"), parameters.get("bias"))
 
 
-def folded_model(model: nn.Module, decisions: Collection[Decision]) -> nn.Module:
-    """Return the model with replacements for the norms that are no longer run."""
-    replaced = {one.site.path: Replacement.of(one.site) for one in decisions if one.is_gone}
-    return FoldedModel(Held(model), FrozenDict(replaced)) if replaced else model
+def folded_model(model: nn.Module, replacements: Mapping[str, Replacement]) -> nn.Module:
+    """Return the model with replacements for the norms that are no longer run, by path."""
+    return FoldedModel(Held(model), FrozenDict(replacements)) if replacements else model
 
 
 def reader(variables: VariableDict) -> Callable[[str, str], np.ndarray | None]:

@@ -1,6 +1,6 @@
 """Folds in NNX: a copy of a model in which folded norms are replaced."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,11 +10,9 @@ from flax import nnx
 
 from normlab.introspect.nnx_hook import modules
 from normlab.tools.folding.layouts import KERNELS
-from normlab.tools.folding.plan import Decision
 from normlab.tools.folding.replacement import Replacement
 from normlab.tools.folding.shift import Shift
 from normlab.tools.folding.values import Values
-from normlab.tools.sites import Site
 
 __all__ = ["folded_copy", "reader", "takes_bias"]
 
@@ -36,21 +34,22 @@ def takes_bias(model: nnx.Module) -> Callable[[str], bool]:
     return lambda path: hasattr(found[path], "bias")
 
 
-def folded_copy(model: nnx.Module, decisions: Collection[Decision], values: Mapping[str, Values]) -> nnx.Module:
+def folded_copy(model: nnx.Module, replacements: Mapping[str, Replacement], values: Mapping[str, Values]) -> nnx.Module:
     """Return a copy of a model with folded kernels, in which norms that are no longer run are replaced.
 
     Args:
         model: The model; it stays as it is.
-        decisions: Fates of the norms.
+        replacements: Replacements for the norms that are no longer run, by path.
         values: New values of variables by the path of their module and by name; see `normlab.tools.folding.values`.
     """
     twin = nnx.clone(model)
     found = modules(twin)
-    gone = {one.site.path: one.site for one in decisions if one.is_gone}
     for path, new in values.items():
-        for name, value in new.items() if path not in gone else ():
+        for name, value in new.items() if path not in replacements else ():
             _put(found[path], name, value)
-    shifts = {id(found[path]): _shift(found[path], site, values.get(path, {})) for path, site in gone.items()}
+    shifts = {
+        id(found[path]): _shift(path, found[path], one, values.get(path, {})) for path, one in replacements.items()
+    }
     return _swapped(twin, shifts) if id(twin) in shifts else _with_children(twin, shifts)
 
 
@@ -67,11 +66,11 @@ def _put(module: nnx.Module, name: str, value: np.ndarray) -> None:
         setattr(module, "use_bias", True)  # noqa: B010 - no class says that it has one
 
 
-def _shift(norm: nnx.Module, site: Site, values: Values) -> Shift:
+def _shift(path: str, norm: nnx.Module, replacement: Replacement, values: Values) -> Shift:
     """Return what stands in the place of a norm."""
     dtype = getattr(norm, "param_dtype", jnp.float32)
     bias, scale = (None if (one := values.get(name)) is None else jnp.asarray(one, dtype) for name in ("bias", "scale"))
-    return Shift(bias, scale, replacement=Replacement.of(site), path=site.path)
+    return Shift(bias, scale, replacement=replacement, path=path)
 
 
 def _with_children(model: nnx.Module, new: Mapping[int, nnx.Module]) -> nnx.Module:

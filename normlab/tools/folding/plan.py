@@ -13,9 +13,12 @@ from normlab.tools.folding.reasons import not_affine, not_before, not_behind
 from normlab.tools.folding.report import How
 from normlab.tools.sites import Site
 
-__all__ = ["Decision", "Form", "Planner", "folded_weights"]
+__all__ = ["GONE", "Decision", "Form", "Planner", "folded_weights"]
 
 Form = Literal["model", "variables"]
+
+GONE: Collection[How] = ("identity", "bias", "affine")
+"""Fates of norms that run no more."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Decision:
     @property
     def is_gone(self) -> bool:
         """Return whether the norm runs no more."""
-        return self.how in ("identity", "bias", "affine")
+        return self.how in GONE
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from normlab.tools.folding import nnx as in_nnx
 from normlab.tools.folding.calls import seen
 from normlab.tools.folding.network import Network
 from normlab.tools.folding.plan import Decision, Form
+from normlab.tools.folding.replacement import Replacement
 from normlab.tools.folding.values import Values
 from normlab.tools.sites import Sites, sites
 
@@ -100,7 +101,7 @@ class _Linen(Target):
 
     def built(self, decisions: Collection[Decision], values: Mapping[str, Values]) -> tuple[Module, Variables]:
         """Return the folded model and its variables."""
-        model = in_linen.folded_model(cast(nn.Module, self.model), decisions)
+        model = in_linen.folded_model(cast(nn.Module, self.model), _replacements(decisions))
         return model, in_linen.folded_variables(self.state(), decisions, values)
 
     def state(self) -> VariableDict:
@@ -118,12 +119,17 @@ class _Nnx(Target):
 
     def built(self, decisions: Collection[Decision], values: Mapping[str, Values]) -> tuple[Module, Variables]:
         """Return the folded model and its variables."""
-        model = in_nnx.folded_copy(cast(nnx.Module, self.model), decisions, values)
+        model = in_nnx.folded_copy(cast(nnx.Module, self.model), _replacements(decisions), values)
         return model, nnx.state(model)
 
     def state(self) -> nnx.State:
         """Return the variables of the model."""
         return nnx.state(self.model)
+
+
+def _replacements(decisions: Collection[Decision]) -> dict[str, Replacement]:
+    """Return the replacements for the norms that are no longer run, by path."""
+    return {one.site.path: Replacement.of(one.site) for one in decisions if one.is_gone}
 
 
 def target_of(

@@ -1,0 +1,1 @@
+"""Parts of `normlab.tools.checkpoint`: files, trees of variables, and the changes that they have recorded."""
