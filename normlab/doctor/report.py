@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from normlab.doctor.findings import ORDER, Finding, Measurement, Severity, Skipped
+from normlab.doctor.thresholds import Thresholds
 from normlab.expect import refusal
 
 __all__ = ["Report"]
@@ -24,6 +25,7 @@ class Report:
         measurements: Numbers of each norm by path.
         model: Name of the model's class.
         passed: Codes of the checks that were made and found nothing.
+        thresholds: The bounds of the checks, which the page draws.
         cost: Seconds by stage; not part of what `json` writes unless it is asked for.
     """
 
@@ -32,6 +34,7 @@ class Report:
     measurements: Mapping[str, Measurement]
     model: str = ""
     passed: tuple[str, ...] = ()
+    thresholds: Thresholds = Thresholds()
     cost: Mapping[str, float] | None = None
 
     @property

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from normlab.doctor import paste
 from normlab.doctor.findings import Finding, Severity
-from normlab.doctor.wording import Examined, counts, is_healthy, listed, measured, others, plain, reasons, verdict
+from normlab.doctor.wording import Examined, counts, is_healthy, listed, measured, others, plain, reasons, sentence, verdict
 from normlab.extras import importing
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _finding(console: "Console", finding: Finding) -> None:
     """Print a finding: heading, evidence, harm and remedy."""
     _line(console)
     console.print(_heading(finding))
-    _line(console, _sentence(plain(finding.title)), style="bold", indent=_INDENT)
+    _line(console, sentence(finding.title), style="bold", indent=_INDENT)
     evidence = ", ".join(" ".join(part for part in row if part) for row in measured(finding))
     estimated = "" if finding.certain else " (estimated from the batches)"
     if evidence:
@@ -113,7 +113,3 @@ def _code(console: "Console", line: str) -> None:
 
     shown = "".join(letter if letter.isprintable() else " " for letter in line)
     console.print(Text(f"{' ' * _INDENT}{shown}", style="green"), soft_wrap=True)
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:].rstrip('.')}." if text else ""

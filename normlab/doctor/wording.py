@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from normlab.doctor.findings import ORDER, Finding, Measurement, Skipped
+from normlab.doctor.thresholds import Thresholds
 
-__all__ = ["Examined", "bound", "counts", "is_healthy", "listed", "measured", "number", "others", "plain", "reasons", "verdict"]
+__all__ = ["Examined", "bound", "counts", "is_healthy", "listed", "measured", "number", "others", "plain", "reasons", "sentence", "verdict"]
 
 
 class Examined(Protocol):
@@ -36,6 +37,11 @@ class Examined(Protocol):
     @property
     def passed(self) -> tuple[str, ...]:
         """Codes of the checks that found nothing."""
+        ...
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """The bounds of the checks."""
         ...
 
 
@@ -113,7 +119,7 @@ def reasons(skipped: Iterable[Skipped]) -> dict[str, tuple[str, ...]]:
     """Return the codes of the checks that were not made by the reason, each once."""
     found: dict[str, dict[str, None]] = {}
     for one in skipped:
-        found.setdefault(_sentence(one.why), {})[one.code] = None
+        found.setdefault(sentence(one.why), {})[one.code] = None
     return {why: tuple(codes) for why, codes in found.items()}
 
 
@@ -132,7 +138,8 @@ def plain(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text).strip()
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+    """Return text on one line with a capital letter and a full stop."""
     text = plain(text).rstrip(".")
     return f"{text[:1].upper()}{text[1:]}."
 
