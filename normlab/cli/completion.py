@@ -9,7 +9,7 @@ from argcomplete.completers import DirectoriesCompleter, FilesCompleter
 
 from normlab import norms
 from normlab.cli import listing
-from normlab.cli.parser import Parser, run_parser
+from normlab.cli.parser import FAIL_ON, Parser, run_parser
 from normlab.study.design import discovery
 from normlab.study.design.budgets import TIERS
 from normlab.study.design.comparison import Comparison
@@ -31,7 +31,7 @@ def complete(commands: "dict[str, Callable[[], Parser]]") -> None:
     top.add_argument("--version", action="store_true")
     known = top.add_subparsers()
     for name in ("run", *commands):
-        parser = _run(words) if name == "run" else _completed(commands[name](), _FOLDERS)
+        parser = _run(words) if name == "run" else _completed(commands[name](), _OTHERS.get(name, _FOLDERS))
         known.add_parser(name, parents=[parser], add_help=False, help=parser.description)
     argcomplete.autocomplete(top, always_complete_options=False)
 
@@ -85,4 +85,13 @@ _FOLDERS: dict[str, Completer] = {
     "output": DirectoriesCompleter(),
     "kind": _from(listing.KINDS),
     "source": _sources,
+}
+
+_OTHERS: dict[str, dict[str, Completer]] = {
+    "doctor": {
+        "source": FilesCompleter(("py",)),
+        "html": FilesCompleter(("html",)),
+        "json": FilesCompleter(("json",)),
+        "fail_on": _from(FAIL_ON),
+    }
 }

@@ -1,4 +1,4 @@
-"""The command `normlab`: run comparisons, report, merge and verify their results, list comparisons and norms."""
+"""The command `normlab`: run comparisons, report, merge and verify their results, list them, and examine models."""
 
 import _thread
 import errno
@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from normlab.cli.parser import (
     Parser,
+    doctor_parser,
     list_parser,
     merge_parser,
     report_parser,
@@ -51,6 +53,7 @@ commands:
   merge FOLDER ...   merge the runs of several folders
   verify FOLDER      repeat a recorded run and compare the numbers
   list [KIND]        comparisons, norms, problems, and tiers with their runs and minutes
+  doctor FILE:build  examine the norms of a model of your own
 
 options:
   -h, --help         this text; `normlab COMMAND --help` for a command's options
@@ -65,7 +68,7 @@ tab completion, in bash or zsh:
   eval "$(register-python-argcomplete normlab)"
 
 exit codes:
-  0 done   1 no run succeeded, numbers differ, or the machine failed   2 bad input, nothing written
+  0 done   1 no run succeeded, numbers differ, a model has a fault, or the machine failed   2 bad input, nothing written
   3 the time budget ended before the last run   128 + n ended by signal n, 130 for Ctrl-C"""
 
 
@@ -73,15 +76,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     Returns:
-        0; 1 if no run succeeded, a verification failed, or something outside failed; 2 for bad input, with one line on
-        stderr and nothing written; 3 if the time budget ended before the last run; 128 and the number of the signal if
-        interrupted, by Ctrl-C (130), SIGTERM or SIGHUP.
+        0; 1 if no run succeeded, a verification failed, a model has a fault, or something outside failed; 2 for bad
+        input, with one line on stderr and nothing written; 3 if the time budget ended before the last run; 128 and the
+        number of the signal if interrupted, by Ctrl-C (130), SIGTERM or SIGHUP.
     """
     given, ended = list(sys.argv[1:] if argv is None else argv), list[int]()
     try:
         with _ending_at_signals(ended):
             return _command(given)
     except (BadInput, Fault) as error:
+        if "--traceback" in given:
+            traceback.print_exc()
         _say(str(error))
         return USAGE if isinstance(error, BadInput) else UNFINISHED if isinstance(error, Unfinished) else FAILED
     except BrokenPipeError:  # `normlab ... | head`: the pipe is closed, and Python must not report it at exit
@@ -188,7 +193,7 @@ def _command(given: list[str]) -> int:
     if "_ARGCOMPLETE" in os.environ:
         _complete()
     name, rest = (given[0], given[1:]) if given else ("--help", [])
-    commands = {"run": _run, "report": _report, "merge": _merge, "verify": _verify, "list": _list}
+    commands = {"run": _run, "report": _report, "merge": _merge, "verify": _verify, "list": _list, "doctor": _doctor}
     if name in commands:
         _check_address_space()
         gc.set_threshold(*_RARE_COLLECTIONS)
@@ -213,7 +218,8 @@ def _complete() -> None:
     with suppress(ModuleNotFoundError):
         from normlab.cli.completion import complete
 
-        complete({"report": report_parser, "merge": merge_parser, "verify": verify_parser, "list": list_parser})
+        parsers = {"report": report_parser, "merge": merge_parser, "verify": verify_parser, "list": list_parser}
+        complete({**parsers, "doctor": doctor_parser})
 
 
 def _meant(name: str, commands: Sequence[str]) -> str:
@@ -356,6 +362,15 @@ def _list(given: list[str]) -> int:
     for line in listing.lines(**parser.parse(given)):
         print(line)
     return OK
+
+
+def _doctor(given: list[str]) -> int:
+    parser = doctor_parser()
+    if _asks_for_help(given):
+        return _help(parser)
+    from normlab.cli import doctor
+
+    return FAILED if doctor.finds(**parser.parse(given)) else OK
 
 
 def _asks_for_help(given: Sequence[str]) -> bool:

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING
 
 from normlab.doctor import paste
 from normlab.doctor.findings import Finding, Severity
-from normlab.doctor.wording import Examined, counts, is_healthy, listed, measured, others, plain, reasons, sentence, verdict
+from normlab.doctor.wording import (
+    Examined,
+    counts,
+    is_healthy,
+    listed,
+    measured,
+    others,
+    plain,
+    reasons,
+    sentence,
+    verdict,
+)
 from normlab.extras import importing
 
 if TYPE_CHECKING:
@@ -57,8 +68,8 @@ def print_table(report: Examined, console: "Console") -> None:
         _line(console, said, style="dim")
     for finding in report.findings:
         _finding(console, finding)
-    for sentence in _skipped(report):
-        _line(console, sentence, style="dim")
+    for line in _skipped(report):
+        _line(console, line, style="dim")
 
 
 def _finding(console: "Console", finding: Finding) -> None:

@@ -8,7 +8,20 @@ from typing import Protocol
 from normlab.doctor.findings import ORDER, Finding, Measurement, Skipped
 from normlab.doctor.thresholds import Thresholds
 
-__all__ = ["Examined", "bound", "counts", "is_healthy", "listed", "measured", "number", "others", "plain", "reasons", "sentence", "verdict"]
+__all__ = [
+    "Examined",
+    "bound",
+    "counts",
+    "is_healthy",
+    "listed",
+    "measured",
+    "number",
+    "others",
+    "plain",
+    "reasons",
+    "sentence",
+    "verdict",
+]
 
 
 class Examined(Protocol):
@@ -63,14 +76,13 @@ def is_healthy(report: Examined) -> bool:
 
 
 def counts(report: Examined) -> str:
-    """Return how many findings there are of each severity, and how many checks were not made, beside the verdict."""
+    """Return the numbers that the verdict does not have: of findings by severity, and of checks by result."""
     found = Counter(finding.severity for finding in report.findings)
-    faults = ", ".join(_many(found[severity], severity) for severity in ORDER if found[severity])
-    passed = _passed(report) if report.passed and not is_healthy(report) else ""
-    codes = {one.code for one in report.skipped}
-    skipped = f"{_many(len(codes), 'check')} {'was' if len(codes) == 1 else 'were'} not made" if codes else ""
-    said = "; ".join(part for part in (faults, passed, skipped) if part)
-    return f"{said}." if said else ""
+    parts = [_many(found[severity], severity) for severity in ORDER if found[severity]]
+    said = [] if is_healthy(report) else [", ".join(parts), *[_passed(report)] * bool(report.passed)]
+    if codes := {one.code for one in report.skipped}:
+        said.append(f"{_many(len(codes), 'check')} {'was' if len(codes) == 1 else 'were'} not made")
+    return f"{'; '.join(said)}." if said else ""
 
 
 def others(finding: Finding) -> str:

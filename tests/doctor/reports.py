@@ -67,7 +67,9 @@ SKIPPED = (
 PASSED = tuple(f"NL{code}" for code in (102, 103, 104, 105, 106, 108, 111, 112, 113, 201, 202, 301, 305, 307, 308, 311))
 
 
-def measurement(path: str, seed: int = 0, *, shift: float = 0.05, features: int = 64, kind: str = "batch") -> Measurement:
+def measurement(
+    path: str, seed: int = 0, *, shift: float = 0.05, features: int = 64, kind: str = "batch"
+) -> Measurement:
     """Make the numbers of a batch norm whose running statistics are off by a shift."""
     random = np.random.default_rng(seed)
     mean, var = random.normal(size=features), np.exp(random.normal(size=features))
@@ -119,4 +121,11 @@ UNKNOWN = Report(
     },
     model=HOSTILE,
 )
-REPORTS = {"healthy": HEALTHY, "sick": SICK, "many": MANY, "deep": DEEP, "unknown": UNKNOWN, "nothing": Report((), (), {})}
+REPORTS = {
+    "healthy": HEALTHY,
+    "sick": SICK,
+    "many": MANY,
+    "deep": DEEP,
+    "unknown": UNKNOWN,
+    "nothing": Report((), (), {}),
+}

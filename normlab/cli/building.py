@@ -1,0 +1,128 @@
+"""Load a model from a Python file of the user's: `FILE.py:build` names a function that makes the model."""
+
+import sys
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Literal
+
+from flax import linen as nn
+from flax import nnx
+
+from normlab.errors import BadInput, nearest, one_line
+from normlab.expect import refusal
+
+__all__ = ["Built", "built"]
+
+_DEFAULT = "build"
+_FORMS = "Return a model and the inputs of a call, as in `return model, x`, or a dict with `model`, `args` and others."
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model and a call of it, as a function of the user's returned them.
+
+    Attributes:
+        file: The file, as it was given.
+        function: Name of the function.
+        form: Whether it returned a model alone, a tuple with the inputs of a call, or a dictionary of keywords.
+        keywords: The keywords; those of a tuple are `model` and `args`.
+    """
+
+    file: str
+    function: str
+    form: Literal["model", "inputs", "keywords"]
+    keywords: Mapping[str, object]
+
+
+def built(source: str, known: Collection[str]) -> Built:
+    """Call a function of a file that returns a model and a call of it.
+
+    The function takes no arguments and returns one of three: a model; a tuple of a model and the inputs of a call; or
+    a dictionary of keywords, `model` among them. The file's folder stays on `sys.path`, as for a script.
+
+    Args:
+        source: `FILE.py:FUNCTION`, or `FILE.py` for the function `build`.
+        known: Keywords that a dictionary may have.
+
+    Raises:
+        BadInput: If the file or the function is missing, fails, or returns something else.
+    """
+    path, name = _located(source)
+    returned = _called(_function(path, name), source)
+    if isinstance(returned, tuple) and returned:
+        found = Built(str(path), name, "inputs", {"model": returned[0], "args": returned[1:]})
+    elif isinstance(returned, Mapping):
+        found = Built(str(path), name, "keywords", {str(key): value for key, value in returned.items()})
+    else:
+        found = Built(str(path), name, "model", {"model": returned})
+    if not isinstance(found.keywords.get("model"), nn.Module | nnx.Module):
+        raise refusal(f"`{source}` to return a Flax model", found.keywords.get("model", returned), _FORMS)
+    for key in found.keywords:
+        if key not in known:
+            raise BadInput(
+                f"Expected keywords that the command knows from `{source}`, got `{key}`. {nearest(key, known)}"
+            )
+    return found
+
+
+def _located(source: str) -> tuple[Path, str]:
+    """Return the file and the name of the function."""
+    file, colon, name = source.rpartition(":")
+    if not colon or not name.isidentifier():
+        file, name = source, _DEFAULT
+    path = Path(file)
+    if not path.is_file():
+        raise refusal("a Python file and its function, as in `net.py:build`", source, f"There is no file `{file}`.")
+    return path, name
+
+
+def _function(path: Path, name: str) -> Callable[[], object]:
+    """Run a file and return one of its functions."""
+    try:
+        module = _executed(path.resolve())
+    except (Exception, SystemExit) as error:
+        raise BadInput(f"Expected a file that runs, got {_described(error)} from `{path}`.") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        hint = nearest(name, functions, f"Define it: `def {name}(): return model, x`.")
+        raise BadInput(f"Expected `{path}` to define the function `{name}`, got none. {hint}")
+    return function
+
+
+def _called(function: Callable[[], object], source: str) -> object:
+    try:
+        return function()
+    except (Exception, SystemExit) as error:
+        raise BadInput(
+            f"Expected `{source}` to return a model, got {_described(error)}. See where by `--traceback`."
+        ) from error
+
+
+def _described(error: BaseException) -> str:
+    text = one_line(error, kind=False).rstrip(".")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+class _Uncached(SourceFileLoader):
+    """Loads a file and writes no bytecode beside it."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+def _executed(path: Path) -> ModuleType:
+    """Execute a file as a module, with its folder first in `sys.path`."""
+    sys.path.insert(0, str(path.parent))
+    name = f"normlab_build_{path.stem}"
+    loader = _Uncached(name, str(path))
+    spec = spec_from_loader(name, loader)
+    assert spec
+    module = module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up by name
+    loader.exec_module(module)
+    return module
