@@ -1,5 +1,8 @@
 """Find out what is wrong with the norms of a model."""
 
-from normlab.doctor.findings import Finding, Measurement, Skipped
+from normlab.doctor.examine import examine
+from normlab.doctor.findings import Finding, Measurement, Severity, Skipped
 from normlab.doctor.report import Report
 from normlab.doctor.thresholds import Thresholds
+
+__all__ = ["Finding", "Measurement", "Report", "Severity", "Skipped", "Thresholds", "examine"]

@@ -25,8 +25,8 @@ class Report:
         measurements: Numbers of each norm by path.
         model: Name of the model's class.
         passed: Codes of the checks that were made and found nothing.
-        thresholds: The bounds of the checks, which the page draws.
         cost: Seconds by stage; not part of what `json` writes unless it is asked for.
+        thresholds: The bounds of the checks, which the page draws.
     """
 
     findings: tuple[Finding, ...]
@@ -34,8 +34,8 @@ class Report:
     measurements: Mapping[str, Measurement]
     model: str = ""
     passed: tuple[str, ...] = ()
-    thresholds: Thresholds = field(default_factory=Thresholds)
     cost: Mapping[str, float] | None = None
+    thresholds: Thresholds = field(default_factory=Thresholds)
 
     @property
     def by_code(self) -> dict[str, tuple[Finding, ...]]:

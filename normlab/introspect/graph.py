@@ -1,7 +1,7 @@
 """Walk over the jaxpr of a model: what stands before and after each marked layer, and how often each is run."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -49,10 +49,14 @@ class Value:
     Attributes:
         origin: Its producer; for the value inside of a layer, the value that came in.
         uses: Its consumers; for a layer's mark, the value behind it.
+        operands: The values that it was computed from, where they are of the same body.
+        permutation: Order of the operand's axes in it, where it is a transpose.
     """
 
     origin: "Source | Value"
     uses: "list[Source | Value]" = field(default_factory=list)
+    operands: "Sequence[Value]" = ()
+    permutation: tuple[int, ...] = ()
 
     def producer(self) -> Source:
         """Return the nearest producer."""
@@ -66,6 +70,27 @@ class Value:
         while isinstance(value.origin, Value):
             value = value.origin
         return value
+
+    def transposed(self) -> "tuple[Source, tuple[int, ...]]":
+        """Return the producer of what the value is a transpose of, and the order of the axes; `()` for none."""
+        value, order = self.root(), ()
+        while value.permutation:
+            order = tuple(value.permutation[axis] for axis in order) if order else value.permutation
+            value = value.operands[0].root()
+        return value.producer(), order
+
+    def reached_from(self, kind: str, stops: Collection[str]) -> Source | None:
+        """Return the nearest layer of a kind that the value was computed from, if no layer of `stops` is between."""
+        seen, waiting = set[int](), [self.root()]
+        for value in waiting:  # which grows, the nearest first
+            origin = value.producer()
+            if origin.kind == kind:
+                return origin
+            if id(value) in seen or origin.kind in stops:
+                continue
+            seen.add(id(value))
+            waiting.extend(operand.root() for operand in value.operands)
+        return None
 
     def consumers(self) -> Iterator[Source]:
         """Yield a consumer for each use."""
@@ -169,7 +194,8 @@ class _Walker:
         for body in bodies:
             outside = [Value(this) for _ in body.invars]
             self.body(body, outside, (*around, (name, _runs(equation))), this)
-        return [Value(this) for _ in equation.outvars]
+        order = tuple(equation.params["permutation"]) if name == "transpose" else ()
+        return [Value(this, operands=given, permutation=order) for _ in equation.outvars]
 
     def mark(self, layer: Layer, out: bool, value: Value, shape: tuple[int, ...], around: _Around) -> Value:
         """Pass the mark at an input or output of a layer."""
@@ -180,7 +206,7 @@ class _Walker:
             inside = Value(value)
             value.uses.append(neighbour or inside)
             return inside
-        behind = Value(neighbour or value)
+        behind = Value(neighbour or value, operands=(value,))
         value.uses.append(behind)
         self.latest[layer].after.append(behind)
         return behind

@@ -49,6 +49,8 @@ class Site:
         running: Whether the norm used running statistics in this pass; `None` for a norm that keeps none, or is not
             told.
         given: Names of further arrays that the call gives to the norm: `mask`, `scale`, `bias`, `domain`.
+        transposed: Producer of what a transpose before the norm was given, and the order of its axes; `()` for none.
+        dropout: Path of a dropout that the input was computed from, with no norm between; `None` for none.
     """
 
     path: str
@@ -68,11 +70,14 @@ class Site:
     variables: Mapping[str, str]
     running: bool | None = None
     given: tuple[str, ...] = ()
+    transposed: tuple[Source, tuple[int, ...]] = (Source("unknown"), ())
+    dropout: str | None = None
 
     def described(self) -> dict[str, object]:
         """Return the attributes as plain values."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         plain |= {"module": type(self.module).__name__, "dtype": str(self.dtype), "variables": dict(self.variables)}
+        plain |= {"transposed": [self.transposed[0]._asdict(), list(self.transposed[1])]}
         plain |= {"before": self.before._asdict(), "after": [one._asdict() for one in self.after]}
         return plain
 
@@ -242,6 +247,7 @@ def _site(calls: Sequence[Crossing], top: Mapping[str, tuple[int, ...]], own: Mo
     before = {call.before.producer() for call in calls}
     after = [one for call in calls for value in call.after for one in value.consumers()]
     transforms, runs = _transforms(calls, top)
+    dropouts = [one for call in calls if (one := call.before.reached_from("dropout", ("norm",)))]
     return Site(
         path=layer.path,
         kind=layer.kind.name,
@@ -260,6 +266,8 @@ def _site(calls: Sequence[Crossing], top: Mapping[str, tuple[int, ...]], own: Mo
         variables=layer.variables,
         running=layer.running,
         given=tuple(sorted({name for call in calls for name in call.layer.given})),
+        transposed=calls[0].before.transposed(),
+        dropout=dropouts[0].path if dropouts else None,
     )
 
 

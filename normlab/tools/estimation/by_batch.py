@@ -8,24 +8,22 @@ from flax import linen as nn
 from flax import nnx
 from flax.linen.module import InterceptorContext
 
-__all__ = ["linen", "nnx_copy"]
+__all__ = ["ALONE", "ONE_DEVICE", "linen", "nnx_copy"]
 
-_PLAIN: Mapping[str, object] = {
-    "r_max": 1.0,
-    "d_max": 0.0,
-    "initialize_from_first_batch": False,
-    "axis_name": None,  # a batch sharded under `jax.jit` is one batch
-    "axis_index_groups": None,
-}
+ONE_DEVICE: Mapping[str, object] = {"axis_name": None, "axis_index_groups": None}
+"""Options by which a norm takes the batch of a call as the whole batch; sharded under `jax.jit` it is one batch, too."""
+
+ALONE: Mapping[str, object] = {"r_max": 1.0, "d_max": 0.0, "initialize_from_first_batch": False, **ONE_DEVICE}
 """Options by which a norm looks neither at its running statistics in training nor at other calls."""
 
 
 @contextmanager
-def linen(*, dropout: bool) -> Iterator[None]:
+def linen(*, dropout: bool, options: Mapping[str, object] = ALONE) -> Iterator[None]:
     """Within the context, norms of Linen normalize by the batch of this call alone in training mode.
 
     Args:
         dropout: Whether dropout does what the call says; it does nothing otherwise.
+        options: Options of the norms, by which they do.
     """
 
     def intercept(
@@ -39,7 +37,7 @@ def linen(*, dropout: bool) -> Iterator[None]:
             return method(*args, **kwargs)
         if isinstance(module, nn.Dropout) and not dropout:
             return args[0] if args else kwargs["inputs"]
-        if changes := _changes(module):
+        if changes := _changes(module, options):
             twin: Callable[..., object] = module.clone(parent=module.scope, name=None, **changes)
             return twin(*args, **kwargs)
         return method(*args, **kwargs)
@@ -48,13 +46,16 @@ def linen(*, dropout: bool) -> Iterator[None]:
         yield
 
 
-def nnx_copy(model: nnx.Module, *, train: bool, dropout: bool) -> nnx.Module:
+def nnx_copy(
+    model: nnx.Module, *, train: bool, dropout: bool, options: Mapping[str, object] = ALONE
+) -> nnx.Module:
     """Return a copy of an NNX model in which norms normalize by the batch of a call alone where they train.
 
     Args:
         model: The model.
         train: Whether the copy is in training mode.
         dropout: Whether dropout is on in training; it is off otherwise.
+        options: Options of the norms, by which they do.
     """
     twin = nnx.clone(model)
     (twin.train if train else twin.eval)()
@@ -62,13 +63,13 @@ def nnx_copy(model: nnx.Module, *, train: bool, dropout: bool) -> nnx.Module:
         if isinstance(module, nnx.Dropout) and not dropout:
             module.deterministic = True
         elif isinstance(module, nnx.Module):
-            for name, value in _changes(module).items():
+            for name, value in _changes(module, options).items():
                 setattr(module, name, value)
     return twin
 
 
-def _changes(module: nn.Module | nnx.Module) -> dict[str, Any]:
+def _changes(module: nn.Module | nnx.Module, options: Mapping[str, object]) -> dict[str, Any]:
     """Return the options of a norm that have to be others; none for other modules."""
     if not hasattr(module, "use_running_average"):
         return {}
-    return {name: value for name, value in _PLAIN.items() if getattr(module, name, value) is not value}
+    return {name: value for name, value in options.items() if getattr(module, name, value) is not value}

@@ -1,0 +1,143 @@
+"""Checks of the running statistics, and of whether a call uses those of its mode."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from normlab.doctor.checks.kinds import frozen, takes_batch_statistics
+from normlab.doctor.checks.registry import Fault, Found, Texts, check
+from normlab.doctor.checks.static import change
+from normlab.doctor.findings import Severity
+from normlab.doctor.patient import Patient
+from normlab.doctor.skip import Skip
+from normlab.tools import Site, leaves
+from normlab.tools.batches import Arguments
+
+
+@check("NL201", "data")
+def never_updated(patient: Patient) -> Found:
+    """Running statistics as at the start, though parameters moved.
+
+    Mean 0 and variance 1 in all features, while those of another norm moved, or the scale or bias of some norm differs
+    between its features. With a `step`, NL205 decides.
+    """
+    if patient.options.step is not None:
+        raise Skip("a `step` was given, by which NL205 decides")
+    norms = [site for site in patient.sites if patient.running(site) is not None and not frozen(site)]
+    fresh = [site for site in norms if patient.is_fresh(site)]
+    moved = len(fresh) < len(norms) or any(map(patient.has_learned, patient.sites))
+    if fresh and moved:
+        faults = [Fault(site.path, {"norms as at the start": len(fresh), "of": len(norms)}) for site in fresh]
+        yield _LOST.finding("NL201", "error", faults)
+
+
+_LOST = Texts(
+    title="running statistics were never updated",
+    why="Evaluation normalizes by mean 0 and variance 1, which are those of no layer.",
+    source="Odyssey #5543 (10 % accuracy); google/flax#2279",
+    remedy="y, updates = model.apply(variables, x, train=True, mutable=['batch_stats'])  # and keep `updates`",
+)
+
+
+@check("NL202")
+def evaluates_in_training(patient: Patient) -> Found:
+    """A batch norm that evaluates in the training call.
+
+    It uses running statistics in training, and a training call leaves them as they are. A note where all such norms are
+    frozen on purpose.
+    """
+    sites = [site for site in patient.training.sites if site.running and "mean" in site.variables]
+    sites = [site for site in sites if _stays(patient, site)]
+    if not sites:
+        return
+    severity: Severity = "note" if all(map(frozen, sites)) else "error"
+    texts = Texts(
+        title="the norm evaluates while the model trains",
+        why="It normalizes by running statistics, learns none, and its gradient knows nothing of the batch.",
+        source="google/flax#3602; keras-team/keras#9965",
+        remedy="nn.BatchNorm(use_running_average=not train)  # at `{path}`; frozen=True where it is meant",
+    )
+    yield texts.finding("NL202", severity, [Fault(site.path, {}) for site in sites])
+
+
+def _stays(patient: Patient, site: Site) -> bool:
+    """Return whether a training call leaves the statistics of a norm as they are; True where it cannot be made."""
+    try:
+        after = leaves.by_path(patient.called(0, True).variables)
+    except Skip:
+        return True
+    name = site.variables["mean"]
+    return np.array_equal(np.asarray(after[name]), np.asarray(patient.leaves[name]))
+
+
+@check("NL203", "data")
+def batch_statistics_at_evaluation(patient: Patient) -> Found:
+    """Batch statistics at evaluation.
+
+    The output of the first example changes by more than 1e-4 of its scale when the others of its batch are replaced.
+    """
+    patient.can_measure  # noqa: B018
+    variables, call = patient.variables, patient.few()
+    assert variables is not None
+    size = _examples(call)
+    if size < 2:
+        raise Skip("batches have one example each")
+    before = patient.output(variables, call, train=False)
+    after = patient.output(variables, _with_others(call, patient, size), train=False)
+    first = [
+        jax.tree.map(lambda leaf: leaf[0] if np.shape(leaf)[:1] == (size,) else 0.0, one) for one in (before, after)
+    ]
+    moved = change(*first)
+    if moved <= patient.thresholds.same_output:
+        return
+    sites = [site for site in patient.evaluation.sites if takes_batch_statistics(site) and not site.running]
+    texts = Texts(
+        title="the output of an example depends on its batch at evaluation",
+        why="Predictions change with what else is in the batch, and a batch of one gives nothing.",
+        source="google/flax#932, #3982",
+        remedy="nn.BatchNorm(use_running_average=not train)  # at `{path}`, and train=False at evaluation",
+    )
+    faults = [Fault(site.path, {"change of the output": moved}) for site in sites]
+    yield texts.finding(
+        "NL203",
+        "error",
+        faults or [Fault("", {"change of the output": moved})],
+        threshold=patient.thresholds.same_output,
+    )
+
+
+def _examples(call: Arguments) -> int:
+    sizes = [np.shape(leaf)[0] for leaf in jax.tree.leaves(call) if np.ndim(leaf)]
+    return sizes[0] if sizes else 0
+
+
+def _with_others(call: Arguments, patient: Patient, size: int) -> Arguments:
+    """Return a call whose first example is as before, and the others are of the next batch, or one of this batch."""
+    others = patient.few(1) if len(patient.calls) > 1 else call
+    alike = jax.tree.map(np.shape, others) == jax.tree.map(np.shape, call) and len(patient.calls) > 1
+
+    def replaced(leaf: jax.Array, other: jax.Array) -> jax.Array:
+        if np.shape(leaf)[:1] != (size,):
+            return leaf
+        new = other[1:] if alike else jnp.repeat(jnp.asarray(leaf)[1:2], size - 1, axis=0)
+        return jnp.concatenate([jnp.asarray(leaf)[:1], jnp.asarray(new)])
+
+    return jax.tree.map(replaced, call, others if alike else call)
+
+
+@check("NL208", "data")
+def replicas_differ(patient: Patient) -> Found:
+    """Replicas of the model with different running statistics.
+
+    Variables with an axis of replicas in front, whose statistics are more than 0.1 standard deviations apart.
+    """
+    bound = patient.thresholds.replicas
+    faults = [Fault(path, {"spread in deviations": one}) for path, one in patient.replicas.items() if one > bound]
+    texts = Texts(
+        title="replicas have different running statistics",
+        why="Which replica is saved decides what the model does at evaluation.",
+        source="google/flax#877, #2417; Megvii YOLOX#1381",
+        remedy="variables = normlab.tools.replicas.reduce(variables)",
+    )
+    if faults:
+        yield texts.finding("NL208", "warning", faults, threshold=bound)

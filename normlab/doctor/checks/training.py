@@ -1,0 +1,184 @@
+"""Checks of a step of training and of its optimizer."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import nnx
+
+from normlab.doctor.checks.kinds import frozen, takes_batch_statistics
+from normlab.doctor.checks.registry import Fault, Found, Texts, check
+from normlab.doctor.patient import Patient
+from normlab.doctor.skip import Skip
+from normlab.tools import Site, norm_parameters
+
+_UPDATES = 10
+
+
+@check("NL109", "step")
+def statistics_of_each_device(patient: Patient) -> Found:
+    """Statistics of each device, though devices share a batch.
+
+    The step calls a batch norm inside of `shard_map` or `pmap`, and nothing between its input and output reduces over a
+    mapped axis; `ghost_batch_size` says that it is meant.
+    """
+    faults = []
+    for path, reduces in patient.in_devices.items():
+        site = patient.sites.by_path.get(path)
+        if site is None or reduces or not takes_batch_statistics(site) or site.running:
+            continue
+        if not getattr(site.module, "ghost_batch_size", None):
+            faults.append(Fault(path, {"examples of a device's part": 0}))
+    texts = Texts(
+        title="each device takes statistics of its own part of the batch",
+        why="The batch that the norm sees is smaller than the batch, and replicas learn different statistics.",
+        source="pytorch/pytorch#13711; google/flax#2417",
+        remedy="nn.BatchNorm(axis_name='data')  # at `{path}`, with the name of the mapped axis",
+    )
+    if faults:
+        yield texts.finding("NL109", "warning", [Fault(fault.path, {}) for fault in faults])
+
+
+@check("NL204", "step")
+def several_updates(patient: Patient) -> Found:
+    """Several updates of the running statistics in a step.
+
+    The share of the way from the old statistics to the batch's own that a step went, 1 - momentum ** k, gives k, the
+    median over norms; a counter of steps gives it where there is one. |k - 1| exceeds 0.3.
+    """
+    if patient.stepped.lost:
+        raise Skip("the step fails, see NL205")
+    updates = {path: k for path, k in patient.updates.items() if k > _LOST}
+    if not updates:
+        return
+    k = float(np.median(list(updates.values())))
+    texts = Texts(
+        title=f"{k:.2g} updates of the running statistics in a step",
+        why="The momentum acts as another one, as where the call that trains is made twice.",
+        source="giotto-ai/giotto-deep#75 (accumulation of gradients)",
+        remedy="momentum=momentum ** (1 / calls)  # at `{path}`, or keep the statistics of one call a step",
+    )
+    if abs(k - 1) > patient.thresholds.decay_updates:
+        faults = [Fault(path, {"updates in a step": one}) for path, one in updates.items()]
+        faults = [fault for fault in faults if abs(fault.evidence["updates in a step"] - 1) > 0.3]
+        yield texts.finding(
+            "NL204", "warning", faults or [Fault("", {"updates in a step": k})], threshold=1, certain=False
+        )
+
+
+_LOST = 0.05
+
+
+@check("NL205", "step")
+def updates_lost(patient: Patient) -> Found:
+    """Updates of the running statistics that are lost.
+
+    They are the same to the bit after a step, or the step fails because it may not write them.
+    """
+    found, norms = patient.stepped, [site for site in patient.sites if _learns(site)]
+    if found.lost:
+        faults = [Fault(site.path, {}) for site in norms]
+    else:
+        lost = {path for path, k in patient.updates.items() if k <= _LOST}
+        faults = [
+            Fault(site.path, {"updates in a step": 0}) for site in norms if site.path in lost or _same(patient, site)
+        ]
+    texts = Texts(
+        title="a step loses the updates of the running statistics",
+        why="Evaluation normalizes by the statistics that the model started with.",
+        source="Odyssey #5543 (10 % accuracy); google/flax#3602",
+        remedy="state = state.replace(batch_stats=updates['batch_stats'])  # after apply(..., mutable=['batch_stats'])",
+    )
+    if faults:
+        yield texts.finding("NL205", "error", faults, threshold=1)
+
+
+def _learns(site: Site) -> bool:
+    return "mean" in site.variables and not frozen(site) and not site.running
+
+
+def _same(patient: Patient, site: Site) -> bool:
+    names = [site.variables[role] for role in ("mean", "var", "std") if role in site.variables]
+    before, after = patient.stepped.before, patient.stepped.after
+    return all(name in after and np.array_equal(before[name], after[name]) for name in names)
+
+
+@check("NL206", "optimizer")
+def weight_decay_on_norms(patient: Patient) -> Found:
+    """Weight decay on the scale or bias of a norm.
+
+    The optimizer moves them at gradients of zero and parameters of one, within ten updates.
+    """
+    moved = _moved_by_decay(patient)
+    owners = norm_parameters(patient.model, patient.known_variables_of_linen, *_args(patient))
+    faults = [
+        Fault(path.rpartition("/")[0], {"update at no gradient": moved[path]})
+        for path in owners
+        if moved.get(path, 0) > 0
+    ]
+    faults = list({fault.path: fault for fault in faults}.values())
+    texts = Texts(
+        title="weight decay on the scale or bias of a norm",
+        why="The scale shrinks though it has no effect on what the layer can say; papers and recipes leave it out.",
+        source="He et al. 2019, https://arxiv.org/abs/1812.01187, section 3.1; huggingface/transformers#492",
+        remedy="optax.adamw(rate, mask=normlab.tools.decay_mask(model, variables, x))  # spares `{path}`",
+    )
+    if faults:
+        yield texts.finding("NL206", "warning", faults, threshold=0)
+
+
+def _args(patient: Patient) -> tuple[Any, ...]:
+    return patient.calls[0][0] if isinstance(patient.model, nn.Module) else ()
+
+
+def _moved_by_decay(patient: Patient) -> dict[str, float]:
+    """Return how far the optimizer moves each parameter by itself, by path."""
+    optimizer = patient.options.optimizer
+    assert optimizer is not None
+    if isinstance(patient.model, nnx.Module):
+        tree: Any = nnx.as_pure(nnx.state(patient.model, nnx.Param))
+    else:
+        tree = patient.known_variables["params"]
+    ones = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), leaf.dtype), tree)
+    none, state = jax.tree.map(jnp.zeros_like, ones), optimizer.init(ones)
+    total = none
+    for _ in range(_UPDATES):  # a schedule may start at a rate of 0
+        update, state = optimizer.update(none, state, ones)
+        total = jax.tree.map(lambda a, b: a + jnp.abs(b), total, update)
+    return {_name(path): float(jnp.max(leaf, initial=0)) for path, leaf in jax.tree_util.tree_leaves_with_path(total)}
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return "/".join(
+        str(key.key if hasattr(key, "key") else getattr(key, "idx", "")) for key in path if not _is_box(key)
+    )
+
+
+def _is_box(key: object) -> bool:
+    return isinstance(key, jax.tree_util.GetAttrKey)
+
+
+@check("NL207", "step")
+def frozen_norm_moves(patient: Patient) -> Found:
+    """A frozen norm whose scale or bias a step moves.
+
+    The step changes them.
+    """
+    before, after = patient.stepped.before, patient.stepped.after
+    faults = []
+    for site in patient.sites:
+        names = [site.variables[role] for role in ("scale", "bias") if role in site.variables]
+        moved = [name for name in names if name in after and not np.array_equal(before[name], after[name])]
+        if getattr(site.module, "frozen", False) is True and moved:
+            far = max(float(np.max(np.abs(after[name] - before[name]), initial=0)) for name in moved)
+            faults.append(Fault(site.path, {"largest change in a step": far}))
+    texts = Texts(
+        title="the optimizer moves a frozen norm",
+        why="What should stay as it was trained drifts, by gradient or by weight decay alone.",
+        source="keras-team/keras#9965; ultralytics/ultralytics#8753",
+        remedy="optax.multi_transform({..., 'frozen': optax.set_to_zero()}, normlab.tools.labels(model, variables, x))",
+    )
+    if faults:
+        yield texts.finding("NL207", "warning", faults, threshold=0)

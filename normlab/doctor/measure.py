@@ -1,0 +1,157 @@
+"""Numbers of one call of a norm: moments of its input, the spread of examples, and its output at some places."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from normlab._core.dtypes import float32_or_wider
+from normlab._core.reduction import expand_where, other_axes
+from normlab.doctor.thresholds import Thresholds
+from normlab.tools import Site
+
+__all__ = ["Part", "measured", "own_axes"]
+
+_PLACES = 4096
+
+
+class Part(NamedTuple):
+    """Numbers of one call of a norm.
+
+    Attributes:
+        examples: Examples that count.
+        elements: Elements that count, for each feature.
+        mean: Mean of each feature of the input.
+        var: Its biased variance.
+        between: Sum of squares of the examples' means about the mean, for each feature.
+        largest: Largest magnitude of the input.
+        broken: Elements of the input, and of the output, that are not finite.
+        statistics: Statistics that the norm takes: one for each feature, or for each row or group.
+        lossy: How many of them lose digits in one pass.
+        small: How many of their variances are about as small as epsilon.
+        places: Output at fixed places.
+    """
+
+    examples: ArrayLike
+    elements: ArrayLike
+    mean: ArrayLike
+    var: ArrayLike
+    between: ArrayLike
+    largest: ArrayLike
+    broken: ArrayLike
+    statistics: ArrayLike
+    lossy: ArrayLike
+    small: ArrayLike
+    places: ArrayLike
+
+
+def measured(site: Site, thresholds: Thresholds, x: Array, mask: Array | None, y: object) -> Part:
+    """Measure one call of a norm.
+
+    Args:
+        site: The norm.
+        thresholds: The bounds that count as lossy and small.
+        x: The array whose statistics the norm takes.
+        mask: True where an element counts.
+        y: The norm's output.
+    """
+    wide, where = float32_or_wider(x), expand_where(mask, x.ndim)
+    where = None if where is None else jnp.broadcast_to(where, x.shape)
+    known = wide if where is None else jnp.where(where, wide, 0)
+    features = site.features
+    rows, counted = _rows(known, features), None if where is None else _rows(where, features)
+    mean, var, elements, examples, between = _moments(rows, counted)
+    own_mean, own_var = _own(site, known) or (mean, var)
+    broken = jnp.stack([_broken(known), _broken(y) if where is None else 0])
+    relative = 2.0**-24 * (lax.square(own_mean) + own_var) / jnp.where(own_var > 0, own_var, jnp.inf)
+    epsilon = getattr(site.module, "epsilon", 0.0)
+    small = (own_var > 0) & (own_var < thresholds.small_variance * epsilon)
+    return Part(
+        examples=examples,
+        elements=elements,
+        mean=mean,
+        var=var,
+        between=between,
+        largest=jnp.max(jnp.abs(known), initial=0),
+        broken=broken,
+        statistics=own_var.size,
+        lossy=jnp.sum(relative > thresholds.digits),
+        small=jnp.sum(small),
+        places=_at_places(site.path, y, where),
+    )
+
+
+def own_axes(site: Site) -> tuple[int, ...] | None:
+    """Return the axes over which each statistic of a norm of single examples is taken; `None` for other norms."""
+    axes = range(len(site.shape))
+    if site.kind == "instance":
+        return other_axes({0, *site.features}, len(axes))
+    if site.kind == "layer":
+        reduced = getattr(site.module, "reduction_axes", None) or site.features
+        return tuple(sorted(axis % len(axes) for axis in ([reduced] if isinstance(reduced, int) else reduced)))
+    return None
+
+
+def _own(site: Site, x: Array) -> tuple[Array, Array] | None:
+    """Return mean and variance of each statistic of a norm of single examples."""
+    axes = own_axes(site)
+    if axes is None or x.shape != site.shape:
+        return None
+    near = x.mean(axes, keepdims=True)
+    rest = (x - near).mean(axes, keepdims=True)
+    return (near + rest).ravel(), lax.square(x - near - rest).mean(axes).ravel()
+
+
+def _rows(x: Array, features: Sequence[int]) -> Array:
+    """Return an array as (examples, positions, features)."""
+    others = other_axes(features, x.ndim)
+    moved = x.transpose(*others, *features)
+    examples = moved.shape[0] if others else 1
+    wide = int(np.prod([x.shape[axis] for axis in features], dtype=int))
+    return moved.reshape(examples, -1, wide)
+
+
+def _moments(rows: Array, where: Array | None) -> tuple[Array, Array, ArrayLike, ArrayLike, Array]:
+    """Return mean, variance, elements, examples, and the squares between examples, in passes that lose no digits."""
+    examples, positions, _ = rows.shape
+    if where is None:
+        near = rows.mean((0, 1))
+        apart = rows - near
+        rest = apart.mean((0, 1))
+        apart = apart - rest
+        of_example = apart.mean(1)
+        return (
+            near + rest,
+            lax.square(apart).mean((0, 1)),
+            examples * positions,
+            examples,
+            lax.square(of_example).sum(0),
+        )
+    elements = where.sum((0, 1))
+    share = where / jnp.maximum(elements, 1)
+    near = (rows * share).sum((0, 1))
+    apart = jnp.where(where, rows - near, 0)
+    rest = (apart * share).sum((0, 1))
+    apart = jnp.where(where, apart - rest, 0)
+    of_example = apart.sum(1) / jnp.maximum(where.sum(1), 1)
+    counted = where.any((1, 2)).sum()
+    return near + rest, (lax.square(apart) * share).sum((0, 1)), elements, counted, lax.square(of_example).sum(0)
+
+
+def _broken(x: object) -> ArrayLike:
+    if not isinstance(x, Array) or not jnp.issubdtype(x.dtype, jnp.floating):
+        return 0
+    return jnp.sum(~jnp.isfinite(x))
+
+
+def _at_places(path: str, y: object, where: Array | None) -> Array:
+    """Return an output at the same places each time, 0 where it does not count."""
+    if not isinstance(y, Array) or not jnp.issubdtype(y.dtype, jnp.floating):
+        return jnp.zeros(0)
+    if where is not None and where.shape == y.shape:
+        y = jnp.where(where, y, 0)
+    places = np.random.default_rng(list(path.encode())).choice(y.size, min(y.size, _PLACES), replace=y.size > 2**20)
+    return y.ravel()[np.sort(places)].astype(jnp.float32)

@@ -1,0 +1,76 @@
+"""Noise in padded positions, and the norms that feel it at valid ones."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from normlab.doctor.skip import Skip
+from normlab.errors import BadInput
+from normlab.tools.batches import Arguments
+
+__all__ = ["AtValid", "at_valid", "noisy", "relative_change"]
+
+
+class AtValid(NamedTuple):
+    """What a norm was given and returned, 0 at padded positions."""
+
+    given: ArrayLike
+    made: ArrayLike
+
+
+def noisy(call: Arguments, padding: Array, seed: int) -> Arguments:
+    """Return a call with noise in padded positions of its floating arrays, of the deviation of each array.
+
+    Args:
+        call: Arguments of a call.
+        padding: True where a position is padding, such as (batch, positions).
+        seed: Seed of the noise.
+
+    Raises:
+        BadInput: If `padding` has no axis of positions.
+        Skip: If no floating array has these axes in front.
+    """
+    if padding.ndim < 2:
+        raise BadInput(
+            f"Expected `padding(batch)` of shape (batch, positions), got {padding.shape}. Return True where a position "
+            "is padding."
+        )
+    found, key = False, jax.random.key(seed)
+
+    def with_noise(leaf: Any) -> Any:
+        nonlocal found
+        is_array = isinstance(leaf, Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.floating)
+        if not is_array or np.shape(leaf)[: padding.ndim] != padding.shape:
+            return leaf
+        found = True
+        x = jnp.asarray(leaf)
+        deviation = jnp.where(jnp.isfinite(x), x, 0).std() + 1e-3
+        noise = deviation * jax.random.normal(key, x.shape, x.dtype)
+        return jnp.where(padding.reshape(*padding.shape, *[1] * (x.ndim - padding.ndim)), noise, x)
+
+    changed = jax.tree.map(with_noise, call)
+    if not found:
+        raise Skip(f"no floating array of the call has the axes of the padding, {padding.shape}, in front")
+    return changed
+
+
+def at_valid(padding: Array, path: str, number: int, x: Array, mask: Array | None, y: Any) -> AtValid:
+    """Return what a norm was given and returned, 0 at padded positions; nothing where it has no such positions."""
+
+    def valid(one: object) -> Array:
+        if not isinstance(one, Array) or one.shape[: padding.ndim] != padding.shape:
+            return jnp.zeros(0)
+        return jnp.where(padding.reshape(*padding.shape, *[1] * (one.ndim - padding.ndim)), 0, one)
+
+    return AtValid(valid(x), valid(y))
+
+
+def relative_change(before: ArrayLike, after: ArrayLike) -> float:
+    """Return the largest difference, relative to the largest magnitude."""
+    before, after = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    scale = np.abs(before).max(initial=0)
+    return float(np.abs(before - after).max(initial=0) / scale) if scale else 0.0

@@ -1,0 +1,203 @@
+"""One step of training of the user's, on copies, and the variables before and after it."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.errors import ModifyScopeVariableError
+from jax.experimental.xla_metadata import set_xla_metadata
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from normlab.errors import BadInput
+from normlab.introspect import linen_hook
+from normlab.introspect.markers import Markers
+from normlab.tools import leaves
+
+__all__ = ["Stepped", "marked", "stepped", "updates", "variables_of"]
+
+Read = Callable[[Any], Any]
+_tokens = itertools.count()
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What a step of training did.
+
+    Attributes:
+        before: Variables by path.
+        after: Variables by path after one step; empty where it failed.
+        lost: Whether the step failed because it may not write statistics.
+        variables: Variables before, for a call of the model.
+    """
+
+    before: Mapping[str, np.ndarray]
+    after: Mapping[str, np.ndarray]
+    lost: bool
+    variables: Any
+
+
+def stepped(step: Callable[[Any, Any], Any], state: Any, read: Read | None, batch: object) -> Stepped:
+    """Run a step on a copy of a state.
+
+    Args:
+        step: `(state, batch) -> state`, or a tuple whose first element is the state.
+        state: The state; it stays as it is.
+        read: `state -> variables` of Linen, or a module of NNX; `None` finds them.
+        batch: A batch.
+    """
+    find = read or variables_of
+    variables = find(state)
+    before = _by_path(variables)
+    copied = _copied(state)
+    try:
+        after = step(copied, batch)
+    except ModifyScopeVariableError:
+        return Stepped(before, {}, True, variables)
+    return Stepped(before, _by_path(find(_state(after, copied))), False, variables)
+
+
+def _state(result: Any, state: Any) -> Any:
+    """Return the state that a step returned; a step of NNX may return nothing, and change the model."""
+    if result is None:
+        return state
+    same = jax.tree.structure(result) == jax.tree.structure(state)
+    if isinstance(state, nnx.Module | nnx.Optimizer) or _holds_module(state):
+        return state if not isinstance(result, tuple) or not result or not _holds_module(result[0]) else result[0]
+    return result[0] if isinstance(result, tuple) and not same and result else result
+
+
+def _holds_module(state: object) -> bool:
+    parts = state if isinstance(state, tuple | list) else state.values() if isinstance(state, Mapping) else (state,)
+    return any(isinstance(part, nnx.Module) for part in parts)
+
+
+def variables_of(state: Any) -> Any:
+    """Return the variables in a state: a module of NNX, or `params` and the collections beside them.
+
+    Raises:
+        BadInput: If there are none.
+    """
+    if isinstance(state, nnx.Module) and not isinstance(state, nnx.Optimizer):
+        return state
+    if isinstance(state, tuple | list) and not hasattr(state, "params"):
+        for part in state:
+            if isinstance(part, nnx.Module) and not isinstance(part, nnx.Optimizer):
+                return part
+    if isinstance(state, Mapping) and "params" in state:
+        return {name: value for name, value in state.items() if name in _COLLECTIONS}
+    if hasattr(state, "params"):
+        return {name: value for name in _COLLECTIONS if (value := getattr(state, name, None)) is not None}
+    if isinstance(state, tuple | list):
+        for part in state:
+            if isinstance(part, Mapping) and "params" in part:
+                return variables_of(part)
+    raise BadInput(
+        f"Expected a state with `params`, or with a module of NNX, got {type(state).__name__}. Give `read`, a function "
+        "from the state to the variables."
+    )
+
+
+_COLLECTIONS = ("params", "batch_stats")
+
+
+def _copied(state: Any) -> Any:
+    if _holds_module(state):
+        return nnx.clone(state)
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True) if isinstance(leaf, jax.Array) else leaf, state)
+
+
+def _by_path(variables: Any) -> dict[str, np.ndarray]:
+    tree = nnx.state(variables) if isinstance(variables, nnx.Module) else variables
+    return {
+        path: np.asarray(leaf)
+        for path, leaf in leaves.by_path(tree).items()
+        if not jnp.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key)
+    }
+
+
+def marked(step: Callable[[Any, Any], Any], state: Any, batch: object) -> dict[str, bool]:
+    """Return the norms that a step calls inside of `shard_map` or `pmap`, and whether they reduce over an axis there.
+
+    Args:
+        step: A step of a Linen model.
+        state: The state.
+        batch: A batch.
+    """
+    markers = Markers()
+    with linen_hook.hooked(markers), set_xla_metadata(normlab_step=str(next(_tokens))):
+        jaxpr = jax.make_jaxpr(step)(state, batch)
+    found: dict[str, bool] = {}
+    for body in _mapped(jaxpr.jaxpr):
+        _collectives(body, markers, found)
+    return found
+
+
+def _mapped(jaxpr: Jaxpr) -> Iterator[Jaxpr]:
+    """Yield the bodies that run on each device."""
+    for equation in jaxpr.eqns:
+        for body in _bodies(equation.params):
+            if equation.primitive.name in ("shard_map", "xla_pmap"):
+                yield body
+            else:
+                yield from _mapped(body)
+
+
+def _bodies(params: Mapping[str, object]) -> Iterator[Jaxpr]:
+    for parameter in params.values():
+        for one in parameter if isinstance(parameter, tuple | list) else (parameter,):
+            if isinstance(one, Jaxpr | ClosedJaxpr):
+                yield one.jaxpr if isinstance(one, ClosedJaxpr) else one
+
+
+def _collectives(body: Jaxpr, markers: Markers, found: dict[str, bool]) -> None:
+    """Note which norms have a collective between the marks of their input and output; equations are in order."""
+    open_: dict[str, None] = {}
+    for equation in body.eqns:
+        name = equation.primitive.name
+        if name == "name" and (mark := markers.read(equation.params["name"])) is not None:
+            layer, out = mark
+            if layer.role == "norm" and layer.running is not True:
+                open_.pop(layer.path, None) if out else open_.setdefault(layer.path)
+                found.setdefault(layer.path, False)
+        elif name.startswith(_COLLECTIVES):
+            found.update(dict.fromkeys(open_, True))
+        for inner in _bodies(equation.params):
+            if open_ and _reduces(inner):
+                found.update(dict.fromkeys(open_, True))
+            if not open_:
+                _collectives(inner, markers, found)
+
+
+_COLLECTIVES = ("psum", "pmean", "all_gather", "all_reduce", "reduce_scatter", "ppermute", "all_to_all")
+
+
+def _reduces(jaxpr: Jaxpr) -> bool:
+    return any(
+        equation.primitive.name.startswith(_COLLECTIVES) or any(map(_reduces, _bodies(equation.params)))
+        for equation in jaxpr.eqns
+    )
+
+
+def updates(old: np.ndarray, new: np.ndarray, batch: np.ndarray, momentum: float) -> float:
+    """Return how many updates with the statistics of a batch lie between old and new running statistics.
+
+    The way is projected on the direction to the batch's own, which a difference of dropout's masks hardly turns.
+
+    Args:
+        old: Running statistics before a step.
+        new: After it.
+        batch: Those of the batch.
+        momentum: Weight of the old ones in an update.
+    """
+    way = batch - old
+    length = float(np.sum(np.square(way)))
+    if length < 1e-10:
+        return float("nan")
+    share = float(np.sum((new - old) * way)) / length
+    return math.log(max(1 - share, 1e-12)) / math.log(momentum)
