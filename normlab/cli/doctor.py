@@ -23,7 +23,14 @@ __all__ = ["finds"]
 IGNORE = "NORMLAB_DOCTOR_IGNORE"
 """Environment variable of checks to leave out, written like `--ignore`."""
 
+_INPUTS = "args"
+"""The name of inputs in what functions for other commands return."""
+
 _PRINTED = "-"
+"""The name of a file that stands for the standard output."""
+
+_SHORT = 0.01
+"""Seconds of a stage that is not worth a line."""
 
 
 def finds(
@@ -70,7 +77,7 @@ def finds(
 
 def _examined(source: str, ignore: Sequence[str], chosen: Mapping[str, object], static: bool) -> Report:
     """Examine what a function returns."""
-    known = tuple(inspect.signature(doctor.examine).parameters)
+    known = (*inspect.signature(doctor.examine).parameters, _INPUTS)
     keywords = {**_keywords(built(source, known), source), **chosen}
     own = keywords.get("ignore", ())
     ignored = [*(_codes(own) if isinstance(own, str) else own), *_codes(os.environ.get(IGNORE, "")), *ignore]
@@ -98,20 +105,20 @@ def _codes(given: str) -> list[str]:
 
 def _keywords(found: Built, source: str) -> dict[str, Any]:
     """Return the keywords of `examine` that a function returned."""
-    if found.form != "keywords":
+    if _INPUTS in found.keywords or found.form == "model":
+        came = {"model": "a model", "inputs": "a tuple"}.get(found.form, f"a dict with `{_INPUTS}`")
         raise BadInput(
-            f"Expected `{source}` to return a dict of the keywords of `normlab.doctor.examine`, got "
-            f"{'a model' if found.form == 'model' else 'a tuple'}. "
+            f"Expected `{source}` to return a dict of the keywords of `normlab.doctor.examine`, got {came}. "
             'Write `return {"model": model, "variables": variables, "batches": batches}`.'
         )
     return dict(found.keywords)
 
 
 def _of_shapes(keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """Return keywords with the shapes of the first batch in place of all batches, and without a step."""
+    """Return keywords with the shapes of the first batch in place of all batches, and without a step to be made."""
     batches: Iterable[object] = keywords.get("batches", ())
     first = [jax.tree.map(_shape, batch) for batch, _ in zip(batches, range(1), strict=False)]
-    return {name: value for name, value in keywords.items() if name != "step"} | {"batches": first}
+    return {name: value for name, value in keywords.items() if name not in ("step", "state")} | {"batches": first}
 
 
 def _shape(leaf: Any) -> Any:
@@ -159,5 +166,6 @@ def _print(report: Report, timings: bool) -> None:
     else:
         sys.stdout.write(report.table())
     if timings:
-        for stage, seconds in (report.cost or {}).items():
-            print(f"{seconds:8.2f} s  {stage}")
+        cost = sorted((report.cost or {}).items(), key=lambda stage: -stage[1])
+        print("\nSeconds:")
+        print("\n".join(f"{seconds:8.2f}  {stage}" for stage, seconds in cost if seconds >= _SHORT))

@@ -10,7 +10,7 @@ _INDENT = "    "
 
 
 def lines(code: str, width: int) -> list[str]:
-    """Break code between tokens inside brackets, the only places where Python lets a line end.
+    """Break code where Python lets a line end: between tokens inside brackets, and before a comment.
 
     Args:
         code: Code; anything that is no Python stays as it is.
@@ -40,18 +40,20 @@ def _broken(line: str, width: int) -> list[str]:
 
 
 def _places(line: str) -> list[int]:
-    """List the columns behind commas and opening brackets, where a line may end."""
+    """List the columns where a line may end: inside brackets, behind commas and brackets, and before a comment."""
     found, depth, quoted = list[int](), 0, 0
     try:
         for token in tokenize.generate_tokens(io.StringIO(line).readline):
             kind = tokenize.tok_name[token.type]
             quoted += (kind == "FSTRING_START") - (kind == "FSTRING_END")
             depth += (token.string in ("(", "[", "{")) - (token.string in (")", "]", "}"))
-            if token.string in (",", "(", "[", "{") and depth and not quoted:
+            if kind == "COMMENT":
+                found.append(token.start[1])
+            elif token.string in (",", "(", "[", "{") and depth and not quoted:
                 found.append(token.end[1])
     except (tokenize.TokenError, SyntaxError):  # no Python
         return []
-    return [place for place in found if line[place:].strip()]
+    return [place for place in found if line[:place].strip() and line[place:].strip()]
 
 
 def _same(broken: str, whole: str) -> bool:

@@ -45,7 +45,7 @@ def default_call(batch: object) -> Arguments:
         return (batch[name],), {}
     if isinstance(batch, tuple | list) and batch:
         return (batch[0],), {}
-    if isinstance(batch, ArrayLike) and np.ndim(batch):
+    if isinstance(batch, ArrayLike | jax.ShapeDtypeStruct) and np.ndim(batch):
         return (batch,), {}
     raise refusal("a batch of arrays, a tuple or a dict", batch, _REMEDY)
 

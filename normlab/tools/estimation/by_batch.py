@@ -46,9 +46,7 @@ def linen(*, dropout: bool, options: Mapping[str, object] = ALONE) -> Iterator[N
         yield
 
 
-def nnx_copy(
-    model: nnx.Module, *, train: bool, dropout: bool, options: Mapping[str, object] = ALONE
-) -> nnx.Module:
+def nnx_copy(model: nnx.Module, *, train: bool, dropout: bool, options: Mapping[str, object] = ALONE) -> nnx.Module:
     """Return a copy of an NNX model in which norms normalize by the batch of a call alone where they train.
 
     Args:
