@@ -78,10 +78,11 @@ def finds(
 def _examined(source: str, ignore: Sequence[str], chosen: Mapping[str, object], static: bool) -> Report:
     """Examine what a function returns."""
     known = (*inspect.signature(doctor.examine).parameters, _INPUTS)
-    keywords = {**_keywords(built(source, known), source), **chosen}
+    keywords: dict[str, Any] = {**_keywords(built(source, known), source), **chosen}
     own = keywords.get("ignore", ())
-    ignored = [*(_codes(own) if isinstance(own, str) else own), *_codes(os.environ.get(IGNORE, "")), *ignore]
-    return doctor.examine(**(_of_shapes(keywords) if static else keywords) | {"ignore": ignored})
+    own = _codes(own) if isinstance(own, str) else own
+    keywords["ignore"] = [*own, *_codes(os.environ.get(IGNORE, "")), *ignore]
+    return doctor.examine(**(_of_shapes(keywords) if static else keywords))
 
 
 def _check_files(html: Path | None, json: str | None) -> None:

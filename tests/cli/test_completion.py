@@ -30,13 +30,15 @@ def completed(line: str, folder: Path, code: str = "") -> list[str]:
 @pytest.mark.parametrize(
     ("line", "expected", "without"),
     [
-        ("normlab ", "run report merge verify list", ""),
+        ("normlab ", "run report merge verify list doctor", ""),
         ("normlab run batch_", "batch_size batch_composition", "online"),
         ("normlab run batch_size --batch", "--batch-sizes", "--seeds"),
         ("normlab run batch_size --norms batch r", "rms", "layer"),
         ("normlab run online --problems s", "sea split-digits", "mlp"),
         ("normlab run batch_size --tier ", "smoke quick standard paper", "batch"),
         ("normlab list tiers o", "online", "recurrent"),
+        ("normlab doctor net.py:build --fail-on ", "error warning note never", "batch"),
+        ("normlab doctor net.py:build --s", "--static", "--seeds"),
     ],
 )
 def test_names(line: str, expected: str, without: str, tmp_path: Path) -> None:
