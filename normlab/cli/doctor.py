@@ -17,6 +17,7 @@ from normlab.cli.parser import FAIL_ON, FailOn
 from normlab.doctor import Report, files, text
 from normlab.errors import BadInput, Fault, nearest, one_line
 from normlab.expect import WHOLE, refusal
+from normlab.extras import require
 
 __all__ = ["finds"]
 
@@ -86,7 +87,8 @@ def _examined(source: str, ignore: Sequence[str], chosen: Mapping[str, object], 
 
 
 def _check_files(html: Path | None, json: str | None) -> None:
-    """Check that the reports can be written, before anything takes time."""
+    """Check that the reports can be made and written, before anything takes time."""
+    require("doctor", "rich", *["jinja2"] * (html is not None))
     if html is not None and str(html) == _PRINTED:
         raise BadInput("Expected `--html` to name a file, got `-`. Only `--json -` prints the report.")
     if html is not None:

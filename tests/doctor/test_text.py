@@ -112,6 +112,17 @@ def test_a_remedy_can_be_pasted(remedy: str, width: int) -> None:
     assert width < 40 or max(map(len, lines)) <= width
 
 
+def test_broken_lines_fit_every_width() -> None:
+    for width in range(44, 120):
+        lines = paste.lines(FEW.remedy, width)
+        assert max(map(len, lines)) <= width
+        assert all(line.startswith("    ") for line in lines[1:])
+
+
+def test_a_comment_goes_to_a_line_of_its_own() -> None:
+    assert paste.lines("x = f(a, b)  # then look", 15) == ["x = f(a, b)", "    # then look"]
+
+
 def test_places_where_a_line_may_not_end() -> None:
     assert paste.lines("a = 'one, two, (three, four)'", 10) == ["a = 'one, two, (three, four)'"]
     assert paste.lines("first, second = third, fourth", 10) == ["first, second = third, fourth"]
