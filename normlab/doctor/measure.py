@@ -35,17 +35,17 @@ class Part(NamedTuple):
         places: Output at fixed places.
     """
 
-    examples: ArrayLike
-    elements: ArrayLike
-    mean: ArrayLike
-    var: ArrayLike
-    between: ArrayLike
-    largest: ArrayLike
-    broken: ArrayLike
-    statistics: ArrayLike
-    lossy: ArrayLike
-    small: ArrayLike
-    places: ArrayLike
+    examples: Array
+    elements: Array
+    mean: Array
+    var: Array
+    between: Array
+    largest: Array
+    broken: Array
+    statistics: Array
+    lossy: Array
+    small: Array
+    places: Array
 
 
 def measured(site: Site, thresholds: Thresholds, x: Array, mask: Array | None, y: object) -> Part:
@@ -70,14 +70,14 @@ def measured(site: Site, thresholds: Thresholds, x: Array, mask: Array | None, y
     epsilon = getattr(site.module, "epsilon", 0.0)
     small = (own_var > 0) & (own_var < thresholds.small_variance * epsilon)
     return Part(
-        examples=examples,
-        elements=elements,
+        examples=jnp.asarray(examples),
+        elements=jnp.asarray(elements),
         mean=mean,
         var=var,
         between=between,
         largest=jnp.max(jnp.abs(known), initial=0),
         broken=broken,
-        statistics=own_var.size,
+        statistics=jnp.asarray(own_var.size),
         lossy=jnp.sum(relative > thresholds.digits),
         small=jnp.sum(small),
         places=_at_places(site.path, y, where),

@@ -92,6 +92,13 @@ class Patient:
         self.thresholds = options.thresholds
         self.replicas: dict[str, float] = {}
 
+    def again(self, model: Module, variables: VariableDict | None, batches: Sequence[object]) -> "Patient":
+        """Return the patient at a later time: with other variables and batches, and the same compiled programs."""
+        later = Patient(model, variables, batches, self.options)
+        for name in _LASTING:
+            later.__dict__[name] = getattr(self, name)
+        return later
+
     @functools.cached_property
     def modes(self) -> Modes:
         """The keywords of a call in training, and at evaluation."""
@@ -433,6 +440,8 @@ class Patient:
 
 
 _STREAMS = ("params", "dropout")
+_LASTING = ("modes", "rngs", "training", "evaluation", "lifted_out", "_programs", "_plain_calls")
+"""Attributes that do not depend on the values of variables and batches."""
 
 
 class _Program:

@@ -90,7 +90,7 @@ def variables_of(state: Any) -> Any:
             if isinstance(part, nnx.Module) and not isinstance(part, nnx.Optimizer):
                 return part
     if isinstance(state, Mapping) and "params" in state:
-        return {name: value for name, value in state.items() if name in _COLLECTIONS}
+        return {name: value for name, value in state.items() if isinstance(value, Mapping)}
     if hasattr(state, "params"):
         return {name: value for name in _COLLECTIONS if (value := getattr(state, name, None)) is not None}
     if isinstance(state, tuple | list):

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
-import numpy as np
 from flax.typing import VariableDict
 from jax import Array
 
@@ -76,7 +76,8 @@ def survey(
         Exception: That of the call, where it fails at something else than a norm.
     """
     try:
-        return Survey(sites(model, variables, *args, train=told, method=method, rngs=rngs, **kwargs))
+        options: dict[str, Any] = {"train": told, "method": method, "rngs": rngs, **kwargs}
+        return Survey(sites(model, variables, *args, **options))
     except Exception:
         failures = _failures(model, variables, args, {**kwargs, **told}, train, method, rngs)
         if not failures:
@@ -103,7 +104,7 @@ def _failures(
         try:
             return call.proceed()
         except Exception as error:
-            shape = np.shape(call.input) if call.input is not None else ()
+            shape: tuple[int, ...] = getattr(call.input, "shape", ())
             count = elements(call.module, kind.name, shape)
             found.setdefault(call.path, Failure(call.path, kind, call.module, count, error))
             return call.input

@@ -26,7 +26,7 @@ def _sound(patient: Patient) -> list[str]:
 
 def _of_batches(patient: Patient) -> list[str]:
     """Return those of them that take batch statistics in training."""
-    return [path for path in _sound(patient) if _learns(patient.site_of(path))]
+    return [path for path in _sound(patient) if _learns(site := patient.site_of(path)) and site.count > 1]
 
 
 def _learns(site: Site) -> bool:
@@ -96,7 +96,7 @@ def few_effective_samples(patient: Patient) -> Found:
         title="batch statistics of few effective samples",
         why="The statistics are noise, and evaluation uses others than training did.",
         source="Wu & He 2018, https://arxiv.org/abs/1803.08494; Wu & Johnson 2021, https://arxiv.org/abs/2105.07576",
-        remedy="normlab.tools.convert(model, variables, to='group')  # or a larger batch at `{path}`",
+        remedy="normlab.tools.convert(model, variables, to='group', args=(x,), fresh='init')  # or a larger batch at `{path}`",
     )
     if faults:
         yield texts.finding("NL302", "warning", faults, threshold=bound, certain=False)
@@ -302,9 +302,7 @@ def constant_channels(patient: Patient) -> Found:
         if given
         else "# look at learning rate and weight decay before `{path}`",
     )
-    for severity, faults in (("warning", many), ("note", few)):
-        if faults:
-            yield texts.finding("NL307", severity, faults, threshold=patient.thresholds.channels, certain=False)
+    yield from texts.by_share("NL307", many, few, threshold=patient.thresholds.channels)
 
 
 def constant(patient: Patient, path: str) -> np.ndarray:
@@ -338,9 +336,7 @@ def variance_below_epsilon(patient: Patient) -> Found:
         source="Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167, algorithm 1",
         remedy="epsilon=1e-8  # at `{path}`, or scale the input up",
     )
-    for severity, faults in (("warning", many), ("note", few)):
-        if faults:
-            yield texts.finding("NL308", severity, faults, threshold=patient.thresholds.channels, certain=False)
+    yield from texts.by_share("NL308", many, few, threshold=patient.thresholds.channels)
 
 
 def _small(patient: Patient, path: str, site: Site) -> float:

@@ -1,6 +1,6 @@
 """The registry of checks, and how a check says what it found."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -103,3 +103,12 @@ class Texts:
             certain=certain,
             others=tuple(fault.path for fault in faults[1:]),
         )
+
+    def by_share(
+        self, code: str, many: Sequence[Fault], few: Sequence[Fault], *, threshold: float
+    ) -> Iterator[Finding]:
+        """Yield a warning for the norms with many features that have the fault, and a note for those with few."""
+        if many:
+            yield self.finding(code, "warning", many, threshold=threshold, certain=False)
+        if few:
+            yield self.finding(code, "note", few, threshold=threshold, certain=False)

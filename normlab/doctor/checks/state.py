@@ -1,5 +1,7 @@
 """Checks of the running statistics, and of whether a call uses those of its mode."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,6 +90,8 @@ def batch_statistics_at_evaluation(patient: Patient) -> Found:
         jax.tree.map(lambda leaf: leaf[0] if np.shape(leaf)[:1] == (size,) else 0.0, one) for one in (before, after)
     ]
     moved = change(*first)
+    if math.isnan(moved):
+        raise Skip("the output is not finite")
     if moved <= patient.thresholds.same_output:
         return
     sites = [site for site in patient.evaluation.sites if takes_batch_statistics(site) and not site.running]

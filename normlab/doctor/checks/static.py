@@ -104,7 +104,7 @@ def batch_of_one_element(patient: Patient) -> Found:
         title="batch statistics over one element",
         why="One element is its own mean: the output is the bias whatever goes in. Flax returns it, normlab refuses.",
         source="Wu & He 2018, https://arxiv.org/abs/1803.08494; torch.nn.BatchNorm1d refuses such a batch",
-        remedy="normlab.tools.convert(model, variables, to='group')  # or a batch of at least 8 for `{path}`",
+        remedy="normlab.tools.convert(model, variables, to='group', args=(x,), fresh='init')  # or a batch of at least 8 for `{path}`",
     )
     if faults:
         yield texts.finding("NL102", "error", faults, threshold=1)
@@ -220,9 +220,10 @@ def norm_at_the_end(patient: Patient) -> Found:
         source=f"{_IOFFE}, section 3.2 (norms stand before nonlinearities)",
         remedy="# leave out `{path}`, or put it before the last layer",
     )
-    for severity, of_batch in (("warning", True), ("note", False)):
-        if faults := [Fault(site.path, {}) for site in ends if takes_batch_statistics(site) is of_batch]:
-            yield texts.finding("NL106", severity, faults)
+    if of_batch := [Fault(site.path, {}) for site in ends if takes_batch_statistics(site)]:
+        yield texts.finding("NL106", "warning", of_batch)
+    if others := [Fault(site.path, {}) for site in ends if not takes_batch_statistics(site)]:
+        yield texts.finding("NL106", "note", others)
 
 
 @check("NL108")

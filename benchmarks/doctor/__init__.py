@@ -1,0 +1,1 @@
+"""How often the doctor is right: planted faults, healthy models, and the rates of both."""

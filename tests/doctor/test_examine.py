@@ -1,0 +1,157 @@
+"""The examination: what it refuses, what it leaves out, and that it changes nothing."""
+
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+from benchmarks.doctor.planted import Dense, Small, batches, fresh
+from normlab.doctor import Thresholds, examine
+from normlab.errors import BadInput
+from tests.support.shaken import fingerprint
+
+MODEL = Dense(use_bias=True)
+GIVEN = batches(count=2)
+
+
+@pytest.fixture(scope="module")
+def variables() -> Any:
+    return fresh(MODEL, GIVEN[0][0])
+
+
+class Silent(nn.Module):
+    """A model with a batch norm that is not told its mode."""
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        return nn.BatchNorm(use_running_average=False)(nn.Dense(4)(x))
+
+
+REFUSED = [
+    ({"model": lambda x: x}, "Expected a Flax module, got a function. Pass the module"),
+    ({"checks": ["NL999"]}, "Expected a code of a check, got `NL999`."),
+    ({"ignore": ["NL1@norm"]}, "Expected a code of a check to ignore, got `NL1@norm`."),
+    ({"limit": 0}, "Expected `limit` to be"),
+    ({"steps": 0}, "Expected `steps` to be"),
+    ({"batches": 3}, "Expected `batches` to be a list of batches, got one batch. Write `[batch]`."),
+    ({"batches": {"x": np.ones((2, 64))}}, "Expected `batches` to be a list of batches, got one batch."),
+    ({"batches": [{"y": np.ones((2, 64))}]}, "Expected a batch with one of 'inputs', 'image', 'x'"),
+    ({"step": lambda state, batch: state}, "Expected `step` and `state` with each other, got one alone."),
+    ({"step": lambda state, batch: state, "state": 1, "variables": None}, "Expected a state with `params`"),
+    (
+        {"variables": {"params": {}}},
+        "Expected variables with `batch_stats/norm_0/mean` of shape (32,), got none of this name.",
+    ),
+    ({"model": Silent()}, "Expected to know how the model is told to train"),
+]
+
+
+@pytest.mark.parametrize(("keywords", "sentence"), REFUSED)
+def test_bad_input_is_refused_in_one_sentence(variables: Any, keywords: dict[str, Any], sentence: str) -> None:
+    given: dict[str, Any] = {"model": MODEL, "variables": variables, "batches": GIVEN, "checks": ["NL101"], **keywords}
+    if isinstance(given["model"], Silent):
+        given["variables"] = given["model"].init(jax.random.key(0), GIVEN[0][0])
+    with pytest.raises(BadInput) as error:
+        examine(**given)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_without_numbers_only_the_structure_is_checked() -> None:
+    shape = jax.ShapeDtypeStruct((32, 64), jnp.float32)
+    report = examine(MODEL, None, [shape])
+    assert [one.code for one in report.findings] == ["NL101"]
+    assert {"NL102", "NL106", "NL113"} <= set(report.passed)
+    skipped = {one.code: one.why for one in report.skipped}
+    assert skipped["NL302"] == "no variables were given."
+    assert skipped["NL204"] == "no `step` was given."
+    assert report.measurements == {}
+
+
+def test_without_a_batch_nothing_is_checked_and_the_reason_is_said(variables: Any) -> None:
+    report = examine(MODEL, variables)
+    assert not report.findings and not report.passed
+    assert {one.why for one in report.skipped} >= {"no batch was given, not even its shape.", "no batch was given."}
+
+
+def test_findings_are_ignored_by_code_and_path(variables: Any) -> None:
+    for ignore, paths in (([], ["norm_0", "norm_1"]), (["NL101@*_0"], ["norm_1"])):
+        (finding,) = examine(MODEL, variables, GIVEN, checks=["NL101"], ignore=ignore).findings
+        assert [finding.path, *finding.others] == paths
+    assert not examine(MODEL, variables, GIVEN, checks=["NL101"], ignore=["NL101"]).findings
+    (note,) = examine(MODEL, variables, GIVEN, checks=["NL106"], ignore=["NL106@head"]).findings
+    assert (note.severity, note.title) == ("note", "nothing to ignore for `NL106@head`")
+
+
+def test_nothing_given_is_changed(variables: Any) -> None:
+    model = Small(use_bias=True)
+    before = fingerprint(variables), fingerprint(nnx.state(model)), GIVEN[0][0].tobytes()
+    examine(MODEL, variables, GIVEN, checks=["NL101", "NL203", "NL302"])
+    examine(model, None, GIVEN, checks=["NL101", "NL203", "NL302"])
+    assert before == (fingerprint(variables), fingerprint(nnx.state(model)), GIVEN[0][0].tobytes())
+
+
+def test_the_report_is_json_and_says_whether_all_is_well(variables: Any) -> None:
+    report = examine(MODEL, variables, GIVEN, checks=["NL101", "NL302"])
+    plain = json.loads(report.json())
+    assert [one["code"] for one in plain["findings"]] == ["NL101"]
+    assert "seconds" not in plain and "seconds" in json.loads(report.json(timings=True))
+    assert report.ok() and not report.ok("note") and report.by_code["NL101"][0].others == ("norm_1",)
+    with pytest.raises(BadInput, match="Expected `at` to be `error`, `warning` or `note`, got `fatal`"):
+        report.ok("fatal")  # pyright: ignore[reportArgumentType]
+    assert str(report).startswith("NL101 note at `norm_0` and 1 more: ")
+
+
+def test_measurements_are_those_of_the_input(variables: Any) -> None:
+    report = examine(MODEL, variables, GIVEN)
+    dense = variables["params"]["dense_0"]
+    x = np.concatenate([one for one, _ in GIVEN]) @ np.asarray(dense["kernel"], np.float64) + np.asarray(dense["bias"])
+    found = report.measurements["norm_0"]
+    np.testing.assert_allclose(found.mean, x.mean(0), atol=1e-6)
+    np.testing.assert_allclose(found.var, x.var(0), rtol=1e-5)
+    assert found.running_mean is not None and not found.running_mean.any()
+    np.testing.assert_allclose(found.effective, 32, rtol=1e-5)
+
+
+def test_thresholds_move_a_check() -> None:
+    x = batches(8)
+    variables = fresh(MODEL, x[0][0])
+    assert not examine(MODEL, variables, x, checks=["NL302"]).findings
+    (finding,) = examine(MODEL, variables, x, checks=["NL302"], thresholds=Thresholds(effective=9)).findings
+    assert finding.threshold == 9 and finding.evidence["effective samples"] == pytest.approx(8)
+
+
+class Scanned(nn.Module):
+    """Three layers in a scan, each with statistics of its own."""
+
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool) -> Any:
+        def body(block: Any, x: Any, _: None) -> Any:
+            return block(x), None
+
+        scan = nn.scan(body, variable_axes={"params": 0, "batch_stats": 0}, split_rngs={"params": True}, length=3)
+        return nn.Dense(10)(scan(Block(train, name="layers"), x, None)[0])
+
+
+class Block(nn.Module):
+    train: bool
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        x = nn.Dense(64, use_bias=False)(x)
+        return nn.relu(nn.BatchNorm(use_running_average=not self.train, name="norm")(x))
+
+
+def test_runs_of_a_scan_have_paths_of_their_own() -> None:
+    model = Scanned()
+    variables = model.init(jax.random.key(0), GIVEN[0][0], train=False)
+    report = examine(model, variables, GIVEN)
+    assert list(report.measurements) == ["layers/norm[0]", "layers/norm[1]", "layers/norm[2]"]
+    assert report.ok()
+    means = [one.mean for one in report.measurements.values()]
+    assert not np.allclose(means[0], means[1])
