@@ -4,7 +4,7 @@ from normlab.doctor.examine import examine
 from normlab.doctor.findings import Finding, Measurement, Severity, Skipped
 from normlab.doctor.report import Report
 from normlab.doctor.thresholds import Thresholds
-from normlab.doctor.watch import Watch as watch
-from normlab.doctor.watch import Watched
+from normlab.doctor.watching import Watch as watch
+from normlab.doctor.watching import Watched
 
 __all__ = ["Finding", "Measurement", "Report", "Severity", "Skipped", "Thresholds", "Watched", "examine", "watch"]

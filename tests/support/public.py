@@ -28,6 +28,7 @@ MODULES = (
     "normlab.tools.replicas",
     "normlab.tools.recalibrate",
     "normlab.tools.export",
+    "normlab.doctor",
     "normlab.river",
     "normlab.study",
     "normlab.study.streams",

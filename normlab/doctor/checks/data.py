@@ -96,7 +96,7 @@ def few_effective_samples(patient: Patient) -> Found:
         title="batch statistics of few effective samples",
         why="The statistics are noise, and evaluation uses others than training did.",
         source="Wu & He 2018, https://arxiv.org/abs/1803.08494; Wu & Johnson 2021, https://arxiv.org/abs/2105.07576",
-        remedy="normlab.tools.convert(model, variables, to='group', args=(x,), fresh='init')  # or a larger batch at `{path}`",
+        remedy="normlab.tools.convert(model, variables, to='group', args=(x,), fresh='init')",
     )
     if faults:
         yield texts.finding("NL302", "warning", faults, threshold=bound, certain=False)

@@ -104,7 +104,7 @@ def batch_of_one_element(patient: Patient) -> Found:
         title="batch statistics over one element",
         why="One element is its own mean: the output is the bias whatever goes in. Flax returns it, normlab refuses.",
         source="Wu & He 2018, https://arxiv.org/abs/1803.08494; torch.nn.BatchNorm1d refuses such a batch",
-        remedy="normlab.tools.convert(model, variables, to='group', args=(x,), fresh='init')  # or a batch of at least 8 for `{path}`",
+        remedy="normlab.tools.convert(model, variables, to='group', args=(x,), fresh='init')",
     )
     if faults:
         yield texts.finding("NL102", "error", faults, threshold=1)
