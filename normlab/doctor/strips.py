@@ -19,7 +19,7 @@ _MARGIN = 2.0
 """Per cent of a strip that stay free at each end."""
 
 _LETTER = 4.0
-"""Per cent of a strip that a letter of its axis takes, and that are free between two labels."""
+"""Per cent of a strip that a letter of its axis takes."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Scale:
         forward: Increasing function in whose values the axis is even.
         low: Number at the left end.
         high: Number at the right end.
-        ticks: Numbers that are labelled.
+        ticks: Numbers that are labelled, in groups that are labelled together or not at all.
         bounds: Numbers that a check must not cross.
         crossed: Ranges on the wrong side of the bounds.
     """
@@ -38,7 +38,7 @@ class Scale:
     forward: Callable[[float], float]
     low: float
     high: float
-    ticks: tuple[float, ...]
+    ticks: tuple[tuple[float, ...], ...]
     bounds: tuple[float, ...]
     crossed: tuple[tuple[float, float], ...]
 
@@ -49,14 +49,14 @@ class Scale:
         return round(_MARGIN + (100 - 2 * _MARGIN) * share, 2)
 
     def labels(self) -> list[tuple[float, str]]:
-        """Return places and texts of the ticks; those that come first in `ticks` where two would overlap."""
-        kept: dict[float, str] = {}
-        for tick in self.ticks:
-            place, text = self.place(tick), number(tick)
-            apart = (abs(place - other) - _LETTER * (len(text) + len(beside) + 2) / 2 for other, beside in kept.items())
-            if self.low <= tick <= self.high and all(free >= 0 for free in apart):
-                kept[place] = text
-        return sorted(kept.items())
+        """Return places and texts of the ticks; where two would overlap, the one that comes first in `ticks`."""
+        kept: list[tuple[float, str]] = []
+        for group in self.ticks:
+            new = [(self.place(tick), number(tick)) for tick in group if self.low <= tick <= self.high]
+            pairs = [(one, other) for at, one in enumerate(new) for other in (*kept, *new[:at])]
+            if not any(_overlap(one, other) for one, other in pairs):
+                kept += new
+        return sorted(kept)
 
     def shaded(self) -> list[tuple[float, float]]:
         """Return start and width of the ranges on the wrong side of the bounds."""
@@ -141,7 +141,7 @@ def _of_features(
     known = {norm.path: found[np.isfinite(found)] for norm in norms for found in [np.ravel(values(norm))]}
     known = {path: found for path, found in known.items() if found.size}
     end = _end([float(np.abs(found).max()) for found in known.values()], bound)
-    ticks = (-bound, bound, 0.0, -end, end, *(sign * 10.0**power for power in range(6) for sign in (-1, 1)))
+    ticks = ((-bound, bound), (0.0,), (-end, end), *((-(10.0**power), 10.0**power) for power in range(6)))
     crossed = ((-end, -bound), (bound, end))
     scale = Scale(lambda value: math.asinh(value / bound), -end, end, ticks, (-bound, bound), crossed)
     strips = {path: _strip_of_features(found, scale, bound, title) for path, found in known.items()}
@@ -167,7 +167,7 @@ def _gaps(norms: Sequence[Measurement], thresholds: Thresholds) -> Column:
     known = [norm for norm in norms if math.isfinite(norm.gap)]
     bound = thresholds.gap
     end = _end([norm.gap for norm in known], bound)
-    ticks = (0.0, bound, end, 0.1, 1.0, 10.0, 100.0)
+    ticks = ((0.0,), (bound,), (end,), (0.1,), (1.0,), (10.0,), (100.0,))
     scale = Scale(lambda value: math.asinh(value / bound), 0.0, end, ticks, (bound,), ((bound, end),))
     strips = {norm.path: _gap(norm, scale, thresholds) for norm in known}
     return Column("Training against evaluation", f"relative difference; bound {number(bound)}", scale, strips)
@@ -187,11 +187,11 @@ def _gap(norm: Measurement, scale: Scale, thresholds: Thresholds) -> Strip:
 
 
 def _effective(norms: Sequence[Measurement], bound: float) -> Column:
-    """Draw the independent samples of a batch on a logarithmic axis."""
-    known = [norm for norm in norms if math.isfinite(norm.effective) and norm.effective > 0]
+    """Draw the independent samples of a batch on a logarithmic axis, for norms that have statistics of batches."""
+    known = [norm for norm in norms if norm.running_mean is not None and 0 < norm.effective < math.inf]
     end = max([norm.effective for norm in known], default=1.0)
     end = 10.0 ** math.ceil(math.log10(max(end, 2 * bound)))
-    ticks = (bound, 1.0, end, *(10.0**power for power in range(1, 12)))
+    ticks = ((bound,), (1.0,), (end,), *((10.0**power,) for power in range(1, 12)))
     scale = Scale(lambda value: math.log(value), 1.0, end, ticks, (bound,), ((1.0, bound),))
     strips = {
         norm.path: Strip(
@@ -210,3 +210,8 @@ def _end(sizes: Sequence[float], bound: float) -> float:
     largest = max([*sizes, 2 * bound])
     unit = 10.0 ** math.floor(math.log10(largest))
     return math.ceil(largest / unit) * unit
+
+
+def _overlap(one: tuple[float, str], other: tuple[float, str]) -> bool:
+    """Return whether two labels are less than a letter apart."""
+    return abs(one[0] - other[0]) < _LETTER * (len(one[1]) + len(other[1]) + 2) / 2

@@ -24,7 +24,7 @@ def test_a_column_for_each_number_that_is_known() -> None:
     titles = ["Running mean", "Running variance", "Training against evaluation", "Effective samples"]
     assert list(drawn(measurement("a"), layer("b"))) == titles
     assert list(drawn(layer("b"))) == list(drawn()) == []
-    assert list(drawn(replace(layer("b"), effective=3.0))) == titles[3:]
+    assert list(drawn(replace(layer("b"), gap=0.1))) == titles[2:3]
     assert {path for column in drawn(measurement("a"), layer("b")).values() for path in column.strips} == {"a"}
 
 
@@ -94,13 +94,19 @@ def test_the_expected_gap_stands_beside_the_measured_one() -> None:
 
 
 def test_effective_samples_are_on_a_logarithmic_axis() -> None:
-    column = drawn(*(replace(layer(name), effective=n) for name, n in {"a": 2.0, "b": 20.0, "c": 200.0}.items()))
+    column = drawn(*(replace(measurement(name), effective=n) for name, n in {"a": 2.0, "b": 20.0, "c": 200.0}.items()))
     strips, scale = column["Effective samples"].strips, column["Effective samples"].scale
     places = [strips[name].dot or 0 for name in "abc"]
     assert math.isclose(places[1] - places[0], places[2] - places[1], abs_tol=0.02)
     assert [strips[name].crossed for name in "abc"] == [True, False, False]
     assert [text for _, text in scale.labels()] == ["1", "8", "100", "1,000"]
     assert scale.shaded() == [(0.0, scale.place(8))]
+
+
+def test_a_norm_of_single_examples_has_no_samples_of_a_batch() -> None:
+    assert drawn(replace(layer("a"), effective=3.0)) == {}
+    for unknown in (math.nan, math.inf, 0.0):
+        assert "Effective samples" not in drawn(replace(measurement("a"), effective=unknown))
 
 
 @pytest.mark.parametrize("report", [HEALTHY, SICK, DEEP])
@@ -112,6 +118,15 @@ def test_labels_of_an_axis_never_overlap(report: Report) -> None:
             assert right - left >= 2 * (len(a) + len(b))
         for start, width in column.scale.shaded():
             assert 0 <= start and width > 0 and start + width <= 100
+
+
+@pytest.mark.parametrize("shift", [0.01, 0.3, 3.0, 30.0])
+def test_an_axis_with_two_sides_is_labelled_on_both(shift: float) -> None:
+    for column in list(drawn(measurement("a", shift=shift)).values())[:2]:
+        labels = column.scale.labels()
+        assert [round(place + other, 1) for (place, _), (other, _) in zip(labels, labels[::-1], strict=True)] == [
+            100.0
+        ] * len(labels)
 
 
 def test_bounds_are_those_that_were_given() -> None:
