@@ -191,6 +191,35 @@ def inference_gap() -> str:
     return _svg(figure)
 
 
+def folding() -> str:
+    """Draw the error of networks as deployed, with norms folded into layers, and with norms deleted."""
+    found = _read("inference_gap-digits-folded")
+    ways = {
+        "as deployed": "error",
+        "folded": "test error with norms folded into layers",
+        "deleted": "test error with norms deleted",
+    }
+    labels = {"batch": "batch", "batch_renorm": "batch renorm", "group": "group", "layer": "layer"}
+    with _canvas(
+        4.6, "Folding changes no prediction; deleting batch norm\nor batch renorm costs 24 to 60 points of error"
+    ) as figure:
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, problem, title in zip(panels, ("mlp", "conv"), ("MLP", "conv net"), strict=True):
+            rows = [row for row in found if row["problem"] == problem]
+            lines = [
+                (f"{label}, {way}", norm, _estimate(_cell(rows, norm, "32"), column))
+                for norm, label in labels.items()
+                for way, column in ways.items()
+                if way != "folded" or norms.get(norm).entry.averages
+            ]
+            _dots(axes, lines)
+            axes.set_title(title, fontsize=9.75)
+            axes.set_xlim(-4, 105)
+            axes.set_xticks([0, 25, 50, 75])
+        figure.supxlabel("test error on digits (%)", fontsize=9.75)
+    return _svg(figure)
+
+
 def recurrent() -> str:
     """Draw the error of an LSTM for each norm inside it."""
     rows = _read("recurrent-permuted-standard")
@@ -312,7 +341,17 @@ def large_offsets() -> str:
 
 FIGURES: dict[str, Callable[[], str]] = {
     figure.__name__: figure
-    for figure in (batch_size, every_norm, few_classes, inference_gap, recurrent, streams, devices, large_offsets)
+    for figure in (
+        batch_size,
+        every_norm,
+        few_classes,
+        inference_gap,
+        folding,
+        recurrent,
+        streams,
+        devices,
+        large_offsets,
+    )
 }
 """The figures by the names of their files in `docs/figures`."""
 

@@ -3,9 +3,10 @@
     normlab run inference_gap
 
 In training batch norm uses statistics of the batch, at inference running statistics from training. Each trained network
-is evaluated with its running statistics; with statistics that are estimated again from training examples, for the same
-weights; and with statistics of test batches of 1 to 128 examples. Running statistics are updated at a reasonable rate,
-much too fast, too slowly, as a plain average, and with an unbiased variance.
+is evaluated with its running statistics, many examples or one at a time; with statistics that are estimated again from
+training examples, for the same weights; with statistics of test batches of 1 to 128 examples; with its norms folded
+into the layers around them; and with its norms deleted. Running statistics are updated at a reasonable rate, much too
+fast, too slowly, as a plain average, and with an unbiased variance.
 """
 
 from dataclasses import replace
@@ -25,6 +26,20 @@ REESTIMATED, GAP, LOGIT, FLIPPED = (
     "predictions changed by re-estimating",
 )
 OWN = "test error by statistics of test batches as large as in training, minus as deployed"
+ALONE = "test error by statistics of one test example, minus as deployed"
+SINGLY = "largest change of an output, one example at a time"
+FOLDED, FOLDED_LARGEST, FOLDED_FLIPPED = (
+    "test error with norms folded into layers",
+    "largest change of an output by folding",
+    "predictions changed by folding",
+)
+REMOVED, COST, REMOVED_FLIPPED = (
+    "test error with norms deleted",
+    "test error with norms deleted minus as deployed",
+    "predictions changed by deleting",
+)
+NUMBERS = (LOGIT, SINGLY, FOLDED_LARGEST)
+"""Metrics that are no shares."""
 
 
 def _measure(model: Any) -> dict[str, Any]:
@@ -37,15 +52,30 @@ def _measure(model: Any) -> dict[str, Any]:
 def _assess(model: Any, outputs: Any) -> dict[str, Any]:
     from normlab.study.training import inference_measures
 
-    found = inference_measures.compared(model, outputs, model.evaluate(inference_measures.reestimated(model)))
-    size = len(model.batch[1])
+    inputs, _ = model.test
+    removed = inference_measures.compared(model, outputs, inference_measures.without_norms(model, inputs))
+    singly = inference_measures.compared(model, outputs, inference_measures.one_by_one(model, inputs))
+    own, alone = inference_measures.changes_by_size(model, outputs, (len(model.batch[1]), 1))
     return {
-        REESTIMATED: found["error"],
-        GAP: found["gap"],
-        LOGIT: found["logit"],
-        FLIPPED: found["flipped"],
-        OWN: inference_measures.changes_by_size(model, outputs, (size,))[0],
+        OWN: own,
+        ALONE: alone,
+        SINGLY: singly["largest"],
+        REMOVED: removed["error"],
+        COST: -removed["gap"],
+        REMOVED_FLIPPED: removed["flipped"],
     }
+
+
+def _examine(model: Any) -> dict[str, Any]:
+    from normlab.study.training import inference_measures
+
+    outputs, state = model.evaluate(model.model_state), inference_measures.reestimated(model)
+    folded = inference_measures.compared(model, outputs, inference_measures.folded(model))
+    found = {FOLDED: folded["error"], FOLDED_LARGEST: folded["largest"], FOLDED_FLIPPED: folded["flipped"]}
+    if state is None:
+        return found
+    again = inference_measures.compared(model, outputs, model.evaluate(state))
+    return {**found, REESTIMATED: again["error"], GAP: again["gap"], LOGIT: again["logit"], FLIPPED: again["flipped"]}
 
 
 _BY_BATCH = study.Series(
@@ -73,9 +103,14 @@ comparison = study.Comparison(
         series=(_BY_BATCH,),
         measure=_measure,
         extra_metrics=tuple(
-            study.Metric(name=name, percent=name != LOGIT) for name in (REESTIMATED, GAP, LOGIT, FLIPPED, OWN)
+            study.Metric(name=name, percent=name not in NUMBERS)
+            for name in (
+                *(REESTIMATED, GAP, LOGIT, FLIPPED, OWN, ALONE, SINGLY),
+                *(FOLDED, FOLDED_LARGEST, FOLDED_FLIPPED, REMOVED, COST, REMOVED_FLIPPED),
+            )
         ),
         assess=_assess,
+        examine=_examine,
     ),
     norms=(
         "batch",
@@ -103,6 +138,9 @@ comparison = study.Comparison(
         "plain average of all batches. Running statistics do not affect training; learning rates are tuned for each.",
         "Re-estimated statistics: from up to 4,096 training examples in batches as large as in training, with the same "
         "weights (PreciseBN). Up to 2,048 test examples are evaluated in batches.",
+        "Folded: running statistics, scale and shift of a norm are in the weights of the layer before it or behind it; "
+        "norms that take statistics of their input stay. Deleted: norms are left out, and layers keep their weights. "
+        "Largest changes are in units of the largest output, or of 1.",
         *zoo.FIXED,
     ),
 )

@@ -19,7 +19,7 @@ SECONDS: Mapping[str, tuple[float, float]] = {
     "batch_composition": (3.0, 0.15),
     "batch_size": (2.5, 0.3),
     "distributed": (10.0, 2.0),
-    "inference_gap": (10.0, 0.6),
+    "inference_gap": (12.0, 1.0),
     "online": (3.0, 0.15),
     "recurrent": (10.0, 4.0),
     "transformer": (6.0, 25.0),

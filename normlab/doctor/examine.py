@@ -1,7 +1,7 @@
 """Examine a model: find its norms, measure them, and report what is wrong."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 
 from normlab import expect
 from normlab.doctor.examination import Examination, chosen, pattern
-from normlab.doctor.patient import Options, Patient, limited
+from normlab.doctor.options import Options, Padding, Read, State, Step
+from normlab.doctor.patient import Patient, limited
 from normlab.doctor.report import Report
 from normlab.doctor.stepping import variables_of
 from normlab.doctor.thresholds import Thresholds
@@ -32,19 +33,19 @@ __all__ = ["examine"]
 def examine(
     model: Module,
     variables: VariableDict | None = None,
-    batches: Iterable[Any] = (),
+    batches: Iterable[object] = (),
     *,
     call: Call = default_call,
     train: Mapping[str, object] | None = None,
     evaluate: Mapping[str, object] | None = None,
     method: Method = None,
     rngs: Mapping[str, Array] | None = None,
-    step: Callable[[Any, Any], Any] | None = None,
-    state: Any = None,
-    read: Callable[[Any], Any] | None = None,
+    step: Step | None = None,
+    state: State = None,
+    read: Read | None = None,
     optimizer: "optax.GradientTransformation | None" = None,
     steps: int | None = None,
-    padding: Callable[[Any], Array] | None = None,
+    padding: Padding | None = None,
     mesh: Mesh | None = None,
     limit: int = 8,
     checks: Collection[str] | None = None,

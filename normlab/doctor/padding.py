@@ -1,6 +1,6 @@
 """Noise in padded positions, and the norms that feel it at valid ones."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,10 +41,11 @@ def noisy(call: Arguments, padding: Array, seed: int) -> Arguments:
         )
     found, key = False, jax.random.key(seed)
 
-    def with_noise(leaf: Any) -> Any:
+    def with_noise(leaf: object) -> object:
         nonlocal found
-        is_array = isinstance(leaf, Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.floating)
-        if not is_array or np.shape(leaf)[: padding.ndim] != padding.shape:
+        if not isinstance(leaf, Array | np.ndarray) or leaf.shape[: padding.ndim] != padding.shape:
+            return leaf
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
         found = True
         x = jnp.asarray(leaf)
@@ -58,7 +59,7 @@ def noisy(call: Arguments, padding: Array, seed: int) -> Arguments:
     return changed
 
 
-def at_valid(padding: Array, path: str, number: int, x: Array, mask: Array | None, y: Any) -> AtValid:
+def at_valid(padding: Array, path: str, number: int, x: Array, mask: Array | None, y: object) -> AtValid:
     """Return what a norm was given and returned, 0 at padded positions; nothing where it has no such positions."""
 
     def valid(one: object) -> Array:

@@ -3,10 +3,8 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,27 +13,23 @@ from flax import linen as nn
 from flax import nnx
 from flax.typing import VariableDict
 from jax import Array
-from jax.sharding import Mesh
 
 from normlab.doctor.measure import Part, measured
+from normlab.doctor.options import Options
 from normlab.doctor.padding import at_valid, noisy, relative_change
 from normlab.doctor.pooled import Pooled, pooled
+from normlab.doctor.program import Caller, Program, by_run
 from normlab.doctor.skip import Skip
 from normlab.doctor.stepping import Stepped, marked, stepped, updates
 from normlab.doctor.survey import Survey, survey
-from normlab.doctor.thresholds import Thresholds
 from normlab.errors import BadInput, one_line
 from normlab.introspect.applied import Variables
 from normlab.introspect.calls import Module
-from normlab.introspect.modes import Method, Modes, modes, unknown_mode
-from normlab.tools import Capture, Captured, Site, Sites, leaves
-from normlab.tools.batches import Arguments, Call
-from normlab.tools.estimation import by_batch
+from normlab.introspect.modes import Modes, modes, unknown_mode
+from normlab.tools import Captured, Site, Sites, leaves
+from normlab.tools.batches import Arguments
 
-if TYPE_CHECKING:
-    import optax
-
-__all__ = ["Options", "Patient", "Series", "limited"]
+__all__ = ["Patient", "Series", "limited"]
 
 Series: TypeAlias = Mapping[str, tuple[tuple[Part, ...], ...]]
 """For each norm, for each batch, the measurements of each call; a norm in a `scan` has a path `path[i]` a run."""
@@ -45,26 +39,6 @@ _FEW = 512
 
 _SAME = 1e-5
 """Change of an input that is only rounding."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What an examination is given beside the model; see `examine`."""
-
-    call: Call
-    train: Mapping[str, object] | None
-    evaluate: Mapping[str, object] | None
-    method: Method
-    rngs: Mapping[str, Array] | None
-    step: Callable[[Any, Any], Any] | None
-    state: Any
-    read: Callable[[Any], Any] | None
-    optimizer: "optax.GradientTransformation | None"
-    steps: int | None
-    padding: Callable[[Any], Array] | None
-    mesh: Mesh | None
-    thresholds: Thresholds
-    seed: int
 
 
 class Patient:
@@ -116,6 +90,11 @@ class Patient:
         """Random streams of a call."""
         key = jax.random.key(self.options.seed)
         return dict(self.options.rngs or {name: jax.random.fold_in(key, i) for i, name in enumerate(_STREAMS)})
+
+    @functools.cached_property
+    def caller(self) -> Caller:
+        """How the model is called."""
+        return Caller(self.model, self.modes, self.options.method, self.rngs)
 
     # --- structure ---
 
@@ -260,7 +239,7 @@ class Patient:
         self.can_measure  # noqa: B018
         found: dict[str, list[tuple[Part, ...]]] = {}
         for index in range(len(self.calls)):
-            for path, parts in _by_run(self.called(index, train, dropout, variables).statistics).items():
+            for path, parts in by_run(self.called(index, train, dropout, variables).statistics).items():
                 found.setdefault(path, []).append(parts)
         return {path: tuple(parts) for path, parts in found.items()}
 
@@ -269,43 +248,46 @@ class Patient:
     ) -> Captured[Part]:
         """Call the model with a batch, and measure its norms."""
         given = self.variables if variables is None else variables
-        captured = self._captures(train, dropout)(given, self.calls[index], train, dropout)
+        assert given is not None
+        captured = self._captures(train, dropout)(given, self.calls[index])
         return Captured(captured.output, captured.variables, jax.device_get(captured.statistics))
 
-    def output(self, variables: Variables, call: Arguments, *, train: bool) -> Any:
+    def output(self, variables: Variables, call: Arguments, *, train: bool) -> object:
         """Return the output of a call without dropout."""
-        return self._plain_call(train)(variables, call, train, False).output
+        return self._plain_call(train)(variables, call).output
 
     def few(self, index: int = 0) -> Arguments:
         """Return the arguments of a call with the first examples of a batch."""
         args, kwargs = self.calls[index]
         return jax.tree.map(lambda leaf: leaf[:_FEW] if np.ndim(leaf) else leaf, (args, dict(kwargs)))
 
-    def _captures(self, train: bool, dropout: bool) -> "_Program":
+    def _captures(self, train: bool, dropout: bool) -> Program[Part]:
         if (train, dropout) not in self._programs:
             by_path = {site.path: site for site in self.lifted_out[0]}
 
-            def statistic(path: str, number: int, x: Array, mask: Array | None, y: Any) -> Part:
+            def statistic(path: str, number: int, x: Array, mask: Array | None, y: object) -> Part:
                 return measured(by_path[path], self.thresholds, x, mask, y)
 
-            self._programs[train, dropout] = _Program(self, statistic, tuple(by_path), train, dropout)
+            self._programs[train, dropout] = Program(
+                self.caller, statistic, tuple(by_path), train=train, dropout=dropout
+            )
         return self._programs[train, dropout]
 
     @functools.cached_property
-    def _programs(self) -> "dict[tuple[bool, bool], _Program]":
+    def _programs(self) -> dict[tuple[bool, bool], Program[Part]]:
         return {}
 
     @property
     def _paths(self) -> tuple[str, ...]:
         return tuple(site.path for site in self.lifted_out[0])
 
-    def _plain_call(self, train: bool) -> "_Program":
+    def _plain_call(self, train: bool) -> Program[object]:
         if train not in self._plain_calls:
-            self._plain_calls[train] = _Program(self, lambda *_: (), (), train, False)
+            self._plain_calls[train] = Program(self.caller, lambda *_: None, (), train=train, dropout=False)
         return self._plain_calls[train]
 
     @functools.cached_property
-    def _plain_calls(self) -> "dict[bool, _Program]":
+    def _plain_calls(self) -> dict[bool, Program[object]]:
         return {}
 
     def moved_by_padding(self, *, train: bool) -> dict[str, float]:
@@ -319,9 +301,9 @@ class Patient:
         assert self.options.padding is not None
         padding = jnp.asarray(self.options.padding(self.batches[0])).astype(bool)
         calls = self.calls[0], noisy(self.calls[0], padding, self.options.seed)
-        program = _Program(self, functools.partial(at_valid, padding), self._paths, train, False)
+        program = Program(self.caller, functools.partial(at_valid, padding), self._paths, train=train, dropout=False)
         assert self.variables is not None
-        before, after = (jax.device_get(program(self.variables, call, train, False).statistics) for call in calls)
+        before, after = (jax.device_get(program(self.variables, call).statistics) for call in calls)
         moved: dict[str, float] = {}
         for path, calls_before in before.items():
             pairs = zip(calls_before[0][0], after[path][0][0], strict=True)
@@ -363,7 +345,7 @@ class Patient:
         self.can_measure  # noqa: B018
         found = self.stepped
         state = nnx.state(found.variables) if isinstance(found.variables, nnx.Module) else found.variables
-        runs = _by_run(self.called(0, True, self.has_dropout, state).statistics)
+        runs = by_run(self.called(0, True, self.has_dropout, state).statistics)
         made = {site.path: self._updates(site, runs.get(site.path)) for site in self.sites}
         return {path: one for path, one in made.items() if not math.isnan(one)}
 
@@ -411,7 +393,7 @@ class Patient:
         return mean, np.maximum(np.square(np.asarray(there[names["std"]], np.float64)) - epsilon, 0)
 
     @functools.cached_property
-    def leaves(self) -> dict[str, Any]:
+    def leaves(self) -> Mapping[str, Array | np.ndarray]:
         """Variables by path."""
         return dict(leaves.by_path(self.variables))
 
@@ -444,40 +426,10 @@ _LASTING = ("modes", "rngs", "training", "evaluation", "lifted_out", "_programs"
 """Attributes that do not depend on the values of variables and batches."""
 
 
-class _Program:
-    """A compiled call of a model in one mode, on one device."""
-
-    def __init__(
-        self, patient: Patient, statistic: Callable[..., Any], paths: tuple[str, ...], train: bool, dropout: bool
-    ) -> None:
-        self._patient = patient
-        model = patient.model
-        if isinstance(model, nnx.Module):
-            model = by_batch.nnx_copy(model, train=train, dropout=dropout, options=by_batch.ONE_DEVICE)
-        self._capture = Capture(model, statistic, paths=paths, method=patient.options.method)
-
-    def __call__(self, variables: Any, call: Arguments, train: bool, dropout: bool) -> Captured[Any]:
-        args, kwargs = call
-        quiet = by_batch.linen(dropout=dropout, options=by_batch.ONE_DEVICE)
-        with quiet if isinstance(self._patient.model, nn.Module) else nullcontext():
-            told = self._patient.modes.of(train)
-            return self._capture(variables, *args, rngs=self._patient.rngs, **{**kwargs, **told})
-
-
 def _in_mode(model: nnx.Module, train: bool) -> nnx.Module:
     twin = nnx.clone(model)
     (twin.train if train else twin.eval)()
     return twin
-
-
-def _by_run(statistics: Mapping[str, tuple[tuple[Part, ...], ...]]) -> dict[str, tuple[Part, ...]]:
-    """Return the calls of each norm; a norm that a call runs several times has a path for each run."""
-    found: dict[str, list[Part]] = {}
-    for path, calls in statistics.items():
-        for runs in calls:
-            for index, part in enumerate(runs):
-                found.setdefault(path if len(runs) == 1 else f"{path}[{index}]", []).append(part)
-    return {path: tuple(parts) for path, parts in found.items()}
 
 
 def limited(batches: Iterable[object], limit: int) -> tuple[object, ...]:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from flax.errors import ModifyScopeVariableError
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from normlab.doctor.options import Read, State, Step
 from normlab.errors import BadInput
 from normlab.introspect import linen_hook
 from normlab.introspect.markers import Markers
@@ -21,7 +22,6 @@ from normlab.tools import leaves
 
 __all__ = ["Stepped", "marked", "stepped", "updates", "variables_of"]
 
-Read = Callable[[Any], Any]
 _tokens = itertools.count()
 
 
@@ -42,7 +42,7 @@ class Stepped:
     variables: Any
 
 
-def stepped(step: Callable[[Any, Any], Any], state: Any, read: Read | None, batch: object) -> Stepped:
+def stepped(step: Step, state: State, read: Read | None, batch: object) -> Stepped:
     """Run a step on a copy of a state.
 
     Args:
@@ -62,7 +62,7 @@ def stepped(step: Callable[[Any, Any], Any], state: Any, read: Read | None, batc
     return Stepped(before, _by_path(find(_state(after, copied))), False, variables)
 
 
-def _state(result: Any, state: Any) -> Any:
+def _state(result: State, state: State) -> State:
     """Return the state that a step returned; a step of NNX may return nothing, and change the model."""
     if result is None:
         return state
@@ -77,7 +77,7 @@ def _holds_module(state: object) -> bool:
     return any(isinstance(part, nnx.Module) for part in parts)
 
 
-def variables_of(state: Any) -> Any:
+def variables_of(state: State) -> Any:
     """Return the variables in a state: a module of NNX, or `params` and the collections beside them.
 
     Raises:
@@ -106,13 +106,13 @@ def variables_of(state: Any) -> Any:
 _COLLECTIONS = ("params", "batch_stats")
 
 
-def _copied(state: Any) -> Any:
+def _copied(state: State) -> State:
     if _holds_module(state):
         return nnx.clone(state)
     return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True) if isinstance(leaf, jax.Array) else leaf, state)
 
 
-def _by_path(variables: Any) -> dict[str, np.ndarray]:
+def _by_path(variables: object) -> dict[str, np.ndarray]:
     tree = nnx.state(variables) if isinstance(variables, nnx.Module) else variables
     return {
         path: np.asarray(leaf)
@@ -121,7 +121,7 @@ def _by_path(variables: Any) -> dict[str, np.ndarray]:
     }
 
 
-def marked(step: Callable[[Any, Any], Any], state: Any, batch: object) -> dict[str, bool]:
+def marked(step: Step, state: State, batch: object) -> dict[str, bool]:
     """Return the norms that a step calls inside of `shard_map` or `pmap`, and whether they reduce over an axis there.
 
     Args:

@@ -4,7 +4,6 @@ import math
 from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from flax import linen as nn
 from flax import nnx
@@ -13,7 +12,8 @@ from jax import Array
 from normlab import expect
 from normlab.doctor.examination import Examination, chosen
 from normlab.doctor.findings import Finding, Measurement
-from normlab.doctor.patient import Options, Patient
+from normlab.doctor.options import Options, State
+from normlab.doctor.patient import Patient
 from normlab.doctor.stepping import variables_of
 from normlab.doctor.thresholds import Thresholds
 from normlab.introspect.applied import check_model
@@ -95,7 +95,7 @@ class Watch:
         check_model(model)
         self._model = model
         self._every = expect.WHOLE.of("`every`", every)
-        self._recent: deque[Any] = deque(maxlen=expect.WHOLE.of("`batches`", batches))
+        self._recent: deque[object] = deque(maxlen=expect.WHOLE.of("`batches`", batches))
         self._checks = chosen(checks)
         self._options = Options(
             call=call,
@@ -115,7 +115,7 @@ class Watch:
         )
         self._first: Patient | None = None
 
-    def __call__(self, step: int, state: Any, batch: Any) -> Watched | None:
+    def __call__(self, step: int, state: State, batch: object) -> Watched | None:
         """Look at a step.
 
         Args:
@@ -136,7 +136,7 @@ class Watch:
         self._recent.clear()
         return Watched(step, report.findings, _scalars(report.measurements, report.findings), report.measurements)
 
-    def _patient(self, state: Any) -> Patient:
+    def _patient(self, state: State) -> Patient:
         """Return the patient of now, which shares the compiled programs of the first."""
         batches = tuple(self._recent)
         if isinstance(self._model, nn.Module):

@@ -12,6 +12,7 @@ from flax import linen as nn
 from scipy import stats
 
 from normlab.doctor.checks.data import _survival
+from normlab.doctor.checks.kinds import centres_each_feature
 from normlab.doctor.measure import Part, measured
 from normlab.doctor.pooled import gap, pooled
 from normlab.doctor.stepping import updates
@@ -124,6 +125,22 @@ def test_statistics_that_are_the_batch_already_tell_nothing() -> None:
 def test_the_tail_of_f_is_that_of_scipy() -> None:
     ratio = np.array([0.5, 1.0, 2.0, 4.0, 9.0])
     np.testing.assert_allclose(_survival(ratio, 7, 8 * 31), stats.f.sf(ratio, 7, 8 * 31), rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("norm", "centres"),
+    [
+        (nn.BatchNorm(use_running_average=False), True),
+        (nn.InstanceNorm(), True),
+        (nn.GroupNorm(num_groups=4), True),
+        (nn.GroupNorm(num_groups=2), False),
+        (nn.LayerNorm(), False),
+        (nn.RMSNorm(), False),
+    ],
+    ids=lambda one: type(one).__name__ if isinstance(one, nn.Module) else str(one),
+)
+def test_kinds_that_centre_each_feature(norm: nn.Module, centres: bool) -> None:
+    assert centres_each_feature(site_of(jnp.ones((2, 3, 3, 4)), norm)) is centres
 
 
 class Through(nn.Module):

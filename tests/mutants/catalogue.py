@@ -662,16 +662,31 @@ MUTANTS = (
         ("functional/test_online_norms.py::test_norms_that_know_no_ghost_batches_are_handed_none",),
     ),
     Mutant(
-        "re-estimated statistics of batch renorm depend on the old ones",
-        "tools/recalibrate.py",
-        ('norm.name == "batch_renorm" else {}', "False else {}"),
-        ("study/training/test_inference.py::test_reestimated_is_blind_to_the_running_statistics[batch_renorm]",),
+        "statistics of frozen norms are not re-estimated for the gap",
+        "study/training/inference_measures.py",
+        (", where=estimated)", ")"),
+        ("study/training/test_inference.py::test_reestimated[batch:frozen=True]",),
     ),
     Mutant(
-        "re-estimated variance without that of the means",
-        "tools/recalibrate.py",
-        ("(0 if means is None else means.var(0))", "0"),
-        ("study/training/test_inference.py::test_reestimated[batch]",),
+        "deleted norms still run",
+        "study/training/inference_measures.py",
+        ('model.variant(norms.get("none"))', "model.network"),
+        ("study/training/test_inference.py::test_deleted_norms_leave_the_layers_as_they_are[layer]",),
+    ),
+    Mutant(
+        "every run of a stack is examined by the state of the first",
+        "study/training/compilation.py",
+        ("lambda stacked: stacked[lane]", "lambda stacked: stacked[0]"),
+        ("study/training/test_examine.py::test_each_run_is_examined_by_its_own_state[2]",),
+    ),
+    Mutant(
+        "tuning runs are examined, too",
+        "study/worker/runner.py",
+        (
+            'outcome.examined() if evaluated and status[0] != "diverged"',
+            'outcome.examined() if status[0] != "diverged"',
+        ),
+        ("study/training/test_examine.py::test_runs_that_are_evaluated_are_examined",),
     ),
     Mutant(
         "statistics as published without m / (m - 1)",
@@ -1327,5 +1342,95 @@ MUTANTS = (
         "cli/doctor.py",
         ('if name not in ("step", "state")', "if name"),
         ("cli/test_doctor.py::test_the_structure_alone_is_examined_by_shapes",),
+    ),
+    Mutant(
+        "rows are worth what positions are worth alone",
+        "doctor/pooled.py",
+        (
+            "size * (within + of_examples) / of_examples",
+            "size * within / of_examples",
+        ),
+        ("doctor/test_numbers.py::test_rows_are_worth_their_number",),
+    ),
+    Mutant(
+        "a ghost batch is worth the whole batch",
+        "doctor/pooled.py",
+        (
+            'min(getattr(site.module, "ghost_batch_size", None) or examples, examples)',
+            "examples",
+        ),
+        ("doctor/test_numbers.py::test_a_ghost_batch_is_worth_its_own_examples",),
+    ),
+    Mutant(
+        "pooled variance forgets the spread of the batches",
+        "doctor/pooled.py",
+        (
+            "((variances + np.square(means - mean)) * share)",
+            "(variances * share)",
+        ),
+        ("doctor/test_numbers.py::test_pooled_moments_are_those_of_all_elements",),
+    ),
+    Mutant(
+        "examples whose mask is empty count",
+        "doctor/measure.py",
+        (
+            "counted = where.any((1, 2)).sum()",
+            "counted = examples",
+        ),
+        ("doctor/test_numbers.py::test_masked_elements_do_not_count",),
+    ),
+    Mutant(
+        "an update is counted by the wrong way",
+        "doctor/stepping.py",
+        (
+            "np.sum((new - old) * way)",
+            "np.sum((new - batch) * way)",
+        ),
+        ("doctor/test_numbers.py::test_updates_of_a_step_are_counted[0.9-1]",),
+    ),
+    Mutant(
+        "the degrees of freedom of F are exchanged",
+        "doctor/checks/data.py",
+        (
+            "betainc(within / 2, between / 2,",
+            "betainc(between / 2, within / 2,",
+        ),
+        ("doctor/test_numbers.py::test_the_tail_of_f_is_that_of_scipy",),
+    ),
+    Mutant(
+        "layer norm takes a bias out, too",
+        "doctor/checks/kinds.py",
+        (
+            'frozenset({"batch", "batch_renorm"',
+            'frozenset({"layer", "batch", "batch_renorm"',
+        ),
+        ("doctor/test_numbers.py::test_kinds_that_centre_each_feature",),
+    ),
+    Mutant(
+        "a lag below its threshold is a fault",
+        "doctor/checks/data.py",
+        (
+            "far = mean > max(bounds.lag, bounds.standard_errors * error)",
+            "far = mean < max(bounds.lag, bounds.standard_errors * error)",
+        ),
+        ("doctor/test_planted.py::test_the_mended_twin_is_silent[statistics from before a layer was scaled]",),
+    ),
+    Mutant(
+        "a transposed feature axis goes unseen",
+        "introspect/graph.py",
+        (
+            "order = tuple(value.permutation[axis] for axis in order) if order else value.permutation",
+            "order = value.permutation",
+        ),
+        ("doctor/test_numbers.py::test_what_a_norm_is_computed_from[steps5-dropout-order5]",),
+    ),
+    Mutant(
+        "momentum counts the wrong way",
+        "doctor/checks/static.py",
+        (
+            "left = momentum ** (steps * max(1, site.calls))",
+            "left = 1 - momentum ** (steps * max(1, site.calls))",
+        ),
+        ("doctor/test_planted.py::test_the_mended_twin_is_silent[a slow momentum]",),
     ),
 )

@@ -35,8 +35,8 @@ def run(edited: Mutant | None, tests: tuple[str, ...]) -> tuple[int, str]:
     """
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as output:
         shutil.copy(ROOT / "pyproject.toml", folder)  # marks are declared there
-        for part in ("normlab", "tests"):
-            shutil.copytree(ROOT / part, Path(folder, part), ignore=shutil.ignore_patterns("__pycache__"))
+        for part in ("normlab", "tests", "benchmarks"):
+            shutil.copytree(ROOT / part, Path(folder, part), ignore=shutil.ignore_patterns("__pycache__", "results"))
         if edited is not None:
             mutate(Path(folder, "normlab", edited.file), edited)
         _move_to(folder)

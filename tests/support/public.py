@@ -26,7 +26,6 @@ MODULES = (
     "normlab.tools",
     "normlab.tools.averaging",
     "normlab.tools.replicas",
-    "normlab.tools.recalibrate",
     "normlab.tools.export",
     "normlab.doctor",
     "normlab.river",

@@ -129,7 +129,7 @@ def weight_decay_on_norms(patient: Patient) -> Found:
         yield texts.finding("NL206", "warning", faults, threshold=0)
 
 
-def _args(patient: Patient) -> tuple[Any, ...]:
+def _args(patient: Patient) -> tuple[object, ...]:
     return patient.calls[0][0] if isinstance(patient.model, nn.Module) else ()
 
 
@@ -150,10 +150,8 @@ def _moved_by_decay(patient: Patient) -> dict[str, float]:
     return {_name(path): float(jnp.max(leaf, initial=0)) for path, leaf in jax.tree_util.tree_leaves_with_path(total)}
 
 
-def _name(path: tuple[Any, ...]) -> str:
-    return "/".join(
-        str(key.key if hasattr(key, "key") else getattr(key, "idx", "")) for key in path if not _is_box(key)
-    )
+def _name(path: tuple[object, ...]) -> str:
+    return "/".join(str(getattr(key, "key", getattr(key, "idx", ""))) for key in path if not _is_box(key))
 
 
 def _is_box(key: object) -> bool:

@@ -82,6 +82,9 @@ class Program:
         mesh: The devices that train one model together, each with its share of every batch; `None` is one device.
         series: `(state, data) -> vectors by name`, measured at all of `problem.MEASURED_AT`; `None` for nothing.
         at_end: Whether series are measured at the end alone, and are NaN before.
+        examine: `(state, data) -> scalars by name`, called with arrays after each run that is evaluated, outside of any
+            compiled program, for functions that run on the host; recorded in the place of scalars of `evaluate` with
+            the same names. `None` for nothing.
         description: A description of the data for the report.
         window_source: Source of data that are read during training; `None` if all data are in `data`.
         libraries: Distributions beyond JAX, Flax, Optax and NumPy that decide its numbers, e.g. `river`; their versions
@@ -99,6 +102,7 @@ class Program:
     mesh: Mesh | None = None
     series: Callable[[PyTree, Arrays], Mapping[str, jax.Array]] | None = None
     at_end: bool = False
+    examine: Callable[[PyTree, Arrays], Mapping[str, float]] | None = None
     forward: Callable[[PyTree, jax.Array, Arrays], jax.Array] | None = None
     description: str = ""
     window_source: WindowSource | None = None

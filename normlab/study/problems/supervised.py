@@ -51,6 +51,7 @@ class Measures(TypedDict, total=False):
     measure: Measure
     extra_metrics: Sequence[Metric]
     assess: Assess
+    examine: Measure
 
 
 class TrainingConfig(TypedDict, total=False):
@@ -84,6 +85,7 @@ def supervised(
     measure: Measure = lambda model: {},
     extra_metrics: Sequence[Metric] = (),
     assess: Assess = lambda model, outputs: {},
+    examine: Measure | None = None,
     options: Sequence[Option] = (),
 ) -> Problem:
     """Make a problem from a Flax model and labelled data.
@@ -118,7 +120,9 @@ def supervised(
         series: Series that are measured before, during and after training.
         measure: `Fitted -> vectors by name`; a series that a norm does not have is NaN, or left out.
         extra_metrics: Metrics of evaluated models that are reported beside `metric`.
-        assess: `(Fitted, outputs of the test examples) -> numbers by name`, likewise.
+        assess: `(Fitted, outputs of the test examples) -> numbers by name`, likewise; traced once a configuration.
+        examine: `Fitted -> numbers by name`, likewise; called after each run that is evaluated, with arrays and outside
+            of any compiled program, for functions such as those of `normlab.tools`.
         options: Further options of the command line; given ones are passed to the function `data` by name.
 
     Raises:
@@ -139,6 +143,7 @@ def supervised(
         measure=given["measure"],
         extra_metrics=given["extra_metrics"],
         assess=given["assess"],
+        examine=given["examine"],
         option_names=[option.name for option in given["options"]],
     )
     judged = task.error({})
@@ -238,6 +243,7 @@ _SUPERVISED: Mapping[str, expect.Check] = {
     "measure": expect.function("a function of a `Fitted`", _OBSERVER, arguments=1),
     "extra_metrics": EXTRA_METRICS,
     "assess": expect.function("a function of a `Fitted` and its outputs", _OBSERVER, arguments=2),
+    "examine": expect.optional(expect.function("a function of a `Fitted`", _OBSERVER, arguments=1)),
 }
 
 
@@ -258,6 +264,7 @@ class SupervisedTask:
     measure: Measure
     extra_metrics: Sequence[Metric]
     assess: Assess
+    examine: Measure | None
     option_names: Sequence[str] = ()
     _loaded: dict[tuple[tuple[str, object], ...], Dataset] = field(default_factory=dict, init=False)
 
@@ -363,6 +370,7 @@ class SupervisedTask:
             observe=self.measure,
             extra_metrics=self.extra_metrics,
             assess=self.assess,
+            examine=self.examine,
             **cast(TrainingConfig, training),
         ).program()
 

@@ -94,9 +94,20 @@ def _with_all_data(
                     metrics={name: float(np.ravel(value)[lane]) for name, value in metrics.items()},
                     series={name: value[lane] if lanes else value for name, value in series.items()},
                     seconds=seconds,
+                    examined=partial(_examined, program, states, lane if lanes else None, data),
                 )
 
     return train, fitting
+
+
+def _examined(program: Program, states: PyTree, lane: int | None, data: Mapping[str, jax.Array]) -> dict[str, float]:
+    """Return the metrics of `Program.examine` for the state of a run, or for one of a stack."""
+    if program.examine is None:
+        return {}
+    state = jax.device_get(states)
+    if lane is not None:
+        state = jax.tree.map(lambda stacked: stacked[lane], state)
+    return {name: float(value) for name, value in program.examine(state, data).items()}
 
 
 def executable(lowered: jax.stages.Lowered) -> jax.stages.Compiled:

@@ -1,12 +1,17 @@
-"""Evaluate a trained model with statistics other than its running averages. For Linen models.
+"""Evaluate a trained model otherwise than with its running averages. For Linen models.
 
 At evaluation batch norm may use the running averages of training, statistics that are re-estimated from training
 examples with the final weights (PreciseBN: Wu & Johnson, 2021), or the statistics of the batch that is evaluated.
-Per-example norms give identical results for all three, which serves as a sanity check.
+Per-example norms give identical results for all three, which serves as a sanity check. For deployment norms are folded
+into the layers around them; deleting them instead, with the weights of the layers kept, gives another network.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
+from flax.typing import VariableDict
 
 from normlab import norms
 from normlab.functional import StatisticsError
@@ -14,7 +19,8 @@ from normlab.introspect.pure import Network
 from normlab.norms import Norm
 from normlab.notation import PyTree
 from normlab.study.training.supervised import Fitted
-from normlab.tools import recalibrate
+from normlab.tools import fold, precise, sites
+from normlab.tools.estimation.estimated import estimated
 
 Array = jax.Array
 
@@ -28,24 +34,61 @@ AT_ONCE = 512
 """Examples of several batches that are evaluated together."""
 
 
-def reestimated(model: Fitted) -> PyTree:
-    """Re-estimate the running statistics, in batches as large as in training; see `normlab.tools.recalibrate`.
+def reestimated(model: Fitted) -> PyTree | None:
+    """Re-estimate the running statistics, in batches as large as in training; see `normlab.tools.precise`.
+
+    Args:
+        model: The network, with values: `precise` works on the host.
 
     Returns:
-        The state that `model.network.evaluate` takes in place of `model.model_state`.
+        The state that `model.network.evaluate` takes in place of `model.model_state`; `None` if the norm's running
+        statistics are no moments of its input.
     """
-    if not _is_batch_norm(model.norm):
+    if not model.norm.entry.averages:
         return model.model_state
-    of_batch, size = model.variant(recalibrate.latest_only(model.norm)), len(model.batch[1])
-    examples = model.train[: min(len(model.train), REESTIMATED_FROM) // size * size].reshape(-1, size)
-
-    def statistics_of(batch: Array) -> PyTree:
-        _, (averages, _) = of_batch.train(model.params, model.model_state, model.take(batch)[0], jnp.asarray(0))
-        return averages["batch_stats"]
-
+    (module, variables), (inputs, labels) = _linen(model), model.batch
+    if not any(map(estimated, sites(module, variables, inputs, train={"train": True}))):
+        return None
+    size = len(labels)
+    batches = model.train[: min(len(model.train), REESTIMATED_FROM) // size * size].reshape(-1, size)
+    found = precise(module, variables, [model.take(batch)[0] for batch in batches], where=estimated)
     averages, seed = model.model_state
-    found = recalibrate.reestimated(averages["batch_stats"], statistics_of, jnp.asarray(examples))
-    return {**averages, "batch_stats": found}, seed
+    return {**averages, "batch_stats": found.variables["batch_stats"]}, seed
+
+
+def folded(model: Fitted) -> Array:
+    """Compute the outputs of the test examples after the norms are folded into layers; see `normlab.tools.fold`.
+
+    Args:
+        model: The network, with values: `fold` works on the host.
+
+    Returns:
+        Outputs of the test examples. Norms that cannot be folded still run.
+    """
+    inputs, _ = model.test
+    found = fold(*_linen(model), inputs[:1], check=False)
+    call: Callable[[Array], Array] = jax.jit(found)
+    return jnp.concatenate([call(inputs[first : first + EVALUATED]) for first in range(0, len(inputs), EVALUATED)])
+
+
+def without_norms(model: Fitted, inputs: Array) -> Array:
+    """Compute the outputs of examples by the layers alone: the norms are deleted, and the layers' weights kept.
+
+    Args:
+        model: The network.
+        inputs: Inputs of examples.
+    """
+    return model.variant(norms.get("none")).evaluate(model.params, model.model_state, inputs)
+
+
+def one_by_one(model: Fitted, inputs: Array) -> Array:
+    """Compute the outputs of examples at evaluation, each in a batch of its own.
+
+    Args:
+        model: The network.
+        inputs: Inputs of examples.
+    """
+    return _evaluated(model, model.network, inputs, 1)
 
 
 def by_batches(model: Fitted, inputs: Array, size: int) -> Array:
@@ -84,13 +127,15 @@ def compared(model: Fitted, outputs: Array, others: Array) -> dict[str, Array]:
 
     Returns:
         `error`: error of the other outputs. `gap`: error as deployed minus this. `logit`: mean absolute difference of
-        outputs. `flipped`: share of predictions that differ.
+        outputs. `largest`: largest one, in units of the largest output or of 1. `flipped`: share of predictions that
+        differ.
     """
     deployed, other = (model.error(some, model.test[1]) for some in (outputs, others))
     return {
         "error": other.mean(),
         "gap": (deployed - other).mean(),  # exactly zero if all differences are
         "logit": jnp.abs(outputs - others).mean(),
+        "largest": jnp.abs(outputs - others).max() / jnp.maximum(1, jnp.abs(outputs).max()),
         "flipped": (outputs.argmax(-1) != others.argmax(-1)).mean(),
     }
 
@@ -107,6 +152,13 @@ def in_batches(model: Fitted, batches: Array) -> tuple[Array, Array]:
     both = by_batches(model, inputs, size), _evaluated(model, model.network, inputs, size)
     own, deployed = (model.error(outputs, labels).mean() for outputs in both)
     return own, deployed
+
+
+def _linen(model: Fitted) -> tuple[nn.Module, VariableDict]:
+    """Return the module and its variables."""
+    module = model.network.module
+    assert module is not None
+    return module, {"params": model.params, **model.model_state[0]}
 
 
 def _is_batch_norm(norm: Norm) -> bool:

@@ -153,11 +153,13 @@ class Outcome(NamedTuple):
         series: Series of `training`: a row for each measurement.
         seconds: Time for all updates and series, without evaluation. For stacked runs, the time of the stack divided by
             its lanes.
+        examined: Returns the metrics of the program's `examine`, which it computes when it is called.
     """
 
     metrics: dict[str, float]
     series: dict[str, np.ndarray]
     seconds: float
+    examined: Callable[[], dict[str, float]] = dict
 
 
 def on_devices(program: Program, tree: PyTree) -> PyTree:

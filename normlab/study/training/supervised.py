@@ -142,6 +142,8 @@ class SupervisedTraining:
         extra_metrics: Metrics that are reported beside the error.
         assess: Computes the extra metrics from the model and the outputs of the test examples, by name; those it leaves
             out are NaN.
+        examine: Computes extra metrics on the host, by name, from a trained model whose arrays have values; `None` for
+            nothing.
     """
 
     data: Dataset
@@ -161,6 +163,7 @@ class SupervisedTraining:
     observe: Callable[[Fitted], Mapping[str, ArrayLike]] = lambda model: {}
     extra_metrics: Sequence[Metric] = ()
     assess: Callable[[Fitted, PyTree], Mapping[str, ArrayLike]] = lambda model, outputs: {}
+    examine: Callable[[Fitted], Mapping[str, ArrayLike]] | None = None
 
     def __post_init__(self) -> None:
         """Check the size and the composition of batches.
@@ -214,6 +217,7 @@ class SupervisedTraining:
             mesh=mesh,
             series=self.measure if self.series else None,
             at_end=all(one.at_end for one in self.series),
+            examine=self.examined if self.extra_metrics and self.examine else None,
             description=_description(self.data),
             window_source=self.window_source,
             libraries=self.data.libraries,
@@ -341,6 +345,12 @@ class SupervisedTraining:
         found = self.observe(self.fitted(state, arrays))
         missing = {one.name: jnp.full(len(one.x), jnp.nan) for one in self.series}
         return {one.name: numbers(one.name, {**missing, **found}[one.name], [(len(one.x),)]) for one in self.series}
+
+    def examined(self, state: TrainingState, arrays: Arrays) -> dict[str, float]:
+        """Measure extra metrics of a trained model on the host."""
+        found = self.examine(self.fitted(state, arrays)) if self.examine else {}
+        names = (metric.name for metric in self.extra_metrics if metric.name in found)
+        return {name: float(numbers(name, found[name], [()])) for name in names}
 
     def fitted(self, state: TrainingState, arrays: Arrays) -> Fitted:
         """Return the model at some time of training."""

@@ -174,18 +174,23 @@ class ConfigurationRunner:
 
     def _finished(self, run: Run, outcome: "Outcome", ready: "_Ready") -> Record:
         """Make the record of a finished run; test metrics of a tuning run are dropped unseen."""
-        if why := self._not_in_key():
-            return make_record(self.task, run, "error", why, cost=_cost(ready, outcome.seconds))
-        evaluated = run.stage == EVALUATE
+        evaluated, cost = run.stage == EVALUATE, _cost(ready, outcome.seconds)
         seen = {name: value for name, value in outcome.metrics.items() if evaluated or name in TUNING_SEES}
         status = status_of(seen, ready.program.chance)
+        try:
+            with discovery.importing(self._file):
+                examined = outcome.examined() if evaluated and status[0] != "diverged" else {}
+        except Exception as error:
+            return make_record(self.task, run, *failure(error), cost=cost)
+        if why := self._not_in_key():
+            return make_record(self.task, run, "error", why, cost=cost)
         return make_record(
             self.task,
             run,
             *status,
-            metrics={**seen, "chance": ready.program.chance},
+            metrics={**seen, **examined, "chance": ready.program.chance},
             series={name: rows_of(rows) for name, rows in outcome.series.items()} if evaluated else {},
-            cost=_cost(ready, outcome.seconds),
+            cost=cost,
         )
 
     def _ready(self, configuration: Configuration) -> "_Ready":

@@ -1,14 +1,15 @@
-"""Statistics at inference: re-estimated, of test batches, of batches like in training; against NumPy in float64."""
+"""Other ways to evaluate a trained model, against NumPy in float64: by re-estimated statistics, those of test batches
+and of batches like in training; with norms folded into layers, and deleted."""
 
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import batch_composition, inference_gap
 from normlab import norms, study
 from normlab.functional import StatisticsError
 from normlab.models.mlp import MLP, ConvNet
@@ -19,7 +20,7 @@ from normlab.study.design.program import Program
 from normlab.study.training import inference_measures
 from normlab.study.training.loop import training
 from normlab.study.training.supervised import Fitted
-from normlab.tools import recalibrate
+from normlab.tools import convert, fold
 
 HIDDEN, CLASSES, BATCH, EPSILON = 5, 3, 8, 1e-5
 
@@ -67,18 +68,21 @@ def head(model: Fitted, normalized: np.ndarray) -> np.ndarray:
     return x @ np.asarray(dense["kernel"], np.float64) + np.asarray(dense["bias"], np.float64)
 
 
-@pytest.mark.parametrize("norm", ["batch", "batch:unbiased_running_var=True", "batch:momentum=None", "batch_renorm"])
+@pytest.mark.parametrize(
+    "norm", ["batch", "batch:unbiased_running_var=True", "batch:momentum=None", "batch:frozen=True", "batch_renorm"]
+)
 def test_reestimated(norm: str) -> None:
     model, _ = fitted(norm)
     x = hidden(model, model.take(model.train[: len(model.train) // BATCH * BATCH])[0])
-    found = inference_measures.reestimated(model)[0]["batch_stats"]["norm_0"]
+    state = inference_measures.reestimated(model)
+    found = state[0]["batch_stats"]["norm_0"]
     np.testing.assert_allclose(found["mean"], x.mean(0), rtol=1e-5)
-    power = 2 if norm == "batch_renorm" else 1
-    np.testing.assert_allclose(
-        found["std" if power == 2 else "var"] ** power, x.var(0) + EPSILON * (power - 1), rtol=1e-4
-    )
-    outputs = model.evaluate(inference_measures.reestimated(model))
-    spread = np.sqrt(x.var(0) + EPSILON)
+    variance = x.var(0, ddof=1 if "unbiased" in norm else 0)
+    if norm == "batch_renorm":
+        np.testing.assert_allclose(found["std"], np.sqrt(variance + EPSILON), rtol=1e-4)
+    else:
+        np.testing.assert_allclose(found["var"], variance, rtol=1e-4)
+    outputs, spread = model.evaluate(state), np.sqrt(variance + EPSILON)
     expected = head(model, (hidden(model, model.test[0]) - x.mean(0)) / spread)
     np.testing.assert_allclose(outputs, expected, rtol=1e-3, atol=1e-4)
 
@@ -137,6 +141,7 @@ def test_norms_within_an_example_have_no_gap(norm: str) -> None:
     assert {name: float(value) for name, value in found.items() if name != "error"} == {
         "gap": 0,
         "logit": 0,
+        "largest": 0,
         "flipped": 0,
     }
     assert inference_measures.changes_by_size(model, outputs, (1, 4, 40)).tolist() == [0, 0, 0]
@@ -153,6 +158,7 @@ def test_compared() -> None:
     assert found["error"] == pytest.approx(other)
     assert found["gap"] == pytest.approx(error - other)
     assert found["logit"] == pytest.approx(2 * np.abs(outputs).mean(), rel=1e-5)
+    assert found["largest"] == pytest.approx(2 * min(1, np.abs(outputs).max()), rel=1e-5)
     assert found["flipped"] == 1
 
 
@@ -245,18 +251,90 @@ class TestComposed:
             problem.build(norms.get("none"), {"batch_size": 4, "epochs": 1, "classes_per_batch": 1})
 
 
-@pytest.mark.parametrize("name", ["mean_only_batch", "evonorm_b0", "evonorm_b2"])
-def test_norms_that_keep_less_are_estimated_again(name: str) -> None:
-    """A norm without an unbiased variance, and norms without a mean, whose variances are averaged alone."""
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 2, 8)), jnp.float32)
-    module = recalibrate.latest_only(norms.get(name)).linen(train=True)
-    variables = module.init(jax.random.key(0), x[0])
+def test_a_norm_that_keeps_a_mean_alone_is_estimated_again() -> None:
+    model, _ = fitted("mean_only_batch")
+    x = hidden(model, model.take(model.train[: len(model.train) // BATCH * BATCH])[0])
+    found = inference_measures.reestimated(model)[0]["batch_stats"]["norm_0"]
+    assert set(found) == {"mean"}
+    np.testing.assert_allclose(found["mean"], x.mean(0), rtol=1e-5)
 
-    def statistics_of(batch: jax.Array) -> Any:
-        return module.apply(variables, batch, mutable=["batch_stats"])[1]["batch_stats"]
 
-    found = recalibrate.reestimated(variables["batch_stats"], statistics_of, x)
-    if "mean" in found:
-        np.testing.assert_allclose(found["mean"], x.mean((0, 1, 2)), rtol=1e-5, atol=1e-6)
-    else:
-        np.testing.assert_allclose(found["var"], x.var((1, 2)).mean(0), rtol=1e-5)
+def test_statistics_that_are_no_moments_of_the_input_cannot_be_estimated() -> None:
+    model, _ = fitted("mabn:buffer_size=2")
+    assert inference_measures.reestimated(model) is None
+
+
+@pytest.mark.parametrize("norm", ["batch", "batch_renorm", "batch:momentum=0.998", "group:num_groups=1", "none"])
+def test_folding_changes_no_output(norm: str) -> None:
+    model, outputs = fitted(norm)
+    found = inference_measures.folded(model)
+    assert (found.shape, found.dtype) == (outputs.shape, outputs.dtype)
+    np.testing.assert_allclose(found, outputs, rtol=1e-5, atol=1e-5)
+
+
+def test_folded_outputs_come_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = fitted("batch")
+    whole = inference_measures.folded(model)
+    monkeypatch.setattr(inference_measures, "EVALUATED", 16)  # 40 test examples
+    np.testing.assert_allclose(inference_measures.folded(model), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_folded_norms_run_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = fitted("batch")
+    folds: list[Any] = []
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        folds.append(fold(*args, **kwargs))
+        return folds[-1]
+
+    monkeypatch.setattr(inference_measures, "fold", noted)
+    inference_measures.folded(model)
+    assert [row.how for row in folds[0].report] == ["identity"]
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_deleted_norms_leave_the_layers_as_they_are(norm: str) -> None:
+    model, outputs = fitted(norm)
+    inputs, _ = model.test
+    x = np.maximum(hidden(model, inputs), 0)
+    dense = {name: np.asarray(value, np.float64) for name, value in model.params["head"].items()}
+    found = inference_measures.without_norms(model, inputs)
+    np.testing.assert_allclose(found, x @ dense["kernel"] + dense["bias"], rtol=1e-4, atol=1e-5)
+    assert np.abs(found - outputs).max() > 0.1
+
+    variables = {"params": model.params, **model.model_state[0]}
+    converted = convert(model.network.module, variables, "none", args=(inputs,), keep=())
+    np.testing.assert_allclose(converted.model.apply(converted.variables, inputs, train=False), found, rtol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["batch", "batch_renorm", "layer"])
+def test_one_example_at_a_time_is_evaluated_like_many(norm: str) -> None:
+    model, outputs = fitted(norm)
+    np.testing.assert_allclose(inference_measures.one_by_one(model, model.test[0]), outputs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer", "mabn:buffer_size=2"])
+def test_the_comparison_measures_all_of_its_metrics(norm: str) -> None:
+    model, outputs = fitted(norm)
+    found = {**inference_gap._assess(model, outputs), **inference_gap._examine(model)}
+    assert all(np.shape(value) == () for value in found.values())
+    metrics = {metric.name for metric in inference_gap.comparison.problems[0].extra_metrics}
+    again = {inference_gap.REESTIMATED, inference_gap.GAP, inference_gap.LOGIT, inference_gap.FLIPPED}
+    assert metrics - set(found) == (again if norm.startswith("mabn") else set())
+    error = float(model.error(outputs, model.test[1]).mean())
+    assert found[inference_gap.FOLDED] == pytest.approx(error) and found[inference_gap.FOLDED_FLIPPED] == 0
+    assert found[inference_gap.REMOVED] == pytest.approx(error + found[inference_gap.COST])
+    assert np.isnan(found[inference_gap.ALONE]) == (norm == "batch")
+    if norm == "layer":
+        assert found[inference_gap.OWN] == found[inference_gap.ALONE] == found[inference_gap.GAP] == 0
+
+
+def test_batches_of_few_classes_are_compared_with_a_random_order() -> None:
+    model, outputs = fitted("batch", classes_per_batch=1)
+    found = {**batch_composition._assess(model, outputs), **batch_composition._examine(model)}
+    assert set(found) == {metric.name for metric in batch_composition.comparison.problems[0].extra_metrics}
+    state = inference_measures.reestimated(model)
+    error = model.error(model.evaluate(state), model.test[1]).mean()
+    assert found[batch_composition.REESTIMATED] == pytest.approx(float(error))
+    unknown, _ = fitted("mabn:buffer_size=2", classes_per_batch=1)
+    assert batch_composition._examine(unknown) == {}

@@ -1,0 +1,49 @@
+"""What an examination is given beside the model."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from jax import Array
+from jax.sharding import Mesh
+
+from normlab.doctor.thresholds import Thresholds
+from normlab.introspect.modes import Method
+from normlab.tools.batches import Call
+
+if TYPE_CHECKING:
+    import optax
+
+__all__ = ["Options", "Padding", "Read", "State", "Step"]
+
+State: TypeAlias = Any
+"""A state of training, as the user has it."""
+
+Step: TypeAlias = Callable[[State, Any], State]
+"""`(state, batch) -> state`, or a tuple whose first element is the state."""
+
+Read: TypeAlias = Callable[[State], Any]
+"""`state -> variables` of Linen, or a module of NNX."""
+
+Padding: TypeAlias = Callable[[Any], Array]
+"""`batch -> (batch, positions)`, True where a position is padding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What an examination is given beside the model; see `examine`."""
+
+    call: Call
+    train: Mapping[str, object] | None
+    evaluate: Mapping[str, object] | None
+    method: Method
+    rngs: Mapping[str, Array] | None
+    step: Step | None
+    state: State
+    read: Read | None
+    optimizer: "optax.GradientTransformation | None"
+    steps: int | None
+    padding: Padding | None
+    mesh: Mesh | None
+    thresholds: Thresholds
+    seed: int
