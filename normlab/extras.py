@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from normlab.errors import BadInput, one_line
 
 _STUDY = ("optax", "rich", "jinja2", "matplotlib", "sklearn", "scipy")
+_TOOLS = ("optax", "flatbuffers")
 
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "study": _STUDY,
@@ -14,6 +15,8 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "online": (*_STUDY, "river"),
     "cluster": ("submitit", "ray"),
     "export": ("jax2onnx", "onnxruntime", "flatbuffers"),
+    "tools": _TOOLS,
+    "doctor": (*_TOOLS, "rich", "jinja2"),
 }
 """Packages of each extra, by their import names."""
 

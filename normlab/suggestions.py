@@ -56,6 +56,7 @@ _MEANT: Mapping[str, str] = {
     "verify": "check repeat reproduce replicate",
     "merge": "join combine",
     "list": "ls show info",
+    "doctor": "examine diagnose lint inspect health",
     "list comparisons": "comparisons benchmarks",
     "list norms": "norms layers",
     "list problems": "problems models",
@@ -94,6 +95,10 @@ _MEANT: Mapping[str, str] = {
     "--open": "browser show view web",
     "--executor": "backend launcher cluster",
     "--run": "key id",
+    "--ignore": "skip exclude disable noqa",
+    "--fail-on": "exitcode strict level",
+    "--limit": "batches maxbatches",
+    "--timings": "timing profile durations",
     # budgets
     "smoke": "tiny test debug",
     "quick": "fast default small",

@@ -105,6 +105,7 @@ assert line(lambda: study.run, ImportError) == missing("`optax`, `rich` and `sci
         ("grain", "data", "chosen"),
         ("submitit", "cluster", "slurm"),
         ("ray", "cluster", "ray"),
+        ("jinja2", "doctor", "page"),
     ],
 )
 def test_a_package_is_named_with_its_command_where_it_is_needed(
@@ -140,6 +141,7 @@ calls = {{
     "chosen": lambda: folders.package(),
     "slurm": lambda: importlib.import_module("normlab.study.executors.slurm"),
     "ray": lambda: importlib.import_module("normlab.study.executors.ray"),
+    "page": lambda: importlib.import_module("normlab.doctor").Report((), (), {{}}).html("page.html"),
 }}
 assert line(calls[{code!r}], ImportError) == missing("`{package}`", {extra!r}), line(calls[{code!r}], ImportError)
 """,

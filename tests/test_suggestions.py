@@ -4,19 +4,20 @@ import pytest
 
 from normlab import norms
 from normlab.cli import listing
-from normlab.cli.parser import run_parser
+from normlab.cli.parser import doctor_parser, run_parser
 from normlab.errors import nearest
 from normlab.study.design import discovery
 from normlab.suggestions import _MEANT, suggestion
 
 NORMS = (*norms.names(), *norms.cell_names())
-COMMANDS = ("run", "report", "merge", "verify", "list", "--help", "--version")
+COMMANDS = ("run", "report", "merge", "verify", "list", "doctor", "--help", "--version")
 FLAGS = {
     flag
     for action in run_parser(discovery.load("batch_size")).arguments()
     for flag in action.option_strings
     if flag.startswith("--")
 }
+OF_DOCTOR = {flag for action in doctor_parser().arguments() for flag in action.option_strings}
 TIERS = ("smoke", "quick", "standard", "paper")
 
 
@@ -82,6 +83,7 @@ def test_options(typed: str, meant: str) -> None:
         ("bench", "run"),
         ("ls", "list"),
         ("norms", "list norms"),
+        ("diagnose", "doctor"),
         ("-V", "--version"),
         ("rnu", "run"),
     ],
@@ -95,7 +97,7 @@ def test_a_data_set_is_a_problem_where_a_comparison_takes_no_data() -> None:
 
 
 def test_the_table_names_what_there_is() -> None:
-    known = {*NORMS, *COMMANDS, *FLAGS, *TIERS, *listing.KINDS, "conv", "--run"}
+    known = {*NORMS, *COMMANDS, *FLAGS, *OF_DOCTOR, *TIERS, *listing.KINDS, "conv", "--run"}
     assert {text.partition(" ")[0] for text in _MEANT} <= known
     for text in _MEANT:
         command, _, value = text.partition(" ")

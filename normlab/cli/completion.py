@@ -9,7 +9,7 @@ from argcomplete.completers import DirectoriesCompleter, FilesCompleter
 
 from normlab import norms
 from normlab.cli import listing
-from normlab.cli.parser import Parser, run_parser
+from normlab.cli.parser import FAIL_ON, Parser, run_parser
 from normlab.study.design import discovery
 from normlab.study.design.budgets import TIERS
 from normlab.study.design.comparison import Comparison
@@ -18,7 +18,6 @@ from normlab.study.design.request import EXECUTORS
 __all__ = ["complete"]
 
 Completer = Callable[..., Iterable[str]]
-_ON_FILES = ("fold", "convert")
 
 
 def complete(commands: "dict[str, Callable[[], Parser]]") -> None:
@@ -32,8 +31,7 @@ def complete(commands: "dict[str, Callable[[], Parser]]") -> None:
     top.add_argument("--version", action="store_true")
     known = top.add_subparsers()
     for name in ("run", *commands):
-        completers = _FILES if name in _ON_FILES else _FOLDERS
-        parser = _run(words) if name == "run" else _completed(commands[name](), completers)
+        parser = _run(words) if name == "run" else _completed(commands[name](), _OTHERS.get(name, _FOLDERS))
         known.add_parser(name, parents=[parser], add_help=False, help=parser.description)
     argcomplete.autocomplete(top, always_complete_options=False)
 
@@ -88,7 +86,7 @@ _FOLDERS: dict[str, Completer] = {
     "kind": _from(listing.KINDS),
     "source": _sources,
 }
-_FILES: dict[str, Completer] = {
+_CHECKPOINTS: dict[str, Completer] = {
     "source": FilesCompleter(("py",)),
     "checkpoint": DirectoriesCompleter(),
     "output": DirectoriesCompleter(),
@@ -97,4 +95,14 @@ _FILES: dict[str, Completer] = {
     "keep": _from(("epsilon", "momentum", "axis_name", "dtype", "affine")),
     "form": _from(("model", "variables")),
     "fresh": _from(("raise", "init")),
+}
+_OTHERS: dict[str, dict[str, Completer]] = {
+    "fold": _CHECKPOINTS,
+    "convert": _CHECKPOINTS,
+    "doctor": {
+        "source": FilesCompleter(("py",)),
+        "html": FilesCompleter(("html",)),
+        "json": FilesCompleter(("json",)),
+        "fail_on": _from(FAIL_ON),
+    },
 }

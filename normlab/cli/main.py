@@ -1,4 +1,4 @@
-"""The command `normlab`: run comparisons, report, merge and verify their results; fold and convert norms."""
+"""The command `normlab`: comparisons and their results, checkpoints with other norms, and models under examination."""
 
 import _thread
 import errno
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from normlab.cli.parser import (
     Parser,
     convert_parser,
+    doctor_parser,
     fold_parser,
     list_parser,
     merge_parser,
@@ -56,6 +57,7 @@ commands:
   list [KIND]        comparisons, norms, problems, and tiers with their runs and minutes
   fold ...           remove the batch norms of a checkpoint, for a model that only evaluates
   convert ...        replace the norms of a checkpoint by others
+  doctor FILE:build  examine the norms of a model of your own
 
 options:
   -h, --help         this text; `normlab COMMAND --help` for a command's options
@@ -71,7 +73,7 @@ tab completion, in bash or zsh:
   eval "$(register-python-argcomplete normlab)"
 
 exit codes:
-  0 done   1 no run succeeded, no norm folded, numbers differ, or the machine failed
+  0 done   1 no run succeeded, no norm folded, numbers differ, a model has a fault, or the machine failed
   2 bad input, nothing written
   3 the time budget ended before the last run   128 + n ended by signal n, 130 for Ctrl-C"""
 
@@ -80,9 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     Returns:
-        0; 1 if no run succeeded, no norm was folded, a verification failed, or something outside failed; 2 for bad
-        input, with one line on stderr and nothing written; 3 if the time budget ended before the last run; 128 and the
-        number of the signal if interrupted, by Ctrl-C (130), SIGTERM or SIGHUP.
+        0; 1 if no run succeeded, no norm was folded, a verification failed, a model has a fault, or something outside
+        failed; 2 for bad input, with one line on stderr and nothing written; 3 if the time budget ended before the last
+        run; 128 and the number of the signal if interrupted, by Ctrl-C (130), SIGTERM or SIGHUP.
     """
     given, ended = list(sys.argv[1:] if argv is None else argv), list[int]()
     try:
@@ -198,7 +200,7 @@ def _command(given: list[str]) -> int:
         _complete()
     name, rest = (given[0], given[1:]) if given else ("--help", [])
     commands = {"run": _run, "report": _report, "merge": _merge, "verify": _verify, "list": _list}
-    commands |= {"fold": _fold, "convert": _convert}
+    commands |= {"fold": _fold, "convert": _convert, "doctor": _doctor}
     if name in commands:
         _check_address_space()
         gc.set_threshold(*_RARE_COLLECTIONS)
@@ -224,7 +226,7 @@ def _complete() -> None:
         from normlab.cli.completion import complete
 
         parsers = {"report": report_parser, "merge": merge_parser, "verify": verify_parser, "list": list_parser}
-        complete({**parsers, "fold": fold_parser, "convert": convert_parser})
+        complete({**parsers, "fold": fold_parser, "convert": convert_parser, "doctor": doctor_parser})
 
 
 def _meant(name: str, commands: Sequence[str]) -> str:
@@ -387,6 +389,15 @@ def _convert(given: list[str]) -> int:
     from normlab.cli import checkpoints
 
     return checkpoints.run_convert(parsed)
+
+
+def _doctor(given: list[str]) -> int:
+    parser = doctor_parser()
+    if _asks_for_help(given):
+        return _help(parser)
+    from normlab.cli import doctor
+
+    return FAILED if doctor.finds(**parser.parse(given)) else OK
 
 
 def _asks_for_help(given: Sequence[str]) -> bool:

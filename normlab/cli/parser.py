@@ -4,7 +4,7 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, TypeAlias
 
 from normlab import norms
 from normlab.errors import BadInput, nearest
@@ -240,6 +240,38 @@ def list_parser() -> Parser:
     )
     parser.add_argument("source", nargs="?", metavar="NAME_OR_FILE", help="one comparison (default: all known ones)")
     return parser
+
+
+def doctor_parser() -> Parser:
+    """Make the parser of `normlab doctor`."""
+    parser = Parser(
+        "normlab doctor",
+        "Examine the norms of a model: faults with their numbers, what was not checked, and a line to paste for each.",
+        usage="normlab doctor FILE.py:build [OPTION ...]",
+        epilog="Exit codes: 0; 1 if there is a finding of `--fail-on` or worse; 2 for a model that cannot be examined.",
+    )
+    add = parser.add_argument
+    add("source", metavar="FILE.py:build", help=f"a function that returns the keywords of `examine`, as in {_BUILD}")
+    add("--html", type=Path, metavar="FILE", help="write the report as one page that opens offline")
+    add("--json", metavar="FILE", help="write the report as JSON; `-` prints it in place of the text")
+    add("--fail-on", metavar="SEVERITY", help="`error`, `warning` (the default), `note` or `never`")
+    add(
+        "--ignore",
+        metavar="CODE[@GLOB],...",
+        help="leave out checks, or their findings at paths: `NL101,NL206@head*`; also by NORMLAB_DOCTOR_IGNORE",
+    )
+    add("--limit", metavar="N", help="read at most N batches (default: 8)")
+    add("--static", action="store_true", help="look at the structure alone: no batch is computed, no step made")
+    add("--timings", action="store_true", help="show the seconds of each stage")
+    add("--traceback", action="store_true", help="show where a model fails that cannot be examined")
+    return parser
+
+
+FailOn: TypeAlias = Literal["error", "warning", "note", "never"]
+FAIL_ON: tuple[FailOn, ...] = ("error", "warning", "note", "never")
+"""Severities from which on findings are a failure."""
+
+_BUILD = '`return {"model": model, "variables": variables, "batches": batches}`'
 
 
 def source_of(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

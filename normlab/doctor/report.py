@@ -3,12 +3,13 @@
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from normlab.doctor.findings import ORDER, Finding, Measurement, Severity, Skipped
+from normlab.doctor.thresholds import Thresholds
 from normlab.expect import refusal
 
 __all__ = ["Report"]
@@ -25,6 +26,7 @@ class Report:
         model: Name of the model's class.
         passed: Codes of the checks that were made and found nothing.
         cost: Seconds by stage; not part of what `json` writes unless it is asked for.
+        thresholds: The bounds of the checks, which the page draws.
     """
 
     findings: tuple[Finding, ...]
@@ -33,6 +35,7 @@ class Report:
     model: str = ""
     passed: tuple[str, ...] = ()
     cost: Mapping[str, float] | None = None
+    thresholds: Thresholds = field(default_factory=Thresholds)
 
     @property
     def by_code(self) -> dict[str, tuple[Finding, ...]]:

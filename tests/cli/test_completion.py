@@ -30,7 +30,7 @@ def completed(line: str, folder: Path, code: str = "") -> list[str]:
 @pytest.mark.parametrize(
     ("line", "expected", "without"),
     [
-        ("normlab ", "run report merge verify list fold convert", ""),
+        ("normlab ", "run report merge verify list fold convert doctor", ""),
         ("normlab fold net.py:build checkpoint --no", "--no-check --no-follow", "--where"),
         ("normlab convert net.py:build old --to group", "group", "batch"),
         ("normlab convert net.py:build old --fresh ", "raise init", "batch"),
@@ -40,6 +40,8 @@ def completed(line: str, folder: Path, code: str = "") -> list[str]:
         ("normlab run online --problems s", "sea split-digits", "mlp"),
         ("normlab run batch_size --tier ", "smoke quick standard paper", "batch"),
         ("normlab list tiers o", "online", "recurrent"),
+        ("normlab doctor net.py:build --fail-on ", "error warning note never", "batch"),
+        ("normlab doctor net.py:build --s", "--static", "--seeds"),
     ],
 )
 def test_names(line: str, expected: str, without: str, tmp_path: Path) -> None:

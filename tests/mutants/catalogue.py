@@ -1335,6 +1335,65 @@ MUTANTS = (
         ("functional/combined/test_combined.py::test_bad_input_is_one_clear_line[no domain]",),
     ),
     Mutant(
+        "the page of the doctor takes text for HTML",
+        "doctor/page.py",
+        ("autoescape=True", "autoescape=False"),
+        ("doctor/test_page.py::test_hostile_text_is_only_text",),
+    ),
+    Mutant(
+        "a number beside its threshold is said to be on the other side",
+        "doctor/wording.py",
+        ("    if value > threshold:\n", "    if value <= threshold:\n"),
+        ("doctor/test_text.py::test_the_first_number_stands_beside_the_threshold_that_it_crossed",),
+    ),
+    Mutant(
+        "a model with a warning is healthy",
+        "doctor/wording.py",
+        ('return all(finding.severity == "note"', 'return all(finding.severity != "error"'),
+        ("doctor/test_text.py::test_the_verdict_is_one_sentence",),
+    ),
+    Mutant(
+        "a line of code forgets its indent when it is broken",
+        "doctor/paste.py",
+        ("start + width - len(indent)", "start + width"),
+        ("doctor/test_text.py::test_broken_lines_fit_every_width",),
+    ),
+    Mutant(
+        "code is broken although it is other code then",
+        "doctor/paste.py",
+        (
+            ' if _same("\\n".join(broken), "\\n".join(whole)) else whole',
+            "",
+            " and depth and not quoted",
+            " and not quoted",
+        ),
+        ("doctor/test_text.py::test_places_where_a_line_may_not_end",),
+    ),
+    Mutant(
+        "running means are drawn in variances",
+        "doctor/strips.py",
+        ("/ np.sqrt(np.float64(norm.var))", "/ np.float64(norm.var)"),
+        ("doctor/test_strips.py::test_means_are_in_standard_deviations_and_variances_logarithms_of_their_ratio",),
+    ),
+    Mutant(
+        "many effective samples are too few",
+        "doctor/strips.py",
+        ("crossed=norm.effective < bound", "crossed=norm.effective > bound"),
+        ("doctor/test_strips.py::test_effective_samples_are_on_a_logarithmic_axis",),
+    ),
+    Mutant(
+        "the command fails for errors alone",
+        "cli/doctor.py",
+        ("not report.ok(fail_on)", 'not report.ok("error")'),
+        ("cli/test_doctor.py::test_the_exit_code_is_that_of_the_worst_finding",),
+    ),
+    Mutant(
+        "the structure alone is examined with a step",
+        "cli/doctor.py",
+        ('if name not in ("step", "state")', "if name"),
+        ("cli/test_doctor.py::test_the_structure_alone_is_examined_by_shapes",),
+    ),
+    Mutant(
         "rows are worth what positions are worth alone",
         "doctor/pooled.py",
         (

@@ -20,6 +20,7 @@ _SHOWS = "shows finished records"
 EXCUSED: Mapping[str, str] = {
     "normlab.__main__": _READS,
     "normlab.cli": _READS,
+    "normlab.doctor": "looks at a user's model, and is in no comparison",
     "normlab.errors": "texts of messages",
     "normlab.river": "learns from streams by itself, and is in no comparison",
     "normlab.study.analysis": _SHOWS,
