@@ -14,7 +14,8 @@ import jax
 from normlab import doctor
 from normlab.cli.building import Built, built
 from normlab.cli.parser import FAIL_ON, FailOn
-from normlab.doctor import Report, files, text
+from normlab.doctor import Report
+from normlab.doctor.display import files, text
 from normlab.errors import BadInput, Fault, nearest, one_line
 from normlab.expect import WHOLE, refusal
 from normlab.extras import require

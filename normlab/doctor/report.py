@@ -72,7 +72,7 @@ class Report:
 
     def table(self, width: int = 100) -> str:
         """Return the report as text, at most `width` columns wide; needs `rich`."""
-        from normlab.doctor.text import table
+        from normlab.doctor.display.text import table
 
         return table(self, width)
 
@@ -85,7 +85,7 @@ class Report:
         Returns:
             The path.
         """
-        from normlab.doctor.page import write
+        from normlab.doctor.display.page import write
 
         return write(self, Path(path))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from normlab.doctor import Report, files
-from normlab.doctor.page import page
+from normlab.doctor.display.page import page
 from normlab.errors import BadInput
 from tests.doctor.reports import BIAS, DEEP, EVALUATION, HEALTHY, HOSTILE, LAG, REPORTS, SICK, report
 

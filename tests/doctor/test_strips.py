@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from normlab.doctor import Measurement, Report, Thresholds
-from normlab.doctor.strips import Column, columns
+from normlab.doctor.display.strips import Column, columns
 from tests.doctor.reports import DEEP, HEALTHY, SICK, UNKNOWN, layer, measurement
 
 BOUNDS = Thresholds()

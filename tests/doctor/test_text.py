@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from normlab.doctor import Finding, Report, Skipped, paste
-from normlab.doctor.text import print_table
-from normlab.doctor.wording import counts, measured, number, reasons, verdict
+from normlab.doctor import Finding, Report, Skipped
+from normlab.doctor.display import paste
+from normlab.doctor.display.text import print_table
+from normlab.doctor.display.wording import counts, measured, number, reasons, verdict
 from tests.doctor.reports import BIAS, EVALUATION, FEW, HEALTHY, HOSTILE, LAG, PASSED, REPORTS, SICK, UNKNOWN, report
 
 SICK_AT_100 = """\

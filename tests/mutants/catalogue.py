@@ -1336,31 +1336,31 @@ MUTANTS = (
     ),
     Mutant(
         "the page of the doctor takes text for HTML",
-        "doctor/page.py",
+        "doctor/display/page.py",
         ("autoescape=True", "autoescape=False"),
         ("doctor/test_page.py::test_hostile_text_is_only_text",),
     ),
     Mutant(
         "a number beside its threshold is said to be on the other side",
-        "doctor/wording.py",
+        "doctor/display/wording.py",
         ("    if value > threshold:\n", "    if value <= threshold:\n"),
         ("doctor/test_text.py::test_the_first_number_stands_beside_the_threshold_that_it_crossed",),
     ),
     Mutant(
         "a model with a warning is healthy",
-        "doctor/wording.py",
+        "doctor/display/wording.py",
         ('return all(finding.severity == "note"', 'return all(finding.severity != "error"'),
         ("doctor/test_text.py::test_the_verdict_is_one_sentence",),
     ),
     Mutant(
         "a line of code forgets its indent when it is broken",
-        "doctor/paste.py",
+        "doctor/display/paste.py",
         ("start + width - len(indent)", "start + width"),
         ("doctor/test_text.py::test_broken_lines_fit_every_width",),
     ),
     Mutant(
         "code is broken although it is other code then",
-        "doctor/paste.py",
+        "doctor/display/paste.py",
         (
             ' if _same("\\n".join(broken), "\\n".join(whole)) else whole',
             "",
@@ -1371,13 +1371,13 @@ MUTANTS = (
     ),
     Mutant(
         "running means are drawn in variances",
-        "doctor/strips.py",
+        "doctor/display/strips.py",
         ("/ np.sqrt(np.float64(norm.var))", "/ np.float64(norm.var)"),
         ("doctor/test_strips.py::test_means_are_in_standard_deviations_and_variances_logarithms_of_their_ratio",),
     ),
     Mutant(
         "many effective samples are too few",
-        "doctor/strips.py",
+        "doctor/display/strips.py",
         ("crossed=norm.effective < bound", "crossed=norm.effective > bound"),
         ("doctor/test_strips.py::test_effective_samples_are_on_a_logarithmic_axis",),
     ),

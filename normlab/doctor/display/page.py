@@ -6,10 +6,10 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from normlab.doctor import files, wording
+from normlab.doctor.display import files, wording
+from normlab.doctor.display.strips import columns
+from normlab.doctor.display.wording import Examined
 from normlab.doctor.findings import ORDER, Finding, Severity
-from normlab.doctor.strips import columns
-from normlab.doctor.wording import Examined
 from normlab.extras import importing
 
 if TYPE_CHECKING:

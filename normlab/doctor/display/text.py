@@ -4,9 +4,8 @@ import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from normlab.doctor import paste
-from normlab.doctor.findings import Finding, Severity
-from normlab.doctor.wording import (
+from normlab.doctor.display import paste
+from normlab.doctor.display.wording import (
     Examined,
     counts,
     is_healthy,
@@ -18,6 +17,7 @@ from normlab.doctor.wording import (
     sentence,
     verdict,
 )
+from normlab.doctor.findings import Finding, Severity
 from normlab.extras import importing
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from normlab.doctor.display.wording import number
 from normlab.doctor.findings import Measurement
 from normlab.doctor.thresholds import Thresholds
-from normlab.doctor.wording import number
 
 __all__ = ["Column", "Scale", "Strip", "columns"]
 
