@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from normlab.doctor import Report, files
+from normlab.doctor import Report
+from normlab.doctor.display import files
 from normlab.doctor.display.page import page
 from normlab.errors import BadInput
 from tests.doctor.reports import BIAS, DEEP, EVALUATION, HEALTHY, HOSTILE, LAG, REPORTS, SICK, report
@@ -184,7 +185,7 @@ def test_where_no_page_can_be(tmp_path: Path) -> None:
 
 def schemes() -> list[dict[str, str]]:
     """Return the colours of the light and the dark scheme, and those on paper."""
-    style = resources.files("normlab.doctor").joinpath("templates", "report.css").read_text()
+    style = resources.files("normlab.doctor.display").joinpath("templates", "report.css").read_text()
     found = [
         dict(re.findall(r"--([\w-]+): (#[0-9a-f]{3,6});", block))
         for block in re.findall(r":root \{(.*?)\}", style, re.S)

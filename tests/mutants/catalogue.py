@@ -759,7 +759,7 @@ MUTANTS = (
     Mutant(
         "corrections of batch renorm while statistics are estimated",
         "tools/estimation/by_batch.py",
-        ('    "r_max": 1.0,\n    "d_max": 0.0,\n', ""),
+        ('"r_max": 1.0, "d_max": 0.0, ', ""),
         ("tools/test_precise.py::test_corrections_and_running_statistics_of_batch_renorm_play_no_part",),
     ),
     Mutant(

@@ -77,7 +77,7 @@ _CONTROL = {code: " " for code in (*range(32), *range(127, 160)) if chr(code) no
 
 
 def _asset(name: str) -> str:
-    return resources.files("normlab.doctor").joinpath("templates", name).read_text("utf-8")
+    return resources.files("normlab.doctor.display").joinpath("templates", name).read_text("utf-8")
 
 
 def _of(findings: Sequence[Finding], severity: Severity) -> int:
