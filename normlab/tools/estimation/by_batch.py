@@ -11,7 +11,7 @@ from flax.linen.module import InterceptorContext
 __all__ = ["ALONE", "ONE_DEVICE", "linen", "nnx_copy"]
 
 ONE_DEVICE: Mapping[str, object] = {"axis_name": None, "axis_index_groups": None}
-"""Options by which a norm takes the batch of a call as the whole batch; sharded under `jax.jit` it is one batch, too."""
+"""Options by which a norm takes the batch of a call as the whole batch; sharded under `jax.jit` they are one batch."""
 
 ALONE: Mapping[str, object] = {"r_max": 1.0, "d_max": 0.0, "initialize_from_first_batch": False, **ONE_DEVICE}
 """Options by which a norm looks neither at its running statistics in training nor at other calls."""
@@ -46,9 +46,7 @@ def linen(*, dropout: bool, options: Mapping[str, object] = ALONE) -> Iterator[N
         yield
 
 
-def nnx_copy(
-    model: nnx.Module, *, train: bool, dropout: bool, options: Mapping[str, object] = ALONE
-) -> nnx.Module:
+def nnx_copy(model: nnx.Module, *, train: bool, dropout: bool, options: Mapping[str, object] = ALONE) -> nnx.Module:
     """Return a copy of an NNX model in which norms normalize by the batch of a call alone where they train.
 
     Args:
