@@ -139,21 +139,31 @@ def main() -> None:
 
 
 def trials(seeds: int, *, quick: bool) -> Iterator[Trial]:
-    """Yield the examinations: the healthy models of the first seed, planted faults, then further seeds."""
-    from benchmarks.doctor import healthy, planted
-
-    names = list(healthy.MODELS)[: QUICK_HEALTHY if quick else None]
+    """Yield the examinations: healthy models of the first seed in float32, planted faults, and the rest."""
+    if seeds:
+        yield from _of_healthy(0, "float32", quick)
+        yield from _of_planted(quick)
     for seed in range(seeds):
         for dtype in DTYPES[: 1 if quick else None]:
-            for name in names:
-                yield Trial("healthy", name, seed, dtype, partial(healthy.build, name, seed, dtype))
-        if seed:
-            continue
-        for name, case in list(planted.CASES.items())[: QUICK_PLANTED if quick else None]:
-            for kind, strength in STRENGTHS.items():
-                if kind != "weak" or case.weak:
-                    build, expected = partial(case.build, strength), f"{case.severity} {case.path}"
-                    yield Trial(kind, name, 0, "float32", build, case.code, expected)
+            if (seed, dtype) != (0, "float32"):
+                yield from _of_healthy(seed, dtype, quick)
+
+
+def _of_healthy(seed: int, dtype: str, quick: bool) -> Iterator[Trial]:
+    from benchmarks.doctor import healthy
+
+    for name in list(healthy.MODELS)[: QUICK_HEALTHY if quick else None]:
+        yield Trial("healthy", name, seed, dtype, partial(healthy.build, name, seed, dtype))
+
+
+def _of_planted(quick: bool) -> Iterator[Trial]:
+    from benchmarks.doctor import planted
+
+    for name, case in list(planted.CASES.items())[: QUICK_PLANTED if quick else None]:
+        for kind, strength in STRENGTHS.items():
+            if kind != "weak" or case.weak:
+                build, expected = partial(case.build, strength), f"{case.severity} {case.path}"
+                yield Trial(kind, name, 0, "float32", build, case.code, expected)
 
 
 def made(trial: Trial) -> Row:
