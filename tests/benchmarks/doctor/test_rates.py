@@ -109,3 +109,13 @@ def test_rows_are_added_once_and_tables_written(tmp_path: Path, monkeypatch, cap
     assert text.startswith(f"before\n{rates.BEGIN}") and text.endswith(f"{rates.END}\nafter\n")
     assert "stale" not in text and "1 runs of 1 healthy models" in text and "1 of 1 strong ones" in text
     assert capsys.readouterr().out.count("\n") == 3
+
+
+def test_the_page_is_that_of_the_rows_and_of_the_docstrings(tmp_path: Path):
+    page = rates.ROOT / "docs/doctor.md"
+    copy = tmp_path / "doctor.md"
+    copy.write_text(page.read_text("utf-8"), "utf-8")
+
+    rates.write_tables(copy, rates.read(rates.ROOT / "benchmarks/results/doctor.csv"))
+
+    assert copy.read_text("utf-8") == page.read_text("utf-8"), "run `python -m benchmarks.doctor.rates --seeds 0`"
