@@ -208,7 +208,8 @@ class _Walker:
             return inside
         behind = Value(neighbour or value, operands=(value,))
         value.uses.append(behind)
-        self.latest[layer].after.append(behind)
+        if layer in self.latest:  # JAX takes out the mark of an input that the layer does not use
+            self.latest[layer].after.append(behind)
         return behind
 
 

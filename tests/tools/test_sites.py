@@ -283,6 +283,22 @@ def test_norms_inside_recurrent_cells_are_found_by_their_variables(train):
     assert found[1].variables == {"scale": "cell/norm_h/scale"} and found[1].module is twin.cell.norm_h
 
 
+def test_a_norm_behind_a_cell_whose_layers_only_give_kernels_is_found():
+    """The cell asks dense layers for their kernels; JAX drops the marks of inputs that they do not use."""
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.RNN(nn.OptimizedLSTMCell(4), name="rnn")(x)
+            return nn.Dense(2, name="head")(nn.LayerNorm(name="norm")(x))
+
+    x = jnp.ones((2, 3, 5))
+
+    site = only(sites(Model(), jax.eval_shape(Model().init, jax.random.key(0), x), x))
+
+    assert (site.path, site.before.kind, [one.path for one in site.after]) == ("norm", "operation", ["head"])
+
+
 def test_a_norm_that_is_transformed_itself_is_found_inside():
     remat = only(found_in(lambda x: nn.remat(nn.BatchNorm)(use_running_average=True, name="norm")(nn.Dense(4)(x))))
     assert (remat.path, remat.library, remat.lifted) == ("norm", "flax", ("remat",)) and remat.before.kind == "linear"

@@ -11,7 +11,7 @@ from flax.linen.module import InterceptorContext
 __all__ = ["ALONE", "ONE_DEVICE", "linen", "nnx_copy"]
 
 ONE_DEVICE: Mapping[str, object] = {"axis_name": None, "axis_index_groups": None}
-"""Options by which a norm takes the batch of a call as the whole batch, which it also is if sharded under `jax.jit`."""
+"""Options by which a norm takes the batch of a call as the whole batch; sharded under `jax.jit` they are one batch."""
 
 ALONE: Mapping[str, object] = {"r_max": 1.0, "d_max": 0.0, "initialize_from_first_batch": False, **ONE_DEVICE}
 """Options by which a norm looks neither at its running statistics in training nor at other calls."""
