@@ -69,7 +69,9 @@ class Examination:
         numbers = self._measurements() if any("data" in check.needs for check in checks) else {}
         self._seconds["numbers"] = time.perf_counter() - started
         name = type(self._patient.model).__name__
-        return Report(collected(findings), tuple(skipped), numbers, name, tuple(passed), self._seconds, self._patient.thresholds)
+        return Report(
+            collected(findings), tuple(skipped), numbers, name, tuple(passed), self._seconds, self._patient.thresholds
+        )
 
     def _made(self, check: Check) -> Iterator[Finding | Skipped]:
         """Make a check; yield what it found, or why it was skipped."""
