@@ -68,9 +68,14 @@ class Examination:
         started = time.perf_counter()
         numbers = self._measurements() if any("data" in check.needs for check in checks) else {}
         self._seconds["numbers"] = time.perf_counter() - started
-        name = type(self._patient.model).__name__
         return Report(
-            collected(findings), tuple(skipped), numbers, name, tuple(passed), self._seconds, self._patient.thresholds
+            findings=collected(findings),
+            skipped=tuple(skipped),
+            measurements=numbers,
+            model=type(self._patient.model).__name__,
+            passed=tuple(passed),
+            cost=self._seconds,
+            thresholds=self._patient.thresholds,
         )
 
     def _made(self, check: Check) -> Iterator[Finding | Skipped]:

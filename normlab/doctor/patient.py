@@ -251,7 +251,9 @@ class Patient:
         for index in range(len(self.calls)):
             for path, parts in by_run(self.called(index, train, dropout, variables).statistics).items():
                 found.setdefault(path, []).append(parts)
-        return {path: tuple(parts) for path, parts in found.items()}
+        order = {site.path: index for index, site in enumerate(self.sites)}  # of the first calls
+        paths = sorted(found, key=lambda path: order[self.site_of(path).path])
+        return {path: tuple(found[path]) for path in paths}
 
     def called(
         self, index: int, train: bool, dropout: bool = False, variables: Variables | None = None

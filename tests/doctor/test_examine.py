@@ -155,3 +155,21 @@ def test_runs_of_a_scan_have_paths_of_their_own() -> None:
     assert report.ok()
     means = [one.mean for one in report.measurements.values()]
     assert not np.allclose(means[0], means[1])
+
+
+class Reversed(nn.Module):
+    """Two batch norms whose names are not in the order of their calls."""
+
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool) -> Any:
+        for name in ("z", "m", "a"):
+            x = nn.Dense(32, use_bias=False, name=f"dense_{name}")(x)
+            x = nn.relu(nn.BatchNorm(use_running_average=not train, name=name)(x))
+        return nn.Dense(10)(x)
+
+
+def test_the_first_norm_is_the_first_that_is_called() -> None:
+    model, given = Reversed(), [x + i for i, (x, _) in enumerate(batches(count=4))]
+    report = examine(model, fresh(model, given[0]), given, checks=["NL305"])
+    assert list(report.measurements) == ["z", "m", "a"]
+    assert [one.path for one in report.findings] == ["z"]
