@@ -5,9 +5,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from normlab.doctor.checks import data, state, static, training
-from normlab.doctor.checks.data import gaps, lag
+from normlab.doctor.checks import inputs, state, static, statistics, training
 from normlab.doctor.checks.registry import CHECKS, Check
+from normlab.doctor.checks.statistics import gaps, lag
 from normlab.doctor.findings import Finding, Measurement, Skipped
 from normlab.doctor.patient import Patient
 from normlab.doctor.report import Report, collected
@@ -16,7 +16,7 @@ from normlab.errors import BadInput, nearest, one_line
 
 __all__ = ["Examination", "chosen", "pattern"]
 
-_GROUPS = (static, state, data, training)
+_GROUPS = (static, state, statistics, inputs, training)
 """Modules of checks, which register them when they are imported."""
 
 

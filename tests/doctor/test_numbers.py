@@ -11,8 +11,8 @@ import pytest
 from flax import linen as nn
 from scipy import stats
 
-from normlab.doctor.checks.data import _survival
 from normlab.doctor.checks.kinds import centres_each_feature
+from normlab.doctor.checks.statistics import survival
 from normlab.doctor.measure import Part, measured
 from normlab.doctor.pooled import gap, pooled
 from normlab.doctor.stepping import updates
@@ -124,7 +124,7 @@ def test_statistics_that_are_the_batch_already_tell_nothing() -> None:
 
 def test_the_tail_of_f_is_that_of_scipy() -> None:
     ratio = np.array([0.5, 1.0, 2.0, 4.0, 9.0])
-    np.testing.assert_allclose(_survival(ratio, 7, 8 * 31), stats.f.sf(ratio, 7, 8 * 31), rtol=1e-3, atol=1e-9)
+    np.testing.assert_allclose(survival(ratio, 7, 8 * 31), stats.f.sf(ratio, 7, 8 * 31), rtol=1e-3, atol=1e-9)
 
 
 @pytest.mark.parametrize(

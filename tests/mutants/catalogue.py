@@ -1440,7 +1440,7 @@ MUTANTS = (
     ),
     Mutant(
         "the degrees of freedom of F are exchanged",
-        "doctor/checks/data.py",
+        "doctor/checks/statistics.py",
         (
             "betainc(within / 2, between / 2,",
             "betainc(between / 2, within / 2,",
@@ -1458,7 +1458,7 @@ MUTANTS = (
     ),
     Mutant(
         "a lag below its threshold is a fault",
-        "doctor/checks/data.py",
+        "doctor/checks/statistics.py",
         (
             "far = mean > max(bounds.lag, bounds.standard_errors * error)",
             "far = mean < max(bounds.lag, bounds.standard_errors * error)",
