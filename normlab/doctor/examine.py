@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
 from flax import linen as nn
 from flax.typing import VariableDict
@@ -123,20 +122,20 @@ def _admitted(model: Module, variables: VariableDict | None, batches: tuple[obje
         raise BadInput("Expected `step` and `state` with each other, got one alone. Give both, or none.")
     if isinstance(model, nn.Module) and variables is None and options.state is not None:
         variables = (options.read or variables_of)(options.state)
-    spread = _spread(model, variables)
-    if spread:
+    if spread := _spread(Patient(model, None, batches, options), variables):
         variables = replicas.reduce(variables)
     patient = Patient(model, variables, batches, options)
     patient.replicas = spread
     return patient
 
 
-def _spread(model: Module, variables: VariableDict | None) -> dict[str, float]:
-    """Return how far replicas are apart, if the variables have an axis of replicas in front of each leaf."""
-    if not isinstance(model, nn.Module) or variables is None:
+def _spread(patient: Patient, variables: VariableDict | None) -> dict[str, float]:
+    """Return how far replicas are apart, if all variables have one more axis in front than the model makes."""
+    if not isinstance(patient.model, nn.Module) or variables is None or not patient.batches:
         return {}
-    first = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(variables)}
-    dims = {np.ndim(leaf) for path, leaf in leaves.by_path(variables).items() if path.endswith(("/mean", "/scale"))}
-    if len(first) != 1 or first == {()} or min(dims, default=0) < 2:
+    given = {path: np.shape(leaf) for path, leaf in leaves.by_path(variables).items()}
+    if len({shape[:1] for shape in given.values()}) != 1 or () in given.values():
         return {}
-    return replicas.spread(variables)
+    made = {path: np.shape(leaf) for path, leaf in leaves.by_path(patient.known_variables).items()}
+    stacked = given.keys() == made.keys() and all(given[path][1:] == made[path] for path in given)
+    return replicas.spread(variables) if stacked else {}

@@ -27,7 +27,7 @@ from normlab.introspect.applied import Variables
 from normlab.introspect.calls import Module
 from normlab.introspect.modes import Modes, modes, unknown_mode
 from normlab.tools import Captured, Site, Sites, leaves
-from normlab.tools.batches import Arguments
+from normlab.tools.batches import Arguments, examples
 from normlab.tools.estimation import by_batch
 
 __all__ = ["Patient", "Series", "limited"]
@@ -271,7 +271,12 @@ class Patient:
     def few(self, index: int = 0) -> Arguments:
         """Return the arguments of a call with the first examples of a batch."""
         args, kwargs = self.calls[index]
-        return jax.tree.map(lambda leaf: leaf[:_FEW] if np.ndim(leaf) else leaf, (args, dict(kwargs)))
+        size = examples(args, kwargs)
+
+        def cut(leaf: Array | np.ndarray) -> Array | np.ndarray:
+            return leaf[:_FEW] if np.shape(leaf)[:1] == (size,) else leaf
+
+        return jax.tree.map(cut, (args, dict(kwargs)))
 
     def _captures(self, train: bool, dropout: bool) -> Program[Part]:
         if (train, dropout) not in self._programs:

@@ -173,3 +173,22 @@ def test_the_first_norm_is_the_first_that_is_called() -> None:
     report = examine(model, fresh(model, given[0]), given, checks=["NL305"])
     assert list(report.measurements) == ["z", "m", "a"]
     assert [one.path for one in report.findings] == ["z"]
+
+
+class Ensemble(nn.Module):
+    """Four models side by side, whose variables all have an axis in front."""
+
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool) -> Any:
+        axes = {"params": 0, "batch_stats": 0}
+        lifted = nn.vmap(Block, variable_axes=axes, split_rngs={"params": True}, in_axes=None, axis_size=4)
+        return lifted(train, name="nets")(x)
+
+
+def test_an_ensemble_is_no_set_of_replicas() -> None:
+    model = Ensemble()
+    variables = fresh(model, GIVEN[0][0])
+    assert {np.shape(leaf)[0] for leaf in jax.tree.leaves(variables)} == {4}
+    report = examine(model, variables, GIVEN, checks=["NL102", "NL208", "NL302"])
+    assert not report.findings and "NL102" in report.passed
+    assert {one.why for one in report.skipped} == {"the model has no norm that can be measured."}
