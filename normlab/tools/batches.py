@@ -26,7 +26,8 @@ def default_call(batch: object) -> Arguments:
     """Return the arguments of a model from a batch: an array, the first of a tuple, or the inputs of a dict.
 
     Args:
-        batch: An array, or its shape; a tuple or list that starts with the inputs; or a mapping with `inputs`, `image` or `x`.
+        batch: An array, or its shape; a tuple or list that starts with the inputs; or a mapping with `inputs`, `image`
+            or `x`.
 
     Returns:
         Positional and keyword arguments.
@@ -45,7 +46,7 @@ def default_call(batch: object) -> Arguments:
         return (batch[name],), {}
     if isinstance(batch, tuple | list) and batch:
         return (batch[0],), {}
-    if isinstance(batch, ArrayLike | jax.ShapeDtypeStruct) and np.ndim(batch):
+    if (isinstance(batch, jax.ShapeDtypeStruct) and batch.shape) or (isinstance(batch, ArrayLike) and np.ndim(batch)):
         return (batch,), {}
     raise refusal("a batch of arrays, a tuple or a dict", batch, _REMEDY)
 

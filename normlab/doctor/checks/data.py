@@ -5,9 +5,11 @@ import math
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import betainc
+from jax.typing import ArrayLike
 
 from normlab.doctor.checks.kinds import takes_batch_statistics
 from normlab.doctor.checks.registry import Fault, Found, Texts, check
+from normlab.doctor.findings import Severity
 from normlab.doctor.measure import Part
 from normlab.doctor.patient import Patient
 from normlab.doctor.pooled import gap
@@ -44,8 +46,8 @@ def one_pass_variance(patient: Patient) -> Found:
     bound, faults, halves = patient.thresholds.digits, list[Fault](), list[Fault]()
     for path in _sound(patient):
         site, parts = patient.site_of(path), _parts(patient, path)
-        lossy = max(float(part.lossy) for part in parts)
-        share = lossy / max(1.0, float(parts[0].statistics))
+        lossy = max(_number(part.lossy) for part in parts)
+        share = lossy / max(1.0, _number(parts[0].statistics))
         if getattr(site.module, "use_fast_variance", False) and lossy > 1 and share > 0.01:
             faults.append(Fault(path, {"share of the statistics that lose digits": share, "statistics": lossy}))
         far = _mean_in_deviations(patient, path)
@@ -78,6 +80,10 @@ def _mean_in_deviations(patient: Patient, path: str) -> float:
 
 def _parts(patient: Patient, path: str) -> list[Part]:
     return [part for calls in patient.trained[path] for part in calls]
+
+
+def _number(x: ArrayLike) -> float:
+    return float(np.asarray(x))
 
 
 @check("NL302", "data")
@@ -302,7 +308,8 @@ def constant_channels(patient: Patient) -> Found:
         if given
         else "# look at learning rate and weight decay before `{path}`",
     )
-    for severity, faults in (("warning", many), ("note", few)):
+    graded: tuple[tuple[Severity, list[Fault]], ...] = ("warning", many), ("note", few)
+    for severity, faults in graded:
         if faults:
             yield texts.finding("NL307", severity, faults, threshold=patient.thresholds.channels, certain=False)
 
@@ -338,7 +345,8 @@ def variance_below_epsilon(patient: Patient) -> Found:
         source="Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167, algorithm 1",
         remedy="epsilon=1e-8  # at `{path}`, or scale the input up",
     )
-    for severity, faults in (("warning", many), ("note", few)):
+    graded: tuple[tuple[Severity, list[Fault]], ...] = ("warning", many), ("note", few)
+    for severity, faults in graded:
         if faults:
             yield texts.finding("NL308", severity, faults, threshold=patient.thresholds.channels, certain=False)
 
@@ -346,7 +354,7 @@ def variance_below_epsilon(patient: Patient) -> Found:
 def _small(patient: Patient, path: str, site: Site) -> float:
     if not _learns(site):
         parts = _parts(patient, path)
-        return float(np.mean([float(part.small) / max(1.0, float(part.statistics)) for part in parts]))
+        return float(np.mean([_number(part.small) / max(1.0, _number(part.statistics)) for part in parts]))
     found, dead = patient.pooled[path], constant(patient, path)
     small = found.batch_vars.mean(0) < patient.thresholds.small_variance * float(site.module.epsilon)
     return float(np.mean(small & ~dead))
@@ -391,7 +399,7 @@ def _near_the_end(patient: Patient, path: str) -> Fault | None:
     site = patient.site_of(path)
     if not jnp.issubdtype(site.dtype, jnp.floating):
         return None
-    share = max(float(part.largest) for part in _parts(patient, path)) / float(jnp.finfo(site.dtype).max)
+    share = max(_number(part.largest) for part in _parts(patient, path)) / float(jnp.finfo(site.dtype).max)
     return Fault(path, {"share of the range": share}) if share > patient.thresholds.range else None
 
 
