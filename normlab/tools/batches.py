@@ -46,7 +46,7 @@ def default_call(batch: object) -> Arguments:
         return (batch[name],), {}
     if isinstance(batch, tuple | list) and batch:
         return (batch[0],), {}
-    if (isinstance(batch, ArrayLike) and np.ndim(batch)) or (isinstance(batch, jax.ShapeDtypeStruct) and batch.shape):
+    if (isinstance(batch, jax.ShapeDtypeStruct) and batch.shape) or (isinstance(batch, ArrayLike) and np.ndim(batch)):
         return (batch,), {}
     raise refusal("a batch of arrays, a tuple or a dict", batch, _REMEDY)
 

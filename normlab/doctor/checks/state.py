@@ -48,7 +48,7 @@ def evaluates_in_training(patient: Patient) -> Found:
     It uses running statistics in training, and a training call leaves them as they are. A note where all such norms are
     frozen on purpose.
     """
-    sites = [site for site in patient.training.sites if site.running and "mean" in site.variables]
+    sites = [site for site in patient.training.sites if "mean" in site.variables and (site.running or frozen(site))]
     sites = [site for site in sites if _stays(patient, site)]
     if not sites:
         return
