@@ -218,6 +218,8 @@ def severities(check: Check) -> list[str]:
     """Return the severities that a check gives, the worst first, as its source says them."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(check.run)))
     said = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    if any(isinstance(node, ast.Attribute) and node.attr == "by_share" for node in ast.walk(tree)):
+        said |= {"warning", "note"}
     return [severity for severity in ORDER if severity in said]
 
 
