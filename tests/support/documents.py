@@ -132,8 +132,8 @@ def is_of_own_file(command: list[str]) -> bool:
 
 
 def is_on_checkpoint(command: list[str]) -> bool:
-    """Check whether a command writes a new checkpoint from one that the page wrote."""
-    return command[:2] in (["normlab", "fold"], ["normlab", "convert"])
+    """Check whether a command writes a new checkpoint of a model whose file the page shows."""
+    return command[:2] in (["normlab", "fold"], ["normlab", "convert"]) and Path(command[2].partition(":")[0]).exists()
 
 
 def run_on_checkpoint(command: list[str], shown: str) -> None:
