@@ -1,1 +1,1 @@
-"""How often the doctor is right: planted faults, healthy models, and the rates of both."""
+"""Planted faults, healthy models, and how often the doctor is right about both."""

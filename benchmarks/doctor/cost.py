@@ -1,4 +1,4 @@
-"""What does an examination cost?
+"""Measure the cost of an examination.
 
 The static checks of ResNet-50 are timed from shapes alone; and the measurements of ResNet-20 on batches of 32, beside
 a training and an evaluation forward of the same batches. Contenders take turns; compilation is timed apart.

@@ -1,4 +1,4 @@
-"""How often is the doctor wrong about healthy models, and how often does it find a planted fault?
+"""Measure how often the doctor is wrong about healthy models, and how often it finds a planted fault.
 
 Rows are added to `OUTPUT.csv` after each model, and those that are there already are not made again. The tables of
 `docs/doctor.md` are written from all rows.

@@ -73,6 +73,9 @@ def finds(
     chosen = {} if limit is None else {"limit": _whole(limit)}
     with _in_one_sentence(source), redirect_stdout(sys.stderr):  # the user's code may print
         report = _examined(source, _codes(ignore), chosen, static)
+    if not report.findings and not report.passed:
+        why = report.skipped[0].why if report.skipped else "no check was chosen."
+        raise BadInput(f"Expected something to examine, got nothing: {why} Give `batches`, or the shape of one.")
     _show(report, html, json, timings)
     return fail_on != "never" and not report.ok(fail_on)
 

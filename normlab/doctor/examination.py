@@ -6,6 +6,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from normlab.doctor.checks import inputs, state, static, statistics, training
+from normlab.doctor.checks.measured import left_out
 from normlab.doctor.checks.registry import CHECKS, Check
 from normlab.doctor.checks.statistics import gaps, lag
 from normlab.doctor.findings import Finding, Measurement, Skipped
@@ -51,6 +52,7 @@ class Examination:
         """Take a patient, and what to ignore: codes with globs of paths."""
         self._patient, self._ignored = patient, ignored
         self._used: set[tuple[str, str]] = set()
+        self._made_codes: set[str] = set()
         self._seconds: dict[str, float] = {}
 
     def report(self, checks: list[Check]) -> Report:
@@ -61,6 +63,8 @@ class Examination:
             found = [one for one in made if isinstance(one, Finding)]
             skipped += [one for one in made if isinstance(one, Skipped)]
             kept = [one for finding in found if (one := self._kept(finding)) is not None]
+            if found or not made:
+                self._made_codes.add(check.code)
             findings += kept
             if not made:
                 passed.append(check.code)
@@ -81,13 +85,15 @@ class Examination:
     def _made(self, check: Check) -> Iterator[Finding | Skipped]:
         """Make a check; yield what it found, or why it was skipped."""
         options, started = self._patient.options, time.perf_counter()
-        lacking = [need for need in check.needs if need != "data" and getattr(options, need) is None]
+        lacking = [need for need in check.needs if need not in ("data", "finite") and getattr(options, need) is None]
         try:
             if lacking:
                 raise Skip(f"no `{lacking[0]}` was given")
             if "data" in check.needs:
                 self._patient.can_measure  # noqa: B018
             yield from check.run(self._patient)
+            if "finite" in check.needs:
+                yield from (Skipped(check.code, f"{reason}.") for reason in left_out(self._patient))
         except Skip as reason:
             yield Skipped(check.code, f"{reason}.")
         except BadInput:
@@ -100,18 +106,22 @@ class Examination:
     def _kept(self, finding: Finding) -> Finding | None:
         """Return a finding without what is to be ignored; `None` where nothing is left."""
         paths = [finding.path, *finding.others]
+        kept = list(paths)
         for code, glob in self._ignored:
-            out = [path for path in paths if code == finding.code and fnmatchcase(path, glob)]
+            out = [path for path in paths if code == finding.code and (path == glob or fnmatchcase(path, glob))]
             if out:
                 self._used.add((code, glob))
-                paths = [path for path in paths if path not in out]
-        if not paths:
+                kept = [path for path in kept if path not in out]
+        if not kept:
             return None
-        return replace(finding, path=paths[0], others=tuple(paths[1:]))
+        if kept[0] == finding.path:
+            return replace(finding, others=tuple(kept[1:]))
+        remedy = finding.remedy.replace(f"`{finding.path}`", f"`{kept[0]}`")  # whose numbers are not known
+        return replace(finding, path=kept[0], others=tuple(kept[1:]), evidence={}, threshold=None, remedy=remedy)
 
     def _unused(self) -> Iterator[Finding]:
         for code, glob in self._ignored:
-            if (code, glob) not in self._used:
+            if (code, glob) not in self._used and code in self._made_codes:
                 yield Finding(
                     code=code,
                     severity="note",
@@ -127,9 +137,9 @@ class Examination:
     def _measurements(self) -> dict[str, Measurement]:
         try:
             self._patient.can_measure  # noqa: B018
-        except Skip:
+            return {path: _measurement(self._patient, path) for path in self._patient.trained}
+        except Exception:  # for which each check has given its reason
             return {}
-        return {path: _measurement(self._patient, path) for path in self._patient.trained}
 
 
 def _measurement(patient: Patient, path: str) -> Measurement:

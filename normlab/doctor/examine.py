@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from flax import linen as nn
+from flax import nnx
 from flax.typing import VariableDict
 from jax import Array
 from jax.sharding import Mesh
@@ -14,9 +15,10 @@ from normlab.doctor.examination import Examination, chosen, pattern
 from normlab.doctor.options import Options, Padding, Read, State, Step
 from normlab.doctor.patient import Patient, limited
 from normlab.doctor.report import Report
+from normlab.doctor.skip import Skip
 from normlab.doctor.stepping import variables_of
 from normlab.doctor.thresholds import Thresholds
-from normlab.errors import BadInput
+from normlab.errors import BadInput, one_line
 from normlab.introspect.applied import check_model
 from normlab.introspect.calls import Module
 from normlab.introspect.modes import Method
@@ -71,7 +73,7 @@ def examine(
         optimizer: The optimizer, to see whether it shrinks parameters of norms.
         steps: Steps of the whole training.
         padding: `batch -> (batch, positions)` of bools, True where a position is padding.
-        mesh: Devices over which the model trains.
+        mesh: Devices over which the model trains, which bind the names of its axes.
         limit: Batches to read, at most.
         checks: Codes of the checks to make; `None` is all.
         ignore: Codes to leave out, each alone or with a glob of paths, such as `NL206@head*`.
@@ -118,6 +120,8 @@ def examine(
 
 def _admitted(model: Module, variables: VariableDict | None, batches: tuple[object, ...], options: Options) -> Patient:
     """Return the patient; variables of replicas are merged."""
+    if isinstance(model, nnx.Module) and variables is not None:
+        raise BadInput("Expected `variables=None` for an NNX model, which has its own, got some. Leave them out.")
     if (options.step is None) is not (options.state is None):
         raise BadInput("Expected `step` and `state` with each other, got one alone. Give both, or none.")
     if isinstance(model, nn.Module) and variables is None and options.state is not None:
@@ -126,7 +130,28 @@ def _admitted(model: Module, variables: VariableDict | None, batches: tuple[obje
         variables = replicas.reduce(variables)
     patient = Patient(model, variables, batches, options)
     patient.replicas = spread
+    _check_called(patient)
     return patient
+
+
+def _check_called(patient: Patient) -> None:
+    """Refuse a model that cannot be called in either mode; calls that fail at a norm are for the checks to judge.
+
+    Raises:
+        BadInput: If a call fails elsewhere.
+    """
+    for mode in ("training", "evaluation"):
+        try:
+            getattr(patient, mode)
+        except Skip:  # without batches
+            return
+        except BadInput:
+            raise
+        except Exception as error:
+            raise BadInput(
+                f"Expected a model that can be called with these batches in {mode}, got {one_line(error, 200)} Give "
+                "`call`, `train`, `evaluate` or `rngs`, as the model needs them."
+            ) from error
 
 
 def _spread(patient: Patient, variables: VariableDict | None) -> dict[str, float]:

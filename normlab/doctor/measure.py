@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from normlab._core.dtypes import float32_or_wider
 from normlab._core.reduction import expand_where, other_axes
+from normlab.doctor.checks.kinds import group_size
 from normlab.doctor.thresholds import Thresholds
 from normlab.tools import Site
 
@@ -48,7 +49,9 @@ class Part(NamedTuple):
     places: Array
 
 
-def measured(site: Site, thresholds: Thresholds, x: Array, mask: Array | None, y: object) -> Part:
+def measured(
+    site: Site, thresholds: Thresholds, x: Array, mask: Array | None, y: object, examples: int | None = None
+) -> Part:
     """Measure one call of a norm.
 
     Args:
@@ -57,20 +60,24 @@ def measured(site: Site, thresholds: Thresholds, x: Array, mask: Array | None, y
         x: The array whose statistics the norm takes.
         mask: True where an element counts.
         y: The norm's output.
+        examples: Examples of the batch, whose parts the rows of the input are where there are several times as many;
+            `None` takes each row for an example.
     """
     wide, where = float32_or_wider(x), expand_where(mask, x.ndim)
     where = None if where is None else jnp.broadcast_to(where, x.shape)
     known = wide if where is None else jnp.where(where, wide, 0)
     features = site.features
-    rows, counted = _rows(known, features), None if where is None else _rows(where, features)
-    mean, var, elements, examples, between = _moments(rows, counted)
+    rows = _rows(known, features, examples)
+    counted = None if where is None else _rows(where, features, examples)
+    mean, var, elements, of_rows, between = _moments(rows, counted)
     own_mean, own_var = _own(site, known) or (mean, var)
     broken = jnp.stack([_broken(known), _broken(y) if where is None else 0])
-    relative = 2.0**-24 * (lax.square(own_mean) + own_var) / jnp.where(own_var > 0, own_var, jnp.inf)
+    second = (lax.square(own_mean) + own_var) / jnp.where(own_var > 0, own_var, jnp.inf)
+    relative = jnp.finfo(wide.dtype).eps / 2 * second
     epsilon = getattr(site.module, "epsilon", 0.0)
     small = (own_var > 0) & (own_var < thresholds.small_variance * epsilon)
     return Part(
-        examples=jnp.asarray(examples),
+        examples=jnp.asarray(of_rows),
         elements=jnp.asarray(elements),
         mean=mean,
         var=var,
@@ -97,21 +104,32 @@ def own_axes(site: Site) -> tuple[int, ...] | None:
 
 def _own(site: Site, x: Array) -> tuple[Array, Array] | None:
     """Return mean and variance of each statistic of a norm of single examples."""
+    if size := group_size(site):
+        return _of_groups(x, size) if site.features == (x.ndim - 1,) else None
     axes = own_axes(site)
-    if axes is None or x.shape != site.shape:
+    if axes is None or x.ndim != len(site.shape):
         return None
     near = x.mean(axes, keepdims=True)
     rest = (x - near).mean(axes, keepdims=True)
     return (near + rest).ravel(), lax.square(x - near - rest).mean(axes).ravel()
 
 
-def _rows(x: Array, features: Sequence[int]) -> Array:
-    """Return an array as (examples, positions, features)."""
+def _of_groups(x: Array, size: int) -> tuple[Array, Array]:
+    """Return mean and variance of each group of features of each example."""
+    groups = x.reshape(x.shape[0], -1, x.shape[-1] // size, size)
+    near = groups.mean((1, 3), keepdims=True)
+    rest = (groups - near).mean((1, 3), keepdims=True)
+    return (near + rest).ravel(), lax.square(groups - near - rest).mean((1, 3)).ravel()
+
+
+def _rows(x: Array, features: Sequence[int], examples: int | None) -> Array:
+    """Return an array as (examples, positions, features); rows that are parts of examples, as positions of them."""
     others = other_axes(features, x.ndim)
     moved = x.transpose(*others, *features)
-    examples = moved.shape[0] if others else 1
+    first = moved.shape[0] if others else 1
+    first = examples if examples and first % examples == 0 else first
     wide = int(np.prod([x.shape[axis] for axis in features], dtype=int))
-    return moved.reshape(examples, -1, wide)
+    return moved.reshape(first, -1, wide)
 
 
 def _moments(rows: Array, where: Array | None) -> tuple[Array, Array, ArrayLike, ArrayLike, Array]:

@@ -1,4 +1,4 @@
-"""What an examination is given beside the model."""
+"""The options of an examination."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ Padding: TypeAlias = Callable[[Any], Array]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What an examination is given beside the model; see `examine`."""
+    """The options of an examination; see `examine`."""
 
     call: Call
     train: Mapping[str, object] | None

@@ -16,7 +16,7 @@ __all__ = ["AtValid", "at_valid", "noisy", "relative_change"]
 
 
 class AtValid(NamedTuple):
-    """What a norm was given and returned, 0 at padded positions."""
+    """Input and output of a norm, 0 at padded positions."""
 
     given: ArrayLike
     made: ArrayLike

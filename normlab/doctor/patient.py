@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TypeAlias
 
 import jax
@@ -29,6 +30,7 @@ from normlab.introspect.modes import Modes, modes, unknown_mode
 from normlab.tools import Captured, Site, Sites, leaves
 from normlab.tools.batches import Arguments, examples
 from normlab.tools.estimation import by_batch
+from normlab.tools.estimation.estimated import estimated
 
 __all__ = ["Patient", "Series", "limited"]
 
@@ -55,9 +57,23 @@ class Patient:
     """
 
     def __init__(
-        self, model: Module, variables: VariableDict | None, batches: Sequence[object], options: Options
+        self,
+        model: Module,
+        variables: VariableDict | None,
+        batches: Sequence[object],
+        options: Options,
+        lasting: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
-        """Take a model in; nothing is computed yet."""
+        """Take a model in; nothing is computed yet.
+
+        Args:
+            model: A module of Linen or NNX.
+            variables: Variables of a Linen model, or their shapes.
+            batches: Batches of training data.
+            options: Everything else.
+            lasting: What another patient of the same model knows; see `lasting`.
+        """
+        vars(self).update(lasting)
         self.model, self.batches, self.options = model, tuple(batches), options
         self._linen = isinstance(model, nn.Module)
         self._shapes = variables
@@ -67,12 +83,9 @@ class Patient:
         self.thresholds = options.thresholds
         self.replicas: dict[str, float] = {}
 
-    def again(self, model: Module, variables: VariableDict | None, batches: Sequence[object]) -> "Patient":
-        """Return the patient at a later time: with other variables and batches, and the same compiled programs."""
-        later = Patient(model, variables, batches, self.options)
-        for name in _LASTING:
-            later.__dict__[name] = getattr(self, name)
-        return later
+    def lasting(self) -> dict[str, object]:
+        """Return what does not depend on the values of variables and batches, compiled programs among it."""
+        return {name: vars(self)[name] for name in _LASTING if name in vars(self)}
 
     @functools.cached_property
     def modes(self) -> Modes:
@@ -94,7 +107,7 @@ class Patient:
 
     @functools.cached_property
     def caller(self) -> Caller:
-        """How the model is called."""
+        """The way the model is called."""
         return Caller(self.model, self.modes, self.options.method, self.rngs)
 
     # --- structure ---
@@ -280,14 +293,13 @@ class Patient:
 
     def _captures(self, train: bool, dropout: bool) -> Program[Part]:
         if (train, dropout) not in self._programs:
-            by_path = {site.path: site for site in self.lifted_out[0]}
+            by_path, thresholds = {site.path: site for site in self.lifted_out[0]}, self.thresholds
 
             def statistic(path: str, number: int, x: Array, mask: Array | None, y: object) -> Part:
-                return measured(by_path[path], self.thresholds, x, mask, y)
+                return measured(by_path[path], thresholds, x, mask, y, program.examples)
 
-            self._programs[train, dropout] = Program(
-                self.caller, statistic, tuple(by_path), train=train, dropout=dropout
-            )
+            program = Program(self.caller, statistic, tuple(by_path), train=train, dropout=dropout)
+            self._programs[train, dropout] = program
         return self._programs[train, dropout]
 
     @functools.cached_property
@@ -316,8 +328,12 @@ class Patient:
             Skip: If no array of the call has positions that could be padded.
         """
         assert self.options.padding is not None
-        padding = jnp.asarray(self.options.padding(self.batches[0])).astype(bool)
-        calls = self.calls[0], noisy(self.calls[0], padding, self.options.seed)
+        masks = [jnp.asarray(self.options.padding(batch)).astype(bool) for batch in self.batches]
+        index = next((i for i, mask in enumerate(masks) if mask.any()), None)
+        if index is None:
+            raise Skip("no batch has padding")
+        padding = masks[index]
+        calls = self.calls[index], noisy(self.calls[index], padding, self.options.seed)
         program = Program(self.caller, functools.partial(at_valid, padding), self._paths, train=train, dropout=False)
         assert self.variables is not None
         before, after = (jax.device_get(program(self.variables, call).statistics) for call in calls)
@@ -333,7 +349,7 @@ class Patient:
 
     @functools.cached_property
     def stepped(self) -> Stepped:
-        """What a step of training does."""
+        """The effect of a step of training."""
         if not self.batches:
             raise Skip("no batch was given")
         options = self.options
@@ -360,7 +376,7 @@ class Patient:
 
     @functools.cached_property
     def updates(self) -> dict[str, float]:
-        """How many updates of its running statistics a step makes, for each norm where this can be told."""
+        """Updates of its running statistics that a step makes, for each norm where this can be told."""
         self.can_measure  # noqa: B018
         found = self.stepped
         state = nnx.state(found.variables) if isinstance(found.variables, nnx.Module) else found.variables
@@ -376,6 +392,8 @@ class Patient:
             return float(np.max(after[names["step"]]) - np.max(before[names["step"]]))
         momentum = getattr(site.module, "momentum", None)
         if parts is None or len(parts) != 1 or not isinstance(momentum, float) or "var" not in names:
+            return math.nan
+        if parts[0].mean.size != before[names["mean"]].size:
             return math.nan
         mean, var = np.asarray(parts[0].mean), np.asarray(parts[0].var)
         deviation = np.sqrt(np.maximum(var, 1e-12))
@@ -402,7 +420,7 @@ class Patient:
     def running(self, site: Site) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the running mean and variance of a norm; `None` where it keeps none, or not both."""
         names = site.variables
-        if "mean" not in names or not {"var", "std"} & names.keys() or self.variables is None:
+        if not estimated(site) or not {"var", "std"} & names.keys() or self.variables is None:
             return None
         there = self.leaves
         mean = np.asarray(there[names["mean"]], np.float64)
@@ -453,6 +471,6 @@ def _in_mode(model: nnx.Module, train: bool) -> nnx.Module:
 
 def limited(batches: Iterable[object], limit: int) -> tuple[object, ...]:
     """Return the first batches."""
-    if isinstance(batches, Mapping | str) or not isinstance(batches, Iterable):
+    if isinstance(batches, Mapping | str | Array | np.ndarray) or not isinstance(batches, Iterable):
         raise BadInput("Expected `batches` to be a list of batches, got one batch. Write `[batch]`.")
     return tuple(itertools.islice(batches, limit))

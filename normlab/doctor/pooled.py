@@ -21,7 +21,7 @@ class Pooled:
         batch_means: Mean of each call, (calls, features).
         batch_vars: Biased variance of each call, (calls, features).
         of_examples: Variance of the examples' means within a call.
-        examples: Examples of a call.
+        sizes: Examples of each call, (calls,).
         effective: Independent samples that a call's mean is worth: the variance of elements over that of the mean; NaN
             where it is not known.
     """
@@ -31,8 +31,13 @@ class Pooled:
     batch_means: np.ndarray
     batch_vars: np.ndarray
     of_examples: np.ndarray
-    examples: float
+    sizes: np.ndarray
     effective: np.ndarray
+
+    @property
+    def examples(self) -> float:
+        """Examples of a call, on average."""
+        return float(self.sizes.mean())
 
     @property
     def n_eff(self) -> float:
@@ -61,7 +66,7 @@ def pooled(site: Site, batches: Sequence[Sequence[Part]]) -> Pooled:
     with np.errstate(divide="ignore", invalid="ignore"):
         effective = np.minimum(size * (within + of_examples) / of_examples, size * positions)
     effective = np.where(of_examples > 0, effective, np.where(np.isnan(of_examples), np.nan, size * positions))
-    return Pooled(mean, var, means, variances, of_examples, float(examples.mean()), effective)
+    return Pooled(mean, var, means, variances, of_examples, examples, effective)
 
 
 def _of_examples(

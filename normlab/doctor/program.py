@@ -13,7 +13,7 @@ from normlab.introspect.applied import Variables
 from normlab.introspect.calls import Module
 from normlab.introspect.modes import Method, Modes
 from normlab.tools import Capture, Captured
-from normlab.tools.batches import Arguments
+from normlab.tools.batches import Arguments, examples
 from normlab.tools.capture import Statistic
 from normlab.tools.estimation import by_batch
 
@@ -24,7 +24,7 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Caller:
-    """How a model is called.
+    """The way a model is called.
 
     Attributes:
         model: The model.
@@ -40,7 +40,11 @@ class Caller:
 
 
 class Program(Generic[Found]):
-    """A compiled call of a model in one mode, as on one device."""
+    """A compiled call of a model in one mode, as on one device.
+
+    Attributes:
+        examples: Examples of the call that is being made.
+    """
 
     def __init__(
         self, caller: Caller, statistic: Statistic[Found], paths: tuple[str, ...], *, train: bool, dropout: bool
@@ -55,6 +59,7 @@ class Program(Generic[Found]):
             dropout: Whether dropout does what the call says; it does nothing otherwise.
         """
         self._caller, self._train, self._dropout, model = caller, train, dropout, caller.model
+        self.examples = 0
         if isinstance(model, nnx.Module):
             model = by_batch.nnx_copy(model, train=train, dropout=dropout, options=by_batch.ONE_DEVICE)
         self._capture = Capture(model, statistic, paths=paths, method=caller.method)
@@ -62,6 +67,7 @@ class Program(Generic[Found]):
     def __call__(self, variables: Variables, call: Arguments) -> Captured[Found]:
         """Call the model."""
         (args, kwargs), caller = call, self._caller
+        self.examples = examples(args, kwargs)
         quiet = by_batch.linen(dropout=self._dropout, options=by_batch.ONE_DEVICE)
         with quiet if isinstance(caller.model, nn.Module) else nullcontext():
             return self._capture(variables, *args, rngs=caller.rngs, **{**kwargs, **caller.modes.of(self._train)})

@@ -17,7 +17,7 @@ __all__ = ["Report"]
 
 @dataclass(frozen=True)
 class Report:
-    """What an examination found.
+    """The result of an examination.
 
     Attributes:
         findings: The faults, the worst first.

@@ -1,5 +1,6 @@
 """One step of training of the user's, on copies, and the variables before and after it."""
 
+import copy
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -27,23 +28,25 @@ _tokens = itertools.count()
 
 @dataclass(frozen=True)
 class Stepped:
-    """What a step of training did.
+    """Variables before and after steps of training.
 
     Attributes:
         before: Variables by path.
         after: Variables by path after one step; empty where it failed.
+        later: Variables by path after a second step.
         lost: Whether the step failed because it may not write statistics.
         variables: Variables before, for a call of the model.
     """
 
     before: Mapping[str, np.ndarray]
     after: Mapping[str, np.ndarray]
+    later: Mapping[str, np.ndarray]
     lost: bool
     variables: Any
 
 
 def stepped(step: Step, state: State, read: Read | None, batch: object) -> Stepped:
-    """Run a step on a copy of a state.
+    """Run two steps on a copy of a state.
 
     Args:
         step: `(state, batch) -> state`, or a tuple whose first element is the state.
@@ -56,10 +59,12 @@ def stepped(step: Step, state: State, read: Read | None, batch: object) -> Stepp
     before = _by_path(variables)
     copied = _copied(state)
     try:
-        after = step(copied, batch)
+        copied = _state(step(copied, _copied(batch)), copied)
+        after = _by_path(find(copied))
+        later = _by_path(find(_state(step(copied, _copied(batch)), copied)))
     except ModifyScopeVariableError:
-        return Stepped(before, {}, True, variables)
-    return Stepped(before, _by_path(find(_state(after, copied))), False, variables)
+        return Stepped(before, {}, {}, True, variables)
+    return Stepped(before, after, later, False, variables)
 
 
 def _state(result: State, state: State) -> State:
@@ -109,7 +114,7 @@ _COLLECTIONS = ("params", "batch_stats")
 def _copied(state: State) -> State:
     if _holds_module(state):
         return nnx.clone(state)
-    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True) if isinstance(leaf, jax.Array) else leaf, state)
+    return jax.tree.map(lambda leaf: jnp.array(leaf) if isinstance(leaf, jax.Array) else copy.deepcopy(leaf), state)
 
 
 def _by_path(variables: object) -> dict[str, np.ndarray]:
@@ -197,7 +202,7 @@ def updates(old: np.ndarray, new: np.ndarray, batch: np.ndarray, momentum: float
     """
     way = batch - old
     length = float(np.sum(np.square(way)))
-    if length < 1e-10:
+    if length < 1e-10 or not 0 < momentum < 1:
         return float("nan")
     share = float(np.sum((new - old) * way)) / length
     return math.log(max(1 - share, 1e-12)) / math.log(momentum)

@@ -38,7 +38,13 @@ class Failure:
     @property
     def unbound(self) -> bool:
         """Whether the norm reduces over an axis of devices that is not there."""
-        return bool(getattr(self.module, "axis_name", None)) and "axis" in str(self.error)
+        return bool(self.axes) and isinstance(self.error, NameError)
+
+    @property
+    def axes(self) -> set[str]:
+        """Names of the axes of devices that the norm reduces over."""
+        name = getattr(self.module, "axis_name", None) or ()
+        return {name} if isinstance(name, str) else set(name)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+import jax
 from flax import linen as nn
 from flax import nnx
 from jax import Array
@@ -113,7 +114,7 @@ class Watch:
             thresholds=thresholds or Thresholds(),
             seed=seed,
         )
-        self._first: Patient | None = None
+        self._lasting: dict[str, object] = {}
 
     def __call__(self, step: int, state: State, batch: object) -> Watched | None:
         """Look at a step.
@@ -124,15 +125,16 @@ class Watch:
             batch: The batch of the step; batches of the last steps before an examination are kept until then.
 
         Returns:
-            What was found; `None` between examinations.
+            The findings and numbers of this step; `None` between examinations.
         """
         maxlen = self._recent.maxlen or 1
         if -step % self._every < maxlen:
-            self._recent.append(batch)
+            self._recent.append(jax.device_get(batch))  # a step may give the batch away
         if step % self._every:
             return None
         patient = self._patient(state)
         report = Examination(patient).report(self._checks)
+        self._lasting = patient.lasting()
         self._recent.clear()
         return Watched(step, report.findings, _scalars(report.measurements, report.findings), report.measurements)
 
@@ -145,10 +147,7 @@ class Watch:
             found = variables_of(state)
             assert isinstance(found, nnx.Module)
             model, variables = found, None
-        if self._first is None:
-            self._first = Patient(model, variables, batches, self._options)
-            return self._first
-        return self._first.again(model, variables, batches)
+        return Patient(model, variables, batches, self._options, self._lasting)
 
 
 def _scalars(measurements: Mapping[str, Measurement], findings: tuple[Finding, ...]) -> dict[str, float]:

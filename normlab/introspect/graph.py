@@ -51,12 +51,14 @@ class Value:
         uses: Its consumers; for a layer's mark, the value behind it.
         operands: The values that it was computed from, where they are of the same body.
         permutation: Order of the operand's axes in it, where it is a transpose.
+        entered: For a layer's output, the value that went into the layer.
     """
 
     origin: "Source | Value"
     uses: "list[Source | Value]" = field(default_factory=list)
     operands: "Sequence[Value]" = ()
     permutation: tuple[int, ...] = ()
+    entered: "Value | None" = None
 
     def producer(self) -> Source:
         """Return the nearest producer."""
@@ -77,6 +79,9 @@ class Value:
         while value.permutation:
             order = tuple(value.permutation[axis] for axis in order) if order else value.permutation
             value = value.operands[0].root()
+        before = value.entered.root().permutation if value.entered is not None else ()
+        if order and len(before) == len(order) and all(before[axis] == i for i, axis in enumerate(order)):
+            order = ()  # back to what it was before the layer
         return value.producer(), order
 
     def reached_from(self, kind: str, stops: Collection[str]) -> Source | None:
@@ -206,7 +211,7 @@ class _Walker:
             inside = Value(value)
             value.uses.append(neighbour or inside)
             return inside
-        behind = Value(neighbour or value, operands=(value,))
+        behind = Value(neighbour or value, operands=(value,), entered=self.latest[layer].before)
         value.uses.append(behind)
         if layer in self.latest:  # JAX takes out the mark of an input that the layer does not use
             self.latest[layer].after.append(behind)

@@ -6,13 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
 
-from benchmarks.doctor.planted import Dense, Small, batches, fresh
+from benchmarks.doctor.planted import Dense, Small, batches, fresh, start, step_of
 from normlab.doctor import Thresholds, examine
 from normlab.errors import BadInput
+from normlab.linen import BatchNorm
 from tests.support.shaken import fingerprint
 
 MODEL = Dense(use_bias=True)
@@ -39,6 +41,10 @@ REFUSED = [
     ({"limit": 0}, "Expected `limit` to be"),
     ({"steps": 0}, "Expected `steps` to be"),
     ({"batches": 3}, "Expected `batches` to be a list of batches, got one batch. Write `[batch]`."),
+    ({"batches": np.ones((2, 64))}, "Expected `batches` to be a list of batches, got one batch."),
+    ({"model": Small()}, "Expected `variables=None` for an NNX model, which has its own, got some."),
+    ({"batches": [np.ones((2, 3))]}, "Expected `params/dense_0/kernel` to have shape (3, 32), got (64, 32)."),
+    ({"batches": [np.ones((2, 64))], "call": lambda x: ((x, x), {})}, "Expected a model that can be called with these"),
     ({"batches": {"x": np.ones((2, 64))}}, "Expected `batches` to be a list of batches, got one batch."),
     ({"batches": [{"y": np.ones((2, 64))}]}, "Expected a batch with one of 'inputs', 'image', 'x'"),
     ({"step": lambda state, batch: state}, "Expected `step` and `state` with each other, got one alone."),
@@ -192,3 +198,99 @@ def test_an_ensemble_is_no_set_of_replicas() -> None:
     report = examine(model, variables, GIVEN, checks=["NL102", "NL208", "NL302"])
     assert not report.findings and "NL102" in report.passed
     assert {one.why for one in report.skipped} == {"the model has no norm that can be measured."}
+
+
+def test_what_could_not_be_measured_is_skipped_and_never_passed() -> None:
+    x = [np.where(np.arange(64) == 0, np.nan, one).astype(np.float32) for one, _ in GIVEN]
+    report = examine(MODEL, fresh(MODEL, GIVEN[0][0]), x)
+    assert [one.path for one in report.findings if one.code == "NL311"] == ["norm_0"]
+    reasons = {one.code: one.why for one in report.skipped}
+    assert reasons["NL302"] == reasons["NL307"] == "from `norm_0` on, numbers are not finite."
+    assert not {"NL302", "NL307"} & set(report.passed)
+
+
+class Backbone(nn.Module):
+    """A backbone that evaluates, with a head that trains."""
+
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool) -> Any:
+        x = nn.relu(nn.BatchNorm(use_running_average=True, momentum=0.99, name="still")(x))
+        x = BatchNorm(use_running_average=not train, frozen=True, name="frozen")(x)
+        return nn.Dense(10)(nn.BatchNorm(use_running_average=not train, name="learns")(x))
+
+
+def test_norms_frozen_on_purpose_are_a_note_apart_from_the_error() -> None:
+    model = Backbone()
+    report = examine(model, fresh(model, GIVEN[0][0]), GIVEN, checks=["NL110", "NL202"], steps=50)
+    assert [(one.code, one.severity, one.path, one.others) for one in report.findings] == [
+        ("NL202", "error", "still", ()),
+        ("NL110", "warning", "learns", ()),
+        ("NL202", "note", "frozen", ()),
+    ]
+
+
+def test_a_new_head_on_a_trained_backbone_is_not_said_to_be_forgotten() -> None:
+    model = Dense()
+    variables = jax.tree.map(np.array, fresh(model, GIVEN[0][0]))
+    variables["batch_stats"]["norm_0"]["mean"] += 1
+    assert not examine(model, variables, GIVEN, checks=["NL201"]).findings
+    variables["params"]["norm_1"]["scale"] *= np.linspace(1, 2, 32, dtype=np.float32)
+    assert [one.path for one in examine(model, variables, GIVEN, checks=["NL201"]).findings] == ["norm_1"]
+
+
+class Mixer(nn.Module):
+    """Token mixing: a dense layer over positions between two transposes."""
+
+    back: bool
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        x = nn.Dense(16, name="embed")(x.reshape(-1, 8, 8))
+        x = nn.Dense(8, name="mix")(x.swapaxes(1, 2))
+        return nn.Dense(10)(nn.LayerNorm(name="norm")(x.swapaxes(1, 2) if self.back else x).mean(1))
+
+
+def test_a_transpose_that_undoes_another_moves_no_axis() -> None:
+    model = Mixer(back=True)
+    variables = model.init(jax.random.key(0), GIVEN[0][0])
+    assert not examine(model, variables, GIVEN, checks=["NL105"]).findings
+
+
+class Flattened(nn.Module):
+    """A batch norm of rows that are the frames of examples."""
+
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool) -> Any:
+        rows = x.reshape(len(x) * 5, -1)
+        rows = nn.BatchNorm(use_running_average=not train, name="norm")(rows)
+        return nn.Dense(10)(rows.reshape(len(x), -1))
+
+
+def test_rows_that_are_parts_of_examples_are_no_examples() -> None:
+    rng = np.random.default_rng(0)
+    given = [np.repeat(rng.normal(size=(16, 1, 40)), 5, axis=1).astype(np.float32) for _ in range(5)]
+    model = Flattened()
+    report = examine(model, fresh(model, given[0]), given, checks=["NL302", "NL305"])
+    assert report.measurements["norm"].effective == pytest.approx(16, rel=1e-3)
+    assert not report.findings
+
+
+def test_batches_of_different_sizes_are_compared_by_their_sizes() -> None:
+    rng = np.random.default_rng(0)
+    given = [rng.normal(size=(size, 64)).astype(np.float32) for size in (32, 32, 32, 32, 1)]
+    model = Dense()
+    assert not examine(model, fresh(model, given[0]), given, checks=["NL305"]).findings
+
+
+def test_an_entry_of_ignore_that_was_not_checked_is_no_finding(variables: Any) -> None:
+    assert not examine(MODEL, variables, GIVEN, checks=["NL106"], ignore=["NL204", "NL206@head"]).findings
+
+
+@pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
+def test_a_step_may_give_its_arguments_away() -> None:
+    model, given = Dense(), [tuple(map(jnp.asarray, one)) for one in GIVEN]
+    optimizer = optax.sgd(0.1)
+    step = jax.jit(step_of(model, optimizer), donate_argnums=(0, 1))
+    state = start(model, optimizer, given[0][0])
+    report = examine(model, None, given, step=step, state=state, checks=["NL204", "NL302"])
+    assert (report.skipped, set(report.passed)) == ((), {"NL204", "NL302"})

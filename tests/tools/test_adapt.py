@@ -62,7 +62,7 @@ def test_functions_are_adapters_over_batches() -> None:
         (prediction_time, "prediction_time", {}),
         (blended, "blended", {"source_count": 4, "between": True}),
         (tent, "tent", {"optimizer": optax.adam(0.1), "steps": 2, "after": True}),
-        (tent, "tent", {"episodic": True}),
+        (tent, "tent", {"episodic": True, "after": True}),
     ):
         adapter: Any = Adapter(model, variables, name, **options)  # type: ignore[arg-type]
         found = function(model, variables, iter(X), **options)
@@ -195,6 +195,12 @@ def test_arguments_are_checked_before_a_batch() -> None:
         ("shot", {}, f"Expected `method` to be one of {methods}, got 'shot'. Choose one."),
         ("tent", {"steps": 0}, "Expected `steps` to be a positive whole number, got 0. Give one such as 5."),
         ("tent", {"after": 1}, "Expected `after` to be true or false, got 1. Write one of them."),
+        (
+            "tent",
+            {"episodic": True},
+            "Expected `after=True` or several `steps` with `episodic=True`, got one step whose outputs come before it: "
+            "nothing would be learned. Give `after=True`.",
+        ),
         ("tent", {"episodic": 2}, "Expected `episodic` to be true or false, got 2. Write one of them."),
         ("tent", {"seed": -1}, "Expected `seed` to be a whole number from 0 on, got -1. Give one such as 5."),
         (

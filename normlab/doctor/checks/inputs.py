@@ -12,9 +12,11 @@ from normlab.tools import Site
 __all__ = ["constant"]
 
 _HALF = ("float16", "bfloat16")
+_LOSSY = 0.01
+"""Share of a norm's statistics that may lose digits."""
 
 
-@check("NL301", "data")
+@check("NL301", "data", "finite")
 def one_pass_variance(patient: Patient) -> Found:
     """A variance that loses its digits in one pass.
 
@@ -22,12 +24,13 @@ def one_pass_variance(patient: Patient) -> Found:
     statistic and in 1 %, where the norm takes one pass (Flax's `use_fast_variance`). For inputs of half precision, a
     note where the mean exceeds 64 standard deviations: they have few digits themselves.
     """
-    bound, faults, halves = patient.thresholds.digits, list[Fault](), list[Fault]()
+    faults, halves = list[Fault](), list[Fault]()
     for path in sound(patient):
         site, parts = patient.site_of(path), parts_of(patient, path)
         lossy = max(float(part.lossy) for part in parts)
         share = lossy / max(1.0, float(parts[0].statistics))
-        if getattr(site.module, "use_fast_variance", False) and lossy > 1 and share > 0.01:
+        one_pass = getattr(site.module, "use_fast_variance", False) and site.kind != "rms" and not site.running
+        if one_pass and lossy > 1 and share > _LOSSY:
             faults.append(Fault(path, {"share of the statistics that lose digits": share, "statistics": lossy}))
         far = _mean_in_deviations(patient, path)
         if str(site.dtype) in _HALF and far > patient.thresholds.large_mean:
@@ -39,7 +42,7 @@ def one_pass_variance(patient: Patient) -> Found:
         remedy="use_fast_variance=False  # at `{path}`; or normlab's norms, which are exact at any offset",
     )
     if faults:
-        yield texts.finding("NL301", "error", faults, threshold=bound)
+        yield texts.finding("NL301", "error", faults, threshold=_LOSSY)
     few = Texts(
         title="half-precision inputs far from zero have few digits",
         why="A number 64 deviations from zero has at most a few steps of bfloat16 within a deviation.",
@@ -57,7 +60,7 @@ def _mean_in_deviations(patient: Patient, path: str) -> float:
     return float(np.median(far)) if far.size else 0.0
 
 
-@check("NL307", "data")
+@check("NL307", "data", "finite")
 def constant_channels(patient: Patient) -> Found:
     """Constant or dead channels before a batch norm.
 
@@ -94,7 +97,7 @@ def constant(patient: Patient, path: str) -> np.ndarray:
     return ((found.batch_vars == 0) | (found.batch_vars < least)).all(0)
 
 
-@check("NL308", "data")
+@check("NL308", "data", "finite")
 def variance_below_epsilon(patient: Patient) -> Found:
     """A variance that is not large against epsilon.
 
@@ -130,7 +133,7 @@ def _small(patient: Patient, path: str, site: Site) -> float:
     return float(np.mean(small & ~dead))
 
 
-@check("NL309", "data")
+@check("NL309", "data", "finite")
 def exploding(patient: Patient) -> Found:
     """A scale that explodes, or an input near the end of its type's range.
 
@@ -153,7 +156,7 @@ def exploding(patient: Patient) -> Found:
         remedy="optax.clip_by_global_norm(1.0)  # before the optimizer, and look at the data ahead of `{path}`",
     )
     if faults:
-        yield texts.finding("NL309", "warning", faults, threshold=bounds.scale)
+        yield texts.finding("NL309", "warning", faults, threshold=least)
     near = [fault for path in sound(patient) if (fault := _near_the_end(patient, path)) is not None]
     ranged = Texts(
         title="an input near the end of its type's range",

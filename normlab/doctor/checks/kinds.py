@@ -1,9 +1,18 @@
 """Kinds of norms, by how they take their statistics."""
 
+import math
+
 from normlab.catalogue import ROWS
 from normlab.tools import Site
 
-__all__ = ["centres_each_feature", "frozen", "group_size", "is_of_single_examples", "takes_batch_statistics"]
+__all__ = [
+    "centres_each_feature",
+    "frozen",
+    "group_size",
+    "is_of_single_examples",
+    "takes_batch_statistics",
+    "to_group",
+]
 
 _BATCH = frozenset(row.name for row in ROWS if row.needs_batch)
 _CENTRE_EACH = frozenset({"batch", "batch_renorm", "domain_batch", "instance", "mean_only_batch", "whiten"})
@@ -35,7 +44,12 @@ def group_size(site: Site) -> int:
     """Return the features in a group of a group norm; 0 for other norms."""
     if site.kind != "group" or not site.shape:
         return 0
-    features = 1
-    for axis in site.features:
-        features *= site.shape[axis]
+    features = math.prod(site.shape[axis] for axis in site.features)
     return getattr(site.module, "group_size", None) or features // (getattr(site.module, "num_groups", None) or 1)
+
+
+def to_group(site: Site | None) -> str:
+    """Return the line that converts a model's norms to group norm, with groups that divide the features."""
+    features = math.prod(site.shape[axis] for axis in site.features) if site is not None and site.shape else 32
+    groups = math.gcd(32, features)
+    return f"normlab.tools.convert(model, variables, to='group:num_groups={groups}', args=(x,), fresh='init')"

@@ -1,5 +1,7 @@
 """The norms of a patient that were measured, as the checks ask for them."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from normlab.doctor.checks.kinds import takes_batch_statistics
@@ -7,7 +9,7 @@ from normlab.doctor.measure import Part
 from normlab.doctor.patient import Patient
 from normlab.tools import Site
 
-__all__ = ["first_broken", "learns", "of_batches", "parts_of", "sound"]
+__all__ = ["first_broken", "learns", "left_out", "of_batches", "parts_of", "sound"]
 
 
 def sound(patient: Patient) -> list[str]:
@@ -40,3 +42,20 @@ def first_broken(patient: Patient) -> tuple[str, str, float, str] | None:
             if totals.any():
                 return path, "input" if totals[0] else "output", float(totals[0] or totals[1]), mode
     return None
+
+
+def left_out(patient: Patient) -> Iterator[str]:
+    """Yield why norms are left out of the checks of measurements, a reason for each kind of norms."""
+    out = patient.lifted_out[1]
+    for reason, paths in (
+        ("under `vmap`", [site.path for site in out if "vmap" in site.lifted]),
+        ("inside recurrent cells", [site.path for site in out if "vmap" not in site.lifted]),
+    ):
+        if paths:
+            yield f"{_listed(paths)} {'is' if len(paths) == 1 else 'are'} {reason}, where nothing can be measured"
+    if (broken := first_broken(patient)) is not None:
+        yield f"from `{broken[0]}` on, numbers are not finite"
+
+
+def _listed(paths: list[str]) -> str:
+    return f"`{paths[0]}`" if len(paths) == 1 else f"`{paths[0]}` and {len(paths) - 1} more"

@@ -9,8 +9,8 @@ from normlab.doctor.patient import Patient
 
 __all__ = ["CHECKS", "Check", "Fault", "Found", "Need", "Texts", "check"]
 
-Need: TypeAlias = Literal["data", "step", "optimizer", "steps", "padding"]
-"""Something that a check asks of an examination beside the model."""
+Need: TypeAlias = Literal["data", "finite", "step", "optimizer", "steps", "padding"]
+"""Something that a check asks of an examination beside the model; `finite` are numbers that can be measured."""
 
 Found: TypeAlias = Iterable[Finding | Skipped]
 Run: TypeAlias = Callable[[Patient], Found]
@@ -37,7 +37,7 @@ class Check:
 
     @property
     def measured_by(self) -> str:
-        """How it is measured: the rest of the docstring."""
+        """The way it is measured: the rest of the docstring."""
         _, _, rest = (self.run.__doc__ or "").strip().partition("\n")
         return " ".join(rest.split())
 
@@ -65,7 +65,7 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
-    """What a check says of a fault.
+    """The words of a check about a fault.
 
     Attributes:
         title: The fault, in a few words.

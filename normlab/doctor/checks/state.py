@@ -5,15 +5,15 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from normlab.doctor.checks.kinds import frozen, takes_batch_statistics
 from normlab.doctor.checks.registry import Fault, Found, Texts, check
 from normlab.doctor.checks.static import change
-from normlab.doctor.findings import Severity
 from normlab.doctor.patient import Patient
 from normlab.doctor.skip import Skip
 from normlab.tools import Site, leaves
-from normlab.tools.batches import Arguments
+from normlab.tools.batches import Arguments, examples
 
 
 @check("NL201", "data")
@@ -26,11 +26,16 @@ def never_updated(patient: Patient) -> Found:
     if patient.options.step is not None:
         raise Skip("a `step` was given, by which NL205 decides")
     norms = [site for site in patient.sites if patient.running(site) is not None and not frozen(site)]
-    fresh = [site for site in norms if patient.is_fresh(site)]
-    moved = len(fresh) < len(norms) or any(map(patient.has_learned, patient.sites))
-    if fresh and moved:
+    moved = any(not patient.is_fresh(site) for site in norms) or any(map(patient.has_learned, patient.sites))
+    fresh = [site for site in norms if patient.is_fresh(site) and _has_moved(patient, site, moved)]
+    if fresh:
         faults = [Fault(site.path, {"norms as at the start": len(fresh), "of": len(norms)}) for site in fresh]
         yield _LOST.finding("NL201", "error", faults)
+
+
+def _has_moved(patient: Patient, site: Site, others: bool) -> bool:
+    """Return whether the parameters of a norm moved; for one without any, whether those of others did."""
+    return patient.has_learned(site) if {"scale", "bias"} & site.variables.keys() else others
 
 
 _LOST = Texts(
@@ -50,16 +55,16 @@ def evaluates_in_training(patient: Patient) -> Found:
     """
     sites = [site for site in patient.training.sites if "mean" in site.variables and (site.running or frozen(site))]
     sites = [site for site in sites if _stays(patient, site)]
-    if not sites:
-        return
-    severity: Severity = "note" if all(map(frozen, sites)) else "error"
     texts = Texts(
         title="the norm evaluates while the model trains",
         why="It normalizes by running statistics, learns none, and its gradient knows nothing of the batch.",
         source="google/flax#3602; keras-team/keras#9965",
         remedy="nn.BatchNorm(use_running_average=not train)  # at `{path}`; frozen=True where it is meant",
     )
-    yield texts.finding("NL202", severity, [Fault(site.path, {}) for site in sites])
+    if by_accident := [Fault(site.path, {}) for site in sites if not frozen(site)]:
+        yield texts.finding("NL202", "error", by_accident)
+    if on_purpose := [Fault(site.path, {}) for site in sites if frozen(site)]:
+        yield texts.finding("NL202", "note", on_purpose)
 
 
 def _stays(patient: Patient, site: Site) -> bool:
@@ -79,12 +84,17 @@ def batch_statistics_at_evaluation(patient: Patient) -> Found:
     The output of the first example changes by more than 1e-4 of its scale when the others of its batch are replaced.
     """
     patient.can_measure  # noqa: B018
+    sites = [site for site in patient.evaluation.sites if takes_batch_statistics(site) and not site.running]
+    if not sites:
+        return
     variables, call = patient.variables, patient.few()
     assert variables is not None
-    size = _examples(call)
+    size = examples(*call)
     if size < 2:
         raise Skip("batches have one example each")
     before = patient.output(variables, call, train=False)
+    if not any(np.shape(leaf)[:1] == (size,) for leaf in jax.tree.leaves(before)):
+        raise Skip("the output has no axis of examples in front")
     after = patient.output(variables, _with_others(call, patient, size), train=False)
     first = [
         jax.tree.map(lambda leaf: leaf[0] if np.shape(leaf)[:1] == (size,) else 0.0, one) for one in (before, after)
@@ -94,7 +104,6 @@ def batch_statistics_at_evaluation(patient: Patient) -> Found:
         raise Skip("the output is not finite")
     if moved <= patient.thresholds.same_output:
         return
-    sites = [site for site in patient.evaluation.sites if takes_batch_statistics(site) and not site.running]
     texts = Texts(
         title="the output of an example depends on its batch at evaluation",
         why="Predictions change with what else is in the batch, and a batch of one gives nothing.",
@@ -102,31 +111,24 @@ def batch_statistics_at_evaluation(patient: Patient) -> Found:
         remedy="nn.BatchNorm(use_running_average=not train)  # at `{path}`, and train=False at evaluation",
     )
     faults = [Fault(site.path, {"change of the output": moved}) for site in sites]
-    yield texts.finding(
-        "NL203",
-        "error",
-        faults or [Fault("", {"change of the output": moved})],
-        threshold=patient.thresholds.same_output,
-    )
-
-
-def _examples(call: Arguments) -> int:
-    sizes = [np.shape(leaf)[0] for leaf in jax.tree.leaves(call) if np.ndim(leaf)]
-    return sizes[0] if sizes else 0
+    yield texts.finding("NL203", "error", faults, threshold=patient.thresholds.same_output)
 
 
 def _with_others(call: Arguments, patient: Patient, size: int) -> Arguments:
     """Return a call whose first example is as before, and the others are of the next batch, or one of this batch."""
     others = patient.few(1) if len(patient.calls) > 1 else call
-    alike = jax.tree.map(np.shape, others) == jax.tree.map(np.shape, call) and len(patient.calls) > 1
+    if others is not call and jax.tree.map(np.shape, others) == jax.tree.map(np.shape, call):
+        return jax.tree.map(lambda leaf, other: _joined(leaf, other[1:], size), call, others)
+    arrays, structure = jax.tree.flatten(call)
+    first = next(i for i, leaf in enumerate(arrays) if np.shape(leaf)[:1] == (size,))  # others may be no examples
+    arrays[first] = _joined(arrays[first], jnp.repeat(jnp.asarray(arrays[first])[1:2], size - 1, axis=0), size)
+    return jax.tree.unflatten(structure, arrays)
 
-    def replaced(leaf: jax.Array, other: jax.Array) -> jax.Array:
-        if np.shape(leaf)[:1] != (size,):
-            return leaf
-        new = other[1:] if alike else jnp.repeat(jnp.asarray(leaf)[1:2], size - 1, axis=0)
-        return jnp.concatenate([jnp.asarray(leaf)[:1], jnp.asarray(new)])
 
-    return jax.tree.map(replaced, call, others if alike else call)
+def _joined(leaf: ArrayLike, others: ArrayLike, size: int) -> ArrayLike:
+    if np.shape(leaf)[:1] != (size,):
+        return leaf
+    return jnp.concatenate([jnp.asarray(leaf)[:1], jnp.asarray(others)])
 
 
 @check("NL208", "data")

@@ -1,17 +1,21 @@
 """Checks of the structure of a model: nothing is computed, but for a bias that NL101 moves to make sure."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from normlab.doctor.checks.kinds import centres_each_feature, group_size, is_of_single_examples, takes_batch_statistics
+from normlab.doctor.checks.kinds import (
+    centres_each_feature,
+    group_size,
+    is_of_single_examples,
+    takes_batch_statistics,
+    to_group,
+)
 from normlab.doctor.checks.registry import Fault, Found, Texts, check
-from normlab.doctor.findings import Finding, Skipped
 from normlab.doctor.patient import Patient
-from normlab.doctor.skip import Skip
 from normlab.doctor.survey import Failure
 from normlab.errors import StatisticsError, one_line
 from normlab.tools import Site, leaves
@@ -32,19 +36,25 @@ def bias_before_norm(patient: Patient) -> Found:
     evidence: Mapping[str, float] = {}
     if patient.variables is not None and not isinstance(jax.tree.leaves(patient.calls)[0], jax.ShapeDtypeStruct):
         moved = _largest_change(patient, faults)
-        if moved > patient.thresholds.same_output:
-            faults = [one for one in faults if _largest_change(patient, [one]) <= patient.thresholds.same_output]
+        if moved > (bound := _rounding(patient)):
+            faults = [one for one in faults if _largest_change(patient, [one]) <= bound]
             moved = _largest_change(patient, faults) if faults else moved
         evidence = {"largest change of the output": moved}
     texts = Texts(
-        title="a bias that the norm behind it takes out again",
+        title="a redundant bias before the norm",
         why="The norm subtracts the mean, and the bias with it: it costs memory and time, and never learns.",
         source=f"{_IOFFE}, section 3.2; keras-team/keras-cv#697",
         remedy="use_bias=False  # in the layer before `{path}`",
     )
     if faults:
         faults[0] = Fault(faults[0].path, evidence)
-        yield texts.finding("NL101", "note", faults, threshold=patient.thresholds.same_output if evidence else None)
+        yield texts.finding("NL101", "note", faults, threshold=_rounding(patient) if evidence else None)
+
+
+def _rounding(patient: Patient) -> float:
+    """Return the change of an output that rounding explains, in the coarsest type of a norm's input."""
+    dtypes = [site.dtype for site in patient.training.sites if jnp.issubdtype(site.dtype, jnp.floating)]
+    return max([patient.thresholds.same_output, *(4 * float(jnp.finfo(dtype).eps) for dtype in dtypes)])
 
 
 def _bias(patient: Patient, site: Site) -> str | None:
@@ -106,7 +116,7 @@ def batch_of_one_element(patient: Patient) -> Found:
         title="batch statistics over one element",
         why="One element is its own mean: the output is the bias whatever goes in. Flax returns it, normlab refuses.",
         source="Wu & He 2018, https://arxiv.org/abs/1803.08494; torch.nn.BatchNorm1d refuses such a batch",
-        remedy="normlab.tools.convert(model, variables, to='group', args=(x,), fresh='init')",
+        remedy=to_group(patient.sites.by_path.get(faults[0].path) if faults else None),
     )
     if faults:
         yield texts.finding("NL102", "error", faults, threshold=1)
@@ -234,7 +244,9 @@ def axis_name_not_bound(patient: Patient) -> Found:
 
     The call in training fails with it; a `step` that binds it clears the finding.
     """
-    failed = [one for one in patient.training.failures if one.unbound]
+    mesh = patient.options.mesh
+    bound = set[str]() if mesh is None else set(map(str, mesh.axis_names))
+    failed = [one for one in patient.training.failures if one.unbound and not one.axes <= bound]
     if not failed:
         return
     if patient.options.step is not None and patient.step_works:
@@ -260,12 +272,13 @@ def momentum_too_slow(patient: Patient) -> Found:
     faults: list[Fault] = []
     for site in patient.sites:
         momentum = getattr(site.module, "momentum", None)
-        if "mean" in site.variables and takes_batch_statistics(site) and isinstance(momentum, float):
+        learns = "mean" in site.variables and takes_batch_statistics(site) and not site.running
+        if learns and isinstance(momentum, float):
             left = momentum ** (steps * max(1, site.calls))
             if left > patient.thresholds.forgotten:
                 faults.append(Fault(site.path, {"share of the initial statistics": left, "momentum": momentum}))
     texts = Texts(
-        title=f"running statistics that {steps} steps do not fill",
+        title=f"momentum too slow for {steps} steps",
         why="At evaluation the norm still uses a part of the mean 0 and the variance 1 that it started with.",
         source="Odyssey #5543; pytorch/vision#8250 (momentum)",
         remedy=f"momentum={_filled(steps, patient.thresholds.forgotten):.3g}  # at `{{path}}`",
@@ -337,13 +350,3 @@ def called_several_times(patient: Patient) -> Found:
     )
     if faults:
         yield texts.finding("NL113", "warning", faults, threshold=1)
-
-
-def skipped_sites(patient: Patient, code: str) -> Iterator[Skipped | Finding]:
-    """Yield what a check of measurements leaves out."""
-    for site in patient.lifted_out[1]:
-        reason = "under `vmap`" if "vmap" in site.lifted else "inside a recurrent cell"
-        yield Skipped(code, f"`{site.path}` is {reason}, where nothing can be measured")
-
-
-__all__ = ["Skip", "change", "skipped_sites"]

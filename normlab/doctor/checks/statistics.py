@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import betainc
 
+from normlab.doctor.checks.kinds import to_group
 from normlab.doctor.checks.measured import learns, of_batches, sound
 from normlab.doctor.checks.registry import Fault, Found, Texts, check
 from normlab.doctor.patient import Patient
@@ -15,7 +16,7 @@ from normlab.doctor.skip import Skip
 __all__ = ["gaps", "lag", "survival"]
 
 
-@check("NL302", "data")
+@check("NL302", "data", "finite")
 def few_effective_samples(patient: Patient) -> Found:
     """A batch norm whose batches are worth few independent samples.
 
@@ -31,13 +32,13 @@ def few_effective_samples(patient: Patient) -> Found:
         title="batch statistics of few effective samples",
         why="The statistics are noise, and evaluation uses others than training did.",
         source="Wu & He 2018, https://arxiv.org/abs/1803.08494; Wu & Johnson 2021, https://arxiv.org/abs/2105.07576",
-        remedy="normlab.tools.convert(model, variables, to='group', args=(x,), fresh='init')",
+        remedy=to_group(patient.site_of(faults[0].path) if faults else None),
     )
     if faults:
         yield texts.finding("NL302", "warning", faults, threshold=bound, certain=False)
 
 
-@check("NL303", "data")
+@check("NL303", "data", "finite")
 def running_statistics_lag(patient: Patient) -> Found:
     """Running statistics that lag behind the batches.
 
@@ -59,8 +60,10 @@ def running_statistics_lag(patient: Patient) -> Found:
         far = mean > max(bounds.lag, bounds.standard_errors * error)
         wide = abs(log_ratio) > max(math.log(bounds.variance_ratio), bounds.standard_errors * math.sqrt(2) * error)
         if far or wide:
-            evidence = {"lag of the mean in deviations": mean, "running variance over variance": math.exp(log_ratio)}
-            faults.append(Fault(path, evidence if far else dict(reversed(evidence.items()))))
+            of_mean = {"lag of the mean in deviations": mean}
+            of_var = {"ratio of the variances, either way": math.exp(abs(log_ratio))}
+            of_var["running variance over variance"] = math.exp(log_ratio)
+            faults.append(Fault(path, {**of_mean, **of_var} if far else {**of_var, **of_mean}))
     texts = Texts(
         title="running statistics are not those of the data",
         why="Evaluation normalizes by statistics of other weights or other data than the model has now.",
@@ -95,9 +98,9 @@ def lag(patient: Patient, path: str) -> tuple[float, float, float] | None:
     return mean, log_ratio, error
 
 
-@check("NL304", "data")
+@check("NL304", "data", "finite")
 def training_and_evaluation_part(patient: Patient) -> Found:
-    """Training and evaluation that part.
+    """Training and evaluation that differ.
 
     The root mean square of the difference of a norm's outputs in both modes, dropout off, over that in training: the
     first norm with more than 0.3 that is also more than twice the difference that remains with the statistics of these
@@ -125,7 +128,7 @@ def training_and_evaluation_part(patient: Patient) -> Found:
 
 _PARTED = Texts(
     title="training and evaluation give different outputs",
-    why="The model is evaluated as another function than it was trained as.",
+    why="At evaluation the model computes another function than the one that was trained.",
     source="pytorch/pytorch#4741, #5406; google/flax#2279",
     remedy="variables = normlab.tools.precise(model, variables, batches).variables  # then look at `{path}`",
 )
@@ -143,7 +146,7 @@ def gaps(patient: Patient, path: str) -> tuple[float, float]:
     return apart, expected * more
 
 
-@check("NL305", "data")
+@check("NL305", "data", "finite")
 def batches_differ(patient: Patient) -> Found:
     """Batches that are not alike.
 
@@ -151,20 +154,22 @@ def batches_differ(patient: Patient) -> Found:
     the median feature, and a quarter of the features have p < 1e-6 over all features together. Behind a batch norm the
     means are forced, so that later ones say nothing.
     """
-    paths = of_batches(patient)
+    paths = [path for path in of_batches(patient) if patient.site_of(path).calls == 1]
     if not paths:
         return
     found = patient.pooled[paths[0]]
-    batches, examples = len(found.batch_means), found.examples
+    batches, examples = len(found.batch_means), found.sizes.sum()
     if batches < 4:
         raise Skip(f"{batches} of at least 4 batches were given")
-    if examples < 2:
-        raise Skip("batches have one example each")
+    if examples - batches < batches:
+        raise Skip("most batches have one example")
     bounds, varying = patient.thresholds, found.of_examples > 0
     if not varying.any():
         return
-    ratio = found.batch_means.var(0, ddof=1)[varying] * examples / found.of_examples[varying]
-    chance = survival(ratio, batches - 1, batches * (examples - 1))
+    means, sizes = found.batch_means[:, varying], found.sizes[:, None]
+    apart = np.square(means - (means * sizes).sum(0) / examples)
+    ratio = (apart * sizes).sum(0) / (batches - 1) / found.of_examples[varying]
+    chance = survival(ratio, batches - 1, examples - batches)
     share = float(np.mean(chance * ratio.size < bounds.significance))
     median = float(np.median(ratio))
     if median > bounds.batches and share > 0.25:
@@ -183,7 +188,7 @@ def survival(ratio: np.ndarray, between: float, within: float) -> np.ndarray:
     return np.asarray(betainc(within / 2, between / 2, jnp.asarray(within / (within + between * ratio))))
 
 
-@check("NL306", "data")
+@check("NL306", "data", "finite")
 def dropout_before_batch_norm(patient: Patient) -> Found:
     """Dropout before a batch norm, with no norm between.
 
@@ -199,7 +204,8 @@ def dropout_before_batch_norm(patient: Patient) -> Found:
         varying = (without > 0) & (with_dropout > 0)
         ratio = float(np.median(with_dropout[varying] / without[varying])) if varying.any() else 1.0
         if not 1 / bound <= ratio <= bound:
-            faults.append(Fault(path, {"variance with dropout over without": ratio}))
+            either = {"ratio of the variances, either way": max(ratio, 1 / ratio)}
+            faults.append(Fault(path, {**either, "variance with dropout over without": ratio}))
     texts = Texts(
         title="dropout changes the variance that the norm learns",
         why="Dropout is off at evaluation, where the running variance is that of training: outputs have another scale.",

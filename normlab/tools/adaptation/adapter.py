@@ -49,7 +49,8 @@ class _State(NamedTuple):
 class Adapter:
     """A model that adapts to each batch, then predicts it.
 
-    What was given stays as it is. The model is called as at evaluation, and compiled once for each shape of a batch.
+    The model and variables that were given stay as they are. The model is called as at evaluation, and compiled once
+    for each shape of a batch.
 
     Attributes:
         curve: A record of each batch since the start or the last `reset`.
@@ -119,6 +120,11 @@ class Adapter:
         self._blend = Blend(alpha, source_count, between) if method == "blended" else BATCH
         self._steps, self._after = expect.WHOLE.of("`steps`", steps), expect.SWITCH.of("`after`", after)
         self._episodic, self._where = expect.SWITCH.of("`episodic`", episodic), where
+        if method == "tent" and episodic and steps == 1 and not after:
+            raise BadInput(
+                "Expected `after=True` or several `steps` with `episodic=True`, got one step whose outputs come before "
+                "it: nothing would be learned. Give `after=True`."
+            )
         self._optimizer = _checked(optimizer) if method == "tent" else None
         self._caller = Caller(model, call, evaluate, expect.COUNT.of("`seed`", seed))
         self._given = model if isinstance(model, nn.Module) else nnx.clone(model)
@@ -239,7 +245,7 @@ def _checked(optimizer: object) -> "optax.GradientTransformation":
     Raises:
         BadInput: If it is none of optax.
     """
-    with importing("study"):
+    with importing("tools"):
         import optax
     if optimizer is None:
         return optax.sgd(1e-3)

@@ -27,7 +27,7 @@ SHARE = expect.Kind(
 
 @dataclass(frozen=True)
 class Blend:
-    """How much the statistics of a batch count beside those that are kept.
+    """The weight of the statistics of a batch beside those that are kept.
 
     Attributes:
         alpha: Weight of the batch, or `None`.

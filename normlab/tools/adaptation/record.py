@@ -1,4 +1,4 @@
-"""What is written down about each batch that a model adapts to."""
+"""A record of each batch that a model adapts to."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

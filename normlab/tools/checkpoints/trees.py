@@ -51,7 +51,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the variables of a model are.
+    """The place of the variables of a model.
 
     Attributes:
         keys: Keys of the tree above the variables.
