@@ -211,10 +211,11 @@ class _Walker:
             inside = Value(value)
             value.uses.append(neighbour or inside)
             return inside
-        behind = Value(neighbour or value, operands=(value,), entered=self.latest[layer].before)
+        crossing = self.latest.get(layer)  # JAX takes out the mark of an input that the layer does not use
+        behind = Value(neighbour or value, operands=(value,), entered=crossing.before if crossing else None)
         value.uses.append(behind)
-        if layer in self.latest:  # JAX takes out the mark of an input that the layer does not use
-            self.latest[layer].after.append(behind)
+        if crossing:
+            crossing.after.append(behind)
         return behind
 
 
