@@ -49,7 +49,7 @@ def group_size(site: Site) -> int:
 
 
 def to_group(site: Site | None) -> str:
-    """Return the line that converts a model's norms to group norm, in groups of at least 4 features where there are 4."""
+    """Return the line that converts a model's norms to group norm, in groups of at least 4 features if there are 4."""
     features = math.prod(site.shape[axis] for axis in site.features) if site is not None and site.shape else 32
     groups = math.gcd(32, features, features // 4 or 1)
     return f"normlab.tools.convert(model, variables, to='group:num_groups={groups}', args=(x,), fresh='init')"
