@@ -88,7 +88,7 @@ def examine(
             cannot be told to train.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax
         >>> model = nn.Sequential([nn.Dense(8), nn.LayerNorm(), nn.Dense(2)])
         >>> x = jax.random.normal(jax.random.key(1), (16, 4))
         >>> report = examine(model, model.init(jax.random.key(0), x), [x])
