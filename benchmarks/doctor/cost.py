@@ -19,10 +19,9 @@ import numpy as np
 
 from benchmarks.speed._timing import at_least_one, interleave, ratio
 from normlab import norms
-from normlab.doctor import Thresholds, examine
+from normlab.doctor import examine
 from normlab.doctor.patient import Options, Patient
 from normlab.models import ResNet, ResNet50
-from normlab.tools.batches import default_call
 
 BATCHES = 8
 STATIC_BAR, RATIO_BAR = 3.0, 3.0
@@ -69,7 +68,7 @@ def passes() -> dict[str, Callable[[], Any]]:
     model, rng = ResNet(norms.get("batch")), np.random.default_rng(0)
     batches = [rng.normal(size=(32, 32, 32, 3)).astype(np.float32) for _ in range(BATCHES)]
     variables = model.init(jax.random.key(0), batches[0], train=False)
-    patient = Patient(model, variables, batches, _options())
+    patient = Patient(model, variables, batches, Options())
     evaluate = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
     train = jax.jit(lambda variables, x: model.apply(variables, x, train=True, mutable=["batch_stats"]))
 
@@ -93,25 +92,6 @@ def passes() -> dict[str, Callable[[], Any]]:
         "measured and estimated again": lambda: measured(True, False, False),
         "all forwards of an examination": everything,
     }
-
-
-def _options() -> Options:
-    return Options(
-        call=default_call,
-        train=None,
-        evaluate=None,
-        method=None,
-        rngs=None,
-        step=None,
-        state=None,
-        read=None,
-        optimizer=None,
-        steps=None,
-        padding=None,
-        mesh=None,
-        thresholds=Thresholds(),
-        seed=0,
-    )
 
 
 def _timed(run: Callable[[], Any]) -> float:

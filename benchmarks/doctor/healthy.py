@@ -233,7 +233,7 @@ def rows(size: int = 32) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
 
 
 def with_padding(batch: Any) -> tuple[tuple[Any, ...], Keywords]:
-    """Return the arguments of a call that is told the padding."""
+    """Return the arguments of a call, the padding among them."""
     return batch[:2], {}
 
 

@@ -1,4 +1,4 @@
-"""Models with a planted fault, each with a twin in which it is mended."""
+"""Models with a planted fault, each with a version in which it is fixed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Case:
         code: Code of the check that finds it.
         severity: Severity of the finding.
         path: Path of the finding.
-        build: Returns keywords of `examine`, given the strength of the fault: 0 mended, 1 strong, a half weak.
+        build: Returns keywords of `examine`, given the strength of the fault: 0 fixed, 1 strong, a half weak.
         weak: Whether the fault has a weak form.
     """
 

@@ -31,7 +31,7 @@ from normlab.study.training.compilation_cache import use_cache
 
 ROOT = Path(__file__).parents[2]
 DTYPES = ("float32", "bfloat16")
-STRENGTHS = {"strong": 1.0, "weak": 0.5, "mended": 0.0}
+STRENGTHS = {"strong": 1.0, "weak": 0.5, "fixed": 0.0}
 QUICK_HEALTHY, QUICK_PLANTED = 7, 13
 BEGIN, END = "<!-- tables: python -m benchmarks.doctor.rates -->", "<!-- end of the tables -->"
 
@@ -41,7 +41,7 @@ class Row:
     """An examination.
 
     Attributes:
-        kind: `healthy`, or the strength of a planted fault: `strong`, `weak` or `mended`.
+        kind: `healthy`, or the strength of a planted fault: `strong`, `weak` or `fixed`.
         model: Name of the model.
         code: Code of the planted fault; empty for healthy models.
         expected: Severity and path of the planted fault.
@@ -81,14 +81,14 @@ class Row:
 
     @property
     def detected(self) -> bool:
-        """Whether the planted fault was found at its place, with its severity, and no other error."""
+        """True if the planted fault was found at its norm with its severity, and no other error was."""
         others = [code for code, severity, _ in self.findings if severity == "error" and code != self.code]
         severity, path = self.expected.split(" ", 1)
         return (self.code, severity, path) in self.findings and not others
 
     @property
     def silent(self) -> bool:
-        """Whether there is neither a warning nor an error, nor a note of the code that was planted."""
+        """True if there is no warning, no error, and no note of the code that was planted."""
         return not self.alarms and all(code != self.code for code, _, _ in self.findings)
 
     @property
@@ -169,7 +169,7 @@ def _of_planted(quick: bool) -> Iterator[Trial]:
 def made(trial: Trial) -> Row:
     """Make an examination."""
     started = time.perf_counter()
-    report = examine(**trial.build())  # type: ignore[arg-type]
+    report = examine(**trial.build())
     return Row(
         kind=trial.kind,
         model=trial.model,
@@ -196,8 +196,7 @@ def read(path: Path) -> list[Row]:
         return []
     with path.open(newline="") as file:
         return [
-            Row(**{**row, "seed": int(row["seed"]), "seconds": float(row["seconds"])})  # type: ignore[arg-type]
-            for row in csv.DictReader(file)
+            Row(**{**row, "seed": int(row["seed"]), "seconds": float(row["seconds"])}) for row in csv.DictReader(file)
         ]
 
 
@@ -234,7 +233,7 @@ def interval(k: int, n: int) -> str:
 def rates(rows: Sequence[Row]) -> list[str]:
     """Return the table of false alarms and of planted faults, a line for each check."""
     lines = [
-        "| check | runs | models | alarms | 95 % of runs | 95 % of models | strong | weak | mended silent |",
+        "| check | runs | models | alarms | 95 % of runs | 95 % of models | strong | weak | fixed silent |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     healthy = [row for row in rows if row.kind == "healthy"]
@@ -244,7 +243,7 @@ def rates(rows: Sequence[Row]) -> list[str]:
         models, wrong = {row.model for row in runs}, {row.model for row in alarmed}
         planted = {kind: [row for row in rows if row.kind == kind and row.code == code] for kind in STRENGTHS}
         cells = [
-            f"{sum(row.silent if kind == 'mended' else row.detected for row in found)} of {len(found)}" if found else ""
+            f"{sum(row.silent if kind == 'fixed' else row.detected for row in found)} of {len(found)}" if found else ""
             for kind, found in planted.items()
         ]
         first = [len(runs), len(models), len(alarmed)]
@@ -281,12 +280,12 @@ def summary(rows: Sequence[Row]) -> str:
     names, seeds = {row.model for row in healthy}, {row.seed for row in healthy}
     of_type = [f"{sum(row.dtype == dtype for row in healthy)} in {dtype}" for dtype in DTYPES]
     counts = {kind: [row for row in rows if row.kind == kind] for kind in STRENGTHS}
-    strong, weak, mended = counts["strong"], counts["weak"], counts["mended"]
+    strong, weak, fixed = counts["strong"], counts["weak"], counts["fixed"]
     return (
         f"{len(healthy)} runs of {len(names)} healthy models, seeds {', '.join(map(str, sorted(seeds)))} "
         f"({', '.join(of_type)}): {len(alarmed)} with a warning or an error. Planted faults that were found: "
         f"{sum(row.detected for row in strong)} of {len(strong)} strong ones, {sum(row.detected for row in weak)} of "
-        f"{len(weak)} weak ones; mended twins that were silent: {sum(row.silent for row in mended)} of {len(mended)}. "
+        f"{len(weak)} weak ones; fixed versions that were silent: {sum(row.silent for row in fixed)} of {len(fixed)}. "
         f"{rows[0].versions}; CPU."
     )
 

@@ -3,10 +3,8 @@
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import ModuleType
 from typing import Literal
 
 from flax import linen as nn
@@ -14,6 +12,7 @@ from flax import nnx
 
 from normlab.errors import BadInput, nearest, one_line
 from normlab.expect import refusal
+from normlab.study.design.discovery import executed
 
 __all__ = ["Built", "built"]
 
@@ -108,21 +107,7 @@ def _described(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-class _Uncached(SourceFileLoader):
-    """Loads a file and writes no bytecode beside it."""
-
-    def get_code(self, fullname: str) -> CodeType:
-        return self.source_to_code(self.get_data(self.path), self.path)
-
-
 def _executed(path: Path) -> ModuleType:
     """Execute a file as a module, with its folder first in `sys.path`."""
     sys.path.insert(0, str(path.parent))
-    name = f"normlab_build_{path.stem}"
-    loader = _Uncached(name, str(path))
-    spec = spec_from_loader(name, loader)
-    assert spec
-    module = module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up by name
-    loader.exec_module(module)
-    return module
+    return executed(path, "normlab_build")

@@ -1,7 +1,7 @@
 """The options of an examination."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jax import Array
@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from normlab.doctor.thresholds import Thresholds
 from normlab.introspect.modes import Method
-from normlab.tools.batches import Call
+from normlab.tools.batches import Call, default_call
 
 if TYPE_CHECKING:
     import optax
@@ -33,17 +33,17 @@ Padding: TypeAlias = Callable[[Any], Array]
 class Options:
     """The options of an examination; see `examine`."""
 
-    call: Call
-    train: Mapping[str, object] | None
-    evaluate: Mapping[str, object] | None
-    method: Method
-    rngs: Mapping[str, Array] | None
-    step: Step | None
-    state: State
-    read: Read | None
-    optimizer: "optax.GradientTransformation | None"
-    steps: int | None
-    padding: Padding | None
-    mesh: Mesh | None
-    thresholds: Thresholds
-    seed: int
+    call: Call = default_call
+    train: Mapping[str, object] | None = None
+    evaluate: Mapping[str, object] | None = None
+    method: Method = None
+    rngs: Mapping[str, Array] | None = None
+    step: Step | None = None
+    state: State = None
+    read: Read | None = None
+    optimizer: "optax.GradientTransformation | None" = None
+    steps: int | None = None
+    padding: Padding | None = None
+    mesh: Mesh | None = None
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    seed: int = 0

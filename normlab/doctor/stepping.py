@@ -13,11 +13,12 @@ import numpy as np
 from flax import nnx
 from flax.errors import ModifyScopeVariableError
 from jax.experimental.xla_metadata import set_xla_metadata
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import Jaxpr
 
 from normlab.doctor.options import Read, State, Step
 from normlab.errors import BadInput
 from normlab.introspect import linen_hook
+from normlab.introspect.graph import bodies
 from normlab.introspect.markers import Markers
 from normlab.tools import leaves
 
@@ -146,18 +147,11 @@ def marked(step: Step, state: State, batch: object) -> dict[str, bool]:
 def _mapped(jaxpr: Jaxpr) -> Iterator[Jaxpr]:
     """Yield the bodies that run on each device."""
     for equation in jaxpr.eqns:
-        for body in _bodies(equation.params):
+        for body in bodies(equation):
             if equation.primitive.name in ("shard_map", "xla_pmap"):
                 yield body
             else:
                 yield from _mapped(body)
-
-
-def _bodies(params: Mapping[str, object]) -> Iterator[Jaxpr]:
-    for parameter in params.values():
-        for one in parameter if isinstance(parameter, tuple | list) else (parameter,):
-            if isinstance(one, Jaxpr | ClosedJaxpr):
-                yield one.jaxpr if isinstance(one, ClosedJaxpr) else one
 
 
 def _collectives(body: Jaxpr, markers: Markers, found: dict[str, bool]) -> None:
@@ -172,7 +166,7 @@ def _collectives(body: Jaxpr, markers: Markers, found: dict[str, bool]) -> None:
                 found.setdefault(layer.path, False)
         elif name.startswith(_COLLECTIVES):
             found.update(dict.fromkeys(open_, True))
-        for inner in _bodies(equation.params):
+        for inner in bodies(equation):
             if open_ and _reduces(inner):
                 found.update(dict.fromkeys(open_, True))
             if not open_:
@@ -184,7 +178,7 @@ _COLLECTIVES = ("psum", "pmean", "all_gather", "all_reduce", "reduce_scatter", "
 
 def _reduces(jaxpr: Jaxpr) -> bool:
     return any(
-        equation.primitive.name.startswith(_COLLECTIVES) or any(map(_reduces, _bodies(equation.params)))
+        equation.primitive.name.startswith(_COLLECTIVES) or any(map(_reduces, bodies(equation)))
         for equation in jaxpr.eqns
     )
 

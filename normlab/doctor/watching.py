@@ -104,13 +104,6 @@ class Watch:
             evaluate=evaluate,
             method=method,
             rngs=rngs,
-            step=None,
-            state=None,
-            read=None,
-            optimizer=None,
-            steps=None,
-            padding=None,
-            mesh=None,
             thresholds=thresholds or Thresholds(),
             seed=seed,
         )

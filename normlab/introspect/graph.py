@@ -11,7 +11,7 @@ from jax.extend.core import Literal as Constant
 
 from normlab.introspect.markers import Layer, Markers
 
-__all__ = ["CALLS", "SAME", "Crossing", "Source", "Value", "lifted", "repeats", "stacked", "walk"]
+__all__ = ["CALLS", "SAME", "Crossing", "Source", "Value", "bodies", "lifted", "repeats", "stacked", "walk"]
 
 CALLS = {
     "jit": "jaxpr",
@@ -192,11 +192,11 @@ class _Walker:
 
     def operation(self, equation: JaxprEqn, given: list[Value], around: _Around) -> list[Value]:
         """Walk over an operation, and over the bodies that it has, each on its own."""
-        name, bodies = equation.primitive.name, list(_bodies(equation))
-        this = Source("unknown" if bodies else "operation", operation=name)
+        name, inner = equation.primitive.name, list(bodies(equation))
+        this = Source("unknown" if inner else "operation", operation=name)
         for value in given:
             value.uses.append(this)
-        for body in bodies:
+        for body in inner:
             outside = [Value(this) for _ in body.invars]
             self.body(body, outside, (*around, (name, _runs(equation))), this)
         order = tuple(equation.params["permutation"]) if name == "transpose" else ()
@@ -238,7 +238,7 @@ def _at(values: _Values, var: Var | Constant) -> Value:
     return values[var]
 
 
-def _bodies(equation: JaxprEqn) -> Iterator[Jaxpr]:
+def bodies(equation: JaxprEqn) -> Iterator[Jaxpr]:
     """Yield the jaxprs among the parameters of an equation."""
     for parameter in equation.params.values():
         for one in parameter if isinstance(parameter, tuple | list) else (parameter,):

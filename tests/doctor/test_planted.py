@@ -1,4 +1,4 @@
-"""Planted faults are found, alone, and their mended twins are silent."""
+"""Planted faults are found, alone, and their fixed versions are silent."""
 
 from dataclasses import replace
 
@@ -42,7 +42,7 @@ def test_a_planted_fault_is_found_and_nothing_else_is_wrong(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_the_mended_twin_is_silent(name: str) -> None:
+def test_the_fixed_version_is_silent(name: str) -> None:
     report = examined(name, 0.0)
     assert [one for one in report.findings if one.severity != "note" or one.code == CASES[name].code] == []
 

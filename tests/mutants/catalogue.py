@@ -825,7 +825,7 @@ MUTANTS = (
         ("study/analysis/test_protocol.py::test_a_planted_failure_is_counted_and_never_averaged",),
     ),
     Mutant(
-        "a norm is recommended though failures reverse the order",
+        "a norm is recomfixed though failures reverse the order",
         "study/analysis/analyse.py",
         ("best=None if reversed_ else counted.norm", "best=counted.norm"),
         ("study/report/test_advice.py::test_an_order_that_failures_reverse_recommends_nothing[10]",),
@@ -1463,7 +1463,7 @@ MUTANTS = (
             "far = mean > max(bounds.lag, bounds.standard_errors * error)",
             "far = mean < max(bounds.lag, bounds.standard_errors * error)",
         ),
-        ("doctor/test_planted.py::test_the_mended_twin_is_silent[statistics from before a layer was scaled]",),
+        ("doctor/test_planted.py::test_the_fixed_version_is_silent[statistics from before a layer was scaled]",),
     ),
     Mutant(
         "a transposed feature axis goes unseen",
@@ -1481,7 +1481,7 @@ MUTANTS = (
             "left = momentum ** (steps * max(1, site.calls))",
             "left = 1 - momentum ** (steps * max(1, site.calls))",
         ),
-        ("doctor/test_planted.py::test_the_mended_twin_is_silent[a slow momentum]",),
+        ("doctor/test_planted.py::test_the_fixed_version_is_silent[a slow momentum]",),
     ),
     Mutant(
         "a new checkpoint may be inside the old one",

@@ -64,7 +64,7 @@ def test_functions_are_adapters_over_batches() -> None:
         (tent, "tent", {"optimizer": optax.adam(0.1), "steps": 2, "after": True}),
         (tent, "tent", {"episodic": True, "after": True}),
     ):
-        adapter: Any = Adapter(model, variables, name, **options)  # type: ignore[arg-type]
+        adapter: Any = Adapter(model, variables, name, **options)
         found = function(model, variables, iter(X), **options)
         same(found.outputs, [adapter(x) for x in X])
         same(found.variables, adapter.variables)
@@ -92,7 +92,7 @@ def test_a_model_without_batch_norms_says_what_it_has() -> None:
     ):
         for name in ("tent", "prediction_time", "adabn"):
             with refused(f"Expected batch norms to adapt, found {found}. {remedy}"):
-                Adapter(*sequence(*norms), name)(X[0])  # type: ignore[arg-type]
+                Adapter(*sequence(*norms), name)(X[0])
     with refused("Expected batch norms to adapt, found no norms. Take a model with batch norms."):
         Adapter(*sequence(), "tent")(X[0])
     frozen = normlab.linen.BatchNorm(frozen=True, use_running_average=True)
@@ -144,7 +144,7 @@ def test_one_element_per_statistic_is_refused_where_it_is_all_that_counts() -> N
         "is meant: `with normlab.functional.one_element():`."
     )
     for name, options in (("prediction_time", {}), ("tent", {}), ("adabn", {}), ("blended", {"alpha": 1.0})):
-        adapter = Adapter(model, variables, name, **options)  # type: ignore[arg-type]
+        adapter = Adapter(model, variables, name, **options)
         adapter(X[0])
         before = adapter.variables
         with pytest.raises(StatisticsError) as raised:
@@ -223,9 +223,9 @@ def test_arguments_are_checked_before_a_batch() -> None:
     ]
     for method, options, message in cases:
         with refused(message):
-            Adapter(model, variables, method, **options)  # type: ignore[arg-type]
+            Adapter(model, variables, method, **options)
     with refused("Expected a Flax module, got a function. Pass the module; the call is built from it."):
-        Adapter(lambda x: x, None, "tent")  # type: ignore[arg-type]
+        Adapter(lambda x: x, None, "tent")
     with refused("Expected the variables of a Linen model, got None. Give those of `model.init`."):
         Adapter(model, None, "tent")
 
@@ -249,4 +249,4 @@ def test_averages_of_models_are_taken_where_the_batch_alone_counts() -> None:
     )
     for method, options in (("blended", {"alpha": 0.5}), ("prediction_time", {"where": "first"})):
         with refused("Expected running statistics of these weights, got an average of models: `first` has the "):
-            Adapter(model, average, method, **options)  # type: ignore[arg-type]
+            Adapter(model, average, method, **options)

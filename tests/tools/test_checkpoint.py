@@ -267,4 +267,4 @@ class TestRestore:
     def test_no_module(self, tmp_path: Path) -> None:
         path = save(tmp_path / "old", {"x": jnp.ones(3)})
         with pytest.raises(BadInput, match="Expected a Flax module, got a function"):
-            restore(path, len)  # type: ignore[arg-type]
+            restore(path, len)

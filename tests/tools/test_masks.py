@@ -276,7 +276,7 @@ REFUSALS = [
         "Expected the variables of a Linen model, got None. Give those of `model.init`, then the inputs.",
     ),
     (
-        lambda: nnx_filter(nn.Dense(1)),  # type: ignore[arg-type]
+        lambda: nnx_filter(nn.Dense(1)),
         "Expected a module of NNX, got a value of type `Dense`. Linen models have `norm_parameters` and `labels`.",
     ),
     (

@@ -41,16 +41,14 @@ def one_pass_variance(patient: Patient) -> Found:
         source="Chan, Golub & LeVeque 1983, https://doi.org/10.1080/00031305.1983.10483115; google/flax#1491",
         remedy="use_fast_variance=False  # at `{path}`; or normlab's norms, which are exact at any offset",
     )
-    if faults:
-        yield texts.finding("NL301", "error", faults, threshold=_LOSSY)
+    yield from texts.findings("NL301", "error", faults, threshold=_LOSSY)
     few = Texts(
         title="half-precision inputs far from zero have few digits",
         why="A number 64 deviations from zero has at most a few steps of bfloat16 within a deviation.",
         source="keras-team/keras-core#866",
         remedy="# subtract the mean before the cast to half precision, ahead of `{path}`",
     )
-    if halves:
-        yield few.finding("NL301", "note", halves, threshold=patient.thresholds.large_mean)
+    yield from few.findings("NL301", "note", halves, threshold=patient.thresholds.large_mean)
 
 
 def _mean_in_deviations(patient: Patient, path: str) -> float:
@@ -155,8 +153,7 @@ def exploding(patient: Patient) -> Found:
         source="Wei et al. 2022, https://arxiv.org/abs/2209.13325 (scales of layer norm amplify outliers)",
         remedy="optax.clip_by_global_norm(1.0)  # before the optimizer, and look at the data ahead of `{path}`",
     )
-    if faults:
-        yield texts.finding("NL309", "warning", faults, threshold=least)
+    yield from texts.findings("NL309", "warning", faults, threshold=least)
     near = [fault for path in sound(patient) if (fault := _near_the_end(patient, path)) is not None]
     ranged = Texts(
         title="an input near the end of its type's range",
@@ -164,8 +161,7 @@ def exploding(patient: Patient) -> Found:
         source="Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740",
         remedy="dtype=jnp.bfloat16  # in place of float16 ahead of `{path}`, or a norm before",
     )
-    if near:
-        yield ranged.finding("NL309", "warning", near, threshold=bounds.range, certain=False)
+    yield from ranged.findings("NL309", "warning", near, threshold=bounds.range, certain=False)
 
 
 def _near_the_end(patient: Patient, path: str) -> Fault | None:

@@ -104,11 +104,22 @@ class Texts:
             others=tuple(fault.path for fault in faults[1:]),
         )
 
+    def findings(
+        self,
+        code: str,
+        severity: Severity,
+        faults: Sequence[Fault],
+        *,
+        threshold: float | None = None,
+        certain: bool = True,
+    ) -> Iterator[Finding]:
+        """Yield the finding for norms with the fault, if there are any; see `finding`."""
+        if faults:
+            yield self.finding(code, severity, faults, threshold=threshold, certain=certain)
+
     def by_share(
         self, code: str, many: Sequence[Fault], few: Sequence[Fault], *, threshold: float
     ) -> Iterator[Finding]:
         """Yield a warning for the norms with many features that have the fault, and a note for those with few."""
-        if many:
-            yield self.finding(code, "warning", many, threshold=threshold, certain=False)
-        if few:
-            yield self.finding(code, "note", few, threshold=threshold, certain=False)
+        yield from self.findings(code, "warning", many, threshold=threshold, certain=False)
+        yield from self.findings(code, "note", few, threshold=threshold, certain=False)

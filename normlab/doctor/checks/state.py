@@ -145,5 +145,4 @@ def replicas_differ(patient: Patient) -> Found:
         source="google/flax#877, #2417; Megvii YOLOX#1381",
         remedy="variables = normlab.tools.replicas.reduce(variables)",
     )
-    if faults:
-        yield texts.finding("NL208", "warning", faults, threshold=bound)
+    yield from texts.findings("NL208", "warning", faults, threshold=bound)

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from normlab.doctor.checks.kinds import (
     centres_each_feature,
@@ -15,6 +14,7 @@ from normlab.doctor.checks.kinds import (
     to_group,
 )
 from normlab.doctor.checks.registry import Fault, Found, Texts, check
+from normlab.doctor.padding import relative_change
 from normlab.doctor.patient import Patient
 from normlab.doctor.survey import Failure
 from normlab.errors import StatisticsError, one_line
@@ -90,14 +90,8 @@ def _largest_change(patient: Patient, faults: list[Fault]) -> float:
 
 def change(before: object, after: object) -> float:
     """Return the largest difference of two trees of arrays, each relative to the largest magnitude in its array."""
-
-    def relative(one: Array, two: Array) -> float:
-        one, two = jnp.asarray(one, jnp.float32), jnp.asarray(two, jnp.float32)
-        scale = float(jnp.max(jnp.abs(one), initial=0))
-        return float(jnp.max(jnp.abs(one - two), initial=0)) / scale if scale else 0.0
-
     pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
-    found = [relative(a, b) for a, b in pairs if jnp.issubdtype(jnp.asarray(a).dtype, jnp.floating)]
+    found = [relative_change(a, b) for a, b in pairs if jnp.issubdtype(jnp.asarray(a).dtype, jnp.floating)]
     return max(found, default=0.0)
 
 
@@ -118,8 +112,7 @@ def batch_of_one_element(patient: Patient) -> Found:
         source="Wu & He 2018, https://arxiv.org/abs/1803.08494; torch.nn.BatchNorm1d refuses such a batch",
         remedy=to_group(patient.sites.by_path.get(faults[0].path) if faults else None),
     )
-    if faults:
-        yield texts.finding("NL102", "error", faults, threshold=1)
+    yield from texts.findings("NL102", "error", faults, threshold=1)
 
 
 _SINGLE = ("group", "instance", "layer", "group_whiten")
@@ -150,8 +143,7 @@ def example_of_one_element(patient: Patient) -> Found:
         source="torch.nn.functional.instance_norm refuses such an input",
         remedy="nn.LayerNorm()  # in place of `{path}`, or fewer groups",
     )
-    if faults:
-        yield texts.finding("NL103", "error", faults, threshold=1)
+    yield from texts.findings("NL103", "error", faults, threshold=1)
 
 
 def _failed_at_one(failure: Failure) -> bool:
@@ -171,8 +163,7 @@ def groups_of_one_channel(patient: Patient) -> Found:
         source="Wu & He 2018, https://arxiv.org/abs/1803.08494, section 3",
         remedy="nn.GroupNorm(num_groups=None, group_size=16)  # at `{path}`, or nn.InstanceNorm() if it is meant",
     )
-    if faults:
-        yield texts.finding("NL104", "note", faults, threshold=1)
+    yield from texts.findings("NL104", "note", faults, threshold=1)
 
 
 @check("NL105")
@@ -191,8 +182,7 @@ def feature_axis_moved(patient: Patient) -> Found:
     moved = [Fault(site.path, {"axis of the features": _moved_to(site)}) for site in patient.sites if _is_moved(site)]
     if not moved and (first := _channels_first(patient)) is not None:
         moved = [Fault(first.path, {"channels on axis 1": first.shape[1]})]
-    if moved:
-        yield texts.finding("NL105", "warning", moved)
+    yield from texts.findings("NL105", "warning", moved)
 
 
 def _moved_to(site: Site) -> int:
@@ -283,8 +273,7 @@ def momentum_too_slow(patient: Patient) -> Found:
         source="Odyssey #5543; pytorch/vision#8250 (momentum)",
         remedy=f"momentum={_filled(steps, patient.thresholds.forgotten):.3g}  # at `{{path}}`",
     )
-    if faults:
-        yield texts.finding("NL110", "warning", faults, threshold=patient.thresholds.forgotten)
+    yield from texts.findings("NL110", "warning", faults, threshold=patient.thresholds.forgotten)
 
 
 def _filled(steps: int, left: float) -> float:
@@ -310,8 +299,7 @@ def statistics_in_half_precision(patient: Patient) -> Found:
         source="google/flax#1491; tensorflow/tensorflow#118701",
         remedy="force_float32_reductions=True  # at `{path}`",
     )
-    if faults:
-        yield texts.finding("NL111", "error", faults)
+    yield from texts.findings("NL111", "error", faults)
 
 
 @check("NL112")
@@ -327,8 +315,7 @@ def norm_of_a_norm(patient: Patient) -> Found:
         source="Xiong et al. 2020, https://arxiv.org/abs/2002.04745 (one norm a sublayer)",
         remedy="# leave out one of the norms at `{path}`",
     )
-    if faults:
-        yield texts.finding("NL112", "note", faults)
+    yield from texts.findings("NL112", "note", faults)
 
 
 @check("NL113")
@@ -348,5 +335,4 @@ def called_several_times(patient: Patient) -> Found:
         source="Cooijmans et al. 2017, https://arxiv.org/abs/1603.09025, section 3 (statistics for each time step)",
         remedy="nn.BatchNorm(name=f'{path}_{i}')  # one for each call, or a layer norm",
     )
-    if faults:
-        yield texts.finding("NL113", "warning", faults, threshold=1)
+    yield from texts.findings("NL113", "warning", faults, threshold=1)

@@ -34,8 +34,7 @@ def few_effective_samples(patient: Patient) -> Found:
         source="Wu & He 2018, https://arxiv.org/abs/1803.08494; Wu & Johnson 2021, https://arxiv.org/abs/2105.07576",
         remedy=to_group(patient.site_of(faults[0].path) if faults else None),
     )
-    if faults:
-        yield texts.finding("NL302", "warning", faults, threshold=bound, certain=False)
+    yield from texts.findings("NL302", "warning", faults, threshold=bound, certain=False)
 
 
 @check("NL303", "data", "finite")
@@ -212,5 +211,4 @@ def dropout_before_batch_norm(patient: Patient) -> Found:
         source="Li et al. 2019, https://arxiv.org/abs/1801.05134",
         remedy="# put the dropout behind the last batch norm, after `{path}`",
     )
-    if faults:
-        yield texts.finding("NL306", "warning", faults, threshold=bound, certain=False)
+    yield from texts.findings("NL306", "warning", faults, threshold=bound, certain=False)

@@ -11,7 +11,7 @@ from normlab.doctor.checks.kinds import frozen, takes_batch_statistics
 from normlab.doctor.checks.registry import Fault, Found, Texts, check
 from normlab.doctor.patient import Patient
 from normlab.doctor.skip import Skip
-from normlab.tools import Site
+from normlab.tools import Site, leaves
 
 _UPDATES = 10
 
@@ -36,8 +36,7 @@ def statistics_of_each_device(patient: Patient) -> Found:
         source="pytorch/pytorch#13711; google/flax#2417",
         remedy="nn.BatchNorm(axis_name='data')  # at `{path}`, with the name of the mapped axis",
     )
-    if faults:
-        yield texts.finding("NL109", "warning", faults)
+    yield from texts.findings("NL109", "warning", faults)
 
 
 @check("NL204", "step")
@@ -79,8 +78,7 @@ def updates_lost(patient: Patient) -> Found:
         source="Odyssey #5543 (10 % accuracy); google/flax#3602",
         remedy="state = state.replace(batch_stats=updates['batch_stats'])  # after apply(..., mutable=['batch_stats'])",
     )
-    if faults:
-        yield texts.finding("NL205", "error", faults)
+    yield from texts.findings("NL205", "error", faults)
 
 
 def _learns(site: Site) -> bool:
@@ -112,8 +110,7 @@ def weight_decay_on_norms(patient: Patient) -> Found:
         source="He et al. 2019, https://arxiv.org/abs/1812.01187, section 3.1; huggingface/transformers#492",
         remedy="optax.adamw(rate, mask=normlab.tools.decay_mask(model, variables, x))  # spares `{path}`",
     )
-    if faults:
-        yield texts.finding("NL206", "warning", faults, threshold=0)
+    yield from texts.findings("NL206", "warning", faults, threshold=0)
 
 
 def _moved_by_decay(patient: Patient) -> dict[str, float]:
@@ -130,15 +127,7 @@ def _moved_by_decay(patient: Patient) -> dict[str, float]:
     for _ in range(_UPDATES):  # a schedule may start at a rate of 0
         update, state = optimizer.update(none, state, ones)
         total = jax.tree.map(lambda a, b: a + jnp.abs(b), total, update)
-    return {_name(path): float(jnp.max(leaf, initial=0)) for path, leaf in jax.tree_util.tree_leaves_with_path(total)}
-
-
-def _name(path: tuple[object, ...]) -> str:
-    return "/".join(str(getattr(key, "key", getattr(key, "idx", ""))) for key in path if not _is_box(key))
-
-
-def _is_box(key: object) -> bool:
-    return isinstance(key, jax.tree_util.GetAttrKey)
+    return {path: float(jnp.max(leaf, initial=0)) for path, leaf in leaves.by_path(total).items()}
 
 
 @check("NL207", "step")
@@ -157,9 +146,8 @@ def frozen_norm_moves(patient: Patient) -> Found:
             faults.append(Fault(site.path, {"largest change in a step": far}))
     texts = Texts(
         title="the optimizer moves a frozen norm",
-        why="What should stay as it was trained drifts, by gradient or by weight decay alone.",
+        why="A norm that should stay as it was trained drifts, by gradient or by weight decay alone.",
         source="keras-team/keras#9965; ultralytics/ultralytics#8753",
         remedy="optax.multi_transform({..., 'frozen': optax.set_to_zero()}, normlab.tools.labels(model, variables, x))",
     )
-    if faults:
-        yield texts.finding("NL207", "warning", faults, threshold=0)
+    yield from texts.findings("NL207", "warning", faults, threshold=0)

@@ -94,7 +94,7 @@ def load(source: str) -> Comparison:
     before = _norms()
     try:
         with importing(path):
-            module = _executed(path)
+            module = executed(path)
     except Exception as error:
         raise BadInput(f"`{source}` cannot be loaded: {one_line(error)}{remedy_for(error)}") from error
     finally:
@@ -136,9 +136,14 @@ class _Uncached(SourceFileLoader):
         return self.source_to_code(self.get_data(self.path), self.path)
 
 
-def _executed(path: Path) -> ModuleType:
-    """Execute a file as a module of its own."""
-    name = f"normlab_comparison_{path.stem}"
+def executed(path: Path, prefix: str = "normlab_comparison") -> ModuleType:
+    """Execute a file as a module of its own, and write no bytecode beside it.
+
+    Args:
+        path: The file.
+        prefix: Start of the module's name.
+    """
+    name = f"{prefix}_{path.stem}"
     loader = _Uncached(name, str(path))
     spec = spec_from_loader(name, loader)
     assert spec

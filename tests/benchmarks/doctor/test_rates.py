@@ -57,7 +57,7 @@ def test_rates_count_only_runs_in_which_the_check_was_made():
         healthy_row("", model="n", made="NL101"),
         planted_row("strong", "NL303 warning norm"),
         planted_row("weak", ""),
-        planted_row("mended", ""),
+        planted_row("fixed", ""),
     ]
 
     lines = {line.split(" | ")[0].lstrip("| "): line for line in rates.rates(rows)}
@@ -103,7 +103,7 @@ def test_rows_are_added_once_and_tables_written(tmp_path: Path, monkeypatch, cap
     assert [(row.kind, row.found) for row in rows] == [
         ("healthy", ""),
         ("strong", "NL101 note norm"),
-        ("mended", ""),
+        ("fixed", ""),
     ]
     text = page.read_text()
     assert text.startswith(f"before\n{rates.BEGIN}") and text.endswith(f"{rates.END}\nafter\n")

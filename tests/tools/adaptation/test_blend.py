@@ -72,11 +72,11 @@ def test_a_weight_is_given_once_and_in_range() -> None:
         Blend(0.5, 16)
     for alpha in (-0.1, 1.5, float("nan"), "half"):
         with refused("Expected `alpha` of `Blend` to be a number in [0, 1], or None, got "):
-            Blend(alpha)  # type: ignore[arg-type]
+            Blend(alpha)
     with refused("Expected `source_count` of `Blend` to be a positive number, or None, got 0. Give one such as 0.1."):
         Blend(source_count=0)
     with refused("Expected `between` of `Blend` to be true or false, got 2. Write one of them."):
-        Blend(0.5, between=2)  # type: ignore[arg-type]
+        Blend(0.5, between=2)
 
 
 @pytest.mark.parametrize("alpha", [0, 1, np.float32(0.5)])
