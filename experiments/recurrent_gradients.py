@@ -24,7 +24,6 @@ gradient grows by up to 1 / sqrt(epsilon) at each step.
 
 import argparse
 import itertools
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,11 +41,11 @@ from jax import Array
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from experiments.claims.estimates import average, ratio
+from experiments.claims.plots import logarithmic
 from normlab.linen import RNN, LSTMCell
 from normlab.norms import colour, get, marker
-from normlab.study.analysis.estimates import mean_interval
 from normlab.study.data.dataset import digits
 from normlab.study.data.splits import shuffled, split
 from normlab.study.report.figures import STYLES, styles, to_svg
@@ -372,40 +371,6 @@ def trapped(plan: Plan, params: Tree, norm: str) -> np.ndarray:
     return np.asarray(profile(norm, nets, draws(plan), x, noise=0.0).gradient)
 
 
-class Interval(NamedTuple):
-    """Mean over seeds with its 95 % interval, which is NaN if there are too few seeds."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-    def tells_from(self, value: float) -> bool:
-        """Report whether the interval excludes a value."""
-        return self.low > value or self.high < value
-
-    def text(self, form: str) -> str:
-        """Format the mean and the interval."""
-        known = not math.isnan(self.low)
-        within = f"{form.format(self.low)} to {form.format(self.high)}" if known else "no interval"
-        return f"{form.format(self.mean)} ({within}, n = {self.n})"
-
-
-def average(values: Numbers) -> Interval:
-    """Average over seeds."""
-    found = mean_interval([float(v) for v in values])
-    low, high = found.interval or (math.nan, math.nan)
-    return Interval(math.nan if found.mean is None else found.mean, low, high, found.n)
-
-
-def ratio(a: Numbers, b: Numbers) -> Interval:
-    """Average a ratio over seeds, geometrically."""
-    with np.errstate(all="ignore"):
-        logs = average(np.log(np.asarray(a, np.float64)) - np.log(np.asarray(b, np.float64)))
-    mean, low, high = (math.exp(value) for value in logs[:3])
-    return Interval(mean, low, high, logs.n)
-
-
 def sentences(plan: Plan, found: Found) -> list[str]:
     """State the findings; every number is measured."""
     steps, small, large = plan.trained_length, plan.scales.index(SMALL), plan.scales.index(LARGE)
@@ -537,14 +502,6 @@ def draw(plan: Plan, found: Found) -> dict[str, Figure]:
         logarithmic(axes)
         axes.legend()
     return {"time": time, "scales": scales, "trap": trap}
-
-
-def logarithmic(axes: Axes, *, x: bool = False) -> None:
-    """Make an axis logarithmic, with plain numbers as ticks."""
-    axis = axes.xaxis if x else axes.yaxis
-    (axes.set_xscale if x else axes.set_yscale)("log")
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def lines(

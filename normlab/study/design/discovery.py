@@ -19,7 +19,7 @@ _PACKAGE = Path(__file__).resolve().parents[2]
 
 def folders() -> list[Path]:
     """List the folders of named comparisons: inside a package installed from a wheel, else beside the package."""
-    installed = [_PACKAGE / "_benchmarks", _PACKAGE / "_experiments"]
+    installed = [_PACKAGE / "_benchmarks"]
     checkout = [_PACKAGE.parent / "benchmarks", _PACKAGE.parent / "experiments"]
     return [folder for folder in installed if folder.is_dir()] or [folder for folder in checkout if folder.is_dir()]
 

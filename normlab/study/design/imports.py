@@ -9,7 +9,7 @@ from importlib.util import find_spec, resolve_name
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[2]
-COMPARISONS = ("_benchmarks", "_experiments")
+COMPARISONS = ("_benchmarks",)
 """Folders of comparisons in a package installed from a wheel: their files are user files when they are run."""
 
 _VERSIONED = ("jax", "jaxlib", "flax", "optax", "numpy")

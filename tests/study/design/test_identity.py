@@ -83,7 +83,7 @@ class TestModules:
         assert code_hash(deciding(copy)) != before
 
     def test_comparisons_that_a_wheel_brings_along_do_not_count(self, tmp_path: Path) -> None:
-        for path in ("a.py", "_benchmarks/b.py", "_experiments/c.py"):
+        for path in ("a.py", "_benchmarks/b.py"):
             (tmp_path / "normlab" / path).parent.mkdir(exist_ok=True, parents=True)
             (tmp_path / "normlab" / path).write_text("")
         assert list(modules(tmp_path / "normlab")) == ["normlab.a"]

@@ -1,0 +1,173 @@
+"""A study: claims, a plan, measurements, verdicts and figures, and the command that runs them."""
+
+import argparse
+import csv
+import dataclasses
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import jax
+from matplotlib.figure import Figure
+
+from experiments.claims.verdicts import Claim, Judgement, Row
+from normlab.errors import BadInput
+from normlab.study.report.figures import to_svg
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Extent of a study; studies add what they vary.
+
+    Attributes:
+        seeds: Seeds, each with its own weights and batches.
+        first_seed: The first of them: other ones make a replication. Choices have seeds of their own.
+        data: Data set, see `images.load`.
+        data_dir: Folder of the data sets of TensorFlow Datasets.
+    """
+
+    seeds: int = 10
+    first_seed: int = 0
+    data: str = "tfds:mnist"
+    data_dir: str | None = None
+
+    def all_seeds(self) -> range:
+        """Return the seeds whose numbers are reported."""
+        return range(self.first_seed, self.first_seed + self.seeds)
+
+    def tuning_seeds(self, n: int = 1) -> range:
+        """Return seeds for choices; they are not among those whose numbers are reported."""
+        return range(1_000_000 + self.first_seed, 1_000_000 + self.first_seed + n)
+
+
+AnyPlan = TypeVar("AnyPlan", bound=Plan)
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(Generic[AnyPlan, Found]):
+    """A study.
+
+    Attributes:
+        name: Name of its module.
+        title: Title, a question.
+        claims: Claims that it tries.
+        standard: Plan of the reported numbers.
+        quick: Plan of a few minutes, which shows that everything works.
+        measure: `plan -> found`; trains.
+        judge: `(plan, found) -> judgement`; computes every word and number from `found`.
+        draw: `(plan, found) -> figures`, by name; the first one has the name of the study.
+        rows: `(plan, found) -> rows`, the numbers of every seed.
+    """
+
+    name: str
+    title: str
+    claims: tuple[Claim, ...]
+    standard: AnyPlan
+    quick: AnyPlan
+    measure: Callable[[AnyPlan], Found]
+    judge: Callable[[AnyPlan, Found], Judgement]
+    draw: Callable[[AnyPlan, Found], Mapping[str, Figure]]
+    rows: Callable[[AnyPlan, Found], Sequence[Row]]
+
+
+def main(study: Study[AnyPlan, Found], description: str, arguments: Sequence[str] | None = None) -> None:
+    """Run a study from the command line: measure, print, and write files if asked to.
+
+    Args:
+        study: The study.
+        description: Help text: the docstring of its module.
+        arguments: Arguments in place of those of the process.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="folder for figures, numbers and verdicts")
+    parser.add_argument("--quick", action="store_true", help="a few minutes; shows that everything works")
+    parser.add_argument(
+        "--seeds", type=int, help=f"default {study.standard.seeds}, or {study.quick.seeds} with --quick"
+    )
+    parser.add_argument("--first-seed", type=int, default=0, help="another one makes a replication; default 0")
+    parser.add_argument("--data", help=f"digits, npz:PATH or tfds:NAME; default {study.standard.data}")
+    parser.add_argument("--data-dir", help="folder of the data sets of TensorFlow Datasets")
+    options = parser.parse_args(arguments)
+    plan = study.quick if options.quick else study.standard
+    given = {name: value for name, value in vars(options).items() if name in _CHOSEN and value is not None}
+    plan = dataclasses.replace(plan, **given)
+    if plan.seeds < 2:
+        parser.error(f"Expected `--seeds` to be at least 2, so that there are intervals, got {plan.seeds}.")
+    if plan.first_seed < 0:
+        parser.error(f"Expected `--first-seed` to be at least 0, got {plan.first_seed}.")
+    began = time.perf_counter()
+    try:
+        found = study.measure(plan)
+    except BadInput as error:
+        parser.error(str(error))
+    judgement = study.judge(plan, found)
+    print(text(judgement))
+    if options.output:
+        command = " ".join([f"python experiments/{study.name}.py", *(arguments or sys.argv[1:])])
+        about = {**_about(command), "seconds": round(time.perf_counter() - began)}
+        write(options.output, study, plan, found, about)
+
+
+_CHOSEN = ("seeds", "first_seed", "data", "data_dir")
+
+
+def text(judgement: Judgement) -> str:
+    """Return the findings, the paragraph and the bars as plain text."""
+    lines = [
+        f"{finding.verdict.upper()}: {finding.claim.text} {finding.effect}: {finding.seen.text('{:.3g}')}"
+        + (f"; {finding.when}" if finding.when else "")
+        for finding in judgement.findings
+    ]
+    lines += ["", *judgement.sentences, ""]
+    lines += [f"{'met   ' if bar.met else 'NOT MET'} {bar.text}: {bar.seen}" for bar in judgement.bars]
+    return "\n".join(lines)
+
+
+def write(folder: Path, study: Study[AnyPlan, Found], plan: AnyPlan, found: Found, about: Mapping[str, object]) -> None:
+    """Write figures (SVG, PNG), numbers (CSV), verdicts (JSON) and the text.
+
+    Args:
+        folder: Folder, which is made.
+        study: The study.
+        plan: Its plan.
+        found: Its measurements.
+        about: Command, versions and device.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    judgement = study.judge(plan, found)
+    (folder / f"{study.name}.txt").write_text(text(judgement) + "\n")
+    with (folder / f"{study.name}.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Row._fields)
+        writer.writerows([*row[:4], f"{row.value:.6g}"] for row in study.rows(plan, found))
+    document = {
+        "name": study.name,
+        "title": study.title,
+        "about": dict(about),
+        "plan": {key: value for key, value in dataclasses.asdict(plan).items() if key != "data_dir"},
+        **dataclasses.asdict(judgement),
+        "bars": [bar._asdict() for bar in judgement.bars],
+    }
+    for finding, entry in zip(judgement.findings, document["findings"], strict=True):
+        entry["seen"] = finding.seen._asdict()
+    (folder / f"{study.name}.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    for name, figure in study.draw(plan, found).items():
+        (folder / f"{name}.svg").write_text(to_svg(figure))
+        figure.savefig(folder / f"{name}.png", dpi=150)
+    print(f"wrote {study.name}.txt, .csv, .json and its figures in {folder}")
+
+
+def _about(command: str) -> dict[str, object]:
+    return {
+        "command": command,
+        "jax": jax.__version__,
+        "device": f"{jax.default_backend()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+    }
