@@ -160,7 +160,7 @@ def _verdict(plan: Extent, largest: Mapping[str, float], differences: Mapping[tu
         effect="test error with biases - without, points, norm before the activation",
         seen=differences[BEFORE, plan.batches[-1]],
         network=f"MLP 2 x {plan.width}",
-        data=plan.data,
+        data=images.title(plan.data),
     )
 
 

@@ -1,4 +1,4 @@
-"""How long does a pass of the tools over data take, beside an evaluation of the same batches?
+"""How long do passes of the tools over data, and a folded model, take beside an evaluation of the same batches?
 
 All contenders take turns in one process, in shuffled rounds; the table contains medians, and ratios within rounds to
 the compiled evaluation. Compile time is not included.
@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks.speed._timing import at_least_one, environment, interleave, ratio, write
 from normlab import norms
 from normlab.models import MLP, ResNet
+from normlab.tools import fold
 from normlab.tools.estimation.collecting import Collector
 
 MODELS: Mapping[str, tuple[Callable[[norms.Norm], nn.Module], tuple[int, ...]]] = {
@@ -29,7 +30,7 @@ MODELS: Mapping[str, tuple[Callable[[norms.Norm], nn.Module], tuple[int, ...]]] 
     "mlp": (lambda norm: MLP(norm, hidden=(512, 512)), (256, 784)),
 }
 BATCHES = 4
-EVALUATION, TRAINING = "evaluation", "training forward"
+EVALUATION, TRAINING, FOLDED = "evaluation", "training forward", "evaluation, folded"
 BAR = 1.3
 """Largest acceptable ratio of precise statistics to an evaluation."""
 
@@ -105,7 +106,9 @@ def passes(name: str) -> dict[str, Callable[[], Any]]:
     evaluate = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
     train = jax.jit(lambda variables, x: model.apply(variables, x, train=True, mutable=["batch_stats"]))
 
-    def over(step: Callable[..., Any]) -> Callable[[], Any]:
+    folded = fold(model, variables, batches[0], evaluate={"train": False})
+
+    def over(step: Callable[..., Any], variables: Any = variables) -> Callable[[], Any]:
         return lambda: jax.block_until_ready([step(variables, x) for x in batches])
 
     def estimate(collector: Collector) -> Callable[[], Any]:
@@ -113,6 +116,7 @@ def passes(name: str) -> dict[str, Callable[[], Any]]:
 
     return {
         EVALUATION: over(evaluate),
+        FOLDED: over(jax.jit(folded.apply), folded.variables),
         TRAINING: over(train),
         "precise, by batch": estimate(Collector(model, variables, through="batch")),
         "precise, by running": estimate(Collector(model, variables, through="evaluation")),

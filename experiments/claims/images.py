@@ -59,7 +59,7 @@ def load(data: str = "tfds:mnist", data_dir: str | None = None, *, side: int = 1
     if not isinstance(found, Data) or found.inputs.ndim != 4 or found.inputs.dtype == np.int32:
         raise BadInput(f"Expected images (examples, height, width, channels), got `{data}`. Choose another data set.")
     inputs = averaged(found.prepared(found.inputs), side, crop)
-    return _parts(inputs, found, f"{_name(data)} {inputs.shape[1]} x {inputs.shape[2]}")
+    return _parts(inputs, found, f"{title(data)} {inputs.shape[1]} x {inputs.shape[2]}")
 
 
 def small_digits(side: int = 8) -> Images:
@@ -102,7 +102,8 @@ def _parts(inputs: np.ndarray, data: Data, name: str) -> Images:
     return Images(train=parts[0], validation=parts[1], test=parts[2], classes=int(labels.max()) + 1, name=name)
 
 
-def _name(data: str) -> str:
+def title(data: str) -> str:
+    """Return the name of a data set for tables."""
     kind, _, name = data.partition(":")
     known = {"tfds:mnist": "MNIST", "tfds:cifar10": "CIFAR-10", "digits": "scikit-learn's digits"}
     return known.get(data, name.rpartition("/")[2] or kind)

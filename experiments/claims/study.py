@@ -4,9 +4,9 @@ import argparse
 import csv
 import dataclasses
 import json
+import math
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -110,8 +110,7 @@ def main(study: Study[AnyPlan, Found], description: str, arguments: Sequence[str
     judgement = study.judge(plan, found)
     print(text(judgement))
     if options.output:
-        command = " ".join([f"python experiments/{study.name}.py", *(arguments or sys.argv[1:])])
-        about = {**_about(command), "seconds": round(time.perf_counter() - began)}
+        about = {**_about(_command(study.name, options)), "seconds": round(time.perf_counter() - began)}
         write(options.output, study, plan, found, about)
 
 
@@ -156,12 +155,21 @@ def write(folder: Path, study: Study[AnyPlan, Found], plan: AnyPlan, found: Foun
         "bars": [bar._asdict() for bar in judgement.bars],
     }
     for finding, entry in zip(judgement.findings, document["findings"], strict=True):
-        entry["seen"] = finding.seen._asdict()
+        entry["seen"] = {key: None if math.isnan(value) else value for key, value in finding.seen._asdict().items()}
     (folder / f"{study.name}.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     for name, figure in study.draw(plan, found).items():
         (folder / f"{name}.svg").write_text(to_svg(figure))
         figure.savefig(folder / f"{name}.png", dpi=150)
     print(f"wrote {study.name}.txt, .csv, .json and its figures in {folder}")
+
+
+def _command(name: str, options: argparse.Namespace) -> str:
+    """Return the command that makes the same numbers anywhere."""
+    words = ["python", f"experiments/{name}.py", *["--quick"] * options.quick]
+    for option in ("seeds", "first_seed", "data"):
+        value = getattr(options, option)
+        words += [f"--{option.replace('_', '-')}", str(value)] if value else []
+    return " ".join(words)
 
 
 def _about(command: str) -> dict[str, object]:

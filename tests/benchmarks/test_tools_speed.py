@@ -18,6 +18,7 @@ def test_every_pass_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         rows = list(csv.DictReader(file))
     assert [row["what"] for row in rows] == [
         tools.EVALUATION,
+        tools.FOLDED,
         tools.TRAINING,
         "precise, by batch",
         "precise, by running",

@@ -1,0 +1,120 @@
+"""Write the page of all claims from the verdicts of the studies.
+
+python -m experiments.claims.table benchmarks/results/claims --output benchmarks/results/claims.md
+"""
+
+import argparse
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.claims.estimates import Interval
+
+Document = Mapping[str, Any]
+"""Content of a study's JSON file, see `study.write`."""
+
+INTRODUCTION = """# Claims about batch norm, tried
+
+Each claim is one that articles and papers repeat; each row says who makes it, what a study of ours saw, and the
+verdict. Verdicts, numbers and sentences are computed from the measurements by the command of the study, and the
+expectations ("bars") were written down before. An effect is a mean over n seeds with its 95 % interval; seeds share
+initial weights and batches between arms, and choices such as learning rates are made on images and seeds that are not
+reported. Published numbers stand beside ours and come from other networks and data.
+
+- **holds**: the effect is there, in the direction of the claim.
+- **holds when**: only under the condition that is given.
+- **does not hold**: the effect is absent, or has the other direction.
+- **not visible here**: the interval excludes neither.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the verdicts in a folder and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder with the .json files of studies")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="page to write")
+    options = parser.parse_args(arguments)
+    documents = read(options.folder)
+    if not documents:
+        parser.error(f"Expected .json files of studies in {options.folder}, found none. Run a study with `--output`.")
+    to_folder = os.path.relpath(options.folder, options.output.parent)
+    options.output.write_text(page(documents, to_folder))
+    print(f"wrote {options.output}: {sum(len(d['findings']) for d in documents)} claims of {len(documents)} studies")
+
+
+def read(folder: Path) -> list[Document]:
+    """Read the verdicts of all studies, by name."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def page(documents: Sequence[Document], folder: str) -> str:
+    """Write the page.
+
+    Args:
+        documents: Verdicts of studies.
+        folder: Path from the page to the figures.
+    """
+    parts = [INTRODUCTION, _counts(documents), _table(documents), *(_section(d, folder) for d in documents)]
+    return "\n".join(parts)
+
+
+def _counts(documents: Sequence[Document]) -> str:
+    verdicts = [finding["verdict"] for document in documents for finding in document["findings"]]
+    bars = [bar["met"] for document in documents for bar in document["bars"]]
+    said = ", ".join(f"{verdicts.count(one)} {one}" for one in dict.fromkeys(sorted(verdicts)))
+    return f"{len(verdicts)} claims: {said}. {sum(bars)} of {len(bars)} bars are met.\n"
+
+
+def _table(documents: Sequence[Document]) -> str:
+    lines = ["| claim | who says it | published | what we saw | verdict | study |", "|---|---|---|---|---|---|"]
+    for document in documents:
+        for finding in document["findings"]:
+            claim, when = finding["claim"], finding["when"]
+            cells = (
+                claim["text"],
+                claim["source"],
+                claim["published"] or "no number",
+                f"{finding['effect']}: {effect(finding['seen'])}; {finding['network']}, {finding['data']}",
+                f"**{finding['verdict']}**{' ' if finding['verdict'].endswith('when') else ': ' if when else ''}{when}",
+                f"[{document['name']}](#{document['name'].replace('_', '-')})",
+            )
+            lines.append("| " + " | ".join(_cell(one) for one in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def effect(seen: Mapping[str, Any]) -> str:
+    """Write an effect and its interval, which is null where there are too few seeds."""
+    known = {key: math.nan if value is None else value for key, value in seen.items()}
+    return Interval(**known).text("{:.3g}")
+
+
+def _section(document: Document, folder: str) -> str:
+    name, about = document["name"], document["about"]
+    bars = [
+        f"- {'met' if bar['met'] else '**not met**'}: {bar['text']}; seen {bar['seen']}" for bar in document["bars"]
+    ]
+    return "\n".join(
+        [
+            f"## {name.replace('_', '-')}",
+            "",
+            f"{document['title']} `{about['command']}` ({about['seconds']} s; jax {about['jax']}, {about['device']}; "
+            f"[every number]({folder}/{name}.csv))",
+            "",
+            f"![{document['title']}]({folder}/{name}.svg)",
+            "",
+            *(f"{sentence}\n" for sentence in document["sentences"]),
+            *bars,
+            "",
+        ]
+    )
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+if __name__ == "__main__":
+    main()
