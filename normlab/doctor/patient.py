@@ -473,4 +473,11 @@ def limited(batches: Iterable[object], limit: int) -> tuple[object, ...]:
     """Return the first batches."""
     if isinstance(batches, Mapping | str | Array | np.ndarray) or not isinstance(batches, Iterable):
         raise BadInput("Expected `batches` to be a list of batches, got one batch. Write `[batch]`.")
+    several = batches if isinstance(batches, tuple | list) else ()
+    arrays = [one for one in several if isinstance(one, np.ndarray | Array | jax.ShapeDtypeStruct)]
+    if len({(len(one.shape), str(one.dtype)) for one in arrays}) > 1:
+        raise BadInput(
+            "Expected `batches` to be a list of batches that are alike, got arrays of shapes "
+            f"{', '.join(str(one.shape) for one in arrays)}, which look like one batch. Write `[(inputs, labels)]`."
+        )
     return tuple(itertools.islice(batches, limit))

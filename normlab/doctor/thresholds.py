@@ -15,14 +15,17 @@ class Thresholds:
         decay_updates: NL204: difference of the number of updates in a step from one.
         replicas: NL208: spread of the replicas' statistics, in standard deviations.
         digits: NL301: relative error of a variance computed in one pass.
+        lossy: NL301: share of a norm's statistics that may lose digits.
         large_mean: NL301: mean of half-precision inputs in standard deviations.
         effective: NL302: independent samples of a batch.
         lag: NL303: distance between running and true mean, in standard deviations.
         variance_ratio: NL303: ratio of running and true variance, either way.
         standard_errors: NL303: standard errors that a lag must exceed.
         gap: NL304: difference between training and evaluation, relative to the output.
+        gap_errors: NL304: standard errors that this difference must exceed.
         gap_ratio: NL304: ratio of this difference to the one that the batches themselves explain.
         batches: NL305: ratio of the variance between batches to the one expected from the variance within.
+        features: NL305: share of the features in which the ratio must be no chance.
         significance: NL305: probability of this ratio by chance, over all features together.
         dropout: NL306: ratio of the variances with and without dropout, either way.
         channels: NL305, NL307, NL308: share of the features for which a fault is a warning.
@@ -39,14 +42,17 @@ class Thresholds:
     decay_updates: float = 0.3
     replicas: float = 0.1
     digits: float = 0.01
+    lossy: float = 0.01
     large_mean: float = 64.0
     effective: float = 8.0
     lag: float = 0.25
     variance_ratio: float = 1.5
     standard_errors: float = 4.0
     gap: float = 0.3
+    gap_errors: float = 3.0
     gap_ratio: float = 2.0
     batches: float = 4.0
+    features: float = 0.25
     significance: float = 1e-6
     dropout: float = 1.2
     channels: float = 0.1

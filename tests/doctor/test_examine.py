@@ -45,6 +45,10 @@ REFUSED = [
     ({"model": Small()}, "Expected `variables=None` for an NNX model, which has its own, got some."),
     ({"batches": [np.ones((2, 3))]}, "Expected `params/dense_0/kernel` to have shape (3, 32), got (64, 32)."),
     ({"batches": [np.ones((2, 64))], "call": lambda x: ((x, x), {})}, "Expected a model that can be called with these"),
+    (
+        {"batches": (np.ones((2, 64)), np.ones(2, int))},
+        "got arrays of shapes (2, 64), (2,), which look like one batch. Write `[(inputs, labels)]`.",
+    ),
     ({"batches": {"x": np.ones((2, 64))}}, "Expected `batches` to be a list of batches, got one batch."),
     ({"batches": [{"y": np.ones((2, 64))}]}, "Expected a batch with one of 'inputs', 'image', 'x'"),
     ({"step": lambda state, batch: state}, "Expected `step` and `state` with each other, got one alone."),

@@ -12,8 +12,6 @@ from normlab.tools import Site
 __all__ = ["constant"]
 
 _HALF = ("float16", "bfloat16")
-_LOSSY = 0.01
-"""Share of a norm's statistics that may lose digits."""
 
 
 @check("NL301", "data", "finite")
@@ -30,7 +28,7 @@ def one_pass_variance(patient: Patient) -> Found:
         lossy = max(float(part.lossy) for part in parts)
         share = lossy / max(1.0, float(parts[0].statistics))
         one_pass = getattr(site.module, "use_fast_variance", False) and site.kind != "rms" and not site.running
-        if one_pass and lossy > 1 and share > _LOSSY:
+        if one_pass and lossy > 1 and share > patient.thresholds.lossy:
             faults.append(Fault(path, {"share of the statistics that lose digits": share, "statistics": lossy}))
         far = _mean_in_deviations(patient, path)
         if str(site.dtype) in _HALF and far > patient.thresholds.large_mean:
@@ -41,7 +39,7 @@ def one_pass_variance(patient: Patient) -> Found:
         source="Chan, Golub & LeVeque 1983, https://doi.org/10.1080/00031305.1983.10483115; google/flax#1491",
         remedy="use_fast_variance=False  # at `{path}`; or normlab's norms, which are exact at any offset",
     )
-    yield from texts.findings("NL301", "error", faults, threshold=_LOSSY)
+    yield from texts.findings("NL301", "error", faults, threshold=patient.thresholds.lossy)
     few = Texts(
         title="half-precision inputs far from zero have few digits",
         why="A number 64 deviations from zero has at most a few steps of bfloat16 within a deviation.",

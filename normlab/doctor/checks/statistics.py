@@ -119,7 +119,7 @@ def training_and_evaluation_part(patient: Patient) -> Found:
         if not learns(site) or patient.running(site) is None or patient.is_fresh(site):
             continue
         apart, expected = gaps(patient, path)
-        if apart > max(bounds.gap, 3 * math.sqrt(noise), bounds.gap_ratio * expected):
+        if apart > max(bounds.gap, bounds.gap_errors * math.sqrt(noise), bounds.gap_ratio * expected):
             evidence = {"difference of the modes": apart, "expected of these batches": expected}
             yield _PARTED.finding("NL304", "warning", [Fault(path, evidence)], threshold=bounds.gap, certain=False)
             return
@@ -171,7 +171,7 @@ def batches_differ(patient: Patient) -> Found:
     chance = survival(ratio, batches - 1, examples - batches)
     share = float(np.mean(chance * ratio.size < bounds.significance))
     median = float(np.median(ratio))
-    if median > bounds.batches and share > 0.25:
+    if median > bounds.batches and share > bounds.features:
         texts = Texts(
             title="batches are not alike",
             why="Each batch has a mean of its own, by class, source or time: the norm takes the difference away.",
