@@ -16,10 +16,11 @@ from normlab.study.report.figures import STYLES, styles
 
 
 class Look(NamedTuple):
-    """The look of an arm: the norm that gives colour and marker, and Matplotlib's dashes."""
+    """The look of an arm: the norm that gives colour and marker, Matplotlib's dashes, or a colour of its own."""
 
     norm: str = "none"
     dash: str = "-"
+    colour: str | None = None
 
 
 @contextmanager
@@ -54,7 +55,7 @@ def lines(
         looks: Looks of all arms of the figure, so that an arm looks the same in every panel.
         marked: Whether places have markers.
     """
-    drawn = styles({arm: (colour(look.norm), marker(look.norm)) for arm, look in looks.items()})
+    drawn = styles({arm: (look.colour or colour(look.norm), marker(look.norm)) for arm, look in looks.items()})
     for arm, seeds in values.items():
         there = np.where(np.isfinite(seeds), seeds, np.nan)
         known = ~np.isnan(there).all(0)
