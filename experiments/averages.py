@@ -423,6 +423,7 @@ def _panel(axes: Axes, plan: Extent, found: Found, schedule: Schedule) -> None:
     plots.lines(axes, plan.at, differences, LOOKS, marked=True)
     plots.logarithmic(axes, x=True)
     axes.set_xticks(plan.at)
+    axes.minorticks_off()
     axes.set_yscale("symlog", linthresh=1.0, linscale=1.0)
     ticks = (-1, -0.5, 0, 0.5, 1, 2, 5, 10, 20, 50)
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])

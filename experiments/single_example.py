@@ -95,6 +95,7 @@ class Tested:
         zero_classes: Classes that are predicted then.
         alone: Spread of the outputs over single images by their own statistics, as a share of that by running ones.
         alone_classes: Classes that are predicted by the statistics of single images.
+        folded_error: Test error with the norms folded.
         folded: Largest change of an output by folding, as `EXACT` counts.
         folded_flips: Predictions that folding changed.
         refused: Whether the norm refuses to train on a single image.
@@ -111,6 +112,7 @@ class Tested:
     zero_classes: np.ndarray
     alone: np.ndarray
     alone_classes: np.ndarray
+    folded_error: np.ndarray
     folded: np.ndarray
     folded_flips: np.ndarray
     refused: bool
@@ -148,6 +150,7 @@ def tested(plan: Extent, data: Images, name: str) -> Tested:
         zero_classes=distinct(logits(net, at_zero(runs.params), runs.state, part)),
         alone=spread(alone) / spread(outputs),
         alone_classes=distinct(alone),
+        folded_error=wrong(folded, part),
         folded=change(outputs, folded),
         folded_flips=flips(outputs, folded),
         refused=refuses(net, runs, part),
@@ -528,22 +531,23 @@ def draw(plan: Extent, found: Found) -> dict[str, Figure]:
 
 
 def _panel(axes: Axes, plan: Extent, one: Tested) -> None:
-    level = {FOLDED: one.running[:, 0], DELETED: one.deleted, KEPT: one.kept, ZEROED: one.zero}
+    level = {FOLDED: one.folded_error, DELETED: one.deleted, KEPT: one.kept, ZEROED: one.zero}
     everywhere = {name: np.repeat(errors[:, None], len(plan.sizes), 1) for name, errors in level.items()}
     errors = {OWN: one.own, RUNNING: one.running, **everywhere}
     plots.lines(axes, plan.sizes, {name: 100 * errors[name] for name in LOOKS}, LOOKS)
     plots.logarithmic(axes, x=True)
     plots.logarithmic(axes)
     axes.set_xticks(plan.sizes[::2])
+    axes.minorticks_off()
     axes.set_yticks([2, 5, 10, 20, 50, 100])
 
 
 def rows(plan: Extent, found: Found) -> Sequence[Row]:
     """List every number."""
-    single = ("moved", "moved_flips", "deleted", "kept", "zero", "zero_classes", "alone_classes", "folded")
+    single = ("moved", "moved_flips", "deleted", "kept", "zero", "zero_classes", "alone", "alone_classes")
     seeds, lines = plan.all_seeds(), list[Row]()
     for name, one in found.items():
-        for quantity in (*single, "folded_flips"):
+        for quantity in (*single, "folded_error", "folded", "folded_flips"):
             values = zip(seeds, getattr(one, quantity), strict=True)
             lines += [Row(quantity, name, "", seed, float(value)) for seed, value in values]
         for quantity, (i, seed), (j, size) in itertools.product(
