@@ -80,8 +80,8 @@ class Extent(Plan):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tested:
-    """Measurements of a network; arrays [seeds] unless said.
+class Outcome:
+    """Measurements of one network; arrays [seeds] unless said.
 
     Attributes:
         rate: Learning rate, chosen on validation images.
@@ -118,7 +118,7 @@ class Tested:
     refused: bool
 
 
-Found = Mapping[str, Tested]
+Found = Mapping[str, Outcome]
 Tree = Any
 """Parameters or model state of a network."""
 
@@ -129,7 +129,7 @@ def measure(plan: Extent) -> Found:
     return {name: tested(plan, data, name) for name in plan.networks}
 
 
-def tested(plan: Extent, data: Images, name: str) -> Tested:
+def tested(plan: Extent, data: Images, name: str) -> Outcome:
     """Train one network with every seed, and test it in every way."""
     make = partial(networks.made, name, images=data)
     net, bare, by_batch = (make(norm) for norm in ("batch:momentum=0.9", "none", "batch:statistics=batch"))
@@ -138,7 +138,7 @@ def tested(plan: Extent, data: Images, name: str) -> Tested:
     running, own = by_size(plan, net, runs, part), by_size(plan, by_batch, runs, part, copies=2)
     outputs, alone = running[:, 0], own[:, plan.sizes.index(1)]
     folded = folded_outputs(net, runs, part)
-    return Tested(
+    return Outcome(
         rate=rate,
         own=wrong(own, part),
         running=wrong(running, part),
@@ -210,7 +210,7 @@ def flips(outputs: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 def spread(outputs: np.ndarray) -> np.ndarray:
     """Return the standard deviation of outputs over images, as root mean square over classes, [runs]."""
-    return np.sqrt(outputs.var(1).mean(-1))
+    return np.sqrt(outputs.astype(np.float64).var(1).mean(-1))
 
 
 def distinct(outputs: np.ndarray) -> np.ndarray:
@@ -278,23 +278,23 @@ class Cost(NamedTuple):
     times: Interval
 
 
-def cost(one: Tested, errors: np.ndarray) -> Cost:
+def cost(one: Outcome, errors: np.ndarray) -> Cost:
     """Compare test errors [seeds] with the error by running statistics."""
     deployed = one.running[:, 0]
     return Cost(points(errors, deployed), ratio(errors, deployed))
 
 
-def own(plan: Extent, one: Tested, size: int) -> np.ndarray:
+def own(plan: Extent, one: Outcome, size: int) -> np.ndarray:
     """Return the test error by the statistics of test batches of a size, [seeds]."""
     return one.own[:, plan.sizes.index(size)]
 
 
-def alike(one: Tested) -> bool:
+def alike(one: Outcome) -> bool:
     """Report whether the outputs by running statistics are the same in test batches of all sizes."""
     return bool(one.moved.max() <= EXACT and not one.moved_flips.any())
 
 
-def folds(one: Tested) -> bool:
+def folds(one: Outcome) -> bool:
     """Report whether folding left the outputs and all predictions as they were."""
     return bool(one.folded.max() <= FOLDED_WITHIN and not one.folded_flips.any())
 
@@ -447,7 +447,7 @@ def _of_running(plan: Extent, found: Found) -> str:
     )
 
 
-def _of_own(plan: Extent, name: str, one: Tested) -> str:
+def _of_own(plan: Extent, name: str, one: Outcome) -> str:
     listed = ", ".join(
         f"{average(100 * errors).text('{:.1f} %')} of {size}"
         for size, errors in zip(plan.sizes, one.own.T, strict=True)
@@ -459,7 +459,7 @@ def _of_own(plan: Extent, name: str, one: Tested) -> str:
     )
 
 
-def _of_deleted(name: str, one: Tested) -> str:
+def _of_deleted(name: str, one: Outcome) -> str:
     deleted, kept = cost(one, one.deleted), cost(one, one.kept)
     return (
         f"{networks.title(name)} without its norms: {deleted.points.text('{:+.1f}')} points, "
@@ -483,7 +483,7 @@ def _of_depth(found: Found) -> list[str]:
     ]
 
 
-def _of_zero(name: str, one: Tested) -> str:
+def _of_zero(name: str, one: Outcome) -> str:
     forced = f"{average(100 * one.zero).text('{:.1f} %')} error, {_classes(one.zero_classes)}"
     refused = "refuses" if one.refused else "accepts"
     return (
@@ -530,7 +530,7 @@ def draw(plan: Extent, found: Found) -> dict[str, Figure]:
     return {"single_example": drawing}
 
 
-def _panel(axes: Axes, plan: Extent, one: Tested) -> None:
+def _panel(axes: Axes, plan: Extent, one: Outcome) -> None:
     level = {FOLDED: one.folded_error, DELETED: one.deleted, KEPT: one.kept, ZEROED: one.zero}
     everywhere = {name: np.repeat(errors[:, None], len(plan.sizes), 1) for name, errors in level.items()}
     errors = {OWN: one.own, RUNNING: one.running, **everywhere}
