@@ -276,7 +276,7 @@ def _plain_verdict(plan: Extent, found: Found) -> Finding:
     else:
         verdict = Verdict.HOLDS if wins else Verdict.FAILS if losses else Verdict.UNSEEN
     last = plan.schedules[0], plan.at[-1]
-    when = f"against {_by_momentum(wins)}; it is clearly worse against {_by_momentum(losses)}"
+    when = f"against {_by_momentum(plan, wins)}; it is clearly worse against {_by_momentum(plan, losses)}"
     return Finding(
         claim=PLAIN_BEATS,
         verdict=verdict,
@@ -288,15 +288,21 @@ def _plain_verdict(plan: Extent, found: Found) -> Finding:
     )
 
 
-def _by_momentum(pairs: Sequence[Compared]) -> str:
-    """List where comparisons are, e.g. `momentum 0.99 (constant 0.1: 20, 50)`."""
+def _by_momentum(plan: Extent, pairs: Sequence[Compared]) -> str:
+    """List where comparisons are, e.g. `momentum 0.99 (after 20 and 50 updates)`."""
     parts = []
     for momentum in MOMENTA:
         there = [p.cell for p in pairs if p.momentum == momentum]
-        by_schedule = itertools.groupby(there, key=lambda cell: cell[0])
-        places = [f"{schedule}: {', '.join(f'{t:,}' for _, t in cells)}" for schedule, cells in by_schedule]
-        parts += [f"{exponential(momentum)} ({'; '.join(places)})"] if places else []
-    return ", ".join(parts) or "none"
+        times = [t for t in plan.at if any(cell[1] == t for cell in there)]
+        everywhere = list(itertools.product(plan.schedules, times))
+        if len(there) == len(plan.schedules) * len(plan.at):
+            places = "always"
+        elif len(there) == len(everywhere):
+            places = f"after {', '.join(f'{t:,}' for t in times)} updates"
+        else:
+            places = f"at {len(there)} of {len(plan.schedules) * len(plan.at)} moments"
+        parts += [f"{exponential(momentum)} ({places})"] if there else []
+    return ", ".join(parts)
 
 
 def _whole_verdict(plan: Extent, found: Found) -> Finding:
@@ -383,13 +389,15 @@ def _start(found: Found, cell: Cell) -> str:
 
 
 def _apart(plan: Extent, found: Found, last: int) -> str:
-    """Say how far the averages are from each other at the end, by schedule."""
-    spreads = {}
+    """Say how far averages without the weight of their start are from each other at the end, by schedule."""
+    parts = []
     for schedule in plan.schedules:
-        means = [100 * float(found[schedule, last][name].mean()) for name in AVERAGES]
-        spreads[schedule] = max(means) - min(means)
-    listed = ", ".join(f"{spread:.2f} ({schedule})" for schedule, spread in spreads.items())
-    return f"Between the best and the worst average after {last:,} updates lie, in points: {listed}."
+        means = [100 * float(found[schedule, last][name].mean()) for name in AVERAGES[len(MOMENTA) :]]
+        parts.append(f"{max(means) - min(means):.2f} ({schedule})")
+    return (
+        f"Between the best and the worst average after {last:,} updates, without the weight of their start, lie in "
+        f"points: {', '.join(parts)}."
+    )
 
 
 LOOKS = {
@@ -401,6 +409,9 @@ LOOKS = {
     exponential(0.999, debiased=True): plots.Look("batch", "--", colour="#54278f"),
     PLAIN: plots.Look("none", colour="#d94801"),
 }
+
+BANDS = (exponential(0.9), exponential(0.99), PLAIN)
+"""Lines whose range over seeds is drawn."""
 
 
 def draw(plan: Extent, found: Found) -> dict[str, Figure]:
@@ -420,7 +431,8 @@ def _panel(axes: Axes, plan: Extent, found: Found, schedule: Schedule) -> None:
         name: np.stack([100 * (found[schedule, t][name] - found[schedule, t][PRECISE]) for t in plan.at], 1)
         for name in LOOKS
     }
-    plots.lines(axes, plan.at, differences, LOOKS, marked=True)
+    for name, values in differences.items():
+        plots.lines(axes, plan.at, {name: values}, LOOKS, marked=True, bands=name in BANDS)
     plots.logarithmic(axes, x=True)
     axes.set_xticks(plan.at)
     axes.minorticks_off()
