@@ -47,7 +47,11 @@ def dense(name: str) -> bool:
 
 
 def _parts(name: str) -> tuple[str, int]:
-    found = re.fullmatch(r"(mlp|resnet)-(\d+)|conv", name)
-    if found is None or (found[1] and int(found[2]) < 1):
-        raise BadInput(f"Expected a network `mlp-DEPTH`, `conv` or `resnet-DEPTH`, got `{name}`. Choose one of them.")
-    return (found[1], int(found[2])) if found[1] else ("conv", 3)
+    found = re.fullmatch(r"(mlp|resnet)-([1-9]\d*)|conv", name)
+    kind, depth = (found[1] or "conv", int(found[2] or 3)) if found else ("", 0)
+    if not kind or (kind == "resnet" and (depth < 8 or depth % 6 != 2)):
+        raise BadInput(
+            f"Expected a network `mlp-DEPTH`, `conv` or `resnet-DEPTH` with a depth of 8, 14, 20 and so on, got "
+            f"`{name}`. Choose one of them."
+        )
+    return kind, depth

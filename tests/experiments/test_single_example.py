@@ -209,11 +209,16 @@ def test_measures_of_outputs() -> None:
 
 @pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    quick = dataclasses.replace(study.quick, networks=("mlp-1",), steps=10, test=128)
-    main(dataclasses.replace(study, quick=quick), "", ["--quick", "--data", "digits", "--output", str(tmp_path)])
+    quick = dataclasses.replace(study.quick, steps=10, test=128)
+    options = ["--quick", "--data", "digits", "--networks", "mlp-1", "--side", "4", "--output", str(tmp_path)]
+    main(dataclasses.replace(study, quick=quick), "", options)
     assert "Folding the norms changes outputs" in capsys.readouterr().out
     kinds = ("txt", "csv", "json", "svg", "png")
     assert {path.name for path in tmp_path.iterdir()} == {f"single_example.{kind}" for kind in kinds}
     found = json.loads((tmp_path / "single_example.json").read_text())
     assert [f["claim"]["key"] for f in found["findings"]] == ["unstable-at-one", "zero-at-one", "just-delete", "fold"]
-    assert found["findings"][3]["verdict"] == "holds" and found["plan"]["networks"] == ["mlp-1"]
+    assert (
+        found["findings"][3]["verdict"] == "holds"
+        and found["plan"]["networks"] == ["mlp-1"]
+        and found["plan"]["side"] == 4
+    )
