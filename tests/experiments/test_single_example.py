@@ -125,6 +125,8 @@ def test_folding_holds_or_fails_by_network() -> None:
 
 def test_bars_are_met_by_the_expected_numbers_and_by_no_others() -> None:
     assert all(bar.met for bar in study.judge(PLAN, numbers()).bars)
+    others = {name: numbers()[name] for name in ("mlp-10", "conv")}
+    assert len(study.judge(dataclasses.replace(PLAN, networks=tuple(others)), others).bars) == 3
     own = np.stack([0.9 + NOISE, 0.3 + NOISE, 0.06 + NOISE], 1)
     wrong = {"deleted": 0.05 + NOISE, "moved_flips": NONE + 1, "folded_flips": NONE + 1, "zero_classes": NONE + 2}
     assert not any(bar.met for bar in study.judge(PLAN, numbers(own=own, **wrong)).bars)
