@@ -16,10 +16,11 @@ from normlab.study.report.figures import STYLES, styles
 
 
 class Look(NamedTuple):
-    """The look of an arm: the norm that gives colour and marker, and Matplotlib's dashes."""
+    """The look of an arm: the norm that gives colour and marker, Matplotlib's dashes, or a colour of its own."""
 
     norm: str = "none"
     dash: str = "-"
+    colour: str | None = None
 
 
 @contextmanager
@@ -44,6 +45,7 @@ def lines(
     looks: Mapping[str, Look],
     *,
     marked: bool = False,
+    bands: bool = True,
 ) -> None:
     """Draw the mean and the range over seeds of arrays [seeds, places], by arm; places without a number are left out.
 
@@ -53,8 +55,9 @@ def lines(
         values: Arrays by arm.
         looks: Looks of all arms of the figure, so that an arm looks the same in every panel.
         marked: Whether places have markers.
+        bands: Whether the range over seeds is drawn.
     """
-    drawn = styles({arm: (colour(look.norm), marker(look.norm)) for arm, look in looks.items()})
+    drawn = styles({arm: (look.colour or colour(look.norm), marker(look.norm)) for arm, look in looks.items()})
     for arm, seeds in values.items():
         there = np.where(np.isfinite(seeds), seeds, np.nan)
         known = ~np.isnan(there).all(0)
@@ -62,7 +65,8 @@ def lines(
         style, dash = drawn[arm], looks[arm].dash
         mark = style.marker if marked else ""
         axes.plot(at, np.nanmean(there, 0), color=style.colour, linestyle=dash, marker=mark, label=arm)
-        axes.fill_between(at, np.nanmin(there, 0), np.nanmax(there, 0), color=style.colour, alpha=0.15, linewidth=0)
+        if bands:
+            axes.fill_between(at, np.nanmin(there, 0), np.nanmax(there, 0), color=style.colour, alpha=0.15, linewidth=0)
 
 
 def level(axes: Axes, y: float, label: str) -> None:

@@ -94,9 +94,15 @@ def main(study: Study[AnyPlan, Found], description: str, arguments: Sequence[str
     parser.add_argument("--first-seed", type=int, default=0, help="another one makes a replication; default 0")
     parser.add_argument("--data", help=f"digits, npz:PATH or tfds:NAME; default {study.standard.data}")
     parser.add_argument("--data-dir", help="folder of the data sets of TensorFlow Datasets")
+    if hasattr(study.standard, "networks"):
+        default = " ".join(study.standard.networks)
+        parser.add_argument("--networks", nargs="+", metavar="NAME", help=f"see `claims.networks`; default {default}")
+    if hasattr(study.standard, "side"):
+        parser.add_argument("--side", type=int, help=f"height of images; default {study.standard.side}")
     options = parser.parse_args(arguments)
     plan = study.quick if options.quick else study.standard
     given = {name: value for name, value in vars(options).items() if name in _CHOSEN and value is not None}
+    given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
     plan = dataclasses.replace(plan, **given)
     if plan.seeds < 2:
         parser.error(f"Expected `--seeds` to be at least 2, so that there are intervals, got {plan.seeds}.")
@@ -114,7 +120,7 @@ def main(study: Study[AnyPlan, Found], description: str, arguments: Sequence[str
         write(options.output, study, plan, found, about)
 
 
-_CHOSEN = ("seeds", "first_seed", "data", "data_dir")
+_CHOSEN = ("seeds", "first_seed", "data", "data_dir", "networks", "side")
 
 
 def text(judgement: Judgement) -> str:
