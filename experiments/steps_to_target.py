@@ -250,25 +250,34 @@ def _finding(
     claim: Claim,
     verdicts: Mapping[int, Verdict],
     effect: str,
-    seen: Callable[[int], Interval],
+    seen: Mapping[int, Interval] | Mapping[int, Speedup],
     when: str = "",
 ) -> Finding:
     """Join the verdicts of depths; the effect is that of the first depth at which the claim holds."""
     verdict = joined(list(verdicts.values()))
-    good = [depth for depth, value in verdicts.items() if value in (Verdict.HOLDS, Verdict.HOLDS_WHEN)]
+    good = [depth for depth, value in verdicts.items() if value is Verdict.HOLDS]
     depth = (good or list(verdicts))[0]
     if verdict is Verdict.HOLDS_WHEN and not when:
-        when = " and ".join(f"the network is {plan.title(d)}" for d in good)
-    others = [f"{plan.title(d)}: {seen(d).text('{:.2f}')}" for d in verdicts if d != depth]
+        when = "the network is " + " or ".join(plan.title(d) for d in good)
+    effects = {d: value.text() if isinstance(value, Speedup) else value.text("{:.2f}") for d, value in seen.items()}
+    others = [f"{plan.title(d)}: {text}" for d, text in effects.items() if d != depth]
+    own = seen[depth]
     return Finding(
         claim=claim,
         verdict=verdict,
         effect=effect,
-        seen=seen(depth),
+        seen=own.ratio if isinstance(own, Speedup) else own,
         network=plan.title(depth),
         data=plan.data,
-        when="; ".join([*[when] * bool(when), *others]),
+        when="; ".join(part for part in (when, _counted(own), *others) if part),
     )
+
+
+def _counted(seen: Interval | Speedup) -> str:
+    """Say how many seeds reach the target, unless it is all of them."""
+    if isinstance(seen, Speedup) and seen.reached < seen.of:
+        return f"the target is reached in {seen.reached} of {seen.of} seeds"
+    return ""
 
 
 def joined(verdicts: Sequence[Verdict]) -> Verdict:
@@ -296,14 +305,14 @@ def _faster(plan: Extent, found: Found) -> Finding:
     gains = {depth: race.gain(race.arm("batch")) for depth, race in found.items()}
     verdicts = {depth: _sided(gain) for depth, gain in gains.items()}
     effect = "steps to the base's highest accuracy, without / with, at the base's best rate"
-    return _finding(plan, FASTER, verdicts, effect, lambda depth: gains[depth].ratio)
+    return _finding(plan, FASTER, verdicts, effect, gains)
 
 
 def _same_rate(plan: Extent, found: Found) -> Finding:
     gains = {depth: race.gain(race.arm("batch")) for depth, race in found.items()}
     verdicts = {depth: _factor(gain, SAME) for depth, gain in gains.items()}
     effect = "steps to the base's highest accuracy, without / with, at the base's best rate"
-    return _finding(plan, SAME_RATE, verdicts, effect, lambda depth: gains[depth].ratio)
+    return _finding(plan, SAME_RATE, verdicts, effect, gains)
 
 
 def _fourteen(plan: Extent, found: Found) -> Finding:
@@ -313,14 +322,14 @@ def _fourteen(plan: Extent, found: Found) -> Finding:
         gains = {times: race.gain(race.arm("batch", times)) for times in TIMES[1:]}
         kinds = [_factor(gain, FULL) for gain in gains.values()]
         verdicts[depth] = Verdict.HOLDS if Verdict.HOLDS in kinds else kinds[0]
-        seen[depth] = next((g for g in gains.values() if _factor(g, FULL) is Verdict.HOLDS), gains[TIMES[1]]).ratio
+        seen[depth] = next((g for g in gains.values() if _factor(g, FULL) is Verdict.HOLDS), gains[TIMES[1]])
     if not any(value is Verdict.HOLDS for value in verdicts.values()):
         for depth, race in found.items():
             for below, times in _low(plan):
                 gain = race.gain(race.arm("batch", times, below), below)
                 if _factor(gain, FULL) is Verdict.HOLDS:
                     return _low_fourteen(plan, depth, race, times, below, effect.format(times, "rate"))
-    return _finding(plan, FOURTEEN, verdicts, effect.format(TIMES[1], "best rate"), seen.__getitem__)
+    return _finding(plan, FOURTEEN, verdicts, effect.format(TIMES[1], "best rate"), seen)
 
 
 def _low(plan: Extent) -> list[tuple[int, int]]:
@@ -329,13 +338,13 @@ def _low(plan: Extent) -> list[tuple[int, int]]:
 
 
 def _low_fourteen(plan: Extent, depth: int, race: Race, times: int, below: int, effect: str) -> Finding:
-    alone = race.gain(race.arm("none", times, below), below)
+    both, alone = (race.gain(race.arm(norm, times, below), below) for norm in reversed(NORMS))
     tuned = race.gain(race.arm("batch", TIMES[1]))
     return Finding(
         claim=FOURTEEN,
         verdict=Verdict.HOLDS_WHEN,
         effect=effect,
-        seen=race.gain(race.arm("batch", times, below), below).ratio,
+        seen=both.ratio,
         network=plan.title(depth),
         data=plan.data,
         when=f"the base's rate is {below} times below its best one, and then the raised rate alone, without the norm, "
@@ -364,7 +373,7 @@ def _higher(plan: Extent, found: Found) -> Finding:
             when="the base's rate is far below its best one; from the best rate: "
             + ", ".join(f"{gains[d].text()} in {plan.title(d)}" for d in found),
         )
-    return _finding(plan, HIGHER, verdicts, effect, lambda depth: gains[depth].ratio)
+    return _finding(plan, HIGHER, verdicts, effect, gains)
 
 
 def _tolerates(plan: Extent, found: Found) -> Finding:
@@ -374,13 +383,12 @@ def _tolerates(plan: Extent, found: Found) -> Finding:
             return Verdict.FAILS
         return Verdict.HOLDS if bare.rarely and normed.usually else Verdict.UNSEEN
 
-    def difference(depth: int) -> Interval:
-        race = found[depth]
-        return points(race.peak(race.arm("batch", 5)), race.peak(race.arm("none", 5)))
-
+    differences = {
+        depth: points(race.peak(race.arm("batch", 5)), race.peak(race.arm("none", 5))) for depth, race in found.items()
+    }
     verdicts = {depth: verdict(race) for depth, race in found.items()}
     effect = "highest accuracy at 5 times the base's best rate, with - without, points"
-    return _finding(plan, TOLERATES, verdicts, effect, difference)
+    return _finding(plan, TOLERATES, verdicts, effect, differences)
 
 
 def _ends(plan: Extent, found: Found) -> Finding:
@@ -388,7 +396,7 @@ def _ends(plan: Extent, found: Found) -> Finding:
     kinds = {True: Verdict.HOLDS, False: Verdict.FAILS}
     verdicts = {d: kinds[gain.low > 0] if gain.tells_from(0) else Verdict.UNSEEN for d, gain in higher.items()}
     effect = "highest accuracy, each at the rate that is best for it, with - without, points"
-    return _finding(plan, ENDS, verdicts, effect, higher.__getitem__)
+    return _finding(plan, ENDS, verdicts, effect, higher)
 
 
 def _sigmoids(plan: Extent, found: Found) -> Finding:
@@ -398,20 +406,20 @@ def _sigmoids(plan: Extent, found: Found) -> Finding:
             return Verdict.FAILS
         return Verdict.HOLDS if (shares["none"] <= NOTHING).all() else Verdict.UNSEEN
 
-    def difference(depth: int) -> Interval:
-        race = found[depth]
-        return points(race.peak(race.best("batch", "sigmoid")), race.peak(race.best("none", "sigmoid")))
-
+    differences = {
+        depth: points(*(race.peak(race.best(norm, "sigmoid")) for norm in reversed(NORMS)))
+        for depth, race in found.items()
+    }
     verdicts = {depth: verdict(race) for depth, race in found.items()}
     bare = {depth: average(100 * race.peak(race.best("none", "sigmoid"))) for depth, race in found.items()}
     effect = "highest accuracy of sigmoids, each at the rate that is best for it, with - without, points"
     if joined(list(verdicts.values())) is not Verdict.HOLDS_WHEN:
-        return _finding(plan, SIGMOIDS, verdicts, effect, difference)
+        return _finding(plan, SIGMOIDS, verdicts, effect, differences)
     need = " and ".join(plan.title(depth) for depth, kind in verdicts.items() if kind is Verdict.HOLDS)
     train = [f"{plan.title(depth)} reaches {bare[depth].text('{:.1f} %')} without the norm" for depth, kind in
              verdicts.items() if kind is Verdict.UNSEEN]  # fmt: skip
     when = "; ".join([f"the network is deep ({need})", *train])
-    return _finding(plan, SIGMOIDS, verdicts, effect, difference, when)
+    return _finding(plan, SIGMOIDS, verdicts, effect, differences, when)
 
 
 def _bars(plan: Extent, depth: int, race: Race) -> list[Bar]:
