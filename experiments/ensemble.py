@@ -7,12 +7,12 @@ a norm shows whether the gain is batch norm's.
 
     python experiments/ensemble.py --output FOLDER
     python experiments/ensemble.py --data digits --quick
-    python experiments/ensemble.py --networks conv resnet-20 --data tfds:cifar10 --side 32
+    python experiments/ensemble.py --network resnet-20    # on CIFAR-10
 """
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -296,16 +296,21 @@ def rows(plan: Extent, found: Found) -> Sequence[Row]:
     return lines
 
 
+QUICK = Extent(seeds=2, norms=(BATCH, NONE), steps=60, rates=(0.1,), examples=2_000)
+CIFAR = Extent(networks=("conv", "resnet-20"), data="tfds:cifar10", side=32)
+"""Images on which convolutions matter."""
+
 study = Study(
     name="ensemble",
     title="Does an ensemble of networks with batch norm make fewer errors, and is it batch norm's gain?",
     claims=(FEWER, BY_NORM),
     standard=Extent(),
-    quick=Extent(seeds=2, norms=(BATCH, NONE), steps=60, rates=(0.1,), examples=2_000),
+    quick=QUICK,
     measure=measure,
     judge=judge,
     draw=draw,
     rows=rows,
+    networks={name: (replace(CIFAR, networks=(name,)), replace(QUICK, networks=(name,))) for name in CIFAR.networks},
 )
 
 if __name__ == "__main__":

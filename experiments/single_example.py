@@ -8,12 +8,12 @@ the statistics of two copies of it, so a test batch of one is measured with two 
 
     python experiments/single_example.py --output FOLDER
     python experiments/single_example.py --data digits --quick
-    python experiments/single_example.py --networks conv resnet-20 --data tfds:cifar10 --side 32
+    python experiments/single_example.py --network resnet-20    # on CIFAR-10
 """
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -562,18 +562,21 @@ def rows(plan: Extent, found: Found) -> Sequence[Row]:
     return lines
 
 
+QUICK = Extent(seeds=2, networks=("mlp-3", "conv"), sizes=(1, 2, 64), steps=60, rates=(0.1,), examples=2_000, test=512)
+CIFAR = Extent(networks=("conv", "resnet-20"), data="tfds:cifar10", side=32)
+"""Images on which convolutions matter."""
+
 study = Study(
     name="single_example",
     title="Can a network with batch norm test a single example, and can its norms be deleted?",
     claims=(UNSTABLE, ZERO, DELETE, FOLD),
     standard=Extent(),
-    quick=Extent(
-        seeds=2, networks=("mlp-3", "conv"), sizes=(1, 2, 64), steps=60, rates=(0.1,), examples=2_000, test=512
-    ),
+    quick=QUICK,
     measure=measure,
     judge=judge,
     draw=draw,
     rows=rows,
+    networks={name: (replace(CIFAR, networks=(name,)), replace(QUICK, networks=(name,))) for name in CIFAR.networks},
 )
 
 if __name__ == "__main__":

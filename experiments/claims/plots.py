@@ -69,11 +69,12 @@ def lines(
             axes.fill_between(at, np.nanmin(there, 0), np.nanmax(there, 0), color=style.colour, alpha=0.15, linewidth=0)
 
 
-def level(axes: Axes, y: float, label: str) -> None:
-    """Draw a dashed horizontal line with its label, for published numbers and targets."""
+def level(axes: Axes, y: float, label: str, *, left: bool = False) -> None:
+    """Draw a dashed horizontal line with its label at the right or the left, for published numbers and targets."""
     axes.axhline(y, color="0.4", linestyle=(0, (4, 3)), linewidth=0.9)
-    axes.annotate(label, (1, y), (-3, 2), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right",
-                  fontsize="small", color="0.4")  # fmt: skip
+    place, shift, side = (0, 3, "left") if left else (1, -3, "right")
+    axes.annotate(label, (place, y), (shift, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
+                  ha=side, fontsize="small", color="0.4")  # fmt: skip
 
 
 def legend(drawing: Figure, axes: Axes, columns: int = 5) -> None:

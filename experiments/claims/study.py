@@ -9,7 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -64,6 +64,7 @@ class Study(Generic[AnyPlan, Found]):
         judge: `(plan, found) -> judgement`; computes every word and number from `found`.
         draw: `(plan, found) -> figures`, by name; the first one has the name of the study.
         rows: `(plan, found) -> rows`, the numbers of every seed.
+        networks: Plans of other networks, standard and quick, by the names that `--network` takes.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Study(Generic[AnyPlan, Found]):
     judge: Callable[[AnyPlan, Found], Judgement]
     draw: Callable[[AnyPlan, Found], Mapping[str, Figure]]
     rows: Callable[[AnyPlan, Found], Sequence[Row]]
+    networks: Mapping[str, tuple[AnyPlan, AnyPlan]] = field(default_factory=dict)
 
 
 def main(study: Study[AnyPlan, Found], description: str, arguments: Sequence[str] | None = None) -> None:
@@ -92,17 +94,15 @@ def main(study: Study[AnyPlan, Found], description: str, arguments: Sequence[str
         "--seeds", type=int, help=f"default {study.standard.seeds}, or {study.quick.seeds} with --quick"
     )
     parser.add_argument("--first-seed", type=int, default=0, help="another one makes a replication; default 0")
-    parser.add_argument("--data", help=f"digits, npz:PATH or tfds:NAME; default {study.standard.data}")
+    default = f"default {study.standard.data}" + (", or the network's" if study.networks else "")
+    parser.add_argument("--data", help=f"digits, npz:PATH or tfds:NAME; {default}")
     parser.add_argument("--data-dir", help="folder of the data sets of TensorFlow Datasets")
-    if hasattr(study.standard, "networks"):
-        default = " ".join(study.standard.networks)
-        parser.add_argument("--networks", nargs="+", metavar="NAME", help=f"see `claims.networks`; default {default}")
-    if hasattr(study.standard, "side"):
-        parser.add_argument("--side", type=int, help=f"height of images; default {study.standard.side}")
+    if study.networks:
+        parser.add_argument("--network", choices=list(study.networks), help="another network than the study's own")
     options = parser.parse_args(arguments)
-    plan = study.quick if options.quick else study.standard
+    standard, quick = study.networks.get(getattr(options, "network", None) or "", (study.standard, study.quick))
+    plan = quick if options.quick else standard
     given = {name: value for name, value in vars(options).items() if name in _CHOSEN and value is not None}
-    given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
     plan = dataclasses.replace(plan, **given)
     if plan.seeds < 2:
         parser.error(f"Expected `--seeds` to be at least 2, so that there are intervals, got {plan.seeds}.")
@@ -120,7 +120,7 @@ def main(study: Study[AnyPlan, Found], description: str, arguments: Sequence[str
         write(options.output, study, plan, found, about)
 
 
-_CHOSEN = ("seeds", "first_seed", "data", "data_dir", "networks", "side")
+_CHOSEN = ("seeds", "first_seed", "data", "data_dir")
 
 
 def text(judgement: Judgement) -> str:
@@ -172,8 +172,8 @@ def write(folder: Path, study: Study[AnyPlan, Found], plan: AnyPlan, found: Foun
 def _command(name: str, options: argparse.Namespace) -> str:
     """Return the command that makes the same numbers anywhere."""
     words = ["python", f"experiments/{name}.py", *["--quick"] * options.quick]
-    for option in ("seeds", "first_seed", "data"):
-        value = getattr(options, option)
+    for option in ("network", "seeds", "first_seed", "data"):
+        value = getattr(options, option, None)
         words += [f"--{option.replace('_', '-')}", str(value)] if value else []
     return " ".join(words)
 

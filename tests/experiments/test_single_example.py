@@ -211,8 +211,8 @@ def test_measures_of_outputs() -> None:
 
 @pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    quick = dataclasses.replace(study.quick, steps=10, test=128)
-    options = ["--quick", "--data", "digits", "--networks", "mlp-1", "--side", "4", "--output", str(tmp_path)]
+    quick = dataclasses.replace(study.quick, networks=("mlp-1",), side=4, steps=10, test=128)
+    options = ["--quick", "--data", "digits", "--output", str(tmp_path)]
     main(dataclasses.replace(study, quick=quick), "", options)
     assert "Folding the norms changes outputs" in capsys.readouterr().out
     kinds = ("txt", "csv", "json", "svg", "png")
