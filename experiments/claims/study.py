@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -64,6 +64,8 @@ class Study(Generic[AnyPlan, Found]):
         judge: `(plan, found) -> judgement`; computes every word and number from `found`.
         draw: `(plan, found) -> figures`, by name; the first one has the name of the study.
         rows: `(plan, found) -> rows`, the numbers of every seed.
+        networks: Plans in place of `standard` for other networks, by the name that `--network` takes. A plan keeps the
+            name in a field `network`, which `quick` has, too.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Study(Generic[AnyPlan, Found]):
     judge: Callable[[AnyPlan, Found], Judgement]
     draw: Callable[[AnyPlan, Found], Mapping[str, Figure]]
     rows: Callable[[AnyPlan, Found], Sequence[Row]]
+    networks: Mapping[str, AnyPlan] = field(default_factory=dict)
 
 
 def main(study: Study[AnyPlan, Found], description: str, arguments: Sequence[str] | None = None) -> None:
@@ -94,8 +97,10 @@ def main(study: Study[AnyPlan, Found], description: str, arguments: Sequence[str
     parser.add_argument("--first-seed", type=int, default=0, help="another one makes a replication; default 0")
     parser.add_argument("--data", help=f"digits, npz:PATH or tfds:NAME; default {study.standard.data}")
     parser.add_argument("--data-dir", help="folder of the data sets of TensorFlow Datasets")
+    if study.networks:
+        parser.add_argument("--network", choices=sorted(study.networks), help="another network, with a plan of its own")
     options = parser.parse_args(arguments)
-    plan = study.quick if options.quick else study.standard
+    plan = study.quick if options.quick else study.networks.get(vars(options).get("network"), study.standard)
     given = {name: value for name, value in vars(options).items() if name in _CHOSEN and value is not None}
     plan = dataclasses.replace(plan, **given)
     if plan.seeds < 2:
@@ -115,7 +120,7 @@ def main(study: Study[AnyPlan, Found], description: str, arguments: Sequence[str
         write(options.output, study, plan, found, about)
 
 
-_CHOSEN = ("seeds", "first_seed", "data", "data_dir")
+_CHOSEN = ("seeds", "first_seed", "data", "data_dir", "network")
 
 
 def text(judgement: Judgement) -> str:
