@@ -135,7 +135,7 @@ def train(
 def new(net: Network, settings: Settings) -> Tree:
     """Return the weights and the model state that training starts from, to change them and pass them as `start`."""
     runs = _columns(settings, 1)
-    return jax.jit(jax.vmap(partial(_new, net)))(runs.seed, runs.scale)
+    return jax.vmap(partial(_new, net))(runs.seed, runs.scale)  # without `jit`, networks share what is compiled
 
 
 def trainer(
@@ -152,11 +152,10 @@ def trainer(
     inputs, labels = jnp.asarray(images.train.inputs), jnp.asarray(images.train.labels)
     single = partial(_run, net, budget, observe)
     program = jax.jit(jax.vmap(single, in_axes=(None, None, 0, 0)) if together else single)
-    fresh = jax.jit(jax.vmap(partial(_new, net)))
 
     def run(settings: Settings, start: Tree | None = None) -> Trained[Seen]:
         runs = _columns(settings, len(labels))
-        begun = fresh(runs.seed, runs.scale) if start is None else start
+        begun = new(net, runs) if start is None else start
         if together:
             return program(inputs, labels, runs, begun)
         pieces = [jax.tree.map(lambda a, i=i: a[i], (runs, begun)) for i in range(len(runs.seed))]
