@@ -489,10 +489,15 @@ def costs(plan: Extent, found: Found, noise: float) -> Interval:
     return points(own(plan, found[noisy(noise)]), own(plan, found[BATCH]))
 
 
+def drifts_of(plan: Extent, found: Found, arm: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the drift of an arm and that without a norm, both at the arm's own rate, [seeds]."""
+    rate = plan.rates.index(found[arm].rate)
+    return found[arm].drift[rate, :, -1], found[NONE].drift[rate, :, -1]
+
+
 def drifting(plan: Extent, found: Found, arm: str) -> Interval:
     """Return the drift of an arm as a multiple of that without a norm, both at the arm's own rate."""
-    rate = plan.rates.index(found[arm].rate)
-    return ratio(found[arm].drift[rate, :, -1], found[NONE].drift[rate, :, -1])
+    return ratio(*drifts_of(plan, found, arm))
 
 
 def judge(plan: Extent, found: Found) -> Judgement:
@@ -784,21 +789,19 @@ def _distances(plan: Extent, found: Found) -> Figure:
 
 def _sweep(plan: Extent, found: Found) -> Figure:
     arms = [BATCH, *map(noisy, plan.noises)]
-    look = {BATCH: plots.Look("batch")}
     with plots.figure(9.6, 3.8) as drawing:
         left, right = drawing.subplots(1, 2)
         errors = np.stack([100 * own(plan, found[arm]) for arm in arms], 1)
-        drifts = np.stack([found[arm].drift[plan.rates.index(found[arm].rate), :, -1] for arm in arms], 1)
-        rate = plan.rates.index(found[NONE].rate)
-        bases = (100 * own(plan, found[NONE]), found[NONE].drift[rate, :, -1])
+        drifts = np.stack([np.divide(*drifts_of(plan, found, arm)) for arm in arms], 1)
+        bases = (float(np.nanmean(100 * own(plan, found[NONE]))), 1)
         for axes, values, base in zip((left, right), (errors, drifts), bases, strict=True):
-            plots.lines(axes, range(len(arms)), {BATCH: values}, look, marked=True)
+            plots.lines(axes, range(len(arms)), {BATCH: values}, {BATCH: plots.Look("batch")}, marked=True)
             axes.set_xticks(range(len(arms)), ["0", *(f"{noise:g}" for noise in plan.noises)])
             axes.set(xlabel="noise, multiples of the published one")
-            plots.level(axes, float(np.nanmean(base)), "no norm")
+            plots.level(axes, base, "no norm")
         left.set(title="Batch norm with noise, own rates", ylabel="test error, %")
         plots.logarithmic(right)
-        right.set(title="Drift of a unit's mean", ylabel="its standard deviations")
+        right.set(title="Drift of a unit's mean, same rates", ylabel="multiple of that without a norm")
     return drawing
 
 
