@@ -2,17 +2,22 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 from normlab.norms import colour, marker
 from normlab.study.report.figures import STYLES, styles
+
+_FEW = 100
+"""Ratio of the ends of a logarithmic axis below which ticks between powers of ten have labels."""
 
 
 class Look(NamedTuple):
@@ -36,6 +41,15 @@ def logarithmic(axes: Axes, *, x: bool = False) -> None:
     (axes.set_xscale if x else axes.set_yscale)("log")
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
+    if not x:  # places on the horizontal axis have ticks of their own
+        axis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axis.set_minor_formatter(FuncFormatter(partial(_between, axis)))
+
+
+def _between(axis: Axis, value: float, _: int | None) -> str:
+    """Label a tick between powers of ten where the axis has few of them."""
+    low, high = axis.get_view_interval()
+    return f"{value:g}" if high < _FEW * low else ""
 
 
 def lines(

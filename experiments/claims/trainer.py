@@ -132,6 +132,12 @@ def train(
     return trainer(net, images, budget, observe=observe, together=together)(settings, start)
 
 
+def new(net: Network, settings: Settings) -> Tree:
+    """Return the weights and the model state that training starts from, to change them and pass them as `start`."""
+    runs = _columns(settings, 1)
+    return jax.vmap(partial(_new, net))(runs.seed, runs.scale)  # without `jit`, networks share what is compiled
+
+
 def trainer(
     net: Network,
     images: Images,
@@ -146,11 +152,10 @@ def trainer(
     inputs, labels = jnp.asarray(images.train.inputs), jnp.asarray(images.train.labels)
     single = partial(_run, net, budget, observe)
     program = jax.jit(jax.vmap(single, in_axes=(None, None, 0, 0)) if together else single)
-    fresh = jax.jit(jax.vmap(partial(_new, net)))
 
     def run(settings: Settings, start: Tree | None = None) -> Trained[Seen]:
         runs = _columns(settings, len(labels))
-        begun = fresh(runs.seed, runs.scale) if start is None else start
+        begun = new(net, runs) if start is None else start
         if together:
             return program(inputs, labels, runs, begun)
         pieces = [jax.tree.map(lambda a, i=i: a[i], (runs, begun)) for i in range(len(runs.seed))]
@@ -166,17 +171,22 @@ def at_once(jobs: Sequence[Callable[[], Result]]) -> list[Result]:
         return list(pool.map(lambda job: jax.block_until_ready(job()), jobs))
 
 
-def error(net: Network, trained: Trained, part: Part) -> np.ndarray:
-    """Return the share of wrong classes in evaluation, [runs]."""
-    outputs = logits(net, trained.params, trained.state, part)
+def error(net: Network, trained: Trained, part: Part, *, together: bool = True) -> np.ndarray:
+    """Return the share of wrong classes in evaluation, [runs]; `together` as in `train`."""
+    outputs = logits(net, trained.params, trained.state, part, together=together)
     return (outputs.argmax(-1) != part.labels).mean(-1)
 
 
-def logits(net: Network, params: Tree, state: Tree, part: Part) -> np.ndarray:
-    """Return the outputs in evaluation, [runs, images, classes]."""
-    program = jax.jit(jax.vmap(net.evaluate, in_axes=(0, 0, None)))
+def logits(net: Network, params: Tree, state: Tree, part: Part, *, together: bool = True) -> np.ndarray:
+    """Return the outputs in evaluation, [runs, images, classes]; `together` as in `train`."""
+    each = partial(jax.vmap, in_axes=(0, 0, None)) if together else _one_by_one
+    program = jax.jit(each(net.evaluate))
     pieces = [part.inputs[i : i + _AT_ONCE] for i in range(0, len(part.labels), _AT_ONCE)]
     return np.concatenate([np.asarray(program(params, state, piece)) for piece in pieces], axis=1)
+
+
+def _one_by_one(evaluate: Callable[[Tree, Tree, Array], Array]) -> Callable[[Tree, Tree, Array], Array]:
+    return lambda params, state, inputs: jax.lax.map(lambda run: evaluate(*run, inputs), (params, state))
 
 
 def accuracy(net: Network, part: Part) -> Callable[[Moment], Array]:
@@ -243,7 +253,7 @@ def _run(
         drawn = jax.random.randint(jax.random.fold_in(draws, t), (budget.batch,), 0, examples)
         return Moment(params, state, t, rate * rates(t), Part(inputs[drawn], labels[drawn]))
 
-    def update(carry: tuple, _: None) -> tuple[tuple, None]:
+    def update(_: Array, carry: tuple) -> tuple:
         params, state, momenta, t = carry
         now = moment(params, state, t)
         _, gradients, state = net.gradients(
@@ -251,15 +261,15 @@ def _run(
         )
         steps, momenta = optimizer.update(gradients, momenta)
         params = jax.tree.map(lambda p, step: p - (now.rate * step).astype(p.dtype), params, steps)
-        return (params, state, momenta, t + 1), None
+        return params, state, momenta, t + 1
 
-    def block(carry: tuple, _: None) -> tuple[tuple, Seen]:
+    def block(carry: tuple, updates: Array) -> tuple[tuple, Seen]:
         params, state, _, t = carry
         seen = observe(moment(params, state, t))
-        return jax.lax.scan(update, carry, None, budget.every)[0], seen
+        return jax.lax.fori_loop(0, updates, update, carry), seen
 
     params, state = begun
     carry = params, state, optimizer.init(params), jnp.zeros((), jnp.int32)
-    (params, state, _, t), seen = jax.lax.scan(block, carry, None, budget.steps // budget.every)
-    last = observe(moment(params, state, t))
-    return Trained(params, state, jax.tree.map(lambda all, one: jnp.concatenate([all, one[None]]), seen, last))
+    blocks = jnp.full(budget.steps // budget.every + 1, budget.every).at[-1].set(0)  # after the last there is no update
+    (params, state, *_), seen = jax.lax.scan(block, carry, blocks)
+    return Trained(params, state, seen)
