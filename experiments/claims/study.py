@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -64,6 +64,7 @@ class Study(Generic[AnyPlan, Found]):
         judge: `(plan, found) -> judgement`; computes every word and number from `found`.
         draw: `(plan, found) -> figures`, by name; the first one has the name of the study.
         rows: `(plan, found) -> rows`, the numbers of every seed.
+        networks: Plans of other networks, standard and quick, by the names that `--network` takes.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Study(Generic[AnyPlan, Found]):
     judge: Callable[[AnyPlan, Found], Judgement]
     draw: Callable[[AnyPlan, Found], Mapping[str, Figure]]
     rows: Callable[[AnyPlan, Found], Sequence[Row]]
+    networks: Mapping[str, tuple[AnyPlan, AnyPlan]] = field(default_factory=dict)
 
 
 def main(study: Study[AnyPlan, Found], description: str, arguments: Sequence[str] | None = None) -> None:
@@ -92,10 +94,14 @@ def main(study: Study[AnyPlan, Found], description: str, arguments: Sequence[str
         "--seeds", type=int, help=f"default {study.standard.seeds}, or {study.quick.seeds} with --quick"
     )
     parser.add_argument("--first-seed", type=int, default=0, help="another one makes a replication; default 0")
-    parser.add_argument("--data", help=f"digits, npz:PATH or tfds:NAME; default {study.standard.data}")
+    default = f"default {study.standard.data}" + (", or the network's" if study.networks else "")
+    parser.add_argument("--data", help=f"digits, npz:PATH or tfds:NAME; {default}")
     parser.add_argument("--data-dir", help="folder of the data sets of TensorFlow Datasets")
+    if study.networks:
+        parser.add_argument("--network", choices=list(study.networks), help="another network than the study's own")
     options = parser.parse_args(arguments)
-    plan = study.quick if options.quick else study.standard
+    standard, quick = study.networks.get(getattr(options, "network", None) or "", (study.standard, study.quick))
+    plan = quick if options.quick else standard
     given = {name: value for name, value in vars(options).items() if name in _CHOSEN and value is not None}
     plan = dataclasses.replace(plan, **given)
     if plan.seeds < 2:
@@ -106,7 +112,7 @@ def main(study: Study[AnyPlan, Found], description: str, arguments: Sequence[str
     try:
         found = study.measure(plan)
     except BadInput as error:
-        parser.error(str(error))
+        parser.exit(2, f"{study.name}: {error}\n")
     judgement = study.judge(plan, found)
     print(text(judgement))
     if options.output:
