@@ -23,7 +23,7 @@ from experiments.claims.estimates import Interval, average, points, ratio
 from experiments.claims.images import Images, Part
 from experiments.claims.shifted import RECIPES, Recipe, Runs
 from experiments.claims.study import Plan, Study, main
-from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Row, Verdict
+from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Key, Row, judged
 from normlab import tools
 
 STORY = Claim(
@@ -75,7 +75,7 @@ class Extent(Plan):
         networks: Names of recipes.
         examples: Training images.
         test: Target images of the changes, and validation images by which TENT's rate is chosen.
-        steps: Updates; the recipe's if 0.
+        steps: Updates, at the largest rate; the recipe's if 0, at the best.
         sizes: Sizes of test batches with statistics of their own.
         tent_rates: Learning rates of TENT's Adam.
         tent_batch: Images in a batch of TENT.
@@ -137,7 +137,7 @@ def observed(plan: Extent, recipe: Recipe) -> Observed:
     seeds, tuning = list(plan.all_seeds()), list(plan.tuning_seeds())
     runs, without = (
         Runs.of(net, trained.params, trained.state)
-        for net, trained, _ in (
+        for net, trained in (
             shifted.pretrained(recipe, norm, data, seeds, tuning, plan.steps) for norm in ("batch:momentum=0.9", "none")
         )
     )
@@ -214,10 +214,6 @@ def _sorted(parts: Mapping[str, Part]) -> dict[str, Part]:
     return {f"sorted {name}": by_class(part) for name, part in parts.items()}
 
 
-Key = tuple[str, str]
-"""Network and shift."""
-
-
 def effects(found: Found, of: Callable[[Observed, str], Interval]) -> dict[Key, Interval]:
     """Compute an effect for every network and shift."""
     return {(name, shift): of(one, shift) for name, one in found.items() for shift in one.shifts}
@@ -277,63 +273,25 @@ def headline(found: Found) -> Key:
 
 
 def _findings(found: Found) -> Iterable[Finding]:
+    """Judge each claim by the shifts that it is about."""
     hurt, clean = hurting(found), [(name, CLEAN) for name in found]
     shifts = [key for key in effects(found, harm) if key[1] != CLEAN]
-    share, errors = effects(found, explained), effects(found, repaired)
-    tent, without, mixed = effects(found, sharper), effects(found, against_none), effects(found, sorting)
-    yield _finding(found, STORY, "share of the errors of the shift that new statistics take away", share, hurt,
-                   good=lambda i: i.low >= HALF, bad=lambda i: i.high < HALF)  # fmt: skip
-    yield _finding(found, REPAIR, "test error, statistics of the target / of the source", errors, hurt,
-                   good=lambda i: i.high < 1, bad=lambda i: i.low > 1)  # fmt: skip
-    yield _finding(found, TENT_HELPS, "test error, TENT - statistics of the target, points", tent, hurt,
-                   good=lambda i: i.high < 0, bad=lambda i: i.low > 0)  # fmt: skip
-    yield _finding(found, ROBUST, "test error, batch norm by running statistics / no norm", without, shifts,
-                   good=lambda i: i.high < 1, bad=lambda i: i.low > 1)  # fmt: skip
-    yield _finding(found, MIXED, f"test error, batches of {SORTED_BATCH} by class - mixed, points, clean images", mixed,
-                   clean, good=lambda i: i.low > TRAP, bad=lambda i: i.high < TRAP)  # fmt: skip
-
-
-def _finding(
-    found: Found,
-    claim: Claim,
-    effect: str,
-    seen: Mapping[Key, Interval],
-    keys: Sequence[Key],
-    *,
-    good: Callable[[Interval], bool],
-    bad: Callable[[Interval], bool],
-) -> Finding:
-    """Judge a claim by the shifts in which it is to hold, against it, or neither."""
-    holds, fails = ([key for key in keys if side(seen[key])] for side in (good, bad))
-    if holds and len(holds) == len(keys):
-        verdict = Verdict.HOLDS
-    elif holds:
-        verdict = Verdict.HOLDS_WHEN
-    else:
-        verdict = Verdict.FAILS if fails else Verdict.UNSEEN
-    name, shift = headline(found)
-    key = (name, CLEAN) if (name, shift) not in keys and (name, CLEAN) in keys else (name, shift)
-    said = [f"for {_named(found, holds)}"] if verdict is Verdict.HOLDS_WHEN else []
-    said += [f"the opposite for {_named(found, fails)}"] if fails and verdict is not Verdict.FAILS else []
-    return Finding(
-        claim=claim,
-        verdict=verdict,
-        when="; ".join([*said, f"the effect is that of {key[1]}"]),
-        effect=effect,
-        seen=seen[key],
-        network=found[name].title,
-        data=found[name].data,
-    )
-
-
-def _named(found: Found, keys: Sequence[Key]) -> str:
-    """Name shifts, with the networks where not all of them are meant."""
-    words = []
-    for shift in dict.fromkeys(shift for _, shift in keys):
-        names = [name for name, other in keys if other == shift]
-        nets = " and ".join(found[name].title for name in names)
-        words.append(shift if len(names) == len(found) else f"{shift} ({nets})")
-    return ", ".join(words)
+    main = headline(found)
+    about = {"titles": {name: one.title for name, one in found.items()}, "data": found[main[0]].data}
+    fewer = {"good": lambda i: i.high < 1, "bad": lambda i: i.low > 1, "headline": main, **about}
+    lower = {"good": lambda i: i.high < 0, "bad": lambda i: i.low > 0, "headline": main, **about}
+    half = {"good": lambda i: i.low >= HALF, "bad": lambda i: i.high < HALF, "headline": main, **about}
+    trap = {"good": lambda i: i.low > TRAP, "bad": lambda i: i.high < TRAP, "headline": (main[0], CLEAN), **about}
+    text = "share of the errors of the shift that statistics of the target take away"
+    yield judged(STORY, text, effects(found, explained), hurt, **half)
+    text = "test error, statistics of the target / of the source"
+    yield judged(REPAIR, text, effects(found, repaired), hurt, **fewer)
+    text = "test error, TENT - statistics of the target, points"
+    yield judged(TENT_HELPS, text, effects(found, sharper), hurt, **lower)
+    text = "test error, batch norm by running statistics / no norm"
+    yield judged(ROBUST, text, effects(found, against_none), shifts, **fewer)
+    text = f"test error, batches of {SORTED_BATCH} sorted by class - mixed, points"
+    yield judged(MIXED, text, effects(found, sorting), clean, **trap)
 
 
 def _percent(errors: np.ndarray) -> str:
@@ -391,8 +349,8 @@ def _tent(plan: Extent, one: Observed) -> str:
     rates = f"{min(plan.tent_rates):g} to {max(plan.tent_rates):g}"
     return (
         f"{one.title}: TENT at its rate {one.tent_rate:g}, chosen on changed validation images, makes fewer errors "
-        f"than statistics of the target on {', '.join(lower) or 'no shift'}, more on {', '.join(higher) or 'none'}; at the "
-        f"best of the rates {rates}, taken from the reported images, the most that it gains is "
+        f"than statistics of the target on {', '.join(lower) or 'no shift'}, more on {', '.join(higher) or 'none'}; at "
+        f"the best of the rates {rates}, taken from the reported images, the most that it gains is "
         f"{best[shift].text('{:+.1f}')} points, on {shift}."
     )
 
@@ -496,9 +454,9 @@ def _matrix(plan: Extent, axes: Axes, one: Observed) -> None:
 
 LOOKS = {
     OWN: plots.Look("batch"),
-    RUNNING: plots.Look("batch", "--"),
-    ADABN: plots.Look("batch", ":"),
-    TENT: plots.Look("batch", "-."),
+    RUNNING: plots.Look("batch", "--", "#0072b2"),
+    ADABN: plots.Look("batch", ":", "#009e73"),
+    TENT: plots.Look("batch", "-.", "#b8860b"),
     NONE: plots.Look("none"),
 }
 

@@ -16,10 +16,11 @@ from normlab.study.report.figures import STYLES, styles
 
 
 class Look(NamedTuple):
-    """The look of an arm: the norm that gives colour and marker, and Matplotlib's dashes."""
+    """The look of an arm: the norm that gives colour and marker, Matplotlib's dashes, and another colour if given."""
 
     norm: str = "none"
-    dash: str = "-"
+    dash: str | tuple[int, tuple[int, ...]] = "-"
+    colour: str = ""
 
 
 @contextmanager
@@ -54,7 +55,7 @@ def lines(
         looks: Looks of all arms of the figure, so that an arm looks the same in every panel.
         marked: Whether places have markers.
     """
-    drawn = styles({arm: (colour(look.norm), marker(look.norm)) for arm, look in looks.items()})
+    drawn = styles({arm: (look.colour or colour(look.norm), marker(look.norm)) for arm, look in looks.items()})
     for arm, seeds in values.items():
         there = np.where(np.isfinite(seeds), seeds, np.nan)
         known = ~np.isnan(there).all(0)
@@ -63,6 +64,12 @@ def lines(
         mark = style.marker if marked else ""
         axes.plot(at, np.nanmean(there, 0), color=style.colour, linestyle=dash, marker=mark, label=arm)
         axes.fill_between(at, np.nanmin(there, 0), np.nanmax(there, 0), color=style.colour, alpha=0.15, linewidth=0)
+
+
+def ticks(axes: Axes, values: Sequence[float]) -> None:
+    """Put ticks of the vertical axis at those of some values that it shows."""
+    low, high = axes.get_ylim()
+    axes.set_yticks([value for value in values if low <= value <= high])
 
 
 def level(axes: Axes, y: float, label: str) -> None:

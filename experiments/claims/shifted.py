@@ -85,7 +85,7 @@ RECIPES = {
 
 def pretrained(
     recipe: Recipe, norm: str, data: Images, seeds: Sequence[int], tuning: Sequence[int], steps: int = 0
-) -> tuple[Network, Trained, float]:
+) -> tuple[Network, Trained]:
     """Train on the source, at the learning rate that is best on validation images.
 
     Args:
@@ -94,20 +94,17 @@ def pretrained(
         data: The source.
         seeds: Seeds of the runs.
         tuning: Seeds by which the rate is chosen; runs of them come after the others.
-        steps: Updates in place of the recipe's.
-
-    Returns:
-        The network, its runs and the rate.
+        steps: Updates in place of the recipe's, at the largest rate: a smoke test.
     """
     net = network(recipe.model, norms.get(norm), data.train.inputs[:2], classes=data.classes, **recipe.fields)
-    steps = steps or recipe.budget.steps
+    short, steps = bool(steps), steps or recipe.budget.steps
     budget = Budget(steps=steps, batch=recipe.budget.batch, every=steps, cosine=recipe.budget.cosine)
     run, rate = trainer(net, data, budget, together=recipe.together), recipe.rates[-1]
-    if len(recipe.rates) > 1:
+    if not short:
         tried = run(grid(tuning, recipe.rates))
         wrong = Runs.of(net, tried.params, tried.state).errors(data.validation)
         rate = best_rate(wrong.reshape(len(recipe.rates), -1), recipe.rates)
-    return net, run(Settings([*seeds, *tuning], rate)), rate
+    return net, run(Settings([*seeds, *tuning], rate))
 
 
 class _Each(nn.Module):
@@ -150,7 +147,12 @@ class Runs:
 
     def errors(self, part: Part) -> np.ndarray:
         """Return the share of wrong classes by running statistics, [runs]."""
-        return wrong(self._evaluate(self.variables, part.inputs), part.labels)
+        return 1 - self.right(part).mean(0)
+
+    def right(self, part: Part) -> np.ndarray:
+        """Return whether classes by running statistics are right, [images, runs]."""
+        outputs = np.asarray(self._evaluate(self.variables, part.inputs))
+        return outputs.argmax(-1) == part.labels[:, None]
 
     def errors_by_batch(self, part: Part, n: int) -> np.ndarray:
         """Return the share of wrong classes where batches of `n` images have statistics of their own, [runs]."""
@@ -246,7 +248,11 @@ def shuffled(part: Part, seed: int = 0) -> Part:
 
 def whole(data: Images) -> Part:
     """Join all parts."""
-    parts = (data.train, data.validation, data.test)
+    return united(data.train, data.validation, data.test)
+
+
+def united(*parts: Part) -> Part:
+    """Join parts."""
     return Part(np.concatenate([p.inputs for p in parts]), np.concatenate([p.labels for p in parts]))
 
 
