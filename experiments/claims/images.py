@@ -1,6 +1,6 @@
 """Images in three parts that are disjoint: for training, for choices, and for the numbers that are reported."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +43,14 @@ class Images:
     name: str
 
 
-def load(data: str = "tfds:mnist", data_dir: str | None = None, *, side: int = 14, crop: int | None = None) -> Images:
+def load(
+    data: str = "tfds:mnist",
+    data_dir: str | None = None,
+    *,
+    side: int = 14,
+    crop: int | None = None,
+    standardized: bool = True,
+) -> Images:
     """Load images at the size of a study.
 
     Args:
@@ -51,6 +58,7 @@ def load(data: str = "tfds:mnist", data_dir: str | None = None, *, side: int = 1
         data_dir: Folder of the data sets of TensorFlow Datasets.
         side: Height and width to which larger images are averaged.
         crop: Height and width of the centre that is kept before; all of it unless given.
+        standardized: Whether channels are standardized, if the data set says by what; pixels in [0, 1] otherwise.
 
     Raises:
         BadInput: If the data are not images, or too few.
@@ -58,7 +66,8 @@ def load(data: str = "tfds:mnist", data_dir: str | None = None, *, side: int = 1
     found = chosen(data, data_dir, stream=False if data.startswith("tfds:") else None)
     if not isinstance(found, Data) or found.inputs.ndim != 4 or found.inputs.dtype == np.int32:
         raise BadInput(f"Expected images (examples, height, width, channels), got `{data}`. Choose another data set.")
-    inputs = averaged(found.prepared(found.inputs), side, crop)
+    plain = found if standardized else replace(found, mean=(), std=())
+    inputs = averaged(plain.prepared(found.inputs), side, crop)
     return _parts(inputs, found, f"{title(data)} {inputs.shape[1]} x {inputs.shape[2]}")
 
 

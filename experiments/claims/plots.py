@@ -24,7 +24,7 @@ class Look(NamedTuple):
     """The look of an arm: the norm that gives colour and marker, Matplotlib's dashes, or a colour of its own."""
 
     norm: str = "none"
-    dash: str = "-"
+    dash: str | tuple[int, tuple[int, ...]] = "-"
     colour: str | None = None
 
 
@@ -81,6 +81,12 @@ def lines(
         axes.plot(at, np.nanmean(there, 0), color=style.colour, linestyle=dash, marker=mark, label=arm)
         if bands:
             axes.fill_between(at, np.nanmin(there, 0), np.nanmax(there, 0), color=style.colour, alpha=0.15, linewidth=0)
+
+
+def ticks(axes: Axes, values: Sequence[float]) -> None:
+    """Put ticks of the vertical axis at those of some values that it shows."""
+    low, high = axes.get_ylim()
+    axes.set_yticks([value for value in values if low <= value <= high])
 
 
 def level(axes: Axes, y: float, label: str, *, left: bool = False) -> None:

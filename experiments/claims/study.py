@@ -112,7 +112,7 @@ def main(study: Study[AnyPlan, Found], description: str, arguments: Sequence[str
     try:
         found = study.measure(plan)
     except BadInput as error:
-        parser.error(str(error))
+        parser.exit(2, f"{study.name}: {error}\n")
     judgement = study.judge(plan, found)
     print(text(judgement))
     if options.output:

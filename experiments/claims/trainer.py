@@ -152,6 +152,7 @@ def trainer(
     inputs, labels = jnp.asarray(images.train.inputs), jnp.asarray(images.train.labels)
     single = partial(_run, net, budget, observe)
     program = jax.jit(jax.vmap(single, in_axes=(None, None, 0, 0)) if together else single)
+    compiled: list[Callable[..., Trained[Seen]]] = []
 
     def run(settings: Settings, start: Tree | None = None) -> Trained[Seen]:
         runs = _columns(settings, len(labels))
@@ -159,7 +160,9 @@ def trainer(
         if together:
             return program(inputs, labels, runs, begun)
         pieces = [jax.tree.map(lambda a, i=i: a[i], (runs, begun)) for i in range(len(runs.seed))]
-        ended = at_once([partial(program, inputs, labels, *piece) for piece in pieces])
+        if not compiled:  # here, because threads that meet a new program compile it each
+            compiled.append(program.lower(inputs, labels, *pieces[0]).compile())
+        ended = at_once([partial(compiled[0], inputs, labels, *piece) for piece in pieces])
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *ended)
 
     return run

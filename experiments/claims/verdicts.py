@@ -1,5 +1,6 @@
 """A claim, who makes it, and the verdict of a study."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -93,3 +94,62 @@ class Judgement:
     findings: tuple[Finding, ...]
     bars: tuple[Bar, ...]
     sentences: tuple[str, ...]
+
+
+Key = tuple[str, str]
+"""Name of a network and a condition, such as a shift or a batch size."""
+
+
+def judged(
+    claim: Claim,
+    effect: str,
+    seen: Mapping[Key, Interval],
+    keys: Sequence[Key],
+    *,
+    good: Callable[[Interval], bool],
+    bad: Callable[[Interval], bool],
+    headline: Key,
+    titles: Mapping[str, str],
+    data: str,
+) -> Finding:
+    """Judge a claim that may hold in some networks and conditions and not in others.
+
+    Args:
+        claim: The claim.
+        effect: Name of the effect.
+        seen: The effect by network and condition.
+        keys: Networks and conditions for which the claim is made.
+        good: Whether an effect shows that the claim holds.
+        bad: Whether an effect shows the opposite; neither of them is "not visible here".
+        headline: Network and condition whose effect stands for all.
+        titles: Titles of all networks by name.
+        data: Data set.
+    """
+    holds, fails = ([key for key in keys if side(seen[key])] for side in (good, bad))
+    if holds and len(holds) == len(keys):
+        verdict = Verdict.HOLDS
+    elif holds:
+        verdict = Verdict.HOLDS_WHEN
+    else:
+        verdict = Verdict.FAILS if fails else Verdict.UNSEEN
+    said = [f"for {named(holds, titles)}"] if verdict is Verdict.HOLDS_WHEN else []
+    said += [f"the opposite for {named(fails, titles)}"] if fails and verdict is not Verdict.FAILS else []
+    return Finding(
+        claim=claim,
+        verdict=verdict,
+        when="; ".join([*said, f"the effect is that of {headline[1]}"]),
+        effect=effect,
+        seen=seen[headline],
+        network=titles[headline[0]],
+        data=data,
+    )
+
+
+def named(keys: Sequence[Key], titles: Mapping[str, str]) -> str:
+    """Name conditions, with the networks where not all of them are meant."""
+    words = []
+    for condition in dict.fromkeys(condition for _, condition in keys):
+        meant = [name for name, other in keys if other == condition]
+        nets = " and ".join(titles[name] for name in meant)
+        words.append(condition if len(meant) == len(titles) else f"{condition} ({nets})")
+    return ", ".join(words)
