@@ -24,9 +24,9 @@ SPEED = {study.NONE: 1.0, study.BATCH: 1.5, study.ITERATIVE: 2.0, study.EXACT: 2
 
 
 def found(
-    speed: Mapping[str, float] = {},  # noqa: B006
-    seconds: Mapping[str, float] = {},  # noqa: B006
-    places: Mapping[tuple[str, str], float] = {},  # noqa: B006
+    speed: Mapping[str, float] = {},
+    seconds: Mapping[str, float] = {},
+    places: Mapping[tuple[str, str], float] = {},
     across: float = 0.2,
 ) -> study.Found:
     """Make measurements: accuracies grow with steps times speed, by seed."""
