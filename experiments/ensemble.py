@@ -170,7 +170,7 @@ def _findings(plan: Extent, found: Found, name: str) -> tuple[Finding, Finding]:
             claim=BY_NORM,
             verdict=by_norm,
             when=f"{partly}without a norm an ensemble of six saves {without.text('{:.1f} %')}",
-            effect="percent of the errors that an ensemble of six saves, with batch norm - without",
+            effect="errors that an ensemble of six saves, with batch norm - without, percentage points",
             seen=more,
             **both,
         ),
@@ -233,7 +233,7 @@ def _sentences(plan: Extent, found: Found, name: str) -> list[str]:
             word = "a larger" if more.low > 0 else "a smaller" if more.high < 0 else "not clearly another"
             lines.append(
                 f"With batch norm six {networks.title(name)} save {word} share of the errors than with "
-                f"{TITLES[norm]}: {more.text('{:+.1f}')} percent of them."
+                f"{TITLES[norm]}: {more.text('{:+.1f}')} percentage points."
             )
     return lines
 
