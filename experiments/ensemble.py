@@ -275,7 +275,7 @@ def _panels(left: Axes, right: Axes, plan: Extent, found: Found, name: str) -> N
     saved = {title: np.stack([0 * sets.one, *map(sets.saved, SUBSETS)], 1) for title, sets in by_norm.items()}
     plots.lines(left, places, errors, LOOKS, marked=True)
     plots.lines(right, places, saved, LOOKS, marked=True)
-    plots.level(right, PUBLISHED, "paper, six networks")
+    plots.level(right, PUBLISHED, "paper, six networks", left=True)
     for axes in (left, right):
         axes.set_xticks(places)
         axes.set_xlabel("networks in the ensemble")

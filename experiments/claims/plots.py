@@ -69,10 +69,11 @@ def lines(
             axes.fill_between(at, np.nanmin(there, 0), np.nanmax(there, 0), color=style.colour, alpha=0.15, linewidth=0)
 
 
-def level(axes: Axes, y: float, label: str) -> None:
-    """Draw a dashed horizontal line with its label, for published numbers and targets."""
+def level(axes: Axes, y: float, label: str, *, left: bool = False) -> None:
+    """Draw a dashed horizontal line with its label, for published numbers and targets; the label is right or left."""
+    at, shift, side = (0, 3, "left") if left else (1, -3, "right")
     axes.axhline(y, color="0.4", linestyle=(0, (4, 3)), linewidth=0.9)
-    axes.annotate(label, (1, y), (-3, 2), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right",
+    axes.annotate(label, (at, y), (shift, 2), xycoords=("axes fraction", "data"), textcoords="offset points", ha=side,
                   fontsize="small", color="0.4")  # fmt: skip
 
 
