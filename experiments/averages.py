@@ -16,12 +16,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.tree_util import DictKey
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -29,7 +30,7 @@ from experiments.claims import images, networks, plots
 from experiments.claims.estimates import Interval, points
 from experiments.claims.images import Images
 from experiments.claims.study import Plan, Study, main
-from experiments.claims.trainer import Budget, Moment, Settings, train
+from experiments.claims.trainer import Budget, Moment, Settings, Tree, train
 from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Row, Verdict
 from normlab.introspect.pure import Network
 
@@ -85,8 +86,6 @@ class Extent(Plan):
     test: int = 4_000
 
 
-Tree = Any
-"""Statistics of all norms of a network: `{layer: {"mean": ..., "var": ...}}`; averages with a leading axis of them."""
 Cell = tuple[Schedule, int]
 Found = Mapping[Cell, Mapping[str, np.ndarray]]
 """Test errors [seeds] by average, for each schedule and each number of updates."""
@@ -128,7 +127,7 @@ def debiased(averages: Tree, t: Array) -> Tree:
     """Take the weight of the start, mean 0 and variance 1, out of exponential averages after t updates."""
     weight = jnp.array(MOMENTA) ** t
 
-    def without_start(path: tuple[Any, ...], leaf: Array) -> Array:
+    def without_start(path: tuple[DictKey, ...], leaf: Array) -> Array:
         left = weight.reshape(-1, *[1] * (leaf.ndim - 1))
         return (leaf[: len(MOMENTA)] - left * (path[-1].key == "var")) / (1 - left)
 

@@ -170,7 +170,7 @@ def _findings(plan: Extent, found: Found, name: str) -> tuple[Finding, Finding]:
             claim=BY_NORM,
             verdict=by_norm,
             when=f"{partly}without a norm an ensemble of six saves {without.text('{:.1f} %')}",
-            effect="percent of the errors that an ensemble of six saves, with batch norm - without",
+            effect="errors that an ensemble of six saves, with batch norm - without, percentage points",
             seen=more,
             **both,
         ),
@@ -233,7 +233,7 @@ def _sentences(plan: Extent, found: Found, name: str) -> list[str]:
             word = "a larger" if more.low > 0 else "a smaller" if more.high < 0 else "not clearly another"
             lines.append(
                 f"With batch norm six {networks.title(name)} save {word} share of the errors than with "
-                f"{TITLES[norm]}: {more.text('{:+.1f}')} percent of them."
+                f"{TITLES[norm]}: {more.text('{:+.1f}')} percentage points."
             )
     return lines
 
@@ -275,7 +275,7 @@ def _panels(left: Axes, right: Axes, plan: Extent, found: Found, name: str) -> N
     saved = {title: np.stack([0 * sets.one, *map(sets.saved, SUBSETS)], 1) for title, sets in by_norm.items()}
     plots.lines(left, places, errors, LOOKS, marked=True)
     plots.lines(right, places, saved, LOOKS, marked=True)
-    plots.level(right, PUBLISHED, "paper, six networks")
+    plots.level(right, PUBLISHED, "paper, six networks", left=True)
     for axes in (left, right):
         axes.set_xticks(places)
         axes.set_xlabel("networks in the ensemble")

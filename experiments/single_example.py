@@ -15,12 +15,13 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.tree_util import DictKey
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -28,7 +29,7 @@ from experiments.claims import images, networks, plots
 from experiments.claims.estimates import Interval, average, points, ratio
 from experiments.claims.images import Images, Part
 from experiments.claims.study import Plan, Study, main
-from experiments.claims.trainer import Budget, Settings, Trained, best_rate, error, grid, logits, train
+from experiments.claims.trainer import Budget, Settings, Trained, Tree, best_rate, error, grid, logits, train
 from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Row, Verdict
 from normlab import norms
 from normlab.functional import StatisticsError
@@ -119,8 +120,6 @@ class Outcome:
 
 
 Found = Mapping[str, Outcome]
-Tree = Any
-"""Parameters or model state of a network."""
 
 
 def measure(plan: Extent) -> Found:
@@ -229,7 +228,7 @@ def unstandardized(state: Tree) -> Tree:
     epsilon = norms.get("batch").linen(train=False).epsilon
     variables, seed = state
 
-    def without(path: tuple[Any, ...], leaf: Array) -> Array:
+    def without(path: tuple[DictKey, ...], leaf: Array) -> Array:
         return jnp.full_like(leaf, 0.0 if path[-1].key == "mean" else 1 - epsilon)
 
     statistics = jax.tree_util.tree_map_with_path(without, variables["batch_stats"])
@@ -244,6 +243,7 @@ def folded_outputs(net: Network, runs: Trained, part: Part) -> np.ndarray:
     """
     program: Callable[[Tree, np.ndarray], Array] | None = None
     outputs = []
+    assert net.module is not None
     for params, (variables, _) in _each(runs):
         found = fold(net.module, {"params": params, **variables}, part.inputs[:1], check=False)
         if kept := [row.path for row in found.report.rows if row.how == "kept"]:
