@@ -210,9 +210,9 @@ class Seen(NamedTuple):
 def layers(params: Tree) -> dict[str, int]:
     """Return the places of the layers in a network by the names of its modules: a norm has that of its layer."""
 
-    def order(name: str) -> tuple[int, ...]:
+    def order(name: str) -> tuple[float, ...]:
         numbers = name.split("_")[1:]
-        return tuple(map(int, numbers)) if numbers else (len(params),)
+        return tuple(map(int, numbers)) if numbers else (math.inf,)  # the head
 
     places = sorted({order(name) for name in params})
     return {name: places.index(order(name)) for name in params}
@@ -751,18 +751,18 @@ def _by_rate(plan: Extent, arm: Arm) -> np.ndarray:
 
 def _band(axes: Axes, at: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str) -> None:
     """Draw the mean over seeds of a range."""
-    bottom, top = (np.nanmean(np.where(np.isfinite(edge), edge, np.nan), 0) for edge in (low, high))
-    axes.fill_between(at, np.maximum(bottom, 1e-6), top, color=colour, alpha=0.3, linewidth=0)
+    bottom, top = (np.ma.masked_invalid(edge).mean(0).clip(1e-6) for edge in (low, high))
+    axes.fill_between(at, bottom, top, color=colour, alpha=0.3, linewidth=0)
     axes.plot(at, top, color=colour)
-    axes.plot(at, np.maximum(bottom, 1e-6), color=colour, linewidth=0.8)
+    axes.plot(at, bottom, color=colour, linewidth=0.8)
 
 
 def _bars_by_layer(axes: Axes, found: Found, shown: Mapping[str, plots.Look]) -> None:
     """Draw the cosine of every layer from the second one on, a bar an arm, with the range over seeds."""
     for i, (arm, look) in enumerate(shown.items()):
-        cosines = by_layer(found, "shift_cosine", 0, arm)[:, 1:]
-        mean, at = np.nanmean(cosines, 0), np.arange(cosines.shape[1]) + (i - (len(shown) - 1) / 2) * 0.2
-        errors = np.abs(np.stack([np.nanmin(cosines, 0), np.nanmax(cosines, 0)]) - mean)
+        cosines = np.ma.masked_invalid(by_layer(found, "shift_cosine", 0, arm)[:, 1:])
+        mean, at = cosines.mean(0), np.arange(cosines.shape[1]) + (i - (len(shown) - 1) / 2) * 0.2
+        errors = abs(np.ma.stack([cosines.min(0), cosines.max(0)]) - mean)
         hatch = "////" if look.dash != "-" else None
         axes.bar(at, mean, 0.18, yerr=errors, color=norms.colour(look.norm), hatch=hatch, edgecolor="white",
                  error_kw={"elinewidth": 0.8})  # fmt: skip
@@ -793,7 +793,7 @@ def _sweep(plan: Extent, found: Found) -> Figure:
         left, right = drawing.subplots(1, 2)
         errors = np.stack([100 * own(plan, found[arm]) for arm in arms], 1)
         drifts = np.stack([np.divide(*drifts_of(plan, found, arm)) for arm in arms], 1)
-        bases = (float(np.nanmean(100 * own(plan, found[NONE]))), 1)
+        bases = (float(100 * own(plan, found[NONE]).mean()), 1)
         for axes, values, base in zip((left, right), (errors, drifts), bases, strict=True):
             plots.lines(axes, range(len(arms)), {BATCH: values}, {BATCH: plots.Look("batch")}, marked=True)
             axes.set_xticks(range(len(arms)), ["0", *(f"{noise:g}" for noise in plan.noises)])

@@ -40,7 +40,7 @@ def ratio(a: ArrayLike, b: ArrayLike) -> Interval:
     """Average the ratio of paired values over seeds, geometrically."""
     with np.errstate(all="ignore"):
         logs = average(np.log(np.asarray(a, np.float64)) - np.log(np.asarray(b, np.float64)))
-    mean, low, high = (math.exp(value) for value in logs[:3])
+        mean, low, high = (float(np.exp(value)) for value in logs[:3])  # infinite where seeds differ by far
     return Interval(mean, low, high, logs.n)
 
 
