@@ -160,7 +160,7 @@ def test_missing_data_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.slow
 def test_the_command_writes_figures_numbers_and_verdicts(tmp_path: Path) -> None:
-    tiny = replace(study.QUICK, examples=200, test=130, steps=20, sizes=(4, 64), tent_rates=(1e-2,))
+    tiny = replace(study.QUICK, examples=200, test=130, steps=20, sizes=(4, 64), tent_rates=(1e-3, 1e-2), tent_batch=65)
     command.main(replace(study.study, quick=tiny), "", ["--quick", "--data", "digits", "--output", str(tmp_path)])
     names = {"covariate_shift.txt", "covariate_shift.csv", "covariate_shift.json", "covariate_shift.svg"}
     assert names <= {path.name for path in tmp_path.iterdir()}
