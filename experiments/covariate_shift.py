@@ -278,10 +278,10 @@ def _findings(found: Found) -> Iterable[Finding]:
     shifts = [key for key in effects(found, harm) if key[1] != CLEAN]
     main = headline(found)
     about = {"titles": {name: one.title for name, one in found.items()}, "data": found[main[0]].data}
-    fewer = {"good": lambda i: i.high < 1, "bad": lambda i: i.low > 1, "headline": main, **about}
-    lower = {"good": lambda i: i.high < 0, "bad": lambda i: i.low > 0, "headline": main, **about}
-    half = {"good": lambda i: i.low >= HALF, "bad": lambda i: i.high < HALF, "headline": main, **about}
-    trap = {"good": lambda i: i.low > TRAP, "bad": lambda i: i.high < TRAP, "headline": (main[0], CLEAN), **about}
+    fewer = {"good": lambda i: i.below(1), "bad": lambda i: i.above(1), "headline": main, **about}
+    lower = {"good": lambda i: i.below(0), "bad": lambda i: i.above(0), "headline": main, **about}
+    half = {"good": lambda i: i.above(HALF), "bad": lambda i: i.below(HALF), "headline": main, **about}
+    trap = {"good": lambda i: i.above(TRAP), "bad": lambda i: i.below(TRAP), "headline": (main[0], CLEAN), **about}
     text = "share of the errors of the shift that statistics of the target take away"
     yield judged(STORY, text, effects(found, explained), hurt, **half)
     text = "test error, statistics of the target / of the source"
@@ -327,9 +327,9 @@ def _real(one: Observed) -> Iterable[str]:
     if REAL not in one.shifts:
         return
     share, effect = explained(one, REAL), repaired(one, REAL)
-    if effect.high < 1:
+    if effect.below(1):
         verb = f"take away {share.text('{:.2f}')} of the errors that the shift brings"
-    elif effect.low > 1:
+    elif effect.above(1):
         verb = "add errors"
     else:
         verb = "change nothing that shows"
@@ -339,8 +339,8 @@ def _real(one: Observed) -> Iterable[str]:
 def _tent(plan: Extent, one: Observed) -> str:
     shifts = [shift for shift in one.shifts if shift != CLEAN]
     chosen = {shift: sharper(one, shift) for shift in shifts}
-    lower = [shift for shift in shifts if chosen[shift].high < 0]
-    higher = [shift for shift in one.shifts if sharper(one, shift).low > 0]
+    lower = [shift for shift in shifts if chosen[shift].below(0)]
+    higher = [shift for shift in one.shifts if sharper(one, shift).above(0)]
     best = {
         shift: min((points(tried, one.error(ADABN, shift)) for tried in one.tent[shift]), key=lambda i: i.mean)
         for shift in shifts
@@ -368,8 +368,8 @@ def _own(plan: Extent, one: Observed) -> str:
 
 def _none(one: Observed) -> str:
     sides = {shift: against_none(one, shift) for shift in one.shifts}
-    fewer = [f"{shift} ({i.mean:.2f})" for shift, i in sides.items() if i.high < 1]
-    more = [f"{shift} ({i.mean:.2f})" for shift, i in sides.items() if i.low > 1]
+    fewer = [f"{shift} ({i.mean:.2f})" for shift, i in sides.items() if i.below(1)]
+    more = [f"{shift} ({i.mean:.2f})" for shift, i in sides.items() if i.above(1)]
     return (
         f"{one.title}: beside a network without norm, batch norm by running statistics makes fewer errors on "
         f"{', '.join(fewer) or 'none'}, more on {', '.join(more) or 'none'} (ratio)."
@@ -402,7 +402,7 @@ def _convolutional(one: Observed) -> Iterable[Bar]:
         if shift in one.shifts:
             effect = repaired(one, shift)
             yield Bar(f"{one.title}, {shift}: upper end of AdaBN / running at most {most}", effect.text("{:.3f}"),
-                      effect.high <= most)  # fmt: skip
+                      effect.below(most))  # fmt: skip
 
 
 def _of_batches(one: Observed, least: float) -> Iterable[Bar]:

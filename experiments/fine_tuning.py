@@ -301,7 +301,7 @@ def _findings(plan: Extent, found: Found) -> Iterable[Finding]:
         "titles": {name: one.title for name, one in found.items()},
         "data": f"{one.source}, then {one.target}",
     }
-    lower: Mapping[str, Callable[[Interval], bool]] = {"good": lambda i: i.high < 0, "bad": lambda i: i.low > 0}
+    lower: Mapping[str, Callable[[Interval], bool]] = {"good": lambda i: i.below(0), "bad": lambda i: i.above(0)}
     tried = ((FREEZE, FROZEN, BATCH), (GROUPS, GROUP, BATCH), (ADAPT, ADAPTED, FROZEN))
     for claim, arm, other in ((claim, arm, other) for claim, arm, other in tried if {arm, other} <= {*plan.arms}):
         seen = effects(plan, found, arm, other)
@@ -309,8 +309,8 @@ def _findings(plan: Extent, found: Found) -> Iterable[Finding]:
     if FIXED in plan.arms:
         seen = effects(plan, found, FIXED, FROZEN)
         no_loss: Mapping[str, Callable[[Interval], bool]] = {
-            "good": lambda i: i.high < WITHIN,
-            "bad": lambda i: i.low > WITHIN,
+            "good": lambda i: i.below(WITHIN),
+            "bad": lambda i: i.above(WITHIN),
         }
         yield judged(STATISTICS, f"test error, {FIXED} - {FROZEN}, points", seen, smallest, **no_loss, **about)
 
@@ -333,10 +333,10 @@ def _seen(tuned: Tuned) -> str:
 
 def _against_source(one: Observed, batch: int) -> str:
     apart = points(one.error(BATCH, batch), one.before[BATCH])
-    if apart.low > 0:
+    if apart.above(0):
         verdict = "worse than no fine-tuning"
     else:
-        verdict = "better than no fine-tuning" if apart.high < 0 else "not visibly different from no fine-tuning"
+        verdict = "better than no fine-tuning" if apart.below(0) else "not visibly different from no fine-tuning"
     return (
         f"{one.title}: with batches of {batch}, fine-tuning by statistics of the batch is {verdict} "
         f"({apart.text('{:+.1f}')} points; {100 * one.before[BATCH].mean():.1f} % before)."
@@ -346,7 +346,7 @@ def _against_source(one: Observed, batch: int) -> str:
 def _cause(one: Observed, batch: int) -> str:
     tuned = one.tuned[BATCH, batch]
     lost, left = (points(errors, one.error(FROZEN, batch)) for errors in (tuned.error, tuned.re_estimated))
-    if not lost.low > 0:
+    if not lost.above(0):
         said = "statistics of the batch lose nothing against frozen ones that shows"
     elif left.mean >= lost.mean / 2:
         said = "most of the loss stays with statistics taken anew after training: the training is at fault, not the"

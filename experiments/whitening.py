@@ -288,13 +288,13 @@ def judge(plan: Extent, found: Found) -> Judgement:
 
 def _whitens(plan: Extent, found: Found) -> Finding:
     normed, active = (left(found, ITERATIVE, place) for place in (EVALUATED, ACTIVATED))
-    if normed.high < 1:
-        verdict = Verdict.HOLDS if active.high < 1 and normed.mean <= HALF else Verdict.HOLDS_WHEN
+    if normed.below(1):
+        verdict = Verdict.HOLDS if active.below(1) and normed.mean <= HALF else Verdict.HOLDS_WHEN
     else:
-        verdict = Verdict.FAILS if normed.low > 1 else Verdict.UNSEEN
+        verdict = Verdict.FAILS if normed.above(1) else Verdict.UNSEEN
     conditions = ["units are of one group"]
     if verdict is Verdict.HOLDS_WHEN:
-        conditions += ["before the activation alone"] if active.high >= 1 else ["in part"]
+        conditions += ["before the activation alone"] if not active.below(1) else ["in part"]
     return Finding(
         claim=WHITENS,
         verdict=verdict,
@@ -326,12 +326,12 @@ def _faster(plan: Extent, found: Found) -> Finding:
 
 def _costly(plan: Extent, found: Found) -> Finding:
     times, exact = dearer(found, ITERATIVE), dearer(found, EXACT)
-    if times.low > DEARER:
+    if times.above(DEARER):
         verdict = Verdict.HOLDS
-    elif exact.low > DEARER:
+    elif exact.above(DEARER):
         verdict = Verdict.HOLDS_WHEN
     else:
-        verdict = Verdict.FAILS if max(times.high, exact.high) < DEARER else Verdict.UNSEEN
+        verdict = Verdict.FAILS if times.below(DEARER) and exact.below(DEARER) else Verdict.UNSEEN
     only = "the decomposition is exact; " if verdict is Verdict.HOLDS_WHEN else ""
     return Finding(
         claim=COSTLY,
@@ -364,10 +364,10 @@ def _sentences(plan: Extent, found: Found) -> Iterable[str]:
 
 def _elsewhere(found: Found) -> str:
     across = left(found, ITERATIVE, EVALUATED, within=False)
-    if across.high < 1:
+    if across.below(1):
         said = "whitening within groups lowers it, too"
     else:
-        said = "whitening within groups raises it" if across.low > 1 else "whitening within groups does not change it"
+        said = "whitening within groups raises it" if across.above(1) else "whitening within groups does not change it"
     return f"Over all pairs of units, most of them of different groups, {said} (ratio {across.text('{:.2f}')})."
 
 
@@ -387,12 +387,10 @@ def _bars(found: Found) -> Iterable[Bar]:
     yield Bar("exact whitening leaves a correlation of at most 0.05 within groups of its own batch", f"{exact:.3f}",
               exact <= 0.05)  # fmt: skip
     iterative = left(found, ITERATIVE, OWN)
-    yield Bar(
-        "iterative whitening leaves at most half of batch norm's", iterative.text("{:.2f}"), iterative.high <= 0.5
-    )
+    yield Bar("iterative whitening leaves at most half of batch norm's", iterative.text("{:.2f}"), iterative.below(0.5))
     times = dearer(found, EXACT, ITERATIVE)
     yield Bar("an update with the exact decomposition takes longer than with Newton's iteration", times.text("{:.2f}"),
-              times.low > 1)  # fmt: skip
+              times.above(1))  # fmt: skip
 
 
 def draw(plan: Extent, found: Found) -> dict[str, Figure]:

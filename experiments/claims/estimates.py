@@ -22,6 +22,14 @@ class Interval(NamedTuple):
         """Report whether the interval excludes a value."""
         return self.low > value or self.high < value
 
+    def below(self, value: float) -> bool:
+        """Report whether all of the interval is below a value; without an interval nothing is."""
+        return self.high < value
+
+    def above(self, value: float) -> bool:
+        """Report whether all of the interval is above a value; without an interval nothing is."""
+        return self.low > value
+
     def text(self, form: str) -> str:
         """Format the mean and the interval."""
         known = not math.isnan(self.low)

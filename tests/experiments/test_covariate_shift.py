@@ -1,5 +1,6 @@
 """Test the study of covariate shift."""
 
+import csv
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,9 +14,9 @@ from experiments.claims import study as command
 from experiments.claims.shifted import AFFINE
 from experiments.claims.verdicts import Bar, Finding, Verdict
 
-PLAN = study.Extent(seeds=4, networks=("mlp",))
+PLAN = study.Extent(seeds=7, networks=("mlp",))
 SHIFTS = (study.CLEAN, *AFFINE, "noise", "one pixel right", study.REAL)
-SPREAD = np.array([0.98, 1.0, 1.01, 1.02])
+SPREAD = np.array([0.98, 0.99, 1.0, 1.01, 1.02, 1.0, 1.0])
 ERRORS = {
     study.RUNNING: (0.04, 0.80, 0.40, 0.28, 0.38, 0.26),
     study.ADABN: (0.04, 0.04, 0.04, 0.27, 0.36, 0.25),
@@ -134,7 +135,7 @@ def test_the_paragraph_says_where_tent_and_batch_norm_gain() -> None:
     line = sentence("beside a network without norm")
     assert "fewer errors on clean (0.80), one pixel right (0.95)" in line and "more on contrast (1.33)" in line
     line = sentence("sorted by class")
-    assert "28.1 with n = 4, 5.0 with n = 16" in line and "+77" in line
+    assert "28.0 with n = 4, 5.0 with n = 16" in line and "+77" in line
 
 
 def test_bars_can_be_met_and_missed() -> None:
@@ -160,15 +161,15 @@ def test_missing_data_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.slow
 def test_the_command_writes_figures_numbers_and_verdicts(tmp_path: Path) -> None:
-    tiny = replace(study.QUICK, examples=200, test=130, steps=20, sizes=(4, 64), tent_rates=(1e-2,))
+    tiny = replace(study.QUICK, examples=200, test=130, steps=20, sizes=(4, 64), tent_rates=(1e-3, 1e-2), tent_batch=65)
     command.main(replace(study.study, quick=tiny), "", ["--quick", "--data", "digits", "--output", str(tmp_path)])
     names = {"covariate_shift.txt", "covariate_shift.csv", "covariate_shift.json", "covariate_shift.svg"}
     assert names <= {path.name for path in tmp_path.iterdir()}
     written = json.loads((tmp_path / "covariate_shift.json").read_text())
     assert [one["claim"]["key"] for one in written["findings"]] == [claim.key for claim in study.study.claims]
-    lines = (tmp_path / "covariate_shift.csv").read_text().splitlines()
-    assert lines[0] == "quantity,arm,setting,seed,value" and len(lines) > 100
-    # AdaBN does not see contrast, on any seed
-    adabn = {line.split(",", 2)[2] for line in lines if ", AdaBN" in line or 'AdaBN"' in line}
-    clean, contrast = ({v.partition(",")[2] for v in adabn if v.startswith(name)} for name in ("clean", "contrast"))
-    assert clean == contrast and len(clean) == 2
+    with (tmp_path / "covariate_shift.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["arm"].endswith(", AdaBN")]
+    clean, contrast = (
+        [float(row["value"]) for row in rows if row["setting"] == name] for name in ("clean", "contrast")
+    )
+    assert len(clean) == 2 and contrast == pytest.approx(clean, abs=0.01)  # AdaBN does not see contrast
