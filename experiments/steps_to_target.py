@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jax import Array
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
@@ -158,9 +159,9 @@ class Contest:
     plan: Extent
     data: Images
     net: Network
-    run: Callable[..., Trained[np.ndarray]]
+    run: Callable[..., Trained[Array]]
 
-    def trained(self, seeds: Sequence[int], rates: Sequence[float]) -> Iterator[Trained[np.ndarray]]:
+    def trained(self, seeds: Sequence[int], rates: Sequence[float]) -> Iterator[Trained[Array]]:
         """Train at all rates with all seeds, rates first, in groups."""
         scale = HE if self.plan.network == "convnet" else 1.0
         settings = grid(seeds, rates, scale=scale)
@@ -418,7 +419,7 @@ def _sigmoids(plan: Extent, found: Found) -> Finding:
     need = " and ".join(plan.title(depth) for depth, kind in verdicts.items() if kind is Verdict.HOLDS)
     train = [f"{plan.title(depth)} reaches {bare[depth].text('{:.1f} %')} without the norm" for depth, kind in
              verdicts.items() if kind is Verdict.UNSEEN]  # fmt: skip
-    when = "; ".join([f"the network is deep ({need})", *train])
+    when = "; ".join([f"the network is one that does not train without it ({need})", *train])
     return _finding(plan, SIGMOIDS, verdicts, effect, differences, when)
 
 
