@@ -28,7 +28,7 @@ from experiments.claims.estimates import Interval, average, points, ratio, share
 from experiments.claims.images import Images
 from experiments.claims.progress import FEW, Speedup, binarized, first, halfway, in_groups, smoothed, speedup
 from experiments.claims.study import Plan, Study, main
-from experiments.claims.trainer import Budget, Moment, accuracy, at_once, best_rate, error, grid, trainer
+from experiments.claims.trainer import Budget, Moment, Trained, accuracy, at_once, best_rate, error, grid, trainer
 from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Row, Verdict
 from normlab import norms
 from normlab.introspect.pure import Network, network
@@ -103,8 +103,8 @@ class Look(NamedTuple):
         percentiles: Percentiles of the inputs of activations over images, [layers, percentiles, units].
     """
 
-    accuracy: Array
-    percentiles: Array
+    accuracy: Array | np.ndarray
+    percentiles: Array | np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +196,7 @@ class Course:
     plan: Extent
     data: Images
     net: Network
-    run: Callable
+    run: Callable[..., Trained[Look]]
     norm: str
 
     def own(self) -> float:
@@ -256,7 +256,7 @@ def inputs_of_activations(net: Network, moment: Moment, x: Array) -> list[Array]
         mutable=[*moment.state[0], "intermediates"],
         capture_intermediates=lambda layer, _: (layer.name or "").startswith("norm_"),
     )
-    return [changed["intermediates"][f"norm_{i}"]["__call__"][0] for i in range(len(module.hidden))]
+    return [jnp.asarray(changed["intermediates"][f"norm_{i}"]["__call__"][0]) for i in range(len(module.hidden))]
 
 
 def percentiles(inputs: Array) -> Array:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jax import Array
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
@@ -158,9 +159,9 @@ class Contest:
     plan: Extent
     data: Images
     net: Network
-    run: Callable[..., Trained[np.ndarray]]
+    run: Callable[..., Trained[Array]]
 
-    def trained(self, seeds: Sequence[int], rates: Sequence[float]) -> Iterator[Trained[np.ndarray]]:
+    def trained(self, seeds: Sequence[int], rates: Sequence[float]) -> Iterator[Trained[Array]]:
         """Train at all rates with all seeds, rates first, in groups."""
         scale = HE if self.plan.network == "convnet" else 1.0
         settings = grid(seeds, rates, scale=scale)
@@ -418,7 +419,7 @@ def _sigmoids(plan: Extent, found: Found) -> Finding:
     need = " and ".join(plan.title(depth) for depth, kind in verdicts.items() if kind is Verdict.HOLDS)
     train = [f"{plan.title(depth)} reaches {bare[depth].text('{:.1f} %')} without the norm" for depth, kind in
              verdicts.items() if kind is Verdict.UNSEEN]  # fmt: skip
-    when = "; ".join([f"the network is deep ({need})", *train])
+    when = "; ".join([f"the network is one that does not train without it ({need})", *train])
     return _finding(plan, SIGMOIDS, verdicts, effect, differences, when)
 
 
@@ -626,7 +627,7 @@ def _dots(axes: Axes, race: Race, arms: Mapping[str, Arm], below: int) -> None:
 
 def _ratios(plan: Extent, found: Found) -> Figure:
     with plots.figure(4.8 * max(2, len(found)), 4.2) as drawing:
-        panels = drawing.subplots(1, len(found), squeeze=False, sharey=True)[0]
+        panels = drawing.subplots(1, len(found), squeeze=False)[0]
         for axes, (depth, race) in zip(panels, found.items(), strict=True):
             _ratio_panel(axes, plan, race)
             axes.set(title=plan.title(depth), xlabel="learning rate; no marker: never reached")
@@ -651,12 +652,12 @@ def _ratio_panel(axes: Axes, plan: Extent, race: Race) -> None:
     plots.logarithmic(axes, x=True)
     plots.logarithmic(axes)
     plots.level(axes, SAME, "2.3, published, same rate")
-    plots.level(axes, FULL, "14, published, 5 times the rate")
+    plots.level(axes, FULL, "14, published, 5 times the rate", left=True)
     axes.axhline(1, color="0.4", linewidth=0.8)
     axes.axvline(race.base, color="0.4", linestyle=":", linewidth=0.9)
     axes.annotate("base's best rate", (race.base, 0), (3, 4), xycoords=("data", "axes fraction"),
                   textcoords="offset points", rotation=90, fontsize="small", color="0.4")  # fmt: skip
-    axes.set(ylim=(0.2, 40))
+    axes.set(ylim=(0.2, max(40.0, 1.3 * max(float(np.nan_to_num(arm).max()) for arm in values.values()))))
 
 
 def _counts(axes: Axes, rates: Sequence[float], ratios: np.ndarray) -> None:

@@ -144,7 +144,7 @@ def test_a_claim_that_holds_at_one_depth_names_it():
     assert seen["faster"].network == "MLP 10 x 100"
     assert "MLP 3 x 100: 0.90 (0.86 to 0.95, n = 3), only 3 of 5 seeds" in seen["faster"].when
     assert seen["sigmoids"].verdict is Verdict.HOLDS_WHEN
-    assert "deep (MLP 10 x 100)" in seen["sigmoids"].when
+    assert "does not train without it (MLP 10 x 100)" in seen["sigmoids"].when
     assert "MLP 3 x 100 reaches 90.0 %" in seen["sigmoids"].when
 
 
