@@ -40,7 +40,7 @@ comparison = study.Comparison(
     ),
     tiers={
         **_TIERS,
-        "smoke": replace(_TIERS["smoke"], problems=("mlp",), norms=("none", "batch"), values={"every": (1, 3)}),
+        "smoke": replace(_TIERS["smoke"], problems=("mlp",), norms=("none", "batch"), values={"every": (1, 2)}),
         "quick": replace(
             _TIERS["quick"],
             problems=("mlp",),
