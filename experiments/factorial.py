@@ -375,7 +375,8 @@ def depth(plan: Extent, net: Net) -> Judgement:
         words = {Verdict.HOLDS: "makes more errors than", Verdict.FAILS: "makes fewer errors than"}
         than = words.get(_signed(seen), "does not differ visibly from")
         sentences.append(
-            f"At {deepest} layers a plain network with batch norm {than} one without a norm: {seen.text(SIGNED)} points."
+            f"At {deepest} layers a plain network with batch norm {than} one without a norm: "
+            f"{seen.text(SIGNED)} points."
         )
     bars = _depth_bars(net, plain, depths)
     return Judgement(findings=tuple(findings), bars=tuple(bars), sentences=tuple(sentences))
