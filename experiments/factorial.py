@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from experiments.claims import factorial_figures as figures
 from experiments.claims.estimates import Interval, average, points, ratio, share
-from experiments.claims.factorial import Cell, Cells, Extent, Found, Net, largest_rate, read, rows
+from experiments.claims.factorial import Cell, Cells, Extent, Found, Net, failing_rates, largest_rate, read, rows
 from experiments.claims.study import Study, text, write
 from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Verdict
 from normlab.errors import BadInput
@@ -119,7 +119,9 @@ def placement(plan: Extent, net: Net) -> Judgement:
         sentences.append(f"{net.title}, layer norm after - before: {other.text(SIGNED)} points.")
     if net.has("placement", ["none"]):
         none = cells["none", "before"]
-        sentences.append(f"{net.title}, no norm: test error {_error(none)}.")
+        failing = ", ".join(f"{rate:g}" for rate in failing_rates(none))
+        every = f"; at learning rates {failing} every run fails" if failing else ""
+        sentences.append(f"{net.title}, no norm: test error {_error(none)} at a learning rate of {none.rate:g}{every}.")
         if sigmoid:
             findings.append(_without_norm(plan, net, none, before))
             mean = average(100 * none.errors)

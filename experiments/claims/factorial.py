@@ -38,6 +38,7 @@ class Cell:
         validation: Validation errors of the same runs, for choices.
         losses: Training losses at the end; NaN for runs that failed.
         untuned: Test errors with the default learning rate; empty without such runs.
+        rate: The tuned learning rate.
         tuning: Validation errors by learning rate, [tuning seeds]; a run that failed counts as infinite.
         chance: Error of a network that has learned nothing.
     """
@@ -47,6 +48,7 @@ class Cell:
     validation: np.ndarray
     losses: np.ndarray
     untuned: np.ndarray
+    rate: float
     tuning: Mapping[float, np.ndarray]
     chance: float
 
@@ -171,6 +173,11 @@ def largest_rate(cell: Cell, factor: float = 2.0) -> np.ndarray:
     return np.where(np.isfinite(best), np.where(fine, rates[:, None], 0.0).max(0), np.nan)
 
 
+def failing_rates(cell: Cell) -> list[float]:
+    """List the learning rates at which every tuning run failed."""
+    return [rate for rate, errors in sorted(cell.tuning.items()) if np.isinf(errors).all()]
+
+
 def _cell(of: engine.ConfigurationPlan, known: Mapping[Run, Record], settings: Settings) -> Cell:
     evaluated, untuned = ([known[run] for run in runs] for runs in (of.reported, of.untuned))
     chance = float(next((r.metrics["chance"] or np.nan for r in evaluated if "chance" in r.metrics), np.nan))
@@ -183,6 +190,7 @@ def _cell(of: engine.ConfigurationPlan, known: Mapping[Run, Record], settings: S
         validation=_numbers(evaluated, "validation", chance),
         losses=_numbers(evaluated, "train_loss", np.nan),
         untuned=_numbers(untuned, "test", chance),
+        rate=of.reported_choice.learning_rate if of.reported_choice else np.nan,
         tuning={rate: np.array(errors) for rate, errors in tuning.items()},
         chance=chance,
     )

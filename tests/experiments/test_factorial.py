@@ -43,7 +43,16 @@ def cell(
     fixed = np.full(0, 0.0) if untuned is None else untuned + noise
     tuning = {rate: np.full(SEEDS, error if rate <= largest else 3 * error) for rate in RATES}
     losses = np.where(there, np.nan, loss * (1 + noise))
-    return Cell(errors=errors, failed=there, validation=errors, losses=losses, untuned=fixed, tuning=tuning, chance=0.9)
+    return Cell(
+        errors=errors,
+        failed=there,
+        validation=errors,
+        losses=losses,
+        untuned=fixed,
+        rate=0.1,
+        tuning=tuning,
+        chance=0.9,
+    )
 
 
 def net(name: str = "mlp", title: str = "MLP", **curves: Mapping[tuple[str, Any], Cell]) -> Net:
@@ -94,6 +103,14 @@ class TestPlacement:
         assert found[0] == dict(zip(("dead_zone", "sigmoid"), verdicts, strict=True))
         assert found[1] == bars
         assert (f"{failed} of {SEEDS} runs failed" in found[2]) == bool(failed)
+
+    def test_says_where_networks_without_a_norm_fail(self) -> None:
+        one = placed(0.07, 0.05, "mlp-sigmoid", error=0.1)
+        none = one.cells["placement"]["none", "before"]
+        assert "every run fails" not in judged(factorial.placement, one)[2]
+        failing = replace(none, rate=3.0, tuning={**none.tuning, 0.1: np.full(SEEDS, np.inf)})
+        one.cells["placement"]["none", "before"] = failing  # pyright: ignore[reportIndexIssue]
+        assert "at a learning rate of 3; at learning rates 0.1 every run fails" in judged(factorial.placement, one)[2]
 
 
 def dropped(few: Sequence[float], many: Sequence[float], losses: Sequence[float] = (0.2, 0.1), **more: Any) -> Net:
