@@ -407,6 +407,9 @@ def _depth_bars(net: Net, plain: Cells, depths: Sequence[int]) -> list[Bar]:
     return bars
 
 
+ORDINALS = {2: "2nd", 3: "3rd"}
+
+
 def every_layer(plan: Extent, net: Net) -> Judgement:
     """Judge norms on every k-th layer."""
     if not net.has("every", ["none", "batch"], [1, 2]):
@@ -427,12 +430,11 @@ def every_layer(plan: Extent, net: Net) -> Judgement:
     effect = "test error, norms on every second layer - on every layer, points"
     sentences = [
         f"{net.title}: test error {_error(cells['batch', 1])} with batch norm on every layer, "
-        f"{_error(cells['none', 1])} without a norm, {gain.text(SIGNED)} points more. "
+        f"{_error(cells['none', 1])} without a norm, {gain.text(SIGNED)} points more. With norms "
         + "; ".join(
-            f"on every {k}th layer {costs[k].text(SIGNED)} points, {kept[k]:.0%} of the gain kept" for k in values[1:]
+            f"on every {ORDINALS.get(k, f'{k}th')} layer {costs[k].text(SIGNED)} points, {kept[k]:.0%} of the gain kept"
+            for k in values[1:]
         )
-        .replace("2th", "2nd")
-        .replace("3th", "3rd")
         + "."
     ]
     bars = []

@@ -23,7 +23,7 @@ class Extent(Plan):
 
     tier: str = ""
     epochs: int = 0
-    tuning_seeds: int = 0
+    seeds_to_tune: int = 0
     learning_rates: tuple[float, ...] = ()
     options: Mapping[str, object]
 
@@ -108,7 +108,7 @@ def extent(settings: Settings) -> Extent:
         data_dir=None if (folder := options.pop("data_dir", None)) is None else str(folder),
         tier=settings.tier,
         epochs=settings.epochs,
-        tuning_seeds=settings.tuning_seeds,
+        seeds_to_tune=settings.tuning_seeds,
         learning_rates=settings.learning_rates,
         options=options,
     )

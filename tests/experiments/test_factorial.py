@@ -14,6 +14,7 @@ from experiments.claims import factorial as ground
 from experiments.claims.factorial import Cell, Extent, Net, largest_rate
 from experiments.claims.study import write
 from experiments.claims.verdicts import Judgement, Verdict
+from normlab.cli.main import main as normlab
 from normlab.errors import BadInput
 from normlab.study.design.factors import Curve, Factor
 from normlab.study.design.plan import Plan
@@ -363,3 +364,15 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(SystemExit):
         factorial.main([str(tmp_path)])
     assert "error:" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_folder_of_a_run_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs, claims = str(tmp_path / "runs"), tmp_path / "claims"
+    assert normlab(["run", "training_size", "--tier", "smoke", "--epochs", "1", "--output", runs]) == 0
+    factorial.main([runs, "--output", str(claims)])
+    assert "Networks with batch norm need fewer examples" in capsys.readouterr().out
+    assert {path.suffix for path in claims.iterdir()} == {".json", ".csv", ".txt", ".svg", ".png"}
+    with pytest.raises(SystemExit):
+        factorial.main([runs, runs])
+    assert "Expected one folder of `training_size`" in capsys.readouterr().err
