@@ -18,10 +18,16 @@ __all__ = ["KINDS", "SECONDS", "lines"]
 SECONDS: Mapping[str, tuple[float, float]] = {
     "batch_composition": (3.0, 0.15),
     "batch_size": (2.5, 0.3),
+    "depth": (8.0, 0.8),
     "distributed": (10.0, 2.0),
+    "dropout": (4.0, 0.8),
+    "every_layer": (7.0, 0.8),
     "inference_gap": (12.0, 1.0),
+    "initialization": (3.5, 0.4),
     "online": (3.0, 0.15),
+    "placement": (4.0, 0.4),
     "recurrent": (10.0, 4.0),
+    "training_size": (3.5, 0.4),
     "transformer": (6.0, 25.0),
 }
 """Seconds of one core to compile a program and to make a run, by comparison: means over problems, rounded.

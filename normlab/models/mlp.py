@@ -5,7 +5,7 @@ the same reason dense and convolutional layers keep their bias even where a norm
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 from flax import linen as nn
@@ -13,7 +13,9 @@ from flax import linen as nn
 from normlab.models.convolution import Conv
 from normlab.norms import Norm
 
-_ACTIVATIONS = {"relu": nn.relu, "sigmoid": nn.sigmoid}
+Activation = Callable[[jax.Array], jax.Array]
+Placement = Literal["before", "after"]
+_ACTIVATIONS: dict[str, Activation] = {"relu": nn.relu, "sigmoid": nn.sigmoid}
 
 
 class MLP(nn.Module):
@@ -28,16 +30,18 @@ class MLP(nn.Module):
         every: Only every so many layers have a norm: with 2 the second, the fourth, and so on.
         dropout: Share of activations that dropout leaves out in training, after norm and activation.
         kernel_scale: Factor of LeCun's standard deviation of the initial kernels of hidden layers; sqrt(2) is He's.
+        residual: Whether each layer is added to its input, if both have one width.
     """
 
     norm: Norm
     hidden: Sequence[int] = (100, 100)
     classes: int = 10
     activation: Literal["relu", "sigmoid"] = "relu"
-    placement: Literal["before", "after"] = "before"
+    placement: Placement = "before"
     every: int = 1
     dropout: float = 0.0
     kernel_scale: float = 1.0
+    residual: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
@@ -45,27 +49,12 @@ class MLP(nn.Module):
         activate = activation(self.activation)
         x = x.reshape(x.shape[0], -1)
         counted = {} if mask is None else {"mask": mask[:, None]}
-        kernel_init = nn.initializers.variance_scaling(self.kernel_scale**2, "fan_in", "truncated_normal")
+        kernel_init = scaled_kernels(self.kernel_scale)
         for i, width in enumerate(self.hidden):
-            x = nn.Dense(width, kernel_init=kernel_init, name=f"dense_{i}")(x)
-            if (i + 1) % self.every:
-                x = activate(x)
-            else:
-                norm = self.norm.linen(train=train, name=f"norm_{i}")
-                x = norm(activate(x), **counted) if self.after else self.norm.activate(norm(x, **counted), activate)
-            x = nn.Dropout(self.dropout, deterministic=not train)(x) if self.dropout else x
+            y = nn.Dense(width, kernel_init=kernel_init, name=f"dense_{i}")(x)
+            y = _activated(self, i, y, activate, train, **counted)
+            x = x + y if self.residual and x.shape == y.shape else y
         return nn.Dense(self.classes, name="head")(x)
-
-    @property
-    def after(self) -> bool:
-        """Whether the norm stands after the activation.
-
-        Raises:
-            ValueError: If `placement` is neither `before` nor `after`.
-        """
-        if self.placement not in ("before", "after"):
-            raise ValueError(f"Expected `placement` to be 'before' or 'after', got {self.placement!r}.")
-        return self.placement == "after"
 
 
 class ConvNet(nn.Module):
@@ -76,23 +65,56 @@ class ConvNet(nn.Module):
         widths: Output channels of each convolution.
         strides: Stride of each convolution.
         classes: Number of outputs.
+        placement: See `MLP`.
+        every: See `MLP`.
+        dropout: See `MLP`; single activations, at each position.
+        kernel_scale: See `MLP`.
     """
 
     norm: Norm
     widths: Sequence[int] = (16, 16, 32)
     strides: Sequence[int] = (2, 1, 2)
     classes: int = 10
+    placement: Placement = "before"
+    every: int = 1
+    dropout: float = 0.0
+    kernel_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map images (batch, height, width, channels) to logits (batch, classes)."""
+        kernel_init = scaled_kernels(self.kernel_scale)
         for i, (width, stride) in enumerate(zip(self.widths, self.strides, strict=True)):
-            x = Conv(width, stride=stride, name=f"conv_{i}")(x)
-            x = self.norm.activate(self.norm.linen(train=train, name=f"norm_{i}")(x), nn.relu)
+            x = Conv(width, stride=stride, kernel_init=kernel_init, name=f"conv_{i}")(x)
+            x = _activated(self, i, x, nn.relu, train)
         return nn.Dense(self.classes, name="head")(x.mean(axis=(1, 2)))
 
 
-def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+def _activated(
+    net: MLP | ConvNet, i: int, x: jax.Array, activate: Activation, train: bool, **counted: jax.Array
+) -> jax.Array:
+    """Apply norm, activation and dropout of layer i, as submodules of `net`.
+
+    Raises:
+        ValueError: If the placement is neither `before` nor `after`.
+    """
+    if net.placement not in get_args(Placement):
+        raise ValueError(f"Expected `placement` to be 'before' or 'after', got {net.placement!r}.")
+    if (i + 1) % net.every:
+        x = activate(x)
+    else:
+        norm = net.norm.linen(train=train, name=f"norm_{i}")
+        after = net.placement == "after"
+        x = norm(activate(x), **counted) if after else net.norm.activate(norm(x, **counted), activate)
+    return nn.Dropout(net.dropout, deterministic=not train)(x) if net.dropout else x
+
+
+def scaled_kernels(scale: float) -> nn.initializers.Initializer:
+    """Return LeCun's normal initializer with its standard deviation times `scale`."""
+    return nn.initializers.variance_scaling(scale**2, "fan_in", "truncated_normal")
+
+
+def activation(name: str) -> Activation:
     """Return an activation of `MLP` by its name.
 
     Raises:

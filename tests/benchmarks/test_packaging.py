@@ -12,7 +12,7 @@ BUILD = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["b
 def test_all_comparisons_are_in_the_wheel_and_nothing_else_is() -> None:
     comparisons = [path.name for path in (ROOT / "benchmarks").rglob("*.py") if discovery.defines_comparison(path)]
     shipped = {source: target for source, target in BUILD["force-include"].items() if source.startswith("benchmarks")}
-    assert len(comparisons) == 7
+    assert len(comparisons) == 13
     assert shipped == {f"benchmarks/{name}": f"normlab/_benchmarks/{name}" for name in comparisons}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
 from normlab.errors import BadInput
-from normlab.expect import NAME, Kind, Several, an, check_fields, positive, whole
+from normlab.expect import NAME, Kind, Several, an, check_fields, finite, positive, whole
 
 
 class Given(NamedTuple):
@@ -155,6 +155,7 @@ def key_value(value: object) -> tuple[str, object]:
 
 WHOLE = Kind("a positive whole number", _whole, "Give one such as 5.")
 NUMBER = Kind("a positive number", _number, "Give one such as 0.1.")
+ANY_NUMBER = Kind("a number", lambda value: finite(float(value)), "Give one such as 0 or 0.1.")
 TEXT = Kind("text", text_of, "Write it in quotes.")
 YES_NO = Kind("true or false", _flag, "Write one of them.")
 FILE = Kind("the path of a file", _file, "Write it in quotes.")

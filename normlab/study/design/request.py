@@ -11,6 +11,7 @@ from normlab.expect import Kind, check_distinct
 from normlab.study.design.comparison import Comparison, Settings
 from normlab.study.design.factors import Curve, Value
 from normlab.study.design.options import (
+    ANY_NUMBER,
     FOLDER,
     NUMBER,
     TEXT,
@@ -235,10 +236,12 @@ def to_toml(settings: Settings, comparison: Comparison) -> str:
 def _of_curve(curve: Curve) -> Option:
     """Make the option of a curve's values, of the kind of the declared values."""
     factor = curve.factor
-    kind = WHOLE if all(isinstance(value, int) for value in factor.values) else NUMBER
+    numbers = [value for value in factor.values if not isinstance(value, str)]
+    kind = WHOLE if all(isinstance(value, int) for value in numbers) else NUMBER
+    kind = kind if all(value > 0 for value in numbers) else ANY_NUMBER
     return Option(
         name=factor.flag.removeprefix("--").replace("-", "_"),
-        kind=TEXT if any(isinstance(value, str) for value in factor.values) else kind,
+        kind=kind if len(numbers) == len(factor.values) else TEXT,
         help=f"values of the curve `{curve.name}`, {factor.label}: {' '.join(map(str, factor.values))}",
         many=True,
         metavar="VALUE",

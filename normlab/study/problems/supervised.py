@@ -61,7 +61,11 @@ class TrainingConfig(TypedDict, total=False):
     epochs: Required[int]
     devices: int
     classes_per_batch: int
+    training_size: float
 
+
+LONGER = "longer"
+"""Field of a configuration: factor of the number of epochs."""
 
 _COUNTS = ("batch_size", "epochs")
 
@@ -98,8 +102,9 @@ def supervised(
         model: Linen: `model(norm)` returns a module that is called as `module(inputs, train=...)`. NNX: `model(norm,
             rngs=...)` returns a module that is called as `module(inputs)` after `train()` or `eval()`. The model
             inserts `norm.linen(train=train)` or `norm.nnx(features, rngs=rngs)`. A model with an argument `classes`
-            receives the number of classes. Values of a curve other than batch size, classes in a batch, epochs and
-            devices are passed on: `model(norm, depth=2)`.
+            receives the number of classes. Fields of a curve's `config` are passed on, `model(norm, depth=2)`, except
+            those of training: `batch_size`, `epochs`, `longer` (a factor of the number of epochs), `training_size`,
+            `classes_per_batch` and `devices`.
         data: A `Data`, a function that returns one, or the path of an `.npz` file; see `data.dataset.load`.
         title: Title for the report; the name unless given.
         loss: `(outputs, labels) -> number, or one for each example`. Unless given: softmax cross entropy for integer
@@ -350,10 +355,9 @@ class SupervisedTask:
         ghost = norm.options.get("ghost_batch_size")
         if isinstance(ghost, int) and ghost > (batch := cast(TrainingConfig, config)["batch_size"]):
             raise ValueError(f"Expected `ghost_batch_size` up to the batch of {batch}, got {ghost}.")
-        data = self.loaded(config)
-        training = {name: config[name] for name in TrainingConfig.__annotations__ if name in config}
-        training |= {name: expect.WHOLE.of(f"`{name}`", training[name]) for name in _COUNTS if name in training}
-        fields = {name: value for name, value in config.items() if name not in (*training, *self.option_names)}
+        data, training = self.loaded(config), _training(config)
+        used = (*training, LONGER, *self.option_names)
+        fields = {name: value for name, value in config.items() if name not in used}
         fields |= self._classes(data)
         first = data.prepared(data.sample_inputs())
         return SupervisedTraining(
@@ -371,7 +375,7 @@ class SupervisedTask:
             extra_metrics=self.extra_metrics,
             assess=self.assess,
             examine=self.examine,
-            **cast(TrainingConfig, training),
+            **training,
         ).program()
 
     def _classes(self, data: Dataset) -> dict[str, int]:
@@ -391,12 +395,22 @@ class SupervisedTask:
         options = self.options_of_norms.get(norm, {})
         if not norms.get(norm).entry.averages:
             return options
-        training, (train, _) = cast(TrainingConfig, config), sizes(self.loaded(config), self.validation, self.test)
+        training, (train, _) = _training(config), sizes(self.loaded(config), self.validation, self.test)
         found = averages(norm, train, training["batch_size"])
         if norm != "batch_renorm":
             return {**found, **options}
         steps = training["epochs"] * max(1, train // training["batch_size"])
         return {**found, **ramps_over(steps), **options}
+
+
+def _training(config: Mapping[str, object]) -> TrainingConfig:
+    """Return the fields of training, with the number of epochs as it is in the end."""
+    fields = {name: config[name] for name in TrainingConfig.__annotations__ if name in config}
+    fields |= {name: expect.WHOLE.of(f"`{name}`", fields[name]) for name in _COUNTS if name in fields}
+    training = cast(TrainingConfig, fields)
+    if LONGER in config:
+        training["epochs"] *= expect.WHOLE.of(f"`{LONGER}`", config[LONGER])
+    return training
 
 
 def _named(function: Loss) -> Error:

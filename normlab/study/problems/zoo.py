@@ -59,6 +59,7 @@ class Architecture(NamedTuple):
         whitened: Features that whitening takes together.
         spatial: Whether activations have axes between batch and features.
         optimizer: See `supervised`.
+        norm_options: Further options of norms by name; see `supervised`.
     """
 
     title: str
@@ -69,6 +70,7 @@ class Architecture(NamedTuple):
     whitened: int = 16
     spatial: bool = True
     optimizer: Optimizer | None = None
+    norm_options: Mapping[str, Mapping[str, object]] = {}
 
 
 def problems(*names: str, **fields: Unpack[Measures]) -> tuple[Problem, ...]:
@@ -78,15 +80,24 @@ def problems(*names: str, **fields: Unpack[Measures]) -> tuple[Problem, ...]:
         *names: Names of `MEMBERS`.
         **fields: Arguments of `supervised`, the same for all.
     """
-    return tuple(_problem(name, MEMBERS[name], fields) for name in names)
+    return tuple(problem(name, MEMBERS[name], **fields) for name in names)
 
 
-def _problem(name: str, member: Architecture, fields: Measures) -> Problem:
+def problem(name: str, member: Architecture, **fields: Unpack[Measures]) -> Problem:
+    """Make a problem of one network, on the data that `--data` chooses.
+
+    Fields of a curve's `config` that are none of training are fields of the network, in place of those of `member`.
+
+    Args:
+        name: Name of the problem.
+        member: The network, e.g. `MEMBERS["mlp"]`, `mlp(3)`, or one of them with other fields by `_replace`.
+        **fields: Further arguments of `supervised`.
+    """
     return supervised(
         name=name,
         title=member.title,
         model=partial(_made, member),
-        norm_options=norm_options(member.groups, member.whitened),
+        norm_options={**norm_options(member.groups, member.whitened), **member.norm_options},
         spatial=member.spatial,
         optimizer=member.optimizer,
         data=partial(_suitable, name, member),
@@ -128,9 +139,9 @@ def _suitable(name: str, member: Architecture, **options: Unpack[DataOptions]) -
     return data
 
 
-def _made(member: Architecture, norm: Norm, *, classes: int) -> "nn.Module":
+def _made(member: Architecture, norm: Norm, *, classes: int, **fields: object) -> "nn.Module":
     kind = getattr(importlib.import_module(f"normlab.models.{member.module}"), member.kind)
-    return kind(norm, classes=classes, **member.fields)
+    return kind(norm, classes=classes, **{**member.fields, **fields})
 
 
 def _sgd_with_decay(schedule: "optax.Schedule") -> "optax.GradientTransformation":
@@ -191,3 +202,45 @@ MEMBERS: Mapping[str, Architecture] = {
     "vit": Architecture("ViT-tiny, patches of 4", "vit", "ViTTiny", {"patch": 4}, groups=12, optimizer=_adamw),
 }
 """Networks by the names of their problems."""
+
+
+HE = 2**0.5
+"""`kernel_scale` of He et al. (2015): standard deviation sqrt(2 / inputs)."""
+
+RECENT: Mapping[str, Mapping[str, object]] = {"batch": {"momentum": 0.9}}
+"""Running statistics over the last ten or so updates, for trainings of few epochs."""
+
+
+def mlp(depth: int, width: int = 100, *, activation: str = "relu", optimizer: Optimizer | None = None) -> Architecture:
+    """Describe an MLP of hidden layers of one width, with He's initial weights.
+
+    Args:
+        depth: Number of hidden layers.
+        width: Their width; a multiple of 10.
+        activation: `relu` or `sigmoid`.
+        optimizer: See `supervised`.
+    """
+    units = "" if activation == "relu" else f", {activation} units"
+    fields = {"hidden": (width,) * depth, "activation": activation, "kernel_scale": HE}
+    title = f"MLP {depth} x {width}{units}"
+    return Architecture(title, "mlp", "MLP", fields, 10, 10, False, optimizer, RECENT)
+
+
+CONV6 = Architecture(
+    "conv net 32-32-64-64-128-128",
+    "mlp",
+    "ConvNet",
+    {"widths": (32, 32, 64, 64, 128, 128), "strides": (1, 2, 1, 2, 1, 2), "kernel_scale": HE},
+    groups=8,
+    norm_options=RECENT,
+)
+"""A conv net of six layers in the style of VGG, for images of 32 x 32 pixels or fewer."""
+
+LAYERS = (
+    "MLPs: hidden layers of 100 units, each dense, norm, ReLU, unless said; conv net: six 3 x 3 convolutions, each "
+    "with norm and ReLU, every second with stride 2. Initial kernels after He et al. (2015). Split, initial weights "
+    "and order are the same for every norm.",
+    "Training: softmax cross entropy, batches of 64, SGD with momentum 0.9, cosine decay from the tuned learning rate "
+    "to zero, no weight decay. Batch norm: running statistics with momentum 0.9.",
+)
+"""Sentences for reports of comparisons on these networks."""

@@ -129,6 +129,8 @@ class SupervisedTraining:
         epochs: Passes over the training set.
         classes_per_batch: Number of classes in a batch. Classes, and examples of each class, are drawn anew for every
             batch, so an epoch has as many examples but not each once. Unless given, batches are not composed.
+        training_size: Number of training examples that are used, the first of the seed's order, or below 1 a share. The
+            number of updates is as with all of them, so that fewer examples are seen more often. All unless given.
         devices: Devices that share every batch; statistics of batch norms are still those of the whole batch.
         error: Error that is measured on held-out examples.
         loss: `(outputs, labels) -> number, or one for each example`; softmax cross entropy or squared error unless
@@ -153,6 +155,7 @@ class SupervisedTraining:
     epochs: int
     error: Error
     classes_per_batch: int | None = None
+    training_size: float | None = None
     devices: int = 1
     loss: Loss | None = None
     optimizer: Optimizer | None = None
@@ -172,7 +175,7 @@ class SupervisedTraining:
             ValueError: If a batch is larger than the training set or cannot be divided among the devices, or a part of
                 the data would be empty.
         """
-        training, _ = self.parts
+        training = self.used
         if not 1 <= self.batch_size <= training:
             raise ValueError(
                 f"Expected a batch of 1 to {training} examples (the training set), got {self.batch_size}. Choose a "
@@ -227,6 +230,21 @@ class SupervisedTraining:
     def parts(self) -> tuple[int, int]:
         """Numbers of examples for training and for validation."""
         return sizes(self.data, self.validation, self.test)
+
+    @cached_property
+    def used(self) -> int:
+        """Number of training examples that are used.
+
+        Raises:
+            ValueError: If there are fewer.
+        """
+        training, size = self.parts[0], self.training_size
+        if size is None:
+            return training
+        used = round(size * training) if size < 1 else round(size)
+        if not 1 <= used <= training:
+            raise ValueError(f"Expected `training_size` of at most {training:,} examples, got {size:g}. Choose fewer.")
+        return used
 
     @property
     def per_epoch(self) -> int:
@@ -388,10 +406,11 @@ class SupervisedTraining:
 
     def _examples(self, seed: int) -> RunExamples:
         parts = divided(self.data, seed, self.validation, self.test)
-        train, held_out = parts["train"], np.concatenate([parts["validation"], parts["test"]])
+        train, held_out = parts["train"][: self.used], np.concatenate([parts["validation"], parts["test"]])
         if self.classes_per_batch:
             return RunExamples(self._composed(train, self.steps, seed), train, held_out)
-        return RunExamples(shuffled(train, self.batch_size, self.epochs, seed), train, held_out)
+        epochs = -(-self.steps // (self.used // self.batch_size))
+        return RunExamples(shuffled(train, self.batch_size, epochs, seed)[: self.steps], train, held_out)
 
     def _composed(self, some: np.ndarray, count: int, seed: int) -> np.ndarray:
         """Draw batches with a number of classes from some examples."""
