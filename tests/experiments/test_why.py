@@ -257,20 +257,21 @@ def test_sentences_have_the_numbers_of_their_arms() -> None:
 
 
 def test_networks_have_plans_of_their_own() -> None:
-    for name, plan in study.study.networks.items():
-        assert plan.network == name
+    for name, (plan, quick) in study.study.networks.items():
+        assert plan.network == quick.network == name
         assert plan.steps % plan.every == 0
         assert plan.steps // plan.every == study.STANDARD.steps // study.STANDARD.every
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", ["mlp", "convnet"])
-def test_command_writes_everything(tmp_path: Path, network: str) -> None:
+@pytest.mark.parametrize("network", [[], ["--network", "convnet"]])
+def test_command_writes_everything(tmp_path: Path, network: list[str]) -> None:
     quick = dataclasses.replace(
         study.study.quick, depth=2, width=8, rates=(0.1,), noises=(1.0,), distances=(0.1,), steps=2, every=1, batch=8
     )
-    arguments = ["--quick", "--data", "digits", "--network", network, "--output", str(tmp_path)]
-    main(dataclasses.replace(study.study, quick=quick), "", arguments)
+    arguments = ["--quick", "--data", "digits", *network, "--output", str(tmp_path)]
+    networks = {"convnet": (quick, dataclasses.replace(quick, network="convnet"))}
+    main(dataclasses.replace(study.study, quick=quick, networks=networks), "", arguments)
     written = {path.name for path in tmp_path.iterdir()}
     figures = {f"why{part}.{end}" for part in ("", "-distance", "-noise") for end in ("svg", "png")}
     assert written == {"why.txt", "why.csv", "why.json"} | figures
