@@ -236,8 +236,7 @@ def course(plan: Extent, data: Images, activation: str, norm: str) -> Course:
     watched = jnp.asarray(data.test.inputs[: plan.observed])
 
     def observe(moment: Moment) -> Look:
-        found = [percentiles(inputs) for inputs in inputs_of_activations(net, moment, watched)]
-        return Look(right(moment), jnp.stack(found))
+        return Look(right(moment), percentiles(jnp.stack(inputs_of_activations(net, moment, watched))))
 
     budget = Budget(steps=plan.steps, every=plan.every)
     return Course(plan=plan, data=data, net=net, run=trainer(net, data, budget, observe=observe), norm=norm)
@@ -260,8 +259,8 @@ def inputs_of_activations(net: Network, moment: Moment, x: Array) -> list[Array]
 
 
 def percentiles(inputs: Array) -> Array:
-    """Return percentiles over images, [percentiles, units]."""
-    return jnp.percentile(inputs, jnp.array(PERCENTILES), axis=0)
+    """Map inputs, [..., images, units], to percentiles over images, [..., percentiles, units]."""
+    return jnp.moveaxis(jnp.percentile(inputs, jnp.array(PERCENTILES), axis=-2), 0, -2)
 
 
 def judge(plan: Extent, found: Found) -> Judgement:

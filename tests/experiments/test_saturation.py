@@ -180,10 +180,10 @@ def test_batch_norm_takes_the_statistics_of_the_images(data: Images):
 
 
 def test_percentiles_are_those_of_numpy():
-    inputs = np.random.default_rng(1).normal(size=(50, 3)).astype(np.float32)
-    np.testing.assert_allclose(
-        saturation.percentiles(jnp.asarray(inputs)), np.percentile(inputs, (15, 50, 85), axis=0), rtol=1e-5
-    )
+    inputs = np.random.default_rng(1).normal(size=(2, 50, 4)).astype(np.float32)
+    found = saturation.percentiles(jnp.asarray(inputs))
+    for layer, seen in zip(inputs, found, strict=True):
+        np.testing.assert_allclose(seen, np.percentile(layer, (15, 50, 85), axis=0), rtol=1e-5)
 
 
 def test_the_slope_of_a_saturated_sigmoid_is_small():
