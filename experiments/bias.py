@@ -47,12 +47,12 @@ EXACT, MATTERS = 1e-6, 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Extent(Plan):
-    """What varies."""
+    """What varies; the learning rate is that of the largest batch, and proportional to the batch."""
 
     batches: tuple[int, ...] = (2, 8, 32)
     steps: int = 1_000
     width: int = 100
-    rate: float = 0.03
+    rate: float = 0.05
 
 
 class Net(nn.Module):
@@ -117,7 +117,7 @@ def trained(plan: Extent, data: Images, arm: str, batch: int) -> Arm:
     """Train one arm with and without biases."""
     net, bare = (made(plan, data, arm, bias=bias) for bias in (True, False))
     budget = Budget(steps=plan.steps, batch=batch, every=plan.steps // 10, cosine=True)
-    settings = Settings(list(plan.all_seeds()), plan.rate)
+    settings = Settings(list(plan.all_seeds()), plan.rate * batch / max(plan.batches))
 
     def shares(moment: Moment) -> Array:
         def objective(outputs: Array) -> tuple[Array, None]:
