@@ -445,7 +445,10 @@ def _matrix(plan: Extent, axes: Axes, one: Observed) -> None:
     for (i, j), value in np.ndenumerate(table):
         axes.text(j, i, f"{value:.1f}", ha="center", va="center", color="white" if value > 55 else "black",
                   fontsize="small")  # fmt: skip
-    labels = [column.replace(", ", ",\n").replace("running statistics", "running\nstatistics") for column in columns]
+    labels = [
+        column.replace(", ", ",\n").replace(" statistics", "\nstatistics").replace("by class", "\nby class")
+        for column in columns
+    ]
     axes.set_xticks(range(len(columns)), labels, fontsize="small")
     axes.set_yticks(range(len(one.shifts)), one.shifts)
     axes.grid(False)

@@ -64,7 +64,7 @@ BATCH, FROZEN, ADAPTED, FIXED, FOLLOWS, GROUP, NONE = (
 SOURCE, WITHIN = "batch:momentum=0.9", 1.0
 """Batch norm of the source; points that are no loss."""
 
-TICKS = (1, 2, 5, 10, 20, 50, 90)
+TICKS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 60, 90)
 
 
 class Arm(NamedTuple):
