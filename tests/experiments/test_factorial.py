@@ -138,6 +138,8 @@ class TestDropout:
             "dropout_harms": Verdict.HOLDS_WHEN,
         }
         assert bars == [True] * 5
+        harm = factorial.dropout(EXTENT, one).findings[2]
+        assert harm.when == "trained on all examples" and harm.seen.mean == pytest.approx(1, abs=0.2)
         assert "MLP, four times the updates: batch norm without dropout minus" in paragraph
 
     def test_needed_beside_a_norm_that_regularizes(self) -> None:
@@ -155,6 +157,7 @@ class TestDropout:
         found = factorial.dropout(EXTENT, dropped((0.10, 0.05, 0.09, 0.09), (0.05, 0.06, 0.04, 0.04)))
         first = found.findings[0]
         assert (first.verdict, first.when) == (Verdict.HOLDS_WHEN, "trained on all examples")
+        assert first.effect.endswith(", all examples") and first.seen.mean < 0
         assert found.findings[2].verdict == Verdict.UNSEEN
 
     def test_the_rate_is_chosen_by_validation(self) -> None:
