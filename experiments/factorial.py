@@ -290,8 +290,8 @@ def _scale_bars(net: Net, scales: Sequence[float], means: dict[str, np.ndarray],
     ]
     if {0.01, 10.0} <= set(scales):
         inner = [0.01 <= scale <= 10 for scale in scales]
-        worst = means["batch"][inner].max()
-        ends = [means["none"][scales.index(end)] for end in (0.01, 10.0)]
+        worst = float(means["batch"][inner].max())
+        ends = [float(means["none"][scales.index(end)]) for end in (0.01, 10.0)]
         bars.append(
             Bar(f"{net.title}: batch norm at most 15 % from scale 0.01 to 10", f"{worst:.1f} % at worst", worst <= 15)
         )

@@ -357,8 +357,13 @@ FIGURES = {
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_figures_have_a_line_for_each_norm(name: str) -> None:
-    drawing = factorial.STUDIES[name].draw(EXTENT, (FIGURES[name],))[name]
+def test_every_study_is_written_with_a_line_for_each_norm(name: str, tmp_path: Path) -> None:
+    study = factorial.STUDIES[name]
+    write(tmp_path, study, EXTENT, (FIGURES[name],), {})
+    document = json.loads((tmp_path / f"{name}.json").read_text())
+    assert {finding["claim"]["key"] for finding in document["findings"]} == {claim.key for claim in study.claims}
+    assert all(isinstance(bar["met"], bool) for bar in document["bars"]) and document["bars"]
+    drawing = study.draw(EXTENT, (FIGURES[name],))[name]
     assert [len(axes.lines) for axes in drawing.axes] == [2] * len(drawing.axes)
     assert len(drawing.axes) == {"dropout": 4, "initialization": 3, "depth": 2}.get(name, 1)
 
