@@ -290,8 +290,8 @@ def _scale_bars(net: Net, scales: Sequence[float], means: dict[str, np.ndarray],
     ]
     if {0.01, 10.0} <= set(scales):
         inner = [0.01 <= scale <= 10 for scale in scales]
-        worst = means["batch"][inner].max()
-        ends = [means["none"][scales.index(end)] for end in (0.01, 10.0)]
+        worst = float(means["batch"][inner].max())
+        ends = [float(means["none"][scales.index(end)]) for end in (0.01, 10.0)]
         bars.append(
             Bar(f"{net.title}: batch norm at most 15 % from scale 0.01 to 10", f"{worst:.1f} % at worst", worst <= 15)
         )
@@ -500,15 +500,17 @@ def _over_curves(
     holds: Callable[[Interval], bool],
     fails: Callable[[Interval], bool],
 ) -> Finding:
-    """Judge a claim that may hold on some training sets alone; the effect is that on the first."""
-    where = [TRAINED_ON[curve] for curve, found in seen.items() if holds(found)]
+    """Judge a claim that may hold on some training sets alone; the effect is that on the first of them."""
+    where = [curve for curve, found in seen.items() if holds(found)]
+    words = " and ".join(TRAINED_ON[curve] for curve in where)
     if len(where) == len(seen):
         verdict, when = Verdict.HOLDS, ""
     elif where:
-        verdict, when = Verdict.HOLDS_WHEN, f"trained on {' and '.join(where)}"
+        verdict, when = Verdict.HOLDS_WHEN, f"trained on {words}"
     else:
         verdict, when = (Verdict.FAILS if any(map(fails, seen.values())) else Verdict.UNSEEN), ""
-    return _finding(plan, net, claim, verdict, effect, next(iter(seen.values())), when)
+    first = next(iter(where or seen))
+    return _finding(plan, net, claim, verdict, f"{effect}, {TRAINED_ON[first]}", seen[first], when)
 
 
 def _finding(

@@ -138,6 +138,8 @@ class TestDropout:
             "dropout_harms": Verdict.HOLDS_WHEN,
         }
         assert bars == [True] * 5
+        harm = factorial.dropout(EXTENT, one).findings[2]
+        assert harm.when == "trained on all examples" and harm.seen.mean == pytest.approx(1, abs=0.2)
         assert "MLP, four times the updates: batch norm without dropout minus" in paragraph
 
     def test_needed_beside_a_norm_that_regularizes(self) -> None:
@@ -155,6 +157,7 @@ class TestDropout:
         found = factorial.dropout(EXTENT, dropped((0.10, 0.05, 0.09, 0.09), (0.05, 0.06, 0.04, 0.04)))
         first = found.findings[0]
         assert (first.verdict, first.when) == (Verdict.HOLDS_WHEN, "trained on all examples")
+        assert first.effect.endswith(", all examples") and first.seen.mean < 0
         assert found.findings[2].verdict == Verdict.UNSEEN
 
     def test_the_rate_is_chosen_by_validation(self) -> None:
@@ -354,8 +357,13 @@ FIGURES = {
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_figures_have_a_line_for_each_norm(name: str) -> None:
-    drawing = factorial.STUDIES[name].draw(EXTENT, (FIGURES[name],))[name]
+def test_every_study_is_written_with_a_line_for_each_norm(name: str, tmp_path: Path) -> None:
+    study = factorial.STUDIES[name]
+    write(tmp_path, study, EXTENT, (FIGURES[name],), {})
+    document = json.loads((tmp_path / f"{name}.json").read_text())
+    assert {finding["claim"]["key"] for finding in document["findings"]} == {claim.key for claim in study.claims}
+    assert all(isinstance(bar["met"], bool) for bar in document["bars"]) and document["bars"]
+    drawing = study.draw(EXTENT, (FIGURES[name],))[name]
     assert [len(axes.lines) for axes in drawing.axes] == [2] * len(drawing.axes)
     assert len(drawing.axes) == {"dropout": 4, "initialization": 3, "depth": 2}.get(name, 1)
 
