@@ -1,5 +1,6 @@
 """Numbers of a comparison that `normlab run` made, by network, curve, norm and value of the factor."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,7 +209,7 @@ def _number(record: Record, metric: str, of_failed: float) -> float:
 def _about(header: Header) -> dict[str, object]:
     identity = header.identity
     return {
-        "command": header.command,
+        "command": re.sub(r" --(output|data-dir) \S+", "", header.command),
         "jax": identity["versions"].get("jax"),
         "device": f"{identity['platform'].get('backend')}, {identity['platform'].get('device')}",
         "python": identity["versions"].get("python"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.claims.estimates import Interval
+from experiments.claims.images import title
 
 Document = Mapping[str, Any]
 """Content of a study's JSON file, see `study.write`."""
@@ -77,7 +78,7 @@ def _table(documents: Sequence[Document]) -> str:
                 claim["text"],
                 claim["source"],
                 claim["published"] or "no number",
-                f"{finding['effect']}: {effect(finding['seen'])}; {finding['network']}, {finding['data']}",
+                f"{finding['effect']}: {effect(finding['seen'])}; {finding['network']}, {title(finding['data'])}",
                 f"**{finding['verdict']}**{' ' if finding['verdict'].endswith('when') else ': ' if when else ''}{when}",
                 f"[{document['name']}](#{document['name'].replace('_', '-')})",
             )
