@@ -373,7 +373,8 @@ def depth(plan: Extent, net: Net) -> Judgement:
     if net.has("plain", ["none"]):
         seen = points(plain["batch", deepest].errors, plain["none", deepest].errors)
         effect = f"test error at {deepest} layers, plain, batch norm - no norm, points"
-        findings.append(_finding(plan, net, BLAME, _signed(seen), effect, seen))
+        both = f"{_error(plain['batch', deepest])} with batch norm, {_error(plain['none', deepest])} without"
+        findings.append(_finding(plan, net, BLAME, _signed(seen), effect, seen, both))
         words = {Verdict.HOLDS: "makes more errors than", Verdict.FAILS: "makes fewer errors than"}
         than = words.get(_signed(seen), "does not differ visibly from")
         sentences.append(

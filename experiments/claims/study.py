@@ -120,7 +120,7 @@ def main(study: Study[AnyPlan, Found], description: str, arguments: Sequence[str
         write(options.output, study, plan, found, about)
 
 
-_CHOSEN = ("seeds", "first_seed", "data", "data_dir", "network")
+_CHOSEN = ("seeds", "first_seed", "data", "data_dir")
 
 
 def text(judgement: Judgement) -> str:

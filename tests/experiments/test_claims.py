@@ -1,6 +1,7 @@
 """Test the ground of the studies: data, training, estimates, files, and the page of all claims."""
 
 import dataclasses
+import importlib
 import json
 import math
 from pathlib import Path
@@ -17,6 +18,7 @@ from normlab import norms
 from normlab.errors import BadInput
 from normlab.introspect.pure import network
 from normlab.models import MLP
+from tests.support.paths import ROOT
 
 DATA = images.load("digits")
 NET = network(MLP, norms.get("batch:momentum=0.9"), DATA.train.inputs[:2], hidden=(8,))
@@ -192,3 +194,24 @@ def test_the_command_is_that_of_anyone(tmp_path: Path) -> None:
 def test_an_interval_without_ends_survives_the_page() -> None:
     assert table.effect({"mean": 1.0, "low": None, "high": None, "n": 2}) == "1 (no interval, n = 2)"
     assert table.effect(Interval(1.0, 0.5, 1.5, 3)._asdict()) == "1 (0.5 to 1.5, n = 3)"
+
+
+STUDIES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if "study = Study(" in path.read_text())
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_network_brings_the_plan_that_is_listed_for_it(name: str) -> None:
+    found = importlib.import_module(f"experiments.{name}").study
+    assert found.name == name
+    plans: list[study.Plan] = []
+
+    def stop(plan: study.Plan) -> None:
+        plans.append(plan)
+        raise BadInput("enough")
+
+    listed = {(): (found.standard, found.quick)} | {("--network", key): pair for key, pair in found.networks.items()}
+    for arguments, pair in listed.items():
+        for quick, plan in zip(((), ("--quick",)), pair, strict=True):
+            with pytest.raises(SystemExit):
+                study.main(dataclasses.replace(found, measure=stop), "", [*arguments, *quick])
+            assert plans.pop() == plan, (arguments, quick)
