@@ -75,7 +75,7 @@ class Schedule(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Extent(Plan):
-    """What varies; the first schedule is the one of the bars."""
+    """Extent of the study; the bars are about the first schedule."""
 
     schedules: tuple[Schedule, ...] = (Schedule(0.1), Schedule(0.1, cosine=True), Schedule(0.5))
     at: tuple[int, ...] = (20, 50, 100, 300, 1_000)
@@ -229,12 +229,12 @@ class Compared:
 
     @property
     def wins(self) -> bool:
-        """Whether the plain average is clearly better."""
+        """Report whether the plain average is clearly better."""
         return self.difference.high < 0
 
     @property
     def loses(self) -> bool:
-        """Whether the plain average is clearly worse."""
+        """Report whether the plain average is clearly worse."""
         return self.difference.low > 0
 
 

@@ -15,19 +15,17 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax import Array
 from matplotlib.figure import Figure
 
-from experiments.claims import images, plots
+from experiments.claims import images, networks, plots
 from experiments.claims.estimates import Interval, average, points
 from experiments.claims.images import Images
 from experiments.claims.study import Plan, Study, main
 from experiments.claims.trainer import Budget, Moment, Settings, error, loss, train
 from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Row, Verdict
-from normlab import norms
-from normlab.introspect.pure import Network, network
-from normlab.norms import Norm
+from normlab.introspect.pure import Network
+from normlab.models import MLP
 
 REDUNDANT = Claim(
     key="redundant",
@@ -35,6 +33,12 @@ REDUNDANT = Claim(
     source="Ioffe & Szegedy 2015, section 3.2; most tutorials",
 )
 BEFORE, AFTER, FIXED, NONE = "batch norm before", "batch norm after", "running statistics", "no norm"
+NORMS = {
+    BEFORE: "batch:momentum=0.9",
+    AFTER: "batch:momentum=0.9",
+    FIXED: "batch:statistics=running,momentum=1.0",
+    NONE: "none",
+}
 LOOKS = {
     BEFORE: plots.Look("batch"),
     AFTER: plots.Look("batch", "--"),
@@ -47,32 +51,12 @@ EXACT, MATTERS = 1e-6, 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Extent(Plan):
-    """What varies; the learning rate is that of the largest batch, and proportional to the batch."""
+    """Extent of the study; learning rates are proportional to the batch, and `rate` belongs to the largest one."""
 
     batches: tuple[int, ...] = (2, 8, 32)
     steps: int = 1_000
     width: int = 100
     rate: float = 0.05
-
-
-class Net(nn.Module):
-    """Two hidden layers, with or without biases, with the norm before or after the activation."""
-
-    norm: Norm
-    width: int
-    classes: int
-    after: bool = False
-    bias: bool = True
-
-    @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        """Map images to logits."""
-        x = x.reshape(len(x), -1)
-        for i in range(2):
-            x = nn.Dense(self.width, use_bias=self.bias, name=f"dense_{i}")(x)
-            norm = self.norm.linen(train=train, name=f"norm_{i}")
-            x = norm(nn.relu(x)) if self.after else nn.relu(norm(x))
-        return nn.Dense(self.classes, name="head")(x)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,14 +87,8 @@ def measure(plan: Extent) -> Found:
 
 def made(plan: Extent, data: Images, arm: str, *, bias: bool) -> Network:
     """Make the network of an arm."""
-    options = {
-        BEFORE: "batch:momentum=0.9",
-        AFTER: "batch:momentum=0.9",
-        FIXED: "batch:statistics=running,momentum=1.0",
-        NONE: "none",
-    }
-    fields = {"width": plan.width, "classes": data.classes, "after": arm == AFTER, "bias": bias}
-    return network(Net, norms.get(options[arm]), data.train.inputs[:2], **fields)
+    placement = "after" if arm == AFTER else "before"
+    return networks.of(MLP, NORMS[arm], data, hidden=(plan.width,) * 2, placement=placement, use_bias=bias)
 
 
 def trained(plan: Extent, data: Images, arm: str, batch: int) -> Arm:

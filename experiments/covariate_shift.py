@@ -69,7 +69,7 @@ HURTS, HALF, TRAP = 1.0, 0.5, 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Extent(Plan):
-    """What varies.
+    """Extent of the study.
 
     Attributes:
         networks: Names of recipes.

@@ -108,7 +108,7 @@ NEEDED = (NONE, BATCH, LAYER, LAYER_AFTER, BATCH_RESIDUAL)
 
 @dataclass(frozen=True, kw_only=True)
 class Extent(Plan):
-    """What varies.
+    """Extent of the study.
 
     Attributes:
         arms: Architectures, at `width` and `batch`; `NEEDED` are among them.

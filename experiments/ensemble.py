@@ -24,7 +24,7 @@ from experiments.claims import images, networks, plots
 from experiments.claims.estimates import Interval, average, share
 from experiments.claims.images import Images
 from experiments.claims.study import Plan, Study, main
-from experiments.claims.trainer import Budget, Settings, best_rate, error, grid, logits, train
+from experiments.claims.trainer import Budget, Settings, chosen_rate, grid, logits, train
 from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Row, Verdict
 
 FEWER = Claim(
@@ -54,7 +54,7 @@ LOST = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Extent(Plan):
-    """What varies; a seed is a set of networks."""
+    """Extent of the study; a seed is a set of networks."""
 
     networks: tuple[str, ...] = ("mlp-6",)
     norms: tuple[str, ...] = (BATCH, LAYER, NONE)
@@ -112,7 +112,7 @@ def trained(plan: Extent, data: Images, name: str, norm: str) -> Sets:
     n, rate = min(plan.examples, len(data.train.labels)), plan.rates[0]
     if len(plan.rates) > 1:
         tuned = run(grid(plan.tuning_seeds(plan.tuning), plan.rates, examples=n))
-        rate = best_rate(error(net, tuned, data.validation).reshape(len(plan.rates), -1), plan.rates)
+        rate = chosen_rate(net, [tuned], data.validation, plan.rates)
     runs = run(Settings(members(plan), rate, examples=n))
     outputs = logits(net, runs.params, runs.state, data.test)
     return ensembled(rate, outputs.reshape(plan.seeds, MEMBERS, *outputs.shape[1:]), data.test.labels)

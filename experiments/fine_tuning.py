@@ -21,15 +21,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.claims import images, plots, shifted
+from experiments.claims import images, networks, plots, shifted
 from experiments.claims.estimates import Interval, average, points, share
 from experiments.claims.images import Images, Part
 from experiments.claims.shifted import RECIPES, Recipe, Runs
 from experiments.claims.study import Plan, Study, main
 from experiments.claims.trainer import Budget, Trained, Tree, best_rate, grid, train
 from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Key, Row, judged
-from normlab import norms, tools
-from normlab.introspect.pure import Network, network
+from normlab import tools
+from normlab.introspect.pure import Network
 
 FREEZE = Claim(
     key="freeze",
@@ -103,7 +103,7 @@ LOOKS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Extent(Plan):
-    """What varies.
+    """Extent of the study.
 
     Attributes:
         networks: Names of recipes.
@@ -267,7 +267,7 @@ def _tuned(plan: Extent, net: Network, new: Images, runs: Trained, estimate: boo
 
 
 def _net(recipe: Recipe, norm: str, data: Images) -> Network:
-    return network(recipe.model, norms.get(norm), data.train.inputs[:2], classes=data.classes, **recipe.fields)
+    return networks.of(recipe.model, norm, data, **recipe.fields)
 
 
 def _of_norm(arms: Mapping[str, Arm], norm: str, starts: Mapping[tuple[str, bool], Tree]) -> dict[str, Tree]:

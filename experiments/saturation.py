@@ -23,15 +23,23 @@ from jax import Array
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.claims import images, plots
+from experiments.claims import images, networks, plots
 from experiments.claims.estimates import Interval, average, points, ratio, share
 from experiments.claims.images import Images
 from experiments.claims.progress import FEW, Speedup, binarized, first, halfway, in_groups, smoothed, speedup
 from experiments.claims.study import Plan, Study, main
-from experiments.claims.trainer import Budget, Moment, Trained, accuracy, at_once, best_rate, error, grid, trainer
+from experiments.claims.trainer import (
+    Budget,
+    Moment,
+    Trained,
+    accuracy,
+    at_once,
+    chosen_rate,
+    grid,
+    trainer,
+)
 from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Row, Verdict
-from normlab import norms
-from normlab.introspect.pure import Network, network
+from normlab.introspect.pure import Network
 from normlab.models import MLP
 
 SATURATION = Claim(
@@ -66,7 +74,7 @@ LOOKS = {NONE: plots.Look("none"), BATCH: plots.Look("batch"), SLOWER: plots.Loo
 
 @dataclass(frozen=True, kw_only=True)
 class Extent(Plan):
-    """What varies.
+    """Extent of the study.
 
     Attributes:
         layers: Hidden layers.
@@ -203,8 +211,7 @@ class Course:
         """Choose a learning rate on validation images."""
         settings = grid(self.plan.tuning_seeds(self.plan.tuning), self.plan.rates)
         runs = in_groups(self.run, settings, self.plan.group)
-        errors = np.concatenate([error(self.net, some, self.data.validation) for some in runs])
-        return best_rate(errors.reshape(len(self.plan.rates), -1), self.plan.rates)
+        return chosen_rate(self.net, runs, self.data.validation, self.plan.rates)
 
     def arms(self, rate: float) -> dict[str, Arm]:
         """Follow the network at a rate; with the norm at half of it, too."""
@@ -230,8 +237,7 @@ class Course:
 def course(plan: Extent, data: Images, activation: str, norm: str) -> Course:
     """Make a network and its program."""
     hidden, scale = (plan.width,) * plan.layers, SCALES[activation]
-    fields = {"hidden": hidden, "classes": data.classes, "activation": activation, "kernel_scale": scale}
-    net = network(MLP, norms.get(NORMS[norm]), data.train.inputs[:2], **fields)
+    net = networks.of(MLP, NORMS[norm], data, hidden=hidden, activation=activation, kernel_scale=scale)
     right = accuracy(net, data.test.first(plan.evaluated))
     watched = jnp.asarray(data.test.inputs[: plan.observed])
 

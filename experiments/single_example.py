@@ -29,7 +29,17 @@ from experiments.claims import images, networks, plots
 from experiments.claims.estimates import Interval, average, points, ratio
 from experiments.claims.images import Images, Part
 from experiments.claims.study import Plan, Study, main
-from experiments.claims.trainer import Budget, Settings, Trained, Tree, best_rate, error, grid, logits, train
+from experiments.claims.trainer import (
+    Budget,
+    Settings,
+    Trained,
+    Tree,
+    chosen_rate,
+    error,
+    grid,
+    logits,
+    train,
+)
 from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Row, Verdict
 from normlab import norms
 from normlab.functional import StatisticsError
@@ -67,7 +77,7 @@ REFERENCE = "mlp-3"
 
 @dataclass(frozen=True, kw_only=True)
 class Extent(Plan):
-    """What varies."""
+    """Extent of the study."""
 
     networks: tuple[str, ...] = ("mlp-3", "mlp-6", "mlp-10", "conv")
     sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -164,7 +174,7 @@ def trained(plan: Extent, data: Images, net: Network, *, together: bool) -> tupl
     n, rate = min(plan.examples, len(data.train.labels)), plan.rates[0]
     if len(plan.rates) > 1:
         tuned = run(grid(plan.tuning_seeds(plan.tuning), plan.rates, examples=n))
-        rate = best_rate(error(net, tuned, data.validation).reshape(len(plan.rates), -1), plan.rates)
+        rate = chosen_rate(net, [tuned], data.validation, plan.rates)
     return rate, run(Settings(list(plan.all_seeds()), rate, examples=n))
 
 
@@ -268,7 +278,7 @@ def _each(runs: Trained) -> list[tuple[Tree, Tree]]:
 
 
 class Cost(NamedTuple):
-    """What a way to test adds to the error of a network.
+    """Increase of the error of a network by a way to test it.
 
     Attributes:
         points: Its error minus the error by running statistics, points.

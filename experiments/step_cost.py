@@ -63,7 +63,7 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Extent(Plan):
-    """What varies; `seeds` are invocations."""
+    """Extent of the study; `seeds` are invocations."""
 
     seeds: int = 5
     rounds: int = 15

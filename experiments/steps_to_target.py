@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from experiments.claims import images, plots
+from experiments.claims import images, networks, plots
 from experiments.claims.estimates import Interval, average, points, share
 from experiments.claims.images import Images
 from experiments.claims.progress import FEW, Speedup, binarized, in_groups, smoothed
@@ -34,14 +34,12 @@ from experiments.claims.trainer import (
     Trained,
     accuracy,
     at_once,
-    best_rate,
-    error,
+    chosen_rate,
     grid,
     trainer,
 )
 from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Row, Verdict
-from normlab import norms
-from normlab.introspect.pure import Network, network
+from normlab.introspect.pure import Network
 from normlab.models import MLP, VGG, ConvNet, ResNet
 
 PAPER = "Ioffe & Szegedy 2015, section 4.2.2"
@@ -98,12 +96,11 @@ TRAINS, NOTHING = 0.8, 0.5
 """Shares of the base's accuracy from which a network counts as trained, and up to which it does not."""
 
 NORMS = {"none": "none", "batch": "batch:momentum=0.9"}
-HE = math.sqrt(2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extent(Plan):
-    """What varies.
+    """Extent of the study.
 
     Attributes:
         network: `mlp`, `convnet`, `vgg` or `resnet`.
@@ -139,7 +136,7 @@ class Extent(Plan):
 
     @property
     def dense(self) -> bool:
-        """Whether layers are dense, so that networks train together."""
+        """Report whether layers are dense, so that networks train together."""
         return self.network == "mlp"
 
     def title(self, depth: int) -> str:
@@ -163,7 +160,7 @@ class Contest:
 
     def trained(self, seeds: Sequence[int], rates: Sequence[float]) -> Iterator[Trained[Array]]:
         """Train at all rates with all seeds, rates first, in groups."""
-        scale = HE if self.plan.network == "convnet" else 1.0
+        scale = networks.HE if self.plan.network == "convnet" else 1.0
         settings = grid(seeds, rates, scale=scale)
         return in_groups(self.run, settings, self.plan.group if self.plan.dense else len(seeds))
 
@@ -171,8 +168,7 @@ class Contest:
         """Choose a learning rate on validation images."""
         seeds = self.plan.tuning_seeds(self.plan.tuning)
         runs = self.trained(seeds, self.plan.rates)
-        errors = np.concatenate([error(self.net, some, self.data.validation) for some in runs])
-        return best_rate(errors.reshape(len(self.plan.rates), -1), self.plan.rates)
+        return chosen_rate(self.net, runs, self.data.validation, self.plan.rates)
 
     def curves(self, rates: Sequence[float]) -> np.ndarray:
         """Return test accuracies, averaged over the last evaluations, [rates, seeds, evaluations]."""
@@ -222,12 +218,12 @@ def contest(plan: Extent, data: Images, depth: int, norm: str, activation: str) 
 def made(plan: Extent, data: Images, depth: int, norm: str, activation: str) -> Network:
     """Make a network of a depth."""
     model, fields = {
-        "mlp": (MLP, {"hidden": (plan.width,) * depth, "activation": activation, "kernel_scale": HE}),
+        "mlp": (MLP, {"hidden": (plan.width,) * depth, "activation": activation, "kernel_scale": networks.HE}),
         "convnet": (ConvNet, {"widths": (32, 32, 64)}),
         "vgg": (VGG, {"depth": depth}),
         "resnet": (ResNet, {"depth": depth}),
     }[plan.network]
-    return network(model, norms.get(NORMS[norm]), data.train.inputs[:2], classes=data.classes, **fields)
+    return networks.of(model, NORMS[norm], data, **fields)
 
 
 def _all(plan: Extent, jobs: Sequence[Callable[[], Result]]) -> list[Result]:

@@ -25,15 +25,25 @@ from flax import linen as nn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.claims import images, plots
+from experiments.claims import images, networks, plots
 from experiments.claims.estimates import Interval, average, points, ratio
 from experiments.claims.images import Images, Part
 from experiments.claims.progress import Speedup, first, halfway, in_groups, smoothed, speedup
 from experiments.claims.study import Plan, Study, main
-from experiments.claims.trainer import Budget, Settings, Trained, Tree, accuracy, best_rate, error, grid, trainer
+from experiments.claims.trainer import (
+    Budget,
+    Settings,
+    Trained,
+    Tree,
+    accuracy,
+    chosen_rate,
+    error,
+    grid,
+    trainer,
+)
 from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Row, Verdict
 from normlab import norms
-from normlab.introspect.pure import Network, network
+from normlab.introspect.pure import Network
 from normlab.models.mlp import MLP, ConvNet
 
 WHITENS = Claim(
@@ -59,7 +69,7 @@ LOOKS = {
     EXACT: plots.Look("whiten", "--", "#56b4e9"),
 }
 OWN, EVALUATED, ACTIVATED = "by statistics of the batch", "by running statistics", "after ReLU"
-"""Where correlation is measured: after the norm in training and in evaluation, and after the activation behind it."""
+"""Places of measurement: behind the norm in training and in evaluation, and behind the activation after it."""
 
 SMOOTH, DEARER, HALF = 4, 1.1, 0.5
 """Observations that accuracies are averaged over; ratio of times from which a norm is dearer; ratio of correlations
@@ -68,7 +78,7 @@ above which whitening is partial."""
 
 @dataclass(frozen=True, kw_only=True)
 class Extent(Plan):
-    """What varies.
+    """Extent of the study.
 
     Attributes:
         network: `mlp` or `convnet`.
@@ -136,10 +146,8 @@ def arms(plan: Extent) -> dict[str, str]:
 def made(plan: Extent, norm: str, data: Images) -> Network:
     """Make a network."""
     if plan.network == "convnet":
-        fields = {"widths": plan.hidden, "strides": plan.strides}
-        return network(ConvNet, norms.get(norm), data.train.inputs[:2], classes=data.classes, **fields)
-    fields = {"hidden": plan.hidden, "kernel_scale": 2**0.5}
-    return network(MLP, norms.get(norm), data.train.inputs[:2], classes=data.classes, **fields)
+        return networks.of(ConvNet, norm, data, widths=plan.hidden, strides=plan.strides)
+    return networks.of(MLP, norm, data, hidden=plan.hidden, kernel_scale=networks.HE)
 
 
 def measure(plan: Extent) -> Found:
@@ -160,8 +168,7 @@ def tuned(plan: Extent, net: Network, data: Images) -> tuple[float, Trained]:
     rate = plan.rates[0]
     if len(plan.rates) > 1:
         groups = in_groups(run, grid(plan.tuning_seeds(plan.tries), plan.rates), plan.seeds)
-        errors = np.concatenate([error(net, group, data.validation) for group in groups])
-        rate = best_rate(errors.reshape(len(plan.rates), -1), plan.rates)
+        rate = chosen_rate(net, groups, data.validation, plan.rates)
     return rate, run(Settings(list(plan.all_seeds()), rate))
 
 

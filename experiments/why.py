@@ -37,14 +37,14 @@ from jax import Array
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.claims import images, plots
+from experiments.claims import images, networks, plots
 from experiments.claims.estimates import Interval, average, points, ratio, share
 from experiments.claims.images import Images, Part
 from experiments.claims.study import Plan, Study, main
 from experiments.claims.trainer import Budget, Moment, Settings, Trained, Tree, best_rate, logits, loss, new, train
 from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Row, Verdict
 from normlab import linen, norms
-from normlab.introspect.pure import Network, network
+from normlab.introspect.pure import Network
 from normlab.models import MLP, VGG, ConvNet
 from normlab.norms import Entry, Norm
 
@@ -78,7 +78,7 @@ MEASURES = ("range", "predictiveness", "beta")
 
 @dataclass(frozen=True, kw_only=True)
 class Extent(Plan):
-    """What varies.
+    """Extent of the study.
 
     Attributes:
         network: `mlp`, or one of `NETWORKS`.
@@ -353,10 +353,9 @@ def measure(plan: Extent) -> Found:
 def made(plan: Extent, data: Images, norm: Norm) -> Network:
     """Make a network with a norm."""
     if plan.network == "mlp":
-        fields = {"hidden": (plan.width,) * plan.depth, "classes": data.classes, "kernel_scale": math.sqrt(2)}
-        return network(MLP, norm, data.train.inputs[:2], **fields)
+        return networks.of(MLP, norm, data, hidden=(plan.width,) * plan.depth, kernel_scale=networks.HE)
     model, fields = NETWORKS[plan.network]
-    return network(model, norm, data.train.inputs[:2], classes=data.classes, **fields)
+    return networks.of(model, norm, data, **fields)
 
 
 NETWORKS: Mapping[str, tuple[Callable[..., nn.Module], Mapping[str, object]]] = {
@@ -371,7 +370,7 @@ def measured(plan: Extent, data: Images, net: Network, sizes: Mapping[str, float
     seeds, reported = [*plan.all_seeds(), *plan.tuning_seeds(2)], len(plan.all_seeds())
     shape = (len(sizes), len(plan.rates), len(seeds))
     size, rate, seed = (a.ravel() for a in np.meshgrid(list(sizes.values()), plan.rates, seeds, indexing="ij"))
-    scale = math.sqrt(2) if plan.network == "convnet" else 1.0  # LeCun's weights become He's, as in the others
+    scale = networks.HE if plan.network == "convnet" else 1.0  # LeCun's weights become He's, as in the others
     settings, together = Settings(seed, rate, scale), plan.network == "mlp"
     budget = Budget(steps=plan.steps, batch=plan.batch, every=plan.every, momentum=0.0)
     start = with_noise(new(net, settings), size=size)

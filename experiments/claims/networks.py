@@ -2,6 +2,9 @@
 
 import math
 import re
+from collections.abc import Callable
+
+from flax import linen as nn
 
 from experiments.claims.images import Images
 from normlab import norms
@@ -12,6 +15,18 @@ from normlab.norms import Norm
 
 HE = math.sqrt(2.0)
 """Factor of LeCun's standard deviation that makes He's."""
+
+
+def of(model: Callable[..., nn.Module], norm: str | Norm, images: Images, **fields: object) -> Network:
+    """Make a network for images.
+
+    Args:
+        model: A model that takes a norm and `classes`.
+        norm: Its norm.
+        images: Images whose shape and number of classes it has.
+        **fields: Further fields of the model.
+    """
+    return network(model, norms.get(norm), images.train.inputs[:2], classes=images.classes, **fields)
 
 
 def made(name: str, norm: str | Norm, images: Images) -> Network:
@@ -27,12 +42,9 @@ def made(name: str, norm: str | Norm, images: Images) -> Network:
         BadInput: If there is no such network.
     """
     kind, depth = _parts(name)
-    sample, fields = images.train.inputs[:2], {"classes": images.classes}
     if kind == "mlp":
-        return network(MLP, norms.get(norm), sample, hidden=(100,) * depth, kernel_scale=HE, **fields)
-    if kind == "conv":
-        return network(ConvNet, norms.get(norm), sample, **fields)
-    return network(ResNet, norms.get(norm), sample, depth=depth, **fields)
+        return of(MLP, norm, images, hidden=(100,) * depth, kernel_scale=HE)
+    return of(ConvNet, norm, images) if kind == "conv" else of(ResNet, norm, images, depth=depth)
 
 
 def title(name: str) -> str:

@@ -31,22 +31,22 @@ class Speedup(NamedTuple):
 
     @property
     def usually(self) -> bool:
-        """Whether nearly all seeds reach the target."""
+        """Report whether nearly all seeds reach the target."""
         return self.reached >= (1 - FEW) * self.of
 
     @property
     def rarely(self) -> bool:
-        """Whether nearly no seed reaches the target."""
+        """Report whether nearly no seed reaches the target."""
         return self.reached <= FEW * self.of
 
     @property
     def faster(self) -> bool:
-        """Whether the interval is above 1, in nearly all seeds."""
+        """Report whether the interval is above 1, in nearly all seeds."""
         return self.usually and self.ratio.low > 1
 
     @property
     def slower(self) -> bool:
-        """Whether nearly no seed reaches the target, or the interval is below 1."""
+        """Report whether nearly no seed reaches the target, or the interval is below 1."""
         return self.rarely or self.ratio.high < 1
 
     def reaches(self, factor: float) -> bool:

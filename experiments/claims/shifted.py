@@ -13,11 +13,10 @@ from flax.typing import VariableDict
 from jax import Array
 from PIL import Image
 
-from experiments.claims import images
+from experiments.claims import images, networks
 from experiments.claims.images import Images, Part
 from experiments.claims.trainer import Budget, Settings, Trained, Tree, best_rate, grid, trainer
-from normlab import norms
-from normlab.introspect.pure import Network, network
+from normlab.introspect.pure import Network
 from normlab.models.mlp import MLP, ConvNet
 from normlab.models.resnet import ResNet
 
@@ -69,7 +68,7 @@ _SMALL, _LARGE = (
     Budget(steps=16_000, batch=128, every=16_000, cosine=True),
 )
 RECIPES = {
-    "mlp": Recipe(title="MLP 100-100", model=MLP, fields={"kernel_scale": 2**0.5}, budget=_SMALL, together=True),
+    "mlp": Recipe(title="MLP 100-100", model=MLP, fields={"kernel_scale": networks.HE}, budget=_SMALL, together=True),
     "convnet": Recipe(title="ConvNet 16-16-32", model=ConvNet, budget=_SMALL),
     "convnet32": Recipe(
         title="ConvNet 32-64-128-128",
@@ -96,7 +95,7 @@ def pretrained(
         tuning: Seeds by which the rate is chosen; runs of them come after the others.
         steps: Updates in place of the recipe's, at the largest rate: a smoke test.
     """
-    net = network(recipe.model, norms.get(norm), data.train.inputs[:2], classes=data.classes, **recipe.fields)
+    net = networks.of(recipe.model, norm, data, **recipe.fields)
     short, steps = bool(steps), steps or recipe.budget.steps
     budget = Budget(steps=steps, batch=recipe.budget.batch, every=steps, cosine=recipe.budget.cosine)
     run, rate = trainer(net, data, budget, together=recipe.together), recipe.rates[-1]

@@ -7,7 +7,7 @@ Under one seed all arms start from the same weights and see the same batches, dr
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -212,6 +212,19 @@ def best_rate(errors: np.ndarray, rates: Sequence[float]) -> float:
     """
     means = np.nan_to_num(np.asarray(errors, np.float64), nan=1.0).mean(1)
     return float(rates[int(means.argmin())])
+
+
+def chosen_rate(net: Network, runs: Iterable[Trained], part: Part, rates: Sequence[float]) -> float:
+    """Choose the learning rate of the lowest error.
+
+    Args:
+        net: The network.
+        runs: Runs of a `grid` of these rates, in order, in one group or several.
+        part: Images that are not reported.
+        rates: Learning rates.
+    """
+    errors = np.concatenate([error(net, some, part) for some in runs])
+    return best_rate(errors.reshape(len(rates), -1), rates)
 
 
 def grid(seeds: Sequence[int], rates: Sequence[float], **others: float) -> Settings:

@@ -9,7 +9,7 @@ from experiments.claims.estimates import Interval
 
 
 class Verdict(StrEnum):
-    """What the numbers of a study say of a claim."""
+    """Verdict on a claim by the numbers of a study."""
 
     HOLDS = "holds"
     HOLDS_WHEN = "holds when"

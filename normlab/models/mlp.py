@@ -31,6 +31,7 @@ class MLP(nn.Module):
         dropout: Share of activations that dropout leaves out in training, after norm and activation.
         kernel_scale: Factor of LeCun's standard deviation of the initial kernels of hidden layers; sqrt(2) is He's.
         residual: Whether each layer is added to its input, if both have one width.
+        use_bias: Whether hidden layers have a bias.
     """
 
     norm: Norm
@@ -42,6 +43,7 @@ class MLP(nn.Module):
     dropout: float = 0.0
     kernel_scale: float = 1.0
     residual: bool = False
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
@@ -51,7 +53,7 @@ class MLP(nn.Module):
         counted = {} if mask is None else {"mask": mask[:, None]}
         kernel_init = scaled_kernels(self.kernel_scale)
         for i, width in enumerate(self.hidden):
-            y = nn.Dense(width, kernel_init=kernel_init, name=f"dense_{i}")(x)
+            y = nn.Dense(width, self.use_bias, kernel_init=kernel_init, name=f"dense_{i}")(x)
             y = _activated(self, i, y, activate, train, **counted)
             x = x + y if self.residual and x.shape == y.shape else y
         return nn.Dense(self.classes, name="head")(x)
