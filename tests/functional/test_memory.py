@@ -36,7 +36,7 @@ KEPT = {
     "whiten:group_size=8": 1,
     "group_whiten:num_groups=4": 2,
     "power": 2,
-    "mabn": 2,
+    "mabn": 1,
 }
 """Arrays kept. Without a rule of its own a norm keeps each array that autodiff multiplies by."""
 

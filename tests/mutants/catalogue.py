@@ -576,6 +576,12 @@ MUTANTS = (
         (f"{MOVING}::test_pairs_are_as_batches_of_two_but_for_their_running_mean_square", MABN),
     ),
     Mutant(
+        "moving average batch norm: scale is left out of the gradient through the statistics",
+        "functional/moving/mabn.py",
+        ("along = along if scale is None else along * scale", "along = along"),
+        (MABN,),
+    ),
+    Mutant(
         "running statistics that normalize leave out the spread between batches",
         BATCH_NORM,
         (

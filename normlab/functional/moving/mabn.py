@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from normlab._core.checks import AxisName, check_epsilon, check_real, check_where
+from normlab._core.collectives import varying_like
 from normlab._core.dtypes import float32_or_wider, output_dtype, whole
 from normlab._core.ghost import beside, check_chunks, check_ghost, join_first, split_first, whole_first
 from normlab._core.hidden import shown, without_hidden
@@ -22,14 +23,13 @@ from normlab._core.reduction import (
     Reduction,
     expand,
     expand_where,
-    means,
     moments,
     other_axes,
     reduction,
 )
 from normlab._core.roots import reciprocal_root
 from normlab._core.sharding import aligned, explicit_of, spread_like
-from normlab._core.standardize import normalize, scaled
+from normlab._core.standardize import affine, normalize
 from normlab._core.stream import as_weights, check_weight, kept_wide, own_gradient, wide_state
 from normlab.functional.batch_norm import REMEDY, feature_axes
 from normlab.functional.moving.power_norm import check_steps
@@ -249,9 +249,9 @@ class MABNLayer(Layer):
         """Divide by the mean square of the last batches, or by the running one; see `Layer`."""
         if not train:
             run, axis = state["run"], other_axes(features, x.ndim)
-            affine = {name: parameters.get(name) for name in ("scale", "bias")}
+            scale_and_bias = {name: parameters.get(name) for name in ("scale", "bias")}
             x = without_hidden(x, mask)
-            return normalize(x, jnp.zeros_like(run), run, **affine, axis=axis, epsilon=self.epsilon), state
+            return normalize(x, jnp.zeros_like(run), run, **scale_and_bias, axis=axis, epsilon=self.epsilon), state
         y, memory = self.in_training(x, MABNMemory(**state), MABNSlopes(**gradient_state), parameters, features, mask)
         return y, memory._asdict()
 
@@ -281,11 +281,13 @@ class MABNLayer(Layer):
         static = _Static(over, self.warmup_steps, self.clip_from)
         before = MABNMemory(run, chi, whole(memory.step))
         weights = as_weights(self.momentum, like.dtype)
-        result: Any = _mabn(static, chunks, before, gz, masked, weights, jnp.asarray(self.epsilon, like.dtype))
+        by = (expand(name, parameters.get(name), x.shape, features) for name in ("scale", "bias"))
+        scale_and_bias = varying_like(tuple(a if a is None else a[None].astype(like.dtype) for a in by), like)
+        epsilon = jnp.asarray(self.epsilon, like.dtype)
+        result: Any = _mabn(static, chunks, before, gz, masked, weights, epsilon, *scale_and_bias)
         y, after = result
         y = (join_first(y) if y.shape[0] > 1 else y[0])[: x.shape[0]]
-        affine = (expand(name, parameters.get(name), x.shape, features) for name in ("scale", "bias"))
-        return scaled(y, *affine), MABNMemory(*map(kept_wide, after[:2], memory[:2]), step=after.step)
+        return y, MABNMemory(*map(kept_wide, after[:2], memory[:2]), step=after.step)
 
 
 def _chunks(x: Array, where: Array | None, size: int | None) -> tuple[Array, Array | None]:
@@ -326,6 +328,8 @@ class _MABNResiduals(NamedTuple):
         plain: Whether each chunk has been alone.
         gz: See `MABNSlopes`.
         where: Mask.
+        scale: Gain.
+        bias: Shift.
     """
 
     x: Array
@@ -335,6 +339,8 @@ class _MABNResiduals(NamedTuple):
     plain: Array
     gz: Array
     where: Array | None
+    scale: Array | None
+    bias: Array | None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -346,8 +352,10 @@ def _mabn(
     where: Array | None,
     weights: tuple[Array, Array],
     epsilon: Array,
+    scale: Array | None,
+    bias: Array | None,
 ) -> tuple[Array, MABNMemory]:
-    return _forward(static, x, memory, gz, where, weights, epsilon)[0]
+    return _forward(static, x, memory, gz, where, weights, epsilon, scale, bias)[0]
 
 
 def _forward(
@@ -358,6 +366,8 @@ def _forward(
     where: Array | None,
     weights: tuple[Array, Array],
     epsilon: Array,
+    scale: Array | None,
+    bias: Array | None,
 ) -> tuple[tuple[Array, MABNMemory], _MABNResiduals]:
     wide, step = shown(float32_or_wider(x), where), memory.step + 1
     found = moments(wide, static.over, where, remedy=REMEDY)
@@ -375,18 +385,24 @@ def _forward(
     average = (chunks * var).sum(0, keepdims=True) / jnp.maximum(share, 1)
     some, moved, kept = aligned(share > 0, weights[0] * memory.run + weights[1] * average, memory.run)
     after = MABNMemory(jnp.where(some, moved, kept), chi, memory.step + jnp.any(counted).astype(step.dtype))
-    return (wide * (r * rstd), after), _MABNResiduals(x, rstd, r, found.count, plain, gz, where)
+    y = affine(wide, r * rstd, scale, bias)
+    return (y, after), _MABNResiduals(x, rstd, r, found.count, plain, gz, where, scale, bias)
 
 
 def _backward(static: _Static, saved: _MABNResiduals, cotangents: tuple[Array, Any]) -> tuple[Any, ...]:
-    x, rstd, r, count, plain, gz, where = saved
-    z = shown(float32_or_wider(x), where) * rstd
-    q = shown(cotangents[0], where) * r
-    (now,) = means([q * z], static.over, where, count)
+    """Return the gradients; one sum of products of `x` and the cotangent is behind those of `x` and of scale."""
+    x, rstd, r, count, plain, gz, where, scale, bias = saved
+    wide, dy = shown(float32_or_wider(x), where), shown(cotangents[0], where)
+    along = (dy * wide).sum(static.over.axis, keepdims=True) * (r * rstd)
+    gain = r if scale is None else r * scale
+    dscale = None if scale is None else along.sum(0, keepdims=True)
+    dbias = None if bias is None else cotangents[0].sum((0, *static.over.axis), keepdims=True)
+    along = along if scale is None else along * scale
+    now = (along if static.over.devices is None else static.over.devices.sum(along)) / jnp.maximum(count, 1)
     lately, gz = _slid(now, gz, jnp.asarray(count) > 1)
     now, lately = aligned(now, lately)
-    dx = shown((q - z * jnp.where(plain, now, lately)) * rstd, where)
-    return dx.astype(x.dtype), None, gz, None, None, None
+    dx = shown((dy * gain - wide * (rstd * jnp.where(plain, now, lately))) * rstd, where)
+    return dx.astype(x.dtype), None, gz, None, None, None, dscale, dbias
 
 
 _mabn.defvjp(_forward, _backward)

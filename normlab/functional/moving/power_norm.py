@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from normlab._core.checks import AxisName, check_epsilon, check_real, check_where, resolve_groups
+from normlab._core.closed_form import again
 from normlab._core.dtypes import float32_or_wider, output_dtype, whole
 from normlab._core.ghost import check_whole_groups
 from normlab._core.hidden import shown, without_hidden
@@ -448,7 +449,7 @@ def _backward(static: _Static, saved: _PowerResiduals, cotangents: tuple[Array, 
     (along,) = means([t * z], static.over, where, count)
     dh = t * by_feature
     (within,) = means([dh * h], static.within, where, size)
-    dx = shown(by_group * (dh - h * within), where)
+    dx = shown(by_group * (dh - h * again(within)), where)
     nu = nu + rate * jnp.where(jnp.asarray(count) > 1, along, 0)
     return dx.astype(x.dtype), None, None, nu, None, None, None, None
 

@@ -467,7 +467,8 @@ def _quotient_tangent(variant: OfBatch, primals: Operands, tangents: Operands) -
     dy = dy + terms(apart[2])[2] * dof_batch
     if dscale is None:
         return dy
-    return dy + _quotient(variant, apart[3], near, rest, size, of_batch, v, None) * dscale
+    other = _of_example(variant, apart[3], near, rest, size, v)
+    return dy + apart[3] * jnp.where(other > of_batch, 1 / other, 1 / of_batch) * dscale
 
 
 _divided = closed_form(_quotient, _quotient_tangent)
