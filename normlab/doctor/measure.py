@@ -14,12 +14,12 @@ from normlab.doctor.checks.kinds import group_size
 from normlab.doctor.thresholds import Thresholds
 from normlab.tools import Site
 
-__all__ = ["Part", "measured", "own_axes"]
+__all__ = ["CallNumbers", "measured", "own_axes"]
 
 _PLACES = 4096
 
 
-class Part(NamedTuple):
+class CallNumbers(NamedTuple):
     """Numbers of one call of a norm.
 
     Attributes:
@@ -51,7 +51,7 @@ class Part(NamedTuple):
 
 def measured(
     site: Site, thresholds: Thresholds, x: Array, mask: Array | None, y: object, examples: int | None = None
-) -> Part:
+) -> CallNumbers:
     """Measure one call of a norm.
 
     Args:
@@ -76,7 +76,7 @@ def measured(
     relative = jnp.finfo(wide.dtype).eps / 2 * second
     epsilon = getattr(site.module, "epsilon", 0.0)
     small = (own_var > 0) & (own_var < thresholds.small_variance * epsilon)
-    return Part(
+    return CallNumbers(
         examples=jnp.asarray(of_rows),
         elements=jnp.asarray(elements),
         mean=mean,

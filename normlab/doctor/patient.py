@@ -15,11 +15,11 @@ from flax import nnx
 from flax.typing import VariableDict
 from jax import Array
 
-from normlab.doctor.measure import Part, measured
+from normlab.doctor.calling import CallOptions, MeasuringCall, by_run
+from normlab.doctor.measure import CallNumbers, measured
 from normlab.doctor.options import Options
 from normlab.doctor.padding import at_valid, noisy, relative_change
 from normlab.doctor.pooled import Pooled, pooled
-from normlab.doctor.program import Caller, Program, by_run
 from normlab.doctor.skip import Skip
 from normlab.doctor.stepping import Stepped, marked, stepped, updates
 from normlab.doctor.survey import Survey, survey
@@ -34,7 +34,7 @@ from normlab.tools.estimation.estimated import estimated
 
 __all__ = ["Patient", "Series", "limited"]
 
-Series: TypeAlias = Mapping[str, tuple[tuple[Part, ...], ...]]
+Series: TypeAlias = Mapping[str, tuple[tuple[CallNumbers, ...], ...]]
 """For each norm, for each batch, the measurements of each call; a norm in a `scan` has a path `path[i]` a run."""
 
 _FEW = 512
@@ -106,9 +106,9 @@ class Patient:
         return dict(self.options.rngs or {name: jax.random.fold_in(key, i) for i, name in enumerate(_STREAMS)})
 
     @functools.cached_property
-    def caller(self) -> Caller:
+    def call_options(self) -> CallOptions:
         """The way the model is called."""
-        return Caller(self.model, self.modes, self.options.method, self.rngs)
+        return CallOptions(self.model, self.modes, self.options.method, self.rngs)
 
     # --- structure ---
 
@@ -191,10 +191,21 @@ class Patient:
 
     @functools.cached_property
     def lifted_out(self) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
-        """The norms that can be measured, and those that cannot: under `vmap`, and inside recurrent cells."""
+        """The norms that can be measured, and those that cannot: under some `vmap`, and inside recurrent cells."""
         norms = [site for site in self.sites if site.kind not in ("weight", "none")]
-        out = [site for site in norms if "vmap" in site.lifted or not site.shape]
+        out = [site for site in norms if not site.shape or ("vmap" in site.lifted and not self._is_stacked(site))]
         return tuple(site for site in norms if site not in out), tuple(out)
+
+    def _is_stacked(self, site: Site) -> bool:
+        """Return whether a norm under `vmap` has variables of its own in each lane, along the first axis.
+
+        Lanes without are examples, which a batch norm must not take for batches; with a `scan` around or inside, the
+        order of both axes is not known.
+        """
+        shapes = leaves.by_path(self.known_variables)
+        own = [np.shape(shapes[name]) for name in site.variables.values() if name in shapes]
+        wide = [shape for shape in own if len(shape) > len(site.features)]
+        return "scan" not in site.lifted and bool(wide) and all(shape[0] == site.repeats for shape in wide)
 
     @functools.cached_property
     def has_dropout(self) -> bool:
@@ -260,7 +271,7 @@ class Patient:
 
     def _series(self, *, train: bool, dropout: bool, variables: Variables | None = None) -> Series:
         self.can_measure  # noqa: B018
-        found: dict[str, list[tuple[Part, ...]]] = {}
+        found: dict[str, list[tuple[CallNumbers, ...]]] = {}
         for index in range(len(self.calls)):
             for path, parts in by_run(self.called(index, train, dropout, variables).statistics).items():
                 found.setdefault(path, []).append(parts)
@@ -268,13 +279,26 @@ class Patient:
         paths = sorted(found, key=lambda path: order[self.site_of(path).path])
         return {path: tuple(found[path]) for path in paths}
 
+    @functools.cached_property
+    def random(self) -> frozenset[str]:
+        """The norms whose output changes with the random numbers of a call whose dropout is off, in either mode."""
+        found = set[str]()
+        for train in (True, False) if self.modes.known else (True,):
+            series = self.quiet if train else self.evaluated
+            again = by_run(self.called(0, train, draw=1).statistics)
+            for path, calls in again.items():
+                pairs = zip(series[path][0], calls, strict=True)
+                if any(relative_change(one.places, other.places) > _SAME for one, other in pairs):
+                    found.add(path)
+        return frozenset(found)
+
     def called(
-        self, index: int, train: bool, dropout: bool = False, variables: Variables | None = None
-    ) -> Captured[Part]:
+        self, index: int, train: bool, dropout: bool = False, variables: Variables | None = None, *, draw: int = 0
+    ) -> Captured[CallNumbers]:
         """Call the model with a batch, and measure its norms."""
         given = self.variables if variables is None else variables
         assert given is not None
-        captured = self._captures(train, dropout)(given, self.calls[index])
+        captured = self._captures(train, dropout)(given, self.calls[index], draw=draw)
         return Captured(captured.output, captured.variables, jax.device_get(captured.statistics))
 
     def output(self, variables: Variables, call: Arguments, *, train: bool) -> object:
@@ -291,32 +315,32 @@ class Patient:
 
         return jax.tree.map(cut, (args, dict(kwargs)))
 
-    def _captures(self, train: bool, dropout: bool) -> Program[Part]:
+    def _captures(self, train: bool, dropout: bool) -> MeasuringCall[CallNumbers]:
         if (train, dropout) not in self._programs:
             by_path, thresholds = {site.path: site for site in self.lifted_out[0]}, self.thresholds
 
-            def statistic(path: str, number: int, x: Array, mask: Array | None, y: object) -> Part:
+            def statistic(path: str, number: int, x: Array, mask: Array | None, y: object) -> CallNumbers:
                 return measured(by_path[path], thresholds, x, mask, y, program.examples)
 
-            program = Program(self.caller, statistic, tuple(by_path), train=train, dropout=dropout)
+            program = MeasuringCall(self.call_options, statistic, tuple(by_path), train=train, dropout=dropout)
             self._programs[train, dropout] = program
         return self._programs[train, dropout]
 
     @functools.cached_property
-    def _programs(self) -> dict[tuple[bool, bool], Program[Part]]:
+    def _programs(self) -> dict[tuple[bool, bool], MeasuringCall[CallNumbers]]:
         return {}
 
     @property
     def _paths(self) -> tuple[str, ...]:
         return tuple(site.path for site in self.lifted_out[0])
 
-    def _plain_call(self, train: bool) -> Program[object]:
+    def _plain_call(self, train: bool) -> MeasuringCall[object]:
         if train not in self._plain_calls:
-            self._plain_calls[train] = Program(self.caller, lambda *_: None, (), train=train, dropout=False)
+            self._plain_calls[train] = MeasuringCall(self.call_options, lambda *_: None, (), train=train, dropout=False)
         return self._plain_calls[train]
 
     @functools.cached_property
-    def _plain_calls(self) -> dict[bool, Program[object]]:
+    def _plain_calls(self) -> dict[bool, MeasuringCall[object]]:
         return {}
 
     def moved_by_padding(self, *, train: bool) -> dict[str, float]:
@@ -334,7 +358,9 @@ class Patient:
             raise Skip("no batch has padding")
         padding = masks[index]
         calls = self.calls[index], noisy(self.calls[index], padding, self.options.seed)
-        program = Program(self.caller, functools.partial(at_valid, padding), self._paths, train=train, dropout=False)
+        program = MeasuringCall(
+            self.call_options, functools.partial(at_valid, padding), self._paths, train=train, dropout=False
+        )
         assert self.variables is not None
         before, after = (jax.device_get(program(self.variables, call).statistics) for call in calls)
         moved: dict[str, float] = {}
@@ -367,12 +393,10 @@ class Patient:
     @functools.cached_property
     def in_devices(self) -> dict[str, bool]:
         """The norms that the step calls on each device, and whether they reduce over devices there."""
-        if not self._linen:
-            raise Skip("the norms of an NNX model inside of a step are not followed")
         assert self.options.step is not None
         if self.stepped.lost:
             raise Skip("the step fails, see NL205")
-        return marked(self.options.step, self.options.state, self.batches[0])
+        return marked(self.options.step, self.options.state, self.options.read, self.batches[0])
 
     @functools.cached_property
     def updates(self) -> dict[str, float]:
@@ -384,7 +408,7 @@ class Patient:
         made = {site.path: self._updates(site, runs.get(site.path)) for site in self.sites}
         return {path: one for path, one in made.items() if not math.isnan(one)}
 
-    def _updates(self, site: Site, parts: tuple[Part, ...] | None) -> float:
+    def _updates(self, site: Site, parts: tuple[CallNumbers, ...] | None) -> float:
         before, after, names = self.stepped.before, self.stepped.after, site.variables
         if not {"mean"} <= names.keys() or names["mean"] not in after:
             return math.nan
@@ -412,10 +436,11 @@ class Patient:
         running = self.running(site)
         if running is None:
             return None
-        runs = self.runs(site)
-        mean, var = (one.reshape(len(runs), -1) if one.size % len(runs) == 0 else one for one in running)
-        index = runs.index(path)
-        return (mean[index], var[index]) if mean.shape[0] == len(runs) and mean.ndim == 2 else None
+        runs, features = self.runs(site), self.pooled[path].mean.size
+        if running[0].size != len(runs) * features:  # one for all runs
+            return None
+        mean, var = (one.reshape(len(runs), features)[runs.index(path)] for one in running)
+        return mean, var
 
     def running(self, site: Site) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the running mean and variance of a norm; `None` where it keeps none, or not both."""

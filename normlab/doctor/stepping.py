@@ -13,11 +13,12 @@ import numpy as np
 from flax import nnx
 from flax.errors import ModifyScopeVariableError
 from jax.experimental.xla_metadata import set_xla_metadata
-from jax.extend.core import Jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from normlab.doctor.options import Read, State, Step
 from normlab.errors import BadInput
-from normlab.introspect import linen_hook
+from normlab.introspect import linen_hook, nnx_hook
+from normlab.introspect.applied import is_layer
 from normlab.introspect.graph import bodies
 from normlab.introspect.markers import Markers
 from normlab.tools import leaves
@@ -127,21 +128,38 @@ def _by_path(variables: object) -> dict[str, np.ndarray]:
     }
 
 
-def marked(step: Step, state: State, batch: object) -> dict[str, bool]:
+def marked(step: Step, state: State, read: Read | None, batch: object) -> dict[str, bool]:
     """Return the norms that a step calls inside of `shard_map` or `pmap`, and whether they reduce over an axis there.
 
     Args:
-        step: A step of a Linen model.
-        state: The state.
+        step: A step; only shapes are computed.
+        state: The state; it stays as it is.
+        read: `state -> variables` of Linen, or a module of NNX; `None` finds them.
         batch: A batch.
     """
     markers = Markers()
     with linen_hook.hooked(markers), set_xla_metadata(normlab_step=str(next(_tokens))):
-        jaxpr = jax.make_jaxpr(step)(state, batch)
+        if _holds_module(state):
+            jaxpr = _jaxpr_of_modules(step, state, read, batch, markers)
+        else:
+            jaxpr = jax.make_jaxpr(step)(state, batch)
     found: dict[str, bool] = {}
     for body in _mapped(jaxpr.jaxpr):
         _collectives(body, markers, found)
     return found
+
+
+def _jaxpr_of_modules(step: Step, state: State, read: Read | None, batch: object, markers: Markers) -> ClosedJaxpr:
+    """Return the jaxpr of a step whose state has modules of NNX, the layers of the model marked."""
+    twin = nnx.clone(state)
+    nnx_hook.tap((read or variables_of)(twin), markers, is_layer)
+    graph, arrays = nnx.split(twin)
+
+    def of_arrays(arrays: nnx.State, batch: object) -> nnx.State:
+        whole: State = nnx.merge(graph, arrays)
+        return nnx.state(_state(step(whole, batch), whole))
+
+    return jax.make_jaxpr(of_arrays)(arrays, batch)
 
 
 def _mapped(jaxpr: Jaxpr) -> Iterator[Jaxpr]:

@@ -41,7 +41,7 @@ def _has_moved(patient: Patient, site: Site, others: bool) -> bool:
 _LOST = Texts(
     title="running statistics were never updated",
     why="Evaluation normalizes by mean 0 and variance 1, which are those of no layer.",
-    source="Odyssey #5543 (10 % accuracy); google/flax#2279",
+    source="HomericIntelligence/Odyssey#5543 (10 % accuracy); hiwonjoon/tf-frrn#2",
     remedy="y, updates = model.apply(variables, x, train=True, mutable=['batch_stats'])  # and keep `updates`",
 )
 
@@ -58,7 +58,7 @@ def evaluates_in_training(patient: Patient) -> Found:
     texts = Texts(
         title="the norm evaluates while the model trains",
         why="It normalizes by running statistics, learns none, and its gradient knows nothing of the batch.",
-        source="google/flax#3602; keras-team/keras#9965",
+        source="google/flax#2279; keras-team/keras#9965",
         remedy="nn.BatchNorm(use_running_average=not train)  # at `{path}`; frozen=True where it is meant",
     )
     if by_accident := [Fault(site.path, {}) for site in sites if not frozen(site)]:
@@ -107,7 +107,7 @@ def batch_statistics_at_evaluation(patient: Patient) -> Found:
     texts = Texts(
         title="the output of an example depends on its batch at evaluation",
         why="Predictions change with what else is in the batch, and a batch of one gives nothing.",
-        source="google/flax#932, #3982",
+        source="Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167, section 3.1; google/flax#932",
         remedy="nn.BatchNorm(use_running_average=not train)  # at `{path}`, and train=False at evaluation",
     )
     faults = [Fault(site.path, {"change of the output": moved}) for site in sites]
@@ -142,7 +142,7 @@ def replicas_differ(patient: Patient) -> Found:
     texts = Texts(
         title="replicas have different running statistics",
         why="Which replica is saved decides what the model does at evaluation.",
-        source="google/flax#877, #2417; Megvii YOLOX#1381",
+        source="pytorch/pytorch#30718; Megvii-BaseDetection/YOLOX#580",
         remedy="variables = normlab.tools.replicas.reduce(variables)",
     )
     yield from texts.findings("NL208", "warning", faults, threshold=bound)
