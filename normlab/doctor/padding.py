@@ -1,6 +1,7 @@
 """Noise in padded positions, and the norms that feel it at valid ones."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,10 @@ from normlab.doctor.skip import Skip
 from normlab.errors import BadInput
 from normlab.tools.batches import Arguments
 
-__all__ = ["AtValid", "at_valid", "noisy", "relative_change"]
+__all__ = ["SAME", "AtValid", "at_valid", "moved", "noisy", "relative_change"]
+
+SAME = 1e-5
+"""Change of a value that is only rounding, relative to its scale."""
 
 
 class AtValid(NamedTuple):
@@ -20,6 +24,10 @@ class AtValid(NamedTuple):
 
     given: ArrayLike
     made: ArrayLike
+
+
+Captures: TypeAlias = Mapping[str, tuple[tuple[AtValid, ...], ...]]
+"""For each norm, for each of its calls, for each run of this call."""
 
 
 def noisy(call: Arguments, padding: Array, seed: int) -> Arguments:
@@ -68,6 +76,24 @@ def at_valid(padding: Array, path: str, number: int, x: Array, mask: Array | Non
         return jnp.where(padding.reshape(*padding.shape, *[1] * (one.ndim - padding.ndim)), 0, one)
 
     return AtValid(valid(x), valid(y))
+
+
+def moved(before: Captures, after: Captures) -> dict[str, float]:
+    """Return how far the output of each norm moved, relative to its scale.
+
+    Norms whose inputs at valid positions moved, too, are left out: the layers before them are to blame.
+
+    Args:
+        before: What `at_valid` returned of the first call of each norm.
+        after: The same with noise.
+    """
+    found: dict[str, float] = {}
+    for path, calls in before.items():
+        pairs = zip(calls[0][0], after[path][0][0], strict=True)
+        given, made = (relative_change(one, other) for one, other in pairs)
+        if given < SAME:
+            found[path] = made
+    return found
 
 
 def relative_change(before: ArrayLike, after: ArrayLike) -> float:

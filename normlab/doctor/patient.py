@@ -1,9 +1,8 @@
 """A model under examination: its norms, and what is measured of them, each when a check first asks for it."""
 
 import functools
-import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -18,30 +17,27 @@ from jax import Array
 from normlab.doctor.calling import CallOptions, MeasuringCall, by_run
 from normlab.doctor.measure import CallNumbers, measured
 from normlab.doctor.options import Options
-from normlab.doctor.padding import at_valid, noisy, relative_change
+from normlab.doctor.padding import SAME, at_valid, moved, noisy, relative_change
 from normlab.doctor.pooled import Pooled, pooled
 from normlab.doctor.skip import Skip
-from normlab.doctor.stepping import Stepped, marked, stepped, updates
+from normlab.doctor.stepping import Stepped, marked, stepped, updates_of
 from normlab.doctor.survey import Survey, survey
-from normlab.errors import BadInput, one_line
+from normlab.doctor.variables import NormVariables
+from normlab.errors import one_line
 from normlab.introspect.applied import Variables
 from normlab.introspect.calls import Module
 from normlab.introspect.modes import Modes, modes, unknown_mode
 from normlab.tools import Captured, Site, Sites, leaves
 from normlab.tools.batches import Arguments, examples
 from normlab.tools.estimation import by_batch
-from normlab.tools.estimation.estimated import estimated
 
-__all__ = ["Patient", "Series", "limited"]
+__all__ = ["Patient", "Series"]
 
 Series: TypeAlias = Mapping[str, tuple[tuple[CallNumbers, ...], ...]]
 """For each norm, for each batch, the measurements of each call; a norm in a `scan` has a path `path[i]` a run."""
 
 _FEW = 512
 """Examples of a call that only looks for a change."""
-
-_SAME = 1e-5
-"""Change of an input that is only rounding."""
 
 
 class Patient:
@@ -238,7 +234,7 @@ class Patient:
 
     def _estimated(self, site: Site) -> dict[str, np.ndarray]:
         """Return the running statistics that the batches in training imply, by path."""
-        running = self.running(site)
+        running = self.norm_variables.running(site)
         if running is None:
             return {}
         runs = [self.pooled[path] for path in self.runs(site) if path in self.pooled]
@@ -288,7 +284,7 @@ class Patient:
             again = by_run(self.called(0, train, draw=1).statistics)
             for path, calls in again.items():
                 pairs = zip(series[path][0], calls, strict=True)
-                if any(relative_change(one.places, other.places) > _SAME for one, other in pairs):
+                if any(relative_change(one.places, other.places) > SAME for one, other in pairs):
                     found.add(path)
         return frozenset(found)
 
@@ -344,9 +340,7 @@ class Patient:
         return {}
 
     def moved_by_padding(self, *, train: bool) -> dict[str, float]:
-        """Return how far noise in padded positions moves the outputs of norms at valid ones, relative to their scale.
-
-        Norms whose inputs at valid positions move, too, are left out: the layers before them are to blame.
+        """Return how far noise in padded positions moves the outputs of norms at valid ones; see `moved`.
 
         Raises:
             Skip: If no array of the call has positions that could be padded.
@@ -356,20 +350,12 @@ class Patient:
         index = next((i for i, mask in enumerate(masks) if mask.any()), None)
         if index is None:
             raise Skip("no batch has padding")
-        padding = masks[index]
-        calls = self.calls[index], noisy(self.calls[index], padding, self.options.seed)
-        program = MeasuringCall(
-            self.call_options, functools.partial(at_valid, padding), self._paths, train=train, dropout=False
-        )
+        call, padding = self.calls[index], masks[index]
+        statistic = functools.partial(at_valid, padding)
+        program = MeasuringCall(self.call_options, statistic, self._paths, train=train, dropout=False)
         assert self.variables is not None
-        before, after = (jax.device_get(program(self.variables, call).statistics) for call in calls)
-        moved: dict[str, float] = {}
-        for path, calls_before in before.items():
-            pairs = zip(calls_before[0][0], after[path][0][0], strict=True)
-            given, made = (relative_change(one, two) for one, two in pairs)
-            if given < _SAME:
-                moved[path] = made
-        return moved
+        calls = call, noisy(call, padding, self.options.seed)
+        return moved(*(jax.device_get(program(self.variables, one).statistics) for one in calls))
 
     # --- steps ---
 
@@ -405,35 +391,20 @@ class Patient:
         found = self.stepped
         state = nnx.state(found.variables) if isinstance(found.variables, nnx.Module) else found.variables
         runs = by_run(self.called(0, True, self.has_dropout, state).statistics)
-        made = {site.path: self._updates(site, runs.get(site.path)) for site in self.sites}
+        made = {site.path: updates_of(site, found, runs.get(site.path, ())) for site in self.sites}
         return {path: one for path, one in made.items() if not math.isnan(one)}
 
-    def _updates(self, site: Site, parts: tuple[CallNumbers, ...] | None) -> float:
-        before, after, names = self.stepped.before, self.stepped.after, site.variables
-        if not {"mean"} <= names.keys() or names["mean"] not in after:
-            return math.nan
-        if "step" in names and names["step"] in after:
-            return float(np.max(after[names["step"]]) - np.max(before[names["step"]]))
-        momentum = getattr(site.module, "momentum", None)
-        if parts is None or len(parts) != 1 or not isinstance(momentum, float) or "var" not in names:
-            return math.nan
-        if parts[0].mean.size != before[names["mean"]].size:
-            return math.nan
-        mean, var = np.asarray(parts[0].mean), np.asarray(parts[0].var)
-        deviation = np.sqrt(np.maximum(var, 1e-12))
-        pairs = [("mean", mean, deviation), ("var", var, np.maximum(var, 1e-12))]
-        old, new, batch = (
-            np.concatenate([np.ravel(tree[names[role]] if tree else own) / unit for role, own, unit in pairs])
-            for tree in (before, after, None)
-        )
-        return updates(old, new, batch, momentum)
-
     # --- statistics ---
+
+    @functools.cached_property
+    def norm_variables(self) -> NormVariables:
+        """The running statistics, scales and biases of the norms."""
+        return NormVariables(self.variables, self.sites)
 
     def running_of(self, path: str) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the running mean and variance of a measured norm as (features,) each, in the order of its features."""
         site = self.site_of(path)
-        running = self.running(site)
+        running = self.norm_variables.running(site)
         if running is None:
             return None
         runs, features = self.runs(site), self.pooled[path].mean.size
@@ -441,46 +412,6 @@ class Patient:
             return None
         mean, var = (one.reshape(len(runs), features)[runs.index(path)] for one in running)
         return mean, var
-
-    def running(self, site: Site) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the running mean and variance of a norm; `None` where it keeps none, or not both."""
-        names = site.variables
-        if not estimated(site) or not {"var", "std"} & names.keys() or self.variables is None:
-            return None
-        there = self.leaves
-        mean = np.asarray(there[names["mean"]], np.float64)
-        if "var" in names:
-            return mean, np.asarray(there[names["var"]], np.float64)
-        epsilon = float(getattr(site.module, "epsilon", 0.0))
-        return mean, np.maximum(np.square(np.asarray(there[names["std"]], np.float64)) - epsilon, 0)
-
-    @functools.cached_property
-    def leaves(self) -> Mapping[str, Array | np.ndarray]:
-        """Variables by path."""
-        return dict(leaves.by_path(self.variables))
-
-    def parameter(self, site: Site, role: str) -> np.ndarray | None:
-        """Return a variable of a norm; `None` where it has none."""
-        name = site.variables.get(role)
-        return None if name is None or name not in self.leaves else np.asarray(self.leaves[name], np.float64)
-
-    @functools.cached_property
-    def untouched(self) -> bool:
-        """Whether the model is as it was initialized: statistics 0 and 1, scales and biases constant."""
-        return all(self.is_fresh(site) and not self.has_learned(site) for site in self.sites)
-
-    def is_fresh(self, site: Site) -> bool:
-        """Return whether the running statistics of a norm, if it has any, are mean 0 and variance 1."""
-        running = self.running(site)
-        if running is None:
-            return True
-        mean, var = running
-        return not mean.any() and np.allclose(var, 1, rtol=0, atol=1e-4)
-
-    def has_learned(self, site: Site) -> bool:
-        """Return whether the scale or the bias of a norm differs between its features, as none does at the start."""
-        values = [self.parameter(site, role) for role in ("scale", "bias")]
-        return any(one is not None and one.size > 1 and np.ptp(one) > 0 for one in values)
 
 
 _STREAMS = ("params", "dropout")
@@ -492,17 +423,3 @@ def _in_mode(model: nnx.Module, train: bool) -> nnx.Module:
     twin = nnx.clone(model)
     (twin.train if train else twin.eval)()
     return twin
-
-
-def limited(batches: Iterable[object], limit: int) -> tuple[object, ...]:
-    """Return the first batches."""
-    if isinstance(batches, Mapping | str | Array | np.ndarray) or not isinstance(batches, Iterable):
-        raise BadInput("Expected `batches` to be a list of batches, got one batch. Write `[batch]`.")
-    several = batches if isinstance(batches, tuple | list) else ()
-    arrays = [one for one in several if isinstance(one, np.ndarray | Array | jax.ShapeDtypeStruct)]
-    if len({(len(one.shape), str(one.dtype)) for one in arrays}) > 1:
-        raise BadInput(
-            "Expected `batches` to be a list of batches that are alike, got arrays of shapes "
-            f"{', '.join(str(one.shape) for one in arrays)}, which look like one batch. Write `[(inputs, labels)]`."
-        )
-    return tuple(itertools.islice(batches, limit))

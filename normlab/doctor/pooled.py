@@ -94,7 +94,7 @@ def _stack(parts: Sequence[CallNumbers], name: str) -> np.ndarray:
 def gap(training: Sequence[Sequence[CallNumbers]], evaluation: Sequence[Sequence[CallNumbers]]) -> float:
     """Return the difference between a norm's outputs in two modes, relative to those in training; NaN without any."""
     one, two = (
-        np.concatenate([np.asarray(part.places, np.float64) for calls in batches for part in calls])
+        np.concatenate([np.zeros(0), *(np.asarray(part.places, np.float64) for calls in batches for part in calls)])
         for batches in (training, evaluation)
     )
     if not one.size or one.shape != two.shape or not np.any(one):

@@ -3,7 +3,7 @@
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +15,16 @@ from flax.errors import ModifyScopeVariableError
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from normlab.doctor.measure import CallNumbers
 from normlab.doctor.options import Read, State, Step
 from normlab.errors import BadInput
 from normlab.introspect import linen_hook, nnx_hook
 from normlab.introspect.applied import is_layer
 from normlab.introspect.graph import bodies
 from normlab.introspect.markers import Markers
-from normlab.tools import leaves
+from normlab.tools import Site, leaves
 
-__all__ = ["Stepped", "marked", "stepped", "updates", "variables_of"]
+__all__ = ["Stepped", "marked", "stepped", "updates", "updates_of", "variables_of"]
 
 _tokens = itertools.count()
 
@@ -199,6 +200,34 @@ def _reduces(jaxpr: Jaxpr) -> bool:
         equation.primitive.name.startswith(_COLLECTIVES) or any(map(_reduces, bodies(equation)))
         for equation in jaxpr.eqns
     )
+
+
+def updates_of(site: Site, found: Stepped, numbers: Sequence[CallNumbers]) -> float:
+    """Return how many updates of its running statistics a step made; NaN where this cannot be told.
+
+    Args:
+        site: The norm.
+        found: Variables before and after the step.
+        numbers: Measurements of the norm's calls in training with the batch of the step.
+    """
+    before, after, names = found.before, found.after, site.variables
+    if not {"mean"} <= names.keys() or names["mean"] not in after:
+        return math.nan
+    if "step" in names and names["step"] in after:
+        return float(np.max(after[names["step"]]) - np.max(before[names["step"]]))
+    momentum = getattr(site.module, "momentum", None)
+    if len(numbers) != 1 or not isinstance(momentum, float) or "var" not in names:
+        return math.nan
+    mean, var = np.asarray(numbers[0].mean), np.asarray(numbers[0].var)
+    if mean.size != before[names["mean"]].size:
+        return math.nan
+    deviation = np.sqrt(np.maximum(var, 1e-12))
+    pairs = [("mean", mean, deviation), ("var", var, np.maximum(var, 1e-12))]
+    old, new, batch = (
+        np.concatenate([np.ravel(tree[names[role]] if tree else own) / unit for role, own, unit in pairs])
+        for tree in (before, after, None)
+    )
+    return updates(old, new, batch, momentum)
 
 
 def updates(old: np.ndarray, new: np.ndarray, batch: np.ndarray, momentum: float) -> float:

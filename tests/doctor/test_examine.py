@@ -200,8 +200,102 @@ def test_an_ensemble_is_no_set_of_replicas() -> None:
     variables = fresh(model, GIVEN[0][0])
     assert {np.shape(leaf)[0] for leaf in jax.tree.leaves(variables)} == {4}
     report = examine(model, variables, GIVEN, checks=["NL102", "NL208", "NL302"])
-    assert not report.findings and "NL102" in report.passed
-    assert {one.why for one in report.skipped} == {"the model has no norm that can be measured."}
+    assert not report.findings and not report.skipped
+    assert {"NL102", "NL208"} <= set(report.passed)
+
+
+def test_each_network_of_an_ensemble_is_measured_as_if_it_were_alone() -> None:
+    model = Ensemble()
+    variables = fresh(model, GIVEN[0][0])
+    together = examine(model, variables, GIVEN, checks=["NL302"]).measurements
+    assert list(together) == [f"nets/norm[{i}]" for i in range(4)]
+    kernels = np.asarray(variables["params"]["nets"]["Dense_0"]["kernel"])
+    x = np.concatenate([x for x, _ in GIVEN])
+    for i, kernel in enumerate(kernels):
+        assert together[f"nets/norm[{i}]"].mean == pytest.approx((x @ kernel).mean(0), abs=1e-5)
+
+
+class OverExamples(nn.Module):
+    """A layer norm that `vmap` runs for each example, with the same parameters."""
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        lifted = nn.vmap(nn.LayerNorm, variable_axes={"params": None}, split_rngs={"params": False})
+        return nn.Dense(10)(lifted(name="norm")(x))
+
+
+def test_norms_of_single_examples_under_vmap_are_left_out_with_the_reason() -> None:
+    model = OverExamples()
+    report = examine(model, model.init(jax.random.key(0), GIVEN[0][0]), GIVEN, checks=["NL103", "NL302"])
+    assert "NL103" in report.passed
+    assert [one.why for one in report.skipped] == ["the model has no norm that can be measured."]
+
+
+class Called(nn.Module):
+    """A norm of the first layer that is called again, on what the second makes of its output."""
+
+    factor: float
+
+    def setup(self) -> None:
+        self.norm, self.head = nn.BatchNorm(name="norm"), nn.Dense(10)
+
+    def __call__(self, x: Any, *, train: bool) -> Any:
+        one = self.norm(x, use_running_average=not train)
+        return self.head(one + self.norm(self.factor * x, use_running_average=not train))
+
+
+@pytest.mark.parametrize(("factor", "severity"), [(1.0, "note"), (1.1, "note"), (4.0, "warning")])
+def test_a_norm_that_is_called_twice_on_inputs_that_are_alike_is_a_note(factor: float, severity: str) -> None:
+    model = Called(factor)
+    variables = model.init(jax.random.key(0), GIVEN[0][0], train=False)
+    (finding,) = examine(model, variables, GIVEN, checks=["NL113"]).findings
+    assert (finding.severity, finding.path, finding.evidence["calls"]) == (severity, "norm", 2)
+    (unmeasured,) = examine(model, None, [jax.ShapeDtypeStruct((32, 64), np.float32)], checks=["NL113"]).findings
+    assert unmeasured.severity == "warning"
+
+
+class Noisy(nn.Module):
+    """Noise by hand between two norms, in training alone."""
+
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool) -> Any:
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, name="before")(x)
+        x = x + jax.random.normal(self.make_rng("dropout"), x.shape) if train else x
+        return nn.Dense(10)(nn.BatchNorm(use_running_average=not train, momentum=0.9, name="behind")(x))
+
+
+class NoisyInNNX(nnx.Module):
+    """The same in NNX."""
+
+    def __init__(self) -> None:
+        self.rngs = nnx.Rngs(0)
+        self.before, self.behind = (nnx.BatchNorm(64, momentum=0.9, rngs=self.rngs) for _ in range(2))
+        self.head = nnx.Linear(64, 10, rngs=self.rngs)
+
+    def __call__(self, x: Any) -> Any:
+        x = self.before(x)
+        return self.head(self.behind(x + jax.random.normal(self.rngs.dropout(), x.shape)))
+
+
+@pytest.mark.parametrize("library", ["linen", "nnx"])
+def test_norms_behind_random_numbers_that_cannot_be_turned_off_are_not_compared(library: str) -> None:
+    model: Any = Noisy() if library == "linen" else NoisyInNNX()
+    if library == "linen":
+        variables: Any = jax.tree.map(np.array, fresh(model, GIVEN[0][0]))
+        for statistics in variables["batch_stats"].values():
+            statistics["mean"] += 1  # no longer as at the start
+    else:
+        variables = None
+        for norm in (model.before, model.behind):
+            norm.mean[...] += 1
+    report = examine(model, variables, GIVEN, checks=["NL304", "NL306"])
+    reason = (
+        "the output of `behind` changes with the random numbers of a call, which are no dropout of Flax that can be"
+    )
+    assert [(one.code, one.why) for one in report.skipped] == [
+        (code, f"{reason} turned off.") for code in ("NL304", "NL306")
+    ]
+    assert [(one.code, one.path) for one in report.findings] == [("NL304", "before")]
 
 
 def test_what_could_not_be_measured_is_skipped_and_never_passed() -> None:

@@ -138,7 +138,11 @@ def exploding(patient: Patient) -> Found:
     magnitude is above an eighth of the largest number of its type.
     """
     bounds = patient.thresholds
-    scales = {site.path: np.abs(one) for site in patient.sites if (one := patient.parameter(site, "scale")) is not None}
+    scales = {
+        site.path: np.abs(one)
+        for site in patient.sites
+        if (one := patient.norm_variables.parameter(site, "scale")) is not None
+    }
     together = np.concatenate([one.ravel() for one in scales.values()]) if scales else np.zeros(1)
     typical = float(np.median(together[together > 0])) if (together > 0).any() else 0.0
     largest = {path: float(one.max(initial=0)) for path, one in scales.items()}

@@ -25,9 +25,11 @@ def never_updated(patient: Patient) -> Found:
     """
     if patient.options.step is not None:
         raise Skip("a `step` was given, by which NL205 decides")
-    norms = [site for site in patient.sites if patient.running(site) is not None and not frozen(site)]
-    moved = any(not patient.is_fresh(site) for site in norms) or any(map(patient.has_learned, patient.sites))
-    fresh = [site for site in norms if patient.is_fresh(site) and _has_moved(patient, site, moved)]
+    norms = [site for site in patient.sites if patient.norm_variables.running(site) is not None and not frozen(site)]
+    moved = any(not patient.norm_variables.is_fresh(site) for site in norms) or any(
+        map(patient.norm_variables.has_learned, patient.sites)
+    )
+    fresh = [site for site in norms if patient.norm_variables.is_fresh(site) and _has_moved(patient, site, moved)]
     if fresh:
         faults = [Fault(site.path, {"norms as at the start": len(fresh), "of": len(norms)}) for site in fresh]
         yield _LOST.finding("NL201", "error", faults)
@@ -35,7 +37,7 @@ def never_updated(patient: Patient) -> Found:
 
 def _has_moved(patient: Patient, site: Site, others: bool) -> bool:
     """Return whether the parameters of a norm moved; for one without any, whether those of others did."""
-    return patient.has_learned(site) if {"scale", "bias"} & site.variables.keys() else others
+    return patient.norm_variables.has_learned(site) if {"scale", "bias"} & site.variables.keys() else others
 
 
 _LOST = Texts(
@@ -74,7 +76,7 @@ def _stays(patient: Patient, site: Site) -> bool:
     except Skip:
         return True
     name = site.variables["mean"]
-    return np.array_equal(np.asarray(after[name]), np.asarray(patient.leaves[name]))
+    return np.array_equal(np.asarray(after[name]), np.asarray(patient.norm_variables.leaves[name]))
 
 
 @check("NL203", "data")

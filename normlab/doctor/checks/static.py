@@ -81,7 +81,7 @@ def _largest_change(patient: Patient, faults: list[Fault]) -> float:
     for fault in faults:
         path = _bias(patient, by_path[fault.path])
         assert path is not None
-        bias = np.asarray(patient.leaves[path], np.float32)
+        bias = np.asarray(patient.norm_variables.leaves[path], np.float32)
         moved[path] = bias + rng.standard_normal(bias.shape).astype(np.float32)
     assert patient.variables is not None
     call = patient.few()

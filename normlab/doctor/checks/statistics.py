@@ -46,12 +46,12 @@ def running_statistics_lag(patient: Patient) -> Found:
     variance off by a factor of 1.5, and by at least 4 standard errors: those of these batches and of the running
     average together. A model as it was initialized is left out, and norms that were never updated (NL201, NL205).
     """
-    if patient.untouched:
+    if patient.norm_variables.untouched:
         raise Skip("the model is as it was initialized")
     bounds, faults = patient.thresholds, list[Fault]()
     for path in of_batches(patient):
         site = patient.site_of(path)
-        if site.calls > 1 or patient.is_fresh(site):
+        if site.calls > 1 or patient.norm_variables.is_fresh(site):
             continue
         found = lag(patient, path)
         if found is None:
@@ -108,7 +108,7 @@ def training_and_evaluation_part(patient: Patient) -> Found:
     3 sqrt(Σ 1 / effective samples) over the batch norms up to there. A model as it was initialized is left out, and
     norms whose output changes with the random numbers of a call though dropout is off.
     """
-    if patient.untouched:
+    if patient.norm_variables.untouched:
         raise Skip("the model is as it was initialized")
     if not patient.modes.known:
         raise Skip("the modes of the model are not known")
@@ -130,7 +130,9 @@ def training_and_evaluation_part(patient: Patient) -> Found:
 
 def _parts(patient: Patient, site: Site) -> bool:
     """Return whether a norm computes with other statistics in training than at evaluation, and these were learned."""
-    return learns(site) and patient.running(site) is not None and not patient.is_fresh(site)
+    return (
+        learns(site) and patient.norm_variables.running(site) is not None and not patient.norm_variables.is_fresh(site)
+    )
 
 
 _PARTED = Texts(
