@@ -1,6 +1,6 @@
 """A compiled call of a model in one mode, which measures its norms."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -10,15 +10,17 @@ from flax import linen as nn
 from flax import nnx
 from jax import Array
 
+from normlab.introspect import nnx_hook
 from normlab.introspect.applied import Variables
 from normlab.introspect.calls import Module
+from normlab.introspect.kinds import is_dropout, norm_kind
 from normlab.introspect.modes import Method, Modes
 from normlab.tools import Capture, Captured
 from normlab.tools.batches import Arguments, examples
 from normlab.tools.capture import Statistic
 from normlab.tools.estimation import by_batch
 
-__all__ = ["CallOptions", "MeasuringCall", "by_run"]
+__all__ = ["CallOptions", "MeasuringCall", "by_run", "keep_still", "still_norms"]
 
 Found = TypeVar("Found")
 
@@ -32,12 +34,14 @@ class CallOptions:
         modes: The keywords of both modes.
         method: The method to be called.
         rngs: Random streams of a call.
+        still: Paths of norms of an NNX model that evaluate in training, too.
     """
 
     model: Module
     modes: Modes
     method: Method
     rngs: Mapping[str, Array]
+    still: Collection[str] = ()
 
 
 class MeasuringCall(Generic[Found]):
@@ -63,6 +67,7 @@ class MeasuringCall(Generic[Found]):
         self.examples = 0
         if isinstance(model, nnx.Module):
             model = by_batch.nnx_copy(model, train=train, dropout=dropout, options=by_batch.ONE_DEVICE)
+            keep_still(model, options.still)
         self._capture = Capture(model, statistic, paths=paths, method=options.method, stacked=True)
 
     def __call__(self, variables: Variables, call: Arguments, *, draw: int = 0) -> Captured[Found]:
@@ -88,6 +93,32 @@ def _advanced(state: nnx.State, draws: int) -> nnx.State:
     """Return the state of a model whose random streams have made more draws."""
     counts, rest = nnx.split_state(state, nnx.RngCount, ...)
     return nnx.merge_state(jax.tree.map(lambda count: count + draws, counts), rest)
+
+
+def still_norms(model: Module) -> frozenset[str]:
+    """Return the paths of an NNX model's norms that evaluate while another norm or dropout of it trains.
+
+    A model that evaluates as a whole was only given so.
+    """
+    if not isinstance(model, nnx.Module):
+        return frozenset()
+    modules = {path: one for path, one in nnx_hook.modules(model).items() if norm_kind(one) or is_dropout(one)}
+    modes = {path: _evaluates(one) for path, one in modules.items() if _evaluates(one) is not None}
+    still = frozenset(path for path, evaluates in modes.items() if evaluates and norm_kind(modules[path]))
+    return still if False in modes.values() else frozenset()
+
+
+def _evaluates(module: nnx.Module) -> bool | None:
+    """Return whether a norm or a dropout of NNX evaluates; `None` where it has no mode, or is not told."""
+    mode = getattr(module, "use_running_average", getattr(module, "deterministic", None))
+    return mode if isinstance(mode, bool) else None
+
+
+def keep_still(model: nnx.Module, paths: Collection[str]) -> None:
+    """Let norms of an NNX model evaluate, which is changed."""
+    for path, module in nnx_hook.modules(model).items():
+        if path in paths:
+            setattr(module, "use_running_average", True)  # noqa: B010
 
 
 def by_run(statistics: Mapping[str, tuple[tuple[Found, ...], ...]]) -> dict[str, tuple[Found, ...]]:

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -13,19 +14,21 @@ from flax import linen as nn
 from flax import nnx
 from flax.typing import VariableDict
 from jax import Array
+from jax.extend.core import ClosedJaxpr
 
-from normlab.doctor.calling import CallOptions, MeasuringCall, by_run
+from normlab.doctor.calling import CallOptions, MeasuringCall, by_run, keep_still, still_norms
 from normlab.doctor.measure import CallNumbers, measured
 from normlab.doctor.options import Options
 from normlab.doctor.padding import SAME, at_valid, moved, noisy, relative_change
 from normlab.doctor.pooled import Pooled, pooled
 from normlab.doctor.skip import Skip
-from normlab.doctor.stepping import Stepped, marked, stepped, updates_of
+from normlab.doctor.stepping import Stepped, in_devices, marked, stepped, updates_of
 from normlab.doctor.survey import Survey, survey
 from normlab.doctor.variables import NormVariables
 from normlab.errors import one_line
 from normlab.introspect.applied import Variables
 from normlab.introspect.calls import Module
+from normlab.introspect.markers import Markers
 from normlab.introspect.modes import Modes, modes, unknown_mode
 from normlab.tools import Captured, Site, Sites, leaves
 from normlab.tools.batches import Arguments, examples
@@ -104,14 +107,44 @@ class Patient:
     @functools.cached_property
     def call_options(self) -> CallOptions:
         """The way the model is called."""
-        return CallOptions(self.model, self.modes, self.options.method, self.rngs)
+        return CallOptions(self.model, self.modes, self.options.method, self.rngs, still_norms(self.model))
 
     # --- structure ---
 
     @functools.cached_property
     def training(self) -> Survey:
-        """The norms in training."""
-        return self._survey(train=True)
+        """The norms in training; those that a step evaluates by statistics that were learned evaluate here, too."""
+        found = self._survey(train=True)
+        fresh, still = NormVariables(self.variables, found.sites).is_fresh, self._evaluated_by_step
+        sites = [replace(one, running=True) if one.path in still and not fresh(one) else one for one in found.sites]
+        return Survey(Sites(sites, found.sites.modules), found.failures)
+
+    @functools.cached_property
+    def set_aside(self) -> frozenset[str]:
+        """The norms that evaluate in training on purpose, by learned statistics: in the step, or an NNX model as given."""
+        paths = {*self._evaluated_by_step, *self.call_options.still}
+        running = [site for site in self.training.sites if site.running and site.path in paths]
+        return frozenset(site.path for site in running if not self.norm_variables.is_fresh(site))
+
+    @functools.cached_property
+    def _evaluated_by_step(self) -> frozenset[str]:
+        """The norms that the step calls, and always lets evaluate; none where it cannot be traced."""
+        if self.options.step is None or not self.batches or self.variables is None:
+            return frozenset()
+        try:
+            markers = self._marked_step[1]
+        except Exception:  # for which the checks of the step give the reason
+            return frozenset()
+        modes: dict[str, set[bool | None]] = {}
+        for layer in markers.layers.values():
+            modes.setdefault(layer.path, set()).add(layer.running)
+        return frozenset(path for path, several in modes.items() if several == {True})
+
+    @functools.cached_property
+    def _marked_step(self) -> tuple[ClosedJaxpr, Markers]:
+        """The jaxpr of a step, in which the layers are marked."""
+        assert self.options.step is not None
+        return marked(self.options.step, self.options.state, self.options.read, self.batches[0])
 
     @functools.cached_property
     def evaluation(self) -> Survey:
@@ -126,17 +159,24 @@ class Patient:
     def _survey(self, *, train: bool) -> Survey:
         if not self.calls:
             raise Skip("no batch was given, not even its shape")
-        model = self.model if isinstance(self.model, nn.Module) else _in_mode(self.model, train)
+        model = self.model if isinstance(self.model, nn.Module) else self._in_mode(self.model, train)
         found = self._survey_of(model, train=train)
         if unbound := tuple(one for one in found.failures if one.unbound):
             with by_batch.linen(dropout=True, options=by_batch.ONE_DEVICE):
                 if isinstance(model, nnx.Module):
                     model = by_batch.nnx_copy(model, train=train, dropout=True, options=by_batch.ONE_DEVICE)
+                    keep_still(model, self.call_options.still)
                 alone = self._survey_of(model, train=train)
             found = Survey(alone.sites, (*unbound, *alone.failures))
         if self._linen and not self.modes.known and any("mean" in site.variables for site in found.sites):
             raise unknown_mode()
         return found
+
+    def _in_mode(self, model: nnx.Module, train: bool) -> nnx.Module:
+        twin = nnx.clone(model)
+        (twin.train if train else twin.eval)()
+        keep_still(twin, self.call_options.still)
+        return twin
 
     def _survey_of(self, model: Module, *, train: bool) -> Survey:
         args, kwargs = self.calls[0]
@@ -379,10 +419,9 @@ class Patient:
     @functools.cached_property
     def in_devices(self) -> dict[str, bool]:
         """The norms that the step calls on each device, and whether they reduce over devices there."""
-        assert self.options.step is not None
         if self.stepped.lost:
             raise Skip("the step fails, see NL205")
-        return marked(self.options.step, self.options.state, self.options.read, self.batches[0])
+        return in_devices(*self._marked_step)
 
     @functools.cached_property
     def updates(self) -> dict[str, float]:
@@ -417,9 +456,3 @@ class Patient:
 _STREAMS = ("params", "dropout")
 _LASTING = ("modes", "rngs", "training", "evaluation", "lifted_out", "_programs", "_plain_calls")
 """Attributes that do not depend on the values of variables and batches."""
-
-
-def _in_mode(model: nnx.Module, train: bool) -> nnx.Module:
-    twin = nnx.clone(model)
-    (twin.train if train else twin.eval)()
-    return twin

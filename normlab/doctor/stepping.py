@@ -24,7 +24,7 @@ from normlab.introspect.graph import bodies
 from normlab.introspect.markers import Markers
 from normlab.tools import Site, leaves
 
-__all__ = ["Stepped", "marked", "stepped", "updates", "updates_of", "variables_of"]
+__all__ = ["Stepped", "in_devices", "marked", "stepped", "updates", "updates_of", "variables_of"]
 
 _tokens = itertools.count()
 
@@ -129,8 +129,8 @@ def _by_path(variables: object) -> dict[str, np.ndarray]:
     }
 
 
-def marked(step: Step, state: State, read: Read | None, batch: object) -> dict[str, bool]:
-    """Return the norms that a step calls inside of `shard_map` or `pmap`, and whether they reduce over an axis there.
+def marked(step: Step, state: State, read: Read | None, batch: object) -> tuple[ClosedJaxpr, Markers]:
+    """Return the jaxpr of a step, in which the layers of the model are marked.
 
     Args:
         step: A step; only shapes are computed.
@@ -141,9 +141,17 @@ def marked(step: Step, state: State, read: Read | None, batch: object) -> dict[s
     markers = Markers()
     with linen_hook.hooked(markers), set_xla_metadata(normlab_step=str(next(_tokens))):
         if _holds_module(state):
-            jaxpr = _jaxpr_of_modules(step, state, read, batch, markers)
-        else:
-            jaxpr = jax.make_jaxpr(step)(state, batch)
+            return _jaxpr_of_modules(step, state, read, batch, markers), markers
+        return jax.make_jaxpr(step)(state, batch), markers
+
+
+def in_devices(jaxpr: ClosedJaxpr, markers: Markers) -> dict[str, bool]:
+    """Return the norms that a step calls inside of `shard_map` or `pmap`, and whether they reduce over an axis there.
+
+    Args:
+        jaxpr: The jaxpr of a step.
+        markers: The hook that marked it.
+    """
     found: dict[str, bool] = {}
     for body in _mapped(jaxpr.jaxpr):
         _collectives(body, markers, found)

@@ -254,6 +254,67 @@ def test_a_norm_that_is_called_twice_on_inputs_that_are_alike_is_a_note(factor: 
     assert unmeasured.severity == "warning"
 
 
+def learned(model: nn.Module) -> Any:
+    """Return a state whose running statistics are those of the data, as after a training."""
+    state: Any = start(model, optax.sgd(0.1), GIVEN[0][0])
+    step = step_of(model, optax.sgd(0.1))
+    for i in range(30):
+        state = step(state, GIVEN[i % 2])
+    return state
+
+
+def step_that_evaluates(model: nn.Module) -> Any:
+    """Return a step that trains a model by its running statistics."""
+
+    @jax.jit
+    def step(state: Any, batch: Any) -> Any:
+        def loss(params: Any) -> Any:
+            y = model.apply({"params": params, "batch_stats": state["batch_stats"]}, batch[0], train=False)
+            return optax.softmax_cross_entropy_with_integer_labels(y, batch[1]).mean()
+
+        gradients = jax.grad(loss)(state["params"])
+        return {**state, "params": jax.tree.map(lambda a, b: a - 0.1 * b, state["params"], gradients)}
+
+    return step
+
+
+def test_a_step_that_evaluates_norms_by_learned_statistics_loses_no_updates() -> None:
+    model = Dense()
+    state, step = learned(model), step_that_evaluates(model)
+    state["batch_stats"] = jax.tree.map(lambda leaf: 2 * leaf + 1, state["batch_stats"])  # of other data
+    report = examine(model, None, GIVEN, step=step, state=state)
+    assert [(one.code, one.severity, one.path) for one in report.findings] == [("NL202", "note", "norm_0")]
+    fresh_state = start(model, optax.sgd(0.1), GIVEN[0][0])
+    codes = examine(model, None, GIVEN, step=step, state=fresh_state, checks=["NL202", "NL205"]).by_code
+    assert codes.keys() == {"NL205"}
+
+
+class Two(nnx.Module):
+    """A model of NNX with a trunk and a head."""
+
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.trunk, self.norm = nnx.Linear(64, 16, use_bias=False, rngs=rngs), nnx.BatchNorm(16, rngs=rngs)
+        self.head, self.last = nnx.BatchNorm(16, rngs=rngs), nnx.Linear(16, 10, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        return self.last(self.head(nnx.relu(self.norm(self.trunk(x)))))
+
+
+def test_a_norm_of_nnx_that_evaluates_beside_others_that_train_is_meant_if_it_has_learned() -> None:
+    model = Two()
+    model.train()
+    model.norm.eval()
+    options: dict[str, Any] = {"checks": ["NL202", "NL303"]}
+    assert [one.severity for one in examine(model, None, GIVEN, **options).findings] == ["error"]
+    model.norm.mean[...] += 1
+    assert [(one.code, one.severity, one.path) for one in examine(model, None, GIVEN, **options).findings] == [
+        ("NL202", "note", "norm")
+    ]
+    model.eval()  # as a whole: it was only given so
+    assert "NL202" not in examine(model, None, GIVEN, **options).by_code
+
+
 class Noisy(nn.Module):
     """Noise by hand between two norms, in training alone."""
 

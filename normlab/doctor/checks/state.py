@@ -52,20 +52,22 @@ _LOST = Texts(
 def evaluates_in_training(patient: Patient) -> Found:
     """A batch norm that evaluates in the training call.
 
-    It uses running statistics in training, and a training call leaves them as they are. A note where all such norms are
-    frozen on purpose.
+    It uses running statistics in training, and a training call leaves them as they are. A note where it is meant: the
+    norm is frozen; or its statistics were learned, and the step lets it evaluate, or the model of NNX was given with it
+    in evaluation mode beside others in training mode.
     """
     sites = [site for site in patient.training.sites if "mean" in site.variables and (site.running or frozen(site))]
-    sites = [site for site in sites if _stays(patient, site)]
+    sites = [site for site in sites if site.path in patient.set_aside or _stays(patient, site)]
+    meant = {site.path for site in sites if frozen(site)} | patient.set_aside
     texts = Texts(
         title="the norm evaluates while the model trains",
         why="It normalizes by running statistics, learns none, and its gradient knows nothing of the batch.",
         source="google/flax#2279; keras-team/keras#9965",
         remedy="nn.BatchNorm(use_running_average=not train)  # at `{path}`; frozen=True where it is meant",
     )
-    if by_accident := [Fault(site.path, {}) for site in sites if not frozen(site)]:
+    if by_accident := [Fault(site.path, {}) for site in sites if site.path not in meant]:
         yield texts.finding("NL202", "error", by_accident)
-    if on_purpose := [Fault(site.path, {}) for site in sites if frozen(site)]:
+    if on_purpose := [Fault(site.path, {}) for site in sites if site.path in meant]:
         yield texts.finding("NL202", "note", on_purpose)
 
 
