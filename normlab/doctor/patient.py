@@ -121,7 +121,7 @@ class Patient:
 
     @functools.cached_property
     def set_aside(self) -> frozenset[str]:
-        """The norms that evaluate in training on purpose, by learned statistics: in the step, or an NNX model as given."""
+        """The norms that evaluate in training on purpose, by learned statistics: in the step, or as given (NNX)."""
         paths = {*self._evaluated_by_step, *self.call_options.still}
         running = [site for site in self.training.sites if site.running and site.path in paths]
         return frozenset(site.path for site in running if not self.norm_variables.is_fresh(site))
