@@ -693,7 +693,11 @@ def _(planted: float) -> Keywords:
 
 @case("layers in a scan that share statistics", "NL113", "warning", "blocks/norm")
 def _(planted: float) -> Keywords:
-    return examined(Scanned(carried=bool(planted)), batches())
+    found = examined(Scanned(), batches())
+    if not planted:
+        return found
+    blocks = jax.tree.map(lambda leaf: leaf[0], found["variables"]["batch_stats"])  # a carry has to be there
+    return found | {"model": Scanned(carried=True), "variables": {**found["variables"], "batch_stats": blocks}}
 
 
 @case("weight decay on a norm in one of two groups", "NL206", "warning", "norm_1")

@@ -1,6 +1,7 @@
 """Checks of the running statistics, and of whether a call uses those of its mode."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -85,10 +86,11 @@ def _stays(patient: Patient, site: Site) -> bool:
 def batch_statistics_at_evaluation(patient: Patient) -> Found:
     """Batch statistics at evaluation.
 
-    The output of the first example changes by more than 1e-4 of its scale when the others of its batch are replaced.
+    The output of the first example changes by more than 1e-4 of its scale when the others of its batch are replaced:
+    the norms that are told to take batch statistics, and those that change it though they are told to evaluate.
     """
     patient.can_measure  # noqa: B018
-    sites = [site for site in patient.evaluation.sites if takes_batch_statistics(site) and not site.running]
+    sites = [site for site in patient.evaluation.sites if takes_batch_statistics(site)]
     if not sites:
         return
     variables, call = patient.variables, patient.few()
@@ -99,7 +101,8 @@ def batch_statistics_at_evaluation(patient: Patient) -> Found:
     before = patient.output(variables, call, train=False)
     if not any(np.shape(leaf)[:1] == (size,) for leaf in jax.tree.leaves(before)):
         raise Skip("the output has no axis of examples in front")
-    after = patient.output(variables, _with_others(call, patient, size), train=False)
+    other = _with_others(call, patient, size)
+    after = patient.output(variables, other, train=False)
     first = [
         jax.tree.map(lambda leaf: leaf[0] if np.shape(leaf)[:1] == (size,) else 0.0, one) for one in (before, after)
     ]
@@ -114,8 +117,16 @@ def batch_statistics_at_evaluation(patient: Patient) -> Found:
         source="Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167, section 3.1; google/flax#932",
         remedy="nn.BatchNorm(use_running_average=not train)  # at `{path}`, and train=False at evaluation",
     )
-    faults = [Fault(site.path, {"change of the output": moved}) for site in sites]
-    yield texts.finding("NL203", "error", faults, threshold=patient.thresholds.same_output)
+    paths = [site.path for site in sites if not site.running] or _changing(patient, (call, other), sites)
+    faults = [Fault(path, {"change of the output": moved}) for path in paths]
+    yield from texts.findings("NL203", "error", faults, threshold=patient.thresholds.same_output)
+
+
+def _changing(patient: Patient, calls: tuple[Arguments, Arguments], sites: Sequence[Site]) -> list[str]:
+    """Return the norms that change the first example with others beside it, though it goes in as it was."""
+    bound, changes = patient.thresholds.same_output, patient.changes_of_first(*calls)
+    paths = [site.path for site in sites if site.path in changes]
+    return [path for path in paths if changes[path].given <= bound < changes[path].made]
 
 
 def _with_others(call: Arguments, patient: Patient, size: int) -> Arguments:

@@ -16,8 +16,8 @@ from normlab.doctor.checks.kinds import (
 )
 from normlab.doctor.checks.measured import calls_are_alike
 from normlab.doctor.checks.registry import Fault, Found, Texts, check
-from normlab.doctor.padding import relative_change
 from normlab.doctor.patient import Patient
+from normlab.doctor.places import relative_change
 from normlab.doctor.survey import Failure
 from normlab.errors import StatisticsError, one_line
 from normlab.tools import Site, leaves

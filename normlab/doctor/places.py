@@ -1,4 +1,4 @@
-"""Noise in padded positions, and the norms that feel it at valid ones."""
+"""Changes of what norms are given and return at some places: at valid positions by noise in padded ones, and others."""
 
 from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
@@ -13,20 +13,20 @@ from normlab.doctor.skip import Skip
 from normlab.errors import BadInput
 from normlab.tools.batches import Arguments
 
-__all__ = ["SAME", "AtValid", "at_valid", "moved", "noisy", "relative_change"]
+__all__ = ["SAME", "AtPlaces", "at_valid", "moved", "noisy", "of_first", "relative_change"]
 
 SAME = 1e-5
 """Change of a value that is only rounding, relative to its scale."""
 
 
-class AtValid(NamedTuple):
-    """Input and output of a norm, 0 at padded positions."""
+class AtPlaces(NamedTuple):
+    """Input and output of a norm at some places, or how far they changed there."""
 
     given: ArrayLike
     made: ArrayLike
 
 
-Captures: TypeAlias = Mapping[str, tuple[tuple[AtValid, ...], ...]]
+Captures: TypeAlias = Mapping[str, tuple[tuple[AtPlaces, ...], ...]]
 """For each norm, for each of its calls, for each run of this call."""
 
 
@@ -67,7 +67,7 @@ def noisy(call: Arguments, padding: Array, seed: int) -> Arguments:
     return changed
 
 
-def at_valid(padding: Array, path: str, number: int, x: Array, mask: Array | None, y: object) -> AtValid:
+def at_valid(padding: Array, path: str, number: int, x: Array, mask: Array | None, y: object) -> AtPlaces:
     """Return what a norm was given and returned, 0 at padded positions; nothing where it has no such positions."""
 
     def valid(one: object) -> Array:
@@ -75,7 +75,12 @@ def at_valid(padding: Array, path: str, number: int, x: Array, mask: Array | Non
             return jnp.zeros(0)
         return jnp.where(padding.reshape(*padding.shape, *[1] * (one.ndim - padding.ndim)), 0, one)
 
-    return AtValid(valid(x), valid(y))
+    return AtPlaces(valid(x), valid(y))
+
+
+def of_first(path: str, number: int, x: Array, mask: Array | None, y: object) -> AtPlaces:
+    """Return the first row of what a norm was given and returned."""
+    return AtPlaces(x[:1], y[:1] if isinstance(y, Array) and y.ndim else jnp.zeros(0))
 
 
 def moved(before: Captures, after: Captures) -> dict[str, float]:
