@@ -19,7 +19,7 @@ from jax.extend.core import ClosedJaxpr
 from normlab.doctor.calling import CallOptions, MeasuringCall, by_run, keep_still, still_norms
 from normlab.doctor.measure import CallNumbers, measured
 from normlab.doctor.options import Options
-from normlab.doctor.places import SAME, AtPlaces, at_valid, moved, noisy, of_first, relative_change
+from normlab.doctor.places import SAME, at_valid, moved, noisy, of_first, relative_change
 from normlab.doctor.pooled import Pooled, pooled
 from normlab.doctor.skip import Skip
 from normlab.doctor.stepping import Stepped, in_devices, marked, stepped, updates_of
@@ -341,13 +341,16 @@ class Patient:
         """Return the output of a call without dropout."""
         return self._plain_call(train)(variables, call).output
 
-    def changes_of_first(self, call: Arguments, other: Arguments) -> dict[str, AtPlaces]:
+    def changes_of_first(self, call: Arguments, other: Arguments) -> dict[str, tuple[float, float]]:
         """Return how far input and output of each norm at evaluation differ for the first example of two calls."""
         program = MeasuringCall(self.call_options, of_first, self._paths, train=False, dropout=False)
         assert self.variables is not None
         before, after = (jax.device_get(program(self.variables, one).statistics) for one in (call, other))
-        pairs = {path: zip(calls[0][0], after[path][0][0], strict=True) for path, calls in before.items()}
-        return {path: AtPlaces(*(relative_change(a, b) for a, b in pair)) for path, pair in pairs.items()}
+        firsts = {path: (calls[0][0], after[path][0][0]) for path, calls in before.items()}
+        return {
+            path: (relative_change(one.given, two.given), relative_change(one.made, two.made))
+            for path, (one, two) in firsts.items()
+        }
 
     def few(self, index: int = 0) -> Arguments:
         """Return the arguments of a call with the first examples of a batch."""

@@ -20,7 +20,7 @@ SAME = 1e-5
 
 
 class AtPlaces(NamedTuple):
-    """Input and output of a norm at some places, or how far they changed there."""
+    """Input and output of a norm at some places."""
 
     given: ArrayLike
     made: ArrayLike

@@ -351,6 +351,6 @@ def called_several_times(patient: Patient) -> Found:
 
 def _runs(patient: Patient, site: Site) -> int:
     """Return how often a pass runs a norm with the same statistics."""
-    own = np.shape(_shapes(patient).get(site.variables.get("mean", "")))
+    own: tuple[int, ...] = getattr(_shapes(patient).get(site.variables.get("mean", "")), "shape", ())
     loops = "scan" in site.lifted and "vmap" not in site.lifted and len(own) == len(site.features)
     return max(1, site.calls) * (max(1, site.repeats) if loops else 1)
