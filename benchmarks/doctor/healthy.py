@@ -576,6 +576,146 @@ def _(seed: int) -> Keywords:
     }
 
 
+# --- unusual structures ---
+
+
+class Encoder(nn.Module):
+    """Two layers with batch norm, and a last one."""
+
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool) -> Any:
+        x = x.reshape(len(x), -1)
+        for i in range(2):
+            x = nn.Dense(32, use_bias=False, name=f"dense_{i}")(x)
+            x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9, name=f"norm_{i}")(x))
+        return nn.Dense(16, name="last")(x)
+
+
+class Siamese(nn.Module):
+    """One encoder for both images of a pair."""
+
+    def setup(self) -> None:
+        self.encoder = Encoder()
+
+    def __call__(self, one: Any, other: Any, *, train: bool) -> Any:
+        return self.encoder(one, train=train), self.encoder(other, train=train)
+
+
+def pairs() -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return batches of digits and of the same digits with noise."""
+    rng = np.random.default_rng(0)
+    return [(x, x + 0.3 * rng.normal(size=x.shape).astype(np.float32)) for x, _ in images()]
+
+
+def both(batch: Any) -> tuple[tuple[Any, ...], Keywords]:
+    """Return the arguments of a call with both parts of a batch."""
+    return batch[:2], {}
+
+
+def contrastive(y: Any, batch: Any) -> Any:
+    """Return the cross entropy of finding the other image of each pair in the batch."""
+    del batch
+    one, other = (v.astype(jnp.float32) / (1e-6 + jnp.linalg.norm(v, axis=-1, keepdims=True)) for v in y)
+    return optax.softmax_cross_entropy_with_integer_labels(5 * one @ other.T, jnp.arange(len(one))).mean()
+
+
+@healthy("one encoder called twice, batch norm, trained")
+def _(seed: int) -> Keywords:
+    return fitted(Siamese(), pairs(), seed, call=both, objective=contrastive)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth, written by hand: branches of some examples are left out."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool) -> Any:
+        if not train:
+            return x
+        shape = (len(x), *[1] * (x.ndim - 1))
+        return (
+            x * jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, shape).astype(x.dtype) / (1 - self.rate)
+        )
+
+
+class StochasticDepth(nn.Module):
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool) -> Any:
+        x = ConvNorm(16, name="stem")(x, train=train)
+        for i in range(3):
+            branch = ConvNorm(16, name=f"branch_{i}")(x, train=train)
+            x = x + DropPath(0.1 * (i + 1))(branch, train=train)
+        return nn.Dense(10, name="head")(x.mean((1, 2)))
+
+
+@healthy("stochastic depth by hand, batch norm, trained")
+def _(seed: int) -> Keywords:
+    return fitted(StochasticDepth(), images(), seed)
+
+
+class Members(nn.Module):
+    """Three encoders side by side under `vmap`."""
+
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool) -> Any:
+        options: Keywords = {"variable_axes": {"params": 0, "batch_stats": 0}, "split_rngs": {"params": True}}
+        nets = nn.vmap(lambda net, x: net(x, train=train), in_axes=None, axis_size=3, **options)
+        return nn.Dense(10, name="head")(nets(Encoder(name="nets"), x).mean(0))
+
+
+@healthy("ensemble under vmap, batch norm, trained")
+def _(seed: int) -> Keywords:
+    return fitted(Members(), images(), seed)
+
+
+class WithSecondHead(nn.Module):
+    """A network with a second head in training, as Inception has it."""
+
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool) -> Any:
+        x = ConvNorm(16, name="stem")(x, train=train)
+        second = None
+        if train or self.is_initializing():
+            h = nn.Dense(16, use_bias=False, name="second_dense")(x.mean((1, 2)))
+            h = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9, name="second_norm")(h))
+            second = nn.Dense(10, name="second_head")(h)
+        y = nn.Dense(10, name="head")(ConvNorm(32, 2, name="block")(x, train=train).mean((1, 2)))
+        return (y, second) if train else y
+
+
+@healthy("second head in training alone, batch norm, trained")
+def _(seed: int) -> Keywords:
+    def objective(y: Any, batch: Any) -> Any:
+        return cross_entropy(y[0], batch) + 0.3 * cross_entropy(y[1], batch)
+
+    return fitted(WithSecondHead(), images(), seed, objective=objective)
+
+
+class OnRawTable(nn.Module):
+    """Batch norm in place of scaling the columns of a table."""
+
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool) -> Any:
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm_in")(x)
+        return nn.Dense(2, name="head")(Encoder(name="encoder")(x, train=train))
+
+
+def table() -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return batches of incomes, ages, counts, answers and heights as they are, and of two classes."""
+    rng, made = np.random.default_rng(0), []
+    for _ in range(40):
+        z = rng.normal(size=(64, 5))
+        columns = np.exp(10 + 0.6 * z[:, 0]), 40 + 12 * z[:, 1], rng.poisson(2, 64), z[:, 3] > 0.3, 170 + 8 * z[:, 4]
+        made.append((np.stack(columns, 1).astype(np.float32), (z[:, 0] + z[:, 1] * z[:, 4] > 0).astype(np.int32)))
+    return made
+
+
+@healthy("batch norm of a raw table, trained")
+def _(seed: int) -> Keywords:
+    return fitted(OnRawTable(), table(), seed)
+
+
 # --- NNX ---
 
 

@@ -1,5 +1,6 @@
 """Models with a planted fault, each with a version in which it is fixed."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -626,3 +627,131 @@ def _(planted: float) -> Keywords:
 @case("batch statistics at evaluation, in NNX", "NL203", "error", "norm")
 def _(planted: float) -> Keywords:
     return {"model": Small(running=False if planted else None), "batches": batches()}
+
+
+# --- faults in unusual places ---
+
+
+class ScannedBlock(nn.Module):
+    train: bool
+
+    @nn.compact
+    def __call__(self, x: Any, _: None) -> tuple[Any, None]:
+        h = nn.Dense(x.shape[-1], use_bias=False, name="dense")(x)
+        return x + nn.relu(nn.BatchNorm(use_running_average=not self.train, momentum=0.9, name="norm")(h)), None
+
+
+class Scanned(nn.Module):
+    """Three blocks in a `scan`, with running statistics for each, or with the same ones for all."""
+
+    carried: bool = False
+
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool) -> Any:
+        x = nn.Dense(32, name="stem")(x)
+        if self.carried:
+            kept: Keywords = {"variable_axes": {"params": 0}, "variable_carry": "batch_stats"}
+        else:
+            kept = {"variable_axes": {"params": 0, "batch_stats": 0}}
+        blocks = nn.scan(ScannedBlock, split_rngs={"params": True}, length=3, **kept)
+        x, _ = blocks(train, name="blocks")(x, None)
+        return nn.Dense(10, name="head")(x)
+
+
+class Ensemble(nn.Module):
+    """Three networks side by side, whose outputs are averaged."""
+
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool) -> Any:
+        axes = {"params": 0, "batch_stats": 0}
+        options: Keywords = {"variable_axes": axes, "split_rngs": {"params": True}, "axis_size": 3}
+        nets = nn.vmap(lambda net, x: net(x, train=train), in_axes=None, **options)
+        return nets(Dense(name="nets"), x).mean(0)
+
+
+@cache
+def _trained(model: nn.Module) -> Keywords:
+    return variables_of(trained(model)[0])
+
+
+def _with_one_moved(model: nn.Module, name: str, index: int, planted: float) -> Keywords:
+    """Return keywords for a trained model of whose stacked running means one is far from that of the data."""
+    flat = flatten_dict(_trained(model), sep="/")
+    flat[name] = flat[name].at[index].add(3 * planted)
+    return {"model": model, "variables": unflatten_dict(flat, sep="/"), "batches": batches()}
+
+
+@case("statistics of one layer in a scan that are not of the data", "NL303", "warning", "blocks/norm[1]")
+def _(planted: float) -> Keywords:
+    return _with_one_moved(Scanned(), "batch_stats/blocks/norm/mean", 1, planted)
+
+
+@case("statistics of one network in an ensemble that are not of the data", "NL303", "warning", "nets/norm_1[2]")
+def _(planted: float) -> Keywords:
+    return _with_one_moved(Ensemble(), "batch_stats/nets/norm_1/mean", 2, planted)
+
+
+@case("layers in a scan that share statistics", "NL113", "warning", "blocks/norm")
+def _(planted: float) -> Keywords:
+    found = examined(Scanned(), batches())
+    if not planted:
+        return found
+    blocks = jax.tree.map(lambda leaf: leaf[0], found["variables"]["batch_stats"])  # a carry has to be there
+    return found | {"model": Scanned(carried=True), "variables": {**found["variables"], "batch_stats": blocks}}
+
+
+@case("weight decay on a norm in one of two groups", "NL206", "warning", "norm_1")
+def _(planted: float) -> Keywords:
+    model, x = Dense(), batches()[0][0]
+    variables = fresh(model, x)
+    spared = optax.adamw(0.01, mask=lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree))
+    groups = {name: "second" if name.endswith(("_1", "head")) else "first" for name in variables["params"]}
+    optimizer = optax.multi_transform({"first": spared, "second": optax.adamw(0.01) if planted else spared}, groups)
+    return examined(model, batches(), optimizer=optimizer)
+
+
+class Stuck(nnx.BatchNorm):
+    """Batch norm that takes batch statistics whatever it is told."""
+
+    def __call__(self, x: Any, use_running_average: bool | None = None, **options: Any) -> Any:
+        return super().__call__(x, use_running_average=False, **options)
+
+
+class Listed(nnx.Module):
+    """A model of NNX with its layers in lists."""
+
+    def __init__(self, norms: tuple[type[nnx.BatchNorm], ...], axis_name: str | None = None) -> None:
+        rngs, widths = nnx.Rngs(0), (64, *[16] * len(norms))
+        pairs = itertools.pairwise(widths)
+        self.layers = nnx.List([nnx.Linear(a, b, use_bias=False, rngs=rngs) for a, b in pairs])
+        self.norms = nnx.List([norm(16, axis_name=axis_name, rngs=rngs) for norm in norms])
+        self.head = nnx.Linear(16, 10, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = nnx.relu(norm(layer(x)))
+        return self.head(x)
+
+
+@case("batch statistics at evaluation in a list of NNX", "NL203", "error", "norms/1")
+def _(planted: float) -> Keywords:
+    return {"model": Listed((nnx.BatchNorm, Stuck if planted else nnx.BatchNorm)), "batches": batches()}
+
+
+@case("statistics of each device, in NNX", "NL109", "warning", "norms/0")
+def _(planted: float) -> Keywords:
+    model = Listed((nnx.BatchNorm,), None if planted else "data")
+    state = (model, nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param))
+    mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
+    whole, part = PartitionSpec(), PartitionSpec("data")
+
+    @nnx.shard_map(mesh=mesh, in_specs=(whole, part, part), out_specs=whole, check_vma=False)
+    def gradients(model: Any, inputs: Any, labels: Any) -> Any:
+        return jax.lax.pmean(nnx.grad(lambda model: loss(model(inputs), labels))(model), "data")
+
+    @nnx.jit
+    def step(state: Any, batch: Any) -> None:
+        model, optimizer = state
+        optimizer.update(model, gradients(model, *batch))
+
+    return {"model": model, "batches": batches(), "step": step, "state": state}

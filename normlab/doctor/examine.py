@@ -1,8 +1,10 @@
 """Examine a model: find its norms, measure them, and report what is wrong."""
 
+import itertools
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
 from flax import linen as nn
 from flax import nnx
@@ -13,7 +15,7 @@ from jax.sharding import Mesh
 from normlab import expect
 from normlab.doctor.examination import Examination, chosen, pattern
 from normlab.doctor.options import Options, Padding, Read, State, Step
-from normlab.doctor.patient import Patient, limited
+from normlab.doctor.patient import Patient
 from normlab.doctor.report import Report
 from normlab.doctor.skip import Skip
 from normlab.doctor.stepping import variables_of
@@ -114,7 +116,7 @@ def examine(
         thresholds=bounds,
         seed=seed,
     )
-    patient = _admitted(model, variables, limited(batches, expect.WHOLE.of("`limit`", limit)), options)
+    patient = _admitted(model, variables, _limited(batches, expect.WHOLE.of("`limit`", limit)), options)
     return Examination(patient, ignored).report(wanted)
 
 
@@ -164,3 +166,17 @@ def _spread(patient: Patient, variables: VariableDict | None) -> dict[str, float
     made = {path: np.shape(leaf) for path, leaf in leaves.by_path(patient.known_variables).items()}
     stacked = given.keys() == made.keys() and all(given[path][1:] == made[path] for path in given)
     return replicas.spread(variables) if stacked else {}
+
+
+def _limited(batches: Iterable[object], limit: int) -> tuple[object, ...]:
+    """Return the first batches."""
+    if isinstance(batches, Mapping | str | Array | np.ndarray) or not isinstance(batches, Iterable):
+        raise BadInput("Expected `batches` to be a list of batches, got one batch. Write `[batch]`.")
+    several = batches if isinstance(batches, tuple | list) else ()
+    arrays = [one for one in several if isinstance(one, np.ndarray | Array | jax.ShapeDtypeStruct)]
+    if len({(len(one.shape), str(one.dtype)) for one in arrays}) > 1:
+        raise BadInput(
+            "Expected `batches` to be a list of batches that are alike, got arrays of shapes "
+            f"{', '.join(str(one.shape) for one in arrays)}, which look like one batch. Write `[(inputs, labels)]`."
+        )
+    return tuple(itertools.islice(batches, limit))

@@ -9,17 +9,17 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from normlab._core.dtypes import float32_or_wider
-from normlab._core.reduction import expand_where, other_axes
+from normlab._core.reduction import Moments, Reduction, all_but, expand_where, moments, other_axes
 from normlab.doctor.checks.kinds import group_size
 from normlab.doctor.thresholds import Thresholds
 from normlab.tools import Site
 
-__all__ = ["Part", "measured", "own_axes"]
+__all__ = ["CallNumbers", "measured", "own_axes"]
 
 _PLACES = 4096
 
 
-class Part(NamedTuple):
+class CallNumbers(NamedTuple):
     """Numbers of one call of a norm.
 
     Attributes:
@@ -51,7 +51,7 @@ class Part(NamedTuple):
 
 def measured(
     site: Site, thresholds: Thresholds, x: Array, mask: Array | None, y: object, examples: int | None = None
-) -> Part:
+) -> CallNumbers:
     """Measure one call of a norm.
 
     Args:
@@ -76,7 +76,7 @@ def measured(
     relative = jnp.finfo(wide.dtype).eps / 2 * second
     epsilon = getattr(site.module, "epsilon", 0.0)
     small = (own_var > 0) & (own_var < thresholds.small_variance * epsilon)
-    return Part(
+    return CallNumbers(
         examples=jnp.asarray(of_rows),
         elements=jnp.asarray(elements),
         mean=mean,
@@ -109,17 +109,17 @@ def _own(site: Site, x: Array) -> tuple[Array, Array] | None:
     axes = own_axes(site)
     if axes is None or x.ndim != len(site.shape):
         return None
-    near = x.mean(axes, keepdims=True)
-    rest = (x - near).mean(axes, keepdims=True)
-    return (near + rest).ravel(), lax.square(x - near - rest).mean(axes).ravel()
+    return _flat(moments(x, Reduction(axes, axes)))
 
 
 def _of_groups(x: Array, size: int) -> tuple[Array, Array]:
     """Return mean and variance of each group of features of each example."""
     groups = x.reshape(x.shape[0], -1, x.shape[-1] // size, size)
-    near = groups.mean((1, 3), keepdims=True)
-    rest = (groups - near).mean((1, 3), keepdims=True)
-    return (near + rest).ravel(), lax.square(groups - near - rest).mean((1, 3)).ravel()
+    return _flat(moments(groups, Reduction((1, 3), (1, 3))))
+
+
+def _flat(found: Moments) -> tuple[Array, Array]:
+    return found.mean.ravel(), found.var.ravel()
 
 
 def _rows(x: Array, features: Sequence[int], examples: int | None) -> Array:
@@ -134,29 +134,17 @@ def _rows(x: Array, features: Sequence[int], examples: int | None) -> Array:
 
 def _moments(rows: Array, where: Array | None) -> tuple[Array, Array, ArrayLike, ArrayLike, Array]:
     """Return mean, variance, elements, examples, and the squares between examples, in passes that lose no digits."""
-    examples, positions, _ = rows.shape
+    found = moments(rows, all_but((2,), 3), where)
+    assert found.near is not None
+    apart = rows - found.near if found.rest is None else rows - found.near - found.rest
+    examples: ArrayLike = len(rows)
     if where is None:
-        near = rows.mean((0, 1))
-        apart = rows - near
-        rest = apart.mean((0, 1))
-        apart = apart - rest
         of_example = apart.mean(1)
-        return (
-            near + rest,
-            lax.square(apart).mean((0, 1)),
-            examples * positions,
-            examples,
-            lax.square(of_example).sum(0),
-        )
-    elements = where.sum((0, 1))
-    share = where / jnp.maximum(elements, 1)
-    near = (rows * share).sum((0, 1))
-    apart = jnp.where(where, rows - near, 0)
-    rest = (apart * share).sum((0, 1))
-    apart = jnp.where(where, apart - rest, 0)
-    of_example = apart.sum(1) / jnp.maximum(where.sum(1), 1)
-    counted = where.any((1, 2)).sum()
-    return near + rest, (lax.square(apart) * share).sum((0, 1)), elements, counted, lax.square(of_example).sum(0)
+    else:
+        of_example = jnp.where(where, apart, 0).sum(1) / jnp.maximum(where.sum(1), 1)
+        examples = where.any((1, 2)).sum()
+    elements = found.count.ravel() if isinstance(found.count, Array) else found.count
+    return *_flat(found), elements, examples, lax.square(of_example).sum(0)
 
 
 def _broken(x: object) -> ArrayLike:

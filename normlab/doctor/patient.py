@@ -1,9 +1,9 @@
 """A model under examination: its norms, and what is measured of them, each when a check first asks for it."""
 
 import functools
-import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -14,34 +14,33 @@ from flax import linen as nn
 from flax import nnx
 from flax.typing import VariableDict
 from jax import Array
+from jax.extend.core import ClosedJaxpr
 
-from normlab.doctor.measure import Part, measured
+from normlab.doctor.calling import CallOptions, MeasuringCall, by_run, keep_still, still_norms
+from normlab.doctor.measure import CallNumbers, measured
 from normlab.doctor.options import Options
-from normlab.doctor.padding import at_valid, noisy, relative_change
+from normlab.doctor.places import SAME, at_valid, moved, noisy, of_first, relative_change
 from normlab.doctor.pooled import Pooled, pooled
-from normlab.doctor.program import Caller, Program, by_run
 from normlab.doctor.skip import Skip
-from normlab.doctor.stepping import Stepped, marked, stepped, updates
+from normlab.doctor.stepping import Stepped, in_devices, marked, stepped, updates_of
 from normlab.doctor.survey import Survey, survey
-from normlab.errors import BadInput, one_line
+from normlab.doctor.variables import NormVariables
+from normlab.errors import one_line
 from normlab.introspect.applied import Variables
 from normlab.introspect.calls import Module
+from normlab.introspect.markers import Markers
 from normlab.introspect.modes import Modes, modes, unknown_mode
 from normlab.tools import Captured, Site, Sites, leaves
 from normlab.tools.batches import Arguments, examples
 from normlab.tools.estimation import by_batch
-from normlab.tools.estimation.estimated import estimated
 
-__all__ = ["Patient", "Series", "limited"]
+__all__ = ["Patient", "Series"]
 
-Series: TypeAlias = Mapping[str, tuple[tuple[Part, ...], ...]]
+Series: TypeAlias = Mapping[str, tuple[tuple[CallNumbers, ...], ...]]
 """For each norm, for each batch, the measurements of each call; a norm in a `scan` has a path `path[i]` a run."""
 
 _FEW = 512
 """Examples of a call that only looks for a change."""
-
-_SAME = 1e-5
-"""Change of an input that is only rounding."""
 
 
 class Patient:
@@ -106,16 +105,46 @@ class Patient:
         return dict(self.options.rngs or {name: jax.random.fold_in(key, i) for i, name in enumerate(_STREAMS)})
 
     @functools.cached_property
-    def caller(self) -> Caller:
+    def call_options(self) -> CallOptions:
         """The way the model is called."""
-        return Caller(self.model, self.modes, self.options.method, self.rngs)
+        return CallOptions(self.model, self.modes, self.options.method, self.rngs, still_norms(self.model))
 
     # --- structure ---
 
     @functools.cached_property
     def training(self) -> Survey:
-        """The norms in training."""
-        return self._survey(train=True)
+        """The norms in training; those that a step evaluates by statistics that were learned evaluate here, too."""
+        found = self._survey(train=True)
+        fresh, still = NormVariables(self.variables, found.sites).is_fresh, self._evaluated_by_step
+        sites = [replace(one, running=True) if one.path in still and not fresh(one) else one for one in found.sites]
+        return Survey(Sites(sites, found.sites.modules), found.failures)
+
+    @functools.cached_property
+    def set_aside(self) -> frozenset[str]:
+        """The norms that evaluate in training on purpose, by learned statistics: in the step, or as given (NNX)."""
+        paths = {*self._evaluated_by_step, *self.call_options.still}
+        running = [site for site in self.training.sites if site.running and site.path in paths]
+        return frozenset(site.path for site in running if not self.norm_variables.is_fresh(site))
+
+    @functools.cached_property
+    def _evaluated_by_step(self) -> frozenset[str]:
+        """The norms that the step calls, and always lets evaluate; none where it cannot be traced."""
+        if self.options.step is None or not self.batches or self.variables is None:
+            return frozenset()
+        try:
+            markers = self._marked_step[1]
+        except Exception:  # for which the checks of the step give the reason
+            return frozenset()
+        modes: dict[str, set[bool | None]] = {}
+        for layer in markers.layers.values():
+            modes.setdefault(layer.path, set()).add(layer.running)
+        return frozenset(path for path, several in modes.items() if several == {True})
+
+    @functools.cached_property
+    def _marked_step(self) -> tuple[ClosedJaxpr, Markers]:
+        """The jaxpr of a step, in which the layers are marked."""
+        assert self.options.step is not None
+        return marked(self.options.step, self.options.state, self.options.read, self.batches[0])
 
     @functools.cached_property
     def evaluation(self) -> Survey:
@@ -130,17 +159,24 @@ class Patient:
     def _survey(self, *, train: bool) -> Survey:
         if not self.calls:
             raise Skip("no batch was given, not even its shape")
-        model = self.model if isinstance(self.model, nn.Module) else _in_mode(self.model, train)
+        model = self.model if isinstance(self.model, nn.Module) else self._in_mode(self.model, train)
         found = self._survey_of(model, train=train)
         if unbound := tuple(one for one in found.failures if one.unbound):
             with by_batch.linen(dropout=True, options=by_batch.ONE_DEVICE):
                 if isinstance(model, nnx.Module):
                     model = by_batch.nnx_copy(model, train=train, dropout=True, options=by_batch.ONE_DEVICE)
+                    keep_still(model, self.call_options.still)
                 alone = self._survey_of(model, train=train)
             found = Survey(alone.sites, (*unbound, *alone.failures))
         if self._linen and not self.modes.known and any("mean" in site.variables for site in found.sites):
             raise unknown_mode()
         return found
+
+    def _in_mode(self, model: nnx.Module, train: bool) -> nnx.Module:
+        twin = nnx.clone(model)
+        (twin.train if train else twin.eval)()
+        keep_still(twin, self.call_options.still)
+        return twin
 
     def _survey_of(self, model: Module, *, train: bool) -> Survey:
         args, kwargs = self.calls[0]
@@ -191,10 +227,21 @@ class Patient:
 
     @functools.cached_property
     def lifted_out(self) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
-        """The norms that can be measured, and those that cannot: under `vmap`, and inside recurrent cells."""
+        """The norms that can be measured, and those that cannot: under some `vmap`, and inside recurrent cells."""
         norms = [site for site in self.sites if site.kind not in ("weight", "none")]
-        out = [site for site in norms if "vmap" in site.lifted or not site.shape]
+        out = [site for site in norms if not site.shape or ("vmap" in site.lifted and not self._is_stacked(site))]
         return tuple(site for site in norms if site not in out), tuple(out)
+
+    def _is_stacked(self, site: Site) -> bool:
+        """Return whether a norm under `vmap` has variables of its own in each lane, along the first axis.
+
+        Lanes without are examples, which a batch norm must not take for batches; with a `scan` around or inside, the
+        order of both axes is not known.
+        """
+        shapes = leaves.by_path(self.known_variables)
+        own = [np.shape(shapes[name]) for name in site.variables.values() if name in shapes]
+        wide = [shape for shape in own if len(shape) > len(site.features)]
+        return "scan" not in site.lifted and bool(wide) and all(shape[0] == site.repeats for shape in wide)
 
     @functools.cached_property
     def has_dropout(self) -> bool:
@@ -227,7 +274,7 @@ class Patient:
 
     def _estimated(self, site: Site) -> dict[str, np.ndarray]:
         """Return the running statistics that the batches in training imply, by path."""
-        running = self.running(site)
+        running = self.norm_variables.running(site)
         if running is None:
             return {}
         runs = [self.pooled[path] for path in self.runs(site) if path in self.pooled]
@@ -260,7 +307,7 @@ class Patient:
 
     def _series(self, *, train: bool, dropout: bool, variables: Variables | None = None) -> Series:
         self.can_measure  # noqa: B018
-        found: dict[str, list[tuple[Part, ...]]] = {}
+        found: dict[str, list[tuple[CallNumbers, ...]]] = {}
         for index in range(len(self.calls)):
             for path, parts in by_run(self.called(index, train, dropout, variables).statistics).items():
                 found.setdefault(path, []).append(parts)
@@ -268,18 +315,42 @@ class Patient:
         paths = sorted(found, key=lambda path: order[self.site_of(path).path])
         return {path: tuple(found[path]) for path in paths}
 
+    @functools.cached_property
+    def random(self) -> frozenset[str]:
+        """The norms whose output changes with the random numbers of a call whose dropout is off, in either mode."""
+        found = set[str]()
+        for train in (True, False) if self.modes.known else (True,):
+            series = self.quiet if train else self.evaluated
+            again = by_run(self.called(0, train, draw=1).statistics)
+            for path, calls in again.items():
+                pairs = zip(series[path][0], calls, strict=True)
+                if any(relative_change(one.places, other.places) > SAME for one, other in pairs):
+                    found.add(path)
+        return frozenset(found)
+
     def called(
-        self, index: int, train: bool, dropout: bool = False, variables: Variables | None = None
-    ) -> Captured[Part]:
+        self, index: int, train: bool, dropout: bool = False, variables: Variables | None = None, *, draw: int = 0
+    ) -> Captured[CallNumbers]:
         """Call the model with a batch, and measure its norms."""
         given = self.variables if variables is None else variables
         assert given is not None
-        captured = self._captures(train, dropout)(given, self.calls[index])
+        captured = self._captures(train, dropout)(given, self.calls[index], draw=draw)
         return Captured(captured.output, captured.variables, jax.device_get(captured.statistics))
 
     def output(self, variables: Variables, call: Arguments, *, train: bool) -> object:
         """Return the output of a call without dropout."""
         return self._plain_call(train)(variables, call).output
+
+    def changes_of_first(self, call: Arguments, other: Arguments) -> dict[str, tuple[float, float]]:
+        """Return how far input and output of each norm at evaluation differ for the first example of two calls."""
+        program = MeasuringCall(self.call_options, of_first, self._paths, train=False, dropout=False)
+        assert self.variables is not None
+        before, after = (jax.device_get(program(self.variables, one).statistics) for one in (call, other))
+        firsts = {path: (calls[0][0], after[path][0][0]) for path, calls in before.items()}
+        return {
+            path: (relative_change(one.given, two.given), relative_change(one.made, two.made))
+            for path, (one, two) in firsts.items()
+        }
 
     def few(self, index: int = 0) -> Arguments:
         """Return the arguments of a call with the first examples of a batch."""
@@ -291,38 +362,36 @@ class Patient:
 
         return jax.tree.map(cut, (args, dict(kwargs)))
 
-    def _captures(self, train: bool, dropout: bool) -> Program[Part]:
+    def _captures(self, train: bool, dropout: bool) -> MeasuringCall[CallNumbers]:
         if (train, dropout) not in self._programs:
             by_path, thresholds = {site.path: site for site in self.lifted_out[0]}, self.thresholds
 
-            def statistic(path: str, number: int, x: Array, mask: Array | None, y: object) -> Part:
+            def statistic(path: str, number: int, x: Array, mask: Array | None, y: object) -> CallNumbers:
                 return measured(by_path[path], thresholds, x, mask, y, program.examples)
 
-            program = Program(self.caller, statistic, tuple(by_path), train=train, dropout=dropout)
+            program = MeasuringCall(self.call_options, statistic, tuple(by_path), train=train, dropout=dropout)
             self._programs[train, dropout] = program
         return self._programs[train, dropout]
 
     @functools.cached_property
-    def _programs(self) -> dict[tuple[bool, bool], Program[Part]]:
+    def _programs(self) -> dict[tuple[bool, bool], MeasuringCall[CallNumbers]]:
         return {}
 
     @property
     def _paths(self) -> tuple[str, ...]:
         return tuple(site.path for site in self.lifted_out[0])
 
-    def _plain_call(self, train: bool) -> Program[object]:
+    def _plain_call(self, train: bool) -> MeasuringCall[object]:
         if train not in self._plain_calls:
-            self._plain_calls[train] = Program(self.caller, lambda *_: None, (), train=train, dropout=False)
+            self._plain_calls[train] = MeasuringCall(self.call_options, lambda *_: None, (), train=train, dropout=False)
         return self._plain_calls[train]
 
     @functools.cached_property
-    def _plain_calls(self) -> dict[bool, Program[object]]:
+    def _plain_calls(self) -> dict[bool, MeasuringCall[object]]:
         return {}
 
     def moved_by_padding(self, *, train: bool) -> dict[str, float]:
-        """Return how far noise in padded positions moves the outputs of norms at valid ones, relative to their scale.
-
-        Norms whose inputs at valid positions move, too, are left out: the layers before them are to blame.
+        """Return how far noise in padded positions moves the outputs of norms at valid ones; see `moved`.
 
         Raises:
             Skip: If no array of the call has positions that could be padded.
@@ -332,18 +401,12 @@ class Patient:
         index = next((i for i, mask in enumerate(masks) if mask.any()), None)
         if index is None:
             raise Skip("no batch has padding")
-        padding = masks[index]
-        calls = self.calls[index], noisy(self.calls[index], padding, self.options.seed)
-        program = Program(self.caller, functools.partial(at_valid, padding), self._paths, train=train, dropout=False)
+        call, padding = self.calls[index], masks[index]
+        statistic = functools.partial(at_valid, padding)
+        program = MeasuringCall(self.call_options, statistic, self._paths, train=train, dropout=False)
         assert self.variables is not None
-        before, after = (jax.device_get(program(self.variables, call).statistics) for call in calls)
-        moved: dict[str, float] = {}
-        for path, calls_before in before.items():
-            pairs = zip(calls_before[0][0], after[path][0][0], strict=True)
-            given, made = (relative_change(one, two) for one, two in pairs)
-            if given < _SAME:
-                moved[path] = made
-        return moved
+        calls = call, noisy(call, padding, self.options.seed)
+        return moved(*(jax.device_get(program(self.variables, one).statistics) for one in calls))
 
     # --- steps ---
 
@@ -367,12 +430,9 @@ class Patient:
     @functools.cached_property
     def in_devices(self) -> dict[str, bool]:
         """The norms that the step calls on each device, and whether they reduce over devices there."""
-        if not self._linen:
-            raise Skip("the norms of an NNX model inside of a step are not followed")
-        assert self.options.step is not None
         if self.stepped.lost:
             raise Skip("the step fails, see NL205")
-        return marked(self.options.step, self.options.state, self.batches[0])
+        return in_devices(*self._marked_step)
 
     @functools.cached_property
     def updates(self) -> dict[str, float]:
@@ -381,103 +441,29 @@ class Patient:
         found = self.stepped
         state = nnx.state(found.variables) if isinstance(found.variables, nnx.Module) else found.variables
         runs = by_run(self.called(0, True, self.has_dropout, state).statistics)
-        made = {site.path: self._updates(site, runs.get(site.path)) for site in self.sites}
+        made = {site.path: updates_of(site, found, runs.get(site.path, ())) for site in self.sites}
         return {path: one for path, one in made.items() if not math.isnan(one)}
 
-    def _updates(self, site: Site, parts: tuple[Part, ...] | None) -> float:
-        before, after, names = self.stepped.before, self.stepped.after, site.variables
-        if not {"mean"} <= names.keys() or names["mean"] not in after:
-            return math.nan
-        if "step" in names and names["step"] in after:
-            return float(np.max(after[names["step"]]) - np.max(before[names["step"]]))
-        momentum = getattr(site.module, "momentum", None)
-        if parts is None or len(parts) != 1 or not isinstance(momentum, float) or "var" not in names:
-            return math.nan
-        if parts[0].mean.size != before[names["mean"]].size:
-            return math.nan
-        mean, var = np.asarray(parts[0].mean), np.asarray(parts[0].var)
-        deviation = np.sqrt(np.maximum(var, 1e-12))
-        pairs = [("mean", mean, deviation), ("var", var, np.maximum(var, 1e-12))]
-        old, new, batch = (
-            np.concatenate([np.ravel(tree[names[role]] if tree else own) / unit for role, own, unit in pairs])
-            for tree in (before, after, None)
-        )
-        return updates(old, new, batch, momentum)
-
     # --- statistics ---
+
+    @functools.cached_property
+    def norm_variables(self) -> NormVariables:
+        """The running statistics, scales and biases of the norms."""
+        return NormVariables(self.variables, self.sites)
 
     def running_of(self, path: str) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the running mean and variance of a measured norm as (features,) each, in the order of its features."""
         site = self.site_of(path)
-        running = self.running(site)
+        running = self.norm_variables.running(site)
         if running is None:
             return None
-        runs = self.runs(site)
-        mean, var = (one.reshape(len(runs), -1) if one.size % len(runs) == 0 else one for one in running)
-        index = runs.index(path)
-        return (mean[index], var[index]) if mean.shape[0] == len(runs) and mean.ndim == 2 else None
-
-    def running(self, site: Site) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the running mean and variance of a norm; `None` where it keeps none, or not both."""
-        names = site.variables
-        if not estimated(site) or not {"var", "std"} & names.keys() or self.variables is None:
+        runs, features = self.runs(site), self.pooled[path].mean.size
+        if running[0].size != len(runs) * features:  # one for all runs
             return None
-        there = self.leaves
-        mean = np.asarray(there[names["mean"]], np.float64)
-        if "var" in names:
-            return mean, np.asarray(there[names["var"]], np.float64)
-        epsilon = float(getattr(site.module, "epsilon", 0.0))
-        return mean, np.maximum(np.square(np.asarray(there[names["std"]], np.float64)) - epsilon, 0)
-
-    @functools.cached_property
-    def leaves(self) -> Mapping[str, Array | np.ndarray]:
-        """Variables by path."""
-        return dict(leaves.by_path(self.variables))
-
-    def parameter(self, site: Site, role: str) -> np.ndarray | None:
-        """Return a variable of a norm; `None` where it has none."""
-        name = site.variables.get(role)
-        return None if name is None or name not in self.leaves else np.asarray(self.leaves[name], np.float64)
-
-    @functools.cached_property
-    def untouched(self) -> bool:
-        """Whether the model is as it was initialized: statistics 0 and 1, scales and biases constant."""
-        return all(self.is_fresh(site) and not self.has_learned(site) for site in self.sites)
-
-    def is_fresh(self, site: Site) -> bool:
-        """Return whether the running statistics of a norm, if it has any, are mean 0 and variance 1."""
-        running = self.running(site)
-        if running is None:
-            return True
-        mean, var = running
-        return not mean.any() and np.allclose(var, 1, rtol=0, atol=1e-4)
-
-    def has_learned(self, site: Site) -> bool:
-        """Return whether the scale or the bias of a norm differs between its features, as none does at the start."""
-        values = [self.parameter(site, role) for role in ("scale", "bias")]
-        return any(one is not None and one.size > 1 and np.ptp(one) > 0 for one in values)
+        mean, var = (one.reshape(len(runs), features)[runs.index(path)] for one in running)
+        return mean, var
 
 
 _STREAMS = ("params", "dropout")
 _LASTING = ("modes", "rngs", "training", "evaluation", "lifted_out", "_programs", "_plain_calls")
 """Attributes that do not depend on the values of variables and batches."""
-
-
-def _in_mode(model: nnx.Module, train: bool) -> nnx.Module:
-    twin = nnx.clone(model)
-    (twin.train if train else twin.eval)()
-    return twin
-
-
-def limited(batches: Iterable[object], limit: int) -> tuple[object, ...]:
-    """Return the first batches."""
-    if isinstance(batches, Mapping | str | Array | np.ndarray) or not isinstance(batches, Iterable):
-        raise BadInput("Expected `batches` to be a list of batches, got one batch. Write `[batch]`.")
-    several = batches if isinstance(batches, tuple | list) else ()
-    arrays = [one for one in several if isinstance(one, np.ndarray | Array | jax.ShapeDtypeStruct)]
-    if len({(len(one.shape), str(one.dtype)) for one in arrays}) > 1:
-        raise BadInput(
-            "Expected `batches` to be a list of batches that are alike, got arrays of shapes "
-            f"{', '.join(str(one.shape) for one in arrays)}, which look like one batch. Write `[(inputs, labels)]`."
-        )
-    return tuple(itertools.islice(batches, limit))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from normlab.doctor.measure import Part
+from normlab.doctor.measure import CallNumbers
 from normlab.tools import Site
 
 __all__ = ["Pooled", "gap", "pooled"]
@@ -46,7 +46,7 @@ class Pooled:
         return float(np.median(varying)) if varying.size else float("nan")
 
 
-def pooled(site: Site, batches: Sequence[Sequence[Part]]) -> Pooled:
+def pooled(site: Site, batches: Sequence[Sequence[CallNumbers]]) -> Pooled:
     """Pool the measurements of a norm.
 
     Args:
@@ -87,14 +87,14 @@ def _size(site: Site, examples: float) -> float:
     return min(getattr(site.module, "ghost_batch_size", None) or examples, examples)
 
 
-def _stack(parts: Sequence[Part], name: str) -> np.ndarray:
+def _stack(parts: Sequence[CallNumbers], name: str) -> np.ndarray:
     return np.stack([np.asarray(getattr(part, name), np.float64) for part in parts])
 
 
-def gap(training: Sequence[Sequence[Part]], evaluation: Sequence[Sequence[Part]]) -> float:
+def gap(training: Sequence[Sequence[CallNumbers]], evaluation: Sequence[Sequence[CallNumbers]]) -> float:
     """Return the difference between a norm's outputs in two modes, relative to those in training; NaN without any."""
     one, two = (
-        np.concatenate([np.asarray(part.places, np.float64) for calls in batches for part in calls])
+        np.concatenate([np.zeros(0), *(np.asarray(part.places, np.float64) for calls in batches for part in calls)])
         for batches in (training, evaluation)
     )
     if not one.size or one.shape != two.shape or not np.any(one):

@@ -3,7 +3,7 @@
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +13,18 @@ import numpy as np
 from flax import nnx
 from flax.errors import ModifyScopeVariableError
 from jax.experimental.xla_metadata import set_xla_metadata
-from jax.extend.core import Jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from normlab.doctor.measure import CallNumbers
 from normlab.doctor.options import Read, State, Step
 from normlab.errors import BadInput
-from normlab.introspect import linen_hook
+from normlab.introspect import linen_hook, nnx_hook
+from normlab.introspect.applied import is_layer
 from normlab.introspect.graph import bodies
 from normlab.introspect.markers import Markers
-from normlab.tools import leaves
+from normlab.tools import Site, leaves
 
-__all__ = ["Stepped", "marked", "stepped", "updates", "variables_of"]
+__all__ = ["Stepped", "in_devices", "marked", "stepped", "updates", "updates_of", "variables_of"]
 
 _tokens = itertools.count()
 
@@ -127,21 +129,46 @@ def _by_path(variables: object) -> dict[str, np.ndarray]:
     }
 
 
-def marked(step: Step, state: State, batch: object) -> dict[str, bool]:
-    """Return the norms that a step calls inside of `shard_map` or `pmap`, and whether they reduce over an axis there.
+def marked(step: Step, state: State, read: Read | None, batch: object) -> tuple[ClosedJaxpr, Markers]:
+    """Return the jaxpr of a step, in which the layers of the model are marked.
 
     Args:
-        step: A step of a Linen model.
-        state: The state.
+        step: A step; only shapes are computed.
+        state: The state; it stays as it is.
+        read: `state -> variables` of Linen, or a module of NNX; `None` finds them.
         batch: A batch.
     """
     markers = Markers()
     with linen_hook.hooked(markers), set_xla_metadata(normlab_step=str(next(_tokens))):
-        jaxpr = jax.make_jaxpr(step)(state, batch)
+        if _holds_module(state):
+            return _jaxpr_of_modules(step, state, read, batch, markers), markers
+        return jax.make_jaxpr(step)(state, batch), markers
+
+
+def in_devices(jaxpr: ClosedJaxpr, markers: Markers) -> dict[str, bool]:
+    """Return the norms that a step calls inside of `shard_map` or `pmap`, and whether they reduce over an axis there.
+
+    Args:
+        jaxpr: The jaxpr of a step.
+        markers: The hook that marked it.
+    """
     found: dict[str, bool] = {}
     for body in _mapped(jaxpr.jaxpr):
         _collectives(body, markers, found)
     return found
+
+
+def _jaxpr_of_modules(step: Step, state: State, read: Read | None, batch: object, markers: Markers) -> ClosedJaxpr:
+    """Return the jaxpr of a step whose state has modules of NNX, the layers of the model marked."""
+    twin = nnx.clone(state)
+    nnx_hook.tap((read or variables_of)(twin), markers, is_layer)
+    graph, arrays = nnx.split(twin)
+
+    def of_arrays(arrays: nnx.State, batch: object) -> nnx.State:
+        whole: State = nnx.merge(graph, arrays)
+        return nnx.state(_state(step(whole, batch), whole))
+
+    return jax.make_jaxpr(of_arrays)(arrays, batch)
 
 
 def _mapped(jaxpr: Jaxpr) -> Iterator[Jaxpr]:
@@ -181,6 +208,34 @@ def _reduces(jaxpr: Jaxpr) -> bool:
         equation.primitive.name.startswith(_COLLECTIVES) or any(map(_reduces, bodies(equation)))
         for equation in jaxpr.eqns
     )
+
+
+def updates_of(site: Site, found: Stepped, numbers: Sequence[CallNumbers]) -> float:
+    """Return how many updates of its running statistics a step made; NaN where this cannot be told.
+
+    Args:
+        site: The norm.
+        found: Variables before and after the step.
+        numbers: Measurements of the norm's calls in training with the batch of the step.
+    """
+    before, after, names = found.before, found.after, site.variables
+    if not {"mean"} <= names.keys() or names["mean"] not in after:
+        return math.nan
+    if "step" in names and names["step"] in after:
+        return float(np.max(after[names["step"]]) - np.max(before[names["step"]]))
+    momentum = getattr(site.module, "momentum", None)
+    if len(numbers) != 1 or not isinstance(momentum, float) or "var" not in names:
+        return math.nan
+    mean, var = np.asarray(numbers[0].mean), np.asarray(numbers[0].var)
+    if mean.size != before[names["mean"]].size:
+        return math.nan
+    deviation = np.sqrt(np.maximum(var, 1e-12))
+    pairs = [("mean", mean, deviation), ("var", var, np.maximum(var, 1e-12))]
+    old, new, batch = (
+        np.concatenate([np.ravel(tree[names[role]] if tree else own) / unit for role, own, unit in pairs])
+        for tree in (before, after, None)
+    )
+    return updates(old, new, batch, momentum)
 
 
 def updates(old: np.ndarray, new: np.ndarray, batch: np.ndarray, momentum: float) -> float:

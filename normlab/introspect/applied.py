@@ -21,7 +21,7 @@ from normlab.introspect.calls import Hook, Module
 from normlab.introspect.kinds import Recognised, is_dropout, is_linear, norm_kind
 from normlab.introspect.modes import Method
 
-__all__ = ["Applied", "Static", "Variables", "applied", "check_model", "partitioned"]
+__all__ = ["Applied", "Static", "Variables", "applied", "check_model", "is_layer", "partitioned"]
 
 Variables: TypeAlias = VariableDict | nnx.State
 """Variables of a Linen model, or the state of one of NNX."""
@@ -95,7 +95,7 @@ def _linen(model: nn.Module, variables: VariableDict, hook: Hook, method: Method
 
 
 def _nnx(model: nnx.Module, hook: Hook, method: Method, train: bool | None, recognise: Recognised) -> Applied:
-    twin = nnx_hook.hooked(model, hook, lambda one: _is_layer(one, recognise))
+    twin = nnx_hook.hooked(model, hook, lambda one: is_layer(one, recognise))
     if train is not None:
         (twin.train if train else twin.eval)()
     graph, state = nnx.split(twin)
@@ -114,7 +114,8 @@ def _nnx(model: nnx.Module, hook: Hook, method: Method, train: bool | None, reco
     return Applied(state, call)
 
 
-def _is_layer(module: nnx.Module, recognise: Recognised) -> bool:
+def is_layer(module: nnx.Module, recognise: Recognised = ()) -> bool:
+    """Return whether a module of NNX is a norm, a linear layer or dropout, around whose calls a hook stands."""
     return norm_kind(module, recognise) is not None or is_linear(module) or is_dropout(module)
 
 

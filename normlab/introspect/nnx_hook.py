@@ -9,7 +9,7 @@ from flax import nnx
 
 from normlab.introspect.calls import Call, Hook
 
-__all__ = ["hooked", "modules", "plain"]
+__all__ = ["hooked", "modules", "plain", "tap"]
 
 _TAP = "_normlab_tap"
 
@@ -34,11 +34,16 @@ def hooked(model: nnx.Module, hook: Hook, chosen: Callable[[nnx.Module], bool]) 
         The clone: the chosen modules are of a subclass of their class, and have the same variables.
     """
     twin = nnx.clone(model)
-    for path, module in modules(twin).items():
+    tap(twin, hook, chosen)
+    return twin
+
+
+def tap(model: nnx.Module, hook: Hook, chosen: Callable[[nnx.Module], bool]) -> None:
+    """Let a hook stand around the calls of chosen modules of a model, which is changed; see `hooked`."""
+    for path, module in modules(model).items():
         if chosen(module):
             setattr(module, _TAP, _Tap(path, hook))
             module.__class__ = _tapped(type(module))
-    return twin
 
 
 def modules(model: nnx.Module) -> dict[str, nnx.Module]:

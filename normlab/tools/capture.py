@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, NoReturn, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +74,7 @@ class Capture(Generic[Found]):
         train: bool | None = None,
         recognise: Recognised = (),
         run: Hook = Call.proceed,
+        stacked: bool = False,
     ) -> None:
         """Prepare a model; it stays as it is.
 
@@ -88,12 +89,14 @@ class Capture(Generic[Found]):
             train: The mode of an NNX model; `None` leaves it. The call of a Linen model says its own.
             recognise: Further types of norms, each with its kind.
             run: Calls a norm whose statistics are taken, as `Call.proceed` does, or in another way.
+            stacked: Whether to take the lanes of a `vmap` for runs, in the order of the axis; they are refused
+                otherwise.
 
         Raises:
             BadInput: If the model is no Flax module.
         """
         self._model, self._statistic, self._paths = model, statistic, paths
-        self._recognise, self._run_norm = recognise, run
+        self._recognise, self._run_norm, self._stacked = recognise, run, stacked
         self._options: dict[str, Any] = {"method": method, "train": train, "recognise": recognise}
         self._own = None if isinstance(model, nn.Module) else applied(model, None, self._around, **self._options)
         self._outputs: dict[_Key, Found] = {}
@@ -115,7 +118,7 @@ class Capture(Generic[Found]):
             **kwargs: Keyword arguments of the call.
 
         Raises:
-            BadInput: If a norm is under `vmap`, where its runs have no order.
+            BadInput: If a norm is under `vmap`, where its runs have no order, unless lanes are `stacked`.
         """
         arrays, joined, key = partitioned((args, kwargs))
         given: Any = self._own.variables if variables is None and self._own else variables
@@ -150,13 +153,44 @@ class Capture(Generic[Found]):
             self._outputs[call.path, number] = found
         else:
             self._calls_back = True
-            received = functools.partial(self._receive, (call.path, number))
-            jax.debug.callback(received, _ordered(call.path, jax.lax.stop_gradient(found)), ordered=True)
+            self._call_back((call.path, number), jax.lax.stop_gradient(found), 0)
         return y
 
-    def _receive(self, key: _Key, found: Found) -> None:
-        """Keep the statistics of a run of a call."""
-        self._received.setdefault(key, []).append(found)
+    def _call_back(self, key: _Key, found: Found, lanes: int) -> None:
+        """Send the statistics of a run of a call to the host, with so many axes of lanes in front.
+
+        Raises:
+            BadInput: If the run has lanes, and they are refused.
+        """
+
+        @custom_vmap
+        def sent(found: Found) -> Found:
+            jax.debug.callback(functools.partial(self._receive, key, lanes), found, ordered=True)
+            return found
+
+        @sent.def_vmap
+        def _(size: int, batched: list[Found], found: Found) -> tuple[Found, Found]:
+            if not self._stacked:
+                raise BadInput(
+                    f"Expected norms whose runs have an order, got `{key[0]}` under `vmap`. Leave it out, or use a "
+                    "`scan`."
+                )
+            whole = jax.tree.map(
+                lambda leaf, has: leaf if has else jnp.broadcast_to(leaf, (size, *leaf.shape)), found, batched[0]
+            )
+            self._call_back(key, whole, lanes + 1)
+            return whole, jax.tree.map(lambda _: True, whole)
+
+        sent(found)
+
+    def _receive(self, key: _Key, lanes: int, found: Found) -> None:
+        """Keep the statistics of a run of a call, those of each lane on their own."""
+        if lanes:
+            leaves, structure = jax.tree.flatten(found)
+            for lane in zip(*leaves, strict=True):
+                self._receive(key, lanes - 1, jax.tree.unflatten(structure, lane))
+        else:
+            self._received.setdefault(key, []).append(found)
 
 
 def _replaced(variables: Variables, changed: Variables) -> Variables:
@@ -174,26 +208,6 @@ def _by_path(
     for path, number in sorted(runs):  # the body of a scan is traced twice, and its first calls are never run
         calls.setdefault(path, []).append(runs[path, number])
     return {path: tuple(several) for path, several in calls.items()}
-
-
-def _ordered(path: str, found: Found) -> Found:
-    """Return statistics as they are; refuse them under `vmap`.
-
-    Raises:
-        BadInput: If they are batched.
-    """
-
-    @custom_vmap
-    def same(found: Found) -> Found:
-        return found
-
-    @same.def_vmap
-    def _(*_: object) -> NoReturn:
-        raise BadInput(
-            f"Expected norms whose runs have an order, got `{path}` under `vmap`. Leave it out, or use a `scan`."
-        )
-
-    return same(found)
 
 
 def counted(module: Module, x: Array, mask: Array | None) -> Array:

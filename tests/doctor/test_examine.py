@@ -200,8 +200,163 @@ def test_an_ensemble_is_no_set_of_replicas() -> None:
     variables = fresh(model, GIVEN[0][0])
     assert {np.shape(leaf)[0] for leaf in jax.tree.leaves(variables)} == {4}
     report = examine(model, variables, GIVEN, checks=["NL102", "NL208", "NL302"])
-    assert not report.findings and "NL102" in report.passed
-    assert {one.why for one in report.skipped} == {"the model has no norm that can be measured."}
+    assert not report.findings and not report.skipped
+    assert {"NL102", "NL208"} <= set(report.passed)
+
+
+def test_each_network_of_an_ensemble_is_measured_as_if_it_were_alone() -> None:
+    model = Ensemble()
+    variables = fresh(model, GIVEN[0][0])
+    together = examine(model, variables, GIVEN, checks=["NL302"]).measurements
+    assert list(together) == [f"nets/norm[{i}]" for i in range(4)]
+    kernels = np.asarray(variables["params"]["nets"]["Dense_0"]["kernel"])
+    x = np.concatenate([x for x, _ in GIVEN])
+    for i, kernel in enumerate(kernels):
+        assert together[f"nets/norm[{i}]"].mean == pytest.approx((x @ kernel).mean(0), abs=1e-5)
+
+
+class OverExamples(nn.Module):
+    """A layer norm that `vmap` runs for each example, with the same parameters."""
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        lifted = nn.vmap(nn.LayerNorm, variable_axes={"params": None}, split_rngs={"params": False})
+        return nn.Dense(10)(lifted(name="norm")(x))
+
+
+def test_norms_of_single_examples_under_vmap_are_left_out_with_the_reason() -> None:
+    model = OverExamples()
+    report = examine(model, model.init(jax.random.key(0), GIVEN[0][0]), GIVEN, checks=["NL103", "NL302"])
+    assert "NL103" in report.passed
+    assert [one.why for one in report.skipped] == ["the model has no norm that can be measured."]
+
+
+class Called(nn.Module):
+    """A norm of the first layer that is called again, on what the second makes of its output."""
+
+    factor: float
+
+    def setup(self) -> None:
+        self.norm, self.head = nn.BatchNorm(name="norm"), nn.Dense(10)
+
+    def __call__(self, x: Any, *, train: bool) -> Any:
+        one = self.norm(x, use_running_average=not train)
+        return self.head(one + self.norm(self.factor * x, use_running_average=not train))
+
+
+@pytest.mark.parametrize(("factor", "severity"), [(1.0, "note"), (1.1, "note"), (4.0, "warning")])
+def test_a_norm_that_is_called_twice_on_inputs_that_are_alike_is_a_note(factor: float, severity: str) -> None:
+    model = Called(factor)
+    variables = model.init(jax.random.key(0), GIVEN[0][0], train=False)
+    (finding,) = examine(model, variables, GIVEN, checks=["NL113"]).findings
+    assert (finding.severity, finding.path, finding.evidence["calls"]) == (severity, "norm", 2)
+    (unmeasured,) = examine(model, None, [jax.ShapeDtypeStruct((32, 64), np.float32)], checks=["NL113"]).findings
+    assert unmeasured.severity == "warning"
+
+
+def learned(model: nn.Module) -> Any:
+    """Return a state whose running statistics are those of the data, as after a training."""
+    state: Any = start(model, optax.sgd(0.1), GIVEN[0][0])
+    step = step_of(model, optax.sgd(0.1))
+    for i in range(30):
+        state = step(state, GIVEN[i % 2])
+    return state
+
+
+def step_that_evaluates(model: nn.Module) -> Any:
+    """Return a step that trains a model by its running statistics."""
+
+    @jax.jit
+    def step(state: Any, batch: Any) -> Any:
+        def loss(params: Any) -> Any:
+            y = model.apply({"params": params, "batch_stats": state["batch_stats"]}, batch[0], train=False)
+            return optax.softmax_cross_entropy_with_integer_labels(y, batch[1]).mean()
+
+        gradients = jax.grad(loss)(state["params"])
+        return {**state, "params": jax.tree.map(lambda a, b: a - 0.1 * b, state["params"], gradients)}
+
+    return step
+
+
+def test_a_step_that_evaluates_norms_by_learned_statistics_loses_no_updates() -> None:
+    model = Dense()
+    state, step = learned(model), step_that_evaluates(model)
+    state["batch_stats"] = jax.tree.map(lambda leaf: 2 * leaf + 1, state["batch_stats"])  # of other data
+    report = examine(model, None, GIVEN, step=step, state=state)
+    assert [(one.code, one.severity, one.path) for one in report.findings] == [("NL202", "note", "norm_0")]
+    fresh_state = start(model, optax.sgd(0.1), GIVEN[0][0])
+    codes = examine(model, None, GIVEN, step=step, state=fresh_state, checks=["NL202", "NL205"]).by_code
+    assert codes.keys() == {"NL205"}
+
+
+class Two(nnx.Module):
+    """A model of NNX with a trunk and a head."""
+
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.trunk, self.norm = nnx.Linear(64, 16, use_bias=False, rngs=rngs), nnx.BatchNorm(16, rngs=rngs)
+        self.head, self.last = nnx.BatchNorm(16, rngs=rngs), nnx.Linear(16, 10, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        return self.last(self.head(nnx.relu(self.norm(self.trunk(x)))))
+
+
+def test_a_norm_of_nnx_that_evaluates_beside_others_that_train_is_meant_if_it_has_learned() -> None:
+    model = Two()
+    model.train()
+    model.norm.eval()
+    options: dict[str, Any] = {"checks": ["NL202", "NL303"]}
+    assert [one.severity for one in examine(model, None, GIVEN, **options).findings] == ["error"]
+    model.norm.mean[...] += 1
+    assert [(one.code, one.severity, one.path) for one in examine(model, None, GIVEN, **options).findings] == [
+        ("NL202", "note", "norm")
+    ]
+    model.eval()  # as a whole: it was only given so
+    assert "NL202" not in examine(model, None, GIVEN, **options).by_code
+
+
+class Noisy(nn.Module):
+    """Noise by hand between two norms, in training alone."""
+
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool) -> Any:
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, name="before")(x)
+        x = x + jax.random.normal(self.make_rng("dropout"), x.shape) if train else x
+        return nn.Dense(10)(nn.BatchNorm(use_running_average=not train, momentum=0.9, name="behind")(x))
+
+
+class NoisyInNNX(nnx.Module):
+    """The same in NNX."""
+
+    def __init__(self) -> None:
+        self.rngs = nnx.Rngs(0)
+        self.before, self.behind = (nnx.BatchNorm(64, momentum=0.9, rngs=self.rngs) for _ in range(2))
+        self.head = nnx.Linear(64, 10, rngs=self.rngs)
+
+    def __call__(self, x: Any) -> Any:
+        x = self.before(x)
+        return self.head(self.behind(x + jax.random.normal(self.rngs.dropout(), x.shape)))
+
+
+@pytest.mark.parametrize("library", ["linen", "nnx"])
+def test_norms_behind_random_numbers_that_cannot_be_turned_off_are_not_compared(library: str) -> None:
+    model: Any = Noisy() if library == "linen" else NoisyInNNX()
+    if library == "linen":
+        variables: Any = jax.tree.map(np.array, fresh(model, GIVEN[0][0]))
+        for statistics in variables["batch_stats"].values():
+            statistics["mean"] += 1  # no longer as at the start
+    else:
+        variables = None
+        for norm in (model.before, model.behind):
+            norm.mean[...] += 1
+    report = examine(model, variables, GIVEN, checks=["NL304", "NL306"])
+    reason = (
+        "the output of `behind` changes with the random numbers of a call, which are no dropout of Flax that can be"
+    )
+    assert [(one.code, one.why) for one in report.skipped] == [
+        (code, f"{reason} turned off.") for code in ("NL304", "NL306")
+    ]
+    assert [(one.code, one.path) for one in report.findings] == [("NL304", "before")]
 
 
 def test_what_could_not_be_measured_is_skipped_and_never_passed() -> None:

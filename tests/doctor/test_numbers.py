@@ -13,7 +13,7 @@ from scipy import stats
 
 from normlab.doctor.checks.kinds import centres_each_feature
 from normlab.doctor.checks.statistics import survival
-from normlab.doctor.measure import Part, measured
+from normlab.doctor.measure import CallNumbers, measured
 from normlab.doctor.pooled import gap, pooled
 from normlab.doctor.stepping import updates
 from normlab.doctor.thresholds import Thresholds
@@ -29,7 +29,7 @@ def site_of(x: Any, norm: nn.Module | None = None) -> Site:
     return sites(norm, variables, x)[0]
 
 
-def part(x: Any, mask: Any = None, norm: nn.Module | None = None) -> Part:
+def part(x: Any, mask: Any = None, norm: nn.Module | None = None) -> CallNumbers:
     x = jnp.asarray(x)
     return measured(site_of(x, norm), Thresholds(), x, None if mask is None else jnp.asarray(mask), x)
 

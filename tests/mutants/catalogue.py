@@ -1224,7 +1224,7 @@ MUTANTS = (
     Mutant(
         "runs under vmap are taken in any order",
         "tools/capture.py",
-        ("_ordered(call.path, jax.lax.stop_gradient(found))", "jax.lax.stop_gradient(found)"),
+        ("if not self._stacked:", "if False:"),
         ("tools/test_capture.py::test_runs_without_an_order_are_refused",),
     ),
     Mutant(
@@ -1430,10 +1430,42 @@ MUTANTS = (
         "examples whose mask is empty count",
         "doctor/measure.py",
         (
-            "counted = where.any((1, 2)).sum()",
-            "counted = examples",
+            "examples = where.any((1, 2)).sum()",
+            "examples = len(rows)",
         ),
         ("doctor/test_numbers.py::test_masked_elements_do_not_count",),
+    ),
+    Mutant(
+        "calls of a shared norm are alike whatever they are given",
+        "doctor/checks/measured.py",
+        ("one = pooled(site, [[call] for call in calls])", "one = whole"),
+        ("doctor/test_examine.py::test_a_norm_that_is_called_twice_on_inputs_that_are_alike_is_a_note[4.0-warning]",),
+    ),
+    Mutant(
+        "lanes of a vmap arrive as one run",
+        "tools/capture.py",
+        ("self._call_back(key, whole, lanes + 1)", "self._call_back(key, whole, lanes)"),
+        ("doctor/test_examine.py::test_each_network_of_an_ensemble_is_measured_as_if_it_were_alone",),
+    ),
+    Mutant(
+        "two calls draw the same random numbers",
+        "doctor/patient.py",
+        ("self.called(0, train, draw=1)", "self.called(0, train, draw=0)"),
+        ("doctor/test_examine.py::test_norms_behind_random_numbers_that_cannot_be_turned_off_are_not_compared[linen]",),
+    ),
+    Mutant(
+        "a step may evaluate norms that never learned",
+        "doctor/patient.py",
+        ("if one.path in still and not fresh(one)", "if one.path in still"),
+        ("doctor/test_examine.py::test_a_step_that_evaluates_norms_by_learned_statistics_loses_no_updates",),
+    ),
+    Mutant(
+        "a model of NNX that evaluates as a whole has frozen norms",
+        "doctor/calling.py",
+        ("return still if False in modes.values() else frozenset()", "return still"),
+        (
+            "doctor/test_examine.py::test_a_norm_of_nnx_that_evaluates_beside_others_that_train_is_meant_if_it_has_learned",
+        ),
     ),
     Mutant(
         "an update is counted by the wrong way",

@@ -36,14 +36,15 @@ def one_pass_variance(patient: Patient) -> Found:
     texts = Texts(
         title="a variance that rounding decides",
         why="E[x²] - E[x]² subtracts two large numbers: the variance is off by percents, or 0.",
-        source="Chan, Golub & LeVeque 1983, https://doi.org/10.1080/00031305.1983.10483115; google/flax#1491",
+        source="Chan, Golub & LeVeque 1983, https://doi.org/10.1080/00031305.1983.10483115; google/flax#1491; "
+        "tensorflow/tensorflow#118701",
         remedy="use_fast_variance=False  # at `{path}`; or normlab's norms, which are exact at any offset",
     )
     yield from texts.findings("NL301", "error", faults, threshold=patient.thresholds.lossy)
     few = Texts(
         title="half-precision inputs far from zero have few digits",
         why="A number 64 deviations from zero has at most a few steps of bfloat16 within a deviation.",
-        source="keras-team/keras-core#866",
+        source="Kalamkar et al. 2019, https://arxiv.org/abs/1905.12322, section 2 (bfloat16 has 8 bits of significand)",
         remedy="# subtract the mean before the cast to half precision, ahead of `{path}`",
     )
     yield from few.findings("NL301", "note", halves, threshold=patient.thresholds.large_mean)
@@ -137,7 +138,11 @@ def exploding(patient: Patient) -> Found:
     magnitude is above an eighth of the largest number of its type.
     """
     bounds = patient.thresholds
-    scales = {site.path: np.abs(one) for site in patient.sites if (one := patient.parameter(site, "scale")) is not None}
+    scales = {
+        site.path: np.abs(one)
+        for site in patient.sites
+        if (one := patient.norm_variables.parameter(site, "scale")) is not None
+    }
     together = np.concatenate([one.ravel() for one in scales.values()]) if scales else np.zeros(1)
     typical = float(np.median(together[together > 0])) if (together > 0).any() else 0.0
     largest = {path: float(one.max(initial=0)) for path, one in scales.items()}

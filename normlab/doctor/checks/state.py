@@ -1,6 +1,7 @@
 """Checks of the running statistics, and of whether a call uses those of its mode."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +26,11 @@ def never_updated(patient: Patient) -> Found:
     """
     if patient.options.step is not None:
         raise Skip("a `step` was given, by which NL205 decides")
-    norms = [site for site in patient.sites if patient.running(site) is not None and not frozen(site)]
-    moved = any(not patient.is_fresh(site) for site in norms) or any(map(patient.has_learned, patient.sites))
-    fresh = [site for site in norms if patient.is_fresh(site) and _has_moved(patient, site, moved)]
+    norms = [site for site in patient.sites if patient.norm_variables.running(site) is not None and not frozen(site)]
+    moved = any(not patient.norm_variables.is_fresh(site) for site in norms) or any(
+        map(patient.norm_variables.has_learned, patient.sites)
+    )
+    fresh = [site for site in norms if patient.norm_variables.is_fresh(site) and _has_moved(patient, site, moved)]
     if fresh:
         faults = [Fault(site.path, {"norms as at the start": len(fresh), "of": len(norms)}) for site in fresh]
         yield _LOST.finding("NL201", "error", faults)
@@ -35,13 +38,13 @@ def never_updated(patient: Patient) -> Found:
 
 def _has_moved(patient: Patient, site: Site, others: bool) -> bool:
     """Return whether the parameters of a norm moved; for one without any, whether those of others did."""
-    return patient.has_learned(site) if {"scale", "bias"} & site.variables.keys() else others
+    return patient.norm_variables.has_learned(site) if {"scale", "bias"} & site.variables.keys() else others
 
 
 _LOST = Texts(
     title="running statistics were never updated",
     why="Evaluation normalizes by mean 0 and variance 1, which are those of no layer.",
-    source="Odyssey #5543 (10 % accuracy); google/flax#2279",
+    source="HomericIntelligence/Odyssey#5543 (10 % accuracy); hiwonjoon/tf-frrn#2",
     remedy="y, updates = model.apply(variables, x, train=True, mutable=['batch_stats'])  # and keep `updates`",
 )
 
@@ -50,20 +53,22 @@ _LOST = Texts(
 def evaluates_in_training(patient: Patient) -> Found:
     """A batch norm that evaluates in the training call.
 
-    It uses running statistics in training, and a training call leaves them as they are. A note where all such norms are
-    frozen on purpose.
+    It uses running statistics in training, and a training call leaves them as they are. A note where it is meant: the
+    norm is frozen; or its statistics were learned, and the step lets it evaluate, or the model of NNX was given with it
+    in evaluation mode beside others in training mode.
     """
     sites = [site for site in patient.training.sites if "mean" in site.variables and (site.running or frozen(site))]
-    sites = [site for site in sites if _stays(patient, site)]
+    sites = [site for site in sites if site.path in patient.set_aside or _stays(patient, site)]
+    meant = {site.path for site in sites if frozen(site)} | patient.set_aside
     texts = Texts(
         title="the norm evaluates while the model trains",
         why="It normalizes by running statistics, learns none, and its gradient knows nothing of the batch.",
-        source="google/flax#3602; keras-team/keras#9965",
+        source="google/flax#2279; keras-team/keras#9965",
         remedy="nn.BatchNorm(use_running_average=not train)  # at `{path}`; frozen=True where it is meant",
     )
-    if by_accident := [Fault(site.path, {}) for site in sites if not frozen(site)]:
+    if by_accident := [Fault(site.path, {}) for site in sites if site.path not in meant]:
         yield texts.finding("NL202", "error", by_accident)
-    if on_purpose := [Fault(site.path, {}) for site in sites if frozen(site)]:
+    if on_purpose := [Fault(site.path, {}) for site in sites if site.path in meant]:
         yield texts.finding("NL202", "note", on_purpose)
 
 
@@ -74,17 +79,18 @@ def _stays(patient: Patient, site: Site) -> bool:
     except Skip:
         return True
     name = site.variables["mean"]
-    return np.array_equal(np.asarray(after[name]), np.asarray(patient.leaves[name]))
+    return np.array_equal(np.asarray(after[name]), np.asarray(patient.norm_variables.leaves[name]))
 
 
 @check("NL203", "data")
 def batch_statistics_at_evaluation(patient: Patient) -> Found:
     """Batch statistics at evaluation.
 
-    The output of the first example changes by more than 1e-4 of its scale when the others of its batch are replaced.
+    The output of the first example changes by more than 1e-4 of its scale when the others of its batch are replaced:
+    the norms that are told to take batch statistics, and those that change it though they are told to evaluate.
     """
     patient.can_measure  # noqa: B018
-    sites = [site for site in patient.evaluation.sites if takes_batch_statistics(site) and not site.running]
+    sites = [site for site in patient.evaluation.sites if takes_batch_statistics(site)]
     if not sites:
         return
     variables, call = patient.variables, patient.few()
@@ -95,7 +101,8 @@ def batch_statistics_at_evaluation(patient: Patient) -> Found:
     before = patient.output(variables, call, train=False)
     if not any(np.shape(leaf)[:1] == (size,) for leaf in jax.tree.leaves(before)):
         raise Skip("the output has no axis of examples in front")
-    after = patient.output(variables, _with_others(call, patient, size), train=False)
+    other = _with_others(call, patient, size)
+    after = patient.output(variables, other, train=False)
     first = [
         jax.tree.map(lambda leaf: leaf[0] if np.shape(leaf)[:1] == (size,) else 0.0, one) for one in (before, after)
     ]
@@ -107,11 +114,19 @@ def batch_statistics_at_evaluation(patient: Patient) -> Found:
     texts = Texts(
         title="the output of an example depends on its batch at evaluation",
         why="Predictions change with what else is in the batch, and a batch of one gives nothing.",
-        source="google/flax#932, #3982",
+        source="Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167, section 3.1; google/flax#932",
         remedy="nn.BatchNorm(use_running_average=not train)  # at `{path}`, and train=False at evaluation",
     )
-    faults = [Fault(site.path, {"change of the output": moved}) for site in sites]
-    yield texts.finding("NL203", "error", faults, threshold=patient.thresholds.same_output)
+    paths = [site.path for site in sites if not site.running] or _changing(patient, (call, other), sites)
+    faults = [Fault(path, {"change of the output": moved}) for path in paths]
+    yield from texts.findings("NL203", "error", faults, threshold=patient.thresholds.same_output)
+
+
+def _changing(patient: Patient, calls: tuple[Arguments, Arguments], sites: Sequence[Site]) -> list[str]:
+    """Return the norms that change the first example with others beside it, though it goes in as it was."""
+    bound, changes = patient.thresholds.same_output, patient.changes_of_first(*calls)
+    known = [(site.path, *changes[site.path]) for site in sites if site.path in changes]
+    return [path for path, given, made in known if given <= bound < made]
 
 
 def _with_others(call: Arguments, patient: Patient, size: int) -> Arguments:
@@ -142,7 +157,7 @@ def replicas_differ(patient: Patient) -> Found:
     texts = Texts(
         title="replicas have different running statistics",
         why="Which replica is saved decides what the model does at evaluation.",
-        source="google/flax#877, #2417; Megvii YOLOX#1381",
+        source="pytorch/pytorch#30718; Megvii-BaseDetection/YOLOX#580",
         remedy="variables = normlab.tools.replicas.reduce(variables)",
     )
     yield from texts.findings("NL208", "warning", faults, threshold=bound)

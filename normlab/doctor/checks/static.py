@@ -1,6 +1,7 @@
 """Checks of the structure of a model: nothing is computed, but for a bias that NL101 moves to make sure."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,10 @@ from normlab.doctor.checks.kinds import (
     takes_batch_statistics,
     to_group,
 )
+from normlab.doctor.checks.measured import calls_are_alike
 from normlab.doctor.checks.registry import Fault, Found, Texts, check
-from normlab.doctor.padding import relative_change
 from normlab.doctor.patient import Patient
+from normlab.doctor.places import relative_change
 from normlab.doctor.survey import Failure
 from normlab.errors import StatisticsError, one_line
 from normlab.tools import Site, leaves
@@ -79,7 +81,7 @@ def _largest_change(patient: Patient, faults: list[Fault]) -> float:
     for fault in faults:
         path = _bias(patient, by_path[fault.path])
         assert path is not None
-        bias = np.asarray(patient.leaves[path], np.float32)
+        bias = np.asarray(patient.norm_variables.leaves[path], np.float32)
         moved[path] = bias + rng.standard_normal(bias.shape).astype(np.float32)
     assert patient.variables is not None
     call = patient.few()
@@ -176,7 +178,7 @@ def feature_axis_moved(patient: Patient) -> Found:
     texts = Texts(
         title="the norm takes another axis for the features",
         why="Layers of Flax put features last; scale and bias belong to another axis here, and means mix features.",
-        source="google/flax#2993 (layouts of torch and Flax)",
+        source="google/flax#1848 (layouts of torch and Flax)",
         remedy="x = jnp.moveaxis(x, 1, -1)  # before `{path}`, or the norm's axis=1",
     )
     moved = [Fault(site.path, {"axis of the features": _moved_to(site)}) for site in patient.sites if _is_moved(site)]
@@ -245,7 +247,7 @@ def axis_name_not_bound(patient: Patient) -> Found:
     texts = Texts(
         title=f"`axis_name={name!r}` is not bound in training",
         why=f"The training call fails: {one_line(failed[0].error, 160)}",
-        source="google/flax#932, #2279",
+        source="google/flax#1250, #2606",
         remedy="jax.shard_map(step, mesh=mesh, ...)  # with this axis, or axis_name=None at `{path}`",
     )
     yield texts.finding("NL108", "error", [Fault(one.path, {}) for one in failed])
@@ -270,7 +272,7 @@ def momentum_too_slow(patient: Patient) -> Found:
     texts = Texts(
         title=f"momentum too slow for {steps} steps",
         why="At evaluation the norm still uses a part of the mean 0 and the variance 1 that it started with.",
-        source="Odyssey #5543; pytorch/vision#8250 (momentum)",
+        source="Wu & Johnson 2021, https://arxiv.org/abs/2105.07576, section 3; pytorch/vision#8250 (0.99 by mistake)",
         remedy=f"momentum={_filled(steps, patient.thresholds.forgotten):.3g}  # at `{{path}}`",
     )
     yield from texts.findings("NL110", "warning", faults, threshold=patient.thresholds.forgotten)
@@ -296,7 +298,7 @@ def statistics_in_half_precision(patient: Patient) -> Found:
     texts = Texts(
         title="statistics computed in half precision",
         why="A sum of a few thousand numbers in bfloat16 keeps two digits; the variance may be 0 or negative.",
-        source="google/flax#1491; tensorflow/tensorflow#118701",
+        source="google/flax#612; keras-team/keras#20257",
         remedy="force_float32_reductions=True  # at `{path}`",
     )
     yield from texts.findings("NL111", "error", faults)
@@ -322,17 +324,33 @@ def norm_of_a_norm(patient: Patient) -> Found:
 def called_several_times(patient: Patient) -> Found:
     """A batch norm that is called several times in a pass.
 
-    Calls exceed one, and the norm learns running statistics; a `scan` with statistics for each run is no such call.
+    Calls exceed one, and the norm learns running statistics; or a loop runs it with the same statistics each time. A
+    `scan` with statistics for each run is no such loop. A note where the calls were measured, and the inputs of each
+    have the moments of all together, within the bounds of NL303.
     """
-    faults = [
-        Fault(site.path, {"calls": site.calls})
-        for site in patient.training.sites
-        if site.calls > 1 and "mean" in site.variables and takes_batch_statistics(site) and not site.running
-    ]
+    mixed, alike = list[Fault](), list[Fault]()
+    for site in patient.training.sites:
+        calls = _runs(patient, site)
+        if calls > 1 and "mean" in site.variables and takes_batch_statistics(site) and not site.running:
+            (alike if calls_are_alike(patient, site) else mixed).append(Fault(site.path, {"calls": calls}))
     texts = Texts(
         title="one batch norm for several inputs",
         why="Its running statistics mix inputs of different layers or steps, and fit none of them at evaluation.",
         source="Cooijmans et al. 2017, https://arxiv.org/abs/1603.09025, section 3 (statistics for each time step)",
         remedy="nn.BatchNorm(name=f'{path}_{i}')  # one for each call, or a layer norm",
     )
-    yield from texts.findings("NL113", "warning", faults, threshold=1)
+    yield from texts.findings("NL113", "warning", mixed, threshold=1)
+    same = replace(
+        texts,
+        title="one batch norm for several inputs that are alike",
+        why="Its running statistics fit each of them as long as they stay alike.",
+        remedy="nn.BatchNorm(name=f'{path}_{i}')  # one for each call, if inputs grow apart",
+    )
+    yield from same.findings("NL113", "note", alike, threshold=1)
+
+
+def _runs(patient: Patient, site: Site) -> int:
+    """Return how often a pass runs a norm with the same statistics."""
+    own: tuple[int, ...] = getattr(_shapes(patient).get(site.variables.get("mean", "")), "shape", ())
+    loops = "scan" in site.lifted and "vmap" not in site.lifted and len(own) == len(site.features)
+    return max(1, site.calls) * (max(1, site.repeats) if loops else 1)

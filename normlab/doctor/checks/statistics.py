@@ -7,11 +7,12 @@ import numpy as np
 from jax.scipy.special import betainc
 
 from normlab.doctor.checks.kinds import to_group
-from normlab.doctor.checks.measured import learns, of_batches, sound
+from normlab.doctor.checks.measured import drawn, learns, of_batches, sound
 from normlab.doctor.checks.registry import Fault, Found, Texts, check
 from normlab.doctor.patient import Patient
 from normlab.doctor.pooled import gap
 from normlab.doctor.skip import Skip
+from normlab.tools import Site
 
 __all__ = ["gaps", "lag", "survival"]
 
@@ -45,12 +46,12 @@ def running_statistics_lag(patient: Patient) -> Found:
     variance off by a factor of 1.5, and by at least 4 standard errors: those of these batches and of the running
     average together. A model as it was initialized is left out, and norms that were never updated (NL201, NL205).
     """
-    if patient.untouched:
+    if patient.norm_variables.untouched:
         raise Skip("the model is as it was initialized")
     bounds, faults = patient.thresholds, list[Fault]()
     for path in of_batches(patient):
         site = patient.site_of(path)
-        if site.calls > 1 or patient.is_fresh(site):
+        if site.calls > 1 or patient.norm_variables.is_fresh(site):
             continue
         found = lag(patient, path)
         if found is None:
@@ -66,7 +67,7 @@ def running_statistics_lag(patient: Patient) -> Found:
     texts = Texts(
         title="running statistics are not those of the data",
         why="Evaluation normalizes by statistics of other weights or other data than the model has now.",
-        source="Wu & Johnson 2021, https://arxiv.org/abs/2105.07576, section 3; facebookresearch/fvcore#152",
+        source="Wu & Johnson 2021, https://arxiv.org/abs/2105.07576, section 3",
         remedy="variables = normlab.tools.precise(model, variables, batches).variables",
     )
     if faults:
@@ -104,19 +105,21 @@ def training_and_evaluation_part(patient: Patient) -> Found:
     The root mean square of the difference of a norm's outputs in both modes, dropout off, over that in training: the
     first norm with more than 0.3 that is also more than twice the difference that remains with the statistics of these
     very batches in place of the running ones, which grows with depth and with the noise of small batches; and more than
-    3 sqrt(Σ 1 / effective samples) over the batch norms up to there. A model as it was initialized is left out.
+    3 sqrt(Σ 1 / effective samples) over the batch norms up to there. A model as it was initialized is left out, and
+    norms whose output changes with the random numbers of a call though dropout is off.
     """
-    if patient.untouched:
+    if patient.norm_variables.untouched:
         raise Skip("the model is as it was initialized")
     if not patient.modes.known:
         raise Skip("the modes of the model are not known")
     bounds, noise = patient.thresholds, 0.0
+    compared = [path for path in sound(patient) if _parts(patient, patient.site_of(path))]
+    yield from drawn("NL304", [path for path in compared if path in patient.random])
     for path in sound(patient):
-        site = patient.site_of(path)
-        if learns(site):
+        if learns(patient.site_of(path)):
             n_eff = patient.pooled[path].n_eff
             noise += 1 / n_eff if n_eff > 0 else 0.0
-        if not learns(site) or patient.running(site) is None or patient.is_fresh(site):
+        if path not in compared or path in patient.random:
             continue
         apart, expected = gaps(patient, path)
         if apart > max(bounds.gap, bounds.gap_errors * math.sqrt(noise), bounds.gap_ratio * expected):
@@ -125,10 +128,17 @@ def training_and_evaluation_part(patient: Patient) -> Found:
             return
 
 
+def _parts(patient: Patient, site: Site) -> bool:
+    """Return whether a norm computes with other statistics in training than at evaluation, and these were learned."""
+    return (
+        learns(site) and patient.norm_variables.running(site) is not None and not patient.norm_variables.is_fresh(site)
+    )
+
+
 _PARTED = Texts(
     title="training and evaluation give different outputs",
     why="At evaluation the model computes another function than the one that was trained.",
-    source="pytorch/pytorch#4741, #5406; google/flax#2279",
+    source="pytorch/pytorch#4741, #5406",
     remedy="variables = normlab.tools.precise(model, variables, batches).variables  # then look at `{path}`",
 )
 
@@ -175,7 +185,8 @@ def batches_differ(patient: Patient) -> Found:
         texts = Texts(
             title="batches are not alike",
             why="Each batch has a mean of its own, by class, source or time: the norm takes the difference away.",
-            source="Ioffe 2017, https://arxiv.org/abs/1702.03275, section 3; facebookresearch/moco#70",
+            source="Ioffe 2017, https://arxiv.org/abs/1702.03275 (minibatches that are not i.i.d.); Wu & Johnson 2021, "
+            "https://arxiv.org/abs/2105.07576",
             remedy="# shuffle the training data over all classes and sources, ahead of `{path}`",
         )
         evidence = {"F of the median feature": median, "share of the features": share}
@@ -192,13 +203,13 @@ def dropout_before_batch_norm(patient: Patient) -> Found:
     """Dropout before a batch norm, with no norm between.
 
     A dropout reaches the input, and the variance with it over that without is above 1.2, or below 1 / 1.2, in the
-    median feature.
+    median feature. Random numbers of the user's own, which cannot be turned off, are no dropout that is found.
     """
     bound, faults = patient.thresholds.dropout, list[Fault]()
-    for path in of_batches(patient):
-        site = patient.site_of(path)
-        if site.dropout is None:
-            continue
+    paths = of_batches(patient)
+    reached = [path for path in paths if patient.site_of(path).dropout is not None]
+    yield from drawn("NL306", [path for path in paths if path in patient.random and path not in reached])
+    for path in reached:
         with_dropout, without = patient.pooled[path].var, patient.quiet_pooled[path].var
         varying = (without > 0) & (with_dropout > 0)
         ratio = float(np.median(with_dropout[varying] / without[varying])) if varying.any() else 1.0

@@ -33,7 +33,7 @@ def statistics_of_each_device(patient: Patient) -> Found:
     texts = Texts(
         title="each device takes statistics of its own part of the batch",
         why="The batch that the norm sees is smaller than the batch, and replicas learn different statistics.",
-        source="pytorch/pytorch#13711; google/flax#2417",
+        source="google/flax#319, #902",
         remedy="nn.BatchNorm(axis_name='data')  # at `{path}`, with the name of the mapped axis",
     )
     yield from texts.findings("NL109", "warning", faults)
@@ -55,7 +55,7 @@ def several_updates(patient: Patient) -> Found:
     texts = Texts(
         title=f"{k:.2g} updates of the running statistics in a step",
         why="The effective momentum is momentum ** k: most often the training call runs k times in a step.",
-        source="giotto-ai/giotto-deep#75 (accumulation of gradients)",
+        source="andreped/GradientAccumulator#6; giotto-ai/giotto-deep#75 (accumulation of gradients)",
         remedy="momentum=momentum ** (1 / calls)  # at `{path}`, or keep the statistics of one call a step",
     )
     most = 1 + patient.thresholds.decay_updates
@@ -75,7 +75,7 @@ def updates_lost(patient: Patient) -> Found:
     texts = Texts(
         title="a step loses the updates of the running statistics",
         why="Evaluation normalizes by the statistics that the model started with.",
-        source="Odyssey #5543 (10 % accuracy); google/flax#3602",
+        source="HomericIntelligence/Odyssey#5543 (10 % accuracy); google/flax#1489",
         remedy="state = state.replace(batch_stats=updates['batch_stats'])  # after apply(..., mutable=['batch_stats'])",
     )
     yield from texts.findings("NL205", "error", faults)
@@ -107,7 +107,7 @@ def weight_decay_on_norms(patient: Patient) -> Found:
     texts = Texts(
         title="weight decay on the scale or bias of a norm",
         why="The scale shrinks, which changes nothing that the network can represent; recipes leave it out.",
-        source="He et al. 2019, https://arxiv.org/abs/1812.01187, section 3.1; huggingface/transformers#492",
+        source="He et al. 2019, https://arxiv.org/abs/1812.01187, section 3.1; huggingface/transformers#4360",
         remedy="optax.adamw(rate, mask=normlab.tools.decay_mask(model, variables, x))  # spares `{path}`",
     )
     yield from texts.findings("NL206", "warning", faults, threshold=0)
@@ -147,7 +147,7 @@ def frozen_norm_moves(patient: Patient) -> Found:
     texts = Texts(
         title="the optimizer moves a frozen norm",
         why="A norm that should stay as it was trained drifts, by gradient or by weight decay alone.",
-        source="keras-team/keras#9965; ultralytics/ultralytics#8753",
+        source="idstcv/SoftTriple#4; google-deepmind/optax#296",
         remedy="optax.multi_transform({..., 'frozen': optax.set_to_zero()}, normlab.tools.labels(model, variables, x))",
     )
     yield from texts.findings("NL207", "warning", faults, threshold=0)

@@ -1,6 +1,7 @@
-"""Noise in padded positions, and the norms that feel it at valid ones."""
+"""Changes of what norms are given and return at some places: at valid positions by noise in padded ones, and others."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +13,21 @@ from normlab.doctor.skip import Skip
 from normlab.errors import BadInput
 from normlab.tools.batches import Arguments
 
-__all__ = ["AtValid", "at_valid", "noisy", "relative_change"]
+__all__ = ["SAME", "AtPlaces", "at_valid", "moved", "noisy", "of_first", "relative_change"]
+
+SAME = 1e-5
+"""Change of a value that is only rounding, relative to its scale."""
 
 
-class AtValid(NamedTuple):
-    """Input and output of a norm, 0 at padded positions."""
+class AtPlaces(NamedTuple):
+    """Input and output of a norm at some places."""
 
     given: ArrayLike
     made: ArrayLike
+
+
+Captures: TypeAlias = Mapping[str, tuple[tuple[AtPlaces, ...], ...]]
+"""For each norm, for each of its calls, for each run of this call."""
 
 
 def noisy(call: Arguments, padding: Array, seed: int) -> Arguments:
@@ -59,7 +67,7 @@ def noisy(call: Arguments, padding: Array, seed: int) -> Arguments:
     return changed
 
 
-def at_valid(padding: Array, path: str, number: int, x: Array, mask: Array | None, y: object) -> AtValid:
+def at_valid(padding: Array, path: str, number: int, x: Array, mask: Array | None, y: object) -> AtPlaces:
     """Return what a norm was given and returned, 0 at padded positions; nothing where it has no such positions."""
 
     def valid(one: object) -> Array:
@@ -67,7 +75,30 @@ def at_valid(padding: Array, path: str, number: int, x: Array, mask: Array | Non
             return jnp.zeros(0)
         return jnp.where(padding.reshape(*padding.shape, *[1] * (one.ndim - padding.ndim)), 0, one)
 
-    return AtValid(valid(x), valid(y))
+    return AtPlaces(valid(x), valid(y))
+
+
+def of_first(path: str, number: int, x: Array, mask: Array | None, y: object) -> AtPlaces:
+    """Return the first row of what a norm was given and returned."""
+    return AtPlaces(x[:1], y[:1] if isinstance(y, Array) and y.ndim else jnp.zeros(0))
+
+
+def moved(before: Captures, after: Captures) -> dict[str, float]:
+    """Return how far the output of each norm moved, relative to its scale.
+
+    Norms whose inputs at valid positions moved, too, are left out: the layers before them are to blame.
+
+    Args:
+        before: What `at_valid` returned of the first call of each norm.
+        after: The same with noise.
+    """
+    found: dict[str, float] = {}
+    for path, calls in before.items():
+        pairs = zip(calls[0][0], after[path][0][0], strict=True)
+        given, made = (relative_change(one, other) for one, other in pairs)
+        if given < SAME:
+            found[path] = made
+    return found
 
 
 def relative_change(before: ArrayLike, after: ArrayLike) -> float:
