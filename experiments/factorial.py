@@ -604,9 +604,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if name in written:
                 raise BadInput(f"Expected one folder of `{name}`, got `{folder}`, too. Give it another `--output`.")
             written.add(name)
-            print(text(STUDIES[name].judge(plan, found)))
+            judgement = STUDIES[name].judge(plan, found)
+            print(text(judgement))
             if options.output:
-                write(options.output, STUDIES[name], plan, found, about)
+                write(options.output, STUDIES[name], plan, found, judgement, about)
     except BadInput as error:
         parser.error(str(error))
 

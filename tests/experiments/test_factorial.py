@@ -339,7 +339,8 @@ def test_records_become_cells_with_failures_counted(tmp_path: Path) -> None:
         ground.nets(plan, records[:-1])
 
     extent = ground.extent(plan.settings)
-    write(tmp_path, factorial.STUDIES["placement"], extent, (one,), {"command": "none"})
+    placement = factorial.STUDIES["placement"]
+    write(tmp_path, placement, extent, (one,), placement.judge(extent, (one,)), {"command": "none"})
     document = json.loads((tmp_path / "placement.json").read_text())
     assert document["findings"][0]["claim"]["key"] == "before" and document["plan"]["seeds"] == 10
     for ending in ("csv", "txt", "svg", "png"):
@@ -359,7 +360,7 @@ FIGURES = {
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_study_is_written_with_a_line_for_each_norm(name: str, tmp_path: Path) -> None:
     study = factorial.STUDIES[name]
-    write(tmp_path, study, EXTENT, (FIGURES[name],), {})
+    write(tmp_path, study, EXTENT, (FIGURES[name],), study.judge(EXTENT, (FIGURES[name],)), {})
     document = json.loads((tmp_path / f"{name}.json").read_text())
     assert {finding["claim"]["key"] for finding in document["findings"]} == {claim.key for claim in study.claims}
     assert all(isinstance(bar["met"], bool) for bar in document["bars"]) and document["bars"]
