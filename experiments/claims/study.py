@@ -80,13 +80,17 @@ class Study(Generic[AnyPlan, Found]):
 
     def of_network(self, network: str) -> "Study[AnyPlan, Found]":
         """Return the study of one of `networks`, whose files lie beside those of its own network: `NAME-NETWORK`."""
-        name = f"{self.name}-{network}"
         standard, quick = self.networks[network]
+        return dataclasses.replace(self.named(network), standard=standard, quick=quick, networks={})
+
+    def named(self, network: str) -> "Study[AnyPlan, Found]":
+        """Return the study with files that name a network."""
+        name = f"{self.name}-{network}"
 
         def draw(plan: AnyPlan, found: Found) -> Mapping[str, Figure]:
             return {name + key.removeprefix(self.name): figure for key, figure in self.draw(plan, found).items()}
 
-        return dataclasses.replace(self, name=name, standard=standard, quick=quick, draw=draw, networks={})
+        return dataclasses.replace(self, name=name, draw=draw)
 
 
 def main(study: Study[AnyPlan, Found], description: str, arguments: Sequence[str] | None = None) -> None:
