@@ -11,6 +11,7 @@ that fail are listed at the end, with the ends of their logs in FOLDER/logs. Com
 import argparse
 import importlib
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -106,7 +107,7 @@ def _study(options: argparse.Namespace, name: str, network: str) -> Job:
     given += [] if network == OWN else ["--network", network]
     given += _given("seeds", options) + _given("data", options)
     places = ["--output", str(options.output), *_given("data_dir", options)]
-    command = " ".join(["python", f"experiments/{name}.py", *given])
+    command = shlex.join(["python", f"experiments/{name}.py", *given])
     return Job(_named(name, network), ((f"experiments.{name}", *given, *places),), command)
 
 
@@ -119,7 +120,7 @@ def _comparison(options: argparse.Namespace, name: str, network: str) -> Job:
     run = ("normlab", "run", name, *given, *places)
     judge = ("experiments.factorial", folder, "--output", str(options.output))
     judge += () if network == OWN else ("--network", network)
-    return Job(named, (run, judge), " ".join(["normlab", "run", name, *given]))
+    return Job(named, (run, judge), shlex.join(["normlab", "run", name, *given]))
 
 
 def _named(name: str, network: str) -> str:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -205,7 +206,7 @@ def _command(name: str, options: argparse.Namespace) -> str:
     for option in ("network", "seeds", "first_seed", "data"):
         value = getattr(options, option, None)
         words += [f"--{option.replace('_', '-')}", str(value)] if value else []
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def _about(command: str) -> dict[str, object]:

@@ -348,6 +348,11 @@ def test_records_become_cells_with_failures_counted(tmp_path: Path) -> None:
     assert (tmp_path / "placement.csv").read_text().count('errors,none,"MLP on digits, placement, before"') == 10
 
 
+def test_a_command_is_stored_without_the_folders_of_a_machine() -> None:
+    command = "normlab run depth --output 'my runs/1' --data 'npz:a b.npz' --data-dir /root/d --tier smoke"
+    assert ground.without_places(command) == "normlab run depth --data 'npz:a b.npz' --tier smoke"
+
+
 FIGURES = {
     "dropout": dropped((0.10, 0.09, 0.09, 0.085), (0.05, 0.06, 0.04, 0.05)),
     "initialization": scaled((0.9, 0.14, 0.05, 0.9), (0.09, 0.046, 0.04, 0.095), {"none": 0.3, "batch": 1.0}),
