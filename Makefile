@@ -6,7 +6,7 @@ TIER ?= quick
 DIST ?= dist
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup compare test test-all check docs docs-serve wheel mutants fuzz speed speed-layers speed-devices speed-recurrent speed-online speed-images scaling growth throughput gpu clean
+.PHONY: help setup compare test test-all check docs docs-serve wheel mutants fuzz speed speed-layers speed-devices speed-recurrent speed-online speed-images scaling growth throughput gpu claims clean
 
 help:
 	@echo "make compare     which norm at which batch size: trains about 1,000 small models in about 4 minutes, opens the report"
@@ -25,6 +25,7 @@ help:
 	@echo "make growth      time and memory against runs in a folder, seeds, learning rates, norms, examples, devices"
 	@echo "make throughput  trained models per minute beside a Flax loop and PyTorch"
 	@echo "make gpu         correctness and speed on an accelerator, in 9 minutes; PYTHON is one whose JAX sees the accelerator"
+	@echo "make claims      every study of a claim, with larger networks, on an accelerator: OUTPUT, DATA_DIR, NETWORKS, STUDIES, ARGS"
 	@echo "make clean       remove the environment, and what was built"
 	@echo "make compare TIER=smoke shows in a minute that everything works; $(BIN)/normlab --help, once that is there, the rest"
 	@echo "PYTHON=python3.12 and VENV=.venv312 choose an interpreter and a folder; TIER=smoke|quick|standard|paper the budget"
@@ -112,6 +113,11 @@ throughput: $(VENV)/peers.stamp
 # Nothing is installed: JAX for an accelerator comes with the machine, or as its owner wants it.
 gpu:
 	$(PYTHON) -m benchmarks.accelerator $(ARGS)
+
+OUTPUT ?= build/claims
+claims:
+	$(PYTHON) -m experiments.claims.all --output $(OUTPUT) $(if $(DATA),--data $(DATA)) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) \
+		$(if $(NETWORKS),--networks $(NETWORKS)) $(if $(STUDIES),--studies $(STUDIES)) $(ARGS)
 
 $(VENV)/peers.stamp: $(VENV)/study.stamp
 	$(PIP) --editable '.[study,peers]'

@@ -25,7 +25,6 @@ from experiments.claims.study import Plan, Study, main
 from experiments.claims.trainer import Budget, Moment, Settings, error, loss, train
 from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Row, Verdict
 from normlab.introspect.pure import Network
-from normlab.models import MLP
 
 REDUNDANT = Claim(
     key="redundant",
@@ -88,7 +87,8 @@ def measure(plan: Extent) -> Found:
 def made(plan: Extent, data: Images, arm: str, *, bias: bool) -> Network:
     """Make the network of an arm."""
     placement = "after" if arm == AFTER else "before"
-    return networks.of(MLP, NORMS[arm], data, hidden=(plan.width,) * 2, placement=placement, use_bias=bias)
+    own = {"kernel_scale": networks.LECUN, "placement": placement, "use_bias": bias}
+    return networks.made(f"mlp-2x{plan.width}", NORMS[arm], data, **own)
 
 
 def trained(plan: Extent, data: Images, arm: str, batch: int) -> Arm:
@@ -137,7 +137,7 @@ def _verdict(plan: Extent, largest: Mapping[str, float], differences: Mapping[tu
         when=when if counts and exact else "",
         effect="test error with biases - without, points, norm before the activation",
         seen=differences[BEFORE, plan.batches[-1]],
-        network=f"MLP 2 x {plan.width}",
+        network=networks.title(f"mlp-2x{plan.width}"),
         data=images.title(plan.data),
     )
 

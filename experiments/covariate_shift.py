@@ -6,7 +6,7 @@ and another scanner read. Remedies use no labels: statistics of test batches, st
 and TENT, which also trains scale and bias; a network without norm stands beside them.
 
     python experiments/covariate_shift.py --output FOLDER
-    python experiments/covariate_shift.py --network resnet20 --seeds 3 --output FOLDER     # CIFAR-10, for a GPU
+    python experiments/covariate_shift.py --network resnet-20 --seeds 3 --output FOLDER     # CIFAR-10, for a GPU
     python experiments/covariate_shift.py --data digits --quick
 """
 
@@ -18,7 +18,7 @@ import optax
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.claims import images, plots, shifted
+from experiments.claims import images, networks, plots, shifted
 from experiments.claims.estimates import Interval, average, points, ratio
 from experiments.claims.images import Images, Part
 from experiments.claims.shifted import RECIPES, Recipe, Runs
@@ -72,7 +72,7 @@ class Extent(Plan):
     """Extent of the study.
 
     Attributes:
-        networks: Names of recipes.
+        networks: Names of `RECIPES`.
         examples: Training images.
         test: Target images of the changes, and validation images by which TENT's rate is chosen.
         steps: Updates, at the largest rate; the recipe's if 0, at the best.
@@ -81,7 +81,7 @@ class Extent(Plan):
         tent_batch: Images in a batch of TENT.
     """
 
-    networks: tuple[str, ...] = ("mlp", "convnet")
+    networks: tuple[str, ...] = ("mlp-2", "conv")
     examples: int = 20_000
     test: int = 3_000
     steps: int = 0
@@ -378,7 +378,7 @@ def _none(one: Observed) -> str:
 
 def _bars(found: Found) -> Iterable[Bar]:
     for name, one in found.items():
-        dense = name == "mlp"
+        dense = networks.dense(name)
         for shift in shifted.AFFINE:
             effect = repaired(one, shift)
             yield Bar(f"{one.title}, {shift}: AdaBN / running at most 0.25", effect.text("{:.3f}"), effect.mean <= 0.25)
@@ -509,8 +509,10 @@ def rows(plan: Extent, found: Found) -> Sequence[Row]:
     ]
 
 
-QUICK = Extent(seeds=2, networks=("mlp",), examples=2_000, test=500, steps=100, sizes=(4, 64), tent_rates=(1e-3, 1e-2))
-CIFAR = Extent(networks=("resnet20",), data="tfds:cifar10", examples=50_000, seeds=5)
+QUICK = Extent(
+    seeds=2, networks=("mlp-2",), examples=2_000, test=500, steps=100, sizes=(4, 64), tent_rates=(1e-3, 1e-2)
+)
+CIFAR = Extent(networks=("resnet-20",), data="tfds:cifar10", examples=50_000, seeds=5)
 study = Study(
     name="covariate_shift",
     title="Are statistics of the source why batch norm fails on other images?",
@@ -522,11 +524,11 @@ study = Study(
     draw=draw,
     rows=rows,
     networks={
-        "mlp": (Extent(networks=("mlp",)), QUICK),
-        "convnet": (Extent(networks=("convnet",)), replace(QUICK, networks=("convnet",))),
+        "mlp-2": (Extent(networks=("mlp-2",)), QUICK),
+        "conv": (Extent(networks=("conv",)), replace(QUICK, networks=("conv",))),
         **{
             name: (replace(CIFAR, networks=(name,)), replace(QUICK, networks=(name,), data=CIFAR.data, steps=4))
-            for name in ("convnet32", "resnet20")
+            for name in ("conv-32-64-128-128", "resnet-20")
         },
     },
 )

@@ -3,8 +3,9 @@
 In new networks of many equal layers the squared norm of the gradient of a layer's kernel changes from layer to layer by
 a factor, the growth: above 1 it explodes towards the input, below 1 it vanishes. The script measures the growth on real
 images for batch norm, layer norm, RMS norm and no norm, before and after the ReLU, with and without residual
-connections, with other activations, at several batch sizes and widths, and compares batch norm's with the law of mean
-field theory (`law`). Initial weights of another scale show whether the size of the gradient depends on them.
+connections, with other activations, at several batch sizes and widths, and compares it with the law of mean field
+theory where there is one (`law`). Initial weights of another scale show whether the size of the gradient depends on
+them.
 
     python experiments/depth_at_init.py --output FOLDER
     python experiments/depth_at_init.py --data digits --quick
@@ -32,6 +33,7 @@ from matplotlib.figure import Figure
 from experiments.claims import images, plots
 from experiments.claims.estimates import Interval, average, ratio
 from experiments.claims.images import Images, Part
+from experiments.claims.mean_field import Activation, with_batch_norm, without_norm
 from experiments.claims.study import Plan, Study, main
 from experiments.claims.trainer import at_once, loss
 from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Row, Verdict
@@ -79,7 +81,7 @@ class Arm(NamedTuple):
     norm: Literal["none", "batch", "layer", "rms"]
     after: bool = False
     residual: bool = False
-    activation: Literal["relu", "tanh", "linear"] = "relu"
+    activation: Activation = "relu"
     epsilon: float = 1e-5
 
     @property
@@ -97,10 +99,11 @@ BATCH, NONE, LAYER, RMS = Arm("batch"), Arm("none"), Arm("layer"), Arm("rms")
 BATCH_AFTER, LAYER_AFTER, RMS_AFTER = (arm._replace(after=True) for arm in (BATCH, LAYER, RMS))
 BATCH_RESIDUAL, NONE_RESIDUAL, LAYER_RESIDUAL = (arm._replace(residual=True) for arm in (BATCH, NONE, LAYER))
 LINEAR, TANH = BATCH._replace(activation="linear"), BATCH._replace(activation="tanh")
+NONE_TANH = NONE._replace(activation="tanh")
 LARGE_EPSILON = BATCH._replace(epsilon=0.99)
 ALL = (
     NONE, BATCH, LAYER, RMS, BATCH_AFTER, LAYER_AFTER, RMS_AFTER, BATCH_RESIDUAL, NONE_RESIDUAL, LAYER_RESIDUAL,
-    LINEAR, TANH, LARGE_EPSILON,
+    LINEAR, TANH, NONE_TANH, LARGE_EPSILON,
 )  # fmt: skip
 NEEDED = (NONE, BATCH, LAYER, LAYER_AFTER, BATCH_RESIDUAL)
 """Arms that verdicts are about."""
@@ -146,25 +149,13 @@ Found = Mapping[Case, np.ndarray]
 """Squared norm of the gradient of every layer's kernel, [seeds, layers]."""
 
 
-def law(batch: int, activation: str = "relu") -> float:
-    """Return the growth of squared gradients by mean field theory, for batch norm before the activation.
-
-    Args:
-        batch: Images in a batch, at least 4.
-        activation: `relu` or `linear`.
-    """
-    c = -1 / (batch - 1)
-    mean, slope = correlation(c, activation)
-    pair = (slope + (batch - 1)) / ((batch - 3) * (1 - mean))
-    return pair - 1 / (batch - 3)
-
-
-def correlation(c: float, activation: str = "relu") -> tuple[float, float]:
-    """Return the correlation of activations of two units whose inputs have correlation c, and its derivative by c."""
-    if activation == "linear":
-        return c, 1.0
-    angle = math.acos(c)
-    return (math.sqrt(1 - c * c) + (math.pi - angle) * c) / math.pi, (math.pi - angle) / math.pi
+def law(arm: Arm, batch: int) -> float | None:
+    """Return the growth of an architecture by mean field theory, if the theory has a number for it."""
+    if arm.after or arm.residual or arm.epsilon != Arm._field_defaults["epsilon"]:
+        return None
+    if arm.norm == "batch":
+        return with_batch_norm(batch, arm.activation)
+    return without_norm(arm.activation) if arm.norm == "none" else None
 
 
 def cases(plan: Extent) -> list[Case]:
@@ -392,7 +383,7 @@ def _bars(plan: Extent, seen: Seen) -> list[Bar]:
 
 def _of_law(width: int, batch: int, seen: Interval) -> Bar:
     within = 0.04 if batch >= 128 else 0.03
-    share = Interval(*(value / law(batch) for value in seen[:3]), seen.n)
+    share = Interval(*(value / with_batch_norm(batch) for value in seen[:3]), seen.n)
     text = f"growth / law within {within:.0%}, batch norm, width {width}, batch {batch}"
     return Bar(text, share.text("{:.3f}"), abs(share.mean - 1) <= within)
 
@@ -418,7 +409,7 @@ def _sentences(plan: Extent, found: Found, seen: Seen) -> list[str]:
         )
     lines += [
         f"Batch norm and ReLU, width {plan.law_width}, batch {batch}: growth {interval.text('{:.3f}')}, law "
-        f"{law(batch):.3f}."
+        f"{with_batch_norm(batch):.3f}."
         for batch, interval in seen.batches.items()
     ]
     lines += [
@@ -430,8 +421,9 @@ def _sentences(plan: Extent, found: Found, seen: Seen) -> list[str]:
 
 
 def _law_words(arm: Arm, batch: int) -> str:
-    if arm in (BATCH, LINEAR):
-        return f" (law {law(batch, arm.activation):.3f})"
+    expected = law(arm, batch)
+    if expected is not None:
+        return f" (law {expected:.3f})"
     return f" (limit of large batches for batch norm {LIMIT:.3f})" if arm == LAYER_AFTER else ""
 
 
@@ -459,7 +451,7 @@ def _profiles(plan: Extent, found: Found) -> Figure:
             axes.set(xlabel="layer")
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=1 if values is sizes else 2)
         for batch, squares in zip(plan.batches, sizes.values(), strict=True):
-            _draw_law(panels[0], law(batch), squares)
+            _draw_law(panels[0], with_batch_norm(batch), squares)
         panels[0].set(title=f"Batch norm, width {plan.law_width}; law dashed", ylabel="squared gradient / last layer's")
         panels[1].set(title=f"Plain, width {plan.width}, batch {plan.batch}")
         panels[2].set(title="Residual (dashed) and plain")
@@ -489,7 +481,7 @@ def _growths(plan: Extent, found: Found) -> Figure:
         plots.lines(right, plan.widths, {BATCH.name: by_width}, {BATCH.name: plots.Look("batch")}, marked=True)
         plots.logarithmic(right, x=True)
         right.set_xticks(plan.widths)
-        plots.level(right, law(plan.width_batch), "law")
+        plots.level(right, with_batch_norm(plan.width_batch), "law")
         right.set(
             title=f"Batch norm and ReLU, batch {plan.width_batch}", xlabel="width", ylabel="growth a layer", ylim=(1, 2)
         )

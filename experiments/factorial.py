@@ -6,8 +6,9 @@ in `benchmarks/`, which tune learning rates for every norm at every value. This 
     normlab run placement --tier standard --output results/placement
     python experiments/factorial.py results/placement --output claims
 
-Each folder gives NAME.json, .csv, .txt, .svg and .png, as the other studies write them. It reads the comparisons
-placement, dropout, initialization, training_size, depth and every_layer.
+Each folder gives NAME.json, .csv, .txt, .svg and .png, as the other studies write them; NAME-NETWORK with
+`--network NETWORK`. The script reads the comparisons placement, dropout, initialization, training_size, depth and
+every_layer.
 """
 
 import argparse
@@ -594,6 +595,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="folder of `normlab run`")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="folder for figures, numbers and verdicts")
+    parser.add_argument("--network", help="name of another network than the usual one, for the names of the files")
     options = parser.parse_args(arguments)
     written: set[str] = set()
     try:
@@ -604,9 +606,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if name in written:
                 raise BadInput(f"Expected one folder of `{name}`, got `{folder}`, too. Give it another `--output`.")
             written.add(name)
-            print(text(STUDIES[name].judge(plan, found)))
+            study = STUDIES[name].named(options.network) if options.network else STUDIES[name]
+            judgement = study.judge(plan, found)
+            print(text(judgement))
             if options.output:
-                write(options.output, STUDIES[name], plan, found, about)
+                write(options.output, study, plan, found, judgement, about)
     except BadInput as error:
         parser.error(str(error))
 

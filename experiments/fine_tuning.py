@@ -7,7 +7,7 @@ that stay and with statistics that follow; and with group norm or no norm from t
 with smaller batches, so arms compare within a batch size.
 
     python experiments/fine_tuning.py --output FOLDER
-    python experiments/fine_tuning.py --network convnet --output FOLDER
+    python experiments/fine_tuning.py --network conv --output FOLDER
     python experiments/fine_tuning.py --data digits --quick
 """
 
@@ -106,7 +106,7 @@ class Extent(Plan):
     """Extent of the study.
 
     Attributes:
-        networks: Names of recipes.
+        networks: Names of `RECIPES`.
         examples: Training images of the source.
         steps: Updates on the source, at the largest rate; the recipe's if 0, at the best.
         few: New images to fine-tune on.
@@ -117,7 +117,7 @@ class Extent(Plan):
         arms: Names of the arms.
     """
 
-    networks: tuple[str, ...] = ("mlp", "convnet")
+    networks: tuple[str, ...] = ("mlp-2", "conv")
     examples: int = 20_000
     steps: int = 0
     few: int = 200
@@ -267,7 +267,7 @@ def _tuned(plan: Extent, net: Network, new: Images, runs: Trained, estimate: boo
 
 
 def _net(recipe: Recipe, norm: str, data: Images) -> Network:
-    return networks.of(recipe.model, norm, data, **recipe.fields)
+    return networks.made(recipe.network, norm, data)
 
 
 def _of_norm(arms: Mapping[str, Arm], norm: str, starts: Mapping[tuple[str, bool], Tree]) -> dict[str, Tree]:
@@ -447,7 +447,7 @@ def rows(plan: Extent, found: Found) -> Sequence[Row]:
 
 QUICK = Extent(
     seeds=2,
-    networks=("mlp",),
+    networks=("mlp-2",),
     examples=2_000,
     steps=100,
     epochs=1,
@@ -466,7 +466,7 @@ study = Study(
     judge=judge,
     draw=draw,
     rows=rows,
-    networks={name: (Extent(networks=(name,)), replace(QUICK, networks=(name,))) for name in ("mlp", "convnet")},
+    networks={name: (Extent(networks=(name,)), replace(QUICK, networks=(name,))) for name in ("mlp-2", "conv")},
 )
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ divided by the mean distance of the two other percentiles. ReLUs, which cannot s
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -65,7 +64,7 @@ SMALL = 0.05
 """Share of percentiles beyond up to which units are out of saturation."""
 
 NORMS = {"none": "none", "batch": "batch:momentum=0.9"}
-SCALES = {"sigmoid": 1.0, "relu": math.sqrt(2)}
+SCALES = {"sigmoid": networks.LECUN, "relu": networks.HE}
 """Factor of LeCun's initial kernels, by activation: LeCun's own, and He's."""
 
 NONE, BATCH, SLOWER = "no norm", "batch norm", "batch norm, half the rate"
@@ -236,8 +235,8 @@ class Course:
 
 def course(plan: Extent, data: Images, activation: str, norm: str) -> Course:
     """Make a network and its program."""
-    hidden, scale = (plan.width,) * plan.layers, SCALES[activation]
-    net = networks.of(MLP, NORMS[norm], data, hidden=hidden, activation=activation, kernel_scale=scale)
+    own = {"activation": activation, "kernel_scale": SCALES[activation]}
+    net = networks.made(f"mlp-{plan.layers}x{plan.width}", NORMS[norm], data, **own)
     right = accuracy(net, data.test.first(plan.evaluated))
     watched = jnp.asarray(data.test.inputs[: plan.observed])
 

@@ -28,14 +28,11 @@ from flax import linen as nn
 from matplotlib.figure import Figure
 
 from benchmarks.speed._timing import interleave
-from experiments.claims import plots
+from experiments.claims import networks, plots
 from experiments.claims.estimates import Interval, average
 from experiments.claims.study import Plan, Study, main
 from experiments.claims.trainer import loss
 from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Row, Verdict
-from normlab import norms
-from normlab.models import MLP, ConvNet, ResNet
-from normlab.norms import Norm
 from normlab.tools import fold
 
 TUTORIALS = "a widely read tutorial on the drawbacks of batch norm"
@@ -79,19 +76,12 @@ class Extent(Plan):
         return [(name, batch) for name, several in self.batches for batch in several]
 
 
-def _mlp(norm: Norm) -> nn.Module:
-    return MLP(norm, hidden=(512, 512, 512), classes=CLASSES)
-
-
-def _resnet(norm: Norm) -> nn.Module:
-    return ResNet(norm, depth=20, classes=CLASSES)
-
-
-NETWORKS: Mapping[str, tuple[Callable[[Norm], nn.Module], tuple[int, ...]]] = {
-    "MLP 3 x 512": (_mlp, (28, 28, 1)),
-    "conv net": (ConvNet, (32, 32, 3)),
-    "ResNet-20": (_resnet, (32, 32, 3)),
+NETWORKS: Mapping[str, tuple[str, tuple[int, ...]]] = {
+    "MLP 3 x 512": ("mlp-3x512", (28, 28, 1)),
+    "conv net": ("conv", (32, 32, 3)),
+    "ResNet-20": ("resnet-20", (32, 32, 3)),
 }
+"""Names of the networks, see `networks.described`, and shapes of their images."""
 
 Found = Mapping[Key, Mapping[tuple[str, str], np.ndarray]]
 """Seconds [invocations, rounds] of a pass of an arm, by network and batch size."""
@@ -136,13 +126,13 @@ def invocation(plan: Extent) -> dict[Key, dict[tuple[str, str], list[float]]]:
 
 def passes(name: str, batch: int) -> dict[tuple[str, str], Callable[[], Any]]:
     """Return the passes of a network with, without and with folded batch norm, by arm and pass."""
-    make, shape = NETWORKS[name]
+    network, shape = NETWORKS[name]
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(batch, *shape)), jnp.float32)
     labels = jnp.asarray(rng.integers(0, CLASSES, batch))
     found = dict[tuple[str, str], Callable[[], Any]]()
     for arm, norm in ((WITH, "batch"), (WITHOUT, "none")):
-        model = make(norms.get(norm))
+        model = networks.model(network, norm, classes=CLASSES)
         variables = model.init(jax.random.key(0), x, train=False)
         for what, program in _programs(model).items():
             found[arm, what] = _call(program, variables, x, labels)

@@ -7,7 +7,7 @@ the steps to the base's own highest test accuracy on that seed, as the paper doe
 which depends less on the end of the budget. A target that is never reached is counted, not averaged.
 
     python experiments/steps_to_target.py --output FOLDER
-    python experiments/steps_to_target.py --network vgg --output FOLDER
+    python experiments/steps_to_target.py --network vgg-11 --output FOLDER
     python experiments/steps_to_target.py --data digits --quick
 """
 
@@ -40,7 +40,6 @@ from experiments.claims.trainer import (
 )
 from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Row, Verdict
 from normlab.introspect.pure import Network
-from normlab.models import MLP, VGG, ConvNet, ResNet
 
 PAPER = "Ioffe & Szegedy 2015, section 4.2.2"
 FASTER = Claim(
@@ -103,8 +102,8 @@ class Extent(Plan):
     """Extent of the study.
 
     Attributes:
-        network: `mlp`, `convnet`, `vgg` or `resnet`.
-        depths: Depths of the network: hidden layers, or the depth in a network's name.
+        network: Name of the network without its depth: `mlp`, `vgg`, `resnet`; or whole, see `networks.described`.
+        depths: Depths of the network: hidden layers, or the depth in its name.
         activations: The first one is the base's.
         rates: Learning rates to choose from.
         tuning: Seeds of choices.
@@ -139,10 +138,14 @@ class Extent(Plan):
         """Report whether layers are dense, so that networks train together."""
         return self.network == "mlp"
 
+    def name(self, depth: int) -> str:
+        """Return the name of the network of a depth, see `networks.described`."""
+        names = {"mlp": f"mlp-{depth}x{self.width}", "vgg": f"vgg-{depth}", "resnet": f"resnet-{depth}"}
+        return names.get(self.network, self.network)
+
     def title(self, depth: int) -> str:
-        """Name the network of a depth."""
-        names = {"convnet": "ConvNet 32-32-64", "vgg": f"VGG-{depth}", "resnet": f"ResNet-{depth}"}
-        return names.get(self.network, f"MLP {depth} x {self.width}")
+        """Return the title of the network of a depth."""
+        return networks.title(self.name(depth))
 
 
 Found = Mapping[int, Race]
@@ -160,8 +163,7 @@ class Contest:
 
     def trained(self, seeds: Sequence[int], rates: Sequence[float]) -> Iterator[Trained[Array]]:
         """Train at all rates with all seeds, rates first, in groups."""
-        scale = networks.HE if self.plan.network == "convnet" else 1.0
-        settings = grid(seeds, rates, scale=scale)
+        settings = grid(seeds, rates)
         return in_groups(self.run, settings, self.plan.group if self.plan.dense else len(seeds))
 
     def own(self) -> float:
@@ -217,13 +219,8 @@ def contest(plan: Extent, data: Images, depth: int, norm: str, activation: str) 
 
 def made(plan: Extent, data: Images, depth: int, norm: str, activation: str) -> Network:
     """Make a network of a depth."""
-    model, fields = {
-        "mlp": (MLP, {"hidden": (plan.width,) * depth, "activation": activation, "kernel_scale": networks.HE}),
-        "convnet": (ConvNet, {"widths": (32, 32, 64)}),
-        "vgg": (VGG, {"depth": depth}),
-        "resnet": (ResNet, {"depth": depth}),
-    }[plan.network]
-    return networks.of(model, NORMS[norm], data, **fields)
+    fields = {"activation": activation} if plan.dense else {}
+    return networks.made(plan.name(depth), NORMS[norm], data, **fields)
 
 
 def _all(plan: Extent, jobs: Sequence[Callable[[], Result]]) -> list[Result]:
@@ -702,9 +699,9 @@ CIFAR = Extent(
 )
 NETWORKS = {
     "mlp-20": Extent(depths=(20,)),
-    "convnet": dataclasses.replace(CIFAR, network="convnet", depths=(3,)),
-    "vgg": dataclasses.replace(CIFAR, network="vgg", depths=(11,)),
-    "resnet20": dataclasses.replace(CIFAR, network="resnet", depths=(20,)),
+    "conv-32-32-64": dataclasses.replace(CIFAR, network="conv-32-32-64", depths=(3,)),
+    "vgg-11": dataclasses.replace(CIFAR, network="vgg", depths=(11,)),
+    "resnet-20": dataclasses.replace(CIFAR, network="resnet", depths=(20,)),
 }
 study = Study(
     name="steps_to_target",

@@ -7,8 +7,8 @@ after the norm and after the activation, the steps to the best accuracy of the n
 update, by turns in shuffled rounds.
 
     python experiments/whitening.py --output FOLDER
-    python experiments/whitening.py --network deep --output FOLDER
-    python experiments/whitening.py --network convnet --seeds 5 --output FOLDER       # CIFAR-10, for a GPU
+    python experiments/whitening.py --network mlp-10 --output FOLDER
+    python experiments/whitening.py --network conv-32-64-128-128 --seeds 5 --output FOLDER    # CIFAR-10, for a GPU
     python experiments/whitening.py --data digits --quick
 """
 
@@ -44,7 +44,6 @@ from experiments.claims.trainer import (
 from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Row, Verdict
 from normlab import norms
 from normlab.introspect.pure import Network
-from normlab.models.mlp import MLP, ConvNet
 
 WHITENS = Claim(
     key="whitens",
@@ -81,9 +80,7 @@ class Extent(Plan):
     """Extent of the study.
 
     Attributes:
-        network: `mlp` or `convnet`.
-        hidden: Widths of layers.
-        strides: Strides of convolutions.
+        network: Name, see `networks.described`.
         side: Height and width of the images.
         group: Units that are whitened together.
         steps: Updates.
@@ -96,9 +93,7 @@ class Extent(Plan):
         timed: Updates in a turn.
     """
 
-    network: str = "mlp"
-    hidden: tuple[int, ...] = (100, 100, 100)
-    strides: tuple[int, ...] = ()
+    network: str = "mlp-3"
     side: int = 14
     group: int = 20
     steps: int = 1_600
@@ -109,10 +104,6 @@ class Extent(Plan):
     tested: int = 1_000
     rounds: int = 30
     timed: int = 40
-
-    def title(self) -> str:
-        """Name the network."""
-        return f"{'MLP' if self.network == 'mlp' else 'ConvNet'} {'-'.join(map(str, self.hidden))}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,18 +134,11 @@ def arms(plan: Extent) -> dict[str, str]:
     return {NONE: "none", BATCH: "batch:momentum=0.9", ITERATIVE: whitening, EXACT: f"{whitening},exact=True"}
 
 
-def made(plan: Extent, norm: str, data: Images) -> Network:
-    """Make a network."""
-    if plan.network == "convnet":
-        return networks.of(ConvNet, norm, data, widths=plan.hidden, strides=plan.strides)
-    return networks.of(MLP, norm, data, hidden=plan.hidden, kernel_scale=networks.HE)
-
-
 def measure(plan: Extent) -> Found:
     """Train with every norm, then measure times."""
     data = images.load(plan.data, plan.data_dir, side=plan.side)
     data = replace(data, train=data.train.first(plan.examples))
-    nets = {name: made(plan, norm, data) for name, norm in arms(plan).items()}
+    nets = {name: networks.made(plan.network, norm, data) for name, norm in arms(plan).items()}
     trained = {name: tuned(plan, net, data) for name, net in nets.items()}
     times = timed({name: update(plan, net, data, trained[name][1]) for name, net in nets.items()}, plan)
     return {name: arm(plan, nets[name], data, *trained[name], times[name]) for name in nets}
@@ -163,7 +147,7 @@ def measure(plan: Extent) -> Found:
 def tuned(plan: Extent, net: Network, data: Images) -> tuple[float, Trained]:
     """Choose the learning rate on validation images, and train every seed at it."""
     budget = Budget(steps=plan.steps, batch=plan.batch)
-    together = plan.network == "mlp"
+    together = networks.dense(plan.network)
     run = trainer(net, data, budget, observe=accuracy(net, data.test.first(plan.tested)), together=together)
     rate = plan.rates[0]
     if len(plan.rates) > 1:
@@ -307,7 +291,7 @@ def _whitens(plan: Extent, found: Found) -> Finding:
         verdict=verdict,
         effect="correlation within groups after the norm, iterative whitening / batch norm",
         seen=normed,
-        network=plan.title(),
+        network=networks.title(plan.network),
         data=plan.data,
         when="; ".join([*conditions, f"after ReLU the ratio is {active.text('{:.2f}')}"]),
     )
@@ -325,7 +309,7 @@ def _faster(plan: Extent, found: Found) -> Finding:
         verdict=verdict,
         effect="steps to the largest accuracy without norm, batch norm / iterative whitening",
         seen=steps.best.ratio,
-        network=plan.title(),
+        network=networks.title(plan.network),
         data=plan.data,
         when="; ".join(filter(None, [counted, f"an update takes {times.mean:.2f} times as long"])),
     )
@@ -345,7 +329,7 @@ def _costly(plan: Extent, found: Found) -> Finding:
         verdict=verdict,
         effect="time of an update, iterative whitening / batch norm, over rounds",
         seen=times,
-        network=plan.title(),
+        network=networks.title(plan.network),
         data=plan.data,
         when=f"{only}the exact decomposition takes {exact.mean:.2f} times batch norm's; {jax.default_backend()}",
     )
@@ -472,11 +456,9 @@ def rows(plan: Extent, found: Found) -> Sequence[Row]:
     ]
 
 
-QUICK = Extent(seeds=2, steps=100, rates=(0.1,), tries=1, tested=400, rounds=3, hidden=(40, 40), side=8, timed=20)
+QUICK = Extent(seeds=2, steps=100, rates=(0.1,), tries=1, tested=400, rounds=3, network="mlp-2x40", side=8, timed=20)
 CONVNET = Extent(
-    network="convnet",
-    hidden=(32, 64, 128, 128),
-    strides=(1, 2, 2, 2),
+    network="conv-32-64-128-128",
     side=32,
     group=16,
     steps=8_000,
@@ -494,8 +476,8 @@ study = Study(
     draw=draw,
     rows=rows,
     networks={
-        "deep": (Extent(hidden=(100,) * 10), replace(QUICK, hidden=(40,) * 6)),
-        "convnet": (CONVNET, replace(QUICK, network="convnet", hidden=(16, 32), strides=(2, 2), group=16)),
+        "mlp-10": (Extent(network="mlp-10"), replace(QUICK, network="mlp-6x40")),
+        CONVNET.network: (CONVNET, replace(QUICK, network="conv-16-32", group=16)),
     },
 )
 

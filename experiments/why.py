@@ -16,7 +16,7 @@ change at every update, so that distributions are unstable. The noise is swept: 
 
     python experiments/why.py --output FOLDER
     python experiments/why.py --data digits --quick
-    python experiments/why.py --network vgg --output FOLDER   # CIFAR-10, 5 seeds; needs an accelerator
+    python experiments/why.py --network vgg-11 --output FOLDER   # CIFAR-10, 5 seeds; needs an accelerator
 
 References:
     Santurkar, Tsipras, Ilyas, Madry. How Does Batch Normalization Help Optimization? NeurIPS 2018.
@@ -26,6 +26,7 @@ References:
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -45,7 +46,6 @@ from experiments.claims.trainer import Budget, Moment, Settings, Trained, Tree, 
 from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Row, Verdict
 from normlab import linen, norms
 from normlab.introspect.pure import Network
-from normlab.models import MLP, VGG, ConvNet
 from normlab.norms import Entry, Norm
 
 SHIFT = Claim(
@@ -81,9 +81,7 @@ class Extent(Plan):
     """Extent of the study.
 
     Attributes:
-        network: `mlp`, or one of `NETWORKS`.
-        depth: Hidden layers of the MLP.
-        width: Their units.
+        network: Name, see `networks.described`.
         rates: Learning rates, the lowest first.
         noises: Noise in multiples of the published one, the smallest first.
         multiples: Probes along the gradient, in multiples of the learning rate.
@@ -93,9 +91,7 @@ class Extent(Plan):
         batch: Images in a batch.
     """
 
-    network: str = "mlp"
-    depth: int = 5
-    width: int = 100
+    network: str = "mlp-5"
     rates: tuple[float, ...] = (0.03, 0.1, 0.3)
     noises: tuple[float, ...] = (0.1, 0.3, 1.0)
     multiples: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
@@ -237,40 +233,56 @@ def observer(plan: Extent, net: Network) -> Callable[[Moment], Seen]:
     """Return the observation of a network in training."""
 
     def observe(moment: Moment) -> Seen:
-        params, state, t, rate, batch = moment
-        places = layers(params)
-        depth, n = len(set(places.values())), len(plan.multiples)
-
-        def gradient(at: Tree) -> tuple[Array, Tree]:
-            (value, _), found, _ = net.gradients(
-                lambda outputs: (loss(outputs, batch.labels), None), at, state, batch.inputs, t
-            )
-            return value, found
-
-        value, gradients = gradient(params)
+        gradient = partial(gradient_at, net, moment)
+        value, gradients = gradient(moment.params)
         size = optax.tree.norm(gradients)
-
-        def probe(row: tuple[Array, Array]) -> Probe:
-            eta, below = row
-            moved = {
-                name: optax.tree.add_scale(params[name], -eta * (places[name] < below), gradients[name])
-                for name in params
-            }
-            there, other = gradient(moved)
-            single = [compared(*pair) for pair in zip(kernels(gradients), kernels(other), strict=True)]
-            changes, cosines = (jnp.stack(column) for column in zip(*single, strict=True))
-            return Probe(there, *compared(gradients, other), changes, cosines)
-
-        fixed = jnp.asarray(plan.distances) / jnp.maximum(size, jnp.finfo(jnp.float32).tiny)
-        etas = jnp.concatenate([rate * jnp.asarray(plan.multiples), fixed, jnp.full(depth, rate)])
-        below = jnp.concatenate([jnp.full(len(etas) - depth, depth), jnp.arange(depth)])
-        probes = jax.lax.map(probe, (etas, below))
-        cuts = (slice(0, n), slice(n, n + len(fixed)), slice(n + len(fixed), None))
+        depth = len(set(layers(moment.params).values()))
+        etas, below = directions(plan, moment.rate, size, depth)
+        probes = jax.lax.map(lambda row: probed(gradient, moment.params, gradients, *row), (etas, below))
+        n, fixed = len(plan.multiples), len(plan.distances)
+        cuts = (slice(0, n), slice(n, n + fixed), slice(n + fixed, None))
         return Seen(
             value, size, *(jax.tree.map(lambda a, cut=cut: a[cut], probes) for cut in cuts), *inside(net, moment)
         )
 
     return observe
+
+
+def gradient_at(net: Network, moment: Moment, params: Tree) -> tuple[Array, Tree]:
+    """Return loss and gradient at other parameters, on the batch of the update."""
+    _, state, t, _, batch = moment
+    (value, _), found, _ = net.gradients(
+        lambda outputs: (loss(outputs, batch.labels), None), params, state, batch.inputs, t
+    )
+    return value, found
+
+
+def directions(plan: Extent, rate: Array, size: Array, depth: int) -> tuple[Array, Array]:
+    """Return the step sizes of all probes, and the number of layers, from the first on, that each of them moves.
+
+    Args:
+        plan: Extent, with the multiples of the rate and the distances.
+        rate: Learning rate of the update.
+        size: Norm of the gradient.
+        depth: Layers of the network, with the head.
+    """
+    fixed = jnp.asarray(plan.distances) / jnp.maximum(size, jnp.finfo(jnp.float32).tiny)
+    etas = jnp.concatenate([rate * jnp.asarray(plan.multiples), fixed, jnp.full(depth, rate)])
+    return etas, jnp.concatenate([jnp.full(len(etas) - depth, depth), jnp.arange(depth)])
+
+
+def probed(
+    gradient: Callable[[Tree], tuple[Array, Tree]], params: Tree, gradients: Tree, eta: Array, below: Array
+) -> Probe:
+    """Step along the gradient, in the layers below one of them, and compare the gradient there."""
+    places = layers(params)
+    moved = {
+        name: optax.tree.add_scale(params[name], -eta * (places[name] < below), gradients[name]) for name in params
+    }
+    there, other = gradient(moved)
+    single = [compared(*pair) for pair in zip(kernels(gradients), kernels(other), strict=True)]
+    changes, cosines = (jnp.stack(column) for column in zip(*single, strict=True))
+    return Probe(there, *compared(gradients, other), changes, cosines)
 
 
 def inside(net: Network, moment: Moment) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
@@ -342,36 +354,20 @@ Found = Mapping[str, Arm]
 
 def measure(plan: Extent) -> Found:
     """Train all arms; batch norm without and with noise is one program."""
-    data = images.load(plan.data, plan.data_dir, side=14 if plan.network == "mlp" else 32)
+    data = images.load(plan.data, plan.data_dir, side=14 if networks.dense(plan.network) else 32)
     found: dict[str, Arm] = {}
     noises = {noisy(noise): noise for noise in (0.0, *plan.noises)}
     for norm, sizes in ((norms.get("none"), {NONE: 0.0}), (NOISY, noises), (norms.get("layer"), {LAYER: 0.0})):
-        found |= measured(plan, data, made(plan, data, norm), sizes)
+        found |= measured(plan, data, networks.made(plan.network, norm, data), sizes)
     return {arm: found[arm] for arm in plan.arms()}
-
-
-def made(plan: Extent, data: Images, norm: Norm) -> Network:
-    """Make a network with a norm."""
-    if plan.network == "mlp":
-        return networks.of(MLP, norm, data, hidden=(plan.width,) * plan.depth, kernel_scale=networks.HE)
-    model, fields = NETWORKS[plan.network]
-    return networks.of(model, norm, data, **fields)
-
-
-NETWORKS: Mapping[str, tuple[Callable[..., nn.Module], Mapping[str, object]]] = {
-    "convnet": (ConvNet, {"widths": (32, 64, 64, 128), "strides": (1, 2, 1, 2)}),
-    "vgg": (VGG, {"depth": 11}),
-}
-"""Convolutional networks, beside the MLP."""
 
 
 def measured(plan: Extent, data: Images, net: Network, sizes: Mapping[str, float]) -> dict[str, Arm]:
     """Train the arms of one network, which differ in the size of the noise."""
-    seeds, reported = [*plan.all_seeds(), *plan.tuning_seeds(2)], len(plan.all_seeds())
+    seeds = [*plan.all_seeds(), *plan.tuning_seeds(2)]
     shape = (len(sizes), len(plan.rates), len(seeds))
     size, rate, seed = (a.ravel() for a in np.meshgrid(list(sizes.values()), plan.rates, seeds, indexing="ij"))
-    scale = networks.HE if plan.network == "convnet" else 1.0  # LeCun's weights become He's, as in the others
-    settings, together = Settings(seed, rate, scale), plan.network == "mlp"
+    settings, together = Settings(seed, rate), networks.dense(plan.network)
     budget = Budget(steps=plan.steps, batch=plan.batch, every=plan.every, momentum=0.0)
     start = with_noise(new(net, settings), size=size)
     runs = train(net, data, budget, settings, observe=observer(plan, net), start=start, together=together)
@@ -379,14 +375,25 @@ def measured(plan: Extent, data: Images, net: Network, sizes: Mapping[str, float
     def divided(values: np.ndarray | Array) -> np.ndarray:
         return np.asarray(values).reshape(*shape, *values.shape[1:])
 
-    validation, test, corrected = (divided(e) for e in errors(net, runs, data, together=together))
-    rates = [best_rate(found[:, reported:], plan.rates) for found in validation]
-    seen = jax.tree.map(lambda a: divided(a)[:, :, :reported, :-1], runs.seen)  # there is no update after the last
+    found = (divided(e) for e in errors(net, runs, data, together=together))
+    return summaries(plan, list(sizes), jax.tree.map(divided, runs.seen), *found)
+
+
+def summaries(
+    plan: Extent, arms: Sequence[str], seen: Seen, validation: np.ndarray, test: np.ndarray, corrected: np.ndarray
+) -> dict[str, Arm]:
+    """Reduce the measurements of arms, [arms, rates, seeds, ...]; seeds for choices come last."""
+    n = len(plan.all_seeds())
+    reported = jax.tree.map(lambda a: a[:, :, :n, :-1], seen)  # there is no update after the last observation
     return {
         arm: summary(
-            plan, jax.tree.map(lambda a, i=i: a[i], seen), test[i][:, :reported], corrected[i][:, :reported], rate
+            plan,
+            jax.tree.map(lambda a, i=i: a[i], reported),
+            test[i][:, :n],
+            corrected[i][:, :n],
+            best_rate(validation[i][:, n:], plan.rates),
         )
-        for i, (arm, rate) in enumerate(zip(sizes, rates, strict=True))
+        for i, arm in enumerate(arms)
     }
 
 
@@ -501,8 +508,7 @@ def drifting(plan: Extent, found: Found, arm: str) -> Interval:
 
 def judge(plan: Extent, found: Found) -> Judgement:
     """Compute the verdicts and the paragraph."""
-    names = {"mlp": f"MLP {plan.depth} x {plan.width}", "vgg": "VGG-11", "convnet": "ConvNet"}
-    place = {"network": names[plan.network], "data": plan.data}
+    place = {"network": networks.title(plan.network), "data": plan.data}
     shift, shift_when = judge_shift(plan, found)
     smooth, smooth_when = judge_smooth(plan, found)
     noise, noise_when = judge_noise(plan, found)
@@ -546,21 +552,21 @@ def judge_smooth(plan: Extent, found: Found) -> tuple[Verdict, str]:
         for i, distance in enumerate(plan.distances)
         for rate in range(len(plan.rates))
     }
-    smoother = {key for key, interval in seen.items() if interval.high < 1}
-    rougher = {key for key, interval in seen.items() if interval.low > 1}
+    smoother = [key for key, interval in seen.items() if interval.high < 1]
+    rougher = [key for key, interval in seen.items() if interval.low > 1]
+    unclear = [key for key in seen if key not in smoother and key not in rougher]
     if len(smoother) == len(seen):
         return Verdict.HOLDS, ""
     if not smoother:
         return (Verdict.FAILS if rougher else Verdict.UNSEEN), ""
+    parts = {"less": smoother, "not told apart": unclear, "more": rougher}
+    return Verdict.HOLDS_WHEN, ". ".join(f"{name}: {_by_rates(plan, keys)}" for name, keys in parts.items() if keys)
 
-    def listed(keys: set[tuple[str, int]]) -> str:
-        rates = {name: [plan.rates[r] for n, r in seen if n == name and (n, r) in keys] for name, _ in seen}
-        return "; ".join(f"{name} (rates {', '.join(f'{r:g}' for r in of)})" for name, of in rates.items() if of)
 
-    unclear = seen.keys() - smoother - rougher
-    words = [f"less: {listed(smoother)}"]
-    words += [f"not told apart: {listed(unclear)}"] if unclear else []
-    return Verdict.HOLDS_WHEN, ". ".join([*words, *([f"more: {listed(rougher)}"] if rougher else [])])
+def _by_rates(plan: Extent, keys: Sequence[tuple[str, int]]) -> str:
+    """List measures with the learning rates at which they are meant."""
+    rates = {name: ", ".join(f"{plan.rates[rate]:g}" for n, rate in keys if n == name) for name, _ in keys}
+    return "; ".join(f"{name} (rates {listed})" for name, listed in rates.items())
 
 
 def judge_noise(plan: Extent, found: Found) -> tuple[Verdict, str]:
@@ -830,7 +836,7 @@ def rows(plan: Extent, found: Found) -> Sequence[Row]:
 
 STANDARD = Extent()
 _CONVOLUTION = {"data": "tfds:cifar10", "seeds": 5, "steps": 3_000, "every": 150, "batch": 128}
-QUICK = Extent(seeds=2, depth=2, width=32, rates=(0.03, 0.1), noises=(0.1, 1.0), distances=(0.03, 0.3), steps=120)
+QUICK = Extent(seeds=2, network="mlp-2x32", rates=(0.03, 0.1), noises=(0.1, 1.0), distances=(0.03, 0.3), steps=120)
 
 study = Study(
     name="why",
@@ -843,7 +849,8 @@ study = Study(
     draw=draw,
     rows=rows,
     networks={
-        name: (Extent(network=name, **_CONVOLUTION), replace(QUICK, network=name)) for name in ("vgg", "convnet")
+        name: (Extent(network=name, **_CONVOLUTION), replace(QUICK, network=name))
+        for name in ("vgg-11", "conv-32-64-64-128")
     },
 )
 

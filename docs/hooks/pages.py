@@ -24,6 +24,16 @@ HOME = {"README.md": "index.md"}
 """The page that stands for the README."""
 
 SOURCE = "source/"
+COPIED = """---
+search:
+  exclude: true
+hide:
+  - navigation
+---
+
+"""
+"""Head of a copy: the navigation does not list it, and its room is the page's, whose tables are wide."""
+
 LANGUAGES = {".py": "python", ".toml": "toml", ".yml": "yaml", ".sh": "sh"}
 """Files that become pages, beside Markdown; others are copied as they are."""
 
@@ -84,4 +94,4 @@ def _copy(config: MkDocsConfig, file: Path, path: str) -> File:
     text = file.read_text("utf-8")
     if not path.endswith(".md"):
         text = f"# {path}\n\n~~~~~~{LANGUAGES.get(file.suffix, 'text')}\n{text}~~~~~~\n"
-    return File.generated(config, uri, content=f"---\nsearch:\n  exclude: true\n---\n\n{text}")
+    return File.generated(config, uri, content=f"{COPIED}{text}")

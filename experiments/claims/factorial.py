@@ -1,6 +1,6 @@
 """Numbers of a comparison that `normlab run` made, by network, curve, norm and value of the factor."""
 
-import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,10 +206,17 @@ def _number(record: Record, metric: str, of_failed: float) -> float:
     return of_failed if record.status != "ok" or value is None else value
 
 
+def without_places(command: str) -> str:
+    """Leave out of a command the folders of one machine, so that it is that of anyone."""
+    words = shlex.split(command)
+    places = [i for i, word in enumerate(words) if word in ("--output", "--data-dir")]
+    return shlex.join(word for i, word in enumerate(words) if i not in places and i - 1 not in places)
+
+
 def _about(header: Header) -> dict[str, object]:
     identity = header.identity
     return {
-        "command": re.sub(r" --(output|data-dir) \S+", "", header.command),
+        "command": without_places(header.command),
         "jax": identity["versions"].get("jax"),
         "device": f"{identity['platform'].get('backend')}, {identity['platform'].get('device')}",
         "python": identity["versions"].get("python"),

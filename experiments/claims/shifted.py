@@ -1,8 +1,8 @@
 """Networks that train on one kind of images and meet another: sources, changes of images, runs for the tools."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePath
 
@@ -17,8 +17,6 @@ from experiments.claims import images, networks
 from experiments.claims.images import Images, Part
 from experiments.claims.trainer import Budget, Settings, Trained, Tree, best_rate, grid, trainer
 from normlab.introspect.pure import Network
-from normlab.models.mlp import MLP, ConvNet
-from normlab.models.resnet import ResNet
 
 AFFINE = {"contrast": (0.3, 0.35), "brightness": (1.0, 0.3)}
 """Factor and summand of changes that are the same for every pixel."""
@@ -32,24 +30,25 @@ class Recipe:
     """A network that trains on the source.
 
     Attributes:
+        network: Name, see `networks.described`.
         title: Name for sentences.
-        model: The model.
-        fields: Its fields.
         budget: Length of the training.
         rates: Learning rates to choose from.
-        together: See `trainer.train`.
         side: Height and width of the images.
         crop: Height and width of the centre that is kept before.
     """
 
+    network: str
     title: str
-    model: Callable[..., nn.Module]
-    fields: Mapping[str, object] = field(default_factory=dict)
     budget: Budget
     rates: tuple[float, ...] = (0.03, 0.1)
-    together: bool = False
     side: int = 8
     crop: int | None = 20
+
+    @property
+    def together(self) -> bool:
+        """Report whether runs train together, see `trainer.train`."""
+        return networks.dense(self.network)
 
     def load(self, data: str, data_dir: str | None, examples: int) -> Images:
         """Load the source, pixels in [0, 1], with the first examples for training."""
@@ -67,19 +66,17 @@ _SMALL, _LARGE = (
     Budget(steps=800, batch=64, every=800, cosine=True),
     Budget(steps=16_000, batch=128, every=16_000, cosine=True),
 )
+_MIDDLE = Budget(steps=8_000, batch=128, every=8_000, cosine=True)
 RECIPES = {
-    "mlp": Recipe(title="MLP 100-100", model=MLP, fields={"kernel_scale": networks.HE}, budget=_SMALL, together=True),
-    "convnet": Recipe(title="ConvNet 16-16-32", model=ConvNet, budget=_SMALL),
-    "convnet32": Recipe(
-        title="ConvNet 32-64-128-128",
-        model=ConvNet,
-        fields={"widths": (32, 64, 128, 128), "strides": (1, 2, 2, 2)},
-        budget=Budget(steps=8_000, batch=128, every=8_000, cosine=True),
-        side=32,
-        crop=None,
-    ),
-    "resnet20": Recipe(title="ResNet-20", model=ResNet, budget=_LARGE, side=32, crop=None),
+    recipe.network: recipe
+    for recipe in (
+        Recipe(network="mlp-2", title="MLP 100-100", budget=_SMALL),
+        Recipe(network="conv", title="ConvNet 16-16-32", budget=_SMALL),
+        Recipe(network="conv-32-64-128-128", title="ConvNet 32-64-128-128", budget=_MIDDLE, side=32, crop=None),
+        Recipe(network="resnet-20", title="ResNet-20", budget=_LARGE, side=32, crop=None),
+    )
 }
+"""Recipes by the names of their networks."""
 
 
 def pretrained(
@@ -95,7 +92,7 @@ def pretrained(
         tuning: Seeds by which the rate is chosen; runs of them come after the others.
         steps: Updates in place of the recipe's, at the largest rate: a smoke test.
     """
-    net = networks.of(recipe.model, norm, data, **recipe.fields)
+    net = networks.made(recipe.network, norm, data)
     short, steps = bool(steps), steps or recipe.budget.steps
     budget = Budget(steps=steps, batch=recipe.budget.batch, every=steps, cosine=recipe.budget.cosine)
     run, rate = trainer(net, data, budget, together=recipe.together), recipe.rates[-1]

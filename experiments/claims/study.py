@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,6 +79,20 @@ class Study(Generic[AnyPlan, Found]):
     rows: Callable[[AnyPlan, Found], Sequence[Row]]
     networks: Mapping[str, tuple[AnyPlan, AnyPlan]] = field(default_factory=dict)
 
+    def of_network(self, network: str) -> "Study[AnyPlan, Found]":
+        """Return the study of one of `networks`, whose files lie beside those of its own network: `NAME-NETWORK`."""
+        standard, quick = self.networks[network]
+        return dataclasses.replace(self.named(network), standard=standard, quick=quick, networks={})
+
+    def named(self, network: str) -> "Study[AnyPlan, Found]":
+        """Return the study with files that name a network."""
+        name = f"{self.name}-{network}"
+
+        def draw(plan: AnyPlan, found: Found) -> Mapping[str, Figure]:
+            return {name + key.removeprefix(self.name): figure for key, figure in self.draw(plan, found).items()}
+
+        return dataclasses.replace(self, name=name, draw=draw)
+
 
 def main(study: Study[AnyPlan, Found], description: str, arguments: Sequence[str] | None = None) -> None:
     """Run a study from the command line: measure, print, and write files if asked to.
@@ -87,6 +102,30 @@ def main(study: Study[AnyPlan, Found], description: str, arguments: Sequence[str
         description: Help text: the docstring of its module.
         arguments: Arguments in place of those of the process.
     """
+    parser = _parser(study, description)
+    options = parser.parse_args(arguments)
+    network = getattr(options, "network", None)
+    chosen = study.of_network(network) if network else study
+    plan = chosen.quick if options.quick else chosen.standard
+    given = {name: value for name, value in vars(options).items() if name in _CHOSEN and value is not None}
+    plan = dataclasses.replace(plan, **given)
+    if plan.seeds < 2:
+        parser.error(f"Expected `--seeds` to be at least 2, so that there are intervals, got {plan.seeds}.")
+    if plan.first_seed < 0:
+        parser.error(f"Expected `--first-seed` to be at least 0, got {plan.first_seed}.")
+    began = time.perf_counter()
+    try:
+        found = study.measure(plan)
+    except BadInput as error:
+        parser.exit(2, f"{study.name}: {error}\n")
+    judgement = chosen.judge(plan, found)
+    print(text(judgement))
+    if options.output:
+        about = {**_about(_command(study.name, options)), "seconds": round(time.perf_counter() - began)}
+        write(options.output, chosen, plan, found, judgement, about)
+
+
+def _parser(study: Study[AnyPlan, Found], description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="folder for figures, numbers and verdicts")
     parser.add_argument("--quick", action="store_true", help="a few minutes; shows that everything works")
@@ -99,25 +138,7 @@ def main(study: Study[AnyPlan, Found], description: str, arguments: Sequence[str
     parser.add_argument("--data-dir", help="folder of the data sets of TensorFlow Datasets")
     if study.networks:
         parser.add_argument("--network", choices=list(study.networks), help="another network than the study's own")
-    options = parser.parse_args(arguments)
-    standard, quick = study.networks.get(getattr(options, "network", None) or "", (study.standard, study.quick))
-    plan = quick if options.quick else standard
-    given = {name: value for name, value in vars(options).items() if name in _CHOSEN and value is not None}
-    plan = dataclasses.replace(plan, **given)
-    if plan.seeds < 2:
-        parser.error(f"Expected `--seeds` to be at least 2, so that there are intervals, got {plan.seeds}.")
-    if plan.first_seed < 0:
-        parser.error(f"Expected `--first-seed` to be at least 0, got {plan.first_seed}.")
-    began = time.perf_counter()
-    try:
-        found = study.measure(plan)
-    except BadInput as error:
-        parser.exit(2, f"{study.name}: {error}\n")
-    judgement = study.judge(plan, found)
-    print(text(judgement))
-    if options.output:
-        about = {**_about(_command(study.name, options)), "seconds": round(time.perf_counter() - began)}
-        write(options.output, study, plan, found, about)
+    return parser
 
 
 _CHOSEN = ("seeds", "first_seed", "data", "data_dir")
@@ -135,7 +156,14 @@ def text(judgement: Judgement) -> str:
     return "\n".join(lines)
 
 
-def write(folder: Path, study: Study[AnyPlan, Found], plan: AnyPlan, found: Found, about: Mapping[str, object]) -> None:
+def write(
+    folder: Path,
+    study: Study[AnyPlan, Found],
+    plan: AnyPlan,
+    found: Found,
+    judgement: Judgement,
+    about: Mapping[str, object],
+) -> None:
     """Write figures (SVG, PNG), numbers (CSV), verdicts (JSON) and the text.
 
     Args:
@@ -143,30 +171,33 @@ def write(folder: Path, study: Study[AnyPlan, Found], plan: AnyPlan, found: Foun
         study: The study.
         plan: Its plan.
         found: Its measurements.
+        judgement: Their judgement.
         about: Command, versions and device.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    judgement = study.judge(plan, found)
     (folder / f"{study.name}.txt").write_text(text(judgement) + "\n")
     with (folder / f"{study.name}.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Row._fields)
         writer.writerows([*row[:4], f"{row.value:.6g}"] for row in study.rows(plan, found))
-    document = {
-        "name": study.name,
-        "title": study.title,
-        "about": dict(about),
-        "plan": {key: value for key, value in dataclasses.asdict(plan).items() if key != "data_dir"},
-        **dataclasses.asdict(judgement),
-        "bars": [bar._asdict() for bar in judgement.bars],
-    }
-    for finding, entry in zip(judgement.findings, document["findings"], strict=True):
-        entry["seen"] = {key: None if math.isnan(value) else value for key, value in finding.seen._asdict().items()}
+    document = {"name": study.name, "title": study.title, "about": dict(about), **_document(plan, judgement)}
     (folder / f"{study.name}.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     for name, figure in study.draw(plan, found).items():
         (folder / f"{name}.svg").write_text(to_svg(figure))
         figure.savefig(folder / f"{name}.png", dpi=150)
     print(f"wrote {study.name}.txt, .csv, .json and its figures in {folder}")
+
+
+def _document(plan: Plan, judgement: Judgement) -> dict[str, object]:
+    """Return plan and judgement for JSON, in which NaN is null."""
+    said = dataclasses.asdict(judgement)
+    for finding, entry in zip(judgement.findings, said["findings"], strict=True):
+        entry["seen"] = {key: None if math.isnan(value) else value for key, value in finding.seen._asdict().items()}
+    return {
+        "plan": {key: value for key, value in dataclasses.asdict(plan).items() if key != "data_dir"},
+        **said,
+        "bars": [bar._asdict() for bar in judgement.bars],
+    }
 
 
 def _command(name: str, options: argparse.Namespace) -> str:
@@ -175,7 +206,7 @@ def _command(name: str, options: argparse.Namespace) -> str:
     for option in ("network", "seeds", "first_seed", "data"):
         value = getattr(options, option, None)
         words += [f"--{option.replace('_', '-')}", str(value)] if value else []
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def _about(command: str) -> dict[str, object]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from experiments.claims.estimates import Interval
 from experiments.claims.images import title
+from experiments.claims.verdicts import Verdict
 
 Document = Mapping[str, Any]
 """Content of a study's JSON file, see `study.write`."""
@@ -58,15 +59,27 @@ def page(documents: Sequence[Document], folder: str) -> str:
         documents: Verdicts of studies.
         folder: Path from the page to the figures.
     """
-    parts = [INTRODUCTION, _counts(documents), _table(documents), *(_section(d, folder) for d in documents)]
+    parts = [INTRODUCTION, counts(documents), _table(documents), *(_section(d, folder) for d in documents)]
     return "\n".join(parts)
 
 
-def _counts(documents: Sequence[Document]) -> str:
+PHRASES = {
+    Verdict.HOLDS: ("holds", "hold"),
+    Verdict.HOLDS_WHEN: ("holds under a condition", "hold under a condition"),
+    Verdict.FAILS: ("does not hold", "do not hold"),
+    Verdict.UNSEEN: ("is not visible here", "are not visible here"),
+}
+"""Phrases for the numbers of verdicts, singular and plural."""
+
+
+def counts(documents: Sequence[Document]) -> str:
+    """Count verdicts and bars, a line."""
     verdicts = [finding["verdict"] for document in documents for finding in document["findings"]]
     bars = [bar["met"] for document in documents for bar in document["bars"]]
-    said = ", ".join(f"{verdicts.count(one)} {one}" for one in dict.fromkeys(sorted(verdicts)))
-    return f"{len(verdicts)} claims: {said}. {sum(bars)} of {len(bars)} bars are met.\n"
+    counts = {verdict: verdicts.count(verdict) for verdict in PHRASES}
+    said = ", ".join(f"{n} {PHRASES[verdict][n != 1]}" for verdict, n in counts.items() if n)
+    claims, of = (f"{len(some)} {word}{'s' * (len(some) != 1)}" for some, word in ((verdicts, "claim"), (bars, "bar")))
+    return f"{claims}: {said}. {sum(bars)} of {of} {'is' if 1 in (sum(bars), len(bars)) else 'are'} met.\n"
 
 
 def _table(documents: Sequence[Document]) -> str:

@@ -27,8 +27,8 @@ class MLP(nn.Module):
         classes: Number of outputs.
         activation: `relu`, or `sigmoid` as in the first experiment of Ioffe & Szegedy (2015).
         placement: Whether the norm stands `before` the activation or `after` it.
-        every: Only every so many layers have a norm: with 2 the second, the fourth, and so on.
-        dropout: Share of activations that dropout leaves out in training, after norm and activation.
+        every: Only every so many layers have a norm, at least 1: with 2 the second, the fourth, and so on.
+        dropout: Share of activations that dropout leaves out in training, after norm and activation, in [0, 1).
         kernel_scale: Factor of LeCun's standard deviation of the initial kernels of hidden layers; sqrt(2) is He's.
         residual: Whether each layer is added to its input, if both have one width.
         use_bias: Whether hidden layers have a bias.
@@ -48,6 +48,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """Map inputs (batch, ...) to logits (batch, classes); `mask` (batch,) is True for examples that count."""
+        _check(self)
         activate = activation(self.activation)
         x = x.reshape(x.shape[0], -1)
         counted = {} if mask is None else {"mask": mask[:, None]}
@@ -85,6 +86,7 @@ class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map images (batch, height, width, channels) to logits (batch, classes)."""
+        _check(self)
         kernel_init = scaled_kernels(self.kernel_scale)
         for i, (width, stride) in enumerate(zip(self.widths, self.strides, strict=True)):
             x = Conv(width, stride=stride, kernel_init=kernel_init, name=f"conv_{i}")(x)
@@ -92,16 +94,24 @@ class ConvNet(nn.Module):
         return nn.Dense(self.classes, name="head")(x.mean(axis=(1, 2)))
 
 
-def _activated(
-    net: MLP | ConvNet, i: int, x: jax.Array, activate: Activation, train: bool, **counted: jax.Array
-) -> jax.Array:
-    """Apply norm, activation and dropout of layer i, as submodules of `net`.
+def _check(net: MLP | ConvNet) -> None:
+    """Check the fields that both networks have.
 
     Raises:
-        ValueError: If the placement is neither `before` nor `after`.
+        ValueError: If a field has no value of those that are documented.
     """
     if net.placement not in get_args(Placement):
         raise ValueError(f"Expected `placement` to be 'before' or 'after', got {net.placement!r}.")
+    if net.every < 1 or net.every % 1:
+        raise ValueError(f"Expected `every` to be a whole number from 1 on, got {net.every!r}. Pass 1 for every layer.")
+    if not 0 <= net.dropout < 1:
+        raise ValueError(f"Expected `dropout` to lie in [0, 1), got {net.dropout!r}. Pass 0 for no dropout.")
+
+
+def _activated(
+    net: MLP | ConvNet, i: int, x: jax.Array, activate: Activation, train: bool, **counted: jax.Array
+) -> jax.Array:
+    """Apply norm, activation and dropout of layer i, as submodules of `net`."""
     if (i + 1) % net.every:
         x = activate(x)
     else:

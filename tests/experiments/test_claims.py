@@ -1,4 +1,4 @@
-"""Test the ground of the studies: data, training, estimates, files, and the page of all claims."""
+"""Test the ground of the studies: data, estimates, files, and the page of all claims."""
 
 import dataclasses
 import importlib
@@ -6,23 +6,16 @@ import json
 import math
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import bias
-from experiments.claims import images, study, table, trainer
+from experiments.claims import images, study, table
 from experiments.claims.estimates import Interval, average, points, ratio, share
-from experiments.claims.trainer import Budget, Moment, Settings
-from normlab import norms
 from normlab.errors import BadInput
-from normlab.introspect.pure import network
-from normlab.models import MLP
 from tests.support.paths import ROOT
 
 DATA = images.load("digits")
-NET = network(MLP, norms.get("batch:momentum=0.9"), DATA.train.inputs[:2], hidden=(8,))
-BUDGET = Budget(steps=6, batch=8, every=3)
 
 
 def test_parts_are_disjoint_and_complete() -> None:
@@ -46,65 +39,6 @@ def test_data_that_are_no_images_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "rows.npz", inputs=np.zeros((500, 3), np.float32), labels=np.arange(500) % 2)
     with pytest.raises(BadInput, match="Expected images"):
         images.load(f"npz:{tmp_path / 'rows.npz'}")
-
-
-def test_runs_depend_on_their_own_settings_alone() -> None:
-    def seen(moment: Moment) -> jnp.ndarray:
-        return jnp.concatenate([moment.batch.labels.astype(jnp.float32), moment.rate[None]])
-
-    pair = trainer.train(NET, DATA, BUDGET, Settings([3, 4], [0.1, 0.2]), observe=seen)
-    alone = trainer.train(NET, DATA, BUDGET, Settings(4, 0.2), observe=seen, together=False)
-    assert np.array_equal(pair.seen[1], alone.seen[0]) and pair.seen.shape == (2, 3, 9)
-    assert not np.array_equal(pair.seen[0], pair.seen[1])
-    same = trainer.logits(NET, pair.params, pair.state, DATA.test)[1]
-    np.testing.assert_allclose(same, trainer.logits(NET, alone.params, alone.state, DATA.test)[0], rtol=1e-4, atol=1e-4)
-
-
-def test_batches_come_from_the_first_examples() -> None:
-    def seen(moment: Moment) -> jnp.ndarray:
-        return moment.batch.labels
-
-    found = trainer.train(NET, DATA, BUDGET, Settings(0, 0.1, examples=2), observe=seen).seen
-    assert set(np.unique(found)) == set(DATA.train.labels[:2].tolist())
-
-
-def test_the_scale_is_of_hidden_kernels_alone() -> None:
-    start = Budget(steps=3, batch=8, every=3)
-    small, large = (trainer.train(NET, DATA, start, Settings(0, 0.0, scale=c)).params for c in (1.0, 3.0))
-    np.testing.assert_allclose(large["dense_0"]["kernel"], 3 * small["dense_0"]["kernel"], rtol=1e-6)
-    assert np.array_equal(large["head"]["kernel"], small["head"]["kernel"])
-
-
-def test_the_update_is_that_of_optax() -> None:
-    import jax
-    import optax
-
-    budget = Budget(steps=2, batch=8, every=1, cosine=True)
-    taken = trainer.train(NET, DATA, budget, Settings(5, 0.3), observe=lambda moment: (moment.batch, moment.params))
-    (inputs, labels), params_at = taken.seen
-    params, state = NET.init(np.uint32(5))
-    optimizer = optax.sgd(optax.cosine_decay_schedule(0.3, 2), momentum=0.9)
-    slots = optimizer.init(params)
-    for t in range(2):
-        _, gradients, state = NET.gradients(
-            lambda out, t=t: (trainer.loss(out, labels[0, t]), None), params, state, inputs[0, t], jnp.int32(t)
-        )
-        updates, slots = optimizer.update(gradients, slots, params)
-        params = optax.apply_updates(params, updates)
-        found = jax.tree.map(lambda a, t=t: a[0, t + 1], params_at)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, params)
-
-
-def test_an_uneven_budget_is_refused() -> None:
-    with pytest.raises(ValueError, match="a multiple of `every`, got 10 and 3"):
-        trainer.trainer(NET, DATA, Budget(steps=10, every=3))
-
-
-def test_the_lowest_error_chooses_and_divergence_never_does() -> None:
-    errors = np.array([[0.3, 0.3], [0.1, 0.2], [np.nan, 0.0]])
-    assert trainer.best_rate(errors, (0.1, 0.2, 0.3)) == 0.2
-    settings = trainer.grid([7, 8], (0.1, 0.2))
-    assert list(settings.seed) == [7, 8, 7, 8] and np.allclose(settings.rate, [0.1, 0.1, 0.2, 0.2])
 
 
 def test_intervals() -> None:
@@ -146,17 +80,31 @@ def test_the_verdict_on_the_bias(before: float, after: float, verdict: str) -> N
 def test_files_and_the_page_of_claims(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan, found = PLAN, found_of(1e-8, 0.2)
     about = {"command": "python experiments/bias.py", "seconds": 1, "jax": "0", "device": "cpu"}
-    study.write(tmp_path / "claims", bias.study, plan, found, about)
+    study.write(tmp_path / "claims", bias.study, plan, found, bias.judge(plan, found), about)
     assert {path.suffix for path in (tmp_path / "claims").iterdir()} == {".txt", ".csv", ".json", ".svg", ".png"}
     document = json.loads((tmp_path / "claims" / "bias.json").read_text(), parse_constant=pytest.fail)
     assert document["plan"]["batches"] == [2, 8] and "data_dir" not in document["plan"]
     assert len((tmp_path / "claims" / "bias.csv").read_text().splitlines()) == 1 + 4 * 2 * 4 * 3
     table.main([str(tmp_path / "claims"), "--output", str(tmp_path / "claims.md")])
     page = (tmp_path / "claims.md").read_text()
-    assert "1 claims: 1 holds when. 2 of 3 bars are met." in page and "![Is the bias" in page
+    assert "1 claim: 1 holds under a condition. 2 of 3 bars are met." in page and "![Is the bias" in page
     assert "(claims/bias.svg)" in page and "**holds when** the norm stands before" in page
     assert "**not met**: errors with and without biases" in page
     assert "wrote" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "bars", "line"),
+    [
+        (["does not hold", "holds"], [True], "2 claims: 1 holds, 1 does not hold. 1 of 1 bar is met.\n"),
+        (["does not hold"] * 2, [], "2 claims: 2 do not hold. 0 of 0 bars are met.\n"),
+        (["not visible here", *["holds when"] * 2], [True, True, False],
+         "3 claims: 2 hold under a condition, 1 is not visible here. 2 of 3 bars are met.\n"),
+    ],
+)  # fmt: skip
+def test_verdicts_are_counted_in_english(verdicts: list[str], bars: list[bool], line: str) -> None:
+    document = {"findings": [{"verdict": one} for one in verdicts], "bars": [{"met": met} for met in bars]}
+    assert table.counts([document]) == line
 
 
 def test_a_page_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from experiments.claims import study as command
 from experiments.claims.shifted import AFFINE
 from experiments.claims.verdicts import Bar, Finding, Verdict
 
-PLAN = study.Extent(seeds=7, networks=("mlp",))
+PLAN = study.Extent(seeds=7, networks=("mlp-2",))
 SHIFTS = (study.CLEAN, *AFFINE, "noise", "one pixel right", study.REAL)
 SPREAD = np.array([0.98, 0.99, 1.0, 1.01, 1.02, 1.0, 1.0])
 ERRORS = {
@@ -43,13 +43,13 @@ def observed(title: str = "MLP", shifts: tuple[str, ...] = SHIFTS, **others: Map
     return study.Observed(title=title, data="MNIST", errors=errors, tent=tent, tent_rate=1e-3)
 
 
-def finding(key: str, **networks: study.Observed) -> Finding:
+def finding(key: str, mlp: study.Observed | None = None, conv: study.Observed | None = None) -> Finding:
     """Judge one claim."""
-    found = networks or {"mlp": observed()}
+    found = {"mlp-2": mlp or observed(), **({"conv": conv} if conv else {})}
     return next(one for one in study.judge(PLAN, found).findings if one.claim.key == key)
 
 
-def bar(text: str, name: str = "mlp", **others: Mapping[str, float]) -> Bar:
+def bar(text: str, name: str = "mlp-2", **others: Mapping[str, float]) -> Bar:
     """Return the only bar with a text."""
     (one,) = (b for b in study.judge(PLAN, {name: observed(**others)}).bars if text in b.text)
     return one
@@ -57,7 +57,7 @@ def bar(text: str, name: str = "mlp", **others: Mapping[str, float]) -> Bar:
 
 def sentence(text: str, shifts: tuple[str, ...] = SHIFTS, **others: Mapping[str, float]) -> str:
     """Return the only sentence with a text."""
-    found = {"mlp": observed(shifts=shifts, **others)}
+    found = {"mlp-2": observed(shifts=shifts, **others)}
     (one,) = (line for line in study.judge(PLAN, found).sentences if text in line)
     return one
 
@@ -79,7 +79,7 @@ def test_new_statistics_explain_some_shifts_all_or_none() -> None:
 
 def test_networks_are_named_where_they_differ() -> None:
     conv = observed("ConvNet", ADABN={study.REAL: 0.1})
-    said = finding("story", mlp=observed(), convnet=conv)
+    said = finding("story", conv=conv)
     assert "scikit-learn's digits (ConvNet); the opposite for" in said.when
     assert said.network == "ConvNet" and "scikit-learn's digits (MLP)" in said.when
 
@@ -112,8 +112,8 @@ def test_sorted_batches_are_a_trap_or_not() -> None:
 
 
 def test_the_worst_shift_stands_for_all_without_a_real_one() -> None:
-    found = {"mlp": observed(shifts=SHIFTS[:-1])}
-    assert study.headline(found) == ("mlp", "contrast")
+    found = {"mlp-2": observed(shifts=SHIFTS[:-1])}
+    assert study.headline(found) == ("mlp-2", "contrast")
     assert not [line for line in study.judge(PLAN, found).sentences if "on the real shift" in line]
 
 
@@ -139,16 +139,16 @@ def test_the_paragraph_says_where_tent_and_batch_norm_gain() -> None:
 
 
 def test_bars_can_be_met_and_missed() -> None:
-    assert all(one.met for one in study.judge(PLAN, {"mlp": observed()}).bars)
+    assert all(one.met for one in study.judge(PLAN, {"mlp-2": observed()}).bars)
     assert not bar("contrast: AdaBN / running", ADABN={"contrast": 0.5}).met
     assert not bar("brightness: AdaBN within", ADABN={"brightness": 0.05}).met
     assert not bar("noise: AdaBN / running in", ADABN={"noise": 0.2}).met
     assert not bar("own n = 4", RUNNING={study.CLEAN: 0.2}).met
     assert not bar("sorted by class", SORTED=everywhere(0.5)).met
     assert not bar("TENT - AdaBN", TENT={"noise": 0.3}).met
-    assert not bar("noise: upper end", name="convnet").met
-    assert bar("noise: upper end", name="convnet", ADABN={"noise": 0.2}).met
-    assert not bar(f"{study.REAL}: upper end", name="convnet").met
+    assert not bar("noise: upper end", name="conv").met
+    assert bar("noise: upper end", name="conv", ADABN={"noise": 0.2}).met
+    assert not bar(f"{study.REAL}: upper end", name="conv").met
 
 
 def test_missing_data_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from flax import linen as nn
 
 from experiments import depth_at_init as study
+from experiments.claims import mean_field
 from experiments.claims.estimates import average
 from experiments.claims.images import Part
 from experiments.claims.study import main
@@ -24,25 +25,70 @@ PLAN = study.Extent(
 
 @pytest.mark.parametrize(("batch", "expected"), [(8, 1.788), (32, 1.522), (64, 1.493), (128, 1.480)])
 def test_law_has_the_published_values(batch: int, expected: float) -> None:
-    assert study.law(batch) == pytest.approx(expected, abs=5e-4)
+    assert mean_field.with_batch_norm(batch) == pytest.approx(expected, abs=5e-4)
 
 
 def test_law_of_large_batches_is_pi_over_pi_minus_one() -> None:
-    assert study.law(10**6) == pytest.approx(math.pi / (math.pi - 1), rel=1e-5)
+    assert mean_field.with_batch_norm(10**6) == pytest.approx(math.pi / (math.pi - 1), rel=1e-5)
 
 
 @pytest.mark.parametrize("batch", [4, 64])
 def test_law_of_linear_layers_in_closed_form(batch: int) -> None:
-    assert study.law(batch, "linear") == pytest.approx((batch - 2) / (batch - 3))
+    assert mean_field.with_batch_norm(batch, "linear") == pytest.approx((batch - 2) / (batch - 3))
+
+
+@pytest.mark.parametrize("batch", [5, 8, 64])
+@pytest.mark.parametrize("activation", ["relu", "linear"])
+def test_law_by_quadrature_is_that_in_closed_form(batch: int, activation: mean_field.Activation) -> None:
+    expected = mean_field.with_batch_norm(batch, activation)
+    assert mean_field.on_the_sphere(batch, activation) == pytest.approx(expected, rel=3e-4)
+
+
+@pytest.mark.parametrize(("batch", "growth"), [(8, 1.3585), (64, 1.1923)])
+def test_law_of_tanh_is_the_growth_of_gradients_through_drawn_batches(batch: int, growth: float) -> None:
+    assert mean_field.with_batch_norm(batch, "tanh") == pytest.approx(growth, abs=1e-4)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(20_000, batch))
+    inputs = x - x.mean(1, keepdims=True)
+    sizes = np.sqrt((inputs**2).mean(1, keepdims=True))
+    x = inputs / sizes
+    f, slope = np.tanh(x), 1 - np.tanh(x) ** 2
+    centre = lambda a: a - a.mean(-1, keepdims=True)  # noqa: E731
+    g = slope * centre(rng.normal(size=x.shape))  # gradients of mean zero, as the layer above leaves them
+    back = centre(g) - x * (g * x).mean(1, keepdims=True)
+    spread = np.square(centre(f)).sum() / f.size  # of the inputs of the layer, in place of that of `inputs`
+    expected = (np.square(back) / sizes**2).sum() / (batch - 1) / len(x) / (spread * batch / (batch - 1))
+    assert growth == pytest.approx(expected, rel=0.01)
+
+
+def test_law_without_a_norm() -> None:
+    assert mean_field.without_norm("relu") == pytest.approx(1)
+    assert mean_field.without_norm("tanh", variance=1.0) == pytest.approx(1, abs=0.01)  # the edge of chaos
+    z = np.random.default_rng(0).normal(size=400_000)
+    q = 0.618
+    assert 2 * np.mean(np.tanh(math.sqrt(q) * z) ** 2) == pytest.approx(q, abs=2e-3)
+    drawn = 2 * np.mean((1 - np.tanh(math.sqrt(q) * z) ** 2) ** 2)
+    assert mean_field.without_norm("tanh") == pytest.approx(drawn, abs=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("arm", "expected"),
+    [(study.BATCH, 1.493), (study.TANH, 1.192), (study.LINEAR, 1.016), (study.NONE, 1.0), (study.NONE_TANH, 1.106),
+     (study.BATCH_AFTER, None), (study.BATCH_RESIDUAL, None), (study.LARGE_EPSILON, None), (study.LAYER, None)],
+    ids=lambda value: getattr(value, "name", ""),
+)  # fmt: skip
+def test_architectures_with_a_law(arm: study.Arm, expected: float | None) -> None:
+    found = study.law(arm, 64)
+    assert found == (expected if expected is None else pytest.approx(expected, abs=1e-3))
 
 
 @pytest.mark.parametrize("c", [-0.9, -0.1, 0.5])
 def test_correlation_is_that_of_gaussian_inputs(c: float) -> None:
     a, noise = np.random.default_rng(0).normal(size=(2, 400_000))
     products = 2 * np.maximum(a, 0) * np.maximum(c * a + math.sqrt(1 - c * c) * noise, 0)
-    value, slope = study.correlation(c)
+    value, slope = mean_field.correlation(c)
     assert products.mean() == pytest.approx(value, abs=0.01)
-    difference = study.correlation(c + 1e-6)[0] - study.correlation(c - 1e-6)[0]
+    difference = mean_field.correlation(c + 1e-6)[0] - mean_field.correlation(c - 1e-6)[0]
     assert slope == pytest.approx(difference / 2e-6, rel=1e-5)
 
 
@@ -126,7 +172,7 @@ def found(
     for case in study.cases(PLAN):
         base = batch if case.arm == study.BATCH and case.scale == 1 else growths.get(case.arm, 1.0)
         if case.arm == study.BATCH and (case.width, case.batch) == (256, 8):
-            base = batch + (study.law(8) - study.law(64)) * (batch == 1.49)
+            base = batch + (mean_field.with_batch_norm(8) - mean_field.with_batch_norm(64)) * (batch == 1.49)
         factor = sensitive if case.arm == study.NONE else 0.25
         profiles[case] = profile(base, 1.0 if case.scale == 1 else factor if case.scale > 1 else 1 / factor)
         if spread:

@@ -339,12 +339,18 @@ def test_records_become_cells_with_failures_counted(tmp_path: Path) -> None:
         ground.nets(plan, records[:-1])
 
     extent = ground.extent(plan.settings)
-    write(tmp_path, factorial.STUDIES["placement"], extent, (one,), {"command": "none"})
+    placement = factorial.STUDIES["placement"]
+    write(tmp_path, placement, extent, (one,), placement.judge(extent, (one,)), {"command": "none"})
     document = json.loads((tmp_path / "placement.json").read_text())
     assert document["findings"][0]["claim"]["key"] == "before" and document["plan"]["seeds"] == 10
     for ending in ("csv", "txt", "svg", "png"):
         assert (tmp_path / f"placement.{ending}").stat().st_size > 100
     assert (tmp_path / "placement.csv").read_text().count('errors,none,"MLP on digits, placement, before"') == 10
+
+
+def test_a_command_is_stored_without_the_folders_of_a_machine() -> None:
+    command = "normlab run depth --output 'my runs/1' --data 'npz:a b.npz' --data-dir /root/d --tier smoke"
+    assert ground.without_places(command) == "normlab run depth --data 'npz:a b.npz' --tier smoke"
 
 
 FIGURES = {
@@ -359,7 +365,7 @@ FIGURES = {
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_study_is_written_with_a_line_for_each_norm(name: str, tmp_path: Path) -> None:
     study = factorial.STUDIES[name]
-    write(tmp_path, study, EXTENT, (FIGURES[name],), {})
+    write(tmp_path, study, EXTENT, (FIGURES[name],), study.judge(EXTENT, (FIGURES[name],)), {})
     document = json.loads((tmp_path / f"{name}.json").read_text())
     assert {finding["claim"]["key"] for finding in document["findings"]} == {claim.key for claim in study.claims}
     assert all(isinstance(bar["met"], bool) for bar in document["bars"]) and document["bars"]

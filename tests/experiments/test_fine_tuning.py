@@ -19,7 +19,7 @@ from normlab import norms, tools
 from normlab.introspect.pure import network
 from normlab.models.mlp import MLP
 
-PLAN = study.Extent(seeds=7, networks=("mlp",))
+PLAN = study.Extent(seeds=7, networks=("mlp-2",))
 SPREAD = np.array([0.98, 0.99, 1.0, 1.01, 1.02, 1.0, 1.0])
 ERRORS = {
     study.BATCH: (0.38, 0.09),
@@ -54,18 +54,18 @@ def observed(
 
 def finding(key: str, **others: tuple[float, float]) -> Finding:
     """Judge one claim."""
-    return next(one for one in study.judge(PLAN, {"mlp": observed(**others)}).findings if one.claim.key == key)
+    return next(one for one in study.judge(PLAN, {"mlp-2": observed(**others)}).findings if one.claim.key == key)
 
 
 def sentence(text: str, one: study.Observed) -> str:
     """Return the only sentence with a text."""
-    (line,) = (line for line in study.judge(PLAN, {"mlp": one}).sentences if text in line)
+    (line,) = (line for line in study.judge(PLAN, {"mlp-2": one}).sentences if text in line)
     return line
 
 
 def bar(text: str, one: study.Observed) -> Bar:
     """Return the only bar with a text."""
-    (found,) = (b for b in study.judge(PLAN, {"mlp": one}).bars if text in b.text)
+    (found,) = (b for b in study.judge(PLAN, {"mlp-2": one}).bars if text in b.text)
     return found
 
 
@@ -132,7 +132,7 @@ def test_scale_and_bias_may_learn_or_not() -> None:
 def test_a_result_of_no_clear_side_is_not_visible() -> None:
     one = observed()
     wide = one.tuned[study.FIXED, 2]._replace(error=np.array([0.01, 0.15, 0.02, 0.12, 0.06, 0.0, 0.1]))
-    found = {"mlp": replace(one, tuned={**one.tuned, (study.FIXED, 2): wide})}
+    found = {"mlp-2": replace(one, tuned={**one.tuned, (study.FIXED, 2): wide})}
     (said,) = (f for f in study.judge(PLAN, found).findings if f.claim.key == "statistics")
     assert said.verdict is Verdict.UNSEEN
 
@@ -153,7 +153,7 @@ def test_the_paragraph_says_which_part_is_at_fault() -> None:
 
 def test_the_paragraph_counts_diverged_runs_and_rates_at_the_end_of_the_grid() -> None:
     one = observed()
-    assert not [line for line in study.judge(PLAN, {"mlp": one}).sentences if "diverged" in line or "grid" in line]
+    assert not [line for line in study.judge(PLAN, {"mlp-2": one}).sentences if "diverged" in line or "grid" in line]
     flags = np.zeros((len(PLAN.rates), 7), bool)
     flags[0, :3] = True
     bad = one.tuned[study.FROZEN, 2]._replace(diverged=flags, rate=PLAN.rates[0])
@@ -163,7 +163,7 @@ def test_the_paragraph_counts_diverged_runs_and_rates_at_the_end_of_the_grid() -
 
 
 def test_bars_can_be_met_and_missed() -> None:
-    assert all(one.met for one in study.judge(PLAN, {"mlp": observed()}).bars)
+    assert all(one.met for one in study.judge(PLAN, {"mlp-2": observed()}).bars)
     assert not bar("below batch statistics", observed(BATCH=(0.1, 0.09))).met
     assert not bar("below the source", observed(before=0.1)).met
     assert not bar("within 3 points", observed(BATCH=(0.38, 0.2))).met
@@ -171,7 +171,7 @@ def test_bars_can_be_met_and_missed() -> None:
 
 
 def test_new_images_of_other_data_are_held_out_and_moved() -> None:
-    data = RECIPES["mlp"].load("digits", None, 500)
+    data = RECIPES["mlp-2"].load("digits", None, 500)
     new = study.target(replace(study.QUICK, data="digits"), data)
     assert len(new.train.labels) == (len(data.test.labels) + len(data.validation.labels)) // 4 < study.QUICK.few
     sizes = [len(part.labels) for part in (new.train, new.validation, new.test)]
@@ -180,7 +180,7 @@ def test_new_images_of_other_data_are_held_out_and_moved() -> None:
 
 
 def test_new_images_of_mnist_are_the_digits() -> None:
-    data = RECIPES["mlp"].load("digits", None, 500)
+    data = RECIPES["mlp-2"].load("digits", None, 500)
     new = study.target(replace(study.QUICK, data="tfds:mnist"), data)
     assert [len(part.labels) for part in (new.train, new.validation, new.test)] == [200, 300, 1_297]
     assert sum(part.inputs.sum() for part in (new.train, new.validation, new.test)) == pytest.approx(

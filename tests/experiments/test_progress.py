@@ -1,4 +1,3 @@
-import dataclasses
 import math
 
 import numpy as np
@@ -7,9 +6,7 @@ import pytest
 from experiments.claims.images import Images, Part
 from experiments.claims.progress import binarized, first, halfway, in_groups, smoothed, speedup
 from experiments.claims.race import multiple
-from experiments.claims.study import Plan, Study, main
 from experiments.claims.trainer import Settings, Trained
-from experiments.claims.verdicts import Judgement
 
 AT = np.array([20, 40, 60, 80])
 
@@ -67,35 +64,3 @@ def test_pixels_are_binarized_at_the_middle_of_the_scale():
     part = Part(np.array([-0.4, 1.1, 1.3, 2.8], np.float32).reshape(4, 1, 1, 1), np.zeros(4, np.int32))
     found = binarized(Images(train=part, validation=part, test=part, classes=1, name="a"))
     assert found.test.inputs.ravel().tolist() == [0.0, 0.0, 1.0, 1.0]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Plan(Plan):
-    network: str = "own"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "seen"),
-    [
-        ([], ("own", 10)),
-        (["--quick"], ("own", 2)),
-        (["--network", "other"], ("other", 5)),
-        (["--network", "other", "--quick"], ("other", 3)),
-    ],
-)
-def test_a_network_has_plans_of_its_own(arguments: list[str], seen: tuple[str, int]):
-    plans = []
-    study = Study(
-        name="a",
-        title="a",
-        claims=(),
-        standard=_Plan(),
-        quick=_Plan(seeds=2),
-        measure=plans.append,
-        judge=lambda plan, found: Judgement(findings=(), bars=(), sentences=()),
-        draw=lambda plan, found: {},
-        rows=lambda plan, found: [],
-        networks={"other": (_Plan(seeds=5, network="other"), _Plan(seeds=3, network="other"))},
-    )
-    main(study, "", arguments)
-    assert [(plan.network, plan.seeds) for plan in plans] == [seen]

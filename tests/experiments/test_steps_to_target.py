@@ -224,7 +224,7 @@ def test_networks_without_sigmoids_say_nothing_of_them():
     assert judgement.bars == ()  # they were written for dense networks
 
 
-@pytest.mark.parametrize(("name", "depth"), [("mlp", 3), ("convnet", 3), ("vgg", 11), ("resnet", 20)])
+@pytest.mark.parametrize(("name", "depth"), [("mlp", 3), ("conv-32-32-64", 3), ("vgg", 11), ("resnet", 20)])
 def test_every_network_has_the_same_weights_with_and_without_the_norm(name: str, depth: int):
     part = Part(np.zeros((2, 8, 8, 3), np.float32), np.zeros(2, np.int32))
     data = Images(train=part, validation=part, test=part, classes=10, name="a")

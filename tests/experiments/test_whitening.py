@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments import whitening as study
-from experiments.claims import images
+from experiments.claims import images, networks
 from experiments.claims import study as command
 from experiments.claims.verdicts import Finding, Verdict
 
@@ -70,12 +70,12 @@ def test_correlation_counts_pairs_of_a_group_and_all() -> None:
 
 @pytest.mark.parametrize(("arm", "most"), [(study.EXACT, 0.01), (study.ITERATIVE, 0.2)])
 def test_whitening_takes_the_correlation_of_its_own_batch(arm: str, most: float) -> None:
-    plan = replace(study.QUICK, group=8, hidden=(16,))
+    plan = replace(study.QUICK, group=8)
     data = images.load("digits", side=8)
     x = data.train.inputs[:256]
     left = {}
     for name in (study.BATCH, arm):
-        net = study.made(plan, study.arms(plan)[name], data)
+        net = networks.made("mlp-1x16", study.arms(plan)[name], data)
         params, state = net.init(0)
         (output,) = study.normalized(net, params, state, x, train=True)
         left[name] = study.correlation(np.asarray(output), plan.group)[0]
@@ -84,14 +84,13 @@ def test_whitening_takes_the_correlation_of_its_own_batch(arm: str, most: float)
 
 
 def test_norms_are_found_in_the_order_of_layers() -> None:
-    plan = replace(study.QUICK, hidden=tuple(range(3, 15)))
-    data = images.load("digits", side=8)
-    net = study.made(plan, "none", data)
+    hidden = tuple(range(3, 15))
+    net = networks.made("mlp-12", "none", images.load("digits", side=8), hidden=hidden)
     params, state = jax.eval_shape(lambda: net.init(0))
     outputs = jax.eval_shape(
         lambda p, s: study.normalized(net, p, s, jnp.ones((2, 8, 8, 1)), train=False), params, state
     )
-    assert [x.shape[1] for x in outputs] == list(plan.hidden)
+    assert [x.shape[1] for x in outputs] == list(hidden)
 
 
 def test_turns_are_shuffled_and_the_first_does_not_count() -> None:
@@ -161,7 +160,7 @@ def test_bars_can_be_met_and_missed() -> None:
 
 @pytest.mark.slow
 def test_the_command_writes_figures_numbers_and_verdicts(tmp_path: Path) -> None:
-    tiny = replace(study.QUICK, steps=80, hidden=(40,))
+    tiny = replace(study.QUICK, steps=80, network="mlp-1x40")
     command.main(replace(study.study, quick=tiny), "", ["--quick", "--data", "digits", "--output", str(tmp_path)])
     names = {"whitening.txt", "whitening.csv", "whitening.json", "whitening.svg", "whitening.png"}
     assert names <= {path.name for path in tmp_path.iterdir()}

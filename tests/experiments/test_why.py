@@ -264,14 +264,15 @@ def test_networks_have_plans_of_their_own() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", [[], ["--network", "convnet"]])
+@pytest.mark.parametrize("network", [[], ["--network", "conv"]])
 def test_command_writes_everything(tmp_path: Path, network: list[str]) -> None:
     quick = dataclasses.replace(
-        study.study.quick, depth=2, width=8, rates=(0.1,), noises=(1.0,), distances=(0.1,), steps=2, every=1, batch=8
+        study.study.quick, network="mlp-2x8", rates=(0.1,), noises=(1.0,), distances=(0.1,), steps=2, every=1, batch=8
     )
     arguments = ["--quick", "--data", "digits", *network, "--output", str(tmp_path)]
-    networks = {"convnet": (quick, dataclasses.replace(quick, network="convnet"))}
+    networks = {"conv": (quick, dataclasses.replace(quick, network="conv"))}
     main(dataclasses.replace(study.study, quick=quick, networks=networks), "", arguments)
     written = {path.name for path in tmp_path.iterdir()}
-    figures = {f"why{part}.{end}" for part in ("", "-distance", "-noise") for end in ("svg", "png")}
-    assert written == {"why.txt", "why.csv", "why.json"} | figures
+    name = "-".join(["why", *network[1:]])
+    figures = {f"{name}{part}.{end}" for part in ("", "-distance", "-noise") for end in ("svg", "png")}
+    assert written == {f"{name}.txt", f"{name}.csv", f"{name}.json"} | figures

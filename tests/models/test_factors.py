@@ -107,6 +107,18 @@ def test_a_residual_layer_is_added_to_its_input_where_widths_agree() -> None:
 
 
 @pytest.mark.parametrize("net", [MLP, ConvNet])
-def test_an_unknown_placement_is_refused(net: Any) -> None:
-    with pytest.raises(ValueError, match="Expected `placement` to be 'before' or 'after', got 'pre'"):
-        jax.eval_shape(net(LAYER, placement="pre").init, jax.random.key(0), X, train=False)
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("placement", "pre", "Expected `placement` to be 'before' or 'after', got 'pre'"),
+        ("every", 0, "Expected `every` to be a whole number from 1 on, got 0"),
+        ("every", -2, "got -2"),
+        ("every", 1.5, "got 1.5"),
+        ("dropout", 1.0, r"Expected `dropout` to lie in \[0, 1\), got 1.0"),
+        ("dropout", -0.1, "got -0.1"),
+        ("dropout", float("nan"), "got nan"),
+    ],
+)
+def test_a_field_outside_its_values_is_refused(net: Any, field: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(net(LAYER, **{field: value}).init, jax.random.key(0), X, train=False)
