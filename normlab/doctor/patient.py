@@ -30,7 +30,7 @@ from normlab.introspect.modes import Modes, modes, unknown_mode
 from normlab.tools import Captured, Site, Sites, leaves
 from normlab.tools.batches import Arguments, examples
 from normlab.tools.estimation import by_batch
-from normlab.tools.estimation.estimated import estimated
+from normlab.tools.estimation.estimated import is_moments
 
 __all__ = ["Patient", "Series", "limited"]
 
@@ -420,7 +420,7 @@ class Patient:
     def running(self, site: Site) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the running mean and variance of a norm; `None` where it keeps none, or not both."""
         names = site.variables
-        if not estimated(site) or not {"var", "std"} & names.keys() or self.variables is None:
+        if not is_moments(site) or not {"var", "std"} & names.keys() or self.variables is None:
             return None
         there = self.leaves
         mean = np.asarray(there[names["mean"]], np.float64)

@@ -32,7 +32,8 @@ __all__ = ["Precise", "collect", "cumulative", "precise", "reset"]
 
 Tree = TypeVar("Tree")
 
-_FRESH = {"mean": 0.0, "var": 1.0, "std": 1.0, "step": 0.0}
+_FRESH = {"mean": 0.0, "var": 1.0, "std": 1.0, "phi": 1.0, "run": 1.0, "chi": 1.0, "matrix": 1.0, "step": 0.0}
+_STATISTICS = _FRESH.keys() - {"step"}
 
 STILL = 1e-6
 """Largest change of statistics, in standard deviations, that is none."""
@@ -164,7 +165,9 @@ def collect(model: Module, variables: Given, batches: Iterable[object], **option
 
 
 def reset(model: Module, variables: Given = None, *, where: str | Iterable[str] | None = None) -> Any:
-    """Return variables whose running statistics are those of a fresh model: mean 0, variance or deviation 1, step 0.
+    """Return variables whose running statistics are those of a fresh model.
+
+    Means and steps are 0, variances, deviations and mean squares 1, and whitening matrices the identity.
 
     Args:
         model: A module of Linen or NNX.
@@ -261,7 +264,7 @@ def _reset(tree: Tree, where: str | Iterable[str] | None) -> Tree:
     norms = {
         path: names
         for path, names in leaves.statistics(tree).items()
-        if "mean" in names and _FRESH.keys() >= names.keys()
+        if _STATISTICS & names.keys() and _FRESH.keys() >= names.keys()
     }
     globs = [where] if isinstance(where, str) else list("*" if where is None else where)
     for glob in globs:
@@ -273,5 +276,11 @@ def _reset(tree: Tree, where: str | Iterable[str] | None) -> Tree:
     there, values = leaves.by_path(tree), dict[str, np.ndarray]()
     for path, names in norms.items():
         if any(fnmatchcase(path, glob) for glob in globs):
-            values |= {names[name]: np.full(np.shape(there[names[name]]), _FRESH[name]) for name in names}
+            values |= {names[name]: _fresh(name, np.shape(there[names[name]])) for name in names}
     return leaves.replaced(tree, values)
+
+
+def _fresh(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a statistic of a fresh model."""
+    value = np.eye(shape[-1]) if name == "matrix" else _FRESH[name]
+    return np.broadcast_to(value, shape)

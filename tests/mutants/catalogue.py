@@ -759,8 +759,48 @@ MUTANTS = (
     Mutant(
         "corrections of batch renorm while statistics are estimated",
         "tools/estimation/by_batch.py",
-        ('"r_max": 1.0, "d_max": 0.0, ', ""),
+        ('    "r_max": 1.0,\n    "d_max": 0.0,\n', ""),
         ("tools/test_precise.py::test_corrections_and_running_statistics_of_batch_renorm_play_no_part",),
+    ),
+    Mutant(
+        "the running mean square of power norm while statistics are estimated",
+        "tools/estimation/by_batch.py",
+        ('    "warmup_steps": _NEVER,\n', ""),
+        ("tools/test_precise_norms.py::test_running_mean_squares_and_devices_play_no_part_while_statistics_are_taken",),
+    ),
+    Mutant(
+        "covariances merged without the spread between batches",
+        "tools/estimation/covariances.py",
+        ("self.scatter + other.scatter + products", "self.scatter + other.scatter"),
+        ("tools/test_precise_norms.py::test_statistics_are_those_of_the_norm_over_all_batches[whiten-linen-False]",),
+    ),
+    Mutant(
+        "covariances of hidden elements",
+        "tools/estimation/parts.py",
+        ("_shown((x - near) - rest, mask, weights)", "_shown((x - near) - rest, None, weights)"),
+        ("tools/test_precise_norms.py::test_statistics_are_those_of_the_norm_over_all_batches[whiten-linen-True]",),
+    ),
+    Mutant(
+        "the deviation of a domain is that of all",
+        "tools/estimation/parts.py",
+        ("[domain == d if mask is None", "[domain >= 0 if mask is None"),
+        (
+            "tools/test_precise_norms.py::test_statistics_are_those_of_the_norm_over_all_batches[domain_batch-linen-False]",
+        ),
+    ),
+    Mutant(
+        "the mean square of power norm before its scaling",
+        "tools/estimation/parts.py",
+        ("        x = layer.scaled(x, features, mask)", "        pass"),
+        ("tools/test_precise_norms.py::test_statistics_are_those_of_the_norm_over_all_batches[power-linen-False]",),
+    ),
+    Mutant(
+        "epsilon is no part of estimated covariances",
+        "tools/moments.py",
+        ("covariance + self.epsilon * np.eye", "covariance + 0 * np.eye"),
+        (
+            "tools/test_precise_norms.py::test_statistics_are_those_of_the_norm_over_all_batches[whiten by covariance-linen-False]",
+        ),
     ),
     Mutant(
         "merged replicas without the spread between them",
