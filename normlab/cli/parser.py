@@ -171,16 +171,18 @@ def convert_parser() -> Parser:
     parser = Parser(
         "normlab convert",
         "Replace the norms of a trained model by others, and write a new checkpoint.",
-        usage="normlab convert FILE.py:build CHECKPOINT --to NORM --output NEW [OPTION ...]",
+        usage="normlab convert FILE.py:build CHECKPOINT --to [GLOB=]NORM --output NEW [OPTION ...]",
         epilog=_OF_CHECKPOINTS.format(none="the machine failed"),
     )
     _add_checkpoints(parser, "model, args, rngs, evaluate and variables")
     parser.add_argument(
         "--to",
         required=True,
-        metavar="NORM",
+        action="append",
+        metavar="[GLOB=]NORM",
         help="the new norm, as in group:num_groups=8 (see `normlab list norms`); flax or normlab for the same norms of "
-        "that library",
+        "that library; repeat it with globs over paths for several, as in 'stage_*=group' (the first that matches "
+        "counts, and a norm without a glob takes what is left)",
     )
     parser.add_argument("--where", nargs="+", metavar="GLOB", help="paths of the norms to convert, as in 'stage_1/*'")
     parser.add_argument(

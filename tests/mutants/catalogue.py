@@ -53,6 +53,7 @@ MABN = (
     "[mabn:buffer_size=3,warmup_steps=0,clip_from=0-2-shape3-all]"
 )
 AVERAGE = '        new = {"mean": batch.mean, "std": jnp.sqrt(var + self.epsilon)}\n'
+OF_NORMS = "tools/test_precise_norms.py::test_statistics_are_those_of_the_norm_over_all_batches"
 SMALL_BATCHES = "tools/test_moments.py::test_statistics_of_small_batches_are_those_by_hand"
 KERNELS = "functional/test_kernels.py::test_"
 ADAPTATION = "tools/adaptation"
@@ -772,35 +773,31 @@ MUTANTS = (
         "covariances merged without the spread between batches",
         "tools/estimation/covariances.py",
         ("self.scatter + other.scatter + products", "self.scatter + other.scatter"),
-        ("tools/test_precise_norms.py::test_statistics_are_those_of_the_norm_over_all_batches[whiten-linen-False]",),
+        (f"{OF_NORMS}[whiten-linen-False]",),
     ),
     Mutant(
         "covariances of hidden elements",
         "tools/estimation/parts.py",
         ("_shown((x - near) - rest, mask, weights)", "_shown((x - near) - rest, None, weights)"),
-        ("tools/test_precise_norms.py::test_statistics_are_those_of_the_norm_over_all_batches[whiten-linen-True]",),
+        (f"{OF_NORMS}[whiten-linen-True]",),
     ),
     Mutant(
         "the deviation of a domain is that of all",
         "tools/estimation/parts.py",
         ("[domain == d if mask is None", "[domain >= 0 if mask is None"),
-        (
-            "tools/test_precise_norms.py::test_statistics_are_those_of_the_norm_over_all_batches[domain_batch-linen-False]",
-        ),
+        (f"{OF_NORMS}[domain_batch-linen-False]",),
     ),
     Mutant(
         "the mean square of power norm before its scaling",
         "tools/estimation/parts.py",
         ("        x = layer.scaled(x, features, mask)", "        pass"),
-        ("tools/test_precise_norms.py::test_statistics_are_those_of_the_norm_over_all_batches[power-linen-False]",),
+        (f"{OF_NORMS}[power-linen-False]",),
     ),
     Mutant(
         "epsilon is no part of estimated covariances",
         "tools/moments.py",
         ("covariance + self.epsilon * np.eye", "covariance + 0 * np.eye"),
-        (
-            "tools/test_precise_norms.py::test_statistics_are_those_of_the_norm_over_all_batches[whiten by covariance-linen-False]",
-        ),
+        (f"{OF_NORMS}[whiten by covariance-linen-False]",),
     ),
     Mutant(
         "merged replicas without the spread between them",
