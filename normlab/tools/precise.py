@@ -48,7 +48,7 @@ class Precise:
         model: The model: the given one for Linen, a copy with the new statistics for NNX.
         moments: Moments of what the norms were given.
         change: How far the statistics of each norm moved, from those given: the largest distance of a feature's mean or
-            deviation, in standard deviations.
+            deviation, in standard deviations, and that of an element of a whitening matrix, beside its diagonal.
         examples: Examples that were read, in each pass.
         passes: Passes over the batches.
         moving: Norms whose statistics the last pass still changed, and by how much; nothing where they are settled.
@@ -83,7 +83,9 @@ def precise(
     """Estimate running statistics from data while the weights stay as they are (PreciseBN: Wu & Johnson, 2021).
 
     Statistics are moments of what each norm is given, so that momentum, schedules and the corrections of batch renorm
-    play no part. Nothing else changes: neither other collections nor what was given.
+    play no part; each norm gets back what it keeps, such as the covariances of whitening, the moments of each domain or
+    mean squares. Buffers that only training fills stay. Nothing else changes: neither other collections nor what was
+    given.
 
     Args:
         model: A module of Linen or NNX.

@@ -58,7 +58,8 @@ def test_another_function_and_modules_beside_the_file(tmp_path: Path) -> None:
         ("{'model': model, 'arg': 1}", "the command knows from `{source}`, got `arg`. Did you mean `args`?"),
         (
             "1 / 0",
-            "to return a model, got ZeroDivisionError: division by zero, from line 4 of `{source}`. `--traceback` shows the calls.",
+            "to return a model, got ZeroDivisionError: division by zero, from line 4 of `{source}`. "
+            "`--traceback` shows the calls.",
         ),
     ],
 )

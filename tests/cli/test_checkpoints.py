@@ -132,8 +132,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "a function that raises": (
         ["fold", "net.py:raising", "trained", *OUTPUT],
-        "Expected `net.py:raising` to return a model, got ZeroDivisionError: division by zero, from line 56 of `net.py`. "
-        "`--traceback` shows the calls.",
+        "Expected `net.py:raising` to return a model, got ZeroDivisionError: division by zero, from line 56 of "
+        "`net.py`. `--traceback` shows the calls.",
     ),
     "no model": (
         ["fold", "net.py:number", "trained", *OUTPUT],
@@ -176,7 +176,8 @@ MORE_BAD: dict[str, tuple[list[str], str]] = {
     "an unknown option": ([*FOLD, "--wher", "a"], "Unknown option `--wher`. Did you mean `--where`?"),
     "a function that leaves": (
         ["fold", "net.py:leaving", "trained", *OUTPUT],
-        "Expected `net.py:leaving` to return a model, got SystemExit, from line 60 of `net.py`. `--traceback` shows the calls.",
+        "Expected `net.py:leaving` to return a model, got SystemExit, from line 60 of `net.py`. "
+        "`--traceback` shows the calls.",
     ),
     "a keyword that is misspelt": (
         ["fold", "net.py:misspelt", "trained", *OUTPUT],

@@ -257,7 +257,8 @@ BAD: Mapping[str, tuple[str, str]] = {
     ),
     "a function that ends the process": (
         "net.py:leaving",
-        "Expected `net.py:leaving` to return a model, got SystemExit, from line 57 of `net.py`. `--traceback` shows the calls.",
+        "Expected `net.py:leaving` to return a model, got SystemExit, from line 57 of `net.py`. "
+        "`--traceback` shows the calls.",
     ),
     "an unknown severity": (
         "net.py --fail-on warnings",
