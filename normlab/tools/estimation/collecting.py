@@ -151,7 +151,8 @@ class Collector:
         by_path = {site.path: site for site in self.norms}
 
         def statistic(path: str, number: int, x: Array, mask: Array | None, y: Any) -> Part:
-            return part(by_path[path], x, mask, self._weights_of_call, self._call_of_norm, train=self._trains)
+            call, self._call_of_norm = self._call_of_norm, None
+            return part(by_path[path], x, mask, self._weights_of_call, call, train=self._trains)
 
         def remembered(call: ModuleCall, /) -> object:
             self._call_of_norm = call
