@@ -77,8 +77,9 @@ class SiteMoments:
         counted = count > 0
         mean, var = np.where(counted, mean, 0), np.where(counted, var, 0)
         unbiased = var * np.where(count > 1, count / np.where(count > 1, count - 1, 1), 1)
-        both = covariance is not None and matrix is not None
-        covariances = Covariances.of_batch(count, covariance, matrix) if both else None
+        covariances = None
+        if covariance is not None and matrix is not None:
+            covariances = Covariances.of_batch(count, covariance, matrix)
         return cls(count, mean, var * count, counted.astype(np.float64), mean, var, unbiased, covariances)
 
     def __add__(self, other: Self) -> Self:
@@ -99,7 +100,7 @@ class SiteMoments:
         covariances = None
         if self.covariances is not None and other.covariances is not None:
             covariances = self.covariances.joined(other.covariances, apart, between, weight)
-        return type(self)(count, self.mean + apart * share, m2, batches, *averages, covariances)
+        return type(self)(count, self.mean + apart * share, m2, batches, *averages, covariances=covariances)
 
     @property
     def var(self) -> np.ndarray:
