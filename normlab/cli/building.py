@@ -1,7 +1,9 @@
 """Load a model from a Python file of the user's: `FILE.py:build` names a function that makes the model."""
 
 import sys
-from collections.abc import Callable, Collection, Mapping
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -10,11 +12,12 @@ from typing import Literal
 from flax import linen as nn
 from flax import nnx
 
-from normlab.errors import BadInput, nearest, one_line
+from normlab.errors import BadInput, Fault, nearest, one_line
 from normlab.expect import refusal
 from normlab.study.design.discovery import executed
+from normlab.study.design.imports import is_users
 
-__all__ = ["Built", "built"]
+__all__ = ["Built", "built", "described", "of_users"]
 
 _DEFAULT = "build"
 _FORMS = "Return a model and the inputs of a call, as in `return model, x`, or a dict with `model`, `args` and others."
@@ -84,7 +87,7 @@ def _function(path: Path, name: str) -> Callable[[], object]:
     try:
         module = _executed(path.resolve())
     except (Exception, SystemExit) as error:
-        raise BadInput(f"Expected a file that runs, got {_described(error)} from `{path}`.") from error
+        raise BadInput(f"Expected the file `{path}` to run, got {described(error, str(path))}.") from error
     function = getattr(module, name, None)
     if not callable(function):
         functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -98,13 +101,59 @@ def _called(function: Callable[[], object], source: str) -> object:
         return function()
     except (Exception, SystemExit) as error:
         raise BadInput(
-            f"Expected `{source}` to return a model, got {_described(error)}. See where by `--traceback`."
+            f"Expected `{source}` to return a model, got {described(error, source)}. `--traceback` shows the calls."
         ) from error
 
 
-def _described(error: BaseException) -> str:
-    text = one_line(error, kind=False).rstrip(".")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+@contextmanager
+def of_users(made: Built) -> Iterator[None]:
+    """Report a failure of the user's model as such, with the line of the user's code; other failures pass.
+
+    Args:
+        made: The model.
+
+    Raises:
+        BadInput: If the model fails.
+    """
+    try:
+        yield
+    except BadInput as error:
+        cause = error.__cause__
+        if cause is None or not (place := _place(cause, made.file)):
+            raise
+        raise BadInput(f"{error} It came from {place}.") from cause
+    except (Fault, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        if not _place(error, made.file):
+            raise
+        raise BadInput(
+            f"Expected the model of `{made.file}:{made.function}` to run with its inputs, got "
+            f"{described(error, made.file)}. Correct it, or give other inputs; `--traceback` shows the calls."
+        ) from error
+
+
+def described(error: BaseException, source: str) -> str:
+    """Return the kind of an error, its message, and the line of the user's code that it came from.
+
+    Args:
+        error: The error.
+        source: `FILE.py:FUNCTION`, or `FILE.py`.
+    """
+    text, place = one_line(error, kind=False).rstrip("."), _place(error, source)
+    said = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{said}, from {place}" if place else said
+
+
+def _place(error: BaseException, source: str) -> str:
+    """Return the last line of the user's code on the way to an error; empty where there is none."""
+    file = Path(source) if Path(source).is_file() else Path(source.rpartition(":")[0])
+    own = file.resolve()
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        at = Path(frame.filename)
+        if at.is_file() and is_users(at.resolve(), own.parent):
+            return f"line {frame.lineno} of `{file if at.resolve() == own else at}`"
+    return ""
 
 
 def _executed(path: Path) -> ModuleType:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from normlab.cli.building import Built, built
+from normlab.cli.building import Built, built, of_users
 from normlab.errors import BadInput, one_line
 from normlab.expect import POSITIVE, refusal
 from normlab.study.design.request import norm_of
@@ -23,7 +23,7 @@ from normlab.tools.checkpoints.changes import Change, Conversion, Fold
 from normlab.tools.checkpoints.example import Example
 from normlab.tools.checkpoints.files import Saved, check_new, write
 from normlab.tools.checkpoints.opened import OPT_STATE, Opened, opened
-from normlab.tools.convert import KEPT, Converted, Report, convert, convert_state
+from normlab.tools.convert import KEPT, Converted, Report, convert, convert_state, model_sites
 from normlab.tools.fold import FoldError, FoldReport, fold
 
 __all__ = ["run_convert", "run_fold"]
@@ -58,7 +58,9 @@ class _Job:
         _check_outputs(parsed)
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs warnings of a sound checkpoint
         made = built(parsed["source"], keywords)
-        return cls(parsed, made, opened(parsed["checkpoint"], _example(made), parsed.get("key")))
+        example = _example(made)
+        with of_users(made):
+            return cls(parsed, made, opened(parsed["checkpoint"], example, parsed.get("key")))
 
     def end(self, report: dict[str, object], lines: Iterable[str], saved: Saved) -> None:
         """Write the report and the checkpoint, and say how to load it."""
@@ -93,7 +95,8 @@ def run_fold(parsed: Parsed) -> int:
     switches = {name: f"no_{name}" not in parsed for name in ("follow", "check")}
     options |= {**switches, "tolerance": tolerance, "evaluate": example.evaluate, **example.options}
     try:
-        folded = fold(found.model, found.variables, *example.args, **options)
+        with of_users(job.built):
+            folded = fold(found.model, found.variables, *example.args, **options)
     except FoldError as error:
         return _nothing(str(error))
     for line in _fold_table(folded.report):
@@ -115,26 +118,59 @@ def run_convert(parsed: Parsed) -> int:
     Raises:
         BadInput: If anything that was given cannot be used.
     """
-    to = parsed["to"] if parsed["to"] in _LIBRARIES else norm_of(parsed["to"])
+    to = _to(parsed["to"])
     job = _Job.of(parsed, [name for name in _KEYWORDS if name not in ("kwargs", "method")])
     found, where, keep = job.found, parsed.get("where"), tuple(parsed.get("keep", KEPT))
-    converted = _converted(found, to, where, keep, parsed.get("fresh", "raise"))
-    change = Conversion(to, None if where is None else tuple(where), keep)
+    converted = _converted(job, to, where, keep, parsed.get("fresh", "raise"))
+    change = Conversion.of(to, where, keep)
     saved, note = _with_moments(found, change, converted)
     lines = [*_convert_table(converted.report), *_kept(found.beside, note)]
     job.end(_described(parsed, converted.report), lines, saved)
     return 0
 
 
-def _converted(found: Opened, to: str, where: Sequence[str] | None, keep: Sequence[str], fresh: Any) -> Converted[Any]:
+def _to(given: Sequence[str]) -> str | dict[str, str]:
+    """Return the new norm, or the new norms by globs over paths, the norm that has no glob last."""
+    by_glob: dict[str, str] = {}
+    others: list[str] = []
+    for text in given:
+        glob, equals, norm = text.partition("=")
+        if not equals or ":" in glob:  # `=` is of an option of the norm
+            others.append(_norm(text))
+        elif not glob or not norm or glob in by_glob:
+            remedy = "Write it as in 'stage_*=group', each glob once."
+            raise refusal("`--to` to be a norm, or a glob over paths and a norm", text, remedy)
+        else:
+            by_glob[glob] = _norm(norm)
+    if len(others) > 1:
+        raise BadInput(
+            f"Expected one norm without a glob in `--to`, got `{others[0]}` and `{others[1]}`. Say which norms each is "
+            "for, as in 'stage_*=group'."
+        )
+    return {**by_glob, **dict.fromkeys(["*"] * len(others), *others)} if by_glob else others[0]
+
+
+def _norm(text: str) -> str:
+    return text if text in _LIBRARIES else norm_of(text)
+
+
+def _converted(
+    job: _Job, to: str | dict[str, str], where: Sequence[str] | None, keep: Sequence[str], fresh: Any
+) -> Converted[Any]:
     """Convert the model; what is wrong with an option of the new norm is the user's error."""
-    args, rngs = found.example.args, found.example.options.get("rngs")
+    found = job.found
+    args: tuple[Any, ...] = found.example.args
+    rngs: Any = found.example.options.get("rngs")
     options: dict[str, Any] = {"args": args, "rngs": rngs, "where": where, "keep": keep, "fresh": fresh}
     try:
         return convert(found.model, found.variables, to, **options)
     except BadInput:
         raise
-    except (ValueError, TypeError) as error:  # of the new norm's options
+    except Exception as error:
+        with of_users(job.built):  # a model that fails with its own norms, too
+            model_sites(found.model, found.variables, args, rngs)
+        if not isinstance(error, ValueError | TypeError):
+            raise
         raise BadInput(f"{one_line(error, kind=False)} See `normlab list norms`.") from error
 
 

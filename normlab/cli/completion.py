@@ -79,6 +79,13 @@ def _sources(prefix: str, **_: object) -> Iterable[str]:
     return [*discovery.known(), *(FilesCompleter(("py",))(prefix) if prefix else ())]
 
 
+def _new_norms(prefix: str, **_: object) -> Iterable[str]:
+    """Return norms to convert to, after a glob over paths where one is begun."""
+    glob, equals, _norm = prefix.partition("=")
+    start = f"{glob}=" if equals and ":" not in glob else ""
+    return [f"{start}{name}" for name in ("flax", "normlab", *norms.names())]
+
+
 _FOLDERS: dict[str, Completer] = {
     "folder": DirectoriesCompleter(),
     "folders": DirectoriesCompleter(),
@@ -91,7 +98,7 @@ _CHECKPOINTS: dict[str, Completer] = {
     "checkpoint": DirectoriesCompleter(),
     "output": DirectoriesCompleter(),
     "json": FilesCompleter(("json",)),
-    "to": lambda **_: ("flax", "normlab", *norms.names()),
+    "to": _new_norms,
     "keep": _from(("epsilon", "momentum", "axis_name", "dtype", "affine")),
     "form": _from(("model", "variables")),
     "fresh": _from(("raise", "init")),

@@ -12,11 +12,11 @@ from typing import Any
 import jax
 
 from normlab import doctor
-from normlab.cli.building import Built, built
+from normlab.cli.building import Built, built, described
 from normlab.cli.parser import FAIL_ON, FailOn
 from normlab.doctor import Report
 from normlab.doctor.display import files, text
-from normlab.errors import BadInput, Fault, nearest, one_line
+from normlab.errors import BadInput, Fault, nearest
 from normlab.expect import WHOLE, refusal
 from normlab.extras import require
 
@@ -140,10 +140,9 @@ def _in_one_sentence(source: str) -> Iterator[None]:
     except (BadInput, Fault):
         raise
     except (Exception, SystemExit) as error:
-        line = one_line(error, kind=False).rstrip(".")
-        said = f"{type(error).__name__}: {line}" if line else type(error).__name__
         raise BadInput(
-            f"Expected a model that can be examined from `{source}`, got {said}. See where by `--traceback`."
+            f"Expected a model that can be examined from `{source}`, got {described(error, source)}. "
+            "`--traceback` shows the calls."
         ) from error
 
 

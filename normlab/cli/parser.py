@@ -44,6 +44,7 @@ class Parser(argparse.ArgumentParser):
             argument_default=argparse.SUPPRESS,
             formatter_class=_Formatter,
         )
+        self.repeated: set[str] = set()  # options that may be given several times
 
     def error(self, message: str) -> NoReturn:
         """Raise `BadInput`."""
@@ -62,14 +63,14 @@ class Parser(argparse.ArgumentParser):
             The values of the arguments that were given.
 
         Raises:
-            BadInput: If an option is unknown, with the nearest known one, or is given twice.
+            BadInput: If an option is unknown, with the nearest known one, or is given twice and may not be.
         """
         options = [argument.partition("=")[0] for argument in arguments if _OPTION.match(argument)]
         for option in options:
             if option not in self._option_string_actions:
                 hint = nearest(option, self._option_string_actions, f"See `{self.prog} --help`.")
                 raise BadInput(f"Unknown option `{option}`. {hint}")
-            if options.count(option) > 1:
+            if options.count(option) > 1 and option not in self.repeated:
                 raise BadInput(f"Expected `{option}` once, got it {options.count(option)} times.")
         return vars(self.parse_args(arguments))
 
@@ -171,16 +172,19 @@ def convert_parser() -> Parser:
     parser = Parser(
         "normlab convert",
         "Replace the norms of a trained model by others, and write a new checkpoint.",
-        usage="normlab convert FILE.py:build CHECKPOINT --to NORM --output NEW [OPTION ...]",
+        usage="normlab convert FILE.py:build CHECKPOINT --to [GLOB=]NORM --output NEW [OPTION ...]",
         epilog=_OF_CHECKPOINTS.format(none="the machine failed"),
     )
     _add_checkpoints(parser, "model, args, rngs, evaluate and variables")
+    parser.repeated.add("--to")
     parser.add_argument(
         "--to",
         required=True,
-        metavar="NORM",
+        action="append",
+        metavar="[GLOB=]NORM",
         help="the new norm, as in group:num_groups=8 (see `normlab list norms`); flax or normlab for the same norms of "
-        "that library",
+        "that library; repeat it with globs over paths for several, as in 'stage_*=group' (the first that matches "
+        "counts, and a norm without a glob takes what is left)",
     )
     parser.add_argument("--where", nargs="+", metavar="GLOB", help="paths of the norms to convert, as in 'stage_1/*'")
     parser.add_argument(

@@ -8,7 +8,7 @@ from jax import Array
 
 from normlab.introspect.applied import Variables
 from normlab.tools import Site, leaves
-from normlab.tools.estimation.estimated import estimated
+from normlab.tools.estimation.estimated import is_moments
 
 __all__ = ["NormVariables"]
 
@@ -23,7 +23,7 @@ class NormVariables:
     def running(self, site: Site) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the running mean and variance of a norm; `None` where it keeps none, or not both."""
         names = site.variables
-        if not estimated(site) or not {"var", "std"} & names.keys() or self._variables is None:
+        if not is_moments(site) or not {"var", "std"} & names.keys() or self._variables is None:
             return None
         there = self.leaves
         mean = np.asarray(there[names["mean"]], np.float64)

@@ -1,5 +1,6 @@
 """Online, streaming and continual norm for NNX."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Unpack
 
@@ -39,6 +40,10 @@ class StreamNorm(Stateful):
     def _configure(self, **options: Any) -> None:
         self.axis = options["axis"]
         self._layer = self._kind(**options)
+
+    def set_options(self, **options: object) -> None:
+        """Set options of the norm to other values."""
+        self._layer = dataclasses.replace(self._layer, **options)
 
     def layer(self) -> Layer:
         """Return the norm with the options of this module."""

@@ -16,13 +16,15 @@ from jax.extend.core import get_opaque_trace_state
 
 from normlab._core.reduction import canonical_axes
 from normlab.errors import BadInput
+from normlab.functional.combined.representative import RepresentativeBatchNormLayer
 from normlab.functional.continual_norm import ContinualNormLayer
 from normlab.introspect.applied import Static, Variables, applied, partitioned
 from normlab.introspect.calls import Call, Hook, Module
 from normlab.introspect.kinds import Recognised, norm_kind
 from normlab.introspect.modes import Method
-from normlab.linen import ContinualNorm
+from normlab.linen import ContinualNorm, RepresentativeBatchNorm
 from normlab.nnx import ContinualNorm as NNXContinualNorm
+from normlab.nnx import RepresentativeBatchNorm as NNXRepresentativeBatchNorm
 
 __all__ = ["Capture", "Captured", "Statistic", "counted"]
 
@@ -82,8 +84,8 @@ class Capture(Generic[Found]):
             model: A module of Linen or NNX.
             statistic: `(path, call, input, mask, output) -> tree of arrays`, called with each call of a norm while the
                 model is traced. `call` counts the calls of the norm in the trace; `input` is the array whose
-                statistics the norm takes, which is its first argument, in continual norm after the group norm; `mask`
-                is `None` unless the call has one.
+                statistics the norm takes, which is its first argument, in continual norm after the group norm, in
+                representative batch norm after its own centering; `mask` is `None` unless the call has one.
             paths: Paths of the norms; `None` is all, but not the norms of kernels.
             method: The method to be called; `None` is `__call__`.
             train: The mode of an NNX model; `None` leaves it. The call of a Linen model says its own.
@@ -212,7 +214,21 @@ def _by_path(
 
 def counted(module: Module, x: Array, mask: Array | None) -> Array:
     """Return the array whose statistics a norm takes, given its input."""
-    layer = module.layer() if isinstance(module, ContinualNorm | NNXContinualNorm) else None
-    if not isinstance(layer, ContinualNormLayer):
-        return x
-    return layer.normalized(x, canonical_axes(layer.axis, x.ndim), mask)
+    is_other = isinstance(module, _OF_ANOTHER_ARRAY)
+    layer = module.layer() if is_other else None
+    if isinstance(layer, ContinualNormLayer):
+        return layer.normalized(x, canonical_axes(layer.axis, x.ndim), mask)
+    if isinstance(layer, RepresentativeBatchNormLayer):
+        parameters = {"center_weight": _parameter(module, "center_weight")}
+        return layer.centred(x, parameters, canonical_axes(layer.axis, x.ndim), mask)
+    return x
+
+
+_OF_ANOTHER_ARRAY = (ContinualNorm, NNXContinualNorm, RepresentativeBatchNorm, NNXRepresentativeBatchNorm)
+
+
+def _parameter(module: Module, name: str) -> Array:
+    """Return a parameter of a norm that is being called, out of its box."""
+    return (
+        nn.unbox(module.get_variable("params", name)) if isinstance(module, nn.Module) else getattr(module, name)[...]
+    )

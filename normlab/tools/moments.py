@@ -10,12 +10,15 @@ from os import PathLike
 from pathlib import Path
 from typing import Literal, Self, TypeVar, cast, get_args
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from numpy.typing import ArrayLike
 
 from normlab.errors import BadInput
+from normlab.functional.whitening.inverse_root import inverse_root
 from normlab.tools import leaves
+from normlab.tools.estimation.covariances import Covariances, of_sets
 
 __all__ = ["Estimator", "Form", "SiteMoments", "Moments"]
 
@@ -39,6 +42,7 @@ class SiteMoments:
         mean_of_means: Plain average of the means of batches.
         mean_of_vars: Plain average of their biased variances.
         mean_of_unbiased: Plain average of their variances times n / (n - 1).
+        covariances: Of a whitening norm, those of the features of each group, of a shape of their own.
     """
 
     count: np.ndarray
@@ -48,28 +52,42 @@ class SiteMoments:
     mean_of_means: np.ndarray
     mean_of_vars: np.ndarray
     mean_of_unbiased: np.ndarray
+    covariances: Covariances | None = None
 
     @classmethod
-    def of_batch(cls, count: ArrayLike, mean: ArrayLike, var: ArrayLike) -> Self:
+    def of_batch(
+        cls,
+        count: ArrayLike,
+        mean: ArrayLike,
+        var: ArrayLike,
+        covariance: ArrayLike | None = None,
+        matrix: ArrayLike | None = None,
+    ) -> Self:
         """Return the moments of one batch.
 
         Args:
             count: Elements counted, broadcastable to the mean.
             mean: Mean of each feature.
             var: Biased variance of each feature.
+            covariance: Biased covariances of the features of each group, `[..., groups, size, size]`.
+            matrix: Matrix of the batch that a running average would average, beside covariances.
         """
         mean, var = np.asarray(mean, np.float64), np.asarray(var, np.float64)
         count = np.broadcast_to(np.asarray(count, np.float64), mean.shape)
         counted = count > 0
         mean, var = np.where(counted, mean, 0), np.where(counted, var, 0)
         unbiased = var * np.where(count > 1, count / np.where(count > 1, count - 1, 1), 1)
-        return cls(count, mean, var * count, counted.astype(np.float64), mean, var, unbiased)
+        covariances = None
+        if covariance is not None and matrix is not None:
+            covariances = Covariances.of_batch(count, covariance, matrix)
+        return cls(count, mean, var * count, counted.astype(np.float64), mean, var, unbiased, covariances)
 
     def __add__(self, other: Self) -> Self:
         """Merge with the moments of other batches (Chan, Golub & LeVeque, 1979)."""
         count, batches = self.count + other.count, self.batches + other.batches
         share, apart = _share(other.count, count), other.mean - self.mean
-        m2 = self.m2 + other.m2 + apart**2 * self.count * share
+        between = self.count * share
+        m2 = self.m2 + other.m2 + apart**2 * between
         weight = _share(other.batches, batches)
         averages = (
             one + (two - one) * weight
@@ -79,7 +97,10 @@ class SiteMoments:
                 (self.mean_of_unbiased, other.mean_of_unbiased),
             )
         )
-        return type(self)(count, self.mean + apart * share, m2, batches, *averages)
+        covariances = None
+        if self.covariances is not None and other.covariances is not None:
+            covariances = self.covariances.joined(other.covariances, apart, between, weight)
+        return type(self)(count, self.mean + apart * share, m2, batches, *averages, covariances=covariances)
 
     @property
     def var(self) -> np.ndarray:
@@ -108,20 +129,40 @@ class Form:
     """How a norm keeps its statistics.
 
     Attributes:
-        variables: Paths of its statistics by name: `mean`, and `var` or `std`; perhaps `step`.
-        epsilon: Added to the variance inside the root of `std`.
+        variables: Paths of its statistics by name: `mean`, and `var` or `std`, or `matrix` of a whitening norm; or a
+            mean square, `phi` or `run`; perhaps `step`.
+        epsilon: Added to the variance inside the root of `std`, or to the diagonal of covariances.
         unbiased: Whether the variance counts n / (n - 1).
+        steps: Steps of Newton's iteration to the inverse root of covariances, which `matrix` is; 0 for covariances.
+        exact: Whether they are decomposed instead.
     """
 
     variables: Mapping[str, str]
     epsilon: float = 0.0
     unbiased: bool = False
+    steps: int = 0
+    exact: bool = False
 
     def values(self, moments: SiteMoments, estimator: Estimator) -> dict[str, np.ndarray]:
         """Return the statistics by path, but for `step`, from moments that counted every feature."""
         mean, var = moments.statistics(estimator, unbiased=self.unbiased)
-        known = {"mean": mean, "var": var, "std": np.sqrt(var + self.epsilon)}
+        known = {"mean": mean, "var": var, "std": np.sqrt(var + self.epsilon), "phi": mean, "run": mean}
+        if moments.covariances is not None:
+            known["matrix"] = self._matrix(moments, moments.covariances, estimator)
         return {path: known[name] for name, path in self.variables.items() if name in known}
+
+    def _matrix(self, moments: SiteMoments, covariances: Covariances, estimator: Estimator) -> np.ndarray:
+        """Return covariances with `epsilon` on their diagonals, or the inverse roots of these."""
+        if estimator == "average":
+            return covariances.mean_of_matrices
+        scatter = covariances.scatter
+        population = _share(scatter, np.broadcast_to(of_sets(moments.count, scatter.shape), scatter.shape))
+        covariance = covariances.mean_of_unbiased if estimator == "paper" else population
+        raised = covariance + self.epsilon * np.eye(covariance.shape[-1])
+        if not self.steps:
+            return raised
+        root = inverse_root(jnp.asarray(raised), steps=self.steps, exact=self.exact, epsilon=self.epsilon)
+        return np.asarray(root, np.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +270,8 @@ class Moments(Mapping[str, SiteMoments]):
                 values[step] = np.full(np.shape(there.get(step, ())), self.batches)
             for where, value in form.values(moments, estimator).items():
                 old = there.get(where, value)
-                values[where] = np.where(counted, value, old) if np.shape(old) == value.shape else value
+                there_counted = counted if value.shape == counted.shape else of_sets(counted, value.shape)
+                values[where] = np.where(there_counted, value, old) if np.shape(old) == value.shape else value
         return leaves.replaced(variables, values)
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -256,12 +298,16 @@ class Moments(Mapping[str, SiteMoments]):
             "forms": {path: dataclasses.asdict(form) for path, form in self.forms.items()},
             "numbers": [self.batches, self.examples, *self.sizes],
         }
-        arrays = {path: np.stack(dataclasses.astuple(moments)) for path, moments in self.sites.items()}
+        arrays = dict[str, np.ndarray]()
+        for path, moments in self.sites.items():
+            arrays[path] = np.stack([getattr(moments, name) for name in _ALIKE])
+            if moments.covariances is not None:
+                arrays[f"{path}{_OF_COVARIANCES}"] = np.stack(dataclasses.astuple(moments.covariances))
         file = io.BytesIO()
         with zipfile.ZipFile(file, "w") as folder:
             folder.writestr(zipfile.ZipInfo("moments.json"), json.dumps(header))
-            for path, stacked in arrays.items():
-                with folder.open(zipfile.ZipInfo(f"{path}.npy"), "w") as entry:
+            for name, stacked in arrays.items():
+                with folder.open(zipfile.ZipInfo(f"{name}.npy"), "w") as entry:
                     np.save(entry, stacked)
         return file.getvalue()
 
@@ -271,7 +317,8 @@ class Moments(Mapping[str, SiteMoments]):
         with zipfile.ZipFile(io.BytesIO(content)) as folder:
             header = json.loads(folder.read("moments.json"))
             forms = {path: Form(**form) for path, form in header["forms"].items()}
-            sites = {path: SiteMoments(*np.load(io.BytesIO(folder.read(f"{path}.npy")))) for path in forms}
+            arrays = {name: np.load(io.BytesIO(folder.read(name))) for name in folder.namelist() if name[-4:] == ".npy"}
+        sites = {path: _read(arrays[f"{path}.npy"], arrays.get(f"{path}{_OF_COVARIANCES}.npy")) for path in forms}
         batches, examples, *sizes = header["numbers"]
         return cls(sites, forms, batches, examples, tuple(sizes))
 
@@ -284,6 +331,15 @@ def check_estimator(estimator: str) -> None:
     """
     if estimator not in get_args(Estimator):
         raise BadInput(f"Expected `estimator` to be one of {get_args(Estimator)}, got {estimator!r}. Choose one.")
+
+
+_ALIKE = [one.name for one in dataclasses.fields(SiteMoments) if one.name != "covariances"]
+_OF_COVARIANCES = ":covariances"
+
+
+def _read(alike: np.ndarray, covariances: np.ndarray | None) -> SiteMoments:
+    """Return the moments of a norm from the arrays of its file."""
+    return SiteMoments(*alike, covariances=None if covariances is None else Covariances(*covariances))
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

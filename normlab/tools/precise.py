@@ -32,7 +32,8 @@ __all__ = ["Precise", "collect", "cumulative", "precise", "reset"]
 
 Tree = TypeVar("Tree")
 
-_FRESH = {"mean": 0.0, "var": 1.0, "std": 1.0, "step": 0.0}
+_FRESH = {"mean": 0.0, "var": 1.0, "std": 1.0, "phi": 1.0, "run": 1.0, "chi": 1.0, "matrix": 1.0, "step": 0.0}
+_STATISTICS = _FRESH.keys() - {"step"}
 
 STILL = 1e-6
 """Largest change of statistics, in standard deviations, that is none."""
@@ -47,7 +48,7 @@ class Precise:
         model: The model: the given one for Linen, a copy with the new statistics for NNX.
         moments: Moments of what the norms were given.
         change: How far the statistics of each norm moved, from those given: the largest distance of a feature's mean or
-            deviation, in standard deviations.
+            deviation, in standard deviations, and that of an element of a whitening matrix, beside its diagonal.
         examples: Examples that were read, in each pass.
         passes: Passes over the batches.
         moving: Norms whose statistics the last pass still changed, and by how much; nothing where they are settled.
@@ -82,7 +83,9 @@ def precise(
     """Estimate running statistics from data while the weights stay as they are (PreciseBN: Wu & Johnson, 2021).
 
     Statistics are moments of what each norm is given, so that momentum, schedules and the corrections of batch renorm
-    play no part. Nothing else changes: neither other collections nor what was given.
+    play no part; each norm gets back what it keeps, such as the covariances of whitening, the moments of each domain or
+    mean squares. Buffers that only training fills stay. Nothing else changes: neither other collections nor what was
+    given.
 
     Args:
         model: A module of Linen or NNX.
@@ -164,7 +167,9 @@ def collect(model: Module, variables: Given, batches: Iterable[object], **option
 
 
 def reset(model: Module, variables: Given = None, *, where: str | Iterable[str] | None = None) -> Any:
-    """Return variables whose running statistics are those of a fresh model: mean 0, variance or deviation 1, step 0.
+    """Return variables whose running statistics are those of a fresh model.
+
+    Means and steps are 0, variances, deviations and mean squares 1, and whitening matrices the identity.
 
     Args:
         model: A module of Linen or NNX.
@@ -261,7 +266,7 @@ def _reset(tree: Tree, where: str | Iterable[str] | None) -> Tree:
     norms = {
         path: names
         for path, names in leaves.statistics(tree).items()
-        if "mean" in names and _FRESH.keys() >= names.keys()
+        if _STATISTICS & names.keys() and _FRESH.keys() >= names.keys()
     }
     globs = [where] if isinstance(where, str) else list("*" if where is None else where)
     for glob in globs:
@@ -273,5 +278,11 @@ def _reset(tree: Tree, where: str | Iterable[str] | None) -> Tree:
     there, values = leaves.by_path(tree), dict[str, np.ndarray]()
     for path, names in norms.items():
         if any(fnmatchcase(path, glob) for glob in globs):
-            values |= {names[name]: np.full(np.shape(there[names[name]]), _FRESH[name]) for name in names}
+            values |= {names[name]: _fresh(name, np.shape(there[names[name]])) for name in names}
     return leaves.replaced(tree, values)
+
+
+def _fresh(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a statistic of a fresh model."""
+    value = np.eye(shape[-1]) if name == "matrix" else _FRESH[name]
+    return np.broadcast_to(value, shape)

@@ -56,7 +56,11 @@ def test_another_function_and_modules_beside_the_file(tmp_path: Path) -> None:
         ("()", "to return a Flax model, got ()."),
         ("{}", "to return a Flax model, got {}."),
         ("{'model': model, 'arg': 1}", "the command knows from `{source}`, got `arg`. Did you mean `args`?"),
-        ("1 / 0", "to return a model, got ZeroDivisionError: division by zero. See where by `--traceback`."),
+        (
+            "1 / 0",
+            "to return a model, got ZeroDivisionError: division by zero, from line 4 of `{source}`. "
+            "`--traceback` shows the calls.",
+        ),
     ],
 )
 def test_other_values_are_refused(returned: str, sentence: str, tmp_path: Path) -> None:
@@ -64,6 +68,25 @@ def test_other_values_are_refused(returned: str, sentence: str, tmp_path: Path) 
     with pytest.raises(BadInput) as error:
         built(source, KNOWN)
     assert sentence.replace("{source}", source) in str(error.value)
+
+
+def test_a_failure_beside_the_file_names_the_line_that_failed(tmp_path: Path) -> None:
+    (tmp_path / "layers_of_a_failing_net.py").write_text("def width():\n    return len(3)\n")
+    source = file(
+        tmp_path, "def build():\n    from layers_of_a_failing_net import width\n    return nn.Dense(width())\n"
+    )
+    with pytest.raises(BadInput) as error:
+        built(source, KNOWN)
+    assert str(error.value) == (
+        f"Expected `{source}` to return a model, got TypeError: object of type 'int' has no len(), from line 2 of "
+        f"`{tmp_path / 'layers_of_a_failing_net.py'}`. `--traceback` shows the calls."
+    )
+
+
+def test_a_failure_inside_a_package_names_the_line_that_called_it(tmp_path: Path) -> None:
+    source = file(tmp_path, "import json\ndef build():\n    return json.loads(3)\n")
+    with pytest.raises(BadInput, match=r"got TypeError: the JSON object must be .*, from line 5 of "):
+        built(source, KNOWN)
 
 
 def test_a_file_without_the_function(tmp_path: Path) -> None:

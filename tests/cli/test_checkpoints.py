@@ -132,8 +132,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "a function that raises": (
         ["fold", "net.py:raising", "trained", *OUTPUT],
-        "Expected `net.py:raising` to return a model, got ZeroDivisionError: division by zero. See where by "
-        "`--traceback`.",
+        "Expected `net.py:raising` to return a model, got ZeroDivisionError: division by zero, from line 56 of "
+        "`net.py`. `--traceback` shows the calls.",
     ),
     "no model": (
         ["fold", "net.py:number", "trained", *OUTPUT],
@@ -165,6 +165,10 @@ BAD: dict[str, tuple[list[str], str]] = {
         [*CONVERT, "--to", "bach", *OUTPUT],
         "Unknown norm `bach`. Did you mean `batch`?",
     ),
+    "a checkpoint elsewhere": (
+        ["fold", "net.py:build", "gs://bucket/trained", *OUTPUT],
+        "Expected a folder of this machine, got `gs://bucket/trained`. Copy the checkpoint here, and name its folder.",
+    ),
 }
 MORE_BAD: dict[str, tuple[list[str], str]] = {
     "no output": (FOLD, "Expected `--output NEW`, a new folder, got none. Give one, or `--dry-run`."),
@@ -172,7 +176,8 @@ MORE_BAD: dict[str, tuple[list[str], str]] = {
     "an unknown option": ([*FOLD, "--wher", "a"], "Unknown option `--wher`. Did you mean `--where`?"),
     "a function that leaves": (
         ["fold", "net.py:leaving", "trained", *OUTPUT],
-        "Expected `net.py:leaving` to return a model, got SystemExit. See where by `--traceback`.",
+        "Expected `net.py:leaving` to return a model, got SystemExit, from line 60 of `net.py`. "
+        "`--traceback` shows the calls.",
     ),
     "a keyword that is misspelt": (
         ["fold", "net.py:misspelt", "trained", *OUTPUT],
@@ -213,6 +218,47 @@ MORE_BAD: dict[str, tuple[list[str], str]] = {
         [*CONVERT, "--to", "group:num_groups=2", "--where", "norm_*", *OUTPUT],
         "Expected variables that `group:num_groups=2` takes over from `batch`, got none for scale, bias of `norm_0`. "
         "Pass `fresh='init'` to start anew; `keep=('affine', ...)` carries scale and bias.",
+    ),
+    "an unknown norm for some": (
+        [*CONVERT, "--to", "norm_0=batch_renorm", "--to", "norm_*=bach", *OUTPUT],
+        "Unknown norm `bach`. Did you mean `batch`?",
+    ),
+    "a glob of a norm that matches nothing": (
+        [*CONVERT, "--to", "nrom_0=batch_renorm", "--to", "norm_1=batch", *OUTPUT],
+        "Expected a glob that matches the path of a norm, got `nrom_0`. Did you mean `norm_0`?",
+    ),
+    "a glob twice": (
+        [*CONVERT, "--to", "norm_*=batch", "--to", "norm_*=layer", *OUTPUT],
+        "Expected `--to` to be a norm, or a glob over paths and a norm, got `norm_*=layer`. Write it as in "
+        "'stage_*=group', each glob once.",
+    ),
+    "a glob without a norm": (
+        [*CONVERT, "--to", "norm_*=", *OUTPUT],
+        "Expected `--to` to be a norm, or a glob over paths and a norm, got `norm_*=`. Write it as in",
+    ),
+    "two norms for all": (
+        [*CONVERT, "--to", "batch", "--to", "batch_renorm", *OUTPUT],
+        "Expected one norm without a glob in `--to`, got `batch` and `batch_renorm`. Say which norms each is for, as "
+        "in 'stage_*=group'.",
+    ),
+    "an output elsewhere": (
+        [*FOLD, "--output", "s3://bucket/new"],
+        "Expected a folder of this machine, got `s3://bucket/new`. Copy the checkpoint here, and name its folder.",
+    ),
+    "a model that fails": (
+        ["convert", "net.py:failing", "trained", *TO, *OUTPUT],
+        "Expected a model that `init` can call with the inputs, got TypeError: unsupported operand type(s) for +: "
+        "'int' and 'str'. Give other inputs, or `variables`. It came from line 89 of `net.py`.",
+    ),
+    "a model that fails though its variables are given": (
+        ["convert", "net.py:failing_later", "trained", *TO, *OUTPUT],
+        "Expected the model of `net.py:failing_later` to run with its inputs, got TypeError: unsupported operand "
+        "type(s) for +: 'int' and 'str', from line 89 of `net.py`. Correct it, or give other inputs; `--traceback` "
+        "shows the calls.",
+    ),
+    "a model that fails while it is folded": (
+        ["fold", "net.py:failing_later", "trained", *OUTPUT],
+        "Expected the model of `net.py:failing_later` to run with its inputs, got TypeError: unsupported operand",
     ),
     "an option of a norm": (
         [*CONVERT, "--to", "batch:momentun=0.5", "--where", "norm_*", *OUTPUT],
@@ -263,12 +309,14 @@ class TestBadInput:
 
     def test_a_file_that_does_not_run(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for text, sentence in {
-            "import no_such_module\n": "ModuleNotFoundError: No module named 'no_such_module'",
+            "import no_such_module\n": "ModuleNotFoundError: No module named 'no_such_module', from line 1 of",
             "model = (\n": "SyntaxError: '(' was never closed",
         }.items():
             (tmp_path / "own.py").write_text(text)
             assert main(["fold", str(tmp_path / "own.py"), "trained", *OUTPUT]) == 2
-            assert f"normlab: Expected a file that runs, got {sentence}" in capsys.readouterr().err
+            assert (
+                f"normlab: Expected the file `{tmp_path / 'own.py'}` to run, got {sentence}" in capsys.readouterr().err
+            )
         assert [path.name for path in tmp_path.iterdir()] == ["own.py"]
 
 
@@ -391,6 +439,22 @@ class TestConvert:
         assert (new["last"]["scale"] == old["last"]["scale"]).all()
         assert evaluated(model, variables, loaded(there).x).shape == (2, 3)
 
+    def test_several_norms_in_the_order_of_their_globs(
+        self, there: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        some = ["--to", "rms", "--to", "norm_1=batch_renorm:r_max=2", "--to", "norm_*=normlab", "--fresh", "init"]
+        assert main([*CONVERT, *some, "--output", str(tmp_path / "between")]) == 0
+        out = capsys.readouterr().out
+        after = dict(re.findall(r"^(norm_\d|last) +\w+ +(\S+)", out, re.MULTILINE))
+        assert after == {"norm_0": "batch", "norm_1": "batch_renorm:r_max=2", "last": "rms"}
+        net = loaded(there)
+        model, variables = restore(tmp_path / "between", *net.build())
+        assert variables["batch_stats"]["norm_1"].keys() == {"mean", "std", "step"}
+        assert variables["params"]["last"].keys() == {"scale"}
+        assert evaluated(model, variables, net.x).shape == (2, 3)
+        assert main(["fold", "net.py:build", str(tmp_path / "between"), *OUTPUT]) == 0
+        assert "2 of 3 norms are in a layer or gone" in capsys.readouterr().out
+
     def test_a_model_of_nnx_needs_no_inputs(self, there: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["convert", "net.py:alone", "layers", "--to", "normlab", *OUTPUT]) == 0
         out = capsys.readouterr().out
@@ -437,3 +501,43 @@ def test_a_crash_leaves_no_checkpoint(there: Path) -> None:
     assert main([*FOLD, *OUTPUT]) == 0
     for left in there.glob("new.*"):
         remove(left)
+
+
+SHARDED = """
+import sys
+from pathlib import Path
+from types import ModuleType
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+from tests.support import checkpoints
+net = ModuleType("net")
+exec(Path("net.py").read_text(), net.__dict__)
+mesh = jax.make_mesh((8,), ("model",))
+assert jax.device_count() == 8
+
+def spread(leaf):
+    last = jax.numpy.ndim(leaf) > 0 and leaf.shape[-1] % 8 == 0
+    spec = PartitionSpec(*[None] * (leaf.ndim - 1), "model") if last else PartitionSpec()
+    return jax.device_put(leaf, NamedSharding(mesh, spec))
+
+state = checkpoints.trained_state(net)
+checkpoints.save(Path(sys.argv[1]), jax.tree.map(spread, state))
+"""
+
+
+@pytest.mark.slow
+def test_the_checkpoint_of_eight_devices_is_read_on_one(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(checkpoints.NET.replace("features: int = 4", "features: int = 8"))
+    devices = {**ENVIRONMENT, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", SHARDED, str(tmp_path / "sharded")]
+    subprocess.run(command, env=devices, cwd=tmp_path, check=True, capture_output=True)
+    assert "model" in (tmp_path / "sharded" / "_sharding").read_text()
+    net = loaded(tmp_path)
+    old = before(net)
+    for name, command in {"folded": ["fold"], "converted": ["convert", *TO]}.items():
+        given = [command[0], "net.py:build", "sharded", *command[1:], "--output", name]
+        done = run(*given, folder=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        model, variables = restore(tmp_path / name, *net.build())
+        assert {len(leaf.devices()) for leaf in jax.tree.leaves(variables)} == {1}
+        assert jnp.allclose(evaluated(model, variables, net.x), evaluated(*old, net.x), atol=1e-5)

@@ -33,6 +33,7 @@ def completed(line: str, folder: Path, code: str = "") -> list[str]:
         ("normlab ", "run report merge verify list fold convert doctor", ""),
         ("normlab fold net.py:build checkpoint --no", "--no-check --no-follow", "--where"),
         ("normlab convert net.py:build old --to group", "group", "batch"),
+        ("normlab convert net.py:build old --to head=gro", "head=group", "group"),
         ("normlab convert net.py:build old --fresh ", "raise init", "batch"),
         ("normlab run batch_", "batch_size batch_composition", "online"),
         ("normlab run batch_size --batch", "--batch-sizes", "--seeds"),

@@ -252,11 +252,13 @@ BAD: Mapping[str, tuple[str, str]] = {
     ),
     "a function that fails": (
         "net.py:failing",
-        "Expected `net.py:failing` to return a model, got RuntimeError: no data. See where by `--traceback`.",
+        "Expected `net.py:failing` to return a model, got RuntimeError: no data, from line 53 of `net.py`. "
+        "`--traceback` shows the calls.",
     ),
     "a function that ends the process": (
         "net.py:leaving",
-        "Expected `net.py:leaving` to return a model, got SystemExit. See where by `--traceback`.",
+        "Expected `net.py:leaving` to return a model, got SystemExit, from line 57 of `net.py`. "
+        "`--traceback` shows the calls.",
     ),
     "an unknown severity": (
         "net.py --fail-on warnings",
@@ -309,10 +311,10 @@ def test_a_model_that_is_none(given: Kept, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (TypeError("wrong.\nmore"), "got TypeError: wrong. See where by `--traceback`."),
-        (ValueError(), "got ValueError. See where by `--traceback`."),
-        (SystemExit(0), "got SystemExit: 0. See where by `--traceback`."),
-        (MemoryError("much"), "got MemoryError: much. See where by `--traceback`."),
+        (TypeError("wrong.\nmore"), "got TypeError: wrong"),
+        (ValueError(), "got ValueError"),
+        (SystemExit(0), "got SystemExit: 0"),
+        (MemoryError("much"), "got MemoryError: much"),
     ],
 )
 def test_a_model_that_fails_is_one_sentence(
@@ -320,12 +322,14 @@ def test_a_model_that_fails_is_one_sentence(
 ) -> None:
     given["report"] = error
     assert main(["doctor", "net.py"]) == 2
-    sentence = f"normlab: Expected a model that can be examined from `net.py`, {said}"
-    assert capsys.readouterr() == ("", f"a line of the user's\n{sentence}\n")
+    sentence = f"normlab: Expected a model that can be examined from `net.py`, {said}, from line "
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"a line of the user's\n{sentence}")
+    assert err.endswith(f"of `{__file__}`. `--traceback` shows the calls.\n")
     assert main(["doctor", "net.py", "--traceback"]) == 2
     err = capsys.readouterr().err
     assert "Traceback (most recent call last):" in err and f"{type(error).__name__}" in err
-    assert err.endswith(f"{sentence}\n")
+    assert err.splitlines()[-1].startswith(sentence)
 
 
 def test_a_refusal_of_the_examination_is_said_as_it_is(given: Kept, capsys: pytest.CaptureFixture[str]) -> None:

@@ -201,7 +201,7 @@ def processor() -> str:
     return f"{versions}, {hashlib.sha256(repr(kind).encode()).hexdigest()[:8]}"
 
 
-COMMANDS = ("", "run", "report", "merge", "verify", "list")
+COMMANDS = ("", "run", "report", "merge", "verify", "list", "fold", "convert")
 
 
 def help_texts() -> str:

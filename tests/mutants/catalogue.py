@@ -53,6 +53,7 @@ MABN = (
     "[mabn:buffer_size=3,warmup_steps=0,clip_from=0-2-shape3-all]"
 )
 AVERAGE = '        new = {"mean": batch.mean, "std": jnp.sqrt(var + self.epsilon)}\n'
+OF_NORMS = "tools/test_precise_norms.py::test_statistics_are_those_of_the_norm_over_all_batches"
 SMALL_BATCHES = "tools/test_moments.py::test_statistics_of_small_batches_are_those_by_hand"
 KERNELS = "functional/test_kernels.py::test_"
 ADAPTATION = "tools/adaptation"
@@ -765,8 +766,44 @@ MUTANTS = (
     Mutant(
         "corrections of batch renorm while statistics are estimated",
         "tools/estimation/by_batch.py",
-        ('"r_max": 1.0, "d_max": 0.0, ', ""),
+        ('    "r_max": 1.0,\n    "d_max": 0.0,\n', ""),
         ("tools/test_precise.py::test_corrections_and_running_statistics_of_batch_renorm_play_no_part",),
+    ),
+    Mutant(
+        "the running mean square of power norm while statistics are estimated",
+        "tools/estimation/by_batch.py",
+        ('    "warmup_steps": _NEVER,\n', ""),
+        ("tools/test_precise_norms.py::test_running_mean_squares_and_devices_play_no_part_while_statistics_are_taken",),
+    ),
+    Mutant(
+        "covariances merged without the spread between batches",
+        "tools/estimation/covariances.py",
+        ("self.scatter + other.scatter + products", "self.scatter + other.scatter"),
+        (f"{OF_NORMS}[whiten-linen-False]",),
+    ),
+    Mutant(
+        "covariances of hidden elements",
+        "tools/estimation/parts.py",
+        ("_shown((x - near) - rest, mask, weights)", "_shown((x - near) - rest, None, weights)"),
+        (f"{OF_NORMS}[whiten-linen-True]",),
+    ),
+    Mutant(
+        "the deviation of a domain is that of all",
+        "tools/estimation/parts.py",
+        ("[domain == d if mask is None", "[domain >= 0 if mask is None"),
+        (f"{OF_NORMS}[domain_batch-linen-False]",),
+    ),
+    Mutant(
+        "the mean square of power norm before its scaling",
+        "tools/estimation/parts.py",
+        ("        x = layer.scaled(x, features, mask)", "        pass"),
+        (f"{OF_NORMS}[power-linen-False]",),
+    ),
+    Mutant(
+        "epsilon is no part of estimated covariances",
+        "tools/moments.py",
+        ("covariance + self.epsilon * np.eye", "covariance + 0 * np.eye"),
+        (f"{OF_NORMS}[whiten by covariance-linen-False]",),
     ),
     Mutant(
         "merged replicas without the spread between them",

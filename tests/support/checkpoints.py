@@ -14,6 +14,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 NET = """
+import jax
 import jax.numpy as jnp
 from flax import linen as nn, nnx
 
@@ -96,6 +97,19 @@ def without_inputs():
 
 def wrong_inputs():
     return Net(), jnp.ones((2, 3))
+
+
+class Failing(Net):
+    def head(self, x, *, train):
+        return super().head(x, train=train) * (1 + "1")
+
+
+def failing():
+    return Failing(), x
+
+
+def failing_later():
+    return {"model": Failing(), "args": (x,), "variables": Net().init(jax.random.key(0), x, train=False)}
 """
 """A Python file of a user's."""
 

@@ -475,6 +475,9 @@ def test_a_norm_that_does_more_is_replaced_only_by_name() -> None:
     model = WithNormAct()
     variables = model.init(KEY, X)
     assert refused(lambda: convert(model, variables, "normlab", args=(X,))) == sentence.format("NormAct")
+    assert refused(lambda: convert(model, variables, {"*": "normlab"}, args=(X,))) == sentence.format("NormAct")
+    named = convert(model, variables, {"bn*": "normlab", "*": "normlab"}, args=(X,))
+    assert named.report[0].path == "bn2"
     named = convert(model, variables, "normlab", args=(X,), where="bn2")
     assert float(named.model.apply(named.variables, X).min()) < 0
     held = nnx.Dict({"bn2": NormActNNX(6, rngs=nnx.Rngs(0))})

@@ -122,6 +122,7 @@ def test_onnx() -> None:
 
 
 @pytest.mark.slow
-def test_tensorflow() -> None:
+@pytest.mark.parametrize("make", [linen, ours])
+def test_tensorflow(make: Any) -> None:
     pytest.importorskip("tensorflow")
-    assert export.check(linen(), ROWS, backend="tf") < 1e-5
+    assert export.check(make(), ROWS, backend="tf") < 1e-5

@@ -78,7 +78,7 @@ def test_estimating_twice_is_estimating_once() -> None:
     assert again["first"] == pytest.approx(expected.max(), rel=1e-6)
 
 
-OPTIONS = {"continual": "num_groups=2", "batch_channel": "num_groups=2"}
+OPTIONS = {"continual": "num_groups=2", "batch_channel": "num_groups=2", "whiten": "group_size=4"}
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,10 @@ def test_one_batch_gives_the_statistics_that_training_with_momentum_0_keeps(name
         trained(x)
         expected = nnx.to_pure_dict(nnx.state(trained, nnx.BatchStat))
     assert found.keys() == expected.keys()
+    buffers = ("chi", "step") if name == "mabn" else ()  # which stay; see `normlab.tools.estimation.estimated.form`
     for key, value in expected.items():
-        np.testing.assert_allclose(found[key], value, rtol=2e-6, atol=1e-6)
+        if key not in buffers:
+            np.testing.assert_allclose(found[key], value, rtol=2e-6, atol=1e-6)
 
 
 def test_corrections_and_running_statistics_of_batch_renorm_play_no_part() -> None:

@@ -77,8 +77,8 @@ def test_models_without_statistics_to_learn_are_refused() -> None:
         precise(untold, variables, X, through="evaluation")
     mixed = nn.Sequential([nn.LayerNorm(), nn.BatchNorm(use_running_average=False)])
     with refused(
-        "Expected norms with a running mean of their input in `where`, got `layers_0` (layer). Take norms such as "
-        "`layers_1`."
+        "Expected norms with running statistics of batches in `where`, got `layers_0` (layer), which keeps none. Take "
+        "norms such as `layers_1`."
     ):
         precise(mixed, mixed.init(jax.random.key(0), X[0]), X, where="layers_0")
 

@@ -161,6 +161,14 @@ class RepresentativeBatchNormLayer(BatchNormLayer):
         batch = _stretched(of_union(x, self.examples(x, features, where), (0,), where, over.devices), stretch)
         return BatchMoments.of(batch.moments(), tuple(map(x.shape.__getitem__, features)))
 
+    def centred(self, x: Array, parameters: Parameters, features: tuple[int, ...], where: Array | None) -> Array:
+        """Return `u`, the array whose statistics are taken, in float32 or wider."""
+        x, where = float32_or_wider(x), expand_where(where, x.ndim)
+        weight = _as(x, self.expanded(parameters, x.shape, features))["center_weight"]
+        x = without_hidden(x, where)
+        pooled = self.examples(x, features, where).moments().mean
+        return x + weight * pooled
+
     def examples(self, x: Array, features: tuple[int, ...], where: Array | None) -> Parts:
         """Return the moments of each feature of each example."""
         return of_examples(x, features, where, use_fast_variance=self.use_fast_variance)

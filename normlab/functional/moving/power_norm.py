@@ -302,12 +302,16 @@ class PowerNormLayer(Layer):
         self, x: Array, phi: Array, parameters: Parameters, features: tuple[int, ...], where: Array | None
     ) -> Array:
         """Divide by `phi`, which stays; the output is in float32 or wider."""
-        split = self.split(x, features)
-        wide, masked = without_hidden(float32_or_wider(x), where).reshape(split.shape), split.mask(where, x.shape)
-        h = (wide * _of_groups(wide, split.within, masked, self.epsilon)[0]).reshape(x.shape)
-        square = wide_state("phi", phi, x.shape, features, wide.dtype) + self.epsilon
+        h = self.scaled(x, features, where)
+        square = wide_state("phi", phi, x.shape, features, h.dtype) + self.epsilon
         affine = (expand(name, parameters.get(name), x.shape, features) for name in ("scale", "bias"))
         return scaled(h * reciprocal_root(square, self.epsilon), *affine)
+
+    def scaled(self, x: Array, features: tuple[int, ...], where: Array | None) -> Array:
+        """Divide each position by the root mean square of each group, in float32 or wider: `phi` is of the result."""
+        split = self.split(x, features)
+        wide, masked = without_hidden(float32_or_wider(x), where).reshape(split.shape), split.mask(where, x.shape)
+        return (wide * _of_groups(wide, split.within, masked, self.epsilon)[0]).reshape(x.shape)
 
     def split(self, x: Array, features: tuple[int, ...]) -> "_Split":
         """Describe the groups of features, and check that they are of more than one."""

@@ -15,7 +15,7 @@ from normlab._core.reduction import Reduction, elements, moments, other_axes
 from normlab._core.sharding import is_explicit
 from normlab.errors import StatisticsError
 
-__all__ = ["Spread", "check_enough", "mapped", "spread"]
+__all__ = ["Spread", "check_enough", "gram", "mapped", "spread"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def spread(x: Array, over: Reduction, where: Array | None, epsilon: float) -> Sp
     count = m.count.squeeze(over.axis) if isinstance(m.count, Array) else m.count
     centered = (x - m.near) - m.rest
     counted = centered if where is None else jnp.where(where, centered, 0)
-    scatter = _gram(counted, kept)
+    scatter = gram(counted, kept)
     if devices is not None and apart:
         scatter = devices.sum(scatter)
     elif devices is not None:
@@ -102,8 +102,13 @@ def check_enough(shape: tuple[int, ...], over: Reduction, rows: str, remedy: str
         )
 
 
-def _gram(z: Array, kept: tuple[int, ...]) -> Array:
-    """Return the sums of products of any two rows of a set."""
+def gram(z: Array, kept: tuple[int, ...]) -> Array:
+    """Return the sums of products of any two rows of a set, `[sets, k, k]`.
+
+    Args:
+        z: An array with sets and rows along the axes `kept`.
+        kept: These axes.
+    """
     first, chains = next(a for a in range(z.ndim) if a not in kept), _chains(z, kept)
     if chains > 1:  # every so many elements are a chain of their own, so that a device's share of them is not cut
         z = z.reshape(*z.shape[:first], z.shape[first] // chains, chains, *z.shape[first + 1 :])
@@ -157,4 +162,4 @@ def _joined(
     apart = jnp.where(counts > 0, (nears - near[None]) + rests, 0)
     rest = (counts * apart).sum(0) / jnp.maximum(total, 1)
     between = jnp.sqrt(counts) * (apart - rest[None])
-    return near, rest, scatters.sum(0) + _gram(between, (1, 2)), total
+    return near, rest, scatters.sum(0) + gram(between, (1, 2)), total

@@ -323,6 +323,11 @@ class WhitenLayer(Layer):
         mean = moved(state, {"mean": batch.mean}, self.momentum, count)
         return mean | moved(state, {"matrix": matrix}, self.momentum, of_pairs)
 
+    def averaged(self, covariance: Array) -> Array:
+        """Return the matrix that the running average is of, given covariances without `epsilon`, `[..., k, k]`."""
+        raised = covariance + self.epsilon * jnp.eye(covariance.shape[-1], dtype=covariance.dtype)
+        return self._root(raised) if self.average == "matrix" else raised
+
     def _root(self, covariance: Array) -> Array:
         return inverse_root(covariance, steps=self.steps, exact=self.exact, epsilon=self.epsilon)
 

@@ -54,7 +54,7 @@ def run_by(comparison: Path, *, mentioned: bool = True) -> list[Path]:
     new = dict.fromkeys(_RUN[_SINCE.get(comparison, len(_RUN)) :])
     if comparison in _SINCE:
         _SINCE[comparison] = len(_RUN)
-    found |= {file: None for name in new if (file := _file(name)) and _is_users(file, comparison.parent)}
+    found |= {file: None for name in new if (file := _file(name)) and is_users(file, comparison.parent)}
     return list(dict.fromkeys([*found, *(_mentioned([comparison, *found], comparison.parent) if mentioned else [])]))
 
 
@@ -134,7 +134,7 @@ def _mentioned(files: Iterable[Path], folder: Path) -> list[Path]:
             parents = [name[:end] for end, letter in enumerate(f"{name}.") if letter == "."]
             for module in any_name if name == COMPUTED else parents:
                 imported = modules.get(module)
-                if imported and imported not in found and imported.is_file() and _is_users(imported, folder):
+                if imported and imported not in found and imported.is_file() and is_users(imported, folder):
                     found[imported] = None
                     waiting.append(imported)
     return list(found)
@@ -162,7 +162,7 @@ def _file(name: str) -> Path | None:
     return next((file for file in (path, *path.parents) if file.is_file()), None)
 
 
-def _is_users(file: Path, folder: Path) -> bool:
+def is_users(file: Path, folder: Path) -> bool:
     """Check that a file is neither part of Python, nor of this package, nor installed."""
     within = file.relative_to(folder) if file.is_relative_to(folder) else file
     if not _INSTALLED.isdisjoint(within.parts):

@@ -42,7 +42,7 @@ def reestimated(model: Fitted) -> PyTree | None:
 
     Returns:
         The state that `model.network.evaluate` takes in place of `model.model_state`; `None` if the norm's running
-        statistics are no moments of its input.
+        statistics do not follow from batches.
     """
     if not model.norm.entry.averages:
         return model.model_state

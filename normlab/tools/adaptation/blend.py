@@ -14,7 +14,7 @@ from jax import Array
 from normlab import expect
 from normlab._core.dtypes import float32_or_wider
 from normlab.errors import BadInput
-from normlab.tools.estimation.estimated import Part
+from normlab.tools.estimation.parts import Part
 
 __all__ = ["BATCH", "Blend"]
 

@@ -12,7 +12,8 @@ from normlab._core.reduction import all_but, canonical_axes, check_more_than_one
 from normlab.introspect.calls import Call, Module
 from normlab.tools.adaptation.blend import Blend
 from normlab.tools.capture import counted
-from normlab.tools.estimation.estimated import form, part
+from normlab.tools.estimation.estimated import form
+from normlab.tools.estimation.parts import part
 from normlab.tools.sites import Site
 
 __all__ = ["Blending"]

@@ -19,7 +19,7 @@ from normlab.tools.adaptation.targets import adapting, is_batch_norm
 from normlab.tools.batches import Call, examples
 from normlab.tools.capture import Capture
 from normlab.tools.estimation.collecting import received
-from normlab.tools.estimation.estimated import Part, part
+from normlab.tools.estimation.parts import Part, part
 from normlab.tools.moments import Moments
 from normlab.tools.select import Where
 from normlab.tools.sites import sites

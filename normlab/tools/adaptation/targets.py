@@ -2,7 +2,7 @@
 
 from normlab import norms
 from normlab.errors import BadInput
-from normlab.tools.estimation.estimated import estimated
+from normlab.tools.estimation.estimated import is_moments
 from normlab.tools.select import Where, select
 from normlab.tools.sites import Site, Sites
 
@@ -42,7 +42,7 @@ def adapting(found: Sites, where: Where, *, affine: bool) -> tuple[Site, ...]:
 
 def is_batch_norm(site: Site) -> bool:
     """Return whether a norm keeps running moments of its input, and is called as a module."""
-    return estimated(site) and bool(site.shape)
+    return is_moments(site) and bool(site.shape)
 
 
 def _is_frozen(site: Site) -> bool:

@@ -1,6 +1,6 @@
 """Changes of a model that a checkpoint records, so that the model can be made again without the checkpoint before."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias, cast
 
@@ -80,24 +80,31 @@ class Conversion:
     """Norms were replaced by others; see `normlab.tools.convert`.
 
     Attributes:
-        to: The new norm.
+        to: The new norm; or pairs of a glob over paths and a norm, of which the first that matches counts.
         where: Globs over the paths of norms; `None` is all.
         keep: Names of what was kept.
     """
 
-    to: str
+    to: str | Sequence[tuple[str, str]]
     where: tuple[str, ...] | None
     keep: tuple[str, ...]
+
+    @classmethod
+    def of(cls, to: str | Mapping[str, str], where: Sequence[str] | None, keep: Sequence[str]) -> "Conversion":
+        """Describe a conversion by the arguments of `normlab.tools.convert`."""
+        pairs = to if isinstance(to, str) else tuple(to.items())  # of which JSON keeps the order
+        return cls(pairs, None if where is None else tuple(where), tuple(keep))
 
     def apply(self, example: Example, expected: Expected) -> tuple[Example, Expected]:
         """Return the converted model, and the variables that it has."""
         options: dict[str, Any] = {"where": self.where, "keep": self.keep, "fresh": "init"}
+        to = self.to if isinstance(self.to, str) else dict(self.to)
         if isinstance(example.model, nnx.Module):
-            example = replace(example, model=convert(example.model, None, self.to, **options).model)
+            example = replace(example, model=convert(example.model, None, to, **options).model)
             return example, expected_of(example)
         zeros = variables_of({keys: np.zeros(shape.shape, shape.dtype) for keys, shape in expected.shapes.items()})
         rngs = cast("Mapping[str, jax.Array] | None", example.options.get("rngs"))
-        converted = convert(example.model, zeros, self.to, args=example.args, rngs=rngs, **options)
+        converted = convert(example.model, zeros, to, args=example.args, rngs=rngs, **options)
         variables = cast(VariableDict, converted.variables)
         return replace(example, model=converted.model), expected_of(Example(converted.model, variables=variables))
 

@@ -78,7 +78,7 @@ def _initial(example: Example) -> VariableDict:
     except Exception as error:  # code of the user's
         raise BadInput(
             f"Expected a model that `init` can call with the inputs, got {type(error).__name__}: "
-            f"{one_line(error, kind=False)} Give other inputs, or `variables`."
+            f"{one_line(error, kind=False).rstrip('.')}. Give other inputs, or `variables`."
         ) from error
 
 

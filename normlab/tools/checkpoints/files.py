@@ -1,6 +1,7 @@
 """Checkpoints on disk, by Orbax: read as trees of arrays, and written whole or not at all."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,10 +47,11 @@ def read(path: str | os.PathLike[str]) -> Saved:
         path: Folder that `StandardCheckpointer` or `PyTreeCheckpointer` of Orbax wrote.
 
     Raises:
-        BadInput: If there is no such folder, or no checkpoint in it.
+        BadInput: If there is no such folder, it is one of another machine, or there is no checkpoint in it.
     """
     import orbax.checkpoint as ocp
 
+    _check_here(path)
     folder = Path(path).absolute()
     if not folder.is_dir():
         raise refusal("the folder of a checkpoint", str(path), "There is no such folder.")
@@ -68,6 +70,17 @@ def read(path: str | os.PathLike[str]) -> Saved:
     metadata = dict(found.custom_metadata or {})
     ours = metadata.pop(_KEY, {})
     return Saved(tree, tuple(ours.get("changes", ())), ours.get("key"), metadata)
+
+
+def _check_here(path: str | os.PathLike[str]) -> None:
+    """Refuse an address such as `gs://bucket/folder`, one of whose slashes `pathlib` has perhaps taken out.
+
+    Raises:
+        BadInput: If it is one.
+    """
+    if found := re.match(r"([a-z][a-z0-9+.-]+):/+", os.fspath(path)):
+        address = f"{found[1]}://{os.fspath(path)[found.end() :]}"
+        raise refusal("a folder of this machine", address, "Copy the checkpoint here, and name its folder.")
 
 
 def _restored(leaf: object) -> object:
@@ -105,8 +118,9 @@ def check_new(path: str | os.PathLike[str], source: str | os.PathLike[str]) -> N
         source: Folder of the checkpoint that is read.
 
     Raises:
-        BadInput: If the folder exists, or is inside the other one.
+        BadInput: If the folder exists, is inside the other one, or is one of another machine.
     """
+    _check_here(path)
     new, old = Path(path).resolve(), Path(source).resolve()
     if new == old or old in new.parents:
         raise refusal("a new folder beside the checkpoint", str(path), "It is inside the checkpoint that is read.")

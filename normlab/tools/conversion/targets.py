@@ -45,6 +45,9 @@ FLAX: Mapping[str, str] = {
 SETS = ("domain_batch",)
 """Kinds whose variables have an axis for sets of examples."""
 
+_ALL = "*"
+"""The glob that names no norm: it is as good as none."""
+
 _LIBRARIES = ("flax", "normlab")
 _BY_CHOICE = ("epsilon", "momentum", "axis_name", "dtype")
 _ALWAYS = (
@@ -92,17 +95,19 @@ def targets(sites: Sites, to: To, where: Where) -> dict[str, Target]:
             "`to` to be a norm, its string, or a mapping from paths to norms", to, "Write one such as 'group'."
         )
     meant = {site.path: site for site in select(sites, where)}
-    named = where is not None or isinstance(to, Mapping)
     chosen: dict[str, Target] = {}
-    for glob, norm in to.items() if isinstance(to, Mapping) else [(None, to)]:
-        for site in select(sites, glob):
-            if site.path in meant and site.kind != "weight" and (named or site.kind != "none"):
+    named: set[str] = set()
+    for glob, norm in to.items() if isinstance(to, Mapping) else [(_ALL, to)]:
+        names = where is not None or glob != _ALL
+        for site in select(sites, None if glob == _ALL else glob):
+            if site.path in meant and site.kind != "weight" and (names or site.kind != "none"):
                 chosen.setdefault(site.path, _target(site, norm))
+                named |= {site.path} if names else set()
     if not chosen:
         kinds = ", ".join(site.kind for site in sites) or "none"
         raise BadInput(f"Expected a model with norms of activations to convert, got {kinds}. Name others in `where=`.")
-    if not named:
-        for path in chosen:
+    for path in chosen:
+        if path not in named:
             check_plain(sites.by_path[path])
     return chosen
 

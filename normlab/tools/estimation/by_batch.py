@@ -8,12 +8,24 @@ from flax import linen as nn
 from flax import nnx
 from flax.linen.module import InterceptorContext
 
+from normlab._core.layer import Layer
+from normlab.nnx import MABN, OnlineNorm, PowerNorm, StreamingNorm
+
 __all__ = ["ALONE", "ONE_DEVICE", "linen", "nnx_copy"]
 
 ONE_DEVICE: Mapping[str, object] = {"axis_name": None, "axis_index_groups": None}
 """Options by which a norm takes the batch of a call as the whole batch; sharded under `jax.jit` they are one batch."""
 
-ALONE: Mapping[str, object] = {"r_max": 1.0, "d_max": 0.0, "initialize_from_first_batch": False, **ONE_DEVICE}
+_NEVER = 2**31 - 1
+
+ALONE: Mapping[str, object] = {
+    "r_max": 1.0,
+    "d_max": 0.0,
+    "initialize_from_first_batch": False,
+    "warmup_steps": _NEVER,
+    "clip_from": _NEVER,
+    **ONE_DEVICE,
+}
 """Options by which a norm looks neither at its running statistics in training nor at other calls."""
 
 
@@ -60,14 +72,19 @@ def nnx_copy(model: nnx.Module, *, train: bool, dropout: bool, options: Mapping[
     for _, module in nnx.iter_graph(twin):
         if isinstance(module, nnx.Dropout) and not dropout:
             module.deterministic = True
+        elif isinstance(module, OnlineNorm | StreamingNorm | PowerNorm | MABN):
+            module.set_options(**_changes(module, options, module.layer()))
         elif isinstance(module, nnx.Module):
             for name, value in _changes(module, options).items():
                 setattr(module, name, value)
     return twin
 
 
-def _changes(module: nn.Module | nnx.Module, options: Mapping[str, object]) -> dict[str, Any]:
-    """Return the options of a norm that have to be others; none for other modules."""
+def _changes(
+    module: nn.Module | nnx.Module, options: Mapping[str, object], layer: Layer | None = None
+) -> dict[str, Any]:
+    """Return the options of a norm that have to be others, those of its layer where given; none for other modules."""
     if not hasattr(module, "use_running_average"):
         return {}
-    return {name: value for name, value in options.items() if getattr(module, name, value) is not value}
+    owner = module if layer is None else layer
+    return {name: value for name, value in options.items() if getattr(owner, name, value) is not value}

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from normlab import expect
 from normlab.errors import BadInput
 from normlab.introspect.applied import Variables, check_model
+from normlab.introspect.calls import Call as ModuleCall
 from normlab.introspect.calls import Module
 from normlab.introspect.modes import modes, unknown_mode
 from normlab.tools import leaves
@@ -23,7 +24,8 @@ from normlab.tools.averaging import Unestimated, without_check
 from normlab.tools.batches import Call, default_call, examples
 from normlab.tools.capture import Capture
 from normlab.tools.estimation import by_batch
-from normlab.tools.estimation.estimated import Part, all_fixed, chosen, estimated, form, part
+from normlab.tools.estimation.estimated import all_fixed, chosen, estimated, form, main
+from normlab.tools.estimation.parts import Part, part
 from normlab.tools.moments import Form, Moments, SiteMoments
 from normlab.tools.select import Where
 from normlab.tools.sites import Site, Sites, sites
@@ -97,6 +99,7 @@ class Collector:
         self.norms: tuple[Site, ...] = ()
         self._capture: Capture[Part] | None = None
         self._weights_of_call: Array | None = None
+        self._call_of_norm: ModuleCall | None = None
 
     def moments(self, variables: Variables, batches: Iterable[object]) -> Moments:
         """Return the moments of the norms' inputs, merged over batches.
@@ -148,14 +151,20 @@ class Collector:
         by_path = {site.path: site for site in self.norms}
 
         def statistic(path: str, number: int, x: Array, mask: Array | None, y: Any) -> Part:
-            return part(by_path[path], x, mask, self._weights_of_call)
+            call, self._call_of_norm = self._call_of_norm, None
+            return part(by_path[path], x, mask, self._weights_of_call, call, train=self._trains)
+
+        def remembered(call: ModuleCall, /) -> object:
+            self._call_of_norm = call
+            return call.proceed()
 
         def weighted(module: Callable[..., object], weights: Array, *args: object, **kwargs: object) -> object:
             self._weights_of_call = weights
             return module(*args, **kwargs)
 
         model = self._given[0] if isinstance(self._given[0], nn.Module) else self._copy(self._trains)
-        return Capture(model, statistic, paths=by_path, method=None if self._weights is None else weighted)
+        method = None if self._weights is None else weighted
+        return Capture(model, statistic, paths=by_path, method=method, run=remembered)
 
     def _sites(self, train: bool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sites:
         """Return the norms of the model in a mode."""
@@ -175,7 +184,7 @@ class Collector:
         shapes = {path: np.shape(leaf) for path, leaf in leaves.by_path(self.variables).items()}
         for site in filter(estimated, found):
             features = tuple(map(site.shape.__getitem__, site.features))
-            if "scan" in site.lifted and shapes.get(site.variables["mean"]) == features:
+            if "scan" in site.lifted and shapes.get(main(site)) == features:
                 return _no_own_statistics(site, site.repeats, features, features)
         return None
 
@@ -209,7 +218,7 @@ def received(
     statistics = jax.device_get(statistics)
     for site in norms:
         for runs in statistics.get(site.path, ()):
-            one = _moments(_joined(site, runs, shapes[site.variables["mean"]]))
+            one = _moments(_joined(site, runs, shapes[main(site)]))
             _check_finite(site, one, index)
             found[site.path] = found[site.path] + one if site.path in found else one
             forms[site.path] = form(site)
@@ -237,11 +246,10 @@ def _joined(site: Site, runs: tuple[Part, ...], shape: tuple[int, ...]) -> Part:
     features = np.shape(runs[0].near)
     if len(runs) == 1 and shape == features:
         return runs[0]
-    stacked = Part(*(np.stack(parts) for parts in zip(*runs, strict=True)))
     leading = shape[: len(shape) - len(features)]
     if shape != (*leading, *features) or int(np.prod(leading)) != len(runs) or not leading:
         raise _no_own_statistics(site, len(runs), shape, features)
-    return Part(*(np.reshape(part, shape) for part in stacked))
+    return jax.tree.map(lambda *each: np.reshape(np.stack(each), (*leading, *np.shape(each[0]))), *runs)
 
 
 def _no_own_statistics(site: Site, runs: int, shape: tuple[int, ...], features: tuple[int, ...]) -> BadInput:
@@ -253,7 +261,8 @@ def _no_own_statistics(site: Site, runs: int, shape: tuple[int, ...], features: 
 
 
 def _moments(part: Part) -> SiteMoments:
-    return SiteMoments.of_batch(part.counted, np.add(part.near, part.rest, dtype=np.float64), part.var)
+    mean = np.add(part.near, part.rest, dtype=np.float64)
+    return SiteMoments.of_batch(part.counted, mean, part.var, part.covariance, part.matrix)
 
 
 def _check_finite(site: Site, moments: SiteMoments, index: int) -> None:

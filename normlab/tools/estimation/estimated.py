@@ -1,43 +1,46 @@
-"""Norms whose running statistics are moments of their input, and these moments."""
+"""Norms whose running statistics follow from moments of batches, and how each keeps them."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
 
-import jax.numpy as jnp
-from jax import Array, lax
-from jax.typing import ArrayLike
-
-from normlab._core.dtypes import float32_or_wider
-from normlab._core.reduction import all_but, canonical_axes, expand_where, moments
 from normlab.errors import BadInput
 from normlab.tools.moments import Form
 from normlab.tools.select import Where, select
 from normlab.tools.sites import Site, Sites
 
-__all__ = ["Part", "all_fixed", "chosen", "estimated", "form", "part"]
+__all__ = ["all_fixed", "chosen", "estimated", "form", "is_moments", "main"]
 
-KINDS = ("batch", "batch_renorm", "continual", "mean_only_batch", "batch_channel", "switchable")
-_KEPT = ("mean", "var", "std", "step")
+OF_INPUT = ("batch", "batch_renorm", "continual", "mean_only_batch", "batch_channel", "switchable", "representative")
+"""Norms that keep the mean, and perhaps the variance, of one array; see `normlab.tools.capture.counted`."""
 
+KINDS = (*OF_INPUT, "evonorm_b0", "evonorm_b1", "evonorm_b2", "domain_batch", "whiten", "power", "mabn")
+"""Norms whose running statistics follow from moments of batches."""
 
-class Part(NamedTuple):
-    """Moments of one call of a norm, of each feature.
+_MAIN: Mapping[str, str] = {
+    **dict.fromkeys(("evonorm_b0", "evonorm_b1", "evonorm_b2"), "var"),
+    "power": "phi",
+    "mabn": "run",
+}
+_KEPT = ("mean", "var", "std", "phi", "run", "matrix", "step")
 
-    Attributes:
-        counted: Elements counted, or the sum of their weights.
-        near: A number near the mean.
-        rest: The mean minus this number: far from 0, one float32 has lost digits of the mean.
-        var: Biased variance.
-    """
-
-    counted: ArrayLike
-    near: ArrayLike
-    rest: ArrayLike
-    var: ArrayLike
+_STREAMS: Mapping[str, str] = {
+    "online": "whose statistics follow a stream, one example after another",
+    "streaming": "whose statistics are memories of a stream, one call after another",
+}
 
 
 def estimated(site: Site) -> bool:
-    """Return whether a norm keeps running statistics that are moments of its input."""
-    return site.kind in KINDS and "mean" in site.variables
+    """Return whether a norm keeps running statistics that follow from moments of batches."""
+    return site.kind in KINDS and _MAIN.get(site.kind, "mean") in site.variables
+
+
+def is_moments(site: Site) -> bool:
+    """Return whether a norm keeps running moments of one array, and nothing else."""
+    return site.kind in OF_INPUT and "mean" in site.variables
+
+
+def main(site: Site) -> str:
+    """Return the path of the running statistic that has the shape of the moments."""
+    return site.variables[_MAIN.get(site.kind, "mean")]
 
 
 def chosen(found: Sites, where: Where) -> tuple[Site, ...]:
@@ -55,17 +58,28 @@ def chosen(found: Sites, where: Where) -> tuple[Site, ...]:
     if not norms:
         raise BadInput("Expected a model with running statistics, found no norms.")
     if not running:
-        kinds = ", ".join(site.kind for site in norms)
-        raise BadInput(f"Expected a model with running statistics, found none among its {len(norms)} norms ({kinds}).")
+        raise _nothing(norms)
     if where is None:
         return tuple(site for site in running if not _is_fixed(site))
     for site in (meant := select(found, where)):
         if not estimated(site):
             raise BadInput(
-                f"Expected norms with a running mean of their input in `where`, got `{site.path}` ({site.kind}). "
-                f"Take norms such as `{running[0].path}`."
+                f"Expected norms with running statistics of batches in `where`, got `{site.path}` ({site.kind}), "
+                f"{_STREAMS.get(site.kind, 'which keeps none')}. Take norms such as `{running[0].path}`."
             )
     return meant
+
+
+def _nothing(norms: list[Site]) -> BadInput:
+    """Return the error for a model without a norm that can be estimated."""
+    kinds = ", ".join(site.kind for site in norms)
+    for site in norms:
+        if site.kind in _STREAMS:
+            return BadInput(
+                f"Expected a model with running statistics of batches, found none among its {len(norms)} norms "
+                f"({kinds}), such as `{site.path}`, {_STREAMS[site.kind]}. Train on for a while to renew them."
+            )
+    return BadInput(f"Expected a model with running statistics, found none among its {len(norms)} norms ({kinds}).")
 
 
 def all_fixed(found: Sites) -> BadInput:
@@ -82,55 +96,18 @@ def _is_fixed(site: Site) -> bool:
 
 
 def form(site: Site) -> Form:
-    """Return how a norm keeps its statistics."""
-    return Form(
-        {name: path for name, path in site.variables.items() if name in _KEPT},
-        epsilon=float(site.module.epsilon) if "std" in site.variables else 0.0,
-        unbiased=bool(getattr(site.module, "unbiased_running_var", False)),
-    )
+    """Return how a norm keeps its statistics.
 
-
-def part(site: Site, x: Array, mask: Array | None, weights: Array | None) -> Part:
-    """Return the moments of what a norm normalizes, given this array.
-
-    Args:
-        site: The norm.
-        x: The array whose statistics it takes.
-        mask: True where an element counts.
-        weights: Weight of each example, (batch,).
-
-    Raises:
-        BadInput: If the first axis of the input is not that of the examples.
+    The `step` of moving average batch norm is no part: it counts for buffers of batches, which stay as they are.
     """
-    features = canonical_axes(site.module.axis, x.ndim)
-    over, mask, x = all_but(features, x.ndim), expand_where(mask, x.ndim), float32_or_wider(x)
-    if weights is not None:
-        return _weighted(x, over.axis, mask, _per_element(site, weights, x))
-    found = moments(x, over, mask)
-    assert found.near is not None
-    rest = jnp.zeros_like(found.near) if found.rest is None else found.rest
-    parts = (jnp.asarray(found.count, x.dtype), found.near, rest, found.var)
-    shape = tuple(map(x.shape.__getitem__, features))
-    return Part(*(jnp.broadcast_to(part, found.near.shape).reshape(shape) for part in parts))
-
-
-def _per_element(site: Site, weights: Array, x: Array) -> Array:
-    if weights.shape != x.shape[:1]:
-        raise BadInput(
-            f"Expected a weight for each of the {x.shape[0]} examples of `{site.path}`, got weights of shape "
-            f"{weights.shape}. Return one number an example, or leave `weights` out."
-        )
-    return weights.reshape(-1, *[1] * (x.ndim - 1))
-
-
-def _weighted(x: Array, axes: tuple[int, ...], mask: Array | None, weights: Array) -> Part:
-    """Return weighted moments in two passes."""
-    weights = jnp.broadcast_to(weights.astype(x.dtype), x.shape)
-    if mask is not None:
-        x, weights = jnp.where(mask, x, 0), jnp.where(mask, weights, 0)
-    count = weights.sum(axes, keepdims=True)
-    share = weights / jnp.where(count > 0, count, 1)
-    near = (x * share).sum(axes, keepdims=True)
-    rest = ((x - near) * share).sum(axes, keepdims=True)
-    var = (lax.square((x - near) - rest) * share).sum(axes)
-    return Part(count.squeeze(axes), near.squeeze(axes), rest.squeeze(axes), var)
+    kept = {name: path for name, path in site.variables.items() if name in _KEPT}
+    if site.kind == "mabn":
+        kept.pop("step", None)
+    rooted = "matrix" in kept and site.module.average == "matrix"
+    return Form(
+        kept,
+        epsilon=float(site.module.epsilon) if kept.keys() & {"std", "matrix"} else 0.0,
+        unbiased=bool(getattr(site.module, "unbiased_running_var", False)),
+        steps=int(site.module.steps) if rooted else 0,
+        exact=bool(site.module.exact) if rooted else False,
+    )

@@ -259,9 +259,16 @@ def test_a_norm_that_keeps_a_mean_alone_is_estimated_again() -> None:
     np.testing.assert_allclose(found["mean"], x.mean(0), rtol=1e-5)
 
 
-def test_statistics_that_are_no_moments_of_the_input_cannot_be_estimated() -> None:
-    model, _ = fitted("mabn:buffer_size=2")
+def test_statistics_of_a_stream_cannot_be_estimated_again() -> None:
+    model, _ = fitted("online")
     assert inference_measures.reestimated(model) is None
+
+
+def test_a_running_mean_square_is_estimated_again() -> None:
+    model, _ = fitted("mabn:buffer_size=2")
+    x = hidden(model, model.take(model.train[: len(model.train) // BATCH * BATCH])[0])
+    found = inference_measures.reestimated(model)[0]["batch_stats"]["norm_0"]
+    np.testing.assert_allclose(found["run"], np.square(x).mean(0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("norm", ["batch", "batch_renorm", "batch:momentum=0.998", "group:num_groups=1", "none"])

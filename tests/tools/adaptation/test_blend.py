@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from normlab.tools.adaptation.blend import BATCH, Blend
-from normlab.tools.estimation.estimated import Part
+from normlab.tools.estimation.parts import Part
 from tests.tools.nets import refused
 
 KEPT = {"mean": jnp.array([0.0]), "var": jnp.array([1.0])}

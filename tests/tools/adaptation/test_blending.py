@@ -9,12 +9,12 @@ from flax import nnx
 
 from normlab import norms
 from normlab.tools import Adapter
-from normlab.tools.estimation.estimated import KINDS
+from normlab.tools.estimation.estimated import OF_INPUT
 from tests.tools.nets import LIBRARIES, Net, X, start
 
 OPTIONS = {"continual": "num_groups=2", "batch_channel": "num_groups=2", "batch_renorm": "epsilon=0.01"}
 PLAIN = {"batch_renorm": {"r_max": 1.0, "d_max": 0.0}}
-NAMES = [f"{kind}:{OPTIONS.get(kind, '')}".rstrip(":") for kind in KINDS]
+NAMES = [f"{kind}:{OPTIONS.get(kind, '')}".rstrip(":") for kind in OF_INPUT]
 
 
 def close(found: object, expected: object) -> None:
