@@ -537,11 +537,11 @@ def judge_shift(plan: Extent, found: Found) -> tuple[Verdict, str]:
     def listed(keys: set[tuple[int, int]]) -> str:
         parts = []
         for rate, value in enumerate(plan.rates):
-            places = ["the head" if i == last else str(i) for i, r in sorted(keys) if r == rate]
+            places = ["the head" if i == last else f"layer {i}" for i, r in sorted(keys) if r == rate]
             parts += [f"{', '.join(places)} at rate {value:g}"] if places else []
         return "; ".join(parts)
 
-    return Verdict.HOLDS_WHEN, f"less in layers {listed(less)}" + (f"; more in layers {listed(more)}" if more else "")
+    return Verdict.HOLDS_WHEN, f"less in {listed(less)}" + (f"; more in {listed(more)}" if more else "")
 
 
 def judge_smooth(plan: Extent, found: Found) -> tuple[Verdict, str]:

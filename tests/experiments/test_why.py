@@ -162,8 +162,11 @@ def test_condition_of_the_shift_names_layers_and_rates() -> None:
     cosines[..., 1] = 0.3 * (1 + JITTER[:, None])
     seen = finding(found(dataclasses.replace(arm(), shift_cosine=cosines)), "shift")
     assert seen.verdict == Verdict.HOLDS_WHEN
-    parts = ("3, the head at rate 0.03; 3, the head at rate 0.1", "2 at rate 0.03; 2 at rate 0.1")
-    assert seen.when == f"less in layers {parts[0]}; more in layers {parts[1]}"
+    parts = (
+        "layer 3, the head at rate 0.03; layer 3, the head at rate 0.1",
+        "layer 2 at rate 0.03; layer 2 at rate 0.1",
+    )
+    assert seen.when == f"less in {parts[0]}; more in {parts[1]}"
 
 
 def test_verdict_on_smoothness() -> None:
