@@ -20,6 +20,7 @@ from jax import Array
 
 from experiments.claims import images
 from normlab import norms
+from normlab.errors import BadInput
 from normlab.introspect.pure import Network, network
 from normlab.models import ViTTiny
 from normlab.models.transformer import OBSERVED, Placement
@@ -75,7 +76,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="runs at the best rate")
     parser.add_argument("--places", nargs="+", choices=get_args(Placement), default=PLACES, metavar="PLACE")
     args = parser.parse_args()
-    found = images.load(args.data, args.data_dir, side=32)
+    if (least := min(args.depth, args.steps, args.seeds)) < 1:
+        parser.error(f"Expected `--depth`, `--steps` and `--seeds` to be at least 1, got {least}.")
+    try:
+        found = images.load(args.data, args.data_dir, side=32)
+    except BadInput as error:
+        parser.error(str(error))
     last = -(-args.steps // 5)
     print(f"{found.name}, {args.depth} layers, {args.steps} updates of {BATCH} images, layer norm")
     for place in args.places:

@@ -44,7 +44,7 @@ class NormVariables:
 
     @functools.cached_property
     def untouched(self) -> bool:
-        """Whether the model is as it was initialized: statistics 0 and 1, scales and biases constant."""
+        """True if the model is as it was initialized: statistics 0 and 1, scales and biases constant."""
         return all(self.is_fresh(site) and not self.has_learned(site) for site in self._sites)
 
     def is_fresh(self, site: Site) -> bool:
