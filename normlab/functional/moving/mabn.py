@@ -282,7 +282,8 @@ class MABNLayer(Layer):
         before = MABNMemory(run, chi, whole(memory.step))
         weights = as_weights(self.momentum, like.dtype)
         by = (expand(name, parameters.get(name), x.shape, features) for name in ("scale", "bias"))
-        scale_and_bias = varying_like(tuple(a if a is None else a[None].astype(like.dtype) for a in by), like)
+        spread = (a if a is None else spread_like(a.astype(like.dtype), like)[None] for a in by)
+        scale_and_bias = varying_like(tuple(spread), like)
         epsilon = jnp.asarray(self.epsilon, like.dtype)
         result: Any = _mabn(static, chunks, before, gz, masked, weights, epsilon, *scale_and_bias)
         y, after = result
