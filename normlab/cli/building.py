@@ -16,6 +16,7 @@ from normlab.errors import BadInput, Fault, nearest, one_line
 from normlab.expect import refusal
 from normlab.study.design.discovery import executed
 from normlab.study.design.imports import is_users
+from normlab.tools.fold import FoldError
 
 __all__ = ["Built", "built", "described", "of_users"]
 
@@ -122,7 +123,7 @@ def of_users(made: Built) -> Iterator[None]:
         if cause is None or not (place := _place(cause, made.file)):
             raise
         raise BadInput(f"{error} It came from {place}.") from cause
-    except (Fault, MemoryError):
+    except (Fault, FoldError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
         if not _place(error, made.file):
