@@ -102,7 +102,8 @@ def moved(before: Captures, after: Captures) -> dict[str, float]:
 
 
 def relative_change(before: ArrayLike, after: ArrayLike) -> float:
-    """Return the largest difference, relative to the largest magnitude."""
+    """Return the largest difference, relative to the largest magnitude; NaN where both are infinite."""
     before, after = np.asarray(before, np.float64), np.asarray(after, np.float64)
     scale = np.abs(before).max(initial=0)
-    return float(np.abs(before - after).max(initial=0) / scale) if scale else 0.0
+    with np.errstate(invalid="ignore"):
+        return float(np.abs(before - after).max(initial=0) / scale) if scale else 0.0

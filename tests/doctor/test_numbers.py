@@ -12,8 +12,10 @@ from flax import linen as nn
 from scipy import stats
 
 from normlab.doctor.checks.kinds import centres_each_feature
+from normlab.doctor.checks.static import change
 from normlab.doctor.checks.statistics import survival
 from normlab.doctor.measure import CallNumbers, measured
+from normlab.doctor.places import relative_change
 from normlab.doctor.pooled import gap, pooled
 from normlab.doctor.stepping import updates
 from normlab.doctor.thresholds import Thresholds
@@ -189,3 +191,9 @@ def test_what_a_norm_is_computed_from(steps: tuple[str, ...], dropout: str | Non
         assert site.transposed[0] == Source("linear", "Dense_0", "Dense")
         moved = np.zeros((2, 3, 5, 7)).transpose(order).shape
         assert moved == tuple((2, 3, 5, 7)[axis] for axis in order)
+
+
+def test_changes_of_what_is_not_finite() -> None:
+    assert np.isnan(relative_change([np.inf, 1.0], [np.inf, 1.0]))
+    assert relative_change([1.0], [np.inf]) == np.inf
+    assert np.isnan(change([np.ones(2), np.array([np.inf])], [np.ones(2), np.array([np.inf])]))

@@ -91,10 +91,13 @@ def _largest_change(patient: Patient, faults: list[Fault]) -> float:
 
 
 def change(before: object, after: object) -> float:
-    """Return the largest difference of two trees of arrays, each relative to the largest magnitude in its array."""
+    """Return the largest difference of two trees of arrays, each relative to the largest magnitude in its array.
+
+    NaN if that of any array is.
+    """
     pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
     found = [relative_change(a, b) for a, b in pairs if jnp.issubdtype(jnp.asarray(a).dtype, jnp.floating)]
-    return max(found, default=0.0)
+    return float(np.max(found, initial=0.0))
 
 
 @check("NL102")
