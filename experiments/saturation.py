@@ -27,16 +27,7 @@ from experiments.claims.estimates import Interval, average, points, ratio, share
 from experiments.claims.images import Images
 from experiments.claims.progress import FEW, Speedup, binarized, first, halfway, in_groups, smoothed, speedup
 from experiments.claims.study import Plan, Study, main
-from experiments.claims.trainer import (
-    Budget,
-    Moment,
-    Trained,
-    accuracy,
-    at_once,
-    chosen_rate,
-    grid,
-    trainer,
-)
+from experiments.claims.trainer import Budget, Moment, Trained, accuracy, at_once, chosen_rate, grid, trainer
 from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Row, Verdict
 from normlab.introspect.pure import Network
 from normlab.models import MLP

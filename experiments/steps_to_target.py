@@ -28,16 +28,7 @@ from experiments.claims.images import Images
 from experiments.claims.progress import FEW, Speedup, binarized, in_groups, smoothed
 from experiments.claims.race import Arm, Race, multiple
 from experiments.claims.study import Plan, Study, main
-from experiments.claims.trainer import (
-    Budget,
-    Result,
-    Trained,
-    accuracy,
-    at_once,
-    chosen_rate,
-    grid,
-    trainer,
-)
+from experiments.claims.trainer import Budget, Result, Trained, accuracy, at_once, chosen_rate, grid, trainer
 from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Row, Verdict
 from normlab.introspect.pure import Network
 

@@ -711,7 +711,7 @@ def _(planted: float) -> Keywords:
 
 
 class Stuck(nnx.BatchNorm):
-    """Batch norm that takes batch statistics whatever it is told."""
+    """Batch norm that takes batch statistics in both modes."""
 
     def __call__(self, x: Any, use_running_average: bool | None = None, **options: Any) -> Any:
         return super().__call__(x, use_running_average=False, **options)

@@ -18,6 +18,7 @@ __all__ = ["Formula", "Operands", "again", "closed_form", "recomputed"]
 
 Given = ParamSpec("Given")
 Static = TypeVar("Static")
+Result = TypeVar("Result")
 Operands = tuple[Array | None, ...]
 """Arrays, or their tangents; `None` is no array, or the tangent of none."""
 
@@ -44,12 +45,12 @@ def closed_form(formula: Formula, tangent: Callable[[Static, Operands, Operands]
     return cast("Formula", jax.checkpoint(rule, static_argnums=(0,)))
 
 
-def recomputed(function: Callable[Given, Array]) -> Callable[Given, Array]:
-    """Return `function` with the derivative of autodiff, for which reverse mode keeps the arguments alone."""
-    checkpointed = cast("Callable[Given, Array]", jax.checkpoint(function))
+def recomputed(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Return `function` of arrays with the derivative of autodiff, for which reverse mode keeps the arguments alone."""
+    checkpointed = cast("Callable[Given, Result]", jax.checkpoint(function))
 
     @wraps(function)
-    def called(*args: Given.args, **kwargs: Given.kwargs) -> Array:
+    def called(*args: Given.args, **kwargs: Given.kwargs) -> Result:
         taylor = any(map(in_taylor_mode, jax.tree.leaves((args, kwargs))))
         return function(*args, **kwargs) if taylor else checkpointed(*args, **kwargs)
 

@@ -55,6 +55,15 @@ def kept(norm: str, shape: tuple[int, ...]) -> int:
     return len({var for var in jaxpr.outvars if math.prod(var.aval.shape) >= math.prod(shape)})
 
 
+WITHOUT_POSITIONS = {"grn": 1, "switchable": 1, "domain_batch:splits=2": 1, "representative": 3, "mabn": 1}
+"""Arrays kept where statistics of an example are as large as it is."""
+
+
+@pytest.mark.parametrize("norm", WITHOUT_POSITIONS)
+def test_reverse_mode_keeps_no_more_without_positions(norm: str) -> None:
+    assert kept(norm, (24, 64)) == WITHOUT_POSITIONS[norm]
+
+
 @pytest.mark.parametrize("norm", KEPT)
 def test_reverse_mode_keeps_no_more_than_these_arrays(norm: str) -> None:
     assert kept(norm, SHAPE) == KEPT[norm]

@@ -87,7 +87,7 @@ def batch_statistics_at_evaluation(patient: Patient) -> Found:
     """Batch statistics at evaluation.
 
     The output of the first example changes by more than 1e-4 of its scale when the others of its batch are replaced:
-    the norms that are told to take batch statistics, and those that change it though they are told to evaluate.
+    the norms in training mode, and those in evaluation mode that change it.
     """
     patient.can_measure  # noqa: B018
     sites = [site for site in patient.evaluation.sites if takes_batch_statistics(site)]

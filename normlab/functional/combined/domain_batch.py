@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import jax
@@ -12,6 +13,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from normlab._core.checks import AxisName, check_features, check_flags, check_real, check_where
+from normlab._core.closed_form import recomputed
 from normlab._core.dtypes import float32_or_wider, output_dtype
 from normlab._core.hidden import without_hidden
 from normlab._core.joined import Parts, joined, of_examples
@@ -222,13 +224,13 @@ class DomainBatchNormLayer(BatchNormLayer):
         x, where = float32_or_wider(x), expand_where(where, x.ndim)
         x = without_hidden(x, where)
         if len(over.axis) == 1 and over.devices is None:
-            return self._one_by_one(x, over, parameters, features, where)
+            return recomputed(partial(self._one_by_one, over, features))(x, parameters, where)
         m = self._joined(x, parameters, features, where)
         rstd = jnp.where(m.counts > 0, reciprocal_root(m.var + self.epsilon, self.epsilon), 0)
         return self._normalized(x, (m.near, m.rest), rstd, parameters, features), self._moments(m, x, features)
 
     def _one_by_one(
-        self, x: Array, over: Reduction, parameters: Parameters, features: tuple[int, ...], where: Array | None
+        self, over: Reduction, features: tuple[int, ...], x: Array, parameters: Parameters, where: Array | None
     ) -> tuple[Array, BatchMoments]:
         """Normalize domain after domain, as batch norm under a mask, where an example has no more than features."""
         y, found, members = jnp.full_like(x, jnp.nan), [], self._members(parameters, x.ndim)

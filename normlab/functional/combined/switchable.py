@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import jax
@@ -143,7 +144,15 @@ class SwitchableNormLayer(BatchNormLayer):
     ) -> tuple[Array, Moments]:
         """Normalize a batch, or a chunk of it."""
         check_more_than_one(x.shape, over, REMEDY)
-        x, features = without_hidden(x, where), other_axes(over.axis, x.ndim)
+        computed = partial(self._standardized, over)
+        if len(over.axis) == 1 and over.devices is None:  # statistics of an example are as large as it is
+            computed = recomputed(computed)
+        return computed(without_hidden(x, where), affine, where)
+
+    def _standardized(
+        self, over: Reduction, x: Array, affine: Mapping[str, Array], where: Array | None
+    ) -> tuple[Array, Moments]:
+        features = other_axes(over.axis, x.ndim)
         examples = of_examples(x, features, where, use_fast_variance=self.use_fast_variance)
         batch = of_union(x, examples, (0,), where, over.devices)
         var = batch.var if len(over.axis) > 1 else batch.unbiased_var

@@ -1,11 +1,14 @@
 """Global response norm."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import jax.numpy as jnp
 from jax import Array
 
 from normlab._core.checks import AxisName
+from normlab._core.closed_form import recomputed
 from normlab._core.dtypes import float32_or_wider
 from normlab._core.hidden import without_hidden
 from normlab._core.layer import Parameters, run
@@ -86,15 +89,28 @@ class GRNLayer(PerExampleLayer):
             expand_where(mask, x.ndim),
             float32_or_wider(x),
         )
-        wide = without_hidden(wide, where)
-        m = moments(wide, over, where)
-        square = m.var * m.count
-        there = square != 0  # NaN, too, is there
-        response = jnp.where(there, jnp.sqrt(jnp.where(there, square, 1)), 0)
-        there = jnp.broadcast_to(jnp.asarray(m.count) > 0, response.shape)
-        counted = there.sum(features, keepdims=True, dtype=response.dtype)
-        mean = response.sum(features, keepdims=True) / jnp.maximum(counted, 1)
-        share = response / (mean + self.epsilon)
-        share = share * affine["scale"].astype(wide.dtype) if "scale" in affine else share
-        y = wide * (1 + share)
-        return y + affine["bias"].astype(wide.dtype) if "bias" in affine else y
+        responded = partial(_responded, over, features, self.epsilon)
+        if not over.axis:  # without positions a response is as large as the input
+            responded = recomputed(responded)
+        return responded(without_hidden(wide, where), affine, where)
+
+
+def _responded(
+    over: Reduction,
+    features: tuple[int, ...],
+    epsilon: float,
+    wide: Array,
+    affine: Mapping[str, Array],
+    where: Array | None,
+) -> Array:
+    m = moments(wide, over, where)
+    square = m.var * m.count
+    there = square != 0  # NaN, too, is there
+    response = jnp.where(there, jnp.sqrt(jnp.where(there, square, 1)), 0)
+    there = jnp.broadcast_to(jnp.asarray(m.count) > 0, response.shape)
+    counted = there.sum(features, keepdims=True, dtype=response.dtype)
+    mean = response.sum(features, keepdims=True) / jnp.maximum(counted, 1)
+    share = response / (mean + epsilon)
+    share = share * affine["scale"].astype(wide.dtype) if "scale" in affine else share
+    y = wide * (1 + share)
+    return y + affine["bias"].astype(wide.dtype) if "bias" in affine else y
