@@ -108,7 +108,8 @@ def bare(norm: BareNorm | str) -> BareNorm:
     if isinstance(norm, str):  # the registry knows the modules, and not the other way around
         norm = importlib.import_module("normlab.norms").get(norm)
     if not isinstance(norm, BareNorm):
-        raise TypeError(f"Expected `norm` to be a norm or its string, got {norm!r}. Pass `normlab.norms.get('layer')`.")
+        kind = type(norm).__name__
+        raise TypeError(f"Expected `norm` to be a norm or its string, got {kind}. Pass `normlab.norms.get('layer')`.")
     return norm.bare
 
 

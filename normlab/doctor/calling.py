@@ -98,31 +98,31 @@ def _advanced(state: nnx.State, draws: int) -> nnx.State:
 def still_norms(model: Module) -> frozenset[str]:
     """Return the paths of an NNX model's norms that evaluate while another norm or dropout of it trains.
 
-    A model that evaluates as a whole was only given so.
+    None if the whole model is in evaluation mode.
     """
     if not isinstance(model, nnx.Module):
         return frozenset()
     modules = {path: one for path, one in nnx_hook.modules(model).items() if norm_kind(one) or is_dropout(one)}
-    modes = {path: _evaluates(one) for path, one in modules.items() if _evaluates(one) is not None}
+    modes = {path: _evaluates(one) for path, one in modules.items()}
     still = frozenset(path for path, evaluates in modes.items() if evaluates and norm_kind(modules[path]))
     return still if False in modes.values() else frozenset()
 
 
 def _evaluates(module: nnx.Module) -> bool | None:
-    """Return whether a norm or a dropout of NNX evaluates; `None` where it has no mode, or is not told."""
+    """Return whether a norm or a dropout of NNX evaluates; `None` if it has no mode, or none is set."""
     mode = getattr(module, "use_running_average", getattr(module, "deterministic", None))
     return mode if isinstance(mode, bool) else None
 
 
 def keep_still(model: nnx.Module, paths: Collection[str]) -> None:
-    """Let norms of an NNX model evaluate, which is changed."""
+    """Put norms of an NNX model into evaluation mode, in place."""
     for path, module in nnx_hook.modules(model).items():
         if path in paths:
             setattr(module, "use_running_average", True)  # noqa: B010
 
 
 def by_run(statistics: Mapping[str, tuple[tuple[Found, ...], ...]]) -> dict[str, tuple[Found, ...]]:
-    """Return the calls of each norm; a norm that a call runs several times has a path for each run."""
+    """Return the calls of each norm; a norm with several runs or lanes in a call has a path for each."""
     found: dict[str, list[Found]] = {}
     for path, calls in statistics.items():
         for runs in calls:

@@ -19,7 +19,7 @@ from jax.extend.core import ClosedJaxpr
 from normlab.doctor.calling import CallOptions, MeasuringCall, by_run, keep_still, still_norms
 from normlab.doctor.measure import CallNumbers, measured
 from normlab.doctor.options import Options
-from normlab.doctor.places import SAME, at_valid, moved, noisy, of_first, relative_change
+from normlab.doctor.places import SAME, at_valid, changes, noisy, of_first, relative_change
 from normlab.doctor.pooled import Pooled, pooled
 from normlab.doctor.skip import Skip
 from normlab.doctor.stepping import Stepped, in_devices, marked, stepped, updates_of
@@ -94,9 +94,9 @@ class Patient:
     @functools.cached_property
     def calls(self) -> tuple[Arguments, ...]:
         """The arguments of a call with each batch."""
-        told = {**self.modes.train, **self.modes.evaluate}
+        modes = {**self.modes.train, **self.modes.evaluate}
         calls = [self.options.call(batch) for batch in self.batches]
-        return tuple((args, {k: v for k, v in kwargs.items() if k not in told}) for args, kwargs in calls)
+        return tuple((args, {k: v for k, v in kwargs.items() if k not in modes}) for args, kwargs in calls)
 
     @functools.cached_property
     def rngs(self) -> dict[str, Array]:
@@ -181,8 +181,8 @@ class Patient:
     def _survey_of(self, model: Module, *, train: bool) -> Survey:
         args, kwargs = self.calls[0]
         variables = self._linen_variables(args, kwargs) if self._linen else None
-        told, method = self.modes.of(train), self.options.method
-        return survey(model, variables, args, kwargs, told=told, train=train, method=method, rngs=self.rngs)
+        mode, method = self.modes.of(train), self.options.method
+        return survey(model, variables, args, kwargs, mode=mode, train=train, method=method, rngs=self.rngs)
 
     def _linen_variables(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> VariableDict:
         """Return the variables of a Linen model, or their shapes where none were given."""
@@ -198,6 +198,11 @@ class Patient:
     def known_variables(self) -> Variables:
         """Variables of the model, or their shapes."""
         return self._linen_variables(*self.calls[0]) if self._linen else nnx.state(self.model)
+
+    @functools.cached_property
+    def known_leaves(self) -> Mapping[str, Array | np.ndarray]:
+        """Variables of the model, or their shapes, by path."""
+        return leaves.by_path(self.known_variables)
 
     @property
     def known_variables_of_linen(self) -> VariableDict | None:
@@ -238,7 +243,7 @@ class Patient:
         Lanes without are examples, which a batch norm must not take for batches; with a `scan` around or inside, the
         order of both axes is not known.
         """
-        shapes = leaves.by_path(self.known_variables)
+        shapes = self.known_leaves
         own = [np.shape(shapes[name]) for name in site.variables.values() if name in shapes]
         wide = [shape for shape in own if len(shape) > len(site.features)]
         return "scan" not in site.lifted and bool(wide) and all(shape[0] == site.repeats for shape in wide)
@@ -346,11 +351,7 @@ class Patient:
         program = MeasuringCall(self.call_options, of_first, self._paths, train=False, dropout=False)
         assert self.variables is not None
         before, after = (jax.device_get(program(self.variables, one).statistics) for one in (call, other))
-        firsts = {path: (calls[0][0], after[path][0][0]) for path, calls in before.items()}
-        return {
-            path: (relative_change(one.given, two.given), relative_change(one.made, two.made))
-            for path, (one, two) in firsts.items()
-        }
+        return changes(before, after)
 
     def few(self, index: int = 0) -> Arguments:
         """Return the arguments of a call with the first examples of a batch."""
@@ -391,7 +392,9 @@ class Patient:
         return {}
 
     def moved_by_padding(self, *, train: bool) -> dict[str, float]:
-        """Return how far noise in padded positions moves the outputs of norms at valid ones; see `moved`.
+        """Return how far noise in padded positions moves the outputs of norms at valid ones.
+
+        Norms whose inputs there change, too, are left out: the layers before them are to blame.
 
         Raises:
             Skip: If no array of the call has positions that could be padded.
@@ -406,7 +409,8 @@ class Patient:
         program = MeasuringCall(self.call_options, statistic, self._paths, train=train, dropout=False)
         assert self.variables is not None
         calls = call, noisy(call, padding, self.options.seed)
-        return moved(*(jax.device_get(program(self.variables, one).statistics) for one in calls))
+        found = changes(*(jax.device_get(program(self.variables, one).statistics) for one in calls))
+        return {path: made for path, (given, made) in found.items() if given < SAME}
 
     # --- steps ---
 
@@ -436,7 +440,7 @@ class Patient:
 
     @functools.cached_property
     def updates(self) -> dict[str, float]:
-        """Updates of its running statistics that a step makes, for each norm where this can be told."""
+        """Updates of its running statistics that a step makes, for each norm where this is known."""
         self.can_measure  # noqa: B018
         found = self.stepped
         state = nnx.state(found.variables) if isinstance(found.variables, nnx.Module) else found.variables
@@ -466,4 +470,4 @@ class Patient:
 
 _STREAMS = ("params", "dropout")
 _LASTING = ("modes", "rngs", "training", "evaluation", "lifted_out", "_programs", "_plain_calls")
-"""Attributes that do not depend on the values of variables and batches."""
+"""Attributes that do not depend on the values of batches, nor of variables where there is no step."""

@@ -9,11 +9,12 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from normlab.doctor.calling import by_run
 from normlab.doctor.skip import Skip
 from normlab.errors import BadInput
 from normlab.tools.batches import Arguments
 
-__all__ = ["SAME", "AtPlaces", "at_valid", "moved", "noisy", "of_first", "relative_change"]
+__all__ = ["SAME", "AtPlaces", "at_valid", "changes", "noisy", "of_first", "relative_change"]
 
 SAME = 1e-5
 """Change of a value that is only rounding, relative to its scale."""
@@ -83,21 +84,18 @@ def of_first(path: str, number: int, x: Array, mask: Array | None, y: object) ->
     return AtPlaces(x[:1], y[:1] if isinstance(y, Array) and y.ndim else jnp.zeros(0))
 
 
-def moved(before: Captures, after: Captures) -> dict[str, float]:
-    """Return how far the output of each norm moved, relative to its scale.
-
-    Norms whose inputs at valid positions moved, too, are left out: the layers before them are to blame.
+def changes(before: Captures, after: Captures) -> dict[str, tuple[float, float]]:
+    """Return how far input and output of the first call of each norm, and of each run of it, differ between two calls.
 
     Args:
-        before: What `at_valid` returned of the first call of each norm.
-        after: The same with noise.
+        before: What `at_valid` or `of_first` returned.
+        after: The same of another call.
     """
-    found: dict[str, float] = {}
-    for path, calls in before.items():
-        pairs = zip(calls[0][0], after[path][0][0], strict=True)
-        given, made = (relative_change(one, other) for one, other in pairs)
-        if given < SAME:
-            found[path] = made
+    later = by_run(after)
+    found: dict[str, tuple[float, float]] = {}
+    for path, calls in by_run(before).items():
+        given, made = (relative_change(one, other) for one, other in zip(calls[0], later[path][0], strict=True))
+        found[path] = given, made
     return found
 
 

@@ -211,7 +211,7 @@ def _reduces(jaxpr: Jaxpr) -> bool:
 
 
 def updates_of(site: Site, found: Stepped, numbers: Sequence[CallNumbers]) -> float:
-    """Return how many updates of its running statistics a step made; NaN where this cannot be told.
+    """Return how many updates of its running statistics a step made; NaN if this is unknown.
 
     Args:
         site: The norm.

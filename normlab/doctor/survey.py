@@ -66,7 +66,7 @@ def survey(
     args: tuple[object, ...],
     kwargs: Mapping[str, object],
     *,
-    told: Mapping[str, object],
+    mode: Mapping[str, object],
     train: bool,
     method: Method,
     rngs: Mapping[str, Array],
@@ -78,7 +78,7 @@ def survey(
         variables: Variables of a Linen model.
         args: Arguments of a call.
         kwargs: Keyword arguments of the call, but for those that say the mode.
-        told: Keyword arguments that say the mode.
+        mode: Keyword arguments that say the mode.
         train: The mode.
         method: The method to be called.
         rngs: Random streams of the call.
@@ -87,10 +87,10 @@ def survey(
         Exception: That of the call, where it fails at something else than a norm.
     """
     try:
-        options: dict[str, Any] = {"train": told, "method": method, "rngs": rngs, **kwargs}
+        options: dict[str, Any] = {"train": mode, "method": method, "rngs": rngs, **kwargs}
         return Survey(sites(model, variables, *args, **options))
     except Exception:
-        failures = _failures(model, variables, args, {**kwargs, **told}, train, method, rngs)
+        failures = _failures(model, variables, args, {**kwargs, **mode}, train, method, rngs)
         if not failures:
             raise
         return Survey(Sites([]), failures)

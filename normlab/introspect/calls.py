@@ -10,9 +10,16 @@ import numpy as np
 from flax import linen as nn
 from flax import nnx
 
-__all__ = ["Call", "Hook", "Module"]
+__all__ = ["Call", "Hook", "Module", "variable_of"]
 
 Module: TypeAlias = nn.Module | nnx.Module
+
+
+def variable_of(module: Module, collection: str, name: str) -> jax.Array:
+    """Return a variable of a module that is being called, out of its box."""
+    if isinstance(module, nn.Module):
+        return nn.unbox(module.get_variable(collection, name))
+    return getattr(module, name)[...]
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from normlab.errors import BadInput
 from normlab.functional.combined.representative import RepresentativeBatchNormLayer
 from normlab.functional.continual_norm import ContinualNormLayer
 from normlab.introspect.applied import Static, Variables, applied, partitioned
-from normlab.introspect.calls import Call, Hook, Module
+from normlab.introspect.calls import Call, Hook, Module, variable_of
 from normlab.introspect.kinds import Recognised, norm_kind
 from normlab.introspect.modes import Method
 from normlab.linen import ContinualNorm, RepresentativeBatchNorm
@@ -219,16 +219,9 @@ def counted(module: Module, x: Array, mask: Array | None) -> Array:
     if isinstance(layer, ContinualNormLayer):
         return layer.normalized(x, canonical_axes(layer.axis, x.ndim), mask)
     if isinstance(layer, RepresentativeBatchNormLayer):
-        parameters = {"center_weight": _parameter(module, "center_weight")}
+        parameters = {"center_weight": variable_of(module, "params", "center_weight")}
         return layer.centred(x, parameters, canonical_axes(layer.axis, x.ndim), mask)
     return x
 
 
 _OF_ANOTHER_ARRAY = (ContinualNorm, NNXContinualNorm, RepresentativeBatchNorm, NNXRepresentativeBatchNorm)
-
-
-def _parameter(module: Module, name: str) -> Array:
-    """Return a parameter of a norm that is being called, out of its box."""
-    return (
-        nn.unbox(module.get_variable("params", name)) if isinstance(module, nn.Module) else getattr(module, name)[...]
-    )

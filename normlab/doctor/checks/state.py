@@ -125,8 +125,9 @@ def batch_statistics_at_evaluation(patient: Patient) -> Found:
 def _changing(patient: Patient, calls: tuple[Arguments, Arguments], sites: Sequence[Site]) -> list[str]:
     """Return the norms that change the first example with others beside it, though it goes in as it was."""
     bound, changes = patient.thresholds.same_output, patient.changes_of_first(*calls)
-    known = [(site.path, *changes[site.path]) for site in sites if site.path in changes]
-    return [path for path, given, made in known if given <= bound < made]
+    known = {site.path for site in sites}
+    found = [path for path, (given, made) in changes.items() if given <= bound < made]
+    return [path for path in dict.fromkeys(patient.site_of(path).path for path in found) if path in known]
 
 
 def _with_others(call: Arguments, patient: Patient, size: int) -> Arguments:

@@ -1,4 +1,7 @@
-"""Checks of the structure of a model: nothing is computed, but for a bias that NL101 moves to make sure."""
+"""Checks of the structure of a model.
+
+Two of them compute where they can, to be sure: NL101 moves a bias, and NL113 compares the inputs of several calls.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -65,13 +68,9 @@ def _bias(patient: Patient, site: Site) -> str | None:
         return None
     name = f"{site.before.path}/bias".lstrip("/")
     for path in (name, f"params/{name}"):
-        if path in _shapes(patient):
+        if path in patient.known_leaves:
             return path
     return None
-
-
-def _shapes(patient: Patient) -> Mapping[str, object]:
-    return leaves.by_path(patient.known_variables)
 
 
 def _largest_change(patient: Patient, faults: list[Fault]) -> float:
@@ -333,8 +332,9 @@ def called_several_times(patient: Patient) -> Found:
     """
     mixed, alike = list[Fault](), list[Fault]()
     for site in patient.training.sites:
-        calls = _runs(patient, site)
-        if calls > 1 and "mean" in site.variables and takes_batch_statistics(site) and not site.running:
+        if "mean" not in site.variables or not takes_batch_statistics(site) or site.running:
+            continue
+        if (calls := _runs(patient, site)) > 1:
             (alike if calls_are_alike(patient, site) else mixed).append(Fault(site.path, {"calls": calls}))
     texts = Texts(
         title="one batch norm for several inputs",
@@ -354,6 +354,8 @@ def called_several_times(patient: Patient) -> Found:
 
 def _runs(patient: Patient, site: Site) -> int:
     """Return how often a pass runs a norm with the same statistics."""
-    own: tuple[int, ...] = getattr(_shapes(patient).get(site.variables.get("mean", "")), "shape", ())
-    loops = "scan" in site.lifted and "vmap" not in site.lifted and len(own) == len(site.features)
-    return max(1, site.calls) * (max(1, site.repeats) if loops else 1)
+    calls = max(1, site.calls)
+    if "scan" not in site.lifted or "vmap" in site.lifted:
+        return calls
+    shares = len(np.shape(patient.known_leaves[site.variables["mean"]])) == len(site.features)
+    return calls * max(1, site.repeats) if shares else calls

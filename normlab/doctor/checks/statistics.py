@@ -208,7 +208,7 @@ def dropout_before_batch_norm(patient: Patient) -> Found:
     bound, faults = patient.thresholds.dropout, list[Fault]()
     paths = of_batches(patient)
     reached = [path for path in paths if patient.site_of(path).dropout is not None]
-    yield from drawn("NL306", [path for path in paths if path in patient.random and path not in reached])
+    yield from drawn("NL306", [path for path in paths if path not in reached and path in patient.random])
     for path in reached:
         with_dropout, without = patient.pooled[path].var, patient.quiet_pooled[path].var
         varying = (without > 0) & (with_dropout > 0)

@@ -9,7 +9,7 @@ from flax import nnx
 from jax import Array
 
 from normlab._core.reduction import all_but, canonical_axes, check_more_than_one
-from normlab.introspect.calls import Call, Module
+from normlab.introspect.calls import Call, Module, variable_of
 from normlab.tools.adaptation.blend import Blend
 from normlab.tools.capture import counted
 from normlab.tools.estimation.estimated import form
@@ -53,17 +53,10 @@ class Blending:
             over = all_but(canonical_axes(site.module.axis, x.ndim), x.ndim)
             check_more_than_one(x.shape, over, REMEDY)
         names = {name: path for name, path in kept.variables.items() if name != "step"}
-        values = {name: _value(call.module, name, path) for name, path in names.items()}
+        values = {name: variable_of(call.module, _collection(path), name) for name, path in names.items()}
         blended = self._blend.statistics(values, part(site, x, mask, None), self.weight, kept.epsilon)
         with _holding(call.module, names, blended):
             return call.proceed()
-
-
-def _value(module: Module, name: str, path: str) -> Array:
-    """Return a variable of a module, out of its box."""
-    if isinstance(module, nn.Module):
-        return nn.unbox(module.get_variable(_collection(path), name))
-    return getattr(module, name)[...]
 
 
 @contextmanager

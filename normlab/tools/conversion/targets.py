@@ -96,19 +96,19 @@ def targets(sites: Sites, to: To, where: Where) -> dict[str, Target]:
         )
     meant = {site.path: site for site in select(sites, where)}
     chosen: dict[str, Target] = {}
-    named: set[str] = set()
     for glob, norm in to.items() if isinstance(to, Mapping) else [(_ALL, to)]:
-        names = where is not None or glob != _ALL
+        is_named = where is not None or glob != _ALL
         for site in select(sites, None if glob == _ALL else glob):
-            if site.path in meant and site.kind != "weight" and (names or site.kind != "none"):
-                chosen.setdefault(site.path, _target(site, norm))
-                named |= {site.path} if names else set()
+            if site.path not in meant or site.path in chosen or site.kind == "weight":
+                continue
+            if not is_named and site.kind == "none":
+                continue
+            if not is_named:
+                check_plain(site)
+            chosen[site.path] = _target(site, norm)
     if not chosen:
         kinds = ", ".join(site.kind for site in sites) or "none"
         raise BadInput(f"Expected a model with norms of activations to convert, got {kinds}. Name others in `where=`.")
-    for path in chosen:
-        if path not in named:
-            check_plain(sites.by_path[path])
     return chosen
 
 

@@ -8,8 +8,7 @@ from flax import linen as nn
 from flax import nnx
 from flax.linen.module import InterceptorContext
 
-from normlab._core.layer import Layer
-from normlab.nnx import MABN, OnlineNorm, PowerNorm, StreamingNorm
+from normlab.nnx._stream import StreamNorm
 
 __all__ = ["ALONE", "ONE_DEVICE", "linen", "nnx_copy"]
 
@@ -49,7 +48,7 @@ def linen(*, dropout: bool, options: Mapping[str, object] = ALONE) -> Iterator[N
             return method(*args, **kwargs)
         if isinstance(module, nn.Dropout) and not dropout:
             return args[0] if args else kwargs["inputs"]
-        if changes := _changes(module, options):
+        if changes := _changes(module, module, options):
             twin: Callable[..., object] = module.clone(parent=module.scope, name=None, **changes)
             return twin(*args, **kwargs)
         return method(*args, **kwargs)
@@ -72,19 +71,16 @@ def nnx_copy(model: nnx.Module, *, train: bool, dropout: bool, options: Mapping[
     for _, module in nnx.iter_graph(twin):
         if isinstance(module, nnx.Dropout) and not dropout:
             module.deterministic = True
-        elif isinstance(module, OnlineNorm | StreamingNorm | PowerNorm | MABN):
-            module.set_options(**_changes(module, options, module.layer()))
+        elif isinstance(module, StreamNorm):
+            module.set_options(**_changes(module, module.layer(), options))
         elif isinstance(module, nnx.Module):
-            for name, value in _changes(module, options).items():
+            for name, value in _changes(module, module, options).items():
                 setattr(module, name, value)
     return twin
 
 
-def _changes(
-    module: nn.Module | nnx.Module, options: Mapping[str, object], layer: Layer | None = None
-) -> dict[str, Any]:
-    """Return the options of a norm that have to be others, those of its layer where given; none for other modules."""
+def _changes(module: nn.Module | nnx.Module, owner: object, options: Mapping[str, object]) -> dict[str, Any]:
+    """Return the options of a norm, which `owner` holds, that have to be others; none for other modules."""
     if not hasattr(module, "use_running_average"):
         return {}
-    owner = module if layer is None else layer
     return {name: value for name, value in options.items() if getattr(owner, name, value) is not value}
