@@ -25,7 +25,7 @@ help:
 	@echo "make growth      time and memory against runs in a folder, seeds, learning rates, norms, examples, devices"
 	@echo "make throughput  trained models per minute beside a Flax loop and PyTorch"
 	@echo "make gpu         correctness and speed on an accelerator, in 9 minutes; PYTHON is one whose JAX sees the accelerator"
-	@echo "make claims      every study of a claim, with larger networks, on an accelerator: OUTPUT, DATA_DIR, NETWORKS, STUDIES, ARGS"
+	@echo "make claims      every study of a claim, with larger networks, on an accelerator: OUTPUT, DATA, DATA_DIR, NETWORKS, STUDIES, ARGS"
 	@echo "make clean       remove the environment, and what was built"
 	@echo "make compare TIER=smoke shows in a minute that everything works; $(BIN)/normlab --help, once that is there, the rest"
 	@echo "PYTHON=python3.12 and VENV=.venv312 choose an interpreter and a folder; TIER=smoke|quick|standard|paper the budget"

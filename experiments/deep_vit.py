@@ -4,7 +4,7 @@ A ViT of 24 layers (width 192, patches of 8) learns CIFAR-10 with AdamW at a con
 rate, the script prints the training loss over the last fifth of the updates: that of guessing is log(10) = 2.30. At the
 best rate of each place it trains further seeds, and prints the variance of the residual stream layer by layer.
 
-    python experiments/deep_vit.py --data-dir DIR                     # 25 minutes on 2 cores
+    python experiments/deep_vit.py --data-dir DIR                     # 20 minutes on 2 cores
     python experiments/deep_vit.py --data digits --depth 2 --steps 5  # a minute: shows that it works
 """
 

@@ -14,6 +14,7 @@ import importlib.util
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -43,13 +44,14 @@ def main() -> None:
     for file in files.values():
         if not file.is_file():
             parser.error(f"Expected the file {file}. Clone the repository that the help names.")
+    modules = {norm: loaded(norm, file) for norm, file in files.items()}
     print(environment(jax.devices()[0].device_kind, ("torch",)))
     print(f"{'norm':8}{'shape':14}{'what':20}{'authors ms':>11}{'ours ms':>9}{'ours / authors':>16}  quartiles")
     for (norm, shape), what in ((case, what) for case in CASES for what in (FORWARD, TRAINING)):
         x, dy = draw(shape)
         options = {"group_size": WHITENED} if norm == "whiten" else {}
         ours = training_call(norms.get(norm, **options).linen(train=True), x, dy, what).compiled()
-        theirs = authors_call(norm, files[norm], shape, what == TRAINING)
+        theirs = authors_call(norm, modules[norm], shape, what == TRAINING)
         seconds = interleave({"ours": ours, "authors": theirs}, args.rounds)
         found = ratio(seconds["ours"], seconds["authors"])
         own, other = (1e3 * statistics.median(seconds[name]) for name in ("ours", "authors"))
@@ -60,17 +62,22 @@ def main() -> None:
         )
 
 
-def authors_call(norm: str, file: Path, shape: Sequence[int], backward: bool) -> Callable[[], Any]:
-    """Return a call of the authors' module in training, with features where it expects them."""
+def loaded(norm: str, file: Path) -> ModuleType:
+    """Run a file of the authors, for which PyTorch gets back a name that it has dropped."""
     import torch
 
-    torch.autograd.function.FunctionCtx.saved_variables = property(
-        lambda context: context.saved_tensors
-    )  # its old name
+    torch.autograd.function.FunctionCtx.saved_variables = property(lambda context: context.saved_tensors)
     spec = importlib.util.spec_from_file_location(norm, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def authors_call(norm: str, module: ModuleType, shape: Sequence[int], backward: bool) -> Callable[[], Any]:
+    """Return a call of the authors' module in training, with features where it expects them."""
+    import torch
+
     features = shape[-1]
     if norm == "whiten":
         layer = module.IterNorm(features, num_channels=WHITENED, dim=len(shape))

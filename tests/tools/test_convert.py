@@ -475,7 +475,8 @@ def test_a_norm_that_does_more_is_replaced_only_by_name() -> None:
     model = WithNormAct()
     variables = model.init(KEY, X)
     assert refused(lambda: convert(model, variables, "normlab", args=(X,))) == sentence.format("NormAct")
-    assert refused(lambda: convert(model, variables, {"*": "normlab"}, args=(X,))) == sentence.format("NormAct")
+    for late in ({"*": "normlab"}, {"*": "normlab", "bn*": "normlab"}):
+        assert refused(lambda to=late: convert(model, variables, to, args=(X,))) == sentence.format("NormAct")
     named = convert(model, variables, {"bn*": "normlab", "*": "normlab"}, args=(X,))
     assert named.report[0].path == "bn2"
     named = convert(model, variables, "normlab", args=(X,), where="bn2")

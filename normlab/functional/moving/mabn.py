@@ -394,7 +394,7 @@ def _backward(static: _Static, saved: _MABNResiduals, cotangents: tuple[Array, A
     """Return the gradients; one sum of products of `x` and the cotangent is behind those of `x` and of scale."""
     x, rstd, r, count, plain, gz, where, scale, bias = saved
     wide, dy = shown(float32_or_wider(x), where), shown(cotangents[0], where)
-    chunk = () if x.shape[0] > 1 else (0,)  # XLA:CPU takes 50 times as long where an axis of one chunk stays
+    chunk = () if x.shape[0] > 1 else (0,)  # XLA:CPU takes 50 times as long if an axis of one chunk stays
     along = (dy * wide).sum((*chunk, *static.over.axis), keepdims=True) * (r * rstd)
     gain = r if scale is None else r * scale
     dscale = None if scale is None else along.sum(0, keepdims=True)
