@@ -453,3 +453,23 @@ def test_a_step_may_give_its_arguments_away() -> None:
     state = start(model, optimizer, given[0][0])
     report = examine(model, None, given, step=step, state=state, checks=["NL204", "NL302"])
     assert (report.skipped, set(report.passed)) == ((), {"NL204", "NL302"})
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "found"),
+    [
+        (optax.noisy_sgd(1e-2, key=0), False),  # it moves parameters at no gradient, whatever their size
+        (optax.contrib.schedule_free_adamw(1e-3), False),
+        (optax.contrib.schedule_free_adamw(1e-3, weight_decay=1e-2), True),
+        (optax.chain(optax.add_decayed_weights(1e-4), optax.noisy_sgd(1e-2, key=0)), True),
+        (optax.chain(optax.add_decayed_weights(1e-4), optax.adam(1e-3)), True),  # steps of a size of their own
+        (optax.lion(1e-3), True),
+        (optax.adam(1e-3), False),
+    ],
+)
+def test_weight_decay_is_a_move_that_depends_on_the_parameters(
+    optimizer: optax.GradientTransformation, found: bool, variables: Any
+) -> None:
+    report = examine(MODEL, variables, GIVEN, optimizer=optimizer, checks=["NL206"])
+    assert [one.code for one in report.findings] == ["NL206"] * found
+    assert not report.skipped

@@ -95,7 +95,8 @@ def _same(patient: Patient, site: Site) -> bool:
 def weight_decay_on_norms(patient: Patient) -> Found:
     """Weight decay on the scale or bias of a norm.
 
-    The optimizer moves them at gradients of zero and parameters of one, within ten updates.
+    At gradients of zero, the optimizer's first ten updates differ between parameters of one and of zero. Noise that
+    the optimizer adds is the same in both.
     """
     moved = _moved_by_decay(patient)
     faults = []
@@ -114,7 +115,7 @@ def weight_decay_on_norms(patient: Patient) -> Found:
 
 
 def _moved_by_decay(patient: Patient) -> dict[str, float]:
-    """Return how far the optimizer moves each parameter by itself, by path."""
+    """Return how far the optimizer moves each parameter because of its size, by path."""
     optimizer = patient.options.optimizer
     assert optimizer is not None
     if isinstance(patient.model, nnx.Module):
@@ -122,11 +123,14 @@ def _moved_by_decay(patient: Patient) -> dict[str, float]:
     else:
         tree = patient.known_variables["params"]
     ones = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), leaf.dtype), tree)
-    none, state = jax.tree.map(jnp.zeros_like, ones), optimizer.init(ones)
-    total = none
+    none = jax.tree.map(jnp.zeros_like, ones)
+    states, total = (optimizer.init(ones), optimizer.init(none)), none
     for _ in range(_UPDATES):  # a schedule may start at a rate of 0
-        update, state = optimizer.update(none, state, ones)
-        total = jax.tree.map(lambda a, b: a + jnp.abs(b), total, update)
+        (at_one, one), (at_zero, zero) = (
+            optimizer.update(none, state, at) for state, at in zip(states, (ones, none), strict=True)
+        )
+        states = one, zero
+        total = jax.tree.map(lambda sum_, a, b: sum_ + jnp.abs(a - b), total, at_one, at_zero)
     return {path: float(jnp.max(leaf, initial=0)) for path, leaf in leaves.by_path(total).items()}
 
 
