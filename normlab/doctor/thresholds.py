@@ -21,7 +21,9 @@ class Thresholds:
         lag: NL303: distance between running and true mean, in standard deviations.
         variance_ratio: NL303: ratio of running and true variance, either way.
         standard_errors: NL303: standard errors that a lag must exceed.
-        gap: NL304: difference between training and evaluation, relative to the output.
+        gap: NL304: difference between training and evaluation, relative to the output. Statistics as far behind as
+            NL303 tolerates in the median feature give hypot(lag, log(variance_ratio) / 2) / 0.6745, the root mean
+            square over features whose distances are normally distributed.
         gap_errors: NL304: standard errors that this difference must exceed.
         gap_ratio: NL304: ratio of this difference to the one that the batches themselves explain.
         batches: NL305: ratio of the variance between batches to the one expected from the variance within.
@@ -48,7 +50,7 @@ class Thresholds:
     lag: float = 0.25
     variance_ratio: float = 1.5
     standard_errors: float = 4.0
-    gap: float = 0.3
+    gap: float = 0.48
     gap_errors: float = 3.0
     gap_ratio: float = 2.0
     batches: float = 4.0

@@ -197,3 +197,12 @@ def test_changes_of_what_is_not_finite() -> None:
     assert np.isnan(relative_change([np.inf, 1.0], [np.inf, 1.0]))
     assert relative_change([1.0], [np.inf]) == np.inf
     assert np.isnan(change([np.ones(2), np.array([np.inf])], [np.ones(2), np.array([np.inf])]))
+
+
+def test_the_bound_of_the_modes_is_what_tolerated_statistics_explain() -> None:
+    bounds, rng = Thresholds(), np.random.default_rng(0)
+    lag, log_ratio = rng.normal(size=(2, 100_000))
+    lag *= bounds.lag / np.median(np.abs(lag))
+    log_ratio *= np.log(bounds.variance_ratio) / np.median(np.abs(log_ratio))
+    tolerated = np.sqrt(np.mean(np.square(lag) + np.square(log_ratio / 2)))
+    assert bounds.gap == pytest.approx(tolerated, rel=0.02)
