@@ -1559,6 +1559,12 @@ MUTANTS = (
         ("doctor/test_planted.py::test_the_fixed_version_is_silent[a slow momentum]",),
     ),
     Mutant(
+        "noise that an optimizer adds counts as weight decay",
+        "doctor/checks/training.py",
+        ("so_far + jnp.abs(a - b)", "so_far + jnp.abs(a)"),
+        ("doctor/test_examine.py::test_weight_decay_is_a_move_that_depends_on_the_parameters",),
+    ),
+    Mutant(
         "a new checkpoint may be inside the old one",
         "tools/checkpoints/files.py",
         ("if new == old or old in new.parents:", "if new == old:"),

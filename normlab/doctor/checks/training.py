@@ -1,6 +1,7 @@
 """Checks of a step of training and of its optimizer."""
 
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,9 @@ from normlab.doctor.checks.registry import Fault, Found, Texts, check
 from normlab.doctor.patient import Patient
 from normlab.doctor.skip import Skip
 from normlab.tools import Site, leaves
+
+if TYPE_CHECKING:
+    import optax
 
 _UPDATES = 10
 
@@ -123,15 +127,18 @@ def _moved_by_decay(patient: Patient) -> dict[str, float]:
     else:
         tree = patient.known_variables["params"]
     ones = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), leaf.dtype), tree)
-    none = jax.tree.map(jnp.zeros_like, ones)
-    states, total = (optimizer.init(ones), optimizer.init(none)), none
-    for _ in range(_UPDATES):  # a schedule may start at a rate of 0
-        (at_one, one), (at_zero, zero) = (
-            optimizer.update(none, state, at) for state, at in zip(states, (ones, none), strict=True)
-        )
-        states = one, zero
-        total = jax.tree.map(lambda sum_, a, b: sum_ + jnp.abs(a - b), total, at_one, at_zero)
+    total = none = jax.tree.map(jnp.zeros_like, ones)
+    for at_one, at_zero in zip(_updates(optimizer, ones), _updates(optimizer, none), strict=True):
+        total = jax.tree.map(lambda so_far, a, b: so_far + jnp.abs(a - b), total, at_one, at_zero)
     return {path: float(jnp.max(leaf, initial=0)) for path, leaf in leaves.by_path(total).items()}
+
+
+def _updates(optimizer: "optax.GradientTransformation", parameters: "optax.Params") -> Iterator["optax.Updates"]:
+    """Yield the first updates at gradients of zero; several, as a schedule may start at a rate of 0."""
+    gradients, state = jax.tree.map(jnp.zeros_like, parameters), optimizer.init(parameters)
+    for _ in range(_UPDATES):
+        update, state = optimizer.update(gradients, state, parameters)
+        yield update
 
 
 @check("NL207", "step")
