@@ -526,6 +526,10 @@ study = Study(
     networks={
         "mlp-2": (Extent(networks=("mlp-2",)), QUICK),
         "conv": (Extent(networks=("conv",)), replace(QUICK, networks=("conv",))),
+        "conv-16-32-64": (
+            Extent(networks=("conv-16-32-64",), data="tfds:cifar10", examples=40_000),
+            replace(QUICK, networks=("conv-16-32-64",), data="tfds:cifar10", steps=4),
+        ),
         **{
             name: (replace(CIFAR, networks=(name,)), replace(QUICK, networks=(name,), data=CIFAR.data, steps=4))
             for name in ("conv-32-64-128-128", "resnet-20")

@@ -688,8 +688,13 @@ CIFAR = Extent(
     every=50,
     side=32,
 )
+SMALL = dataclasses.replace(
+    CIFAR, network="conv-16-32-64", depths=(3,), seeds=10, steps=1_600, batch=64, every=40, side=16
+)
+"""A conv net on small images, for two processors."""
 NETWORKS = {
     "mlp-20": Extent(depths=(20,)),
+    SMALL.network: SMALL,
     "conv-32-32-64": dataclasses.replace(CIFAR, network="conv-32-32-64", depths=(3,)),
     "vgg-11": dataclasses.replace(CIFAR, network="vgg", depths=(11,)),
     "resnet-20": dataclasses.replace(CIFAR, network="resnet", depths=(20,)),

@@ -465,6 +465,8 @@ CONVNET = Extent(
     batch=128,
     data="tfds:cifar10",
 )
+SMALL = replace(CONVNET, network="conv-16-32-64", side=16, steps=1_600, batch=64)
+"""A conv net on small images, for two processors."""
 study = Study(
     name="whitening",
     title="Does whitening do more than batch norm?",
@@ -477,6 +479,7 @@ study = Study(
     rows=rows,
     networks={
         "mlp-10": (Extent(network="mlp-10"), replace(QUICK, network="mlp-6x40")),
+        SMALL.network: (SMALL, replace(QUICK, network="conv-16-32", group=16)),
         CONVNET.network: (CONVNET, replace(QUICK, network="conv-16-32", group=16)),
     },
 )

@@ -89,6 +89,7 @@ class Extent(Plan):
         steps: Updates.
         every: Updates between measurements.
         batch: Images in a batch.
+        side: Height and width of the images.
     """
 
     network: str = "mlp-5"
@@ -99,6 +100,7 @@ class Extent(Plan):
     steps: int = 600
     every: int = 30
     batch: int = 64
+    side: int = 14
 
     def arms(self) -> tuple[str, ...]:
         """Return the names of all arms."""
@@ -354,7 +356,7 @@ Found = Mapping[str, Arm]
 
 def measure(plan: Extent) -> Found:
     """Train all arms; batch norm without and with noise is one program."""
-    data = images.load(plan.data, plan.data_dir, side=14 if networks.dense(plan.network) else 32)
+    data = images.load(plan.data, plan.data_dir, side=plan.side)
     found: dict[str, Arm] = {}
     noises = {noisy(noise): noise for noise in (0.0, *plan.noises)}
     for norm, sizes in ((norms.get("none"), {NONE: 0.0}), (NOISY, noises), (norms.get("layer"), {LAYER: 0.0})):
@@ -835,7 +837,7 @@ def rows(plan: Extent, found: Found) -> Sequence[Row]:
 
 
 STANDARD = Extent()
-_CONVOLUTION = {"data": "tfds:cifar10", "seeds": 5, "steps": 3_000, "every": 150, "batch": 128}
+_CONVOLUTION = {"data": "tfds:cifar10", "seeds": 5, "steps": 3_000, "every": 150, "batch": 128, "side": 32}
 QUICK = Extent(seeds=2, network="mlp-2x32", rates=(0.03, 0.1), noises=(0.1, 1.0), distances=(0.03, 0.3), steps=120)
 
 study = Study(
@@ -849,8 +851,14 @@ study = Study(
     draw=draw,
     rows=rows,
     networks={
-        name: (Extent(network=name, **_CONVOLUTION), replace(QUICK, network=name))
-        for name in ("vgg-11", "conv-32-64-64-128")
+        "conv-16-32-64": (
+            Extent(network="conv-16-32-64", data="tfds:cifar10", side=16),
+            replace(QUICK, network="conv-16-32-64"),
+        ),
+        **{
+            name: (Extent(network=name, **_CONVOLUTION), replace(QUICK, network=name, side=32))
+            for name in ("vgg-11", "conv-32-64-64-128")
+        },
     },
 )
 

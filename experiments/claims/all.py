@@ -45,14 +45,17 @@ class Setting(NamedTuple):
 
 _MNIST = "--data tfds:mnist --image-size 14 --train-examples 22222 --epochs 2"
 _CIFAR = "--data tfds:cifar10 --epochs 20"
-_CONV = {"conv": Setting(_CIFAR, "--problems conv --norms none batch layer")}
+_SMALL = "--data tfds:cifar10 --image-size 16 --train-examples 20000 --epochs 4"
+_NORMS = "--problems conv --norms none batch layer"
+_CONV = {"conv-16": Setting(_SMALL, _NORMS), "conv": Setting(_CIFAR, _NORMS)}
 COMPARISONS: Mapping[str, Mapping[str, Setting]] = {
     "placement": {OWN: Setting(_MNIST), **_CONV},
     "dropout": {OWN: Setting(_MNIST), **_CONV},
     "initialization": {OWN: Setting(_MNIST), **_CONV},
     "training_size": {
         OWN: Setting(f"{_MNIST} --training-sizes 100 500 2000 20000"),
-        "conv": Setting(f"{_CIFAR} --training-sizes 500 5000 45000", "--problems conv --norms none batch layer"),
+        "conv-16": Setting(f"{_SMALL} --training-sizes 200 2000 20000", _NORMS),
+        "conv": Setting(f"{_CIFAR} --training-sizes 500 5000 45000", _NORMS),
         "resnet-20": Setting(f"{_CIFAR} --training-sizes 500 5000 45000", "--problems resnet20 --norms none batch"),
     },
     "depth": {OWN: Setting(_MNIST.replace("22222", "14222"))},

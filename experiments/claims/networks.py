@@ -20,6 +20,10 @@ LECUN = 1.0
 CONVOLUTIONS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "conv": ("ConvNet", {}),
     "conv-16-32": ("ConvNet 16-32", {"widths": (16, 32), "strides": (2, 2)}),
+    "conv-16-32-64": (
+        "ConvNet 16-32-64",
+        {"widths": (16, 32, 64), "strides": (1, 2, 2), "kernel_scale": HE},
+    ),
     "conv-32-32-64": ("ConvNet 32-32-64", {"widths": (32, 32, 64), "kernel_scale": HE}),
     "conv-32-64-64-128": (
         "ConvNet 32-64-64-128",

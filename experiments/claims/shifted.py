@@ -66,12 +66,14 @@ _SMALL, _LARGE = (
     Budget(steps=800, batch=64, every=800, cosine=True),
     Budget(steps=16_000, batch=128, every=16_000, cosine=True),
 )
+_SHORT = Budget(steps=2_400, batch=64, every=2_400, cosine=True)
 _MIDDLE = Budget(steps=8_000, batch=128, every=8_000, cosine=True)
 RECIPES = {
     recipe.network: recipe
     for recipe in (
         Recipe(network="mlp-2", title="MLP 100-100", budget=_SMALL),
         Recipe(network="conv", title="ConvNet 16-16-32", budget=_SMALL),
+        Recipe(network="conv-16-32-64", title="ConvNet 16-32-64", budget=_SHORT, side=16, crop=None),
         Recipe(network="conv-32-64-128-128", title="ConvNet 32-64-128-128", budget=_MIDDLE, side=32, crop=None),
         Recipe(network="resnet-20", title="ResNet-20", budget=_LARGE, side=32, crop=None),
     )
