@@ -45,7 +45,7 @@ class Setting(NamedTuple):
 
 _MNIST = "--data tfds:mnist --image-size 14 --train-examples 22222 --epochs 2"
 _CIFAR = "--data tfds:cifar10 --epochs 20"
-_SMALL = "--data tfds:cifar10 --image-size 16 --train-examples 20000 --epochs 4"
+_SMALL = "--data tfds:cifar10 --image-size 16 --train-examples 22222 --epochs 4"
 _NORMS = "--problems conv --norms none batch layer"
 _CONV = {"conv-16": Setting(_SMALL, _NORMS), "conv": Setting(_CIFAR, _NORMS)}
 COMPARISONS: Mapping[str, Mapping[str, Setting]] = {
@@ -117,9 +117,11 @@ def _study(options: argparse.Namespace, name: str, network: str) -> Job:
 def _comparison(options: argparse.Namespace, name: str, network: str) -> Job:
     setting, named = COMPARISONS[name][network], _named(name, network)
     given = ["--tier", "smoke" if options.quick else "standard", *setting.others.split(), *_given("seeds", options)]
-    given += _given("data", options) or ([] if options.quick else setting.data.split())
+    data = _given("data", options) or ([] if options.quick else setting.data.split())
+    given += data
     folder = str(options.output / "runs" / named)
-    places = ["--output", folder, *_given("data_dir", options)]
+    stored = any(word.startswith("tfds:") for word in data)  # `normlab run` takes no `--data-dir` otherwise
+    places = ["--output", folder, *(_given("data_dir", options) if stored else ())]
     run = ("normlab", "run", name, *given, *places)
     judge = ("experiments.factorial", folder, "--output", str(options.output))
     judge += () if network == OWN else ("--network", network)

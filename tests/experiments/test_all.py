@@ -41,8 +41,10 @@ def test_networks_are_chosen_by_name_or_as_own_or_larger() -> None:
     assert set(larger) == {
         "single_example-conv",
         "single_example-resnet-20",
+        "why-conv-16-32-64",
         "why-vgg-11",
         "why-conv-32-64-64-128",
+        "dropout-conv-16",
         "dropout-conv",
     }
     assert "fine_tuning-conv" in listed("--studies", "fine_tuning", "--networks", "conv")  # its own plan has both
@@ -66,6 +68,15 @@ def test_commands_have_the_options_and_results_name_them_without_places() -> Non
 
     other = listed("--studies", "dropout", "--data", "digits", "--quick")["dropout"].command
     assert other == "normlab run dropout --tier smoke --norms none batch --data digits"
+
+
+def test_a_comparison_has_the_folder_of_data_sets_only_where_it_reads_one() -> None:
+    def run(*words: str) -> tuple[str, ...]:
+        return listed("--studies", "dropout", "--networks", "own", "--data-dir", "d", *words)["dropout"].commands[0]
+
+    assert run()[-2:] == ("--data-dir", "d")
+    assert run("--quick", "--data", "tfds:mnist")[-2:] == ("--data-dir", "d")
+    assert "--data-dir" not in run("--quick") and "--data-dir" not in run("--data", "digits")
 
 
 def test_finished_runs_are_left_out_and_failures_do_not_stop_the_others(
