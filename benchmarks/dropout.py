@@ -39,7 +39,7 @@ comparison = study.Comparison(
     name="dropout",
     title="Test error against the dropout rate",
     question="Does batch norm replace dropout?",
-    problems=(zoo.problem("mlp", zoo.mlp(3)), zoo.problem("conv", zoo.CONV6)),
+    problems=(zoo.problem("mlp", zoo.mlp(3)), *zoo.CONVS),
     norms=("none", "batch", "layer"),
     curves=(
         _curve(

@@ -23,7 +23,7 @@ comparison = study.Comparison(
     problems=(
         zoo.problem("mlp", zoo.mlp(6)),
         zoo.problem("mlp20", zoo.mlp(20)),
-        zoo.problem("conv", zoo.CONV6),
+        *zoo.CONVS,
     ),
     norms=("none", "batch", "layer"),
     curves=(

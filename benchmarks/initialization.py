@@ -23,7 +23,7 @@ comparison = study.Comparison(
     name="initialization",
     title="Test error against the scale of the initial weights",
     question="Does a norm make training robust to the initial weights?",
-    problems=(zoo.problem("mlp", zoo.mlp(3)), zoo.problem("conv", zoo.CONV6)),
+    problems=(zoo.problem("mlp", zoo.mlp(3)), *zoo.CONVS),
     norms=("none", "batch", "layer"),
     curves=(
         study.Curve(

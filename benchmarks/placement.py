@@ -29,7 +29,7 @@ comparison = study.Comparison(
     problems=(
         zoo.problem("mlp", zoo.mlp(4)),
         zoo.problem("mlp-sigmoid", zoo.mlp(4, activation="sigmoid")),
-        zoo.problem("conv", zoo.CONV6),
+        *zoo.CONVS,
     ),
     norms=("none", "batch", "layer"),
     curves=(

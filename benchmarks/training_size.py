@@ -20,7 +20,7 @@ comparison = study.Comparison(
     name="training_size",
     title="Test error against the number of training examples",
     question="Does a network with a norm need fewer examples?",
-    problems=(zoo.problem("mlp", zoo.mlp(3)), zoo.problem("conv", zoo.CONV6), *zoo.problems("resnet20")),
+    problems=(zoo.problem("mlp", zoo.mlp(3)), *zoo.CONVS, *zoo.problems("resnet20")),
     norms=("none", "batch", "layer"),
     curves=(
         study.Curve(

@@ -45,22 +45,36 @@ class Setting(NamedTuple):
 
 _MNIST = "--data tfds:mnist --image-size 14 --train-examples 22222 --epochs 2"
 _CIFAR = "--data tfds:cifar10 --epochs 20"
-_SMALL = "--data tfds:cifar10 --image-size 16 --train-examples 22222 --epochs 4"
-_NORMS = "--problems conv --norms none batch layer"
-_CONV = {"conv-16": Setting(_SMALL, _NORMS), "conv": Setting(_CIFAR, _NORMS)}
+_CONV = {"conv": Setting(_CIFAR, "--problems conv --norms none batch layer")}
+_SMALL = "--data tfds:cifar10 --image-size 16 --train-examples 22222 --epochs 2"
+_NARROW = "--problems conv-narrow --norms none batch"
+"""A conv net on small images, for two processors."""
 COMPARISONS: Mapping[str, Mapping[str, Setting]] = {
-    "placement": {OWN: Setting(_MNIST), **_CONV},
-    "dropout": {OWN: Setting(_MNIST), **_CONV},
-    "initialization": {OWN: Setting(_MNIST), **_CONV},
+    "placement": {
+        OWN: Setting(_MNIST),
+        "conv-narrow": Setting(_SMALL, f"{_NARROW} layer"),
+        **_CONV,
+    },
+    "dropout": {
+        OWN: Setting(_MNIST),
+        "conv-narrow": Setting(_SMALL, f"{_NARROW} --curves all few --learning-rates 0.01 0.03 0.1 0.3"),
+        **_CONV,
+    },
+    "initialization": {
+        OWN: Setting(_MNIST),
+        "conv-narrow": Setting(_SMALL, f"{_NARROW} --scales 0.1 0.3 1 3 10"),
+        **_CONV,
+    },
     "training_size": {
         OWN: Setting(f"{_MNIST} --training-sizes 100 500 2000 20000"),
-        "conv-16": Setting(f"{_SMALL} --training-sizes 200 2000 20000", _NORMS),
-        "conv": Setting(f"{_CIFAR} --training-sizes 500 5000 45000", _NORMS),
+        "conv-narrow": Setting(f"{_SMALL} --training-sizes 200 2000 20000", _NARROW),
+        "conv": Setting(f"{_CIFAR} --training-sizes 500 5000 45000", "--problems conv --norms none batch layer"),
         "resnet-20": Setting(f"{_CIFAR} --training-sizes 500 5000 45000", "--problems resnet20 --norms none batch"),
     },
     "depth": {OWN: Setting(_MNIST.replace("22222", "14222"))},
     "every_layer": {
         OWN: Setting(_MNIST, "--norms none batch --problems mlp"),
+        "conv-narrow": Setting(_SMALL, _NARROW),
         "mlp-20": Setting(_MNIST, "--norms none batch --problems mlp20"),
         **_CONV,
     },

@@ -44,7 +44,7 @@ def test_networks_are_chosen_by_name_or_as_own_or_larger() -> None:
         "why-conv-16-32-64",
         "why-vgg-11",
         "why-conv-32-64-64-128",
-        "dropout-conv-16",
+        "dropout-conv-narrow",
         "dropout-conv",
     }
     assert "fine_tuning-conv" in listed("--studies", "fine_tuning", "--networks", "conv")  # its own plan has both
