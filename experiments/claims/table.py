@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.claims.estimates import Interval
 from experiments.claims.images import title
@@ -17,6 +17,9 @@ from experiments.claims.verdicts import Verdict
 
 Document = Mapping[str, Any]
 """Content of a study's JSON file, see `study.write`."""
+
+MIXED = "differs"
+"""Verdict on a claim whose networks have several."""
 
 INTRODUCTION = """# Claims about batch norm, tried
 
@@ -30,6 +33,8 @@ reported. Published numbers stand beside ours and come from other networks and d
 - **holds when**: only under the condition that is given.
 - **does not hold**: the effect is absent, or has the other direction.
 - **not visible here**: the interval excludes neither.
+
+A claim that was tried on several networks has a line for each of them.
 """
 
 
@@ -44,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"Expected .json files of studies in {options.folder}, found none. Run a study with `--output`.")
     to_folder = os.path.relpath(options.folder, options.output.parent)
     options.output.write_text(page(documents, to_folder))
-    print(f"wrote {options.output}: {sum(len(d['findings']) for d in documents)} claims of {len(documents)} studies")
+    print(f"wrote {options.output}: {len(claims(documents))} claims, {len(documents)} studies")
 
 
 def read(folder: Path) -> list[Document]:
@@ -68,35 +73,78 @@ PHRASES = {
     Verdict.HOLDS_WHEN: ("holds under a condition", "hold under a condition"),
     Verdict.FAILS: ("does not hold", "do not hold"),
     Verdict.UNSEEN: ("is not visible here", "are not visible here"),
+    MIXED: ("has another verdict on another network", "have another verdict on another network"),
 }
 """Phrases for the numbers of verdicts, singular and plural."""
 
 
+class Tried(NamedTuple):
+    """A verdict on a claim, and the name of the study that gives it."""
+
+    study: str
+    finding: Document
+
+
+def claims(documents: Sequence[Document]) -> dict[str, list[Tried]]:
+    """Return the verdicts by claim: several where studies tried it on several networks."""
+    found: dict[str, list[Tried]] = {}
+    for document in documents:
+        for finding in document["findings"]:
+            found.setdefault(finding["claim"]["text"], []).append(Tried(document["name"], finding))
+    return found
+
+
 def counts(documents: Sequence[Document]) -> str:
-    """Count verdicts and bars, a line."""
-    verdicts = [finding["verdict"] for document in documents for finding in document["findings"]]
+    """Count claims by verdict, and bars, a line."""
+    verdicts = [_joined(tried) for tried in claims(documents).values()]
     bars = [bar["met"] for document in documents for bar in document["bars"]]
     counts = {verdict: verdicts.count(verdict) for verdict in PHRASES}
     said = ", ".join(f"{n} {PHRASES[verdict][n != 1]}" for verdict, n in counts.items() if n)
-    claims, of = (f"{len(some)} {word}{'s' * (len(some) != 1)}" for some, word in ((verdicts, "claim"), (bars, "bar")))
-    return f"{claims}: {said}. {sum(bars)} of {of} {'is' if 1 in (sum(bars), len(bars)) else 'are'} met.\n"
+    claimed, of = (f"{len(some)} {word}{'s' * (len(some) != 1)}" for some, word in ((verdicts, "claim"), (bars, "bar")))
+    return f"{claimed}: {said}. {sum(bars)} of {of} {'is' if 1 in (sum(bars), len(bars)) else 'are'} met.\n"
+
+
+def _joined(tried: Sequence[Tried]) -> str:
+    verdicts = {one.finding["verdict"] for one in tried}
+    return verdicts.pop() if len(verdicts) == 1 else MIXED
 
 
 def _table(documents: Sequence[Document]) -> str:
     lines = ["| claim | who says it | published | what we saw | verdict | study |", "|---|---|---|---|---|---|"]
-    for document in documents:
-        for finding in document["findings"]:
-            claim, when = finding["claim"], finding["when"]
-            cells = (
-                claim["text"],
-                claim["source"],
-                claim["published"] or "no number",
-                f"{finding['effect']}: {effect(finding['seen'])}; {finding['network']}, {title(finding['data'])}",
-                f"**{finding['verdict']}**{' ' if finding['verdict'].endswith('when') else ': ' if when else ''}{when}",
-                f"[{document['name']}](#{document['name'].replace('_', '-')})",
-            )
-            lines.append("| " + " | ".join(_cell(one) for one in cells) + " |")
+    for tried in claims(documents).values():
+        claim = tried[0].finding["claim"]
+        cells = (
+            [claim["text"]],
+            [claim["source"]],
+            [claim["published"] or "no number"],
+            _seen([one.finding for one in tried]),
+            _verdicts([one.finding for one in tried]),
+            [f"[{one.study}](#{one.study.replace('_', '-')})" for one in tried],
+        )
+        lines.append("| " + " | ".join("<br>".join(map(_cell, lines)) for lines in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _seen(findings: Sequence[Document]) -> list[str]:
+    """Write the effects, a line a network; the name of an effect once where all lines have it."""
+    lines = [f"{effect(one['seen'])}; {_network(one)}" for one in findings]
+    names = [f"{one['effect']}: " for one in findings]
+    shared = len(set(names)) == 1
+    return [line if shared and i else name + line for i, (name, line) in enumerate(zip(names, lines, strict=True))]
+
+
+def _verdicts(findings: Sequence[Document]) -> list[str]:
+    """Write the verdicts, a line a network; its name where there are several."""
+    lines = []
+    for one in findings:
+        verdict, when = one["verdict"], one["when"]
+        joint = " " if verdict == Verdict.HOLDS_WHEN else ": " if when else ""
+        lines.append(f"**{verdict}**{joint}{when}")
+    return lines if len(lines) == 1 else [f"{_network(one)}: {x}" for one, x in zip(findings, lines, strict=True)]
+
+
+def _network(finding: Document) -> str:
+    return f"{finding['network']}, {title(finding['data'])}"
 
 
 def effect(seen: Mapping[str, Any]) -> str:

@@ -103,8 +103,42 @@ def test_files_and_the_page_of_claims(tmp_path: Path, capsys: pytest.CaptureFixt
     ],
 )  # fmt: skip
 def test_verdicts_are_counted_in_english(verdicts: list[str], bars: list[bool], line: str) -> None:
-    document = {"findings": [{"verdict": one} for one in verdicts], "bars": [{"met": met} for met in bars]}
+    findings = [{"claim": {"text": str(i)}, "verdict": one} for i, one in enumerate(verdicts)]
+    document = {"name": "a", "findings": findings, "bars": [{"met": met} for met in bars]}
     assert table.counts([document]) == line
+
+
+def tried(name: str, **verdicts: str) -> dict[str, object]:
+    """Return the verdicts of a study on claims by text."""
+    findings = [
+        {
+            "claim": {"text": text, "source": "a paper", "published": ""},
+            "verdict": verdict,
+            "when": "it rains" if verdict == "holds when" else "",
+            "effect": "points" if name != "a-deep" or text == "Same" else "steps",
+            "seen": {"mean": 1.0, "low": 0.5, "high": 1.5, "n": 3},
+            "network": f"net of {name}",
+            "data": "tfds:mnist",
+        }
+        for text, verdict in verdicts.items()
+    ]
+    about = {"command": "c", "seconds": 1, "jax": "0", "device": "cpu"}
+    return {"name": name, "title": "Is it?", "about": about, "findings": findings, "bars": [], "sentences": []}
+
+
+def test_a_claim_has_one_row_with_a_line_for_each_network() -> None:
+    documents = [tried("a", Same="holds", Other="holds"), tried("a-deep", Same="holds", Other="holds when")]
+    page = table.page(documents, ".")
+    same, other = (
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if "| a paper" in line
+    )
+    assert same[0] == "Same" and other[0] == "Other"
+    assert same[3] == "points: 1 (0.5 to 1.5, n = 3); net of a, MNIST<br>1 (0.5 to 1.5, n = 3); net of a-deep, MNIST"
+    assert same[4] == "net of a, MNIST: **holds**<br>net of a-deep, MNIST: **holds**"
+    assert same[5] == other[5] == "[a](#a)<br>[a-deep](#a-deep)"
+    assert other[3].endswith("<br>steps: 1 (0.5 to 1.5, n = 3); net of a-deep, MNIST")
+    assert other[4] == "net of a, MNIST: **holds**<br>net of a-deep, MNIST: **holds when** it rains"
+    assert "2 claims: 1 holds, 1 has another verdict on another network. 0 of 0 bars are met." in page
 
 
 def test_a_page_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
