@@ -34,7 +34,8 @@ reported. Published numbers stand beside ours and come from other networks and d
 - **does not hold**: the effect is absent, or has the other direction.
 - **not visible here**: the interval excludes neither.
 
-A claim that was tried on several networks has a line for each of them.
+A claim that was tried on several networks has a line for each of them. MNIST is averaged to 14 x 14 pixels unless a row
+has another size.
 """
 
 
@@ -53,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def read(folder: Path) -> list[Document]:
-    """Read the verdicts of all studies, by name."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    """Read the verdicts of all studies by name, each study's own network before its others."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"), key=lambda path: path.stem)]
 
 
 def page(documents: Sequence[Document], folder: str) -> str:
@@ -79,10 +80,17 @@ PHRASES = {
 
 
 class Tried(NamedTuple):
-    """A verdict on a claim, and the name of the study that gives it."""
+    """A verdict on a claim, with the study that gives it."""
 
-    study: str
+    document: Document
     finding: Document
+
+    @property
+    def network(self) -> str:
+        """Return the name of the network, with that of the data and the size of the images if it is known."""
+        plan, data = self.document["plan"], title(self.finding["data"])
+        side = plan.get("side") or plan.get("options", {}).get("image_size")
+        return f"{self.finding['network']}, {data}" + (f" {side} x {side}" if side else "")
 
 
 def claims(documents: Sequence[Document]) -> dict[str, list[Tried]]:
@@ -90,7 +98,7 @@ def claims(documents: Sequence[Document]) -> dict[str, list[Tried]]:
     found: dict[str, list[Tried]] = {}
     for document in documents:
         for finding in document["findings"]:
-            found.setdefault(finding["claim"]["text"], []).append(Tried(document["name"], finding))
+            found.setdefault(finding["claim"]["text"], []).append(Tried(document, finding))
     return found
 
 
@@ -117,34 +125,30 @@ def _table(documents: Sequence[Document]) -> str:
             [claim["text"]],
             [claim["source"]],
             [claim["published"] or "no number"],
-            _seen([one.finding for one in tried]),
-            _verdicts([one.finding for one in tried]),
-            [f"[{one.study}](#{one.study.replace('_', '-')})" for one in tried],
+            _seen(tried),
+            _verdicts(tried),
+            [f"[{name}](#{name.replace('_', '-')})" for name in (one.document["name"] for one in tried)],
         )
         lines.append("| " + " | ".join("<br>".join(map(_cell, lines)) for lines in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _seen(findings: Sequence[Document]) -> list[str]:
+def _seen(tried: Sequence[Tried]) -> list[str]:
     """Write the effects, a line a network; the name of an effect once where all lines have it."""
-    lines = [f"{effect(one['seen'])}; {_network(one)}" for one in findings]
-    names = [f"{one['effect']}: " for one in findings]
+    lines = [f"{effect(one.finding['seen'])}; {one.network}" for one in tried]
+    names = [f"{one.finding['effect']}: " for one in tried]
     shared = len(set(names)) == 1
     return [line if shared and i else name + line for i, (name, line) in enumerate(zip(names, lines, strict=True))]
 
 
-def _verdicts(findings: Sequence[Document]) -> list[str]:
+def _verdicts(tried: Sequence[Tried]) -> list[str]:
     """Write the verdicts, a line a network; its name where there are several."""
     lines = []
-    for one in findings:
-        verdict, when = one["verdict"], one["when"]
+    for one in tried:
+        verdict, when = one.finding["verdict"], one.finding["when"]
         joint = " " if verdict == Verdict.HOLDS_WHEN else ": " if when else ""
-        lines.append(f"**{verdict}**{joint}{when}")
-    return lines if len(lines) == 1 else [f"{_network(one)}: {x}" for one, x in zip(findings, lines, strict=True)]
-
-
-def _network(finding: Document) -> str:
-    return f"{finding['network']}, {title(finding['data'])}"
+        lines.append((f"{one.network}: " if len(tried) > 1 else "") + f"**{verdict}**{joint}{when}")
+    return lines
 
 
 def effect(seen: Mapping[str, Any]) -> str:

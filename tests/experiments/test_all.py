@@ -25,7 +25,15 @@ def result(job: Job, folder: Path, command: str = "") -> None:
     finding = {"claim": claim, "verdict": Verdict.HOLDS, "effect": "e", "network": "n", "data": "digits", "when": "",
                "seen": {"mean": 1.0, "low": 0.5, "high": 1.5, "n": 3}}  # fmt: skip
     about = {"command": command or job.command, "seconds": 1, "jax": "0", "device": "cpu"}
-    document = {"name": job.name, "title": "Is it?", "about": about, "findings": [finding], "bars": [], "sentences": []}
+    document = {
+        "name": job.name,
+        "title": "Is it?",
+        "about": about,
+        "plan": {},
+        "findings": [finding],
+        "bars": [],
+        "sentences": [],
+    }
     (folder / f"{job.name}.json").write_text(json.dumps(document))
 
 

@@ -104,7 +104,7 @@ def test_files_and_the_page_of_claims(tmp_path: Path, capsys: pytest.CaptureFixt
 )  # fmt: skip
 def test_verdicts_are_counted_in_english(verdicts: list[str], bars: list[bool], line: str) -> None:
     findings = [{"claim": {"text": str(i)}, "verdict": one} for i, one in enumerate(verdicts)]
-    document = {"name": "a", "findings": findings, "bars": [{"met": met} for met in bars]}
+    document = {"name": "a", "plan": {}, "findings": findings, "bars": [{"met": met} for met in bars]}
     assert table.counts([document]) == line
 
 
@@ -123,7 +123,9 @@ def tried(name: str, **verdicts: str) -> dict[str, object]:
         for text, verdict in verdicts.items()
     ]
     about = {"command": "c", "seconds": 1, "jax": "0", "device": "cpu"}
-    return {"name": name, "title": "Is it?", "about": about, "findings": findings, "bars": [], "sentences": []}
+    plan = {} if name == "a" else {"side": 16}
+    document = {"name": name, "title": "Is it?", "about": about, "plan": plan, "findings": findings}
+    return {**document, "bars": [], "sentences": []}
 
 
 def test_a_claim_has_one_row_with_a_line_for_each_network() -> None:
@@ -133,11 +135,14 @@ def test_a_claim_has_one_row_with_a_line_for_each_network() -> None:
         [cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if "| a paper" in line
     )
     assert same[0] == "Same" and other[0] == "Other"
-    assert same[3] == "points: 1 (0.5 to 1.5, n = 3); net of a, MNIST<br>1 (0.5 to 1.5, n = 3); net of a-deep, MNIST"
-    assert same[4] == "net of a, MNIST: **holds**<br>net of a-deep, MNIST: **holds**"
+    assert (
+        same[3]
+        == "points: 1 (0.5 to 1.5, n = 3); net of a, MNIST<br>1 (0.5 to 1.5, n = 3); net of a-deep, MNIST 16 x 16"
+    )
+    assert same[4] == "net of a, MNIST: **holds**<br>net of a-deep, MNIST 16 x 16: **holds**"
     assert same[5] == other[5] == "[a](#a)<br>[a-deep](#a-deep)"
-    assert other[3].endswith("<br>steps: 1 (0.5 to 1.5, n = 3); net of a-deep, MNIST")
-    assert other[4] == "net of a, MNIST: **holds**<br>net of a-deep, MNIST: **holds when** it rains"
+    assert other[3].endswith("<br>steps: 1 (0.5 to 1.5, n = 3); net of a-deep, MNIST 16 x 16")
+    assert other[4] == "net of a, MNIST: **holds**<br>net of a-deep, MNIST 16 x 16: **holds when** it rains"
     assert "2 claims: 1 holds, 1 has another verdict on another network. 0 of 0 bars are met." in page
 
 
