@@ -62,7 +62,7 @@ COMPARISONS: Mapping[str, Mapping[str, Setting]] = {
     },
     "initialization": {
         OWN: Setting(_MNIST),
-        "conv-narrow": Setting(_SMALL, f"{_NARROW} --scales 0.1 0.3 1 3 10"),
+        "conv-narrow": Setting(_SMALL, f"{_NARROW} --scales 0.1 1 10 --learning-rates 0.01 0.03 0.1 0.3 1 3"),
         **_CONV,
     },
     "training_size": {
