@@ -232,8 +232,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run studies and write the page; return 1 if some of them failed."""
     options = parser().parse_args(arguments)
     listed = list(jobs(options))
-    if not listed:
-        parser().error(f"Expected networks of the studies, got {' '.join(options.networks)}. `--dry-run` lists them.")
+    known = {OWN, LARGER}.union(*(networks(name) for name in options.studies))
+    unknown = [word for word in options.networks if word not in known]
+    if unknown or not listed:
+        got = " ".join(unknown or options.networks)
+        parser().error(f"Expected networks of the studies, got {got}. `--dry-run` lists them.")
     if options.dry_run:
         print("\n".join(f"{job.name}: {job.command}" for job in listed))
         return 0

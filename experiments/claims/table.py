@@ -74,7 +74,7 @@ PHRASES = {
     Verdict.HOLDS_WHEN: ("holds under a condition", "hold under a condition"),
     Verdict.FAILS: ("does not hold", "do not hold"),
     Verdict.UNSEEN: ("is not visible here", "are not visible here"),
-    MIXED: ("has another verdict on another network", "have another verdict on another network"),
+    MIXED: ("differs between networks", "differ between networks"),
 }
 """Phrases for the numbers of verdicts, singular and plural."""
 

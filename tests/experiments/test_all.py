@@ -133,6 +133,12 @@ def test_no_network_is_refused_and_a_dry_run_lists_commands(capsys: pytest.Captu
     with pytest.raises(SystemExit):
         every.main(["--output", "there", "--studies", "bias", "--networks", "resnet-20"])
     assert "Expected networks of the studies, got resnet-20" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        every.main(["--output", "there", "--studies", "bias", "--networks", "own", "larger", "conv-narow"])
+    assert "Expected networks of the studies, got conv-narow." in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        every.main(["--output", "there", "--studies", "bias", "--networks", "larger"])
+    assert "Expected networks of the studies, got larger." in capsys.readouterr().err
     assert every.main(["--output", "there", "--studies", "bias", "--dry-run"]) == 0
     assert capsys.readouterr().out == "bias: python experiments/bias.py\n" and not Path("there").exists()
 

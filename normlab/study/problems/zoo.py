@@ -238,7 +238,7 @@ def conv6(*widths: int) -> Architecture:
 
 
 CONVS = problem("conv", conv6(32, 32, 64, 64, 128, 128)), problem("conv-narrow", conv6(16, 16, 32, 32, 64, 64))
-"""Conv nets of six layers; the narrow one trains in about a quarter of the time."""
+"""Conv nets of six layers; the narrow one takes about a quarter of the multiplications."""
 
 LAYERS = (
     "MLPs: hidden layers of 100 units, each dense, norm, ReLU, unless said; conv net: six 3 x 3 convolutions, each "
