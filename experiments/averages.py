@@ -27,7 +27,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.claims import images, networks, plots
-from experiments.claims.estimates import Interval, points
+from experiments.claims.estimates import SIGNED, Interval, points
 from experiments.claims.images import Images
 from experiments.claims.study import Plan, Study, main
 from experiments.claims.trainer import Budget, Moment, Settings, Tree, train
@@ -337,22 +337,14 @@ def _bars(plan: Extent, found: Found) -> tuple[Bar, ...]:
     end = steady, last
     sma, fast, slow = (above(found, end, name) for name in (PLAIN, exponential(0.9), exponential(0.999)))
     turn = points(found[steady, first][exponential(0.99)], found[steady, first][PLAIN])
-    worst = max((beyond_best(found, cell)[1] for cell in found), key=lambda d: d.mean)
+    worst = max((beyond_best(found, cell)[1] for cell in found), key=lambda d: d.high)
     where = f"{steady}, after {last:,} updates"
     return (
-        Bar(f"{where}: plain - precise at least 0.5 points", sma.text("{:+.2f}"), sma.mean >= 0.5),
-        Bar(f"{where}: momentum 0.9 within 0.5 points of precise", fast.text("{:+.2f}"), abs(fast.mean) <= 0.5),
-        Bar(f"{where}: momentum 0.999 - precise at least 1 point", slow.text("{:+.2f}"), slow.mean >= 1),
-        Bar(
-            f"{steady}, after {first:,} updates: momentum 0.99 - plain at least 5 points",
-            turn.text("{:+.2f}"),
-            turn.mean >= 5,
-        ),
-        Bar(
-            f"precise nowhere more than {MARGIN:g} points above the best average",
-            worst.text("{:+.2f}"),
-            worst.mean <= MARGIN,
-        ),
+        Bar.of(f"{where}: plain - precise at least 0.5 points", sma, SIGNED, least=0.5),
+        Bar.of(f"{where}: momentum 0.9 within 0.5 points of precise", fast, SIGNED, least=-0.5, most=0.5),
+        Bar.of(f"{where}: momentum 0.999 - precise at least 1 point", slow, SIGNED, least=1),
+        Bar.of(f"{steady}, after {first:,} updates: momentum 0.99 - plain at least 5 points", turn, SIGNED, least=5),
+        Bar.of(f"precise nowhere more than {MARGIN:g} points above the best average", worst, SIGNED, most=MARGIN),
     )
 
 
@@ -361,7 +353,7 @@ def _sentences(plan: Extent, found: Found) -> list[str]:
     shown = (PLAIN, *map(exponential, MOMENTA))
     lines = []
     for schedule in plan.schedules:
-        numbers = ", ".join(f"{name} {above(found, (schedule, last), name).text('{:+.2f}')}" for name in shown)
+        numbers = ", ".join(f"{name} {above(found, (schedule, last), name).text(SIGNED)}" for name in shown)
         lines.append(f"Points above precise statistics, {schedule}, after {last:,} updates: {numbers}.")
     lines.append(_start(found, (plan.schedules[0], first)))
     pairs = compared(plan, found)
@@ -382,8 +374,8 @@ def _start(found: Found, cell: Cell) -> str:
     effect = "costs" if gain.low > 0 else "gains" if gain.high < 0 else "makes no clear difference:"
     return (
         f"After {cell[1]:,} updates ({cell[0]}) the start of momentum 0.99 still weighs {share:.0%}: the error is "
-        f"{raw.text('{:+.2f}')} points above that by precise statistics, and {without.text('{:+.2f}')} without the "
-        f"start, which {effect} {gain.text('{:+.2f}' if 'no' in effect else '{:.2f}')} points."
+        f"{raw.text(SIGNED)} points above that by precise statistics, and {without.text(SIGNED)} without the "
+        f"start, which {effect} {gain.text(SIGNED if 'no' in effect else '{:.2f}')} points."
     )
 
 

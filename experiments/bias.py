@@ -19,7 +19,7 @@ from jax import Array
 from matplotlib.figure import Figure
 
 from experiments.claims import images, networks, plots
-from experiments.claims.estimates import Interval, average, points
+from experiments.claims.estimates import SIGNED, Interval, average, points
 from experiments.claims.images import Images
 from experiments.claims.study import Plan, Study, main
 from experiments.claims.trainer import Budget, Moment, Settings, error, loss, train
@@ -149,14 +149,14 @@ def _bars(
     differences: Mapping[tuple[str, int], Interval],
 ) -> tuple[Bar, ...]:
     size = max(float(found[BEFORE, batch].bias.max()) for batch in plan.batches)
-    widest = max((differences[BEFORE, batch] for batch in plan.batches), key=lambda d: abs(d.mean))
+    widest = max((differences[BEFORE, batch] for batch in plan.batches), key=lambda d: d.size)
     return (
         Bar(
             f"gradient of a bias before batch norm at most {EXACT:g} of its kernel's",
             f"{largest[BEFORE]:.1e}",
             largest[BEFORE] <= EXACT,
         ),
-        Bar("errors with and without biases within 0.3 points", widest.text("{:+.2f}"), abs(widest.mean) <= 0.3),
+        Bar.of("errors with and without biases within 0.3 points", widest, SIGNED, least=-0.3, most=0.3),
         Bar("the bias stays below 1e-6", f"{size:.1e}", size < 1e-6),
     )
 

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.claims import images, networks, plots, shifted
-from experiments.claims.estimates import Interval, average, points, ratio
+from experiments.claims.estimates import SIGNED, Interval, average, points, ratio
 from experiments.claims.images import Images, Part
 from experiments.claims.shifted import RECIPES, Recipe, Runs
 from experiments.claims.study import Plan, Study, main
@@ -381,41 +381,40 @@ def _bars(found: Found) -> Iterable[Bar]:
         dense = networks.dense(name)
         for shift in shifted.AFFINE:
             effect = repaired(one, shift)
-            yield Bar(f"{one.title}, {shift}: AdaBN / running at most 0.25", effect.text("{:.3f}"), effect.mean <= 0.25)
+            yield Bar.of(f"{one.title}, {shift}: AdaBN / running at most 0.25", effect, "{:.3f}", most=0.25)
             if dense:
                 apart = points(one.error(ADABN, shift), one.error(ADABN, CLEAN))
-                yield Bar(f"{one.title}, {shift}: AdaBN within 0.5 points of clean", apart.text("{:+.2f}"),
-                          abs(apart.mean) <= 0.5)  # fmt: skip
+                text = f"{one.title}, {shift}: AdaBN within 0.5 points of clean"
+                yield Bar.of(text, apart, SIGNED, least=-0.5, most=0.5)
         yield from _dense(one) if dense else _convolutional(one)
         yield from _of_batches(one, least=15 if dense else 7)
 
 
 def _dense(one: Observed) -> Iterable[Bar]:
     for shift in (shift for shift in ("noise", "one pixel right", REAL) if shift in one.shifts):
-        effect = repaired(one, shift)
-        yield Bar(f"{one.title}, {shift}: AdaBN / running in 0.8 to 1.1", effect.text("{:.3f}"),
-                  0.8 <= effect.mean <= 1.1)  # fmt: skip
+        text = f"{one.title}, {shift}: AdaBN / running in 0.8 to 1.1"
+        yield Bar.of(text, repaired(one, shift), "{:.3f}", least=0.8, most=1.1)
 
 
 def _convolutional(one: Observed) -> Iterable[Bar]:
     for shift, most in (("noise", 0.92), (REAL, 0.95)):
         if shift in one.shifts:
-            effect = repaired(one, shift)
-            yield Bar(f"{one.title}, {shift}: upper end of AdaBN / running at most {most}", effect.text("{:.3f}"),
-                      effect.below(most))  # fmt: skip
+            text = f"{one.title}, {shift}: AdaBN / running at most {most}"
+            yield Bar.of(text, repaired(one, shift), "{:.3f}", most=most)
 
 
 def _of_batches(one: Observed, least: float) -> Iterable[Bar]:
     if (CLEAN, own(4)) in one.errors:
         few = points(one.error(own(4), CLEAN), one.error(RUNNING, CLEAN))
-        yield Bar(f"{one.title}, clean: own n = 4 at least {least} points above running", few.text("{:+.1f}"),
-                  few.mean >= least)  # fmt: skip
+        yield Bar.of(
+            f"{one.title}, clean: own n = 4 at least {least} points above running", few, "{:+.1f}", least=least
+        )
     by = average(100 * one.error(SORTED, CLEAN))
-    yield Bar(f"{one.title}, clean: sorted by class at least 60 %", by.text("{:.1f}"), by.mean >= 60)
+    yield Bar.of(f"{one.title}, clean: sorted by class at least 60 %", by, "{:.1f}", least=60)
     apart = {shift: sharper(one, shift) for shift in one.shifts}
-    worst = max(apart, key=lambda shift: abs(apart[shift].mean))
+    worst = max(apart, key=lambda shift: apart[shift].size)
     yield Bar(f"{one.title}: TENT - AdaBN within 1.5 points on every shift",
-              f"{apart[worst].text('{:+.2f}')} on {worst}", abs(apart[worst].mean) <= 1.5)  # fmt: skip
+              f"{apart[worst].text('{:+.2f}')} on {worst}", apart[worst].size <= 1.5)  # fmt: skip
 
 
 def remedies(plan: Extent) -> list[str]:

@@ -374,18 +374,18 @@ def _bars(plan: Extent, seen: Seen) -> list[Bar]:
     inside = [(arm, 0.85, 1.05) for arm in (NONE, LAYER, RMS)] + [(LAYER_AFTER, 1.4, 1.55)]
     for arm, low, high in inside:
         if arm in seen.arms:
-            met = low <= seen.arms[arm].mean <= high
             text = f"growth, {arm.name}{'' if arm.after else ' before ReLU'}: {low:g} to {high:g}"
-            bars.append(Bar(text.replace("no norm before ReLU", "no norm"), seen.arms[arm].text("{:.3f}"), met))
+            text = text.replace("no norm before ReLU", "no norm")
+            bars.append(Bar.of(text, seen.arms[arm], "{:.3f}", least=low, most=high))
     residual = seen.arms[BATCH_RESIDUAL]
-    return [*bars, Bar(f"growth, {BATCH_RESIDUAL.name}: at most 1.1", residual.text("{:.3f}"), residual.mean <= 1.1)]
+    return [*bars, Bar.of(f"growth, {BATCH_RESIDUAL.name}: at most 1.1", residual, "{:.3f}", most=1.1)]
 
 
 def _of_law(width: int, batch: int, seen: Interval) -> Bar:
     within = 0.04 if batch >= 128 else 0.03
     share = Interval(*(value / with_batch_norm(batch) for value in seen[:3]), seen.n)
     text = f"growth / law within {within:.0%}, batch norm, width {width}, batch {batch}"
-    return Bar(text, share.text("{:.3f}"), abs(share.mean - 1) <= within)
+    return Bar.of(text, share, "{:.3f}", least=1 - within, most=1 + within)
 
 
 def _sentences(plan: Extent, found: Found, seen: Seen) -> list[str]:

@@ -216,10 +216,12 @@ def _bars(found: Found, name: str) -> tuple[Bar, ...]:
             share(beaten),
             bool(beaten.mean() >= OFTEN),
         ),
-        Bar(
+        Bar.of(
             f"{title}, batch norm: six save 10 to 40 % of the errors of a member",
-            saved.text("{:.1f} %"),
-            10 <= saved.mean <= 40,
+            saved,
+            "{:.1f} %",
+            least=10,
+            most=40,
         ),
     )
 

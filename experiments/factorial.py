@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.claims import factorial_figures as figures
-from experiments.claims.estimates import Interval, average, points, ratio, share
+from experiments.claims.estimates import SIGNED, Interval, average, points, ratio, share
 from experiments.claims.factorial import Cell, Cells, Extent, Found, Net, failing_rates, largest_rate, read, rows
 from experiments.claims.study import Study, text, write
 from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Verdict
@@ -87,7 +87,6 @@ EVERY = Claim(
     source="widely read question-and-answer pages",
 )
 
-SIGNED = "{:+.2f}"
 MARGIN = 0.8
 """Points by which batch norm alone may be worse than dropout alone, and still replace it."""
 ENOUGH = 0.4
@@ -112,9 +111,9 @@ def placement(plan: Extent, net: Net) -> Judgement:
     ]
     bars = []
     if not sigmoid and net.name == "mlp":
-        bars = [Bar(f"{net.title}: after - before within 1.5 points", seen.text(SIGNED), _within(seen, 1.5))]
+        bars = [Bar.of(f"{net.title}: after - before within 1.5 points", seen, SIGNED, least=-1.5, most=1.5)]
     elif sigmoid:
-        bars = [Bar(f"{net.title}: after - before at most -0.5 points", seen.text(SIGNED), seen.high <= -0.5)]
+        bars = [Bar.of(f"{net.title}: after - before at most -0.5 points", seen, SIGNED, most=-0.5)]
     if net.has("placement", ["layer"]):
         other = points(cells["layer", "after"].errors, cells["layer", "before"].errors)
         sentences.append(f"{net.title}, layer norm after - before: {other.text(SIGNED)} points.")
@@ -126,7 +125,7 @@ def placement(plan: Extent, net: Net) -> Judgement:
         if sigmoid:
             findings.append(_without_norm(plan, net, none, before))
             mean = average(100 * none.errors)
-            bars.append(Bar(f"{net.title}: no norm at 80 % or more", mean.text("{:.1f}"), mean.mean >= 80))
+            bars.append(Bar.of(f"{net.title}: no norm at 80 % or more", mean, "{:.1f}", least=80))
     return Judgement(findings=tuple(findings), bars=tuple(bars), sentences=tuple(sentences))
 
 
@@ -188,10 +187,11 @@ TRAINED_ON = {"all": "all examples", "few": "a tenth of the examples", "longer":
 
 def _dropout_bars(net: Net, gaps: dict[str, Interval], losses: dict[str, Interval]) -> tuple[Bar, ...]:
     bars = [
-        Bar(
+        Bar.of(
             f"{net.title}, {TRAINED_ON[curve]}: batch norm - no norm with its best dropout at most {MARGIN:g} points",
-            gap.text(SIGNED),
-            gap.high <= MARGIN,
+            gap,
+            SIGNED,
+            most=MARGIN,
         )
         for curve, gap in gaps.items()
     ]
@@ -253,7 +253,7 @@ def _rates(plan: Extent, net: Net) -> Judgement:
         f"{_number(largest['none'])} without a norm and{grid} {_number(largest['batch'])} with batch norm "
         f"(geometric means, n = {len(largest['batch'])})."
     )
-    bar = Bar(f"{net.title}: batch norm tolerates at least 3 times the rate", seen.text("{:.1f}"), seen.mean >= 3)
+    bar = Bar.of(f"{net.title}: batch norm tolerates at least 3 times the rate", seen, "{:.1f}", least=3)
     return Judgement(findings=(finding,), bars=(bar,) if net.name == "mlp" else (), sentences=(sentence,))
 
 
@@ -283,10 +283,11 @@ def _scales(plan: Extent, net: Net) -> Judgement:
 
 def _scale_bars(net: Net, scales: Sequence[float], means: dict[str, np.ndarray], decades: Interval) -> tuple[Bar, ...]:
     bars = [
-        Bar(
+        Bar.of(
             f"{net.title}: batch norm within a factor 3 of its best over at least 2 decades",
-            decades.text("{:.1f}"),
-            decades.mean >= 2,
+            decades,
+            "{:.1f}",
+            least=2,
         )
     ]
     if {0.01, 10.0} <= set(scales):
@@ -348,8 +349,8 @@ def training_size(plan: Extent, net: Net) -> Judgement:
         f"at {sizes[0]:,}, {shares[sizes[-1]].mean():.0f} % at {sizes[-1]:,}."
     ]
     bars = [
-        Bar(f"{net.title}: at {sizes[0]:,} examples within 1 point", fewest.text(SIGNED), _within(fewest, 1)),
-        Bar(f"{net.title}: at {sizes[-1]:,} examples at most -0.3 points", most.text(SIGNED), most.high <= -0.3),
+        Bar.of(f"{net.title}: at {sizes[0]:,} examples within 1 point", fewest, SIGNED, least=-1, most=1),
+        Bar.of(f"{net.title}: at {sizes[-1]:,} examples at most -0.3 points", most, SIGNED, most=-0.3),
     ]
     return Judgement(
         findings=(_finding(plan, net, LESS_DATA, verdict, effect, fewest, when),),
@@ -392,20 +393,15 @@ def _depth_bars(net: Net, plain: Cells, depths: Sequence[int]) -> list[Bar]:
     bars = []
     for depth, most in ((32, 65), (48, 40)):
         if depth in right:
-            seen = right[depth].text("{:.1f}")
-            bars.append(
-                Bar(f"batch norm, plain, {depth} layers: accuracy at most {most} %", seen, right[depth].mean <= most)
-            )
+            text = f"batch norm, plain, {depth} layers: accuracy at most {most} %"
+            bars.append(Bar.of(text, right[depth], "{:.1f}", most=most))
     if 4 in right:
-        bars.append(
-            Bar("batch norm, plain, 4 layers: accuracy at least 90 %", right[4].text("{:.1f}"), right[4].mean >= 90)
-        )
+        bars.append(Bar.of("batch norm, plain, 4 layers: accuracy at least 90 %", right[4], "{:.1f}", least=90))
     if 48 in right and net.has("residual", ["batch"], [48]):
         skip = average(100 * (1 - net.cells["residual"]["batch", 48].errors))
-        met = skip.mean >= 70 and skip.mean >= right[48].mean + 40
-        bars.append(
-            Bar("batch norm, residual, 48 layers: accuracy at least 70 % and plain + 40", skip.text("{:.1f}"), met)
-        )
+        least = max(70, right[48].high + 40)
+        text = "batch norm, residual, 48 layers: accuracy at least 70 % and plain + 40"
+        bars.append(Bar.of(text, skip, "{:.1f}", least=least))
     return bars
 
 
@@ -442,10 +438,8 @@ def every_layer(plan: Extent, net: Net) -> Judgement:
     bars = []
     if net.name == "mlp":
         bars.append(
-            Bar(
-                f"{net.title}: every second layer within {ENOUGH:g} points",
-                second.text(SIGNED),
-                _within(second, ENOUGH),
+            Bar.of(
+                f"{net.title}: every second layer within {ENOUGH:g} points", second, SIGNED, least=-ENOUGH, most=ENOUGH
             )
         )
         if third is not None:

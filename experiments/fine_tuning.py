@@ -376,19 +376,17 @@ def _diverged(plan: Extent, one: Observed) -> Iterable[str]:
 def _bars(plan: Extent, one: Observed) -> Iterable[Bar]:
     small, large = min(plan.batches), max(plan.batches)
     gain = points(one.error(FROZEN, small), one.error(BATCH, small))
-    yield Bar(f"{one.title}, batch {small}: frozen at least 10 points below batch statistics", gain.text("{:+.1f}"),
-              gain.mean <= -10)  # fmt: skip
+    where = f"{one.title}, batch {small}"
+    yield Bar.of(f"{where}: frozen at least 10 points below batch statistics", gain, "{:+.1f}", most=-10)
     better = points(one.error(FROZEN, small), one.before[BATCH])
-    yield Bar(f"{one.title}, batch {small}: frozen at least 10 points below the source", better.text("{:+.1f}"),
-              better.mean <= -10)  # fmt: skip
+    yield Bar.of(f"{where}: frozen at least 10 points below the source", better, "{:+.1f}", most=-10)
     if large > small:
         even = points(one.error(FROZEN, large), one.error(BATCH, large))
-        yield Bar(f"{one.title}, batch {large}: frozen within 3 points of batch statistics", even.text("{:+.1f}"),
-                  abs(even.mean) <= 3)  # fmt: skip
+        text = f"{one.title}, batch {large}: frozen within 3 points of batch statistics"
+        yield Bar.of(text, even, "{:+.1f}", least=-3, most=3)
     if GROUP in plan.arms:
         near = points(one.error(GROUP, small), one.error(FROZEN, small))
-        yield Bar(f"{one.title}, batch {small}: group norm within 4 points of frozen", near.text("{:+.1f}"),
-                  abs(near.mean) <= 4)  # fmt: skip
+        yield Bar.of(f"{where}: group norm within 4 points of frozen", near, "{:+.1f}", least=-4, most=4)
 
 
 def draw(plan: Extent, found: Found) -> dict[str, Figure]:

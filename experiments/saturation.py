@@ -326,10 +326,11 @@ def _bars(plan: Extent, found: Found) -> tuple[Bar, ...]:
     lower = normed.drift() < bare.drift()
     starts = [average(arm.spread_at(0)) for arm in (bare, normed)]
     return (
-        Bar(
+        Bar.of(
             "relative movement of the spread at least 2.5 times as large without the norm",
-            breathing.text("{:.2f}"),
-            breathing.mean >= 2.5,
+            breathing,
+            "{:.2f}",
+            least=2.5,
         ),
         Bar(
             "median's movement / spread lower with batch norm in 4 of 5 seeds",
@@ -339,7 +340,7 @@ def _bars(plan: Extent, found: Found) -> tuple[Bar, ...]:
         Bar(
             "spread before training below 0.2 without the norm and above 1 with it",
             f"{starts[0].text('{:.3f}')} without, {starts[1].text('{:.2f}')} with",
-            starts[0].mean < 0.2 and starts[1].mean > 1,
+            starts[0].below(0.2) and starts[1].above(1),
         ),
         Bar(
             "ReLU: median's movement / spread lower with batch norm, without / with above 1",

@@ -425,16 +425,18 @@ def _bars_of_reference(plan: Extent, one: Outcome) -> tuple[Bar, ...]:
     title, two, many = networks.title(REFERENCE), average(100 * own(plan, one, 2)), own(plan, one, 64)
     beyond, deleted = cost(one, many).points, cost(one, one.deleted)
     return (
-        Bar(f"{title}: statistics of 2 images, error at least 40 %", two.text("{:.1f} %"), two.mean >= 40),
-        Bar(
+        Bar.of(f"{title}: statistics of 2 images, error at least 40 %", two, "{:.1f} %", least=40),
+        Bar.of(
             f"{title}: statistics of 64 images within 1.5 points of running statistics",
-            beyond.text("{:+.2f}"),
-            abs(beyond.mean) <= 1.5,
+            beyond,
+            "{:+.2f}",
+            least=-1.5,
+            most=1.5,
         ),
         Bar(
             f"{title}: norms deleted, at least 5 points more and twice the errors",
             f"{deleted.points.text('{:+.1f}')} points, {deleted.times.text('{:.1f}')} times",
-            deleted.points.mean >= 5 and deleted.times.mean >= 2,
+            deleted.points.low >= 5 and deleted.times.low >= 2,
         ),
     )
 

@@ -260,22 +260,18 @@ def _device() -> str:
 
 def _bars(plan: Extent, updates: Mapping[Key, Interval], folded: Mapping[Key, Interval]) -> tuple[Bar, ...]:
     conv = {cell: seen for cell, seen in updates.items() if cell[0] == "conv net"}
-    largest = max(updates.values(), key=lambda seen: seen.mean)
-    slowest = max(folded, key=lambda cell: abs(folded[cell].mean))
+    largest = max(updates.values(), key=lambda seen: seen.high)
+    slowest = max(folded, key=lambda cell: folded[cell].size)
     return (
         *(
-            Bar(
-                f"share of an update, {_named(cell)}, between 0.03 and 0.30",
-                seen.text("{:.2f}"),
-                0.03 <= seen.mean <= 0.30,
-            )
+            Bar.of(f"share of an update, {_named(cell)}, between 0.03 and 0.30", seen, "{:.2f}", least=0.03, most=0.30)
             for cell, seen in conv.items()
         ),
-        Bar("no share of an update above 0.25", largest.text("{:.2f}"), largest.mean <= LARGEST),
+        Bar.of("no share of an update above 0.25", largest, "{:.2f}", most=LARGEST),
         Bar(
             f"evaluation with folded norms within {NOISE:g} of no norm",
             f"{folded[slowest].text('{:+.2f}')}, {_named(slowest)}",
-            abs(folded[slowest].mean) <= NOISE,
+            folded[slowest].size <= NOISE,
         ),
     )
 

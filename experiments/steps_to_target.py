@@ -436,11 +436,9 @@ def _low_bars(plan: Extent, where: str, race: Race) -> list[Bar]:
     part = race.gain(normed, below, over=bare)
     start = f"{where}, from a base at 1/{below} of its best rate, 30 times the rate:"
     return [
-        Bar(
-            f"{start} with batch norm at least 8 times fewer steps", both.text(), both.usually and both.ratio.mean >= 8
-        ),
-        Bar(f"{start} without at least 4 times", alone.text(), alone.usually and alone.ratio.mean >= 4),
-        Bar(f"{start} without / with above 1.1", part.text(), part.usually and part.ratio.mean > 1.1),
+        Bar(f"{start} with batch norm at least 8 times fewer steps", both.text(), both.usually and both.ratio.low >= 8),
+        Bar(f"{start} without at least 4 times", alone.text(), alone.usually and alone.ratio.low >= 4),
+        Bar(f"{start} without / with above 1.1", part.text(), part.usually and part.ratio.above(1.1)),
     ]
 
 

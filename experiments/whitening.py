@@ -378,7 +378,7 @@ def _bars(found: Found) -> Iterable[Bar]:
     yield Bar("exact whitening leaves a correlation of at most 0.05 within groups of its own batch", f"{exact:.3f}",
               exact <= 0.05)  # fmt: skip
     iterative = left(found, ITERATIVE, OWN)
-    yield Bar("iterative whitening leaves at most half of batch norm's", iterative.text("{:.2f}"), iterative.below(0.5))
+    yield Bar.of("iterative whitening leaves at most half of batch norm's", iterative, "{:.2f}", most=0.5)
     times = dearer(found, EXACT, ITERATIVE)
     yield Bar("an update with the exact decomposition takes longer than with Newton's iteration", times.text("{:.2f}"),
               times.above(1))  # fmt: skip

@@ -604,14 +604,13 @@ def _bars(plan: Extent, found: Found) -> list[Bar]:
     bars = []
     for measure, most, rates in (("predictiveness", 0.4, 2), ("range", 0.6, 2), ("beta", 0.6, 1)):
         for i, rate in enumerate(plan.rates[:rates]):
-            seen = compare(found, measure, i)
             text = f"{measure}, batch norm / no norm, at rate {rate:g}: at most {most:g}"
-            bars.append(Bar(text, seen.text("{:.2f}"), seen.mean <= most))
+            bars.append(Bar.of(text, compare(found, measure, i), "{:.2f}", most=most))
     second = min(1, len(plan.rates) - 1)
     for measure in MEASURES:
         seen = average(100 * lower(found, measure, second))
         text = f"{measure} lower with batch norm at 75 % or more of the updates, rate {plan.rates[second]:g}"
-        bars.append(Bar(text, seen.text("{:.0f}"), seen.mean >= 75))
+        bars.append(Bar.of(text, seen, "{:.0f}", least=75))
     above = by_layer(found, "shift_cosine", 0)[:, -2] > by_layer(found, "shift_cosine", 0, NONE)[:, -2]
     text = f"cosine of the last hidden layer higher with batch norm in every seed, rate {plan.rates[0]:g}"
     return [*bars, Bar(text, share(above), bool(above.all()))]

@@ -9,6 +9,9 @@ from numpy.typing import ArrayLike
 
 from normlab.study.analysis.estimates import mean_interval
 
+SIGNED = "{:+.2f}"
+"""Format of a difference in percentage points."""
+
 
 class Interval(NamedTuple):
     """Mean over seeds with its 95 % interval, which is NaN if there are too few seeds."""
@@ -29,6 +32,11 @@ class Interval(NamedTuple):
     def above(self, value: float) -> bool:
         """Report whether all of the interval is above a value; without an interval nothing is."""
         return self.low > value
+
+    @property
+    def size(self) -> float:
+        """Distance from zero of the end that is farther from it."""
+        return max(-self.low, self.high)
 
     def text(self, form: str) -> str:
         """Format the mean and the interval."""

@@ -1,12 +1,15 @@
 """Write the page of all claims from the verdicts of the studies.
 
 python -m experiments.claims.table benchmarks/results/claims --output benchmarks/results/claims.md
+
+Why a bar was not met is not computed: readings of it stand in `readings.toml` in the folder, by study and bar.
 """
 
 import argparse
 import json
 import math
 import os
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +21,11 @@ from experiments.claims.verdicts import Verdict
 Document = Mapping[str, Any]
 """Content of a study's JSON file, see `study.write`."""
 
+Readings = Mapping[str, Mapping[str, str]]
+"""Why bars were not met, as we read the numbers: by study and bar."""
+
+READINGS = "readings.toml"
+
 MIXED = "differs"
 """Verdict on a claim whose networks have several."""
 
@@ -25,9 +33,10 @@ INTRODUCTION = """# Claims about batch norm, tried
 
 Each claim is one that articles and papers repeat; each row says who makes it, what a study of ours saw, and the
 verdict. Verdicts, numbers and sentences are computed from the measurements by the command of the study, and the
-expectations ("bars") were written down before. An effect is a mean over n seeds with its 95 % interval; seeds share
-initial weights and batches between arms, and choices such as learning rates are made on images and seeds that are not
-reported. Published numbers stand beside ours and come from other networks and data.
+expectations ("bars") were written down before; a bar is met if all of the interval is within it. An effect is a mean
+over n seeds with its 95 % interval; seeds share initial weights and batches between arms, and choices such as learning
+rates are made on images and seeds that are not reported. Published numbers stand beside ours and come from other
+networks and data.
 
 - **holds**: the effect is there, in the direction of the claim.
 - **holds when**: only under the condition that is given.
@@ -48,8 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     documents = read(options.folder)
     if not documents:
         parser.error(f"Expected .json files of studies in {options.folder}, found none. Run a study with `--output`.")
+    try:
+        readings = read_readings(options.folder, documents)
+    except ValueError as error:
+        parser.error(str(error))
     to_folder = os.path.relpath(options.folder, options.output.parent)
-    options.output.write_text(page(documents, to_folder))
+    options.output.write_text(page(documents, to_folder, readings))
     print(f"wrote {options.output}: {len(claims(documents))} claims, {len(documents)} studies")
 
 
@@ -58,15 +71,38 @@ def read(folder: Path) -> list[Document]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"), key=lambda path: path.stem)]
 
 
-def page(documents: Sequence[Document], folder: str) -> str:
+def read_readings(folder: Path, documents: Sequence[Document]) -> Readings:
+    """Read why bars were not met; nothing where the folder has no readings.
+
+    Raises:
+        ValueError: If the file is not TOML of tables, or a reading belongs to no bar that was not met.
+    """
+    file = folder / READINGS
+    try:
+        readings = tomllib.loads(file.read_text()) if file.is_file() else {}
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"Expected TOML in {file}, got: {error}.") from error
+    known = {document["name"]: {bar["text"] for bar in _unmet(document)} for document in documents}
+    for study, bars in readings.items():
+        if not isinstance(bars, dict):
+            raise ValueError(f"Expected a table of bars for each study, got {bars!r} for {study!r} in {file}.")
+        for text in bars:
+            if text not in known.get(study, ()):
+                raise ValueError(f"Expected readings of bars that are not met, got {text!r} of {study!r} in {file}.")
+    return readings
+
+
+def page(documents: Sequence[Document], folder: str, readings: Readings | None = None) -> str:
     """Write the page.
 
     Args:
         documents: Verdicts of studies.
         folder: Path from the page to the figures.
+        readings: Why bars were not met; without any, the page has no list of these bars.
     """
-    parts = [INTRODUCTION, counts(documents), _table(documents), *(_section(d, folder) for d in documents)]
-    return "\n".join(parts)
+    parts = [INTRODUCTION, counts(documents), _table(documents)]
+    parts += [_unmet_table(documents, readings)] if readings else []
+    return "\n".join([*parts, *(_section(document, folder) for document in documents)])
 
 
 PHRASES = {
@@ -127,7 +163,7 @@ def _table(documents: Sequence[Document]) -> str:
             [claim["published"] or "no number"],
             _seen(tried),
             _verdicts(tried),
-            [f"[{name}](#{name.replace('_', '-')})" for name in (one.document["name"] for one in tried)],
+            [_link(one.document) for one in tried],
         )
         lines.append("| " + " | ".join("<br>".join(map(_cell, lines)) for lines in cells) + " |")
     return "\n".join(lines) + "\n"
@@ -155,6 +191,31 @@ def effect(seen: Mapping[str, Any]) -> str:
     """Write an effect and its interval, which is null where there are too few seeds."""
     known = {key: math.nan if value is None else value for key, value in seen.items()}
     return Interval(**known).text("{:.3g}")
+
+
+def _unmet(document: Document) -> list[Document]:
+    return [bar for bar in document["bars"] if not bar["met"]]
+
+
+def _unmet_table(documents: Sequence[Document], readings: Readings) -> str:
+    """List the bars that are not met, each with our reading of it."""
+    lines = [
+        "## Bars that are not met",
+        "",
+        "The last column is our reading of the numbers, not a computed verdict.",
+        "",
+        "| bar | what we saw | study | why, as we read it |",
+        "|---|---|---|---|",
+    ]
+    for document in documents:
+        for bar in _unmet(document):
+            why = readings.get(document["name"], {}).get(bar["text"], "not examined")
+            lines.append("| " + " | ".join(map(_cell, (bar["text"], bar["seen"], _link(document), why))) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _link(document: Document) -> str:
+    return f"[{document['name']}](#{document['name'].replace('_', '-')})"
 
 
 def _section(document: Document, folder: str) -> str:

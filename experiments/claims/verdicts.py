@@ -1,9 +1,10 @@
 """A claim, who makes it, and the verdict of a study."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from experiments.claims.estimates import Interval
 
@@ -69,6 +70,19 @@ class Bar(NamedTuple):
     text: str
     seen: str
     met: bool
+
+    @classmethod
+    def of(cls, text: str, seen: Interval, form: str, *, least: float = -math.inf, most: float = math.inf) -> Self:
+        """Expect all of an interval within bounds; without an interval an expectation is not met.
+
+        Args:
+            text: The expectation.
+            seen: Mean over seeds with its interval.
+            form: Format of a number.
+            least: Lower bound, inclusive.
+            most: Upper bound, inclusive.
+        """
+        return cls(text, seen.text(form), least <= seen.low and seen.high <= most)
 
 
 class Row(NamedTuple):

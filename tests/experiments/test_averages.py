@@ -85,7 +85,7 @@ def test_wide_intervals_are_said_beside_a_verdict() -> None:
 
 
 def test_bars_are_met_by_the_expected_numbers_and_by_no_others() -> None:
-    expected = numbers(**{"plain": 2.3, "99_20": 17.0, "999": 3.5, "99": 0.2})
+    expected = numbers(**{"precise": 0.01, "plain": 2.3, "99_20": 17.0, "999": 3.5, "99": 0.2})
     assert all(bar.met for bar in study.judge(PLAN, expected).bars)
     other = numbers(**{"9": 1.0, "precise": 2.0, "plain": 1.5, "99_20": 1.5})
     assert not any(bar.met for bar in study.judge(PLAN, other).bars)

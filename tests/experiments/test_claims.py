@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from experiments import bias
 from experiments.claims import images, study, table
 from experiments.claims.estimates import Interval, average, points, ratio, share
+from experiments.claims.verdicts import Bar
 from normlab.errors import BadInput
 from tests.support.paths import ROOT
 
@@ -202,3 +204,59 @@ def test_a_network_brings_the_plan_that_is_listed_for_it(name: str) -> None:
             with pytest.raises(SystemExit):
                 study.main(dataclasses.replace(found, measure=stop), "", [*arguments, *quick])
             assert plans.pop() == plan, (arguments, quick)
+
+
+@pytest.mark.parametrize(
+    ("values", "bounds", "met"),
+    [
+        ([1.0, 1.1, 1.2], {"least": 0.8}, True),
+        ([1.0, 1.1, 1.2], {"least": 0.9}, False),  # the mean is within, an end is not
+        ([1.0, 1.1, 1.2], {"most": 1.4}, True),
+        ([1.0, 1.1, 1.2], {"most": 1.3}, False),
+        ([1.0, 1.1, 1.2], {"least": 0.8, "most": 1.4}, True),
+        ([1.0, 1.0], {"least": 0.5}, False),  # no interval
+    ],
+)
+def test_a_bar_is_met_by_all_of_the_interval(values: list[float], bounds: dict[str, float], met: bool) -> None:
+    seen = average(values)
+    assert Bar.of("a bar", seen, "{:.2f}", **bounds) == Bar("a bar", seen.text("{:.2f}"), met)
+
+
+def test_the_far_end_of_an_interval() -> None:
+    assert Interval(0.1, -0.5, 0.7, 3).size == 0.7 and Interval(-0.1, -0.7, 0.5, 3).size == 0.7
+
+
+READING = '[a]\n"a bar" = "{}"\n'
+
+
+def unmet(*texts: str) -> dict[str, Any]:
+    bars = [{"text": text, "seen": "2", "met": False} for text in texts]
+    return {**tried("a", Same="holds"), "bars": [*bars, {"text": "fine", "seen": "1", "met": True}]}
+
+
+def test_bars_that_are_not_met_are_listed_with_their_readings(tmp_path: Path) -> None:
+    documents = [unmet("a bar", "another")]
+    (tmp_path / "readings.toml").write_text(READING.format("too few | seeds"))
+    page = table.page(documents, ".", table.read_readings(tmp_path, documents))
+    assert "| a bar | 2 | [a](#a) | too few \\| seeds |" in page and "| another | 2 | [a](#a) | not examined |" in page
+    assert "| fine |" not in page
+    assert "Bars that are not met" not in table.page(documents, ".", table.read_readings(tmp_path / "none", documents))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (READING.replace("a bar", "fine"), "Expected readings of bars that are not met, got 'fine' of 'a'"),
+        (READING.replace("[a]", "[b]"), "got 'a bar' of 'b'"),
+        ("[a", "Expected TOML in"),
+        ('a = "a bar"\n', "Expected a table of bars for each study, got 'a bar' for 'a'"),
+    ],
+)
+def test_wrong_readings_are_refused(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(unmet("a bar")))
+    (tmp_path / "readings.toml").write_text(text)
+    with pytest.raises(SystemExit):
+        table.main([str(tmp_path), "--output", str(tmp_path / "claims.md")])
+    assert message in capsys.readouterr().err and not (tmp_path / "claims.md").exists()

@@ -146,9 +146,9 @@ def test_bars_can_be_met_and_missed() -> None:
     assert not bar("own n = 4", RUNNING={study.CLEAN: 0.2}).met
     assert not bar("sorted by class", SORTED=everywhere(0.5)).met
     assert not bar("TENT - AdaBN", TENT={"noise": 0.3}).met
-    assert not bar("noise: upper end", name="conv").met
-    assert bar("noise: upper end", name="conv", ADABN={"noise": 0.2}).met
-    assert not bar(f"{study.REAL}: upper end", name="conv").met
+    assert not bar("noise: AdaBN / running at most", name="conv").met
+    assert bar("noise: AdaBN / running at most", name="conv", ADABN={"noise": 0.2}).met
+    assert not bar(f"{study.REAL}: AdaBN / running at most", name="conv").met
 
 
 def test_missing_data_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -171,8 +171,8 @@ def found(
     profiles = {}
     for case in study.cases(PLAN):
         base = batch if case.arm == study.BATCH and case.scale == 1 else growths.get(case.arm, 1.0)
-        if case.arm == study.BATCH and (case.width, case.batch) == (256, 8):
-            base = batch + (mean_field.with_batch_norm(8) - mean_field.with_batch_norm(64)) * (batch == 1.49)
+        if case.arm == study.BATCH and case.width == 256:
+            base = batch + (mean_field.with_batch_norm(case.batch) - mean_field.with_batch_norm(64)) * (batch == 1.49)
         factor = sensitive if case.arm == study.NONE else 0.25
         profiles[case] = profile(base, 1.0 if case.scale == 1 else factor if case.scale > 1 else 1 / factor)
         if spread:

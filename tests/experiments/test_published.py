@@ -20,10 +20,19 @@ def seen(study: str, key: str) -> dict[str, float]:
 def test_the_page_is_that_of_the_stored_verdicts() -> None:
     documents = table.read(FOLDER)
     assert len(documents) >= 14
-    assert (FOLDER.with_suffix(".md")).read_text() == table.page(documents, FOLDER.name)
+    readings = table.read_readings(FOLDER, documents)
+    assert (FOLDER.with_suffix(".md")).read_text() == table.page(documents, FOLDER.name, readings)
     for document in documents:
         assert (FOLDER / f"{document['name']}.svg").is_file() and (FOLDER / f"{document['name']}.csv").is_file()
         assert not re.search(r"/tmp|/root|--output|--data-dir", document["about"]["command"])
+
+
+def test_each_bar_that_is_not_met_has_a_reading() -> None:
+    documents = table.read(FOLDER)
+    readings = table.read_readings(FOLDER, documents)
+    for document in documents:
+        unmet = [bar["text"] for bar in document["bars"] if not bar["met"]]
+        assert unmet == list(readings.get(document["name"], {})), document["name"]
 
 
 def test_the_readme_repeats_the_effects() -> None:

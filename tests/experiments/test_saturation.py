@@ -36,7 +36,8 @@ def arm(
 ) -> Arm:
     """Make up an arm whose median and spread change linearly; seeds differ by `jitter`."""
     rising, units = np.linspace(0, 1, len(AT))[None, :, None], np.ones((1, 1, UNITS))
-    wide = (spread[0] + (spread[1] * jitter[:, None, None] - spread[0]) * rising) * units
+    first, last = spread[0] * (0.99 + 0.01 * jitter[:, None, None]), spread[1] * jitter[:, None, None]
+    wide = (first + (last - first) * rising) * units
     middle = moves * jitter[:, None, None] ** 2 * rising * units
     ends = np.clip(jitter * beyond[1], 0, 1)
     shares = beyond[0] + (ends[:, None] - beyond[0]) * np.linspace(0, 1, len(AT))

@@ -29,7 +29,7 @@ def network_(name: str, **others: object) -> Outcome:
     dense = name != "conv"
     expected = Outcome(
         rate=0.1,
-        own=np.stack([0.9 + 2 * NOISE, 0.6 + 2 * NOISE, 0.035 + NOISE], 1),
+        own=np.stack([0.9 + 2 * NOISE, 0.6 + 2 * NOISE, 0.035 + 2 * NOISE], 1),
         running=np.stack([running] * 3, 1),
         moved=np.full(4, 1e-7),
         moved_flips=NONE,

@@ -19,9 +19,9 @@ from normlab import linen
 from normlab.introspect.pure import network
 from normlab.models import MLP
 
-PLAN = study.Extent(seeds=4, rates=(0.03, 0.1), noises=(0.1, 0.3, 1.0), distances=(0.1,), steps=90)
+PLAN = study.Extent(seeds=6, rates=(0.03, 0.1), noises=(0.1, 0.3, 1.0), distances=(0.1,), steps=90)
 INPUTS = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
-JITTER = np.array([-0.02, -0.01, 0.01, 0.02])
+JITTER = np.array([-0.02, -0.015, -0.01, 0.01, 0.015, 0.02])
 
 
 def test_noise_has_the_published_moments_and_size_zero_changes_nothing() -> None:
@@ -125,9 +125,9 @@ def arm(
         spread: Differences between seeds, as a multiple.
     """
     draw = np.random.default_rng(int(1e4 * (smooth + cosine + drift + 7 * error)))
-    noise = spread * np.array([draw.permutation(JITTER) for _ in range(2)]) + spread * draw.normal(0, 1e-3, (2, 4))
-    seeds = (1 + noise)[..., None] * np.ones((2, 4, 3))
-    cosines = np.concatenate([np.ones((2, 4, 3, 1)), cosine * seeds[..., None] * np.ones(3)], -1)
+    noise = spread * np.array([draw.permutation(JITTER) for _ in range(2)]) + spread * draw.normal(0, 1e-3, (2, 6))
+    seeds = (1 + noise)[..., None] * np.ones((2, 6, 3))
+    cosines = np.concatenate([np.ones((2, 6, 3, 1)), cosine * seeds[..., None] * np.ones(3)], -1)
     errors = error + 0.1 * (noise - noise.mean(1, keepdims=True))
     return study.Arm(
         loss=seeds, low=seeds, range=smooth * seeds, predictiveness=smooth * seeds, least=0.1 * smooth * seeds,
@@ -193,7 +193,7 @@ WEAK, MIDDLE = arm(0.3, drift=0.012, error=0.0301), arm(0.3, drift=0.02, error=0
     [
         (arm(drift=0.8, error=0.031), Verdict.HOLDS, ""),
         (arm(drift=0.8, error=0.08), Verdict.FAILS, "x 0.3, its drift 0.05"),
-        (arm(drift=0.2, error=0.08), Verdict.FAILS, "n = 4) times, below that without a norm"),
+        (arm(drift=0.2, error=0.08), Verdict.FAILS, "n = 6) times, below that without a norm"),
         (arm(drift=0.2, error=0.0303), Verdict.UNSEEN, "x 1, its drift 0.50"),
         (arm(drift=0.8, error=0.031, spread=9), Verdict.UNSEEN, "x 0.3"),
     ],
@@ -215,7 +215,7 @@ def test_noise_may_be_cheap_up_to_a_size() -> None:
 @pytest.mark.parametrize(("drift", "words"), [(0.8, "above"), (0.1, "below"), (0.401, "not told from")])
 def test_sentence_on_the_drift_of_noise(drift: float, words: str) -> None:
     (line,) = [s for s in study.judge(PLAN, found(high=arm(drift=drift))).sentences if s.startswith("Noise x 1:")]
-    assert f"n = 4) times, {words} that without a norm" in line
+    assert f"n = 6) times, {words} that without a norm" in line
 
 
 def test_bars_are_met_and_missed() -> None:
@@ -231,12 +231,12 @@ def test_runs_that_diverged_are_counted_and_left_out() -> None:
     broken.fixed[1, 2] = 1e6
     seen = found(none=broken)
     lines = study.judge(PLAN, seen).sentences
-    assert lines[0] == "Runs that diverged, which no ratio contains: 1 of 4 at rate 0.1 with no norm."
+    assert lines[0] == "Runs that diverged, which no ratio contains: 1 of 6 at rate 0.1 with no norm."
     assert study.judge(PLAN, found()).sentences[0] == "No run diverged."
     ratios = study.compare(seen, "beta", 1), study.compare_fixed(seen, 1, 0)
-    assert [r.n for r in ratios] == [3, 3]
+    assert [r.n for r in ratios] == [5, 5]
     assert all(r.mean > 0.28 for r in ratios)
-    assert study.lower(seen, "beta", 1).tolist() == [1, 1, 1, 1]
+    assert study.lower(seen, "beta", 1).tolist() == [1] * 6
     assert all(study.draw(PLAN, seen))
 
 
