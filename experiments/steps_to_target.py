@@ -584,6 +584,7 @@ def _curves(plan: Extent, found: Found, below: int) -> Figure:
             plots.lines(axes, race.at, {name: race.curves[arm] for name, arm in arms.items()}, LOOKS)
             target = race.target(below)
             plots.logarithmic(axes, x=True)
+            plots.updates(axes)
             axes.set_yscale("logit", one_half="0.5", use_overline=False)
             axes.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
             axes.yaxis.set_minor_formatter(NullFormatter())

@@ -396,8 +396,8 @@ def draw(plan: Extent, found: Found) -> dict[str, Figure]:
         plots.logarithmic(middle)
         plots.ticks(middle, (1, 2, 3, 5, 10, 20, 50, 90))
         plots.level(middle, float(curves[NONE].min(-1).mean()), "best without norm")
-        middle.set(title="Error along training", xlabel="updates", ylabel="test error, %",
-                   xticks=[t for t in (100, 200, 400, 800, 1_600, 4_000, 8_000) if t <= plan.steps])  # fmt: skip
+        plots.updates(middle)
+        middle.set(title="Error along training", xlabel="updates", ylabel="test error, %")
         _costs(plan, right, found)
         plots.legend(drawing, middle)
     return {"whitening": drawing}

@@ -83,6 +83,12 @@ def lines(
             axes.fill_between(at, np.nanmin(there, 0), np.nanmax(there, 0), color=style.colour, alpha=0.15, linewidth=0)
 
 
+def updates(axes: Axes) -> None:
+    """Put ticks of the horizontal axis at those of some numbers of updates that it shows."""
+    low, high = axes.get_xlim()
+    axes.set_xticks([t for t in (20, 50, 100, 200, 400, 800, 1_600, 4_000, 8_000, 16_000) if low <= t <= high])
+
+
 def ticks(axes: Axes, values: Sequence[float]) -> None:
     """Put ticks of the vertical axis at those of some values that it shows."""
     low, high = axes.get_ylim()
