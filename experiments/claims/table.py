@@ -100,7 +100,7 @@ def page(documents: Sequence[Document], folder: str, readings: Readings | None =
         folder: Path from the page to the figures.
         readings: Why bars were not met; without any, the page has no list of these bars.
     """
-    parts = [INTRODUCTION, counts(documents), _table(documents)]
+    parts = [INTRODUCTION, counts(documents), _table(documents, folder)]
     parts += [_unmet_table(documents, readings)] if readings else []
     return "\n".join([*parts, *(_section(document, folder) for document in documents)])
 
@@ -153,8 +153,11 @@ def _joined(tried: Sequence[Tried]) -> str:
     return verdicts.pop() if len(verdicts) == 1 else MIXED
 
 
-def _table(documents: Sequence[Document]) -> str:
-    lines = ["| claim | who says it | published | what we saw | verdict | study |", "|---|---|---|---|---|---|"]
+def _table(documents: Sequence[Document], folder: str) -> str:
+    lines = [
+        "| claim | who says it | published | what we saw | verdict | command and figure |",
+        "|---|---|---|---|---|---|",
+    ]
     for tried in claims(documents).values():
         claim = tried[0].finding["claim"]
         cells = (
@@ -163,7 +166,7 @@ def _table(documents: Sequence[Document]) -> str:
             [claim["published"] or "no number"],
             _seen(tried),
             _verdicts(tried),
-            [_link(one.document) for one in tried],
+            [f"{_link(one.document)}, [figure]({folder}/{one.document['name']}.svg)" for one in tried],
         )
         lines.append("| " + " | ".join("<br>".join(map(_cell, lines)) for lines in cells) + " |")
     return "\n".join(lines) + "\n"

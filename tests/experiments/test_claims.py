@@ -142,7 +142,7 @@ def test_a_claim_has_one_row_with_a_line_for_each_network() -> None:
         == "points: 1 (0.5 to 1.5, n = 3); net of a, MNIST<br>1 (0.5 to 1.5, n = 3); net of a-deep, MNIST 16 x 16"
     )
     assert same[4] == "net of a, MNIST: **holds**<br>net of a-deep, MNIST 16 x 16: **holds**"
-    assert same[5] == other[5] == "[a](#a)<br>[a-deep](#a-deep)"
+    assert same[5] == other[5] == "[a](#a), [figure](./a.svg)<br>[a-deep](#a-deep), [figure](./a-deep.svg)"
     assert other[3].endswith("<br>steps: 1 (0.5 to 1.5, n = 3); net of a-deep, MNIST 16 x 16")
     assert other[4] == "net of a, MNIST: **holds**<br>net of a-deep, MNIST 16 x 16: **holds when** it rains"
     assert "2 claims: 1 holds, 1 differs between networks. 0 of 0 bars are met." in page
