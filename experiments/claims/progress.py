@@ -21,33 +21,36 @@ class Speedup(NamedTuple):
 
     Attributes:
         ratio: Geometric mean over the seeds in which both runs reach the target.
-        reached: Number of these seeds.
+        reached: Seeds in which the faster run reaches it.
+        other: Seeds in which the slower run does.
         of: Number of seeds.
     """
 
     ratio: Interval
     reached: int
+    other: int
     of: int
 
     @property
     def usually(self) -> bool:
-        """Report whether nearly all seeds reach the target."""
-        return self.reached >= (1 - FEW) * self.of
+        """Report whether both runs reach the target in nearly all seeds."""
+        return self.ratio.n >= (1 - FEW) * self.of
 
     @property
-    def rarely(self) -> bool:
-        """Report whether nearly no seed reaches the target."""
-        return self.reached <= FEW * self.of
+    def never(self) -> bool:
+        """Report whether the run that should be faster nearly never arrives, where the other usually does."""
+        return self.reached <= FEW * self.of and self.other >= (1 - FEW) * self.of
 
     @property
     def faster(self) -> bool:
-        """Report whether the interval is above 1, in nearly all seeds."""
-        return self.usually and self.ratio.low > 1
+        """Report whether the interval is above 1 in nearly all seeds, or the slower run nearly never arrives."""
+        alone = self.other <= FEW * self.of and self.reached >= (1 - FEW) * self.of
+        return alone or (self.usually and self.ratio.low > 1)
 
     @property
     def slower(self) -> bool:
-        """Report whether nearly no seed reaches the target, or the interval is below 1."""
-        return self.rarely or self.ratio.high < 1
+        """Report whether the interval is below 1, or the run that should be faster nearly never arrives."""
+        return self.never or self.ratio.high < 1
 
     def reaches(self, factor: float) -> bool:
         """Report whether the interval includes a factor or exceeds it, and is narrow enough to say so.
@@ -57,11 +60,14 @@ class Speedup(NamedTuple):
         return self.usually and self.ratio.high >= factor and self.ratio.low >= math.sqrt(factor)
 
     def excludes(self, factor: float) -> bool:
-        """Report whether the interval is below a factor, or nearly no seed reaches the target."""
-        return self.rarely or self.ratio.high < factor
+        """Report whether the interval is below a factor, or the run that should be faster nearly never arrives."""
+        return self.never or self.ratio.high < factor
 
     def text(self) -> str:
-        """Format the ratio, with the count of seeds unless it is all of them."""
+        """Format the ratio, with the counts of seeds unless it is all of them."""
+        if self.other < self.of:
+            counts = f"reached in {self.reached} of {self.of} seeds, by the slower run in {self.other}"
+            return f"{self.ratio.text('{:.2f}')}, {counts}" if self.ratio.n else counts
         if not self.reached:
             return f"never (0 of {self.of} seeds)"
         counted = "" if self.reached == self.of else f", only {self.reached} of {self.of} seeds"
@@ -93,8 +99,9 @@ def halfway(at: np.ndarray, curves: np.ndarray) -> np.ndarray:
 def speedup(slower: ArrayLike, faster: ArrayLike) -> Speedup:
     """Compare paired steps, in which NaN is never."""
     a, b = np.asarray(slower, np.float64), np.asarray(faster, np.float64)
-    both = np.isfinite(a) & np.isfinite(b)
-    return Speedup(ratio(a[both], b[both]), int(both.sum()), len(both))
+    there, other = np.isfinite(b), np.isfinite(a)
+    both = there & other
+    return Speedup(ratio(a[both], b[both]), int(there.sum()), int(other.sum()), len(both))
 
 
 def binarized(images: Images) -> Images:

@@ -35,6 +35,16 @@ def test_never_is_counted_and_not_averaged():
     assert never.slower and never.excludes(1.1)
 
 
+def test_a_run_that_arrives_where_the_other_does_not_is_faster():
+    alone = speedup([math.nan] * 5, [100.0, 110, 120, 130, 140])
+    assert alone.faster and not alone.slower and not alone.excludes(1.1) and not alone.reaches(1.1)
+    assert alone.text() == "reached in 5 of 5 seeds, by the slower run in 0"
+    one = speedup([300.0, *[math.nan] * 4], [100.0, 110, 120, 130, 140])
+    assert one.faster and one.text() == "3.00 (no interval, n = 1), reached in 5 of 5 seeds, by the slower run in 1"
+    neither = speedup([math.nan] * 5, [math.nan] * 5)
+    assert not neither.faster and not neither.slower and not neither.excludes(1.1)
+
+
 def test_a_wide_interval_does_not_reach_a_factor():
     wide, narrow = speedup([1_000] * 4, [500, 20, 1_000, 100]), speedup([1_000] * 4, [70, 71, 72, 73])
     assert wide.ratio.high > 14 and not wide.reaches(14)

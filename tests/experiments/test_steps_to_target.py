@@ -117,7 +117,7 @@ def test_every_claim_holds_on_the_numbers_of_the_paper():
 
 
 def test_every_claim_fails_on_opposite_numbers():
-    speeds = {**WORSE, ("batch", 5, 30): (1_480, NEVER)}
+    speeds = {**WORSE, ("batch", 1, 1): (300, 1_500), ("batch", 5, 30): (1_480, NEVER), ("none", 5, 1): (172, NEVER)}
     seen = verdicts(judged(speeds=speeds, sigmoids=(0.3, 0.1), own=0.9))
     assert seen.pop("higher-rate") is Verdict.FAILS
     assert set(seen.values()) == {Verdict.FAILS}
@@ -136,6 +136,32 @@ def test_14_from_a_low_base_names_the_part_of_the_rate():
     assert finding.verdict is Verdict.HOLDS_WHEN
     assert finding.seen.mean == pytest.approx(1_500 / 103, rel=0.05)
     assert "30 times below its best one" in finding.when and "without the norm, gives 8.7" in finding.when
+
+
+def test_the_other_depth_is_named_where_14_needs_a_low_base():
+    fast = {**SEEN, ("batch", 1, 1): (103, 940)}
+    finding = found(judge(PLAN, {3: race(fast), 10: race(SEEN)}))["fourteen"]
+    assert finding.network == "MLP 3 x 100" and "best one (in the MLP 10 x 100 12.5" in finding.when
+    finding = found(judge(PLAN, {3: race(SEEN), 10: race(SEEN)}))["higher-rate"]
+    assert "; from 1/30 of it in MLP 10 x 100: 4.14" in finding.when
+
+
+@pytest.mark.parametrize(
+    ("none", "batch", "verdict", "times"),
+    [
+        (0.4, 0.9, Verdict.HOLDS, 5),
+        (0.6, 0.9, Verdict.HOLDS, 30),  # at 5 times the network without it is worse, but trains
+        (0.9, 0.3, Verdict.FAILS, 5),
+        (0.4, 0.3, Verdict.UNSEEN, 5),
+    ],
+)
+def test_a_rate_at_which_only_batch_norm_trains(none: float, batch: float, verdict: Verdict, times: int):
+    made_up = race(SEEN)
+    for norm, height, at_30 in (("none", none, 0.1), ("batch", batch, 0.9 if times == 30 else batch)):
+        made_up.curves[made_up.arm(norm, 5)][:] = height
+        made_up.curves[made_up.arm(norm, 30)][:] = at_30
+    finding = found(judge(PLAN, {3: made_up}))["tolerates"]
+    assert finding.verdict is verdict and finding.effect.startswith(f"highest accuracy at {times} times")
 
 
 def test_a_claim_that_holds_at_one_depth_names_it():
