@@ -22,7 +22,7 @@ from experiments.claims import factorial_figures as figures
 from experiments.claims.estimates import SIGNED, Interval, average, points, ratio, share
 from experiments.claims.factorial import Cell, Cells, Extent, Found, Net, failing_rates, largest_rate, read, rows
 from experiments.claims.study import Study, text, write
-from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Verdict
+from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Verdict, judged
 from normlab.errors import BadInput
 from normlab.study.design.factors import Value
 
@@ -137,14 +137,13 @@ def _without_norm(plan: Extent, net: Net, none: Cell, batch: Cell) -> Finding:
     else:
         verdict = Verdict.UNSEEN
     seen = points(none.errors, batch.errors)
-    return _finding(plan, net, SIGMOID, verdict, "test error without - with, points", seen)
+    when = "" if verdict is Verdict.HOLDS else "four layers with He's initial weights; `steps_to_target` has ten layers"
+    return _finding(plan, net, SIGMOID, verdict, "test error without - with, points", seen, when)
 
 
 def dropout(plan: Extent, net: Net) -> Judgement:
     """Judge dropout beside batch norm and in its place."""
-    curves = [
-        curve for curve in ("all", "few") if net.has(curve, ["none", "batch"], [0]) and len(net.values[curve]) > 1
-    ]
+    curves = [curve for curve in TRAINED_ON if net.has(curve, ["none", "batch"], [0]) and len(net.values[curve]) > 1]
     if not curves:
         return NOTHING
     gaps, harms, losses = ({} for _ in range(3))
@@ -157,18 +156,18 @@ def dropout(plan: Extent, net: Net) -> Judgement:
     findings = (
         _over_curves(
             *(plan, net, REPLACES, "test error, batch norm - no norm with its best dropout, points", gaps),
-            holds=lambda gap: gap.high <= MARGIN,
-            fails=lambda gap: gap.low > MARGIN,
+            good=lambda gap: gap.high <= MARGIN,
+            bad=lambda gap: gap.above(MARGIN),
         ),
         _over_curves(
             *(plan, net, REGULARIZES, "training loss, batch norm / no norm", losses),
-            holds=lambda loss: loss.low > 1,
-            fails=lambda loss: loss.high < 1,
+            good=lambda loss: loss.above(1),
+            bad=lambda loss: loss.below(1),
         ),
         _over_curves(
             *(plan, net, HARMS, "test error, batch norm with its best dropout - without, points", harms),
-            holds=lambda harm: harm.low > 0,
-            fails=lambda harm: harm.high < 0,
+            good=lambda harm: harm.above(0),
+            bad=lambda harm: harm.below(0),
         ),
     )
     bars = _dropout_bars(net, gaps, losses) if net.name == "mlp" else ()
@@ -179,29 +178,31 @@ def dropout(plan: Extent, net: Net) -> Judgement:
         f"that without. No norm: {_along(net, curve, 'none')}; batch norm: {_along(net, curve, 'batch')}."
         for curve in curves
     ]
-    return Judgement(findings=findings, bars=bars, sentences=(*sentences, *_longer(net)))
+    return Judgement(findings=findings, bars=bars, sentences=tuple(sentences))
 
 
-TRAINED_ON = {"all": "all examples", "few": "a tenth of the examples", "longer": "all examples, four times the updates"}
+TRAINED_ON = {"all": "all examples", "few": "a tenth of the examples", "longer": "four times the updates"}
 
 
 def _dropout_bars(net: Net, gaps: dict[str, Interval], losses: dict[str, Interval]) -> tuple[Bar, ...]:
+    """Return the bars, which are about the two numbers of examples."""
+    curves = [curve for curve in ("all", "few") if curve in gaps]
     bars = [
         Bar.of(
             f"{net.title}, {TRAINED_ON[curve]}: batch norm - no norm with its best dropout at most {MARGIN:g} points",
-            gap,
+            gaps[curve],
             SIGNED,
             most=MARGIN,
         )
-        for curve, gap in gaps.items()
+        for curve in curves
     ]
     bars += [
         Bar(
             f"{net.title}, {TRAINED_ON[curve]}: training loss of batch norm below that without",
-            loss.text("{:.2f}"),
-            loss.high < 1,
+            losses[curve].text("{:.2f}"),
+            losses[curve].below(1),
         )
-        for curve, loss in losses.items()
+        for curve in curves
     ]
     if net.has("all", ["batch"], [0.3]):
         cells = net.cells["all"]
@@ -210,19 +211,6 @@ def _dropout_bars(net: Net, gaps: dict[str, Interval], losses: dict[str, Interva
             Bar(f"{net.title}, all examples: dropout 0.3 costs batch norm points", cost.text(SIGNED), cost.low > 0)
         )
     return tuple(bars)
-
-
-def _longer(net: Net) -> list[str]:
-    if not net.has("longer", ["none", "batch"], [0]):
-        return []
-    cells, values = net.cells["longer"], net.values["longer"]
-    best = {norm: _best_rate(cells, norm, values) for norm in ("none", "batch")}
-    gap = points(cells["batch", 0].errors, cells["none", best["none"]].errors)
-    harm = points(cells["batch", best["batch"]].errors, cells["batch", 0].errors)
-    return [
-        f"{net.title}, four times the updates: batch norm without dropout minus no norm with its best dropout: "
-        f"{gap.text(SIGNED)} points; the best dropout changes the error of batch norm by {harm.text(SIGNED)} points."
-    ]
 
 
 def initialization(plan: Extent, net: Net) -> Judgement:
@@ -243,7 +231,7 @@ def _rates(plan: Extent, net: Net) -> Judgement:
     seen = ratio(largest["batch"], largest["none"])
     finding = _finding(
         *(plan, net, RATES, _signed(seen, 1.0)),
-        "largest learning rate with up to twice the lowest error, batch norm / no norm",
+        "largest learning rate of the grid with up to twice the lowest error, batch norm / no norm",
         seen,
     )
     end = max(cells["batch"].tuning)
@@ -276,12 +264,12 @@ def _scales(plan: Extent, net: Net) -> Judgement:
             f"{net.title}, {name}: test error in % at the fixed learning rate: {along}; up to 3 times the lowest over "
             f"{width.text('{:.1f}')} decades. With the learning rate tuned for each scale: {tuned}."
         )
-    bars = _scale_bars(net, scales, means, average(decades["batch"])) if net.name == "mlp" else ()
+    bars = _scale_bars(net, scales, errors, average(decades["batch"])) if net.name == "mlp" else ()
     finding = _finding(plan, net, SCALE, _signed(seen), effect, seen)
     return Judgement(findings=(finding,), bars=bars, sentences=tuple(sentences))
 
 
-def _scale_bars(net: Net, scales: Sequence[float], means: dict[str, np.ndarray], decades: Interval) -> tuple[Bar, ...]:
+def _scale_bars(net: Net, scales: Sequence[float], errors: dict[str, np.ndarray], decades: Interval) -> tuple[Bar, ...]:
     bars = [
         Bar.of(
             f"{net.title}: batch norm within a factor 3 of its best over at least 2 decades",
@@ -291,17 +279,16 @@ def _scale_bars(net: Net, scales: Sequence[float], means: dict[str, np.ndarray],
         )
     ]
     if {0.01, 10.0} <= set(scales):
-        inner = [0.01 <= scale <= 10 for scale in scales]
-        worst = float(means["batch"][inner].max())
-        ends = [float(means["none"][scales.index(end)]) for end in (0.01, 10.0)]
-        bars.append(
-            Bar(f"{net.title}: batch norm at most 15 % from scale 0.01 to 10", f"{worst:.1f} % at worst", worst <= 15)
-        )
+        seen = {norm: [average(100 * of) for of in found.T] for norm, found in errors.items()}
+        inner = [found for found, scale in zip(seen["batch"], scales, strict=True) if 0.01 <= scale <= 10]
+        worst = max(inner, key=lambda found: found.high)
+        ends = [seen["none"][scales.index(end)] for end in (0.01, 10.0)]
+        bars.append(Bar.of(f"{net.title}: batch norm at most 15 % from scale 0.01 to 10", worst, "{:.1f}", most=15))
         bars.append(
             Bar(
                 f"{net.title}: no norm at 60 % or more at both ends",
-                " and ".join(f"{e:.1f} %" for e in ends),
-                min(ends) >= 60,
+                " and ".join(end.text("{:.1f}") for end in ends),
+                min(end.low for end in ends) >= 60,
             )
         )
     return tuple(bars)
@@ -376,7 +363,7 @@ def depth(plan: Extent, net: Net) -> Judgement:
         seen = points(plain["batch", deepest].errors, plain["none", deepest].errors)
         effect = f"test error at {deepest} layers, plain, batch norm - no norm, points"
         both = f"{_error(plain['batch', deepest])} with batch norm, {_error(plain['none', deepest])} without"
-        findings.append(_finding(plan, net, BLAME, _signed(seen), effect, seen, both))
+        findings.append(_finding(plan, net, BLAME, _signed(seen, APART), effect, seen, both))
         words = {Verdict.HOLDS: "makes more errors than", Verdict.FAILS: "makes fewer errors than"}
         than = words.get(_signed(seen), "does not differ visibly from")
         sentences.append(
@@ -443,7 +430,10 @@ def every_layer(plan: Extent, net: Net) -> Judgement:
             )
         )
         if third is not None:
-            bars.append(Bar(f"{net.title}: every third layer keeps half of the gain", f"{third:.0%}", third >= 0.5))
+            none, every, thirds = (cells[key].errors for key in (("none", 1), ("batch", 1), ("batch", 3)))
+            beyond = points(none - thirds, (none - every) / 2)
+            seen = f"{third:.0%}, {beyond.text(SIGNED)} points beyond half"
+            bars.append(Bar(f"{net.title}: every third layer keeps half of the gain", seen, beyond.low >= 0))
         bars += _rate_bar(net, cells, values)
     return Judgement(
         findings=(_finding(plan, net, EVERY, verdict, effect, second, when),),
@@ -493,20 +483,16 @@ def _over_curves(
     effect: str,
     seen: dict[str, Interval],
     *,
-    holds: Callable[[Interval], bool],
-    fails: Callable[[Interval], bool],
+    good: Callable[[Interval], bool],
+    bad: Callable[[Interval], bool],
 ) -> Finding:
     """Judge a claim that may hold on some training sets alone; the effect is that on the first of them."""
-    where = [curve for curve, found in seen.items() if holds(found)]
-    words = " and ".join(TRAINED_ON[curve] for curve in where)
-    if len(where) == len(seen):
-        verdict, when = Verdict.HOLDS, ""
-    elif where:
-        verdict, when = Verdict.HOLDS_WHEN, f"trained on {words}"
-    else:
-        verdict, when = (Verdict.FAILS if any(map(fails, seen.values())) else Verdict.UNSEEN), ""
-    first = next(iter(where or seen))
-    return _finding(plan, net, claim, verdict, f"{effect}, {TRAINED_ON[first]}", seen[first], when)
+    by_key = {(net.name, TRAINED_ON[curve]): found for curve, found in seen.items()}
+    headline = next((key for key, found in by_key.items() if good(found)), next(iter(by_key)))
+    titles = {net.name: net.title}
+    return judged(
+        claim, effect, by_key, list(by_key), good=good, bad=bad, headline=headline, titles=titles, data=plan.data
+    )
 
 
 def _finding(

@@ -35,8 +35,8 @@ Each claim is one that articles and papers repeat; each row says who makes it, w
 verdict. Verdicts, numbers and sentences are computed from the measurements by the command of the study, and the
 expectations ("bars") were written down before; a bar is met if all of the interval is within it. An effect is a mean
 over n seeds with its 95 % interval; seeds share initial weights and batches between arms, and choices such as learning
-rates are made on images and seeds that are not reported. Published numbers stand beside ours and come from other
-networks and data.
+rates are made on images that are not reported. Times are over n rounds or processes. Published numbers stand beside
+ours and come from other networks and data.
 
 - **holds**: the effect is there, in the direction of the claim.
 - **holds when**: only under the condition that is given.

@@ -139,8 +139,20 @@ class TestDropout:
         }
         assert bars == [True] * 5
         harm = factorial.dropout(EXTENT, one).findings[2]
-        assert harm.when == "trained on all examples" and harm.seen.mean == pytest.approx(1, abs=0.2)
+        assert harm.when.startswith("for all examples; the opposite for a tenth of the examples; the effect is that of")
+        assert harm.seen.mean == pytest.approx(1, abs=0.2)
         assert "MLP, four times the updates: batch norm without dropout minus" in paragraph
+
+    def test_longer_training_is_a_condition_of_its_own(self) -> None:
+        places, errors = [("none", 0), ("none", 0.3), ("batch", 0), ("batch", 0.3)], (0.05, 0.04, 0.03, 0.03)
+        one = dropped((0.10, 0.09, 0.09, 0.085), (0.05, 0.06, 0.04, 0.05), longer=errors)
+        fitted = zip(places, errors, (0.01, 0.02, 0.02, 0.03), strict=True)
+        one.cells["longer"].update({place: cell(e, loss=loss, seed=i) for i, (place, e, loss) in enumerate(fitted)})  # pyright: ignore[reportAttributeAccessIssue]
+        regularizes = factorial.dropout(EXTENT, one).findings[1]
+        assert regularizes.verdict == Verdict.HOLDS_WHEN
+        assert regularizes.when.startswith("for four times the updates; the opposite for all examples, a")
+        assert regularizes.seen.mean == pytest.approx(2, rel=0.1)
+        assert len(factorial.dropout(EXTENT, one).bars) == 5
 
     def test_needed_beside_a_norm_that_regularizes(self) -> None:
         one = dropped((0.10, 0.05, 0.09, 0.06), (0.05, 0.03, 0.05, 0.03), losses=(0.1, 0.2))
@@ -156,8 +168,8 @@ class TestDropout:
     def test_replaced_where_there_are_enough_examples(self) -> None:
         found = factorial.dropout(EXTENT, dropped((0.10, 0.05, 0.09, 0.09), (0.05, 0.06, 0.04, 0.04)))
         first = found.findings[0]
-        assert (first.verdict, first.when) == (Verdict.HOLDS_WHEN, "trained on all examples")
-        assert first.effect.endswith(", all examples") and first.seen.mean < 0
+        assert first.verdict == Verdict.HOLDS_WHEN and first.when.endswith("the effect is that of all examples")
+        assert first.seen.mean < 0
         assert found.findings[2].verdict == Verdict.UNSEEN
 
     def test_the_rate_is_chosen_by_validation(self) -> None:
@@ -263,9 +275,10 @@ class TestDepth:
                 [False, False, True, False],
                 "makes fewer errors",
             ),
-            (deep(0.75, 0.65, 0.75), (Verdict.UNSEEN, Verdict.UNSEEN), [True, True, True, False], "not differ visibly"),
+            (deep(0.75, 0.65, 0.75), (Verdict.UNSEEN, Verdict.FAILS), [True, True, True, False], "not differ visibly"),
+            (deep(0.75, 0.65, 0.65), (Verdict.UNSEEN, Verdict.UNSEEN), [True, True, True, False], "makes more errors"),
         ],
-        ids=["as published", "trains", "unseen"],
+        ids=["as published", "trains", "as bad without", "unseen"],
     )
     def test_verdicts(self, one: Net, verdicts: Sequence[str], bars: list[bool], words: str) -> None:
         found = judged(factorial.depth, one)
