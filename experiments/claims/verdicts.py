@@ -125,6 +125,7 @@ def judged(
     headline: Key,
     titles: Mapping[str, str],
     data: str,
+    opposite: str = "the opposite",
 ) -> Finding:
     """Judge a claim that may hold in some networks and conditions and not in others.
 
@@ -138,6 +139,7 @@ def judged(
         headline: Network and condition whose effect stands for all.
         titles: Titles of all networks by name.
         data: Data set.
+        opposite: Words for the conditions whose effects are bad.
     """
     holds, fails = ([key for key in keys if side(seen[key])] for side in (good, bad))
     if holds and len(holds) == len(keys):
@@ -147,7 +149,7 @@ def judged(
     else:
         verdict = Verdict.FAILS if fails else Verdict.UNSEEN
     said = [f"for {named(holds, titles)}"] if verdict is Verdict.HOLDS_WHEN else []
-    said += [f"the opposite for {named(fails, titles)}"] if fails and verdict is not Verdict.FAILS else []
+    said += [f"{opposite} for {named(fails, titles)}"] if fails and verdict is not Verdict.FAILS else []
     return Finding(
         claim=claim,
         verdict=verdict,
