@@ -331,7 +331,9 @@ def judge_cures(seen: Seen) -> tuple[Verdict, str]:
     """Judge whether batch norm cures exploding gradients."""
     batch, none = (state(seen.arms[arm]) for arm in (BATCH, NONE))
     independent = insulated(seen)
-    scale = "the size of the gradient no longer depends on the scale of the initial weights"
+    changes = {scale: seen.scales[BATCH, scale].mean for arm, scale in seen.scales if arm == BATCH}
+    scale = f"weights {' or '.join(f'{s:g}' for s in sorted(changes))} times as large change the squared gradient by a "
+    scale += f"factor of {max(max(change, 1 / change) for change in changes.values()):.1f} at most"
     if batch == "stay":
         cured = none == "explode" or independent
         return (Verdict.HOLDS, scale if independent else "") if cured else (Verdict.UNSEEN, "")

@@ -302,10 +302,12 @@ def _findings(plan: Extent, found: Found) -> Iterable[Finding]:
         "data": f"{one.source}, then {one.target}",
     }
     lower: Mapping[str, Callable[[Interval], bool]] = {"good": lambda i: i.below(0), "bad": lambda i: i.above(0)}
-    tried = ((FREEZE, FROZEN, BATCH), (GROUPS, GROUP, BATCH), (ADAPT, ADAPTED, FROZEN))
-    for claim, arm, other in ((claim, arm, other) for claim, arm, other in tried if {arm, other} <= {*plan.arms}):
-        seen = effects(plan, found, arm, other)
-        yield judged(claim, f"test error, {arm} - {other}, points", seen, list(seen), **lower, **about)
+    tried = ((FREEZE, FROZEN, BATCH, smallest), (GROUPS, GROUP, BATCH, smallest), (ADAPT, ADAPTED, FROZEN, None))
+    for claim, arm, other, keys in tried:
+        if {arm, other} <= {*plan.arms}:
+            seen = effects(plan, found, arm, other)
+            text = f"test error, {arm} - {other}, points"
+            yield judged(claim, text, seen, keys or list(seen), **lower, **about)
     if FIXED in plan.arms:
         seen = effects(plan, found, FIXED, FROZEN)
         no_loss: Mapping[str, Callable[[Interval], bool]] = {
@@ -345,14 +347,18 @@ def _against_source(one: Observed, batch: int) -> str:
 
 def _cause(one: Observed, batch: int) -> str:
     tuned = one.tuned[BATCH, batch]
-    lost, left = (points(errors, one.error(FROZEN, batch)) for errors in (tuned.error, tuned.re_estimated))
+    frozen = one.error(FROZEN, batch)
+    lost, left = (points(errors, frozen) for errors in (tuned.error, tuned.re_estimated))
+    beyond = points(tuned.re_estimated - frozen, (tuned.error - frozen) / 2)
     if not lost.above(0):
         said = "statistics of the batch lose nothing against frozen ones that shows"
-    elif left.mean >= lost.mean / 2:
+    elif beyond.above(0):
         said = "most of the loss stays with statistics taken anew after training: the training is at fault, not the"
         said += " running average"
-    else:
+    elif beyond.below(0):
         said = "statistics taken anew after training take away most of the loss: the running average is at fault"
+    else:
+        said = "whether most of the loss stays with statistics taken anew after training does not show"
     return (
         f"{one.title}, batches of {batch}: {said} ({lost.text('{:+.1f}')} points above frozen, "
         f"{left.text('{:+.1f}')} with statistics taken anew)."

@@ -193,7 +193,7 @@ def judge(plan: Extent, found: Found) -> Judgement:
 
 def _quarter(plan: Extent, updates: Mapping[Key, Interval]) -> Finding:
     largest = max(updates, key=lambda cell: updates[cell].mean)
-    reach = [cell for cell, seen in updates.items() if seen.mean >= LARGEST]
+    reach = [cell for cell, seen in updates.items() if seen.low >= LARGEST]
     every = len(reach) == len(updates)
     if reach:
         verdict = Verdict.HOLDS if every else Verdict.HOLDS_WHEN
@@ -215,7 +215,8 @@ def _grows(plan: Extent, found: Found) -> Finding:
     if len(more) == len(growths):
         verdict, when = Verdict.HOLDS, _device()
     elif more:
-        verdict, when = Verdict.HOLDS_WHEN, f"the network is {' or '.join(more)}"
+        falls = f"; it falls in {' and '.join(less)}" if less else ""
+        verdict, when = Verdict.HOLDS_WHEN, f"the network is {' or '.join(more)}{falls}"
     elif less:
         verdict, when = Verdict.FAILS, _device()
     else:

@@ -280,7 +280,7 @@ def judge(plan: Extent, found: Found) -> Judgement:
 def _whitens(plan: Extent, found: Found) -> Finding:
     normed, active = (left(found, ITERATIVE, place) for place in (EVALUATED, ACTIVATED))
     if normed.below(1):
-        verdict = Verdict.HOLDS if active.below(1) and normed.mean <= HALF else Verdict.HOLDS_WHEN
+        verdict = Verdict.HOLDS if active.below(1) and normed.below(HALF) else Verdict.HOLDS_WHEN
     else:
         verdict = Verdict.FAILS if normed.above(1) else Verdict.UNSEEN
     conditions = ["units are of one group"]

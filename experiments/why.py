@@ -513,14 +513,12 @@ def judge(plan: Extent, found: Found) -> Judgement:
     place = {"network": networks.title(plan.network), "data": plan.data}
     shift, shift_when = judge_shift(plan, found)
     smooth, smooth_when = judge_smooth(plan, found)
-    noise, noise_when = judge_noise(plan, found)
     findings = (
         Finding(claim=SHIFT, verdict=shift, when=shift_when, seen=shifts(found, 0)[-2], **place,
                 effect=f"cosine of the last hidden layer's gradient, batch norm - no norm, rate {plan.rates[0]:g}"),
         Finding(claim=SMOOTH, verdict=smooth, when=smooth_when, seen=compare(found, "beta", 0), **place,
                 effect=f"beta, batch norm / no norm, rate {plan.rates[0]:g}"),
-        Finding(claim=NOISE, verdict=noise, when=noise_when, seen=costs(plan, found, plan.noises[-1]), **place,
-                effect=f"test error, noise x {plan.noises[-1]:g} - no noise, points, own rates"),
+        judge_noise(plan, found),
     )  # fmt: skip
     return Judgement(findings=findings, bars=tuple(_bars(plan, found)), sentences=tuple(_sentences(plan, found)))
 
@@ -571,27 +569,47 @@ def _by_rates(plan: Extent, keys: Sequence[tuple[str, int]]) -> str:
     return "; ".join(f"{name} (rates {listed})" for name, listed in rates.items())
 
 
-def judge_noise(plan: Extent, found: Found) -> tuple[Verdict, str]:
+def unstable(plan: Extent, found: Found) -> dict[tuple[float, int], Interval]:
+    """Return by noise and rate, where the drift is above that without a norm, by how much, as a multiple."""
+    drifts = {
+        (noise, rate): ratio(found[noisy(noise)].drift[rate, :, -1], found[NONE].drift[rate, :, -1])
+        for noise in plan.noises
+        for rate in range(len(plan.rates))
+    }
+    return {case: drift for case, drift in drifts.items() if drift.above(1)}
+
+
+def judge_noise(plan: Extent, found: Found) -> Finding:
     """Judge whether batch norm is as good with noise that makes distributions less stable than without a norm.
 
-    Only noise whose drift is above that without a norm tries the claim.
+    Only noise whose drift is above that without a norm tries the claim, at the rate at which it is.
     """
-    cost = {noise: costs(plan, found, noise) for noise in plan.noises}
-    drift = {noise: drifting(plan, found, noisy(noise)) for noise in plan.noises}
-    cheap = [noise for noise in plan.noises if cost[noise].high < COST]
-    unstable = [noise for noise in plan.noises if drift[noise].low > 1]
-    words = "no noise costs less than a point"
+    drifts = unstable(plan, found)
+    cost = {(n, rate): points(found[noisy(n)].error[rate], found[BATCH].error[rate]) for n, rate in drifts}
+    cheap = [case for case, seen in cost.items() if seen.below(COST)]
     if cheap:
-        words = (
-            f"the largest noise that costs less than a point is x {cheap[-1]:g}, its drift {_than(drift[cheap[-1]])}"
-        )
-    both = [noise for noise in unstable if noise in cheap]
-    if both:
-        holds = set(unstable) <= set(cheap)
-        return (Verdict.HOLDS, "") if holds else (Verdict.HOLDS_WHEN, f"the noise is at most x {both[-1]:g}")
-    if any(cost[noise].low > 0 for noise in unstable or plan.noises[-1:]):
-        return Verdict.FAILS, words
-    return Verdict.UNSEEN, words
+        verdict = Verdict.HOLDS if len(cheap) == len(cost) else Verdict.HOLDS_WHEN
+    else:
+        verdict = Verdict.FAILS if any(seen.above(0) for seen in cost.values()) else Verdict.UNSEEN
+    named = "; ".join(
+        f"x {n:g} at rate {plan.rates[rate]:g}, {seen.text('{:.2f}')}" for (n, rate), seen in drifts.items()
+    )
+    words = [f"drift as a multiple of that without a norm: {named}" if named else "no noise drifts more than no norm"]
+    if verdict is Verdict.HOLDS_WHEN:
+        words.insert(0, "the noise is " + ", ".join(f"x {n:g} at rate {plan.rates[rate]:g}" for n, rate in cheap))
+    effect, seen = f"noise x {plan.noises[-1]:g} - no noise, points, own rates", costs(plan, found, plan.noises[-1])
+    if cost:
+        (noise, rate), seen = min(cost.items(), key=lambda one: one[1].mean)
+        effect = f"noise x {noise:g} - no noise, points, rate {plan.rates[rate]:g}, where it costs least"
+    return Finding(
+        claim=NOISE,
+        verdict=verdict,
+        when="; ".join(words),
+        effect=f"test error, {effect}",
+        seen=seen,
+        network=networks.title(plan.network),
+        data=plan.data,
+    )
 
 
 def _than(seen: Interval) -> str:

@@ -47,7 +47,7 @@ def test_large_shares_bear_it_out() -> None:
 
 def test_growth_of_one_network_is_named() -> None:
     finding = study.judge(PLAN, found_of((0.05, 0.1, 0.1, 0.05))).findings[1]
-    assert finding.verdict == "holds when" and finding.when == "the network is MLP 3 x 512"
+    assert finding.verdict == "holds when" and finding.when == "the network is MLP 3 x 512; it falls in conv net"
     assert finding.seen.mean == pytest.approx(0.05, abs=1e-3)
 
 

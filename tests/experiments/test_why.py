@@ -191,11 +191,10 @@ WEAK, MIDDLE = arm(0.3, drift=0.012, error=0.0301), arm(0.3, drift=0.02, error=0
 @pytest.mark.parametrize(
     ("high", "expected", "words"),
     [
-        (arm(drift=0.8, error=0.031), Verdict.HOLDS, ""),
-        (arm(drift=0.8, error=0.08), Verdict.FAILS, "x 0.3, its drift 0.05"),
-        (arm(drift=0.2, error=0.08), Verdict.FAILS, "n = 6) times, below that without a norm"),
-        (arm(drift=0.2, error=0.0303), Verdict.UNSEEN, "x 1, its drift 0.50"),
-        (arm(drift=0.8, error=0.031, spread=9), Verdict.UNSEEN, "x 0.3"),
+        (arm(drift=0.8, error=0.031), Verdict.HOLDS, "x 1 at rate 0.03, 2.00"),
+        (arm(drift=0.8, error=0.08), Verdict.FAILS, "x 1 at rate 0.1, 2.00"),
+        (arm(drift=0.2, error=0.08), Verdict.UNSEEN, "no noise drifts more than no norm"),  # does not try the claim
+        (arm(drift=0.8, error=0.031, spread=9), Verdict.UNSEEN, "x 1 at rate"),
     ],
 )
 def test_verdict_on_noise(high: study.Arm, expected: Verdict, words: str) -> None:
@@ -207,9 +206,18 @@ def test_verdict_on_noise(high: study.Arm, expected: Verdict, words: str) -> Non
 def test_noise_may_be_cheap_up_to_a_size() -> None:
     unstable, strong = arm(drift=0.8, error=0.031), arm(drift=0.9, error=0.08)
     seen = finding(found(low=WEAK, middle=unstable, high=strong), "noise")
-    assert (seen.verdict, seen.when) == (Verdict.HOLDS_WHEN, "the noise is at most x 0.3")
+    assert seen.verdict == Verdict.HOLDS_WHEN
+    assert seen.when.startswith("the noise is x 0.3 at rate 0.03, x 0.3 at rate 0.1; drift as a multiple of that")
     dear = finding(found(low=strong, middle=strong, high=strong), "noise")
-    assert (dear.verdict, dear.when) == (Verdict.FAILS, "no noise costs less than a point")
+    assert dear.verdict == Verdict.FAILS and "where it costs least" in dear.effect
+
+
+def test_noise_is_judged_at_the_rate_at_which_it_drifts() -> None:
+    high = arm(drift=0.8, error=0.08)
+    high.drift[0] = 0.1  # at rate 0.03 it is more stable than no norm
+    seen = finding(found(low=WEAK, middle=MIDDLE, high=high), "noise")
+    assert seen.verdict == Verdict.FAILS and "rate 0.1, where it costs least" in seen.effect
+    assert "rate 0.03" not in seen.when
 
 
 @pytest.mark.parametrize(("drift", "words"), [(0.8, "above"), (0.1, "below"), (0.401, "not told from")])
