@@ -24,7 +24,7 @@ from experiments.claims import images, networks, plots
 from experiments.claims.estimates import Interval, average, share
 from experiments.claims.images import Images
 from experiments.claims.study import Plan, Study, main
-from experiments.claims.trainer import Budget, Settings, chosen_rate, grid, logits, train
+from experiments.claims.trainer import Budget, Settings, logits, train, tuned_rate
 from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Row, Verdict
 
 FEWER = Claim(
@@ -109,10 +109,8 @@ def trained(plan: Extent, data: Images, name: str, norm: str) -> Sets:
     net = networks.made(name, NORMS[norm], data)
     budget = Budget(steps=plan.steps, batch=plan.batch, every=plan.steps, cosine=True)
     run = partial(train, net, data, budget, together=networks.dense(name))
-    n, rate = min(plan.examples, len(data.train.labels)), plan.rates[0]
-    if len(plan.rates) > 1:
-        tuned = run(grid(plan.tuning_seeds(plan.tuning), plan.rates, examples=n))
-        rate = chosen_rate(net, [tuned], data.validation, plan.rates)
+    n = min(plan.examples, len(data.train.labels))
+    rate = tuned_rate(net, run, data.validation, plan.rates, plan.tuning_seeds(plan.tuning), n)
     runs = run(Settings(members(plan), rate, examples=n))
     outputs = logits(net, runs.params, runs.state, data.test)
     return ensembled(rate, outputs.reshape(plan.seeds, MEMBERS, *outputs.shape[1:]), data.test.labels)

@@ -22,7 +22,7 @@ from experiments.claims import factorial_figures as figures
 from experiments.claims.estimates import SIGNED, Interval, average, points, ratio, share
 from experiments.claims.factorial import Cell, Cells, Extent, Found, Net, failing_rates, largest_rate, read, rows
 from experiments.claims.study import Study, text, write
-from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Verdict, judged
+from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Verdict, judged, signed
 from normlab.errors import BadInput
 from normlab.study.design.factors import Value
 
@@ -103,11 +103,11 @@ def placement(plan: Extent, net: Net) -> Judgement:
     before, after = cells["batch", "before"], cells["batch", "after"]
     sigmoid, seen = net.name == "mlp-sigmoid", points(after.errors, before.errors)
     effect = "test error with batch norm after - before, points"
-    findings = [_finding(plan, net, DEAD_ZONE if sigmoid else BEFORE, _signed(seen), effect, seen)]
+    findings = [_finding(plan, net, DEAD_ZONE if sigmoid else BEFORE, signed(seen), effect, seen)]
     conclusion = {Verdict.HOLDS: "Before is better", Verdict.FAILS: "After is better"}
     sentences = [
         f"{net.title}, batch norm: test error {_error(before)} before the activation, {_error(after)} after it. "
-        f"{conclusion.get(_signed(seen), 'No difference is visible')}: {seen.text(SIGNED)} points."
+        f"{conclusion.get(signed(seen), 'No difference is visible')}: {seen.text(SIGNED)} points."
     ]
     bars = []
     if not sigmoid and net.name == "mlp":
@@ -230,7 +230,7 @@ def _rates(plan: Extent, net: Net) -> Judgement:
     largest = {norm: largest_rate(cell) for norm, cell in cells.items()}
     seen = ratio(largest["batch"], largest["none"])
     finding = _finding(
-        *(plan, net, RATES, _signed(seen, 1.0)),
+        *(plan, net, RATES, signed(seen, 1.0)),
         "largest learning rate of the grid with up to twice the lowest error, batch norm / no norm",
         seen,
     )
@@ -265,7 +265,7 @@ def _scales(plan: Extent, net: Net) -> Judgement:
             f"{width.text('{:.1f}')} decades. With the learning rate tuned for each scale: {tuned}."
         )
     bars = _scale_bars(net, scales, errors, average(decades["batch"])) if net.name == "mlp" else ()
-    finding = _finding(plan, net, SCALE, _signed(seen), effect, seen)
+    finding = _finding(plan, net, SCALE, signed(seen), effect, seen)
     return Judgement(findings=(finding,), bars=bars, sentences=tuple(sentences))
 
 
@@ -357,15 +357,15 @@ def depth(plan: Extent, net: Net) -> Judgement:
         residual = net.cells["residual"]
         seen = points(plain["batch", deepest].errors, residual["batch", deepest].errors)
         effect = f"test error at {deepest} layers with batch norm, plain - residual, points"
-        findings.append(_finding(plan, net, TOO_DEEP, _signed(seen, APART), effect, seen))
+        findings.append(_finding(plan, net, TOO_DEEP, signed(seen, APART), effect, seen))
         sentences += [f"{net.title}, residual, {_named(norm)}: {_along(net, 'residual', norm)}." for norm in net.norms]
     if net.has("plain", ["none"]):
         seen = points(plain["batch", deepest].errors, plain["none", deepest].errors)
         effect = f"test error at {deepest} layers, plain, batch norm - no norm, points"
         both = f"{_error(plain['batch', deepest])} with batch norm, {_error(plain['none', deepest])} without"
-        findings.append(_finding(plan, net, BLAME, _signed(seen, APART), effect, seen, both))
+        findings.append(_finding(plan, net, BLAME, signed(seen, APART), effect, seen, both))
         words = {Verdict.HOLDS: "makes more errors than", Verdict.FAILS: "makes fewer errors than"}
-        than = words.get(_signed(seen), "does not differ visibly from")
+        than = words.get(signed(seen), "does not differ visibly from")
         sentences.append(
             f"At {deepest} layers a plain network with batch norm {than} one without a norm: "
             f"{seen.text(SIGNED)} points."
@@ -499,11 +499,6 @@ def _finding(
     plan: Extent, net: Net, claim: Claim, verdict: Verdict, effect: str, seen: Interval, when: str = ""
 ) -> Finding:
     return Finding(claim=claim, verdict=verdict, when=when, effect=effect, seen=seen, network=net.title, data=plan.data)
-
-
-def _signed(seen: Interval, threshold: float = 0.0) -> Verdict:
-    """Return HOLDS for an effect above a threshold, FAILS for one below it."""
-    return Verdict.HOLDS if seen.low > threshold else Verdict.FAILS if seen.high < threshold else Verdict.UNSEEN
 
 
 def _within(seen: Interval, size: float) -> bool:

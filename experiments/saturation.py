@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from experiments.claims import images, networks, plots
 from experiments.claims.estimates import Interval, average, points, ratio, share
 from experiments.claims.images import Images
-from experiments.claims.progress import FEW, Speedup, binarized, first, halfway, in_groups, smoothed, speedup
+from experiments.claims.progress import FEW, Speedup, binarized, gain, in_groups, smoothed
 from experiments.claims.study import Plan, Study, main
 from experiments.claims.trainer import Budget, Moment, Trained, accuracy, at_once, chosen_rate, grid, trainer
 from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Row, Verdict
@@ -166,10 +166,8 @@ class Found:
 
     def gain(self, plan: Extent, *, half: bool = False) -> Speedup:
         """Compare the steps of sigmoids to the highest, or to the half-time, accuracy without the norm."""
-        at = self.at[plan.window - 1 :]
         bare, normed = (self.arms["sigmoid", name].accuracy for name in (NONE, BATCH))
-        target = halfway(at, bare) if half else bare.max(-1)
-        return speedup(first(at, bare, target), first(at, normed, target))
+        return gain(self.at[plan.window - 1 :], bare, bare, normed, half=half)
 
 
 def measure(plan: Extent) -> Found:
@@ -313,10 +311,9 @@ def _stable(plan: Extent, found: Found) -> Finding:
 
 def _faster(plan: Extent, found: Found) -> Finding:
     gain = found.gain(plan)
-    verdict = Verdict.HOLDS if gain.faster else Verdict.FAILS if gain.slower else Verdict.UNSEEN
     effect = "steps to the highest accuracy without the norm, without / with, same rate"
     when = "" if gain.reached == gain.of else f"the norm reaches it in {gain.reached} of {gain.of} seeds"
-    return _finding(plan, FASTER, verdict, effect, gain.ratio, when)
+    return _finding(plan, FASTER, gain.verdict, effect, gain.ratio, when)
 
 
 def _bars(plan: Extent, found: Found) -> tuple[Bar, ...]:

@@ -34,11 +34,10 @@ from experiments.claims.trainer import (
     Settings,
     Trained,
     Tree,
-    chosen_rate,
     error,
-    grid,
     logits,
     train,
+    tuned_rate,
 )
 from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Row, Verdict
 from normlab import norms
@@ -171,10 +170,8 @@ def trained(plan: Extent, data: Images, net: Network, *, together: bool) -> tupl
     """Choose the learning rate on validation images, and train with it."""
     budget = Budget(steps=plan.steps, batch=plan.batch, every=plan.steps, cosine=True)
     run = partial(train, net, data, budget, together=together)
-    n, rate = min(plan.examples, len(data.train.labels)), plan.rates[0]
-    if len(plan.rates) > 1:
-        tuned = run(grid(plan.tuning_seeds(plan.tuning), plan.rates, examples=n))
-        rate = chosen_rate(net, [tuned], data.validation, plan.rates)
+    n = min(plan.examples, len(data.train.labels))
+    rate = tuned_rate(net, run, data.validation, plan.rates, plan.tuning_seeds(plan.tuning), n)
     return rate, run(Settings(list(plan.all_seeds()), rate, examples=n))
 
 

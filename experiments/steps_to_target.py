@@ -29,7 +29,7 @@ from experiments.claims.progress import FEW, Speedup, binarized, in_groups, smoo
 from experiments.claims.race import Arm, Race, multiple
 from experiments.claims.study import Plan, Study, main
 from experiments.claims.trainer import Budget, Result, Trained, accuracy, at_once, chosen_rate, grid, trainer
-from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Row, Verdict
+from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Row, Verdict, signed
 from normlab.introspect.pure import Network
 
 PAPER = "Ioffe & Szegedy 2015, section 4.2.2"
@@ -274,12 +274,6 @@ def joined(verdicts: Sequence[Verdict]) -> Verdict:
     return Verdict.FAILS
 
 
-def _sided(gain: Speedup) -> Verdict:
-    if gain.faster:
-        return Verdict.HOLDS
-    return Verdict.FAILS if gain.slower else Verdict.UNSEEN
-
-
 def _factor(gain: Speedup, factor: float) -> Verdict:
     if gain.excludes(factor):
         return Verdict.FAILS
@@ -288,7 +282,7 @@ def _factor(gain: Speedup, factor: float) -> Verdict:
 
 def _faster(plan: Extent, found: Found) -> Finding:
     gains = {depth: race.gain(race.arm("batch")) for depth, race in found.items()}
-    verdicts = {depth: _sided(gain) for depth, gain in gains.items()}
+    verdicts = {depth: gain.verdict for depth, gain in gains.items()}
     effect = "steps to the base's highest accuracy, without / with, at the base's best rate"
     return _finding(plan, FASTER, verdicts, effect, gains)
 
@@ -345,7 +339,7 @@ def _higher(plan: Extent, found: Found) -> Finding:
         return race.gain(race.arm("batch", 5, below), below, over=race.arm("batch", 1, below))
 
     gains = {depth: gain(race) for depth, race in found.items()}
-    verdicts = {depth: _sided(value) for depth, value in gains.items()}
+    verdicts = {depth: value.verdict for depth, value in gains.items()}
     effect = "steps to the base's highest accuracy with batch norm, at the base's best rate / at 5 times the rate"
     lowest = max(plan.fractions)
     low = {depth: gain(race, lowest) for depth, race in found.items()} if lowest > 1 else {}
@@ -395,8 +389,7 @@ def _trains_alone(race: Race, times: int) -> Verdict:
 
 def _ends(plan: Extent, found: Found) -> Finding:
     higher = {depth: points(race.peak(race.best("batch")), race.target()) for depth, race in found.items()}
-    kinds = {True: Verdict.HOLDS, False: Verdict.FAILS}
-    verdicts = {d: kinds[gain.low > 0] if gain.tells_from(0) else Verdict.UNSEEN for d, gain in higher.items()}
+    verdicts = {d: signed(gain) for d, gain in higher.items()}
     effect = "highest accuracy, each at the rate that is best for it, with - without, points"
     return _finding(plan, ENDS, verdicts, effect, higher)
 

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from experiments.claims import images, networks, plots
 from experiments.claims.estimates import Interval, average, points, ratio
 from experiments.claims.images import Images, Part
-from experiments.claims.progress import Speedup, first, halfway, in_groups, smoothed, speedup
+from experiments.claims.progress import Speedup, gain, in_groups, smoothed
 from experiments.claims.study import Plan, Study, main
 from experiments.claims.trainer import (
     Budget,
@@ -252,9 +252,7 @@ def progress(plan: Extent, found: Found, slower: str, faster: str) -> Progress:
     """Compare the steps of two arms."""
     at = Budget(steps=plan.steps, batch=plan.batch).at()[SMOOTH - 1 :]
     curves = {name: smoothed(one.accuracy, SMOOTH) for name, one in found.items()}
-    targets = curves[NONE].max(-1), halfway(at, curves[NONE])
-    best, half = (speedup(*(first(at, curves[name], target) for name in (slower, faster))) for target in targets)
-    return Progress(best, half)
+    return Progress(*(gain(at, curves[NONE], curves[slower], curves[faster], half=half) for half in (False, True)))
 
 
 def dearer(found: Found, name: str, other: str = BATCH) -> Interval:
@@ -299,10 +297,9 @@ def _whitens(plan: Extent, found: Found) -> Finding:
 
 def _faster(plan: Extent, found: Found) -> Finding:
     steps, times = progress(plan, found, BATCH, ITERATIVE), dearer(found, ITERATIVE)
-    if steps.best.faster:
-        verdict = Verdict.HOLDS if steps.best.ratio.mean > times.mean else Verdict.HOLDS_WHEN
-    else:
-        verdict = Verdict.FAILS if steps.best.slower else Verdict.UNSEEN
+    verdict = steps.best.verdict
+    if verdict is Verdict.HOLDS and steps.best.ratio.mean <= times.mean:
+        verdict = Verdict.HOLDS_WHEN
     counted = "steps are counted, not time" if verdict is Verdict.HOLDS_WHEN else ""
     return Finding(
         claim=FASTER,

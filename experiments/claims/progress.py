@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from experiments.claims.estimates import Interval, ratio
 from experiments.claims.images import Images, Part
 from experiments.claims.trainer import Seen, Settings, Trained
+from experiments.claims.verdicts import Verdict
 
 FEW = 0.2
 """Share of seeds, one of five, up to which something happens rarely."""
@@ -51,6 +52,11 @@ class Speedup(NamedTuple):
     def slower(self) -> bool:
         """Report whether the interval is below 1, or the run that should be faster nearly never arrives."""
         return self.never or self.ratio.high < 1
+
+    @property
+    def verdict(self) -> Verdict:
+        """Judge the claim that the faster run is faster."""
+        return Verdict.HOLDS if self.faster else Verdict.FAILS if self.slower else Verdict.UNSEEN
 
     def reaches(self, factor: float) -> bool:
         """Report whether the interval includes a factor or exceeds it, and is narrow enough to say so.
@@ -102,6 +108,20 @@ def speedup(slower: ArrayLike, faster: ArrayLike) -> Speedup:
     there, other = np.isfinite(b), np.isfinite(a)
     both = there & other
     return Speedup(ratio(a[both], b[both]), int(there.sum()), int(other.sum()), len(both))
+
+
+def gain(at: np.ndarray, base: np.ndarray, slower: np.ndarray, faster: np.ndarray, *, half: bool = False) -> Speedup:
+    """Compare the steps of two runs to the highest accuracy of a base of the same seed, or to that at half time.
+
+    Args:
+        at: Steps of the observations.
+        base: Accuracies of the base, [seeds, observations].
+        slower: Accuracies of the run that is expected to be slower.
+        faster: Those of the other one.
+        half: Whether the target is the accuracy at half time.
+    """
+    target = halfway(at, base) if half else base.max(-1)
+    return speedup(first(at, slower, target), first(at, faster, target))
 
 
 def binarized(images: Images) -> Images:

@@ -227,6 +227,29 @@ def chosen_rate(net: Network, runs: Iterable[Trained], part: Part, rates: Sequen
     return best_rate(errors.reshape(len(rates), -1), rates)
 
 
+def tuned_rate(
+    net: Network,
+    run: Callable[[Settings], Trained],
+    part: Part,
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    examples: int = 0,
+) -> float:
+    """Train with every learning rate and choose that of the lowest error; a single rate needs no training.
+
+    Args:
+        net: The network.
+        run: Trains it.
+        part: Images that are not reported.
+        rates: Learning rates.
+        seeds: Seeds of the choice.
+        examples: Training examples.
+    """
+    if len(rates) == 1:
+        return rates[0]
+    return chosen_rate(net, [run(grid(seeds, rates, examples=examples))], part, rates)
+
+
 def grid(seeds: Sequence[int], rates: Sequence[float], **others: float) -> Settings:
     """Return the settings of all pairs of learning rates and seeds, rates first: reshape to [rates, seeds]."""
     return Settings(np.tile(seeds, len(rates)), np.repeat(np.asarray(rates, np.float32), len(seeds)), **others)

@@ -110,6 +110,11 @@ class Judgement:
     sentences: tuple[str, ...]
 
 
+def signed(seen: Interval, threshold: float = 0.0) -> Verdict:
+    """Return HOLDS for an effect above a threshold, FAILS for one below it."""
+    return Verdict.HOLDS if seen.above(threshold) else Verdict.FAILS if seen.below(threshold) else Verdict.UNSEEN
+
+
 Key = tuple[str, str]
 """Name of a network and a condition, such as a shift or a batch size."""
 
