@@ -20,7 +20,18 @@ from matplotlib.figure import Figure
 
 from experiments.claims import factorial_figures as figures
 from experiments.claims.estimates import SIGNED, Interval, average, points, ratio, share
-from experiments.claims.factorial import Cell, Cells, Extent, Found, Net, failing_rates, largest_rate, read, rows
+from experiments.claims.factorial import (
+    Cell,
+    Cells,
+    Extent,
+    Found,
+    Net,
+    failing_rates,
+    largest_rate,
+    read,
+    rows,
+    tolerable,
+)
 from experiments.claims.study import Study, text, write
 from experiments.claims.verdicts import Bar, Claim, Finding, Judgement, Verdict, judged, signed
 from normlab.errors import BadInput
@@ -237,9 +248,9 @@ def _rates(plan: Extent, net: Net) -> Judgement:
     end = max(cells["batch"].tuning)
     grid = " at least" if (largest["batch"] == end).any() else ""
     sentence = (
-        f"{net.title}: the largest learning rate with at most twice the lowest validation error is "
-        f"{_number(largest['none'])} without a norm and{grid} {_number(largest['batch'])} with batch norm "
-        f"(geometric means, n = {len(largest['batch'])})."
+        f"{net.title}: the largest learning rate with at most twice the lowest validation error, and half of the way "
+        f"from it to chance, is {_number(largest['none'])} without a norm and{grid} {_number(largest['batch'])} with "
+        f"batch norm (geometric means, n = {len(largest['batch'])})."
     )
     bar = Bar.of(f"{net.title}: batch norm tolerates at least 3 times the rate", seen, "{:.1f}", least=3)
     return Judgement(findings=(finding,), bars=(bar,) if net.name == "mlp" else (), sentences=(sentence,))
@@ -261,8 +272,9 @@ def _scales(plan: Extent, net: Net) -> Judgement:
         tuned = ", ".join(f"{100 * net.cells['scale'][norm, s].errors.mean():.1f}" for s in scales)
         width = average(decades[norm])
         sentences.append(
-            f"{net.title}, {name}: test error in % at the fixed learning rate: {along}; up to 3 times the lowest over "
-            f"{width.text('{:.1f}')} decades. With the learning rate tuned for each scale: {tuned}."
+            f"{net.title}, {name}: test error in % at the fixed learning rate: {along}; up to 3 times the lowest, and "
+            f"half of the way from it to chance, over {width.text('{:.1f}')} decades. With the learning rate "
+            f"tuned for each scale: {tuned}."
         )
     bars = _scale_bars(net, scales, errors, average(decades["batch"])) if net.name == "mlp" else ()
     finding = _finding(plan, net, SCALE, signed(seen), effect, seen)
@@ -295,12 +307,9 @@ def _scale_bars(net: Net, scales: Sequence[float], errors: dict[str, np.ndarray]
 
 
 def _decades(scales: Sequence[float], errors: np.ndarray, chance: float, factor: float = 3.0) -> float:
-    """Return the width of the scales around the best with up to `factor` times its error, in decades.
-
-    An error of more than half of chance is too large whatever the best.
-    """
+    """Return the width of the scales around the best with a tolerable error, in decades."""
     low = high = int(errors.argmin())
-    fine = errors <= min(factor * errors[low], chance / 2)
+    fine = tolerable(errors, factor, chance)
     while low > 0 and fine[low - 1]:
         low -= 1
     while high < len(scales) - 1 and fine[high + 1]:
@@ -459,8 +468,8 @@ def _rate_bar(net: Net, cells: Cells, values: Sequence[int], rate: float = 0.3) 
 
 
 def _tolerates(cell: Cell, rate: float) -> bool:
-    medians = {at: float(np.median(errors)) for at, errors in cell.tuning.items()}
-    return medians[rate] <= 2 * min(medians.values()) < np.inf
+    medians = np.array([np.median(errors) for errors in cell.tuning.values()])
+    return bool(tolerable(medians, 2.0, cell.chance)[list(cell.tuning).index(rate)])
 
 
 NOTHING = Judgement(findings=(), bars=(), sentences=())

@@ -162,16 +162,25 @@ def rows(plan: Extent, found: Found) -> list[Row]:
     ]
 
 
-def largest_rate(cell: Cell, factor: float = 2.0) -> np.ndarray:
-    """Return the largest learning rate with an error up to `factor` times the lowest of the seed, [tuning seeds].
+NEAR_CHANCE = 0.9
+"""Share of the error of chance from which a network has learned nothing."""
 
-    NaN where every run failed.
+
+def tolerable(errors: np.ndarray, factor: float, chance: float) -> np.ndarray:
+    """Report for settings, along the first axis, whether an error is up to `factor` times the lowest.
+
+    More than half of the way from the lowest to chance is too much, and nothing is tolerable beside a lowest error near
+    chance.
     """
-    rates = np.array(sorted(cell.tuning))
-    errors = np.stack([cell.tuning[rate] for rate in rates])
     best = errors.min(0)
-    fine = errors <= factor * best
-    return np.where(np.isfinite(best), np.where(fine, rates[:, None], 0.0).max(0), np.nan)
+    return (errors <= np.minimum(factor * best, (best + chance) / 2)) & (best < NEAR_CHANCE * chance)
+
+
+def largest_rate(cell: Cell, factor: float = 2.0) -> np.ndarray:
+    """Return the largest learning rate with a tolerable error, by seed of the tuning; NaN where no network learned."""
+    rates = np.array(sorted(cell.tuning))
+    fine = tolerable(np.stack([cell.tuning[rate] for rate in rates]), factor, cell.chance)
+    return np.where(fine.any(0), np.where(fine, rates[:, None], 0.0).max(0), np.nan)
 
 
 def failing_rates(cell: Cell) -> list[float]:

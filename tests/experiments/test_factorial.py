@@ -214,8 +214,13 @@ class TestInitialization:
 
     def test_a_network_that_fails_at_every_scale_is_not_robust(self) -> None:
         assert factorial._decades(SCALES, np.full(4, 0.9), 0.9) == 0
+        assert factorial._decades(SCALES, np.array([0.89, 0.85, 0.88, 0.89]), 0.9) == 0
         assert factorial._decades(SCALES, np.array([0.1, 0.05, 0.04, 0.9]), 0.9) == pytest.approx(2)
         assert factorial._decades(SCALES, np.array([0.05, 0.9, 0.04, 0.05]), 0.9) == pytest.approx(1)
+
+    def test_a_hard_data_set_has_a_width_too(self) -> None:
+        assert factorial._decades(SCALES, np.array([0.51, 0.47, 0.6, 0.9]), 0.9) == pytest.approx(2)
+        assert factorial._decades(SCALES, np.array([0.9, 0.54, 0.75, 0.9]), 0.9) == 0
 
     def test_the_largest_rate_of_each_seed(self) -> None:
         tuning = {
@@ -224,6 +229,8 @@ class TestInitialization:
             1.0: np.array([0.21, 0.2, np.inf]),
         }
         np.testing.assert_array_equal(largest_rate(replace(cell(0.1), tuning=tuning)), [0.3, 1.0, np.nan])
+        hard = {0.1: np.array([0.46, 0.85]), 0.3: np.array([0.6, 0.86]), 1.0: np.array([0.86, 0.87])}
+        np.testing.assert_array_equal(largest_rate(replace(cell(0.1), tuning=hard)), [0.3, np.nan])
 
 
 def sized(gaps: Mapping[int, float], spread: float = 0.001) -> Net:
