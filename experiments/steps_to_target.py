@@ -85,6 +85,9 @@ SAME, FULL = 2.3, 14.0
 TRAINS, NOTHING = 0.8, 0.5
 """Shares of the base's accuracy from which a network counts as trained, and up to which it does not."""
 
+EXPECTED = (3, 10)
+"""Depths of the dense networks for which expectations were written down."""
+
 NORMS = {"none": "none", "batch": "batch:momentum=0.9"}
 
 
@@ -225,7 +228,9 @@ def judge(plan: Extent, found: Found) -> Judgement:
     findings += [_sigmoids(plan, found)] if "sigmoid" in plan.activations else []
     return Judgement(
         findings=tuple(findings),
-        bars=tuple(bar for depth, race in found.items() for bar in _bars(plan, depth, race)) if plan.dense else (),
+        bars=tuple(
+            bar for depth, race in found.items() if plan.dense and depth in EXPECTED for bar in _bars(plan, depth, race)
+        ),
         sentences=tuple(line for depth, race in found.items() for line in _sentences(plan, depth, race)),
     )
 
@@ -354,7 +359,11 @@ def _higher(plan: Extent, found: Found) -> Finding:
             data=plan.data,
             when="the base's rate is far below its best one; from the best rate: "
             + ", ".join(f"{gains[d].text()} in {plan.title(d)}" for d in found)
-            + "".join(f"; from 1/{lowest} of it in {plan.title(d)}: {low[d].text()}" for d in found if d != depth),
+            + "".join(
+                f"; from 1/{lowest} of it in {plan.title(d)}: {low[d].text()}"
+                for d in found
+                if d != depth or low[d].other < low[d].of
+            ),
         )
     return _finding(plan, HIGHER, verdicts, effect, gains)
 

@@ -40,6 +40,8 @@ class Interval(NamedTuple):
 
     def text(self, form: str) -> str:
         """Format the mean and the interval."""
+        if not self.n:
+            return "no number"
         known = not math.isnan(self.low)
         within = f"{form.format(self.low)} to {form.format(self.high)}" if known else "no interval"
         return f"{form.format(self.mean)} ({within}, n = {self.n})"

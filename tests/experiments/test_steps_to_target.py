@@ -198,6 +198,17 @@ def test_bars_are_met_and_missed():
     assert len(missed) == 6
 
 
+def test_no_expectation_was_written_down_for_other_depths():
+    assert judge(PLAN, {20: race(SEEN)}).bars == ()
+
+
+def test_a_rate_at_which_alone_the_target_is_reached_has_counts_and_no_ratio():
+    speeds = {**SEEN, ("batch", 1, 30): (NEVER, NEVER), ("batch", 5, 30): (310, 1_500), ("batch", 30, 30): (118, 940)}
+    finding = found(judged(speeds=speeds))["higher-rate"]
+    assert finding.verdict is Verdict.HOLDS_WHEN and finding.seen.text("{:g}") == "no number"
+    assert finding.when.endswith("; from 1/30 of it in MLP 3 x 100: reached in 5 of 5 seeds, by the slower run in 0")
+
+
 def test_one_seed_of_five_may_reach_it_without_the_norm():
     made_up = race(SEEN)
     made_up.curves[made_up.arm("none", 5)][0] = 0.97
