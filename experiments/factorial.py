@@ -413,7 +413,13 @@ def every_layer(plan: Extent, net: Net) -> Judgement:
     gain = points(cells["none", 1].errors, cells["batch", 1].errors)
     kept = {k: 1 - costs[k].mean / gain.mean if gain.mean else float("nan") for k in values}
     second, third = costs[2], kept.get(3)
-    if not gain.low > 0:
+    gains = gain.above(0)
+    if not gains and second.below(0):
+        verdict, when = (
+            Verdict.HOLDS,
+            "with fewer norms there are fewer errors here, and one on every layer has no gain",
+        )
+    elif not gains:
         verdict, when = Verdict.UNSEEN, "batch norm has no visible gain here that could be kept"
     elif second.high <= ENOUGH and (third is None or third < 0.5):
         verdict, when = Verdict.HOLDS_WHEN, "every second layer has one"
@@ -424,9 +430,10 @@ def every_layer(plan: Extent, net: Net) -> Judgement:
     effect = "test error, norms on every second layer - on every layer, points"
     sentences = [
         f"{net.title}: test error {_error(cells['batch', 1])} with batch norm on every layer, "
-        f"{_error(cells['none', 1])} without a norm, {gain.text(SIGNED)} points more. With norms "
+        f"{_error(cells['none', 1])} without a norm, {gain.text(SIGNED)} points{' more' * gains}. With norms "
         + "; ".join(
-            f"on every {ORDINALS.get(k, f'{k}th')} layer {costs[k].text(SIGNED)} points, {kept[k]:.0%} of the gain kept"
+            f"on every {ORDINALS.get(k, f'{k}th')} layer {costs[k].text(SIGNED)} points"
+            + (f", {kept[k]:.0%} of the gain kept" if gains else "")
             for k in values[1:]
         )
         + "."

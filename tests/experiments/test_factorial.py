@@ -310,6 +310,7 @@ class TestEveryLayer:
             (thinned(0.044, 0.052, 0.054), Verdict.HOLDS_WHEN, "every second layer has one", [True, False, True]),
             (thinned(0.052, 0.053, 0.054, largest=0.3), Verdict.FAILS, "", [False, False, False]),
             (thinned(0.044, 0.044, 0.044), Verdict.UNSEEN, "batch norm has no visible gain", None),
+            (thinned(0.034, 0.030, 0.040), Verdict.HOLDS, "with fewer norms there are fewer errors", None),
             (thinned(0.047, 0.047, 0.4, spread=0.01), Verdict.UNSEEN, "", [False, True, True]),
         ],
     )
@@ -318,6 +319,7 @@ class TestEveryLayer:
         assert (found.findings[0].verdict, found.findings[0].when[: len(when) or 1]) == (verdict, when)
         assert bars is None or [bar.met for bar in found.bars] == bars
         assert "on every 2nd layer" in found.sentences[0]
+        assert ("of the gain kept" in found.sentences[0]) == (bars is not None)
 
 
 @pytest.mark.parametrize("study", factorial.STUDIES.values(), ids=factorial.STUDIES)
