@@ -189,8 +189,7 @@ def tented(plan: Extent, runs: Runs, rate: float, meant: Mapping[str, Part]) -> 
 
     The entropy of a batch is averaged over runs, which divides gradients; Adam, with its epsilon divided, ignores it.
     """
-    count = len(next(iter(runs.statistics().values()))["mean"])
-    optimizer = optax.adam(rate, eps=1e-8 / count)
+    optimizer = optax.adam(rate, eps=1e-8 / runs.count)
     adapter, errors = tools.Adapter(runs.module, runs.variables, "tent", optimizer=optimizer), dict[str, np.ndarray]()
     for name, part in meant.items():
         adapter.reset()

@@ -158,9 +158,10 @@ class Runs:
         outputs = np.asarray(self._in_training(self.variables, part.inputs[places]))
         return wrong(joined(list(outputs), places), part.labels)
 
-    def statistics(self) -> Tree:
-        """Return the running statistics, with a leading axis of runs."""
-        return self.variables["batch_stats"]["model"]
+    @property
+    def count(self) -> int:
+        """Number of runs, the leading axis of all variables."""
+        return len(jax.tree.leaves(self.variables)[0])
 
     @cached_property
     def _evaluate(self) -> Callable[[VariableDict, np.ndarray], Array]:

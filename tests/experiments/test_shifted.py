@@ -1,5 +1,7 @@
 """Test what studies of networks on other images share."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +66,12 @@ def test_tools_adapt_all_runs_as_they_adapt_each(dense: tuple) -> None:
     np.testing.assert_allclose(learned[1][:, 1], one(IMAGES[48:]), atol=1e-3)
     np.testing.assert_allclose(adabn[:, 1], tools.Adapter(net.module, variables, "adabn")(IMAGES), atol=1e-4)
     assert np.abs(adabn[:, 1] - adabn[:, 0]).max() > 0.1  # of another network
+
+
+def test_runs_are_counted_wherever_their_statistics_stand(dense: tuple) -> None:
+    runs = Runs.of(dense[0], *dense[1])
+    nested = {"batch_stats": {"model": {"block": {"norm": {"mean": np.zeros((3, 4))}}}}}
+    assert runs.count == 2 and dataclasses.replace(runs, variables=nested).count == 3
 
 
 def test_batches_with_their_own_statistics_are_those_of_prediction_time(dense: tuple) -> None:
