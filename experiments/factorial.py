@@ -166,7 +166,13 @@ def dropout(plan: Extent, net: Net) -> Judgement:
         losses[curve] = ratio(batch.losses, none.losses)
     findings = (
         _over_curves(
-            *(plan, net, REPLACES, "test error, batch norm - no norm with its best dropout, points", gaps),
+            *(
+                plan,
+                net,
+                REPLACES,
+                f"test error, batch norm - no norm with its best dropout, points; the claim allows {MARGIN:g}",
+                gaps,
+            ),
             good=lambda gap: gap.high <= MARGIN,
             bad=lambda gap: gap.above(MARGIN),
         ),
@@ -242,15 +248,16 @@ def _rates(plan: Extent, net: Net) -> Judgement:
     seen = ratio(largest["batch"], largest["none"])
     finding = _finding(
         *(plan, net, RATES, signed(seen, 1.0)),
-        "largest learning rate of the grid with up to twice the lowest error, batch norm / no norm",
+        "largest learning rate of the grid with up to twice the lowest error, at most halfway to chance, batch norm / "
+        "no norm",
         seen,
     )
     end = max(cells["batch"].tuning)
     grid = " at least" if (largest["batch"] == end).any() else ""
     sentence = (
-        f"{net.title}: the largest learning rate with at most twice the lowest validation error, and half of the way "
-        f"from it to chance, is {_number(largest['none'])} without a norm and{grid} {_number(largest['batch'])} with "
-        f"batch norm (geometric means, n = {len(largest['batch'])})."
+        f"{net.title}: the largest learning rate with at most twice the lowest validation error, at most halfway to "
+        f"chance, is {_number(largest['none'])} without a norm and{grid} {_number(largest['batch'])} with "
+        f"batch norm (geometric means, n = {seen.n})."
     )
     bar = Bar.of(f"{net.title}: batch norm tolerates at least 3 times the rate", seen, "{:.1f}", least=3)
     return Judgement(findings=(finding,), bars=(bar,) if net.name == "mlp" else (), sentences=(sentence,))
@@ -264,7 +271,7 @@ def _scales(plan: Extent, net: Net) -> Judgement:
     chance = net.cells["scale"]["batch", net.values["scale"][0]].chance
     decades = {norm: np.array([_decades(scales, seed, chance) for seed in found]) for norm, found in errors.items()}
     seen = average(decades["batch"] - decades["none"])
-    effect = "decades of scales with up to 3 times the lowest error, batch norm - no norm"
+    effect = "decades of scales with up to 3 times the lowest error, at most halfway to chance, batch norm - no norm"
     means = {norm: 100 * found.mean(0) for norm, found in errors.items()}
     sentences = []
     for norm, name in (("none", "no norm"), ("batch", "batch norm")):
@@ -272,8 +279,8 @@ def _scales(plan: Extent, net: Net) -> Judgement:
         tuned = ", ".join(f"{100 * net.cells['scale'][norm, s].errors.mean():.1f}" for s in scales)
         width = average(decades[norm])
         sentences.append(
-            f"{net.title}, {name}: test error in % at the fixed learning rate: {along}; up to 3 times the lowest, and "
-            f"half of the way from it to chance, over {width.text('{:.1f}')} decades. With the learning rate "
+            f"{net.title}, {name}: test error in % at the fixed learning rate: {along}; up to 3 times the lowest, at "
+            f"most halfway to chance, over {width.text('{:.1f}')} decades. With the learning rate "
             f"tuned for each scale: {tuned}."
         )
     bars = _scale_bars(net, scales, errors, average(decades["batch"])) if net.name == "mlp" else ()
@@ -365,12 +372,12 @@ def depth(plan: Extent, net: Net) -> Judgement:
     if net.has("residual", ["batch"], [deepest]):
         residual = net.cells["residual"]
         seen = points(plain["batch", deepest].errors, residual["batch", deepest].errors)
-        effect = f"test error at {deepest} layers with batch norm, plain - residual, points"
+        effect = f"test error at {deepest} layers with batch norm, plain - residual, points; the claim needs {APART:g}"
         findings.append(_finding(plan, net, TOO_DEEP, signed(seen, APART), effect, seen))
         sentences += [f"{net.title}, residual, {_named(norm)}: {_along(net, 'residual', norm)}." for norm in net.norms]
     if net.has("plain", ["none"]):
         seen = points(plain["batch", deepest].errors, plain["none", deepest].errors)
-        effect = f"test error at {deepest} layers, plain, batch norm - no norm, points"
+        effect = f"test error at {deepest} layers, plain, batch norm - no norm, points; the claim needs {APART:g}"
         both = f"{_error(plain['batch', deepest])} with batch norm, {_error(plain['none', deepest])} without"
         findings.append(_finding(plan, net, BLAME, signed(seen, APART), effect, seen, both))
         words = {Verdict.HOLDS: "makes more errors than", Verdict.FAILS: "makes fewer errors than"}
@@ -414,11 +421,8 @@ def every_layer(plan: Extent, net: Net) -> Judgement:
     kept = {k: 1 - costs[k].mean / gain.mean if gain.mean else float("nan") for k in values}
     second, third = costs[2], kept.get(3)
     gains = gain.above(0)
-    if not gains and second.below(0):
-        verdict, when = (
-            Verdict.HOLDS,
-            "with fewer norms there are fewer errors here, and one on every layer has no gain",
-        )
+    if not gains and all(costs[k].below(0) for k in (2, 3) if k in costs):
+        verdict, when = Verdict.HOLDS, "fewer norms make fewer errors here, and a norm on each has no visible gain"
     elif not gains:
         verdict, when = Verdict.UNSEEN, "batch norm has no visible gain here that could be kept"
     elif second.high <= ENOUGH and (third is None or third < 0.5):
@@ -427,7 +431,7 @@ def every_layer(plan: Extent, net: Net) -> Judgement:
         verdict, when = Verdict.HOLDS, ""
     else:
         verdict, when = (Verdict.FAILS if second.low > ENOUGH else Verdict.UNSEEN), ""
-    effect = "test error, norms on every second layer - on every layer, points"
+    effect = f"test error, norms on every second layer - on every layer, points; the claim allows {ENOUGH:g}"
     sentences = [
         f"{net.title}: test error {_error(cells['batch', 1])} with batch norm on every layer, "
         f"{_error(cells['none', 1])} without a norm, {gain.text(SIGNED)} points{' more' * gains}. With norms "
@@ -540,8 +544,8 @@ def _named(norm: str) -> str:
 
 
 def _number(rates: np.ndarray) -> str:
-    with np.errstate(all="ignore"):
-        return f"{np.exp(np.nanmean(np.log(rates))):.2g}"
+    known = rates[np.isfinite(rates)]
+    return f"{np.exp(np.log(known).mean()):.2g}" if known.size else "no rate"
 
 
 def _study(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.claims.progress import Speedup, first, halfway, speedup
+from experiments.claims.progress import Speedup, first, gain, halfway
 
 
 class Arm(NamedTuple):
@@ -55,8 +55,8 @@ class Race:
 
     def gain(self, arm: Arm, below: int = 1, *, half: bool = False, over: Arm | None = None) -> Speedup:
         """Compare steps to the base's accuracy with those of the base, or of another arm."""
-        other = over or self.arm("none", 1, below)
-        return speedup(self.steps(other, below, half=half), self.steps(arm, below, half=half))
+        base = self.arm("none", 1, below)
+        return gain(self.at, *(self.curves[one] for one in (base, over or base, arm)), half=half)
 
     def peak(self, arm: Arm) -> np.ndarray:
         """Return the highest accuracy, by seed."""

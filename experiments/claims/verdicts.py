@@ -154,7 +154,7 @@ def judged(
     else:
         verdict = Verdict.FAILS if fails else Verdict.UNSEEN
     said = [f"for {named(holds, titles)}"] if verdict is Verdict.HOLDS_WHEN else []
-    said += [f"{opposite} for {named(fails, titles)}"] if fails and verdict is not Verdict.FAILS else []
+    said += [f"{opposite} for {named(fails, titles)}"] if fails and len(fails) < len(keys) else []
     return Finding(
         claim=claim,
         verdict=verdict,

@@ -13,7 +13,7 @@ import pytest
 from experiments import bias
 from experiments.claims import images, study, table
 from experiments.claims.estimates import Interval, average, points, ratio, share
-from experiments.claims.verdicts import Bar
+from experiments.claims.verdicts import Bar, Claim, Verdict, judged
 from normlab.errors import BadInput
 from tests.support.paths import ROOT
 
@@ -260,3 +260,13 @@ def test_wrong_readings_are_refused(
     with pytest.raises(SystemExit):
         table.main([str(tmp_path), "--output", str(tmp_path / "claims.md")])
     assert message in capsys.readouterr().err and not (tmp_path / "claims.md").exists()
+
+
+def test_a_case_that_refutes_is_named_where_the_others_are_undecided() -> None:
+    seen = {("a", "rain"): Interval(1.0, 0.5, 1.5, 3), ("a", "snow"): Interval(0.0, -1.0, 1.0, 3)}
+    sides: dict[str, Any] = {"good": lambda i: i.below(0), "bad": lambda i: i.above(0), "titles": {"a": "A"}}
+    claim = Claim(key="k", text="A claim.", source="a paper")
+    found = judged(claim, "points", seen, list(seen), headline=("a", "snow"), data="digits", **sides)
+    assert (found.verdict, found.when) == (Verdict.FAILS, "the opposite for rain; the effect is that of snow")
+    alone = judged(claim, "points", seen, [("a", "rain")], headline=("a", "rain"), data="digits", **sides)
+    assert (alone.verdict, alone.when) == (Verdict.FAILS, "the effect is that of rain")

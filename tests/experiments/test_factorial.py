@@ -212,6 +212,15 @@ class TestInitialization:
         assert verdicts == {"rates": Verdict.UNSEEN, "initial_scale": Verdict.UNSEEN}
         assert "at least 3 with batch norm" in paragraph
 
+    def test_without_a_norm_nothing_may_learn(self) -> None:
+        one = scaled((0.9, 0.9, 0.9, 0.9), (0.09, 0.046, 0.04, 0.095), {"none": 0.3, "batch": 1.0})
+        for (norm, _), of in one.cells["scale"].items():
+            if norm == "none":
+                of.tuning.update({rate: np.full(SEEDS, 0.9) for rate in of.tuning})  # pyright: ignore[reportAttributeAccessIssue]
+        verdicts, _, paragraph = judged(factorial.initialization, one)
+        assert verdicts["rates"] == Verdict.UNSEEN
+        assert "is no rate without a norm and 1 with batch norm (geometric means, n = 0)" in paragraph
+
     def test_a_network_that_fails_at_every_scale_is_not_robust(self) -> None:
         assert factorial._decades(SCALES, np.full(4, 0.9), 0.9) == 0
         assert factorial._decades(SCALES, np.array([0.89, 0.85, 0.88, 0.89]), 0.9) == 0
@@ -310,7 +319,8 @@ class TestEveryLayer:
             (thinned(0.044, 0.052, 0.054), Verdict.HOLDS_WHEN, "every second layer has one", [True, False, True]),
             (thinned(0.052, 0.053, 0.054, largest=0.3), Verdict.FAILS, "", [False, False, False]),
             (thinned(0.044, 0.044, 0.044), Verdict.UNSEEN, "batch norm has no visible gain", None),
-            (thinned(0.034, 0.030, 0.040), Verdict.HOLDS, "with fewer norms there are fewer errors", None),
+            (thinned(0.034, 0.030, 0.040), Verdict.HOLDS, "fewer norms make fewer errors here", None),
+            (thinned(0.034, 0.120, 0.040), Verdict.UNSEEN, "batch norm has no visible gain", None),
             (thinned(0.047, 0.047, 0.4, spread=0.01), Verdict.UNSEEN, "", [False, True, True]),
         ],
     )

@@ -164,6 +164,19 @@ def test_a_rate_at_which_only_batch_norm_trains(none: float, batch: float, verdi
     assert finding.verdict is verdict and finding.effect.startswith(f"highest accuracy at {times} times")
 
 
+def test_depths_are_compared_at_one_rate():
+    races = {depth: race(SEEN) for depth in (3, 10)}
+    for one, at_5 in zip(races.values(), (0.6, 0.4), strict=True):
+        for norm, times, height in (("none", 5, at_5), ("none", 30, 0.1), ("batch", 5, 0.9), ("batch", 30, 0.9)):
+            one.curves[one.arm(norm, times)][:] = height
+    finding = found(judge(PLAN, races))["tolerates"]
+    assert finding.verdict is Verdict.HOLDS and finding.effect.startswith("highest accuracy at 30 times")
+    assert finding.when.startswith(
+        "the rate is 30 times the best one in the MLP 3 x 100 and 5 times the best one in the"
+    )
+    assert "MLP 10 x 100: 80.00" in finding.when
+
+
 def test_a_claim_that_holds_at_one_depth_names_it():
     bad = {**WORSE, ("batch", 5, 1): (NEVER, NEVER)}
     judgement = judge(PLAN, {3: race(bad, sigmoids=(0.9, 0.9)), 10: race(SEEN, sigmoids=(0.9, 0.1))})
