@@ -335,7 +335,7 @@ def training_size(plan: Extent, net: Net) -> Judgement:
     gains = [size for size in sizes if gaps[size].high < 0]
     if fewest.high < 0:
         verdict = Verdict.HOLDS
-    elif fewest.low > 0 or (gains and _within(fewest, 1)):
+    elif fewest.low > 0 or (gains and fewest.size <= 1):
         verdict = Verdict.FAILS
     else:
         verdict = Verdict.UNSEEN
@@ -519,10 +519,6 @@ def _finding(
     plan: Extent, net: Net, claim: Claim, verdict: Verdict, effect: str, seen: Interval, when: str = ""
 ) -> Finding:
     return Finding(claim=claim, verdict=verdict, when=when, effect=effect, seen=seen, network=net.title, data=plan.data)
-
-
-def _within(seen: Interval, size: float) -> bool:
-    return -size <= seen.low and seen.high <= size
 
 
 def _best_rate(cells: Cells, norm: str, values: Sequence[Value]) -> Value:

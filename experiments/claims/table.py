@@ -75,17 +75,19 @@ def read_readings(folder: Path, documents: Sequence[Document]) -> Readings:
     """Read why bars were not met; nothing where the folder has no readings.
 
     Raises:
-        ValueError: If the file is not TOML of tables, or a reading belongs to no bar that was not met.
+        ValueError: If the file is not TOML of tables of texts, or a reading belongs to no bar that was not met.
     """
     file = folder / READINGS
     try:
         readings = tomllib.loads(file.read_text()) if file.is_file() else {}
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"Expected TOML in {file}, got: {error}.") from error
     known = {document["name"]: {bar["text"] for bar in _unmet(document)} for document in documents}
     for study, bars in readings.items():
-        if not isinstance(bars, dict):
-            raise ValueError(f"Expected a table of bars for each study, got {bars!r} for {study!r} in {file}.")
+        if not isinstance(bars, dict) or not all(isinstance(why, str) for why in bars.values()):
+            raise ValueError(
+                f"Expected for each study a table of bars with a text, got {bars!r} for {study!r} in {file}."
+            )
         for text in bars:
             if text not in known.get(study, ()):
                 raise ValueError(f"Expected readings of bars that are not met, got {text!r} of {study!r} in {file}.")

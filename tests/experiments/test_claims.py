@@ -249,14 +249,16 @@ def test_bars_that_are_not_met_are_listed_with_their_readings(tmp_path: Path) ->
         (READING.replace("a bar", "fine"), "Expected readings of bars that are not met, got 'fine' of 'a'"),
         (READING.replace("[a]", "[b]"), "got 'a bar' of 'b'"),
         ("[a", "Expected TOML in"),
-        ('a = "a bar"\n', "Expected a table of bars for each study, got 'a bar' for 'a'"),
+        ('a = "a bar"\n', "Expected for each study a table of bars with a text, got 'a bar' for 'a'"),
+        (READING.replace('"{}"', "3"), "Expected for each study a table of bars with a text, got {'a bar': 3} for 'a'"),
+        ("\N{LATIN SMALL LETTER E WITH ACUTE}", "Expected TOML in"),
     ],
 )
 def test_wrong_readings_are_refused(
     text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.json").write_text(json.dumps(unmet("a bar")))
-    (tmp_path / "readings.toml").write_text(text)
+    (tmp_path / "readings.toml").write_text(text, "latin-1")
     with pytest.raises(SystemExit):
         table.main([str(tmp_path), "--output", str(tmp_path / "claims.md")])
     assert message in capsys.readouterr().err and not (tmp_path / "claims.md").exists()
